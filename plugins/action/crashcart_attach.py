@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's half of crashcart_attach: only here is known how a terminal of the controller reaches the host."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+_DEFAULT_SSH_ARGUMENTS = "-C -o ControlMaster=auto -o ControlPersist=60s"
+
+
+class ActionModule(ActionBase):
+    _supports_async = False
+    _supports_check_mode = True
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the task."""
+        super().run(tmp, task_vars)
+        result: dict[str, Any] = self._execute_module(
+            module_name="crashcart.fleet.crashcart_attach", module_args=dict(self._task.args), task_vars=task_vars
+        )
+        for attachment in result.get("attachments", ()):
+            attachment["shell"] = self._extend(attachment["shell"])
+        return result
+
+    def _extend(self, line: str) -> str:
+        """LINE, a command of the host, as a command of the controller."""
+        if self._connection.become is not None and self._connection.become.name.endswith("sudo"):
+            line = f"sudo {line}"
+        if self._connection.transport != "ssh":
+            return line
+        return shlex.join([*self._list_ssh_words(), line])
+
+    def _list_ssh_words(self) -> list[str]:
+        option = self._connection.get_option
+        words = ["ssh", "-t"]
+        if option("port"):
+            words += ["-p", str(option("port"))]
+        if option("private_key_file"):
+            words += ["-i", str(option("private_key_file"))]
+        for name in ("ssh_args", "ssh_common_args", "ssh_extra_args"):
+            text = option(name) or ""
+            words += shlex.split(text) if text != _DEFAULT_SSH_ARGUMENTS else []
+        user = option("remote_user")
+        return [*words, f"{user}@{option('host')}" if user else str(option("host"))]

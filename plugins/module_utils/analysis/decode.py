@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the pages of a trace.dat to columns of events.
+
+All pages of a batch are decoded in lockstep, one event of each page per step, so that numpy does the work.
+Source: the kernel's ring_buffer.c and events/header_event (type_len and its special values).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+
+_PAGES_PER_BATCH = 4096
+_PADDING = 29
+_TIME_EXTEND = 30
+_TIME_STAMP = 31
+_DELTA_BITS = 27
+_HIGH_TIME_BITS = np.uint64(0xF800000000000000)  # an absolute time stamp carries the lower 59 bits only
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Events of some pages of one CPU, in the order of writing.
+
+    TIMES are nanoseconds of the trace's clock, TYPES event numbers, TIDS threads of the host; RECORDS are the places of
+    the events' records in DATA. One entry per event in each.
+    """
+
+    cpu: int
+    data: Bytes
+    times: Ints
+    types: Ints
+    tids: Ints
+    records: Ints
+    lengths: Ints
+
+    def select(self, number: int) -> Ints:
+        """Indices of the events of type NUMBER."""
+        return np.flatnonzero(self.types == number)
+
+    def integers(self, events: Ints, field: Field) -> Ints:
+        """The values of a number FIELD in EVENTS (indices); events too short for it give 0."""
+        return self._gather(events, field.offset, field.size, signed=field.is_signed)
+
+    def _gather(self, events: Ints, offset: int, size: int, *, signed: bool) -> Ints:
+        if size not in (1, 2, 4, 8):
+            raise tracedat.TraceFileError(f"a number of {size} bytes in an event is not known")
+        places = np.where(self.lengths[events] >= offset + size, self.records[events] + offset, 0)
+        raw = np.ascontiguousarray(self.data[places[:, None] + np.arange(size)])
+        values = raw.view(np.dtype(f"{'i' if signed else 'u'}{size}"))[:, 0].astype(np.int64)
+        return np.where(self.lengths[events] >= offset + size, values, 0)
+
+    def text(self, event: int, field: Field) -> str:
+        """The text FIELD of one EVENT (index), with what is not UTF-8 replaced."""
+        start = int(self.records[event])
+        end = start + int(self.lengths[event])
+        if field.is_dynamic:
+            word = int(self._gather(np.array([event]), field.offset, 4, signed=False)[0])
+            first, size = start + (word & 0xFFFF), word >> 16
+        else:
+            first, size = start + field.offset, field.size
+        raw = self.data[first : min(first + size, end)].tobytes()
+        return raw.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+class Trace:
+    """A trace.dat open for reading."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.head = tracedat.read_head(file)
+        self.formats: dict[str, EventFormat] = read_formats(self.head)
+
+    def gen_batches(self) -> Iterator[Batch]:
+        """Batches CPU by CPU, each CPU in the order of time."""
+        page_size = self.head.page_size
+        for place in self.head.cpus:
+            self._file.seek(place.offset)
+            left = place.size
+            while left > 0:
+                data = self._file.read(min(left, _PAGES_PER_BATCH * page_size))
+                if len(data) < page_size:
+                    raise tracedat.TraceFileError(f"the trace is cut short in the pages of CPU {place.cpu}")
+                left -= len(data)
+                yield decode_pages(np.frombuffer(data, np.uint8), page_size, place.cpu)
+
+
+def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
+    """The events in DATA, whole pages of one CPU after each other.
+
+    A damaged page ends at the first event that does not fit into it; nothing outside a page is ever read for it.
+    """
+    count = len(data) // page_size
+    data = data[: count * page_size]
+    words = data.view(np.uint32)
+    starts = np.arange(count, dtype=np.int64) * page_size
+    page_headers = data.view(np.uint64).reshape(count, page_size // 8)
+    time = page_headers[:, 0].copy()
+    committed = (page_headers[:, 1] & np.uint64((1 << 20) - 1)).astype(np.int64)
+    ends = starts + np.minimum(tracedat.PAGE_HEADER_SIZE + committed, page_size)
+    places = starts + tracedat.PAGE_HEADER_SIZE
+    steps: list[tuple[Ints, npt.NDArray[np.uint64], Ints, Ints]] = []
+    live = np.flatnonzero(places + 4 <= ends)
+    while live.size:
+        at = places[live]
+        header = words[at >> 2]
+        kind = (header & 31).astype(np.int64)
+        delta = (header >> 5).astype(np.uint64)
+        has_word = at + 8 <= ends[live]
+        word = np.where(has_word, words[np.where(has_word, at + 4, 0) >> 2], 0).astype(np.int64)
+        is_data = kind < _PADDING
+        is_long = kind == 0
+        length = np.where(is_long, word - 4, kind * 4)
+        record = at + np.where(is_long, 8, 4)
+        size = np.where(is_long, 4 + word, 4 + kind * 4)
+        is_padding = kind == _PADDING
+        size = np.where(is_padding, 4 + word, size)
+        size = np.where(kind > _PADDING, 8, size)
+        # A page ends with padding without a delta; an event that reaches over the end is damage.
+        is_over = (is_padding & (delta == 0)) | (size < 4) | (at + size > ends[live]) | (is_data & (length < 8))
+        extended = (word.astype(np.uint64) << np.uint64(_DELTA_BITS)) + delta
+        now = time[live] + np.where(kind == _TIME_EXTEND, extended, delta)
+        now = np.where(kind == _TIME_STAMP, extended | (time[live] & _HIGH_TIME_BITS), now)
+        time[live] = np.where(is_over, time[live], now)
+        kept = is_data & ~is_over
+        steps.append((live[kept], now[kept], record[kept], length[kept]))
+        places[live] = at + ((size + 3) & ~3)
+        live = live[~is_over]
+        live = live[places[live] + 4 <= ends[live]]
+    return _sort(steps, data, cpu)
+
+
+def _sort(steps: list[tuple[Ints, npt.NDArray[np.uint64], Ints, Ints]], data: Bytes, cpu: int) -> Batch:
+    """One Batch from the events of all steps, back in the order of pages."""
+    if not steps:
+        empty = np.zeros(0, np.int64)
+        return Batch(cpu, data, empty, empty, empty, empty, empty)
+    pages = np.concatenate([step[0] for step in steps])
+    order = np.argsort(pages, kind="stable")
+    records = np.concatenate([step[2] for step in steps])[order]
+    types = data.view(np.uint16)[records >> 1].astype(np.int64)
+    tids = data.view(np.int32)[(records >> 2) + 1].astype(np.int64)
+    times = np.concatenate([step[1] for step in steps])[order].astype(np.int64)
+    lengths = np.concatenate([step[3] for step in steps])[order]
+    return Batch(cpu, data, times, types, tids, records, lengths)

@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Event formats as tracefs describes them: where the fields of an event lie in its record."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import Head, TraceFileError
+
+_FIELD = re.compile(
+    r"field:(?P<type>.+?)\s*(?P<name>\w+)(?P<array>\[\w*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>\d+);"
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of an event's record: OFFSET and SIZE in bytes."""
+
+    name: str
+    offset: int
+    size: int
+    is_signed: bool
+    is_dynamic: bool  # the record holds offset and length of a text behind it
+    is_array: bool
+
+
+@dataclass(frozen=True)
+class EventFormat:
+    """An event's number, name and fields."""
+
+    id: int
+    system: str
+    name: str
+    fields: dict[str, Field]
+
+
+def parse_format(text: str, system: str) -> EventFormat:
+    """An EventFormat from the text of events/SYSTEM/NAME/format."""
+    name = number = ""
+    fields = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("name:"):
+            name = line[5:].strip()
+        elif line.startswith("ID:"):
+            number = line[3:].strip()
+        match = _FIELD.match(line)
+        if match:
+            fields[match["name"]] = Field(
+                name=match["name"],
+                offset=int(match["offset"]),
+                size=int(match["size"]),
+                is_signed=match["signed"] == "1",
+                is_dynamic=match["type"].startswith("__data_loc"),
+                is_array=match["array"] is not None,
+            )
+    if not name or not number.isdigit():
+        raise TraceFileError(f"an event format of system {system!r} has no name or no number")
+    return EventFormat(int(number), system, name, fields)
+
+
+def read_formats(head: Head) -> dict[str, EventFormat]:
+    """The formats in HEAD, by system:name."""
+    formats = {}
+    for system, texts in head.event_formats.items():
+        for text in texts:
+            parsed = parse_format(text.decode("utf-8", "replace"), system)
+            formats[f"{system}:{parsed.name}"] = parsed
+    return formats

@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Captures on the controller → summary.json, and the same as a table to read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+
+_HEADINGS = ("PROCESS", "PID", "IN CONTAINER", "SYSCALL", "CALLS", "ERRORS", "TOTAL ms", "P99 us")
+_NUMBERS = frozenset({"PID", "IN CONTAINER", "CALLS", "TOTAL ms", "P99 us"})
+_MAX_TEXT_ROWS = 200
+
+
+def list_captures(source: str) -> list[str]:
+    """The trace.dat files that SOURCE, a file or a folder with captures below it, means, in the order of their paths."""
+    if os.path.isdir(source):
+        found = sorted(
+            os.path.join(folder, name) for folder, _folders, names in os.walk(source) for name in names if name.endswith(".dat")
+        )
+        if not found:
+            raise FleetError(f"no capture (*.dat) lies below {source}: fetch one with ftrace_fetch")
+        return found
+    if not os.path.exists(source):
+        raise FleetError(f"there is no capture {source}")
+    return [source]
+
+
+def read_manifest(capture: str) -> dict[str, Any]:
+    """The manifest beside CAPTURE; an empty one where there is none, as for a trace that trace-cmd recorded."""
+    path = os.path.splitext(capture)[0] + ".json"
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise FleetError(f"the manifest {path} is damaged: {error}") from error
+    if not isinstance(manifest, dict):
+        raise FleetError(f"the manifest {path} is no JSON object")
+    return manifest
+
+
+def summarize_capture(capture: str, root: str) -> dict[str, Any]:
+    """What summary.json says of CAPTURE; its path is given relative to ROOT."""
+    manifest = read_manifest(capture)
+    try:
+        with open(capture, "rb") as file:
+            table = summarize(Trace(file), manifest)
+    except TraceFileError as error:
+        raise FleetError(f"{capture}: {error}") from error
+    container = manifest.get("container", {})
+    return {
+        "capture": os.path.relpath(capture, root),
+        "host": manifest.get("inventory_hostname") or manifest.get("host"),
+        "container": container.get("name"),
+        "container_id": container.get("id"),
+        "complete": manifest.get("complete"),
+        "lost": manifest.get("lost"),
+        "start": _real_time(table.first_time, manifest),
+        "duration_s": (table.last_time - table.first_time) / 1e9,
+        "events": table.events,
+        "syscalls": [_describe(row) for row in table.rows],
+        "errors": _sum_errors(table),
+    }
+
+
+def _describe(row: SyscallRow) -> dict[str, Any]:
+    return {**asdict(row), "failures": row.failures}
+
+
+def _sum_errors(table: TraceTable) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for row in table.rows:
+        for name, count in row.errors.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
+    offset = manifest.get("clock_offset_ns")
+    if offset is None or not time_ns:
+        return None
+    return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The text that a person reads, for all captures of SUMMARY."""
+    return "\n".join(line for one in summary["captures"] for line in _gen_lines(one))
+
+
+def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
+    name = _clean(one["container"] or one["capture"])
+    host = _clean(one["host"] or "an unknown host")
+    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {one['lost']} events lost")
+    yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
+    rows = one["syscalls"][:_MAX_TEXT_ROWS]
+    if not rows:
+        yield "  no system call was recorded"
+    else:
+        yield from _gen_table([_cells(row) for row in rows])
+    if len(one["syscalls"]) > _MAX_TEXT_ROWS:
+        yield f"  and {len(one['syscalls']) - _MAX_TEXT_ROWS} more rows in summary.json"
+    yield ""
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    errors = ", ".join(f"{name} {count}" for name, count in row["errors"].items())
+    return (
+        _clean(row["name"]),
+        str(row["pid"]),
+        str(row["container_pid"] or "-"),
+        _clean(row["syscall"]),
+        str(row["calls"]),
+        errors or "-",
+        f"{row['total_ns'] / 1e6:.3f}" if row["measured"] else "-",
+        f"{row['p99_ns'] / 1e3:.1f}" if row["measured"] else "-",
+    )
+
+
+def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    lines = [_HEADINGS, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
+            for heading, cell, width in zip(_HEADINGS, line, widths)
+        ]
+        yield ("  " + "  ".join(cells)).rstrip()
+
+
+def _clean(text: str) -> str:
+    """TEXT with '?' for what a terminal might obey or hide."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a trace to a table: per process and system call how often, with which errors, how long."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Ints, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
+
+_SYS_ENTER = "raw_syscalls:sys_enter"
+_SYS_EXIT = "raw_syscalls:sys_exit"
+_MAX_ERRNO = 4095
+# Beyond what programs see: the kernel restarts these calls, or turns them into EINTR (include/linux/errno.h).
+_RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
+
+
+@dataclass(frozen=True)
+class SyscallRow:
+    """One process's use of one system call.
+
+    CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time.
+    """
+
+    name: str
+    pid: int
+    container_pid: int | None
+    syscall: str
+    calls: int
+    errors: dict[str, int]
+    measured: int
+    total_ns: int
+    p99_ns: int | None
+
+    @property
+    def failures(self) -> int:
+        """How many calls ended with an error."""
+        return sum(self.errors.values())
+
+
+@dataclass(frozen=True)
+class TraceTable:
+    """The rows of a trace, most failures first, then most calls; TIMES are nanoseconds of its clock."""
+
+    rows: list[SyscallRow]
+    events: int
+    first_time: int
+    last_time: int
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """One entry per call in each column; DURATIONS and RESULTS count where MEASURED and HAS_ENDED say so."""
+
+    tids: Ints
+    numbers: Ints
+    times: Ints
+    durations: Ints
+    results: Ints
+    has_ended: Any
+    measured: Any
+
+
+def name_errno(number: int) -> str:
+    """The name of error NUMBER."""
+    return errno.errorcode.get(number) or _RESTARTS.get(number) or f"errno {number}"
+
+
+def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
+    """The table of TRACE; MANIFEST names its system calls and its tasks."""
+    names = TaskNames(manifest.get("tasks", []), trace.head.cmdlines)
+    batches = 0
+    enters: list[list[Ints]] = []
+    exits: list[list[Ints]] = []
+    first, last = 1 << 62, 0
+    for batch in trace.gen_batches():
+        if not batch.times.size:
+            continue
+        batches += batch.times.size
+        first, last = min(first, int(batch.times.min())), max(last, int(batch.times.max()))
+        names.feed(batch, trace.formats)
+        enters.append(_columns(batch, trace, _SYS_ENTER, None))
+        exits.append(_columns(batch, trace, _SYS_EXIT, "ret"))
+    names.finish()
+    calls = pair_calls(_join(enters), _join(exits))
+    rows = _group(calls, names, {int(number): name for number, name in manifest.get("syscalls", {}).items()})
+    rows.sort(key=lambda row: (-row.failures, -row.calls, row.name, row.pid, row.syscall))
+    return TraceTable(rows, batches, first if batches else 0, last)
+
+
+def _columns(batch: Batch, trace: Trace, event: str, value: str | None) -> list[Ints]:
+    """Thread, time, system call and VALUE (a field, or zeros) of all events called EVENT."""
+    known = trace.formats.get(event)
+    events = batch.select(known.id) if known else np.zeros(0, np.int64)
+    if known is None or not events.size:
+        return [np.zeros(0, np.int64)] * 4
+    numbers = batch.integers(events, known.fields["id"])
+    values = batch.integers(events, known.fields[value]) if value else np.zeros(events.size, np.int64)
+    return [batch.tids[events], batch.times[events], numbers, values]
+
+
+def _join(parts: list[list[Ints]]) -> list[Ints]:
+    if not parts:
+        return [np.zeros(0, np.int64)] * 4
+    return [np.concatenate(column) for column in zip(*parts)]
+
+
+def pair_calls(enters: list[Ints], exits: list[Ints]) -> _Calls:
+    """Calls from the events of entry and exit (each: threads, times, numbers, results).
+
+    An exit belongs to the event before it in its thread if that is the entry of the same call. What finds no partner is
+    a call, too: it was under way when the trace began or ended, or its partner was lost.
+    """
+    tids, times, numbers, results = (np.concatenate(pair) for pair in zip(enters, exits))
+    is_exit = np.concatenate([np.zeros(enters[0].size, bool), np.ones(exits[0].size, bool)])
+    order = np.lexsort((is_exit, times, tids))
+    tids, times, numbers, results, is_exit = (column[order] for column in (tids, times, numbers, results, is_exit))
+    is_pair = np.zeros(tids.size, bool)  # true at an exit whose entry stands before it
+    is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & (tids[1:] == tids[:-1]) & (numbers[1:] == numbers[:-1])
+    has_partner = np.zeros(tids.size, bool)
+    has_partner[:-1] = is_pair[1:]
+    is_call = is_exit | ~has_partner
+    durations = np.zeros(tids.size, np.int64)
+    durations[1:] = times[1:] - times[:-1]
+    return _Calls(
+        tids=tids[is_call],
+        numbers=numbers[is_call],
+        times=times[is_call],
+        durations=durations[is_call],
+        results=results[is_call],
+        has_ended=is_exit[is_call],
+        measured=is_pair[is_call],
+    )
+
+
+def _group(calls: _Calls, names: TaskNames, syscalls: dict[int, str]) -> list[SyscallRow]:
+    pids, name_numbers, known_names = _identify(calls, names)
+    keys = np.stack([pids, name_numbers, calls.numbers]) if calls.tids.size else np.zeros((3, 0), np.int64)
+    order = np.lexsort(keys[::-1])
+    sorted_keys = keys[:, order]
+    starts = np.flatnonzero(np.any(np.diff(sorted_keys, axis=1, prepend=np.int64(-(1 << 62))), axis=0))
+    rows = []
+    for members in np.split(order, starts[1:]) if starts.size else []:
+        pid, name_number, number = (int(part) for part in keys[:, members[0]])
+        results = calls.results[members]
+        failed = calls.has_ended[members] & (results < 0) & (results >= -_MAX_ERRNO)
+        durations = calls.durations[members][calls.measured[members]]
+        rows.append(
+            SyscallRow(
+                name=known_names[name_number],
+                pid=pid,
+                container_pid=names.find_container_pid(pid),
+                syscall=syscalls.get(number, f"syscall {number}"),
+                calls=int(members.size),
+                errors=dict(Counter(name_errno(-value) for value in results[failed].tolist()).most_common()),
+                measured=int(durations.size),
+                total_ns=int(durations.sum()),
+                p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
+            )
+        )
+    return rows
+
+
+def _identify(calls: _Calls, names: TaskNames) -> tuple[Ints, Ints, list[str]]:
+    """Per call its process and the number of its process's name; and the names."""
+    pids = np.zeros(calls.tids.size, np.int64)
+    name_numbers = np.zeros(calls.tids.size, np.int64)
+    known: dict[str, int] = {}
+    for tid in np.unique(calls.tids).tolist():
+        # Calls are ordered by thread and time, so each thread's are one slice, cut where its name changed.
+        start, end = np.searchsorted(calls.tids, [tid, tid + 1])
+        cuts = np.searchsorted(calls.times[start:end], names.list_renames(tid)) + start
+        bounds = [int(start), *cuts.tolist(), int(end)]
+        pids[start:end] = names.find_process(tid)
+        for first, last in zip(bounds, bounds[1:]):
+            if first < last:
+                name = names.find_name(tid, int(calls.times[first]))
+                name_numbers[first:last] = known.setdefault(name, len(known))
+    return pids, name_numbers, list(known)

@@ -1,0 +1,369 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attach a tool image to running containers, and take it away again.
+
+The image is a read-only loop device with AUTOCLEAR; each container gets a detached mount of it, moved to its
+place by a child that stands in the container's mount namespace. What is attached is read from the kernel:
+a mount whose loop device has its file in the store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    check_running,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    TIMEOUT_S,
+    Target,
+    hold_lock,
+    hold_locks,
+    open_targets,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
+    MountNamespace,
+    open_mount_namespace,
+    run_in_mount_namespaces,
+)
+
+MOUNT_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An image mounted in a container. IMAGE and DIGEST come from the loop device's file."""
+
+    container: Container
+    path: str
+    image: str
+    digest: str
+    device: str
+
+    def as_result(self) -> dict[str, Any]:
+        """What modules return of an attachment."""
+        return {
+            "container": self.container.name,
+            "id": self.container.id,
+            "pid": self.container.pid,
+            "path": self.path,
+            "image": self.image,
+            "digest": self.digest,
+            "method": "fsmount",
+        }
+
+
+def find_loop_devices() -> dict[str, tuple[str, str]]:
+    """major:minor of every loop device of the store → name and digest of its image."""
+    found = {}
+    for device in mounts.gen_loop_devices():
+        image = store.parse_path(device.backing_file)
+        if image is not None:
+            found[device.device] = image
+    return found
+
+
+def find_attachments(target: Target, loop_devices: dict[str, tuple[str, str]]) -> list[Attachment]:
+    """What of ours is mounted in TARGET, the lowest mount first."""
+    return [
+        Attachment(target.container, mount.mount_point, *loop_devices[mount.device], device=mount.device)
+        for mount in target.read_mounts()
+        if mount.device in loop_devices
+    ]
+
+
+@contextmanager
+def open_image(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
+    """The image's loop device, held for as long as the context lasts (mounts keep it afterwards)."""
+    with hold_lock("image-" + image.digest[:12]):
+        image_fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            loop_fd, device = mounts.loop_open(image_fd)
+        finally:
+            os.close(image_fd)
+    try:
+        yield device
+    finally:
+        os.close(loop_fd)
+
+
+def create_mount(device: str) -> int:
+    """A detached read-only mount of the image on block device DEVICE, as a descriptor."""
+    return mounts.mount_create("squashfs", device, MOUNT_ATTRIBUTES)
+
+
+def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[Target]:
+    """The targets that lack IMAGE at PATH. Raises ContainerError where something else is mounted there."""
+    loop_devices = find_loop_devices()
+    missing = []
+    for target in targets:
+        here = [mount for mount in target.read_mounts() if mount.mount_point == path]
+        if not here:
+            missing.append(target)
+            continue
+        found = loop_devices.get(here[-1].device)
+        if found is None:
+            raise ContainerError(
+                f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
+                f" ({here[-1].filesystem}) that is not ours; choose another path"
+            )
+        if found[1] != image.digest:
+            raise ContainerError(
+                f"container {target.container.name}: another image ({found[0]}, {found[1][:12]}) is attached at {path};"
+                " detach it first"
+            )
+    return missing
+
+
+def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
+    """Mount IMAGE at PATH in every one of TARGETS (which lack it and are locked)."""
+    with open_image(image) as device, ExitStack() as stack:
+        fds = []
+        for _target in targets:
+            fds.append(create_mount(device.path))
+            stack.callback(os.close, fds[-1])
+        _run(targets, path, lambda index, parent_fd, name: _attach_here(fds[index], parent_fd, name), "attach to", fds)
+
+
+def detach(targets: Sequence[Target], found: Sequence[Attachment], *, lazy: bool) -> None:
+    """Unmount FOUND (all of one path, one for each mount) from the locked TARGETS, and remove the empty folder."""
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    counts = [sum(one.container.id == target.container.id for one in found) for target in targets]
+    path = found[0].path
+    _run(targets, path, lambda index, parent_fd, name: _detach_here(counts[index], flags, parent_fd, name), "detach from")
+
+
+def find_folders(targets: Sequence[Target], path: str) -> list[str]:
+    """What stands at PATH in each of TARGETS: missing, empty, or a word on why nothing can be mounted there."""
+    found: list[str] = _run(targets, path, lambda _index, parent_fd, name: _look(parent_fd, name), "look into")
+    return found
+
+
+def _attach_here(mount_fd: int, parent_fd: int, name: str) -> None:
+    found = _look(parent_fd, name)
+    if found == "missing":
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+    elif found != "empty":
+        raise OSError(errno.EEXIST, found)
+    try:
+        target_fd = mounts.open_beneath(parent_fd, name, os.O_PATH | os.O_DIRECTORY)
+        syscalls.move_mount(mount_fd, target_fd)
+        os.close(target_fd)
+    except OSError:
+        if found == "missing":
+            os.rmdir(name, dir_fd=parent_fd)
+        raise
+
+
+def _look(parent_fd: int, name: str) -> str:
+    try:
+        fd = mounts.open_beneath(parent_fd, name, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            return "what stands there is not a directory"
+        raise
+    try:
+        return "the directory there is not empty" if os.listdir(fd) else "empty"
+    finally:
+        os.close(fd)
+
+
+def _detach_here(count: int, flags: int, parent_fd: int, name: str) -> None:
+    os.fchdir(parent_fd)
+    for _mount in range(count):
+        syscalls.umount2(name, flags)
+    _remove_folder(parent_fd, name)
+
+
+def _remove_folder(parent_fd: int, name: str) -> None:
+    # Only a folder that bears our name may be ours; somebody else's was there before and stays.
+    if not name.startswith("crashcart"):
+        return
+    try:
+        os.rmdir(name, dir_fd=parent_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EROFS, errno.ENOTDIR):
+            raise
+
+
+def _run(
+    targets: Sequence[Target],
+    path: str,
+    function: Callable[[int, int, str], Any],
+    verb: str,
+    keep: Sequence[int] = (),
+) -> Any:
+    """FUNCTION(index, descriptor of PATH's parent, PATH's name) inside each of TARGETS; raises if any failed."""
+    parent, name = os.path.split(path)
+    with ExitStack() as stack:
+        namespaces: list[MountNamespace] = []
+        for target in targets:
+            namespace = open_mount_namespace(target.process)
+            stack.callback(namespace.close)
+            namespaces.append(namespace)
+
+        def enter(index: int) -> Any:
+            parent_fd = mounts.open_beneath(namespaces[index].root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                return function(index, parent_fd, name)
+            finally:
+                os.close(parent_fd)
+
+        outcomes = run_in_mount_namespaces(namespaces, enter, keep, TIMEOUT_S)
+    failures = [
+        f"cannot {verb} container {target.container.name} at {path}: {_explain(outcome, target, path)}"
+        for target, outcome in zip(targets, outcomes)
+        if isinstance(outcome, OSError)
+    ]
+    if failures:
+        raise ContainerError("; ".join(failures))
+    return outcomes
+
+
+def _explain(error: OSError, target: Target, path: str) -> str:
+    text = error.strerror or str(error)
+    if error.errno == errno.EBUSY:
+        users = find_users(target, path)
+        names = ", ".join(users) if users else "no process that can be seen (a mount inside it?)"
+        return f"the tools are in use by {names}; end them, or unmount lazily with busy=lazy"
+    if error.errno == errno.EROFS:
+        return f"{text}: give a path on a tmpfs, or over an empty directory that is there"
+    if error.errno == errno.ELOOP:
+        return f"{text}: a symbolic link stands in the way, and none is followed"
+    return text
+
+
+def find_users(target: Target, path: str) -> list[str]:
+    """Processes in TARGET's mount namespace that run from PATH, stand in it or hold it open, as 'name (pid N)'."""
+    namespace = target.process.namespace("mnt")
+    devices = {mount.device for mount in target.read_mounts() if mount.mount_point == path}
+    users = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/mnt") == namespace and _uses(entry, path, devices):
+                with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
+                    users.append(f"{file.read().strip()!r} (pid {entry})")
+        except OSError:
+            continue  # it ended while we looked
+    return users
+
+
+def _uses(pid: str, path: str, devices: set[str]) -> bool:
+    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))]
+    for link in links:
+        try:
+            if (os.readlink(link) + "/").startswith(path + "/"):
+                return True
+        except OSError:
+            continue  # closed meanwhile
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            fields = line.split()
+            major, _colon, minor = fields[3].partition(":")
+            if f"{int(major, 16)}:{int(minor, 16)}" in devices:
+                return True
+    return False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was attached before a call, and what is after it (or would be, in check mode)."""
+
+    before: list[Attachment]
+    after: list[Attachment]
+
+
+def ensure_attached(
+    containers: Sequence[Container], image_name: str, path: str | None, *, check_mode: bool
+) -> Change:
+    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix)."""
+    image = store.get_image(image_name)
+    store.check_manifest(image.manifest)
+    path = os.path.normpath(path or image.prefix)
+    if path != image.prefix:
+        raise ContainerError(f"the programs of image {image.name!r} work at {image.prefix} only, not at {path}")
+    for container in containers:
+        check_running(container)
+    with open_targets(containers) as targets, ExitStack() as stack:
+        if not check_mode:
+            stack.enter_context(hold_locks(containers))
+        missing = list_missing(targets, image, path)
+        before = _find_all(targets, path=path)
+        if missing and check_mode:
+            for target, found in zip(missing, find_folders(missing, path)):
+                if found not in ("missing", "empty"):
+                    raise ContainerError(f"cannot attach to container {target.container.name} at {path}: {found}")
+            planned = {
+                target.container.id: Attachment(target.container, path, image.name, image.digest, "") for target in missing
+            }
+            present = {attachment.container.id: attachment for attachment in before}
+            merged = {**planned, **present}
+            return Change(before, [merged[container.id] for container in containers])
+        if missing:
+            attach(missing, image, path)
+        return Change(before, _find_all(targets, path=path))
+
+
+def ensure_detached(
+    containers: Sequence[Container], image_name: str | None, path: str | None, *, lazy: bool, check_mode: bool
+) -> Change:
+    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS."""
+    alive = [container for container in containers if container.pid > 1]
+    with open_targets(alive) as targets, ExitStack() as stack:
+        if not check_mode:
+            stack.enter_context(hold_locks(alive))
+        before = _find_all(targets, path=path, image=image_name)
+        if check_mode:
+            return Change(before, [])
+        for place in sorted({attachment.path for attachment in before}):
+            here = [attachment for attachment in before if attachment.path == place]
+            ids = {attachment.container.id for attachment in here}
+            detach([target for target in targets if target.container.id in ids], here, lazy=lazy)
+        return Change(before, _find_all(targets, path=path, image=image_name))
+
+
+def _find_all(targets: Sequence[Target], *, path: str | None = None, image: str | None = None) -> list[Attachment]:
+    loop_devices = find_loop_devices()
+    return [
+        attachment
+        for target in targets
+        for attachment in find_attachments(target, loop_devices)
+        if path in (None, attachment.path) and image in (None, attachment.image)
+    ]
+
+
+def describe(found: Sequence[Attachment]) -> dict[str, str]:
+    """Attachments for a diff: container and path → image and the beginning of its digest."""
+    return {f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}" for one in found}
+
+
+def shell_line(attachment: Attachment, docker_host: str | None) -> str:
+    """The line for the host's terminal that gives an interactive shell with the attached tools."""
+    engine = ["docker", "-H", docker_host] if docker_host else ["docker"]
+    # The id, not the name: it needs no quotes and no trust.
+    shell = [f"{attachment.path}/bin/bash", "--rcfile", f"{attachment.path}/etc/crashcart.bashrc", "-i"]
+    return shlex.join([*engine, "exec", "-it", attachment.container.short_id, *shell])
+
+
+def list_attachments(containers: Sequence[Container]) -> list[Attachment]:
+    """What is attached in CONTAINERS; those that are gone, or whose mounts the caller may not read, have nothing to show."""
+    loop_devices = find_loop_devices()
+    found = []
+    for container in containers:
+        try:
+            with open_targets([container]) as (target,):
+                found += find_attachments(target, loop_devices)
+        except (ContainerError, PermissionError):
+            continue
+    return found

@@ -1,0 +1,110 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything on a host that is ours: what a cleanup has to find gone."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import find_loop_devices
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, processes, tracefs
+
+_CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
+DIRECTORIES = ("/var/lib/crashcart", RUN)
+
+
+def take_census() -> dict[str, list[Any]]:
+    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes and directories of ours."""
+    devices = find_loop_devices()
+    return {
+        "loop_devices": [
+            f"{device.path} ({device.backing_file})" for device in mounts.gen_loop_devices() if device.device in devices
+        ],
+        "mounts": describe_users(list_mount_users(set(devices)), {}),
+        "instances": _list_instances(),
+        "probes": _list_probes(),
+        "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
+    }
+
+
+@dataclass(frozen=True)
+class MountUser:
+    """A mount of ours: where, and one process that sees it; CONTAINER_ID is '' outside containers."""
+
+    path: str
+    pid: int
+    comm: str
+    container_id: str
+
+
+def list_mount_users(devices: set[str]) -> list[MountUser]:
+    """Every mount of the block DEVICES (major:minor), one process for each mount namespace."""
+    seen = set()
+    found = []
+    for pid in sorted(processes.read_pids()):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            paths = [mount.mount_point for mount in mounts.read_mounts(pid) if mount.device in devices]
+            if not paths:
+                continue
+            with open(f"/proc/{pid}/cgroup", "rb") as file:
+                match = _CONTAINER_ID.search(file.read())
+            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as text:
+                comm = text.read().rstrip("\n")
+        except OSError:
+            continue  # it ended, or is a zombie
+        container_id = match.group(0).decode("ascii") if match else ""
+        found += [MountUser(path, pid, comm, container_id) for path in paths]
+    return found
+
+
+def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:
+    """A phrase for each of USERS; NAMES has names of containers by id."""
+    phrases = []
+    for user in users:
+        name = names.get(user.container_id, user.container_id[:12])
+        owner = f"container {name}" if user.container_id else f"process {user.comm!r} (pid {user.pid})"
+        phrases.append(f"{owner} at {user.path}")
+    return phrases
+
+
+def list_image_users(name: str) -> list[MountUser]:
+    """Who has the image called NAME mounted."""
+    return list_mount_users({device for device, (image, _digest) in find_loop_devices().items() if image == name})
+
+
+def _list_instances() -> list[str]:
+    try:
+        folder = os.path.join(tracefs.find_tracefs(), "instances")
+        return sorted(name for name in os.listdir(folder) if name.startswith("crashcart"))
+    except (tracefs.TraceError, OSError):
+        return []
+
+
+def _list_probes() -> list[str]:
+    try:
+        with open(os.path.join(tracefs.find_tracefs(), "dynamic_events"), encoding="utf-8", errors="replace") as file:
+            return [line.strip() for line in file if line.split(" ")[0].partition(":")[2].startswith("crashcart")]
+    except (tracefs.TraceError, OSError):
+        return []
+
+
+def describe_images() -> list[dict[str, Any]]:
+    """Every image of the store as modules return it, with its tools; a damaged one with what is wrong."""
+    described = []
+    for name in store.list_names():
+        try:
+            image = store.get_image(name)
+        except store.ImageError as error:
+            described.append({"name": name, "error": str(error)})
+            continue
+        described.append({**image.as_result(), "tools": image.manifest.get("tools", [])})
+    return described

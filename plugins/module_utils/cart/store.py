@@ -1,0 +1,233 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tool images on a host.
+
+An image lies at STORE/NAME/SHA256.squashfs with its manifest at STORE/NAME/SHA256.json. The digest is
+part of the path, so one rename puts an image into place whole, and no file can say it is what it is not.
+The manifest comes first: where there is an image, there is its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+
+STORE = "/var/lib/crashcart/images"
+PREFIX = "/dev/crashcart"
+SUFFIX = ".squashfs"
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}\Z")
+_CHUNK = 1 << 20
+# Debian's names for what the kernel calls the machine.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class ImageError(FleetError):
+    """An image that is missing, damaged or of the wrong kind; the text names it and the next step."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in the store."""
+
+    name: str
+    digest: str
+    manifest: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """The image file."""
+        return os.path.join(STORE, self.name, self.digest + SUFFIX)
+
+    @property
+    def prefix(self) -> str:
+        """The path that the image's tools were made for."""
+        return str(self.manifest.get("prefix", PREFIX))
+
+    def as_result(self) -> dict[str, Any]:
+        """What modules return of an image; tools and packages stay in its manifest."""
+        known = {key: self.manifest.get(key) for key in ("arch", "format", "size", "prefix")}
+        return {"name": self.name, "digest": self.digest, "path": self.path, **known}
+
+
+def check_name(name: str) -> None:
+    """Raise ImageError unless NAME is fit to be a folder's name."""
+    if not NAME_PATTERN.match(name):
+        raise ImageError(
+            f"image name {name!r} does not do: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+
+
+def find_architecture() -> str:
+    """The host's architecture by Debian's name."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def list_names() -> list[str]:
+    """Names of all images in the store."""
+    try:
+        return sorted(name for name in os.listdir(STORE) if _list_digests(name))
+    except FileNotFoundError:
+        return []
+
+
+def find_image(name: str) -> StoredImage | None:
+    """The image called NAME, None when the store has none."""
+    digests = _list_digests(name)
+    if not digests:
+        return None
+    manifest_path = os.path.join(STORE, name, digests[-1] + ".json")
+    try:
+        with open(manifest_path, encoding="utf-8") as file:
+            return StoredImage(name, digests[-1], json.load(file))
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"the manifest of image {name!r} cannot be read ({error}): push the image again, or remove it with"
+            " state=absent force=true"
+        ) from error
+
+
+def get_image(name: str) -> StoredImage:
+    """The image called NAME; raises ImageError when the store has none."""
+    check_name(name)
+    image = find_image(name)
+    if image is None:
+        names = ", ".join(list_names())
+        hint = f"the host has: {names}" if names else "the host has none"
+        raise ImageError(f"no image is called {name!r} on the host ({hint}): push it with crashcart_image")
+    return image
+
+
+def _list_digests(name: str) -> list[str]:
+    """Digests of the images under NAME, the newest last: a push that was cut short may have left an older one."""
+    folder = os.path.join(STORE, name)
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            digest = entry.name[: -len(SUFFIX)]
+            if entry.name.endswith(SUFFIX) and DIGEST_PATTERN.match(digest):
+                found.append((entry.stat(follow_symlinks=False).st_mtime_ns, digest))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [digest for _time, digest in sorted(found)]
+
+
+def parse_path(path: str) -> tuple[str, str] | None:
+    """Name and digest from the path of an image file (also of a removed one); None for a path outside the store."""
+    path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
+    folder, file_name = os.path.split(path)
+    if os.path.dirname(folder) != STORE:
+        return None
+    return os.path.basename(folder), file_name.split(".", 1)[0]
+
+
+def check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise ImageError unless this host can use an image with MANIFEST."""
+    architecture = find_architecture()
+    if manifest.get("arch") != architecture:
+        raise ImageError(
+            f"the image is for {manifest.get('arch')} and this host is {architecture}:"
+            f" build one on a machine (or with delegate_to) of that architecture"
+        )
+    if manifest.get("format") != "squashfs":
+        raise ImageError(f"the image's format is {manifest.get('format')!r}, and only squashfs is known here")
+
+
+def install_image(name: str, digest: str, manifest: dict[str, Any], source: str) -> StoredImage:
+    """Copy the file SOURCE into the store as NAME, if its sha256 is DIGEST; then drop what NAME was before.
+
+    The copy is hashed as it is written and renamed when it is whole: no half image is ever found.
+    An image that is replaced stays with those who have it attached until they detach.
+    """
+    folder = os.path.join(STORE, name)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    image = StoredImage(name, digest, manifest)
+    temporary_fd, temporary = tempfile.mkstemp(dir=folder, prefix=".crashcart-")
+    try:
+        with open(source, "rb") as reader, open(temporary_fd, "wb") as writer:
+            found = _copy(reader, writer)
+            if found != digest:
+                raise ImageError(
+                    f"the image arrived with sha256 {found} where its manifest says {digest}:"
+                    " it was changed after it was built, or damaged on the way; build or copy it again"
+                )
+            os.fchmod(writer.fileno(), 0o644)
+            os.fsync(writer.fileno())
+        _write_manifest(folder, digest, manifest)
+        os.rename(temporary, image.path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    for other in _list_digests(name):
+        if other != digest:
+            _unlink(name, other)
+    _remove_stray_files(folder, digest)
+    return image
+
+
+def _copy(reader: Any, writer: Any) -> str:
+    digest = hashlib.sha256()
+    while True:
+        chunk = reader.read(_CHUNK)
+        if not chunk:
+            writer.flush()
+            return digest.hexdigest()
+        digest.update(chunk)
+        writer.write(chunk)
+
+
+def _write_manifest(folder: str, digest: str, manifest: dict[str, Any]) -> None:
+    fd, temporary = tempfile.mkstemp(dir=folder, prefix=".crashcart-")
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(manifest, file)
+            os.fchmod(file.fileno(), 0o644)
+        os.rename(temporary, os.path.join(folder, digest + ".json"))
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _remove_stray_files(folder: str, digest: str) -> None:
+    """Remove what a push that was killed has left in FOLDER."""
+    for name in os.listdir(folder):
+        if name not in (digest + SUFFIX, digest + ".json"):
+            os.unlink(os.path.join(folder, name))
+
+
+def _unlink(name: str, digest: str) -> None:
+    # The image goes first: a manifest without an image is nothing, an image without a manifest is damage.
+    for suffix in (SUFFIX, ".json"):
+        try:
+            os.unlink(os.path.join(STORE, name, digest + suffix))
+        except FileNotFoundError:
+            continue
+
+
+def describe(name: str) -> str | None:
+    """The digest of the one image under NAME; None for nothing, and a word for what a killed push or a hand has left."""
+    if not os.path.isdir(os.path.join(STORE, name)):
+        return None
+    digests = _list_digests(name)
+    if len(digests) != 1 or not os.path.exists(os.path.join(STORE, name, digests[0] + ".json")):
+        return "incomplete"
+    return digests[0]
+
+
+def remove_image(name: str) -> None:
+    """Remove every file of the image called NAME."""
+    folder = os.path.join(STORE, name)
+    for digest in _list_digests(name):
+        _unlink(name, digest)
+    for stray in os.listdir(folder):
+        os.unlink(os.path.join(folder, stray))
+    os.rmdir(folder)

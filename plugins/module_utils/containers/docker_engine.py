@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Docker engine, through its SDK."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any, Callable
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+
+DOCKER_IMPORT_ERROR: str | None = None
+try:
+    import docker
+    import docker.errors
+    from requests.exceptions import RequestException
+except ImportError:
+    DOCKER_IMPORT_ERROR = traceback.format_exc()
+
+JMESPATH_IMPORT_ERROR: str | None = None
+try:
+    import jmespath
+    import jmespath.exceptions
+except ImportError:
+    JMESPATH_IMPORT_ERROR = traceback.format_exc()
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+_TIMEOUT_S = 20
+
+
+class DockerEngine:
+    """A Docker engine at HOST (a URL as in DOCKER_HOST). Engine trouble is raised as ContainerError."""
+
+    def __init__(self, host: str | None) -> None:
+        if DOCKER_IMPORT_ERROR:
+            raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
+        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        try:
+            self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
+        except (docker.errors.DockerException, RequestException) as error:
+            raise ContainerError(
+                f"no Docker engine answers at {self.host}: start it, or name its socket in docker_host ({error})"
+            ) from error
+
+    def read_version(self) -> str:
+        """The engine's version."""
+        return str(self._ask(self._client.version)["Version"])
+
+    def list_containers(self) -> list[Container]:
+        """All containers in any state, without their pids (the engine's list does not say them)."""
+        return [_parse_listed(entry) for entry in self._ask(self._client.containers, all=True)]
+
+    def inspect(self, container: Container) -> dict[str, Any]:
+        """What `docker inspect` says of CONTAINER."""
+        try:
+            return self._ask(self._client.inspect_container, container.id)  # type: ignore[no-any-return]
+        except docker.errors.NotFound as error:
+            raise ContainerError(f"container {container.name} ({container.short_id}) was just removed") from error
+
+    def refresh(self, container: Container) -> Container:
+        """CONTAINER with its pid and its state of now."""
+        return parse_inspected(self.inspect(container))
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except docker.errors.NotFound:
+            raise
+        except (docker.errors.DockerException, RequestException) as error:
+            raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
+
+
+def _parse_listed(entry: dict[str, Any]) -> Container:
+    names = [name[1:] for name in entry["Names"] or [] if name.count("/") == 1]  # more slashes: a legacy link
+    return Container(
+        id=entry["Id"],
+        name=names[0] if names else entry["Id"][:12],
+        state=entry["State"],
+        pid=0,
+        image=entry["Image"],
+        labels=entry["Labels"] or {},
+    )
+
+
+def parse_inspected(entry: dict[str, Any]) -> Container:
+    """A Container from one object of `docker inspect`."""
+    config = entry["Config"]
+    return Container(
+        id=entry["Id"],
+        name=entry["Name"].lstrip("/"),
+        state=entry["State"]["Status"],
+        pid=int(entry["State"]["Pid"]),
+        image=config["Image"],
+        labels=config["Labels"] or {},
+    )
+
+
+def compile_query(expression: str, engine: DockerEngine) -> Callable[[Container], bool]:
+    """A test by the JMESPath EXPRESSION over what `docker inspect` says; true selects."""
+    try:
+        compiled = jmespath.compile(expression)
+    except jmespath.exceptions.ParseError as error:
+        raise ContainerError(f"query {expression!r} is not JMESPath: {error}") from error
+
+    def matches(container: Container) -> bool:
+        try:
+            return compiled.search(engine.inspect(container)) is True
+        except jmespath.exceptions.JMESPathError as error:
+            raise ContainerError(f"query {expression!r} fails on container {container.name}: {error}") from error
+
+    return matches

@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running containers that are held while something is done to them, and the locks that keep other operators away."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    open_process,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_all
+
+RUN = "/run/crashcart"
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running container whose process is held."""
+
+    container: Container
+    process: Process
+
+    def read_mounts(self) -> list[mounts.Mount]:
+        """Its mount table."""
+        fd = self.process.open("mountinfo")
+        try:
+            text = read_all(fd).decode("utf-8", "surrogateescape")
+        except OSError as error:  # EINVAL: its namespaces went while it died
+            raise ContainerError(f"container {self.container.name} has just ended") from error
+        finally:
+            os.close(fd)
+        return list(mounts.parse_mountinfo(text.split("\n")))
+
+
+@contextmanager
+def open_targets(containers: Sequence[Container]) -> Iterator[list[Target]]:
+    """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched."""
+    with ExitStack() as stack:
+        targets = []
+        for container in containers:
+            targets.append(Target(container, stack.enter_context(open_process(container))))
+        try:
+            yield targets
+        except ProcessGone as gone:
+            names = [container.name for container in containers if container.pid == gone.pid]
+            raise ContainerError(f"container {', '.join(names)} has just ended") from gone
+
+
+@contextmanager
+def hold_locks(containers: Sequence[Container]) -> Iterator[None]:
+    """Keep other attaches and detaches away from CONTAINERS; in the order of ids, so that no two callers wait in a ring."""
+    with ExitStack() as stack:
+        for container in sorted(containers, key=lambda container: container.id):
+            stack.enter_context(hold_lock("container-" + container.short_id))
+        yield
+
+
+@contextmanager
+def hold_lock(name: str) -> Iterator[None]:
+    """Keep other operators away from the thing called NAME."""
+    try:
+        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S):
+            yield
+    except LockTimeout as error:
+        raise ContainerError(str(error)) from error

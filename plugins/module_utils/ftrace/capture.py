@@ -1,0 +1,263 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Drain trace instances into one staging file on the host, as the parts of trace.dat files, and account for what was lost.
+
+The staging file holds zlib streams one after the other: for each capture the pages of all its CPUs, then its head,
+which can only be written when the sizes are known. The controller puts them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Callable
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes, syscall_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance, TraceError
+
+_COMPRESSION_LEVEL = 1
+_MAX_TASKS = 65536
+
+
+@dataclass(frozen=True)
+class Part:
+    """A zlib stream in the staging file: where it begins and ends, in bytes, and the sha256 of its content."""
+
+    offset: int
+    size: int
+    sha256: str
+
+
+class _PartWriter:
+    """Writes one compressed part to FILE."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start = file.tell()
+        self._compressor = zlib.compressobj(_COMPRESSION_LEVEL)
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._hash.update(data)
+        self._file.write(self._compressor.compress(data))
+
+    def finish(self) -> Part:
+        self._file.write(self._compressor.flush())
+        return Part(self._start, self._file.tell() - self._start, self._hash.hexdigest())
+
+
+@dataclass(frozen=True)
+class CpuLoss:
+    """What happened to the events of one CPU in this capture. EXACT is false when more than LOST may be gone."""
+
+    pages: int
+    lost: int
+    exact: bool
+
+
+def count_entries(one: TraceInstance) -> int:
+    """How many events wait in ONE instance's buffers."""
+    return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
+
+
+def stage(found: list[TraceInstance], path: str) -> list[dict[str, Any]]:
+    """Drain all of FOUND into the new file PATH: a capture's manifest and places for each."""
+    check_room(path, found)
+    with create_stage(path) as file:
+        return [capture(one, file) for one in found]
+
+
+def create_stage(path: str) -> BinaryIO:
+    """The new staging file PATH, for the owner of its folder, whom the transfer runs as."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    owner = os.stat(os.path.dirname(path))
+    os.fchown(fd, owner.st_uid, owner.st_gid)
+    return os.fdopen(fd, "wb")
+
+
+def check_room(path: str, found: list[TraceInstance]) -> None:
+    """Raise TraceError unless the file system of PATH can take all that FOUND hold: what is drained is gone from the kernel."""
+    needed = sum(one.instance.read_statistics(cpu).bytes for one in found for cpu in one.instance.list_cpus())
+    place = os.statvfs(os.path.dirname(path))
+    free = place.f_bavail * place.f_frsize
+    if free < needed + (1 << 20):
+        raise TraceError(
+            f"{os.path.dirname(path)} has {free >> 10} KiB free and the traces hold up to {needed >> 10} KiB:"
+            " make room, or set ansible_remote_tmp to a place that has it"
+        )
+
+
+def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
+    """Drain ONE instance into FILE: its manifest and the places of its two parts."""
+    instance = one.instance
+    cpus = instance.list_cpus()
+    page_size = _read_page_size(instance)
+    before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
+    clock_offset_ns = _read_clock_offset(instance.read_clock())
+    pages = _PartWriter(file)
+    losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
+    pages_part = pages.finish()
+    after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
+    tasks = list_tasks(one)
+    sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
+    head = _PartWriter(file)
+    head.write(tracedat.pack_head(_read_head(instance, page_size, tasks, cpus), sizes))
+    manifest = {
+        **_describe_host(),
+        "container": _describe_container(one),
+        "instance": instance.name,
+        "clock": instance.read_clock(),
+        "clock_offset_ns": clock_offset_ns,
+        "fetched": time.time(),
+        "tracing": instance.is_tracing(),
+        "buffer_kb": instance.read("buffer_size_kb"),
+        "events": instance.read_events(),
+        "tasks": [vars(task) for task in tasks],
+        "syscalls": {str(number): name for number, name in syscall_names.list_names().items()},
+        **summarize_loss(before, after, losses),
+    }
+    return {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}
+
+
+def summarize_loss(
+    before: dict[int, CpuStatistics], after: dict[int, CpuStatistics], losses: dict[int, CpuLoss]
+) -> dict[str, Any]:
+    """The manifest's accounts: per CPU the kernel's counters since the trace began, and what is missing in this capture."""
+    cpus = []
+    for cpu, loss in losses.items():
+        entries = before[cpu].entries
+        cpus.append({"cpu": cpu, **vars(after[cpu]), "entries": entries, "pages": loss.pages, "lost": loss.lost, "exact": loss.exact})
+    lost = sum(loss.lost for loss in losses.values())
+    # These two stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
+    refused = sum(one.dropped + one.commit_overrun for one in after.values())
+    exact = all(loss.exact for loss in losses.values())
+    return {
+        "cpus": cpus,
+        "entries": sum(one.entries for one in before.values()),
+        "lost": lost + refused,
+        "lost_exact": exact,
+        "complete": exact and lost + refused == 0,
+    }
+
+
+def _drain(
+    instance: Instance, cpu: int, page_size: int, before: CpuStatistics, write: Callable[[bytes], None]
+) -> CpuLoss:
+    """Copy the pages that CPU's buffer holds. Writers may go on; it ends after one buffer's length at the latest."""
+    limit = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
+    count = lost = unknown = 0
+    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while count < limit:
+            try:
+                page = os.read(fd, page_size)
+            except BlockingIOError:
+                break
+            if not page:
+                break
+            missed, is_known = tracedat.read_loss(page)
+            lost += missed
+            unknown += not is_known
+            write(page.ljust(page_size, b"\0"))
+            count += 1
+    finally:
+        os.close(fd)
+    if unknown and before.read == 0:
+        # Nobody has read before us: the kernel's counter since the start is the number.
+        return CpuLoss(count, max(lost, before.overrun), True)
+    return CpuLoss(count, lost, unknown == 0)
+
+
+def _read_page_size(instance: Instance) -> int:
+    """Bytes of one page of the ring buffer, from the format of its data field."""
+    for line in instance.read("events/header_page").splitlines():
+        if "data" in line:
+            numbers = dict(part.strip().split(":") for part in line.split(";") if part.count(":") == 1)
+            return int(numbers["offset"]) + int(numbers["size"])
+    raise TraceError("events/header_page of tracefs does not say how long a page is")
+
+
+def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], cpus: list[int]) -> tracedat.Head:
+    events: dict[str, list[bytes]] = {}
+    for event in instance.read_events():
+        system, name = event.split(":")
+        events.setdefault(system, []).append(instance.read_bytes(f"events/{system}/{name}/format"))
+    top = Instance(instance.root, "..")  # the files that instances lack
+    ftrace_folder = os.path.join(top.path, "events/ftrace")
+    names = sorted(name for name in os.listdir(ftrace_folder) if os.path.isdir(os.path.join(ftrace_folder, name)))
+    uname = platform.uname()
+    statistics = [f"CPU: {cpu}\n{instance.read(f'per_cpu/cpu{cpu}/stats')}\n\0".encode("utf-8") for cpu in cpus]
+    return tracedat.Head(
+        page_size=page_size,
+        header_page=instance.read_bytes("events/header_page"),
+        header_event=instance.read_bytes("events/header_event"),
+        ftrace_formats=[top.read_bytes(f"events/ftrace/{name}/format") for name in names],
+        event_formats=events,
+        printk=top.read_bytes("printk_formats"),
+        cmdlines=_format_cmdlines(tasks, top.read("saved_cmdlines")),
+        options=[
+            (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
+            (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode("utf-8")),
+            *((tracedat.OPTION_CPUSTAT, text) for text in statistics),
+        ],
+    )
+
+
+def _format_cmdlines(tasks: list[processes.Task], saved: str) -> bytes:
+    """Lines of 'tid comm': the container's threads of now, and before them what the kernel remembers of others."""
+    names = {}
+    for line in saved.split("\n"):
+        tid, space, comm = line.partition(" ")
+        if tid.isdigit() and space:
+            names[int(tid)] = comm
+    names.update((task.tid, task.comm) for task in tasks)
+    lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
+    return "".join(lines).encode("ascii")
+
+
+def make_printable(text: str) -> str:
+    """TEXT with '?' for every character that a terminal might obey."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text)
+
+
+def list_tasks(one: TraceInstance) -> list[processes.Task]:
+    """The threads of the container that live now."""
+    if one.container is None or one.container.pid <= 1:
+        return []
+    try:
+        with processes.Process(one.container.pid) as process:
+            directory = cgroups.find_container_directory(process.read("cgroup"))
+    except processes.ProcessGone:
+        return []
+    pids = sorted({one.container.pid, *(cgroups.gen_pids(directory) if directory else ())})
+    tids = [tid for pid in pids for tid in processes.read_threads(pid)][:_MAX_TASKS]
+    return [task for task in map(processes.read_task, tids) if task is not None]
+
+
+def _describe_host() -> dict[str, Any]:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    uname = platform.uname()
+    return {"host": uname.node, "kernel": uname.release, "arch": uname.machine, "boot_id": boot_id}
+
+
+def _describe_container(one: TraceInstance) -> dict[str, Any]:
+    if one.container is None:
+        return {"id": one.container_id, "name": one.container_name, "image": None, "labels": {}}
+    container = one.container
+    return {"id": container.id, "name": container.name, "image": container.image, "labels": container.labels}
+
+
+def _read_clock_offset(clock: str) -> int | None:
+    """Nanoseconds to add to a time stamp of CLOCK to get real time; None for clocks that user space cannot read."""
+    clocks = {"mono": time.CLOCK_MONOTONIC, "mono_raw": time.CLOCK_MONOTONIC_RAW, "boot": getattr(time, "CLOCK_BOOTTIME", None)}
+    number = clocks.get(clock)
+    if number is None:
+        return None
+    return time.time_ns() - time.clock_gettime_ns(number)

@@ -1,0 +1,215 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One trace instance per container: start, stop and remove it. What there is, is read from tracefs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    SHORT_ID_LENGTH,
+    Container,
+    check_running,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+NAME_PREFIX = "crashcart-"
+_SHIM_NAME = "containerd-shim"
+_MAX_ROUNDS = 100
+_PAGE_KB = 4
+
+
+@dataclass(frozen=True)
+class TraceInstance:
+    """An instance of ours and its container; CONTAINER is None when its engine knows it no more."""
+
+    instance: Instance
+    container: Container | None
+
+    @property
+    def container_id(self) -> str:
+        """The container's id, or what the instance's name says of it."""
+        return self.container.id if self.container else self.instance.name[len(NAME_PREFIX) :]
+
+    @property
+    def container_name(self) -> str:
+        """The container's name, or what is left of its id."""
+        return self.container.name if self.container else self.container_id
+
+    def as_result(self) -> dict[str, Any]:
+        """What modules return of an instance."""
+        instance = self.instance
+        statistics = {cpu: vars(instance.read_statistics(cpu)) for cpu in instance.list_cpus()}
+        return {
+            "name": instance.name,
+            "container": self.container_name,
+            "id": self.container_id,
+            "state": "started" if instance.is_tracing() else "stopped",
+            "clock": instance.read_clock(),
+            "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
+            "events": instance.read_events(),
+            "pids": len(instance.read_event_pids()),
+            "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
+        }
+
+
+def parse_buffer_kb(text: str) -> int:
+    """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
+    words = text.split()
+    return int(words[0]) if words and words[0].isdigit() else 0
+
+
+def find_instance(root: str, container: Container) -> TraceInstance:
+    """The instance of CONTAINER, whether it exists or not."""
+    return TraceInstance(Instance(root, NAME_PREFIX + container.short_id), container)
+
+
+def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
+    """All instances of ours below the tracefs at ROOT, with those of CONTAINERS that they belong to."""
+    by_id = {container.short_id: container for container in containers}
+    try:
+        names = sorted(os.listdir(os.path.join(root, "instances")))
+    except FileNotFoundError:
+        return []
+    return [
+        TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
+        for name in names
+        if name.startswith(NAME_PREFIX)
+    ]
+
+
+def read_settings(instance: Instance, wanted: Settings) -> Settings:
+    """The present values of the files that WANTED names, and all enabled events."""
+    files = {name: instance.read(name) for name in wanted.files}
+    files["trace_clock"] = instance.read_clock()
+    # The kernel rounds a buffer up to whole pages, and newer ones say so.
+    wanted_kb = int(wanted.files["buffer_size_kb"])
+    if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
+        files["buffer_size_kb"] = str(wanted_kb)
+    return Settings(files, instance.read_events())
+
+
+def list_threads(target: Target, *, follow_exec: bool) -> set[int]:
+    """Threads whose events belong to the container, as the host numbers them: with FOLLOW_EXEC its shim's, too,
+    of which everything that `docker exec` starts descends."""
+    directory = cgroups.find_container_directory(target.process.read("cgroup"))
+    pids = {target.process.pid, *(cgroups.gen_pids(directory) if directory else ())}
+    if follow_exec:
+        pids.add(find_shim(target))
+    return {tid for pid in pids for tid in processes.read_threads(pid)}
+
+
+def find_shim(target: Target) -> int:
+    """The pid of the container's shim; raises TraceError when its parent is none."""
+    parent = processes.read_parent(target.process.pid)
+    task = processes.read_task(parent) if parent > 1 else None
+    if task is None or not task.comm.startswith(_SHIM_NAME):
+        name = repr(task.comm) if task else "the host's first process"
+        raise TraceError(
+            f"container {target.container.name} is no child of {_SHIM_NAME} but of {name}, so what is exec'ed in it cannot"
+            " be followed: use follow_exec=false"
+        )
+    return parent
+
+
+def cover_threads(instance: Instance, list_tids: Callable[[], set[int]]) -> bool:
+    """Record the threads that LIST_TIDS names; whether any had to be added.
+
+    New threads of recorded ones are added by the kernel (event-fork), and dead ones dropped. A thread that starts
+    between our look and our write is found by looking again. One that dies there stays in the list, and its number may
+    go to a stranger: while nothing is recorded yet, such a list is written anew.
+    """
+    changed = False
+    for _round in range(_MAX_ROUNDS):
+        present = instance.read_event_pids()
+        wanted = list_tids()
+        if wanted - present:
+            instance.add_event_pids(wanted - present)
+            changed = True
+        elif present - wanted and not instance.is_tracing():
+            instance.write("set_event_pid", "")
+        else:
+            break
+    return changed
+
+
+def ensure_started(
+    containers: Sequence[Container], root: str, settings: Settings, *, follow_exec: bool, check_mode: bool
+) -> tuple[bool, dict[str, Any], dict[str, Any]]:
+    """See to it that each of CONTAINERS is traced by SETTINGS: changed, and before and after for a diff."""
+    changed = False
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    for container in containers:
+        check_running(container)
+    with open_targets(containers) as targets:
+        for target in targets:
+            if follow_exec:
+                find_shim(target)
+        for target in targets:
+            name = target.container.name
+            instance = find_instance(root, target.container).instance
+            with ExitStack() as stack:
+                if not check_mode:
+                    stack.enter_context(hold_lock("trace-" + target.container.short_id))
+                present = read_settings(instance, settings) if instance.exists() else None
+                is_on = present is not None and instance.is_tracing()
+                before[name] = {"state": "started" if is_on else "stopped", **vars(present)} if present else None
+                after[name] = {"state": "started", **vars(settings)}
+                one_changed = before[name] != after[name]
+                list_tids = partial(list_threads, target, follow_exec=follow_exec)
+                if check_mode:
+                    changed |= one_changed or bool(list_tids() - instance.read_event_pids())
+                    continue
+                if one_changed:
+                    _configure(instance, present, settings)
+                threads_changed = cover_threads(instance, list_tids)
+                if one_changed:
+                    instance.trace_on()
+                changed |= one_changed or threads_changed
+    return changed, before, after
+
+
+def _configure(instance: Instance, present: Settings | None, settings: Settings) -> None:
+    """Bring INSTANCE to SETTINGS, tracing off; an instance that was made here and fails is taken away again."""
+    if present is None:
+        instance.create()
+    try:
+        instance.trace_off()
+        for name, value in settings.files.items():
+            if present is None or present.files[name] != value:
+                instance.write(name, value)
+        if present is None or present.events != settings.events:
+            instance.events_disable()
+            for event, event_filter in settings.events.items():
+                instance.event_enable(event, event_filter)
+    except BaseException:
+        if present is None:
+            instance.remove()
+        raise
+
+
+def ensure_stopped(found: Sequence[TraceInstance], *, check_mode: bool) -> list[str]:
+    """Stop recording in all of FOUND and keep what they have; names of those that recorded."""
+    running = [one for one in found if one.instance.exists() and one.instance.is_tracing()]
+    if not check_mode:
+        for one in running:
+            one.instance.trace_off()
+    return [one.instance.name for one in running]
+
+
+def ensure_absent(found: Sequence[TraceInstance], *, check_mode: bool) -> list[str]:
+    """Remove all of FOUND with what they have recorded; names of those that were there."""
+    present = [one for one in found if one.instance.exists()]
+    if not check_mode:
+        for one in present:
+            with hold_lock("trace-" + one.container_id[:SHORT_ID_LENGTH]):
+                one.instance.remove()
+    return [one.instance.name for one in present]

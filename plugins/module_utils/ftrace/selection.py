@@ -1,0 +1,44 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which trace instances a module's options mean: those of the selected containers, also of containers that are gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    SHORT_ID_LENGTH,
+    ContainerError,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
+
+
+def select_instances(module: Any, root: str) -> list[TraceInstance]:
+    """The existing instances that MODULE's options select; all of ours when they select nothing.
+
+    A container that was removed is known by the beginning of its id, twelve digits or more.
+    Raises ContainerError for a container without an instance, unless allow_empty.
+    """
+    engine = options.open_engine(module)
+    listed = engine.list_containers()
+    instances = list_instances(root, listed)
+    selector = options.parse_selector(module, engine)
+    if selector.is_empty:
+        chosen = instances
+    else:
+        orphans = [one for one in instances if one.container is None]
+        gone = {one.container_id for one in orphans}
+        named = {pattern for pattern in selector.patterns if pattern[:SHORT_ID_LENGTH] in gone}
+        chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
+        rest = selector.without(named)
+        if rest is not None:
+            wanted = {one.id for one in select_containers(rest, listed, running_only=False)}
+            chosen += [one for one in instances if one.container is not None and one.container.id in wanted]
+    if not chosen and not selector.is_empty and not module.params["allow_empty"]:
+        traced = ", ".join(one.container_name for one in instances) or "none"
+        raise ContainerError(f"the selection matches no traced container; traced are: {traced} (allow_empty=true accepts this)")
+    return [
+        TraceInstance(one.instance, engine.refresh(one.container) if one.container is not None else None) for one in chosen
+    ]

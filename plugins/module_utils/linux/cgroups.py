@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Control groups, version 1, hybrid and version 2: where a process belongs, and who else is there.
+
+Source: cgroups(7).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Iterable, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
+
+# One hierarchy of version 1 is enough to list processes; these are the ones every runtime uses.
+_V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """One line of /proc/PID/cgroup: controllers of a hierarchy (none for version 2) and the path in it."""
+
+    controllers: tuple[str, ...]
+    path: str
+
+
+def parse_cgroup(text: bytes) -> list[Membership]:
+    """Memberships from the text of /proc/PID/cgroup."""
+    memberships = []
+    for line in text.decode("utf-8", "surrogateescape").split("\n"):
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            memberships.append(Membership(tuple(parts[1].split(",")) if parts[1] else (), parts[2]))
+    return memberships
+
+
+def find_version(mounts: Iterable[Mount]) -> str:
+    """Which layout the host has: v1, hybrid, v2, or none."""
+    kinds = {mount.filesystem for mount in mounts if mount.filesystem in ("cgroup", "cgroup2")}
+    return {frozenset(["cgroup"]): "v1", frozenset(["cgroup2"]): "v2", frozenset(): "none"}.get(
+        frozenset(kinds), "hybrid"
+    )
+
+
+def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | None:
+    """The folder in the host's cgroup filesystem that holds the processes of MEMBERSHIPS; None when not mounted."""
+    for controller in _V1_PREFERRED:
+        for membership in memberships:
+            if controller not in membership.controllers:
+                continue
+            mount_point = _find_v1_mount_point(controller, mounts)
+            if mount_point and membership.path != "/":
+                return mount_point + membership.path
+    for membership in memberships:
+        if not membership.controllers and membership.path != "/":
+            for mount in mounts:
+                if mount.filesystem == "cgroup2" and mount.root == "/":
+                    return mount.mount_point + membership.path
+    return None
+
+
+def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
+    name = controller[5:] if controller.startswith("name=") else controller
+    for mount in mounts:
+        # The folder bears the controllers' names, by every distribution's custom.
+        if mount.filesystem == "cgroup" and mount.root == "/":
+            if name in os.path.basename(mount.mount_point).split(","):
+                return mount.mount_point
+    return None
+
+
+def gen_pids(directory: str) -> Iterator[int]:
+    """Pids of all processes in the group at DIRECTORY and in the groups below it."""
+    for folder, _children, _files in os.walk(directory):
+        try:
+            with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
+                for line in file:
+                    yield int(line)
+        except OSError:
+            continue  # the group went away, or is threaded: its members show in its parent
+
+
+def find_container_directory(process_cgroup: bytes) -> str | None:
+    """The cgroup folder on the host for a process, from its /proc/PID/cgroup."""
+    return find_directory(parse_cgroup(process_cgroup), read_mounts())

@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What this host can and cannot do for us, and why not. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscall_names, syscalls, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+
+_MIN_KERNEL = (5, 8)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something the collection needs: REASON says why it is not there, and what to do."""
+
+    name: str
+    ok: bool
+    reason: str
+
+
+def list_features() -> list[Feature]:
+    """All checks of this host."""
+    return [
+        _check_kernel(),
+        _check_mount_api(),
+        _check_filesystem("squashfs"),
+        _check_loop(),
+        _check_cgroups(),
+        *_check_tracefs(),
+        _check_syscall_names(),
+    ]
+
+
+def parse_release(release: str) -> tuple[int, ...]:
+    """Major and minor number from a kernel release such as 6.1.0-17-amd64."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+
+
+def _feature(name: str, ok: bool, reason: str) -> Feature:
+    return Feature(name, ok, "" if ok else reason)
+
+
+def _check_kernel() -> Feature:
+    release = os.uname().release
+    wanted = ".".join(map(str, _MIN_KERNEL))
+    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, f"Linux {release} is older than {wanted}")
+
+
+def _check_mount_api() -> Feature:
+    try:
+        os.close(syscalls.fsopen("tmpfs"))
+    except OSError as error:
+        reasons = {
+            errno.ENOSYS: "the kernel has no fsopen (Linux 5.2)",
+            errno.EPERM: "it needs CAP_SYS_ADMIN: use become",
+        }
+        return Feature("mount_api", False, reasons.get(error.errno or 0, str(error.strerror)))
+    return Feature("mount_api", True, "")
+
+
+def _check_filesystem(name: str) -> Feature:
+    with open("/proc/filesystems", encoding="ascii") as file:
+        if name in file.read().split():
+            return Feature(name, True, "")
+    try:
+        done = subprocess.run(["modprobe", "--dry-run", "--quiet", name], check=False)
+    except FileNotFoundError:
+        return Feature(name, False, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})")
+    return _feature(name, done.returncode == 0, f"the kernel has no module for it (CONFIG_{name.upper()})")
+
+
+def _check_loop() -> Feature:
+    return _feature("loop", os.path.exists("/dev/loop-control"), "/dev/loop-control is missing: modprobe loop (CONFIG_BLK_DEV_LOOP)")
+
+
+def _check_cgroups() -> Feature:
+    return _feature("cgroups", cgroups.find_version(read_mounts()) != "none", "no cgroup filesystem is mounted")
+
+
+def _check_tracefs() -> list[Feature]:
+    try:
+        root = tracefs.find_tracefs()
+    except tracefs.TraceError as error:
+        return [Feature("tracefs", False, str(error))]
+    needed = {
+        "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
+        "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
+        "event_fork": ("options/event-fork", "the kernel cannot follow children (event-fork, Linux 4.8)"),
+    }
+    checks = [_feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()]
+    return [_feature("tracefs", os.access(root, os.R_OK | os.X_OK), f"{root} needs root: use become"), *checks]
+
+
+def _check_syscall_names() -> Feature:
+    try:
+        syscall_names.find_number("read")
+    except FleetError as error:
+        return Feature("syscall_names", False, str(error))
+    return Feature("syscall_names", True, "")

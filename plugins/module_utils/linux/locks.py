@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Locks between processes of one host, which the kernel drops with their holder (flock(2))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import contextmanager
+from typing import Iterator
+
+_RETRY_S = 0.005
+
+
+class LockTimeout(Exception):
+    """Somebody else held the lock for the whole time."""
+
+
+@contextmanager
+def lock(path: str, timeout_s: float) -> Iterator[None]:
+    """Hold the exclusive lock of file PATH, made when missing (its directory too, mode 0700)."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue  # a cleanup took the directory just now
+        try:
+            _wait(fd, path, deadline)
+            if _is_still(fd, path):
+                yield
+                return
+        finally:
+            os.close(fd)
+
+
+def _wait(fd: int, path: str, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LockTimeout(
+                    f"another process holds {path}; see who with 'lslocks', and try again when it is done"
+                ) from None
+            time.sleep(_RETRY_S)
+
+
+def _is_still(fd: int, path: str) -> bool:
+    """Whether PATH still names the locked file: a cleanup may have removed it while we waited."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)

@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mount tables, detached mounts and loop devices.
+
+A loop device made here has AUTOCLEAR: the kernel frees it with its last user, and the only users
+are descriptors and mounts. So nothing outlives a killed process. Sources: mount_namespaces(7),
+proc(5), loop(4), fsopen(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import Iterable, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
+
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+_LO_FLAGS_READ_ONLY = 1
+_LO_FLAGS_AUTOCLEAR = 4
+# struct loop_info64: device, inode, rdevice, offset, sizelimit; number, encrypt_type, key_size, flags; names, key, init
+_LOOP_INFO64 = struct.Struct("QQQQQIIII64s64s32s2Q")
+# struct loop_config: fd, block_size; loop_info64; reserved
+_LOOP_CONFIG_SIZE = 8 + _LOOP_INFO64.size + 64
+_LOOP_MAJOR = 7
+
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/PID/mountinfo; DEVICE is major:minor, SHARED says whether its events propagate."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mount_point: str
+    options: str
+    shared: bool
+    filesystem: str
+    source: str
+
+
+@dataclass(frozen=True)
+class LoopDevice:
+    """A bound loop device: its number and the path its file had (the kernel adds ' (deleted)' to an unlinked one)."""
+
+    number: int
+    backing_file: str
+
+    @property
+    def device(self) -> str:
+        """Its major:minor, as mountinfo writes it."""
+        return f"{_LOOP_MAJOR}:{self.number}"
+
+    @property
+    def path(self) -> str:
+        """Its node in the host's /dev."""
+        return f"/dev/loop{self.number}"
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), field)
+
+
+def parse_mountinfo(lines: Iterable[str]) -> Iterator[Mount]:
+    """Mounts from the lines of /proc/PID/mountinfo (proc(5)); lines that do not fit are passed over."""
+    for line in lines:
+        fields = line.rstrip("\n").split(" ")
+        try:
+            separator = fields.index("-", 6)
+            filesystem, source = fields[separator + 1 : separator + 3]
+        except ValueError:
+            continue
+        yield Mount(
+            mount_id=int(fields[0]),
+            parent_id=int(fields[1]),
+            device=fields[2],
+            root=_unescape(fields[3]),
+            mount_point=_unescape(fields[4]),
+            options=fields[5],
+            shared=any(field.startswith("shared:") for field in fields[6:separator]),
+            filesystem=filesystem,
+            source=_unescape(source),
+        )
+
+
+def read_mounts(pid: int | str = "self") -> list[Mount]:
+    """The mounts that process PID sees; raises OSError when it has ended."""
+    fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = read_all(fd).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(fd)
+    return list(parse_mountinfo(text.split("\n")))
+
+
+def gen_loop_devices() -> Iterator[LoopDevice]:
+    """All bound loop devices of the host, from sysfs."""
+    for name in os.listdir("/sys/block"):
+        if not name.startswith("loop"):
+            continue
+        try:
+            with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                yield LoopDevice(int(name[4:]), file.read()[:-1])
+        except OSError:
+            continue  # not bound, or just freed
+
+
+def loop_open(image_fd: int) -> tuple[int, LoopDevice]:
+    """A held descriptor of the one read-only loop device for the file IMAGE_FD, found again or made.
+
+    While the descriptor is open the device stays; a mount of it keeps it afterwards.
+    The caller holds a lock on the image, else two callers may make a device each.
+    """
+    wanted = os.fstat(image_fd)
+    for device in gen_loop_devices():
+        try:
+            fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        if _loop_is_for(fd, wanted):
+            return fd, device
+        os.close(fd)
+    return _loop_create(image_fd)
+
+
+def _loop_is_for(fd: int, wanted: os.stat_result) -> bool:
+    status = bytearray(_LOOP_INFO64.size)
+    try:
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
+    except OSError:
+        return False  # freed between the look at sysfs and our open
+    device, inode, _rdevice, offset, size_limit, _number, _type, _key_size, flags = _LOOP_INFO64.unpack(status)[:9]
+    return (
+        (device, inode) == (wanted.st_dev, wanted.st_ino)
+        and offset == size_limit == 0
+        and flags & (_LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR) == _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+    )
+
+
+def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
+    backing_file = os.readlink(f"/proc/self/fd/{image_fd}")
+    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+    info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(backing_file)[:63], b"", b"", 0, 0)
+    config = (struct.pack("II", image_fd, 0) + info).ljust(_LOOP_CONFIG_SIZE, b"\0")
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        while True:
+            device = LoopDevice(fcntl.ioctl(control, _LOOP_CTL_GET_FREE), backing_file)
+            fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
+                return fd, device
+            except OSError as error:
+                os.close(fd)
+                if error.errno != errno.EBUSY:  # EBUSY: another process took it first
+                    raise
+    finally:
+        os.close(control)
+
+
+def mount_create(filesystem: str, source: str | None = None, attributes: int = 0, **options: str) -> int:
+    """A detached mount of FILESYSTEM (read-only where SOURCE is a device), as a descriptor.
+
+    Mounts of one device share a superblock and its page cache. Close the descriptor to drop the mount.
+    """
+    context = syscalls.fsopen(filesystem)
+    try:
+        if source is not None:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", source)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "ro")
+        for name, value in options.items():
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, name, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, attributes)
+    finally:
+        os.close(context)
+
+
+def open_beneath(root_fd: int, path: str, flags: int) -> int:
+    """A descriptor for PATH below ROOT_FD that no symlink and no '..' can lead elsewhere."""
+    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH
+    return syscalls.openat2(root_fd, path.strip("/") or ".", flags, resolve)

@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One process, held so that a dead or recycled pid can only fail, and /proc read for many.
+
+A descriptor of the directory /proc/PID belongs to the process, not to the number: once the
+process is gone every look through it fails with ESRCH, whoever has the number by then.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+
+class ProcessGone(Exception):
+    """Process PID ended before or while it was looked at."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"process {pid} has ended")
+        self.pid = pid
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thread: its ids on the host, its process, its name, its id in its innermost pid namespace."""
+
+    tid: int
+    tgid: int
+    comm: str
+    container_tid: int
+
+
+def parse_status(status: bytes) -> dict[str, str]:
+    """Field name → value from the text of /proc/PID/status (proc(5))."""
+    fields = {}
+    for line in status.decode("utf-8", "replace").split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            fields[name] = value.strip()
+    return fields
+
+
+class Process:
+    """A process that is held. Use as a context manager; every method raises ProcessGone when it died."""
+
+    def __init__(self, pid: int) -> None:
+        if pid <= 1:
+            raise ProcessGone(pid)  # Docker says 0 for a stopped container; 1 is the host's own first process
+        self.pid = pid
+        try:
+            self._fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ProcessGone(pid) from error
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the process. Calling it again does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """A descriptor of /proc/PID/NAME; for namespaces and root this follows the kernel's own link."""
+        try:
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise ProcessGone(self.pid) from error
+
+    def read(self, name: str) -> bytes:
+        """The bytes of /proc/PID/NAME."""
+        fd = self.open(name)
+        try:
+            return read_all(fd)
+        except ProcessLookupError as error:
+            raise ProcessGone(self.pid) from error
+        finally:
+            os.close(fd)
+
+    def kill(self, signal_number: int) -> None:
+        """Send SIGNAL_NUMBER to this very process; nothing happens when it has ended (pidfd_send_signal(2))."""
+        try:
+            syscalls.pidfd_send_signal(self._fd, signal_number)
+        except ProcessLookupError:
+            return
+
+    def namespace(self, kind: str) -> str:
+        """The identity of one of its namespaces, such as mnt:[4026531841]; KIND is a name in /proc/PID/ns."""
+        try:
+            return os.readlink(f"ns/{kind}", dir_fd=self._fd)
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise ProcessGone(self.pid) from error
+
+
+def read_all(fd: int) -> bytes:
+    """All bytes from FD up to its end."""
+    parts = []
+    while True:
+        part = os.read(fd, 65536)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def read_pids() -> list[int]:
+    """The pids of all processes that the caller can see now."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def kill_in_mount_namespaces(namespaces: set[str], signal_number: int) -> int:
+    """Send SIGNAL_NUMBER to all processes in the mount NAMESPACES (as Process.namespace names them); how many."""
+    count = 0
+    for pid in read_pids():
+        try:
+            if os.readlink(f"/proc/{pid}/ns/mnt") not in namespaces:
+                continue
+            with Process(pid) as process:
+                if process.namespace("mnt") in namespaces:
+                    process.kill(signal_number)
+                    count += 1
+        except (OSError, ProcessGone):
+            continue  # it ended, or is a zombie without namespaces
+    return count
+
+
+def read_threads(pid: int) -> list[int]:
+    """The thread ids of process PID; empty when it has ended."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def read_task(tid: int) -> Task | None:
+    """Who thread TID is; None when it has ended."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            status = parse_status(file.read())
+        with open(f"/proc/{tid}/comm", "rb") as file:
+            # The name as the process set it: status would escape it.
+            comm = file.read()[:-1].decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Task(
+        tid=tid,
+        tgid=int(status["Tgid"]),
+        comm=comm,
+        container_tid=int(status.get("NSpid", str(tid)).split()[-1]),
+    )
+
+
+def read_parent(pid: int) -> int:
+    """The parent's pid, 0 when PID has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(stat[stat.rindex(b")") + 2 :].split()[1])

@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One tracefs instance: typed reads and writes of its control files.
+
+Source: Documentation/trace/ftrace.rst and events.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import Iterable, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
+
+MOUNT_POINT = "/sys/kernel/tracing"
+_REMOVE_TIMEOUT_S = 3.0
+_PIDS_PER_WRITE = 200
+
+
+class TraceError(FleetError):
+    """tracefs refused something; the text says what and the next step."""
+
+
+@dataclass(frozen=True)
+class CpuStatistics:
+    """per_cpu/cpuN/stats: numbers of events since the buffer was last reset; BYTES are those that wait to be read."""
+
+    entries: int
+    overrun: int
+    commit_overrun: int
+    bytes: int
+    dropped: int
+    read: int
+
+
+def find_tracefs() -> str:
+    """Where tracefs is mounted; raises TraceError when it is not."""
+    points = [mount.mount_point for mount in read_mounts() if mount.filesystem == "tracefs" and mount.root == "/"]
+    if not points:
+        raise TraceError(
+            f"tracefs is not mounted: apply the role crashcart.fleet.install, or 'mount -t tracefs tracefs {MOUNT_POINT}'"
+        )
+    return MOUNT_POINT if MOUNT_POINT in points else points[0]
+
+
+def parse_selected(text: str) -> str:
+    """The word in brackets of a control file that lists choices, such as trace_clock."""
+    return text.partition("[")[2].partition("]")[0]
+
+
+def parse_statistics(text: str) -> CpuStatistics:
+    """CpuStatistics from the text of per_cpu/cpuN/stats."""
+    numbers = {}
+    for line in text.splitlines():
+        name, _colon, value = line.partition(":")
+        if value.strip().isdigit():
+            numbers[name.strip()] = int(value)
+    return CpuStatistics(
+        entries=numbers.get("entries", 0),
+        overrun=numbers.get("overrun", 0),
+        commit_overrun=numbers.get("commit overrun", 0),
+        bytes=numbers.get("bytes", 0),
+        dropped=numbers.get("dropped events", 0),
+        read=numbers.get("read events", 0),
+    )
+
+
+class Instance:
+    """The instance called NAME below the tracefs at ROOT; it need not exist."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.path = os.path.join(root, "instances", name)
+
+    def exists(self) -> bool:
+        """Whether the kernel has it."""
+        return os.path.isdir(self.path)
+
+    def create(self) -> None:
+        """Make it, tracing off."""
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileNotFoundError as error:
+            raise TraceError("the kernel has no tracing instances (CONFIG_TRACING)") from error
+        except OSError as error:
+            raise TraceError(f"cannot make trace instance {self.name}: {error.strerror}") from error
+        self.trace_off()
+
+    def remove(self) -> None:
+        """Take it away, with all it has recorded. For a moment the kernel may find it busy: then again, then say by whom."""
+        for name, value in (("tracing_on", "0"), ("events/enable", "0"), ("set_event_pid", "")):
+            try:
+                self.write(name, value)
+            except TraceError:
+                continue  # rmdir decides
+        deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+        while True:
+            try:
+                os.rmdir(self.path)
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    users = ", ".join(self._find_users()) or "no process that can be seen"
+                    raise TraceError(
+                        f"cannot remove trace instance {self.name}: {error.strerror}; its files are held open by {users}"
+                    ) from error
+                time.sleep(0.01)
+
+    def _find_users(self) -> Iterator[str]:
+        for pid in os.listdir("/proc"):
+            try:
+                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            except OSError:
+                continue
+            if any(link.startswith(self.path + "/") for link in links):
+                yield f"pid {pid}"
+
+    def read(self, name: str) -> str:
+        """The text of control file NAME without the last newline."""
+        return self.read_bytes(name).decode("utf-8", "replace").rstrip("\n")
+
+    def read_bytes(self, name: str) -> bytes:
+        """The bytes of control file NAME."""
+        try:
+            fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise TraceError(f"cannot read {name} of trace instance {self.name}: {error.strerror}") from error
+        try:
+            return read_all(fd)
+        finally:
+            os.close(fd)
+
+    def write(self, name: str, value: str) -> None:
+        """Replace what control file NAME holds by VALUE."""
+        self._write(name, value, os.O_TRUNC)
+
+    def _write(self, name: str, value: str, flags: int) -> None:
+        try:
+            fd = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC | flags)
+            try:
+                os.write(fd, value.encode("utf-8"))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            detail = self._read_error_log() if error.errno == errno.EINVAL else ""
+            raise TraceError(
+                f"the kernel refuses {value!r} for {name} of trace instance {self.name}: {error.strerror}{detail}"
+            ) from error
+
+    def _read_error_log(self) -> str:
+        try:
+            return "; " + self.read("error_log") if self.read("error_log") else ""
+        except TraceError:
+            return ""
+
+    def is_tracing(self) -> bool:
+        """Whether events are recorded."""
+        return self.read("tracing_on") == "1"
+
+    def trace_on(self) -> None:
+        """Record events."""
+        self.write("tracing_on", "1")
+
+    def trace_off(self) -> None:
+        """Stop recording; what is recorded stays."""
+        self.write("tracing_on", "0")
+
+    def read_clock(self) -> str:
+        """The clock that time-stamps events."""
+        return parse_selected(self.read("trace_clock"))
+
+    def read_events(self) -> dict[str, str]:
+        """Enabled events as system:name → filter ('' for none)."""
+        events = {}
+        for line in self.read("set_event").splitlines():
+            name = line.split()[0]
+            text = self.read(f"events/{name.replace(':', '/')}/filter")
+            events[name] = "" if text == "none" else text
+        return events
+
+    def event_enable(self, event: str, event_filter: str) -> None:
+        """Record EVENT (system:name) where EVENT_FILTER lets it pass ('' for always)."""
+        folder = f"events/{event.replace(':', '/')}"
+        if not os.path.isdir(os.path.join(self.path, folder)):
+            raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists the systems it has")
+        self.write(f"{folder}/filter", event_filter or "0")
+        self.write(f"{folder}/enable", "1")
+
+    def events_disable(self) -> None:
+        """Record no event any more."""
+        self.write("events/enable", "0")
+
+    def read_event_pids(self) -> set[int]:
+        """The threads whose events are recorded; empty means those of all."""
+        return {int(word) for word in self.read("set_event_pid").split() if word.isdigit()}
+
+    def add_event_pids(self, tids: Iterable[int]) -> None:
+        """Record the events of TIDS, too."""
+        wanted = sorted(tids)
+        for start in range(0, len(wanted), _PIDS_PER_WRITE):
+            self._write("set_event_pid", " ".join(map(str, wanted[start : start + _PIDS_PER_WRITE])) + "\n", 0)
+
+    def list_cpus(self) -> list[int]:
+        """The CPUs that have a ring buffer."""
+        return sorted(int(name[3:]) for name in os.listdir(os.path.join(self.path, "per_cpu")))
+
+    def read_statistics(self, cpu: int) -> CpuStatistics:
+        """The counters of one CPU's ring buffer."""
+        return parse_statistics(self.read(f"per_cpu/cpu{cpu}/stats"))

@@ -1,0 +1,198 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: crashcart_attach
+short_description: Attach a tool image to running containers, or detach it
+description:
+  - Mounts a tool image of the host's store inside running containers, without a restart and without any help from them
+    (they need no shell, no writable root filesystem, no privileges).
+  - The mount is read-only, without setuid and without devices. The host itself gets no mount, and the loop device
+    goes by itself when the last container detaches or ends.
+  - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
+    Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+  - crashcart.fleet.containers
+attributes:
+  action_group:
+    support: full
+  async:
+    support: none
+  become:
+    support: full
+    details: Needs root on the host.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  state:
+    description:
+      - Whether the image shall be attached.
+      - With V(detached) and no selection, everything that is attached on the host is detached. Paused containers can be
+        detached, too.
+    type: str
+    choices: [attached, detached]
+    default: attached
+  image:
+    description:
+      - Name of an image in the host's store. Without it, V(default).
+      - With O(state=detached), only attachments of this image; without it, of any image.
+    type: str
+  path:
+    description:
+      - Where the image is mounted in the container. Without it, the prefix that the image was built for, usually
+        V(/dev/crashcart); its programs work nowhere else.
+      - With O(state=detached), only attachments at this path; without it, at any path.
+    type: path
+  method:
+    description:
+      - How the image gets into the container. V(fsmount) moves a detached mount there (Linux 5.8); V(auto) takes the best
+        method that the host has, which is V(fsmount) today.
+    type: str
+    choices: [auto, fsmount]
+    default: auto
+  busy:
+    description:
+      - What to do when processes use the tools that are to be detached.
+      - V(fail) names them and leaves the mount. V(lazy) takes the mount out of sight at once; it ends with the last process
+        that uses it.
+    type: str
+    choices: [fail, lazy]
+    default: fail
+seealso:
+  - module: crashcart.fleet.crashcart_image
+  - module: crashcart.fleet.crashcart_exec
+"""
+
+EXAMPLES = r"""
+- name: Attach the default image to two containers
+  crashcart.fleet.crashcart_attach:
+    containers: [api, "worker-*"]
+  become: true
+  register: attached
+
+- name: Say how to get a shell in each
+  ansible.builtin.debug:
+    msg: "{{ attached.attachments | map(attribute='shell') }}"
+
+- name: Attach to every container of a compose project that has no health check
+  crashcart.fleet.crashcart_attach:
+    labels:
+      com.docker.compose.project: shop
+    query: "Config.Healthcheck == null"
+  become: true
+
+- name: Detach everything on the host
+  crashcart.fleet.crashcart_attach:
+    state: detached
+  become: true
+"""
+
+RETURN = r"""
+attachments:
+  description: The selected containers' attachments as they are after the task.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    pid:
+      description: Its first process on the host.
+      type: int
+      sample: 4711
+    path:
+      description: Where the tools are in the container.
+      type: str
+      sample: /dev/crashcart
+    image:
+      description: Name of the image.
+      type: str
+      sample: default
+    digest:
+      description: The image's sha256.
+      type: str
+      sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    method:
+      description: How it was attached.
+      type: str
+      sample: fsmount
+    shell:
+      description: A line for the controller's terminal that gives an interactive shell in the container.
+      type: str
+      sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+
+
+def run(module):
+    require_root()
+    parameters = module.params
+    engine = options.open_engine(module)
+    if parameters["state"] == "attached":
+        containers = options.select(module, engine, required=True)
+        change = attachments.ensure_attached(
+            containers, parameters["image"] or "default", parameters["path"], check_mode=module.check_mode
+        )
+    else:
+        containers = options.select(module, engine, required=False)
+        change = attachments.ensure_detached(
+            containers,
+            parameters["image"],
+            parameters["path"],
+            lazy=parameters["busy"] == "lazy",
+            check_mode=module.check_mode,
+        )
+    return {
+        "changed": change.before != change.after,
+        "attachments": [
+            {**attachment.as_result(), "shell": attachments.shell_line(attachment, parameters["docker_host"])}
+            for attachment in change.after
+        ],
+        "diff": {"before": attachments.describe(change.before), "after": attachments.describe(change.after)},
+    }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            options.ARGUMENTS,
+            state=dict(type="str", choices=["attached", "detached"], default="attached"),
+            image=dict(type="str"),
+            path=dict(type="path"),
+            method=dict(type="str", choices=["auto", "fsmount"], default="auto"),
+            busy=dict(type="str", choices=["fail", "lazy"], default="fail"),
+        ),
+        supports_check_mode=True,
+    )
+    run_module(module, run)
+
+
+if __name__ == "__main__":
+    main()

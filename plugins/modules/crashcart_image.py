@@ -1,0 +1,198 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: crashcart_image
+short_description: Push a tool image from the controller to a host, or remove it
+description:
+  - Copies an image that M(crashcart.fleet.crashcart_build) made on the controller into the host's store, if the store does
+    not have it.
+  - Whether it has it is decided by the digest in the image's manifest, which lies beside the image as C(IMAGE.json), so an
+    image that is there already costs next to nothing.
+  - The copy is verified by its sha256 and renamed into place whole. Containers that have the image's predecessor attached keep it
+    until they detach.
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+attributes:
+  action_group:
+    support: full
+  async:
+    support: none
+  become:
+    support: full
+    details: Needs root on the host. The image travels as the login user.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  src:
+    description:
+      - The image file on the controller. Needed with O(state=present).
+    type: path
+  name:
+    description:
+      - What the image is called on the host.
+    type: str
+    default: default
+  state:
+    description:
+      - Whether the image shall be in the host's store.
+    type: str
+    choices: [present, absent]
+    default: present
+  force:
+    description:
+      - With O(state=absent), remove the image also while it is attached. Containers that have it attached keep it until they detach.
+    type: bool
+    default: false
+requirements:
+  - Linux 5.8 or later on the host
+seealso:
+  - module: crashcart.fleet.crashcart_build
+  - module: crashcart.fleet.crashcart_attach
+"""
+
+EXAMPLES = r"""
+- name: Push the default tools
+  crashcart.fleet.crashcart_image:
+    src: default.squashfs
+  become: true
+  register: pushed
+
+- name: Say which
+  ansible.builtin.debug:
+    var: pushed.image.digest
+
+- name: Remove them
+  crashcart.fleet.crashcart_image:
+    state: absent
+  become: true
+"""
+
+RETURN = r"""
+image:
+  description: The image on the host, V(null) when it is absent.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: What it is called.
+      type: str
+      sample: default
+    digest:
+      description: Its sha256.
+      type: str
+      sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    path:
+      description: Where it lies on the host.
+      type: str
+      sample: /var/lib/crashcart/images/default/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.squashfs
+    arch:
+      description: The architecture of its programs.
+      type: str
+      sample: amd64
+    format:
+      description: Its file system.
+      type: str
+      sample: squashfs
+    size:
+      description: Its size in bytes.
+      type: int
+      sample: 60000000
+    prefix:
+      description: The path that its programs work at.
+      type: str
+      sample: /dev/crashcart
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import census, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+
+
+def ensure_present(name, manifest, staged, check_mode):
+    store.check_manifest(manifest)
+    digest = manifest["digest"]
+    before = store.describe(name)
+    wanted = store.StoredImage(name, digest, manifest)
+    if before != digest and not check_mode:
+        if staged is None:
+            raise store.ImageError("the image was there a moment ago and is gone: try again")
+        with hold_lock("store-" + name):
+            wanted = store.install_image(name, digest, manifest, staged)
+    return {
+        "changed": before != digest,
+        "image": wanted.as_result(),
+        "diff": {"before": {name: before}, "after": {name: digest}},
+    }
+
+
+def find_container_names():
+    """Names of containers by id, for a message; where no engine answers the ids have to do."""
+    try:
+        return {one.id: one.name for one in docker_engine.DockerEngine(None).list_containers()}
+    except ContainerError:
+        return {}
+
+
+def ensure_absent(name, force, check_mode):
+    before = store.describe(name)
+    users = census.list_image_users(name)
+    if users and not force:
+        raise store.ImageError(
+            f"image {name!r} is in use: {', '.join(census.describe_users(users, find_container_names()))}; detach it first, or give force=true to remove it all the same"
+        )
+    if before is not None and not check_mode:
+        with hold_lock("store-" + name):
+            store.remove_image(name)
+    return {"changed": before is not None, "image": None, "diff": {"before": {name: before}, "after": {name: None}}}
+
+
+def run(module):
+    require_root()
+    parameters = module.params
+    store.check_name(parameters["name"])
+    if parameters["state"] == "present":
+        if parameters["_manifest"] is None:
+            raise store.ImageError("this module works through its action plugin, which reads src on the controller")
+        return ensure_present(parameters["name"], parameters["_manifest"], parameters["_staged"], module.check_mode)
+    return ensure_absent(parameters["name"], parameters["force"], module.check_mode)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            src=dict(type="path"),
+            name=dict(type="str", default="default"),
+            state=dict(type="str", choices=["present", "absent"], default="present"),
+            force=dict(type="bool", default=False),
+            # Given by the action plugin: the manifest of src, and where the image was put on the host.
+            _manifest=dict(type="dict"),
+            _staged=dict(type="path"),
+        ),
+        required_if=[("state", "present", ["src"])],
+        supports_check_mode=True,
+    )
+    run_module(module, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: crashcart_info
+short_description: Say what a host can do, what runs there, and what of ours is on it
+description:
+  - Lists running containers, tool images and attachments, and tells which features of the kernel the collection can use and
+    why it cannot use the others.
+  - Lists everything that the collection has put on the host and not yet taken away.
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+  - crashcart.fleet.containers
+attributes:
+  action_group:
+    support: full
+  async:
+    support: full
+  become:
+    support: full
+    details: Without root it sees less of other users' processes, of tracefs and of the engine.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  containers:
+    description:
+      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection every running container is listed.
+  allow_empty:
+    description:
+      - Accept a selection that matches no container, instead of failing with the list of what runs.
+seealso:
+  - module: crashcart.fleet.ftrace_info
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  crashcart.fleet.crashcart_info:
+  become: true
+  register: info
+
+- name: Say what it lacks
+  ansible.builtin.debug:
+    msg: "{{ info.host.features | rejectattr('ok') | map(attribute='reason') }}"
+"""
+
+RETURN = r"""
+host:
+  description: The host.
+  returned: success
+  type: dict
+  contains:
+    kernel:
+      description: The kernel's release.
+      type: str
+      sample: 6.1.0-17-amd64
+    arch:
+      description: The architecture by Debian's name.
+      type: str
+      sample: amd64
+    cgroups:
+      description: The layout of control groups, V(v1), V(hybrid), V(v2) or V(none).
+      type: str
+      sample: v2
+    tracefs:
+      description: Where tracefs is mounted, V(null) when it is not.
+      type: str
+      sample: /sys/kernel/tracing
+    engine:
+      description: The Docker engine's version, V(null) when none answers; then RV(host.engine_error) says why.
+      type: str
+      sample: 20.10.24
+    engine_error:
+      description: Why no engine answers.
+      type: str
+      sample: ""
+    features:
+      description: What the collection needs, with C(name), C(ok) and, where not ok, the C(reason).
+      type: list
+      elements: dict
+      sample: [{name: loop, ok: true, reason: ""}]
+containers:
+  description: The selected containers with C(id), C(name), C(state), C(pid), C(image).
+  returned: success
+  type: list
+  elements: dict
+  sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7"}]
+images:
+  description: The images in the host's store with C(name), C(digest), C(path), C(arch), C(format), C(size), C(prefix), C(tools).
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: default, arch: amd64, format: squashfs, size: 60000000}]
+attachments:
+  description: What is attached in the selected containers, as M(crashcart.fleet.crashcart_attach) returns it.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{container: api, path: /dev/crashcart, image: default}]
+census:
+  description: Everything of the collection's on the host, by kind. All lists are empty after a cleanup.
+  returned: success
+  type: dict
+  contains:
+    loop_devices:
+      description: Loop devices of images.
+      type: list
+      elements: str
+      sample: []
+    mounts:
+      description: Mounts of images, in containers and in commands that run.
+      type: list
+      elements: str
+      sample: []
+    instances:
+      description: Trace instances.
+      type: list
+      elements: str
+      sample: []
+    probes:
+      description: Dynamic events.
+      type: list
+      elements: str
+      sample: []
+    directories:
+      description: Directories.
+      type: list
+      elements: str
+      sample: [/var/lib/crashcart]
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine, options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts, tracefs
+
+
+def find_containers(module):
+    """The engine's version and the selected containers; without an engine none, and why, unless some were asked for."""
+    is_asked = any(module.params[name] for name in ("containers", "labels", "query"))
+    if docker_engine.DOCKER_IMPORT_ERROR and not is_asked:
+        return None, "the Docker SDK for Python is missing (Debian's package python3-docker)", []
+    try:
+        engine = options.open_engine(module)
+        chosen = options.select(module, engine, required=False)
+        return engine.read_version(), "", [one for one in chosen if is_asked or one.state == "running"]
+    except ContainerError as error:
+        if is_asked:
+            raise
+        return None, str(error), []
+
+
+def find_tracefs():
+    try:
+        return tracefs.find_tracefs()
+    except tracefs.TraceError:
+        return None
+
+
+def run(module):
+    version, engine_error, containers = find_containers(module)
+    return {
+        "changed": False,
+        "host": {
+            "kernel": os.uname().release,
+            "arch": store.find_architecture(),
+            "cgroups": cgroups.find_version(mounts.read_mounts()),
+            "tracefs": find_tracefs(),
+            "engine": version,
+            "engine_error": engine_error,
+            "features": [vars(feature) for feature in features.list_features()],
+        },
+        "containers": [container.as_result() for container in containers],
+        "images": census.describe_images(),
+        "attachments": [one.as_result() for one in attachments.list_attachments(containers)],
+        "census": census.take_census(),
+    }
+
+
+def main():
+    run_module(AnsibleModule(argument_spec=options.ARGUMENTS, supports_check_mode=True), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ftrace_fetch
+short_description: Bring the traces of containers to the controller
+description:
+  - Drains the ring buffers of trace instances and writes each as a C(trace.dat) file on the controller, which
+    M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read.
+  - What is fetched is gone from the kernel. Tracing goes on where it was on; the next fetch brings what came since.
+  - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+  - crashcart.fleet.containers
+attributes:
+  action_group:
+    support: full
+  async:
+    support: none
+  become:
+    support: full
+    details: Needs root on the host. The captures travel as the login user.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+    details: A buffer that was fetched and has recorded nothing since is not fetched again.
+  platform:
+    platforms: linux
+    support: full
+options:
+  containers:
+    description:
+      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection the traces of all containers
+        are fetched, also of those that are gone.
+    type: list
+    elements: str
+  dest:
+    description:
+      - Folder on the controller. Captures go to C(DEST/HOST/CONTAINER/STAMP.dat), manifests to C(STAMP.json) beside them.
+    type: path
+    required: true
+seealso:
+  - module: crashcart.fleet.ftrace_instance
+  - module: crashcart.fleet.ftrace_report
+"""
+
+EXAMPLES = r"""
+- name: Fetch the trace of one container
+  crashcart.fleet.ftrace_fetch:
+    containers: api
+    dest: traces
+  become: true
+  register: fetched
+
+- name: Stop if events were lost
+  ansible.builtin.assert:
+    that: fetched.captures | map(attribute='manifest.complete') is all
+"""
+
+RETURN = r"""
+captures:
+  description: One entry for each instance.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: The trace on the controller, V(null) where the buffer held no event.
+      type: str
+      sample: traces/web1/api/20261121T231500.000000Z.dat
+    manifest:
+      description: What the manifest says, without its lists of tasks and system calls.
+      type: dict
+      contains:
+        complete:
+          description: Whether no event was lost since the last fetch, or since the start.
+          type: bool
+          sample: true
+        lost:
+          description: How many events were lost.
+          type: int
+          sample: 0
+        lost_exact:
+          description: Whether that number is exact; if not, at least so many were lost.
+          type: bool
+          sample: true
+        entries:
+          description: How many events the buffers held.
+          type: int
+          sample: 12345
+        container:
+          description: C(id), C(name), C(image) and C(labels) of the container.
+          type: dict
+          sample: {name: api}
+        cpus:
+          description: The kernel's counters for each CPU, and what was lost there.
+          type: list
+          elements: dict
+          sample: [{cpu: 0, entries: 12345, overrun: 0, lost: 0}]
+        clock:
+          description: The clock of the time stamps.
+          type: str
+          sample: mono
+        clock_offset_ns:
+          description: Nanoseconds to add to a time stamp to get real time.
+          type: int
+          sample: 1790000000000000000
+        sha256:
+          description: Digest of the trace file.
+          type: str
+          sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+
+
+def run(module):
+    require_root()
+    found = selection.select_instances(module, tracefs.find_tracefs())
+    if module.check_mode:
+        counts = [capture.count_entries(one) for one in found]
+        return {"changed": any(counts), "captures": []}
+    captures = capture.stage(found, module.params["_stage"])
+    return {"changed": any(one["manifest"]["entries"] for one in captures), "captures": captures}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            options.ARGUMENTS,
+            dest=dict(type="path", required=True),
+            # Given by the action plugin: the file on the host to put the captures into.
+            _stage=dict(type="path"),
+        ),
+        supports_check_mode=True,
+    )
+    run_module(module, run)
+
+
+if __name__ == "__main__":
+    main()
