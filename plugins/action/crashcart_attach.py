@@ -28,7 +28,9 @@ class ActionModule(ActionBase):
 
     def _extend(self, line: str) -> str:
         """LINE, a command of the host, as a command of the controller."""
-        if self._connection.become is not None and self._connection.become.name.endswith("sudo"):
+        become = self._connection.become
+        # As the base class decides: nobody becomes who he is.
+        if become is not None and self._get_remote_user() != self.get_become_option("become_user"):
             line = f"sudo {line}"
         if self._connection.transport != "ssh":
             return line

@@ -53,7 +53,7 @@ class ActionModule(ActionBase):
         return result
 
     def _bring_home(self, captures: list[dict[str, Any]], stage: str, folder: str, host: str) -> None:
-        filled = [capture for capture in captures if capture["manifest"]["entries"]]
+        filled = [capture for capture in captures if capture["manifest"]["pages"]]
         for capture in captures:
             capture["path"] = None
         if filled:
@@ -68,7 +68,9 @@ class ActionModule(ActionBase):
         for capture in captures:
             del capture["pages"], capture["head"]
             # These are in the manifest's file; in a result they would only be in the way.
-            capture["manifest"] = {name: value for name, value in capture["manifest"].items() if name not in ("tasks", "syscalls")}
+            capture["manifest"] = {
+                name: value for name, value in capture["manifest"].items() if name not in ("tasks", "syscalls")
+            }
 
 
 def make_file_name(text: str) -> str:

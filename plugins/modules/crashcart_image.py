@@ -157,8 +157,9 @@ def ensure_absent(name, force, check_mode):
     before = store.describe(name)
     users = census.list_image_users(name)
     if users and not force:
+        phrases = ", ".join(census.describe_users(users, find_container_names()))
         raise store.ImageError(
-            f"image {name!r} is in use: {', '.join(census.describe_users(users, find_container_names()))}; detach it first, or give force=true to remove it all the same"
+            f"image {name!r} is in use: {phrases}; detach it first, or give force=true to remove it all the same"
         )
     if before is not None and not check_mode:
         with hold_lock("store-" + name):

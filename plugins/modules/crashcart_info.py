@@ -187,7 +187,7 @@ def run(module):
             "tracefs": find_tracefs(),
             "engine": version,
             "engine_error": engine_error,
-            "features": [vars(feature) for feature in features.list_features()],
+            "features": [vars(feature) for feature in [*features.list_features(), *docker_engine.list_features()]],
         },
         "containers": [container.as_result() for container in containers],
         "images": census.describe_images(),

@@ -137,7 +137,7 @@ def run(module):
         counts = [capture.count_entries(one) for one in found]
         return {"changed": any(counts), "captures": []}
     captures = capture.stage(found, module.params["_stage"])
-    return {"changed": any(one["manifest"]["entries"] for one in captures), "captures": captures}
+    return {"changed": any(one["manifest"]["pages"] for one in captures), "captures": captures}
 
 
 def main():

@@ -40,8 +40,7 @@ def parse_format(text: str, system: str) -> EventFormat:
     """An EventFormat from the text of events/SYSTEM/NAME/format."""
     name = number = ""
     fields = {}
-    for line in text.splitlines():
-        line = line.strip()
+    for line in map(str.strip, text.splitlines()):
         if line.startswith("name:"):
             name = line[5:].strip()
         elif line.startswith("ID:"):

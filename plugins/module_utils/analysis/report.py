@@ -15,16 +15,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 
-_HEADINGS = ("PROCESS", "PID", "IN CONTAINER", "SYSCALL", "CALLS", "ERRORS", "TOTAL ms", "P99 us")
-_NUMBERS = frozenset({"PID", "IN CONTAINER", "CALLS", "TOTAL ms", "P99 us"})
-_MAX_TEXT_ROWS = 200
+_HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
+_NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
+_MAX_TEXT_ROWS = 40
 
 
 def list_captures(source: str) -> list[str]:
     """The trace.dat files that SOURCE, a file or a folder with captures below it, means, in the order of their paths."""
     if os.path.isdir(source):
         found = sorted(
-            os.path.join(folder, name) for folder, _folders, names in os.walk(source) for name in names if name.endswith(".dat")
+            os.path.join(folder, name)
+            for folder, _folders, names in os.walk(source)
+            for name in names
+            if name.endswith(".dat")
         )
         if not found:
             raise FleetError(f"no capture (*.dat) lies below {source}: fetch one with ftrace_fetch")
@@ -68,7 +71,8 @@ def summarize_capture(capture: str, root: str) -> dict[str, Any]:
         "start": _real_time(table.first_time, manifest),
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
-        "syscalls": [_describe(row) for row in table.rows],
+        "programs": [_describe(row) for row in table.programs],
+        "processes": [_describe(row) for row in table.processes],
         "errors": _sum_errors(table),
     }
 
@@ -79,7 +83,7 @@ def _describe(row: SyscallRow) -> dict[str, Any]:
 
 def _sum_errors(table: TraceTable) -> dict[str, int]:
     total: dict[str, int] = {}
-    for row in table.rows:
+    for row in table.processes:
         for name, count in row.errors.items():
             total[name] = total.get(name, 0) + count
     return total
@@ -102,12 +106,12 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     host = _clean(one["host"] or "an unknown host")
     lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {one['lost']} events lost")
     yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
-    rows = one["syscalls"][:_MAX_TEXT_ROWS]
+    rows = one["programs"][:_MAX_TEXT_ROWS]
     if not rows:
         yield "  no system call was recorded"
     else:
         yield from _gen_table([_cells(row) for row in rows])
-    if len(one["syscalls"]) > _MAX_TEXT_ROWS:
+    if len(one["programs"]) > _MAX_TEXT_ROWS:
         yield f"  and {len(one['syscalls']) - _MAX_TEXT_ROWS} more rows in summary.json"
     yield ""
 
@@ -116,13 +120,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     errors = ", ".join(f"{name} {count}" for name, count in row["errors"].items())
     return (
         _clean(row["name"]),
-        str(row["pid"]),
-        str(row["container_pid"] or "-"),
+        str(row["pids"][0]) if len(row["pids"]) == 1 else f"{len(row['pids'])} of them",
         _clean(row["syscall"]),
         str(row["calls"]),
-        errors or "-",
         f"{row['total_ns'] / 1e6:.3f}" if row["measured"] else "-",
         f"{row['p99_ns'] / 1e3:.1f}" if row["measured"] else "-",
+        errors or "-",
     )
 
 
@@ -140,3 +143,35 @@ def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 def _clean(text: str) -> str:
     """TEXT with '?' for what a terminal might obey or hide."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def summarize_source(source: str) -> dict[str, Any]:
+    """What summary.json holds for SOURCE, a capture or a folder."""
+    root = source if os.path.isdir(source) else os.path.dirname(source) or "."
+    return {"captures": [summarize_capture(capture, root) for capture in list_captures(source)]}
+
+
+def write_report(
+    summary: dict[str, Any], dest: str, formats: list[str], *, check_mode: bool
+) -> tuple[bool, dict[str, str]]:
+    """Write SUMMARY below folder DEST as FORMATS say: whether a file changed, and the files by format."""
+    texts = {"json": json.dumps(summary, indent=1) + "\n", "text": format_summary(summary)}
+    names = {"json": "summary.json", "text": "summary.txt"}
+    files = {one: os.path.join(dest, names[one]) for one in formats}
+    stale = [one for one, path in files.items() if _read_text(path) != texts[one]]
+    if stale and not check_mode:
+        os.makedirs(dest, exist_ok=True)
+        for one in stale:
+            temporary = files[one] + ".part"
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(texts[one])
+            os.rename(temporary, files[one])
+    return bool(stale), files
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -17,19 +17,22 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks imp
 _SYS_ENTER = "raw_syscalls:sys_enter"
 _SYS_EXIT = "raw_syscalls:sys_exit"
 _MAX_ERRNO = 4095
+_NO_SYSCALL = -1
+# A child's first event is its exit, with 0, from the call that its parent made.
+_CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 # Beyond what programs see: the kernel restarts these calls, or turns them into EINTR (include/linux/errno.h).
 _RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
 
 
 @dataclass(frozen=True)
 class SyscallRow:
-    """One process's use of one system call.
+    """The use of one system call by a process (PIDS has its number), or by all processes of one name.
 
     CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time.
     """
 
     name: str
-    pid: int
+    pids: list[int]
     container_pid: int | None
     syscall: str
     calls: int
@@ -46,9 +49,13 @@ class SyscallRow:
 
 @dataclass(frozen=True)
 class TraceTable:
-    """The rows of a trace, most failures first, then most calls; TIMES are nanoseconds of its clock."""
+    """A trace's rows by process, and by name for all processes of a name; most failures first, then most calls.
 
-    rows: list[SyscallRow]
+    Times are nanoseconds of the trace's clock.
+    """
+
+    processes: list[SyscallRow]
+    programs: list[SyscallRow]
     events: int
     first_time: int
     last_time: int
@@ -75,23 +82,35 @@ def name_errno(number: int) -> str:
 def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
     """The table of TRACE; MANIFEST names its system calls and its tasks."""
     names = TaskNames(manifest.get("tasks", []), trace.head.cmdlines)
-    batches = 0
+    events = 0
     enters: list[list[Ints]] = []
     exits: list[list[Ints]] = []
     first, last = 1 << 62, 0
     for batch in trace.gen_batches():
         if not batch.times.size:
             continue
-        batches += batch.times.size
+        events += int(batch.times.size)
         first, last = min(first, int(batch.times.min())), max(last, int(batch.times.max()))
         names.feed(batch, trace.formats)
         enters.append(_columns(batch, trace, _SYS_ENTER, None))
         exits.append(_columns(batch, trace, _SYS_EXIT, "ret"))
     names.finish()
-    calls = pair_calls(_join(enters), _join(exits))
-    rows = _group(calls, names, {int(number): name for number, name in manifest.get("syscalls", {}).items()})
-    rows.sort(key=lambda row: (-row.failures, -row.calls, row.name, row.pid, row.syscall))
-    return TraceTable(rows, batches, first if batches else 0, last)
+    syscalls = {int(number): name for number, name in manifest.get("syscalls", {}).items()}
+    calls = _drop_births(pair_calls(_join(enters), _join(exits)), syscalls)
+    pids, name_numbers, known_names = _identify(calls, names)
+    tables = []
+    for first_key in (pids, np.zeros_like(pids)):
+        rows = []
+        for members in _gen_groups([first_key, name_numbers, calls.numbers]):
+            rows.append(_make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls))
+        tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
+    return TraceTable(tables[0], tables[1], events, first if events else 0, last)
+
+
+def _drop_births(calls: _Calls, syscalls: dict[int, str]) -> _Calls:
+    clones = [number for number, name in syscalls.items() if name in _CLONES]
+    kept = ~(np.isin(calls.numbers, clones) & calls.has_ended & ~calls.measured & (calls.results == 0))
+    return _Calls(**{name: column[kept] for name, column in vars(calls).items()})
 
 
 def _columns(batch: Batch, trace: Trace, event: str, value: str | None) -> list[Ints]:
@@ -115,17 +134,22 @@ def pair_calls(enters: list[Ints], exits: list[Ints]) -> _Calls:
     """Calls from the events of entry and exit (each: threads, times, numbers, results).
 
     An exit belongs to the event before it in its thread if that is the entry of the same call. What finds no partner is
-    a call, too: it was under way when the trace began or ended, or its partner was lost.
+    a call, too: it was under way when the trace began or ended, or its partner was lost. The exit of rt_sigreturn has the
+    number -1 and the registers of what the signal had interrupted, so it is no result.
     """
     tids, times, numbers, results = (np.concatenate(pair) for pair in zip(enters, exits))
     is_exit = np.concatenate([np.zeros(enters[0].size, bool), np.ones(exits[0].size, bool)])
     order = np.lexsort((is_exit, times, tids))
     tids, times, numbers, results, is_exit = (column[order] for column in (tids, times, numbers, results, is_exit))
     is_pair = np.zeros(tids.size, bool)  # true at an exit whose entry stands before it
-    is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & (tids[1:] == tids[:-1]) & (numbers[1:] == numbers[:-1])
+    is_return = is_exit & (numbers == _NO_SYSCALL)
+    is_same = (numbers[1:] == numbers[:-1]) | is_return[1:]
+    is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & (tids[1:] == tids[:-1]) & is_same
+    numbers[1:] = np.where(is_pair[1:], numbers[:-1], numbers[1:])
+    results = np.where(is_return, 0, results)
     has_partner = np.zeros(tids.size, bool)
     has_partner[:-1] = is_pair[1:]
-    is_call = is_exit | ~has_partner
+    is_call = (is_exit & (numbers != _NO_SYSCALL)) | (~is_exit & ~has_partner)
     durations = np.zeros(tids.size, np.int64)
     durations[1:] = times[1:] - times[:-1]
     return _Calls(
@@ -139,32 +163,37 @@ def pair_calls(enters: list[Ints], exits: list[Ints]) -> _Calls:
     )
 
 
-def _group(calls: _Calls, names: TaskNames, syscalls: dict[int, str]) -> list[SyscallRow]:
-    pids, name_numbers, known_names = _identify(calls, names)
-    keys = np.stack([pids, name_numbers, calls.numbers]) if calls.tids.size else np.zeros((3, 0), np.int64)
+def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
+    """Indices of the entries that are equal in all KEYS, group by group."""
     order = np.lexsort(keys[::-1])
-    sorted_keys = keys[:, order]
-    starts = np.flatnonzero(np.any(np.diff(sorted_keys, axis=1, prepend=np.int64(-(1 << 62))), axis=0))
-    rows = []
-    for members in np.split(order, starts[1:]) if starts.size else []:
-        pid, name_number, number = (int(part) for part in keys[:, members[0]])
-        results = calls.results[members]
-        failed = calls.has_ended[members] & (results < 0) & (results >= -_MAX_ERRNO)
-        durations = calls.durations[members][calls.measured[members]]
-        rows.append(
-            SyscallRow(
-                name=known_names[name_number],
-                pid=pid,
-                container_pid=names.find_container_pid(pid),
-                syscall=syscalls.get(number, f"syscall {number}"),
-                calls=int(members.size),
-                errors=dict(Counter(name_errno(-value) for value in results[failed].tolist()).most_common()),
-                measured=int(durations.size),
-                total_ns=int(durations.sum()),
-                p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
-            )
-        )
-    return rows
+    if not order.size:
+        return
+    is_first = np.zeros(order.size, bool)
+    for key in keys:
+        column = key[order]
+        is_first[1:] |= column[1:] != column[:-1]
+    yield from np.split(order, np.flatnonzero(is_first))
+
+
+def _make_row(
+    calls: _Calls, members: Ints, pids: Ints, name: str, names: TaskNames, syscalls: dict[int, str]
+) -> SyscallRow:
+    number = int(calls.numbers[members[0]])
+    results = calls.results[members]
+    failed = calls.has_ended[members] & (results < 0) & (results >= -_MAX_ERRNO)
+    durations = calls.durations[members][calls.measured[members]]
+    own_pids = np.unique(pids[members]).tolist()
+    return SyscallRow(
+        name=name,
+        pids=own_pids,
+        container_pid=names.find_container_pid(own_pids[0]) if len(own_pids) == 1 else None,
+        syscall=syscalls.get(number, f"syscall {number}"),
+        calls=int(members.size),
+        errors=dict(Counter(name_errno(-value) for value in results[failed].tolist()).most_common()),
+        measured=int(durations.size),
+        total_ns=int(durations.sum()),
+        p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
+    )
 
 
 def _identify(calls: _Calls, names: TaskNames) -> tuple[Ints, Ints, list[str]]:

@@ -74,7 +74,9 @@ class TaskNames:
         for time, tid, old, new in sorted(self._changes):
             history = self._histories.get(tid)
             if history is None:
-                history = self._histories[tid] = _History([-(1 << 62)], [old or self._last_names.get(tid, UNKNOWN_NAME)])
+                history = self._histories[tid] = _History(
+                    [-(1 << 62)], [old or self._last_names.get(tid, UNKNOWN_NAME)]
+                )
             history.times.append(time)
             history.names.append(new)
 

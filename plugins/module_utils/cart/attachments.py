@@ -139,7 +139,9 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], *, lazy: bool
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     counts = [sum(one.container.id == target.container.id for one in found) for target in targets]
     path = found[0].path
-    _run(targets, path, lambda index, parent_fd, name: _detach_here(counts[index], flags, parent_fd, name), "detach from")
+    _run(
+        targets, path, lambda index, parent_fd, name: _detach_here(counts[index], flags, parent_fd, name), "detach from"
+    )
 
 
 def find_folders(targets: Sequence[Target], path: str) -> list[str]:
@@ -284,9 +286,7 @@ class Change:
     after: list[Attachment]
 
 
-def ensure_attached(
-    containers: Sequence[Container], image_name: str, path: str | None, *, check_mode: bool
-) -> Change:
+def ensure_attached(containers: Sequence[Container], image_name: str, path: str | None, *, check_mode: bool) -> Change:
     """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix)."""
     image = store.get_image(image_name)
     store.check_manifest(image.manifest)
@@ -305,7 +305,8 @@ def ensure_attached(
                 if found not in ("missing", "empty"):
                     raise ContainerError(f"cannot attach to container {target.container.name} at {path}: {found}")
             planned = {
-                target.container.id: Attachment(target.container, path, image.name, image.digest, "") for target in missing
+                target.container.id: Attachment(target.container, path, image.name, image.digest, "")
+                for target in missing
             }
             present = {attachment.container.id: attachment for attachment in before}
             merged = {**planned, **present}

@@ -15,6 +15,7 @@ import errno
 import gc
 import json
 import os
+import select
 import selectors
 import shlex
 import signal
@@ -47,6 +48,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 MAX_OUTPUT_BYTES = 4 << 20
 _MAX_RUNNING = 32
+_REAP_S = 1.0
 _NAMESPACES = {
     "net": syscalls.CLONE_NEWNET,
     "ipc": syscalls.CLONE_NEWIPC,
@@ -187,10 +189,10 @@ def _find_pause(sessions: Sequence[_Session]) -> float | None:
     return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
 
-def kill_namespaces(namespaces: set[str]) -> None:
-    """End every process in the private mount NAMESPACES: also those that left their parent's session."""
+def kill_namespaces(namespaces: set[str], spare: int = 0) -> None:
+    """End every process in the private mount NAMESPACES but SPARE: also those that left their parent's session."""
     deadline = time.monotonic() + TIMEOUT_S
-    while namespaces and kill_in_mount_namespaces(namespaces, signal.SIGKILL):
+    while namespaces and kill_in_mount_namespaces(namespaces, signal.SIGKILL, spare):
         if time.monotonic() > deadline:
             raise ExecutionError("processes of a command do not end on SIGKILL")
         time.sleep(0.001)
@@ -299,7 +301,9 @@ class _Session:
             if self.namespace:
                 self.result.timed_out = True
                 self.result.rc = 128 + signal.SIGKILL
-                kill_namespaces({self.namespace})
+                # The helper goes last: it takes the command's end from the kernel, else a zombie stays in the container.
+                kill_namespaces({self.namespace}, spare=self._pid)
+                select.select([self._channel], [], [], _REAP_S)
             else:
                 self.result.error = f"entering the container took more than {TIMEOUT_S:g} s"
             self._finish()
@@ -491,7 +495,9 @@ def parse_command(
     if not words or not words[0]:
         raise ExecutionError("the command is empty: give a program's name first")
     if any("\0" in text for text in texts) or any("=" in name or not name for name in env):
-        raise ExecutionError("a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='")
+        raise ExecutionError(
+            "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
+        )
     return Command(
         argv=tuple(words),
         env={name: str(value) for name, value in env.items()},
@@ -542,9 +548,7 @@ def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[sto
     loop_devices = find_loop_devices()
     image: store.StoredImage | None = None
     for target in targets:
-        attached = [
-            one for one in find_attachments(target, loop_devices) if image_name in (None, one.image)
-        ]
+        attached = [one for one in find_attachments(target, loop_devices) if image_name in (None, one.image)]
         if attached:
             sources.append(attached[-1])
             continue

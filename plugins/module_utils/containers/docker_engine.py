@@ -9,6 +9,7 @@ import traceback
 from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
 
 DOCKER_IMPORT_ERROR: str | None = None
 try:
@@ -27,6 +28,14 @@ except ImportError:
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 20
+
+
+def list_features() -> list[Feature]:
+    """Whether the libraries are there that the host needs for this engine."""
+    return [
+        Feature("docker_sdk", not DOCKER_IMPORT_ERROR, (DOCKER_IMPORT_ERROR and "install python3-docker") or ""),
+        Feature("jmespath", not JMESPATH_IMPORT_ERROR, (JMESPATH_IMPORT_ERROR and "install python3-jmespath") or ""),
+    ]
 
 
 class DockerEngine:

@@ -53,7 +53,9 @@ def select(module: Any, engine: docker_engine.DockerEngine, *, required: bool) -
     """
     selector = parse_selector(module, engine)
     if required and selector.is_empty:
-        raise ContainerError("say which containers: give containers, labels or query (containers='*' means all that run)")
+        raise ContainerError(
+            "say which containers: give containers, labels or query (containers='*' means all that run)"
+        )
     listed = engine.list_containers()
     chosen = select_containers(selector, listed, running_only=required)
     if not chosen and not selector.is_empty and not module.params["allow_empty"]:

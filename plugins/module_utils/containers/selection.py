@@ -62,7 +62,9 @@ def _match(pattern: str, containers: list[Container], running: list[Container]) 
         found = [container for container in containers if container.id.startswith(pattern)]
         if len(found) > 1:
             names = ", ".join(f"{container.name} ({container.short_id})" for container in found)
-            raise ContainerError(f"{pattern!r} is ambiguous: it begins the ids of {names}; give more digits or the name")
+            raise ContainerError(
+                f"{pattern!r} is ambiguous: it begins the ids of {names}; give more digits or the name"
+            )
         if found:
             return found
     if _GLOB_CHARACTERS.isdisjoint(pattern):

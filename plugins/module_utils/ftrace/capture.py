@@ -132,7 +132,16 @@ def summarize_loss(
     cpus = []
     for cpu, loss in losses.items():
         entries = before[cpu].entries
-        cpus.append({"cpu": cpu, **vars(after[cpu]), "entries": entries, "pages": loss.pages, "lost": loss.lost, "exact": loss.exact})
+        cpus.append(
+            {
+                "cpu": cpu,
+                **vars(after[cpu]),
+                "entries": entries,
+                "pages": loss.pages,
+                "lost": loss.lost,
+                "exact": loss.exact,
+            }
+        )
     lost = sum(loss.lost for loss in losses.values())
     # These two stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
     refused = sum(one.dropped + one.commit_overrun for one in after.values())
@@ -140,6 +149,7 @@ def summarize_loss(
     return {
         "cpus": cpus,
         "entries": sum(one.entries for one in before.values()),
+        "pages": sum(loss.pages for loss in losses.values()),
         "lost": lost + refused,
         "lost_exact": exact,
         "complete": exact and lost + refused == 0,
@@ -192,7 +202,7 @@ def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], 
     ftrace_folder = os.path.join(top.path, "events/ftrace")
     names = sorted(name for name in os.listdir(ftrace_folder) if os.path.isdir(os.path.join(ftrace_folder, name)))
     uname = platform.uname()
-    statistics = [f"CPU: {cpu}\n{instance.read(f'per_cpu/cpu{cpu}/stats')}\n\0".encode("utf-8") for cpu in cpus]
+    statistics = [f"CPU: {cpu}\n{instance.read(f'per_cpu/cpu{cpu}/stats')}\n\0".encode() for cpu in cpus]
     return tracedat.Head(
         page_size=page_size,
         header_page=instance.read_bytes("events/header_page"),
@@ -203,7 +213,7 @@ def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], 
         cmdlines=_format_cmdlines(tasks, top.read("saved_cmdlines")),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
-            (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode("utf-8")),
+            (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
             *((tracedat.OPTION_CPUSTAT, text) for text in statistics),
         ],
     )
@@ -256,7 +266,11 @@ def _describe_container(one: TraceInstance) -> dict[str, Any]:
 
 def _read_clock_offset(clock: str) -> int | None:
     """Nanoseconds to add to a time stamp of CLOCK to get real time; None for clocks that user space cannot read."""
-    clocks = {"mono": time.CLOCK_MONOTONIC, "mono_raw": time.CLOCK_MONOTONIC_RAW, "boot": getattr(time, "CLOCK_BOOTTIME", None)}
+    clocks = {
+        "mono": time.CLOCK_MONOTONIC,
+        "mono_raw": time.CLOCK_MONOTONIC_RAW,
+        "boot": getattr(time, "CLOCK_BOOTTIME", None),
+    }
     number = clocks.get(clock)
     if number is None:
         return None

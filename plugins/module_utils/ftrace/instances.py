@@ -43,6 +43,10 @@ class TraceInstance:
         """The container's name, or what is left of its id."""
         return self.container.name if self.container else self.container_id
 
+    def find_state(self) -> str:
+        """Its state in the words of ftrace_instance."""
+        return "started" if self.instance.is_tracing() else "stopped"
+
     def as_result(self) -> dict[str, Any]:
         """What modules return of an instance."""
         instance = self.instance
@@ -51,7 +55,7 @@ class TraceInstance:
             "name": instance.name,
             "container": self.container_name,
             "id": self.container_id,
-            "state": "started" if instance.is_tracing() else "stopped",
+            "state": self.find_state(),
             "clock": instance.read_clock(),
             "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
             "events": instance.read_events(),
@@ -196,20 +200,14 @@ def _configure(instance: Instance, present: Settings | None, settings: Settings)
         raise
 
 
-def ensure_stopped(found: Sequence[TraceInstance], *, check_mode: bool) -> list[str]:
-    """Stop recording in all of FOUND and keep what they have; names of those that recorded."""
-    running = [one for one in found if one.instance.exists() and one.instance.is_tracing()]
-    if not check_mode:
-        for one in running:
-            one.instance.trace_off()
-    return [one.instance.name for one in running]
+def stop(found: Sequence[TraceInstance]) -> None:
+    """Stop recording in all of FOUND; they keep what they have."""
+    for one in found:
+        one.instance.trace_off()
 
 
-def ensure_absent(found: Sequence[TraceInstance], *, check_mode: bool) -> list[str]:
-    """Remove all of FOUND with what they have recorded; names of those that were there."""
-    present = [one for one in found if one.instance.exists()]
-    if not check_mode:
-        for one in present:
-            with hold_lock("trace-" + one.container_id[:SHORT_ID_LENGTH]):
-                one.instance.remove()
-    return [one.instance.name for one in present]
+def remove(found: Sequence[TraceInstance]) -> None:
+    """Remove all of FOUND with what they have recorded."""
+    for one in found:
+        with hold_lock("trace-" + one.container_id[:SHORT_ID_LENGTH]):
+            one.instance.remove()

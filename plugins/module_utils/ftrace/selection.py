@@ -11,34 +11,47 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     SHORT_ID_LENGTH,
     ContainerError,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
 
 
-def select_instances(module: Any, root: str) -> list[TraceInstance]:
+def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> list[TraceInstance]:
     """The existing instances that MODULE's options select; all of ours when they select nothing.
 
     A container that was removed is known by the beginning of its id, twelve digits or more.
-    Raises ContainerError for a container without an instance, unless allow_empty.
+    Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty.
     """
+    if not any(module.params[name] for name in ("containers", "labels", "query")):
+        return _select_all(module, root)
     engine = options.open_engine(module)
     listed = engine.list_containers()
     instances = list_instances(root, listed)
     selector = options.parse_selector(module, engine)
-    if selector.is_empty:
-        chosen = instances
-    else:
-        orphans = [one for one in instances if one.container is None]
-        gone = {one.container_id for one in orphans}
-        named = {pattern for pattern in selector.patterns if pattern[:SHORT_ID_LENGTH] in gone}
-        chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
-        rest = selector.without(named)
-        if rest is not None:
-            wanted = {one.id for one in select_containers(rest, listed, running_only=False)}
-            chosen += [one for one in instances if one.container is not None and one.container.id in wanted]
-    if not chosen and not selector.is_empty and not module.params["allow_empty"]:
+    orphans = [one for one in instances if one.container is None]
+    gone = {one.container_id for one in orphans}
+    named = {pattern for pattern in selector.patterns if pattern[:SHORT_ID_LENGTH] in gone}
+    chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
+    rest = selector.without(named)
+    if rest is not None:
+        wanted = {one.id for one in select_containers(rest, listed, running_only=False)}
+        chosen += [one for one in instances if one.container is not None and one.container.id in wanted]
+    if not chosen and not untraced_ok and not module.params["allow_empty"]:
         traced = ", ".join(one.container_name for one in instances) or "none"
-        raise ContainerError(f"the selection matches no traced container; traced are: {traced} (allow_empty=true accepts this)")
-    return [
-        TraceInstance(one.instance, engine.refresh(one.container) if one.container is not None else None) for one in chosen
-    ]
+        raise ContainerError(
+            f"the selection matches no traced container; traced are: {traced} (allow_empty=true accepts this)"
+        )
+    return [_refresh(one, engine) for one in chosen]
+
+
+def _select_all(module: Any, root: str) -> list[TraceInstance]:
+    """All instances of ours. The engine only says their containers' names, and may be gone."""
+    try:
+        engine = options.open_engine(module)
+        return [_refresh(one, engine) for one in list_instances(root, engine.list_containers())]
+    except ContainerError:
+        return list_instances(root, [])
+
+
+def _refresh(one: TraceInstance, engine: DockerEngine) -> TraceInstance:
+    return TraceInstance(one.instance, engine.refresh(one.container)) if one.container is not None else one

@@ -107,7 +107,7 @@ class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         if count > _MAX_SECTION:
             raise TraceFileError(f"a section of {count} bytes in the head of a trace is not believable")
         data = self._file.read(count)
@@ -116,16 +116,16 @@ class _Reader:
         return data
 
     def expect(self, wanted: bytes) -> None:
-        if self.bytes(len(wanted)) != wanted:
+        if self.take(len(wanted)) != wanted:
             raise TraceFileError("not a trace.dat of version 6 and this machine's byte order")
 
     def number(self, code: str) -> int:
-        return int(struct.unpack(code, self.bytes(struct.calcsize(code)))[0])
+        return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
 
     def text(self) -> str:
         name = bytearray()
         while True:
-            byte = self.bytes(1)
+            byte = self.take(1)
             if byte == b"\0":
                 return name.decode("utf-8", "replace")
             name += byte
@@ -136,7 +136,7 @@ class _Reader:
         count = self.number("I")
         if count > 65536:
             raise TraceFileError(f"{count} event formats in the head of a trace are not believable")
-        return [self.bytes(self.number("Q")) for _index in range(count)]
+        return [self.take(self.number("Q")) for _index in range(count)]
 
 
 def read_head(file: BinaryIO) -> Head:
@@ -148,29 +148,29 @@ def read_head(file: BinaryIO) -> Head:
     if page_size < 512 or page_size > 1 << 20 or page_size & (page_size - 1):
         raise TraceFileError(f"a page size of {page_size} bytes is not believable")
     reader.expect(_HEADER_PAGE)
-    header_page = reader.bytes(reader.number("Q"))
+    header_page = reader.take(reader.number("Q"))
     reader.expect(_HEADER_EVENT)
-    header_event = reader.bytes(reader.number("Q"))
+    header_event = reader.take(reader.number("Q"))
     ftrace_formats = reader.formats()
     event_formats: dict[str, list[bytes]] = {}
     for _system in range(reader.number("I")):
         name = reader.text()
         event_formats[name] = reader.formats()
-    reader.bytes(reader.number("I"))
+    reader.take(reader.number("I"))
     head = Head(page_size, header_page, header_event, ftrace_formats, event_formats)
-    head.printk = reader.bytes(reader.number("I"))
-    head.cmdlines = reader.bytes(reader.number("Q"))
+    head.printk = reader.take(reader.number("I"))
+    head.cmdlines = reader.take(reader.number("Q"))
     cpus = reader.number("I")
     if cpus > 65536:
         raise TraceFileError(f"a trace of {cpus} CPUs is not believable")
-    section = reader.bytes(len(_OPTIONS))
+    section = reader.take(len(_OPTIONS))
     if section == _OPTIONS:
         while True:
             number = reader.number("H")
             if number == 0:
                 break
-            head.options.append((number, reader.bytes(reader.number("I"))))
-        section = reader.bytes(len(_FLYRECORD))
+            head.options.append((number, reader.take(reader.number("I"))))
+        section = reader.take(len(_FLYRECORD))
     if section != _FLYRECORD:
         raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
     head.cpus = [CpuPages(cpu, reader.number("Q"), reader.number("Q")) for cpu in range(cpus)]

@@ -107,7 +107,7 @@ def build(request: Request, apt: PrivateApt, packages: list[Package], dest: str)
         relocate.add_alternatives(tree)
         relocate.add_certificates(tree)
         relocate.relocate_programs(tree, request.prefix)
-        manifest = {
+        manifest: dict[str, Any] = {
             "request": _describe(request),
             "prefix": request.prefix,
             "format": request.format,
@@ -158,9 +158,7 @@ def _make_squashfs(tree: str, image: str) -> None:
     options = ["-noappend", "-all-root", "-no-xattrs", "-all-time", "0", "-mkfs-time", "0", "-no-progress", "-quiet"]
     command = ["mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "12", *options]
     environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if done.returncode != 0:
         raise BuildError(f"mksquashfs failed: {done.stderr.strip() or done.stdout.strip()}")
 

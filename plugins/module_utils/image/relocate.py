@@ -125,7 +125,9 @@ def list_environment(tree: str, prefix: str) -> dict[str, str]:
         "SSL_CERT_FILE": "etc/ssl/certs/ca-certificates.crt",
         "TERMINFO": "lib/terminfo",
     }
-    variables = {name: f"{prefix}/{path}" for name, path in candidates.items() if os.path.exists(os.path.join(tree, path))}
+    variables = {
+        name: f"{prefix}/{path}" for name, path in candidates.items() if os.path.exists(os.path.join(tree, path))
+    }
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     gconv = [folder for folder, _folders, files in os.walk(os.path.join(tree, "lib")) if "gconv-modules" in files]
     if gconv:

@@ -64,9 +64,9 @@ def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
     name = controller[5:] if controller.startswith("name=") else controller
     for mount in mounts:
         # The folder bears the controllers' names, by every distribution's custom.
-        if mount.filesystem == "cgroup" and mount.root == "/":
-            if name in os.path.basename(mount.mount_point).split(","):
-                return mount.mount_point
+        folder_names = os.path.basename(mount.mount_point).split(",")
+        if mount.filesystem == "cgroup" and mount.root == "/" and name in folder_names:
+            return mount.mount_point
     return None
 
 

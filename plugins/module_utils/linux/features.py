@@ -10,9 +10,9 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscall_names, syscalls, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 _MIN_KERNEL = (5, 8)
 
@@ -73,12 +73,16 @@ def _check_filesystem(name: str) -> Feature:
     try:
         done = subprocess.run(["modprobe", "--dry-run", "--quiet", name], check=False)
     except FileNotFoundError:
-        return Feature(name, False, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})")
+        return Feature(
+            name, False, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})"
+        )
     return _feature(name, done.returncode == 0, f"the kernel has no module for it (CONFIG_{name.upper()})")
 
 
 def _check_loop() -> Feature:
-    return _feature("loop", os.path.exists("/dev/loop-control"), "/dev/loop-control is missing: modprobe loop (CONFIG_BLK_DEV_LOOP)")
+    return _feature(
+        "loop", os.path.exists("/dev/loop-control"), "/dev/loop-control is missing: modprobe loop (CONFIG_BLK_DEV_LOOP)"
+    )
 
 
 def _check_cgroups() -> Feature:
@@ -95,7 +99,9 @@ def _check_tracefs() -> list[Feature]:
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
         "event_fork": ("options/event-fork", "the kernel cannot follow children (event-fork, Linux 4.8)"),
     }
-    checks = [_feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()]
+    checks = [
+        _feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
+    ]
     return [_feature("tracefs", os.access(root, os.R_OK | os.X_OK), f"{root} needs root: use become"), *checks]
 
 

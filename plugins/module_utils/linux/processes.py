@@ -53,6 +53,7 @@ class Process:
             self._fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ProcessGone(pid) from error
+
     def __enter__(self) -> Process:
         return self
 
@@ -99,7 +100,7 @@ class Process:
 
 def read_all(fd: int) -> bytes:
     """All bytes from FD up to its end."""
-    parts = []
+    parts: list[bytes] = []
     while True:
         part = os.read(fd, 65536)
         if not part:
@@ -112,12 +113,12 @@ def read_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def kill_in_mount_namespaces(namespaces: set[str], signal_number: int) -> int:
-    """Send SIGNAL_NUMBER to all processes in the mount NAMESPACES (as Process.namespace names them); how many."""
+def kill_in_mount_namespaces(namespaces: set[str], signal_number: int, spare: int = 0) -> int:
+    """Send SIGNAL_NUMBER to all processes in the mount NAMESPACES (as Process.namespace names them) but SPARE; how many."""
     count = 0
     for pid in read_pids():
         try:
-            if os.readlink(f"/proc/{pid}/ns/mnt") not in namespaces:
+            if pid == spare or os.readlink(f"/proc/{pid}/ns/mnt") not in namespaces:
                 continue
             with Process(pid) as process:
                 if process.namespace("mnt") in namespaces:

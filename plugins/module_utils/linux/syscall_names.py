@@ -22,7 +22,9 @@ def _load() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
-        raise FleetError(f"{_LIBRARY} is missing on the host: install the package libseccomp2 (or libseccomp)") from error
+        raise FleetError(
+            f"{_LIBRARY} is missing on the host: install the package libseccomp2 (or libseccomp)"
+        ) from error
     library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
     library.seccomp_arch_native.restype = ctypes.c_uint32
     return library

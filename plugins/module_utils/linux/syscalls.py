@@ -112,9 +112,7 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
     """A descriptor for PATH below DIRECTORY_FD, resolved as RESOLVE demands: openat2(2), Linux 5.6."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _check(
-        _libc.syscall(
-            _long(_SYS_OPENAT2), _long(directory_fd), os.fsencode(path), how, ctypes.c_size_t(len(how))
-        ),
+        _libc.syscall(_long(_SYS_OPENAT2), _long(directory_fd), os.fsencode(path), how, ctypes.c_size_t(len(how))),
         "open",
         path,
     )
@@ -123,9 +121,7 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
 def open_tree(directory_fd: int, path: str, flags: int) -> int:
     """A descriptor for the mount or, with OPEN_TREE_CLONE, a detached copy of it: open_tree(2), Linux 5.2."""
     return _check(
-        _libc.syscall(
-            _long(_SYS_OPEN_TREE), _long(directory_fd), os.fsencode(path), _long(flags | OPEN_TREE_CLOEXEC)
-        ),
+        _libc.syscall(_long(_SYS_OPEN_TREE), _long(directory_fd), os.fsencode(path), _long(flags | OPEN_TREE_CLOEXEC)),
         "open_tree",
         path,
     )
@@ -150,9 +146,7 @@ def fsopen(filesystem: str) -> int:
 def fsconfig(context_fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
     """Set an option of, or create, the superblock behind CONTEXT_FD: fsconfig(2), Linux 5.2."""
     _check(
-        _libc.syscall(
-            _long(_SYS_FSCONFIG), _long(context_fd), _long(command), _string(key), _string(value), _long(0)
-        ),
+        _libc.syscall(_long(_SYS_FSCONFIG), _long(context_fd), _long(command), _string(key), _string(value), _long(0)),
         "fsconfig",
         key or "create",
     )

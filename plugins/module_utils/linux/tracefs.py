@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from dataclasses import dataclass
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
@@ -68,6 +68,23 @@ def parse_statistics(text: str) -> CpuStatistics:
         dropped=numbers.get("dropped events", 0),
         read=numbers.get("read events", 0),
     )
+
+
+def list_available(root: str) -> dict[str, Any]:
+    """What the kernel of the tracefs at ROOT can trace: events by system, tracers, clocks, kinds of probes."""
+    top = Instance(root, "..")
+    events: dict[str, list[str]] = {}
+    for line in top.read("available_events").splitlines():
+        system, _colon, name = line.partition(":")
+        events.setdefault(system, []).append(name)
+    kinds = {"kprobe": "kprobe_events", "uprobe": "uprobe_events", "synthetic": "synthetic_events"}
+    probes = [kind for kind, file in kinds.items() if os.path.exists(os.path.join(root, file))]
+    return {
+        "events": events,
+        "tracers": top.read("available_tracers").split(),
+        "clocks": top.read("trace_clock").replace("[", "").replace("]", "").split(),
+        "probes": sorted(probes),
+    }
 
 
 class Instance:

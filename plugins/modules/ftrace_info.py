@@ -1,0 +1,115 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ftrace_info
+short_description: Say what is traced on a host and what could be
+description:
+  - Lists the trace instances of ours with their settings and the kernel's counters, and what the kernel offers to trace.
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+  - crashcart.fleet.containers
+attributes:
+  action_group:
+    support: full
+  async:
+    support: full
+  become:
+    support: full
+    details: Needs root on the host, to read tracefs.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  containers:
+    description:
+      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection every instance of ours is listed.
+    type: list
+    elements: str
+seealso:
+  - module: crashcart.fleet.ftrace_instance
+"""
+
+EXAMPLES = r"""
+- name: Look at all traces
+  crashcart.fleet.ftrace_info:
+  become: true
+  register: traces
+
+- name: Say which have lost events
+  ansible.builtin.debug:
+    msg: "{{ traces.instances | selectattr('cpus', 'search', 'overrun') }}"
+"""
+
+RETURN = r"""
+instances:
+  description: The instances as M(crashcart.fleet.ftrace_instance) returns them.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: crashcart-3f4e1c0c9b0b, container: api, state: started}]
+available:
+  description: What the kernel offers.
+  returned: success
+  type: dict
+  contains:
+    events:
+      description: Names of events by system.
+      type: dict
+      sample: {raw_syscalls: [sys_enter, sys_exit]}
+    tracers:
+      description: Names of tracers.
+      type: list
+      elements: str
+      sample: [nop, function]
+    clocks:
+      description: Names of clocks.
+      type: list
+      elements: str
+      sample: [local, global, mono]
+    probes:
+      description: Kinds of dynamic events that can be defined, from V(kprobe), V(uprobe) and V(synthetic).
+      type: list
+      elements: str
+      sample: [uprobe]
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+
+
+def run(module):
+    require_root()
+    root = tracefs.find_tracefs()
+    found = selection.select_instances(module, root, untraced_ok=True)
+    return {
+        "changed": False,
+        "instances": [one.as_result() for one in found],
+        "available": tracefs.list_available(root),
+    }
+
+
+def main():
+    run_module(AnsibleModule(argument_spec=options.ARGUMENTS, supports_check_mode=True), run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ftrace_report
+short_description: Summarize fetched traces per process and system call
+description:
+  - Reads captures that M(crashcart.fleet.ftrace_fetch) has brought home and says for each process and system call how often it
+    was called, with which errors it failed, and how long it took.
+  - Runs where the captures are. In a play over hosts use C(delegate_to=localhost) with C(run_once=true), and C(become=false).
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+extends_documentation_fragment:
+  - crashcart.fleet.attributes
+attributes:
+  action_group:
+    support: full
+  async:
+    support: full
+  become:
+    support: none
+    details: It needs no privileges.
+  check_mode:
+    support: full
+  delegation:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  src:
+    description:
+      - A capture, or a folder below which captures lie.
+    type: path
+    required: true
+  dest:
+    description:
+      - Folder to write the report to, made when missing.
+    type: path
+    required: true
+  formats:
+    description:
+      - What to write. V(json) gives C(DEST/summary.json), V(text) gives C(DEST/summary.txt), a table to read.
+    type: list
+    elements: str
+    choices: [json, text]
+    default: [json, text]
+requirements:
+  - Python 3.11 or later and numpy, on the controller
+seealso:
+  - module: crashcart.fleet.ftrace_fetch
+"""
+
+EXAMPLES = r"""
+- name: Summarize all captures
+  crashcart.fleet.ftrace_report:
+    src: traces
+    dest: traces/report
+  delegate_to: localhost
+  run_once: true
+  become: false
+  register: report
+
+- name: Show which errors there were
+  ansible.builtin.debug:
+    msg: "{{ report.summary.captures | map(attribute='errors') }}"
+"""
+
+RETURN = r"""
+summary:
+  description: What was found, one entry for each capture; the rows for each system call are in C(summary.json) only.
+  returned: success
+  type: dict
+  contains:
+    captures:
+      description: The captures.
+      type: list
+      elements: dict
+      contains:
+        capture:
+          description: The capture's path, relative to O(src) where that is a folder.
+          type: str
+          sample: web1/api/20261121T231500.000000Z.dat
+        host:
+          description: The host by its name in the inventory.
+          type: str
+          sample: web1
+        container:
+          description: The container's name.
+          type: str
+          sample: api
+        complete:
+          description: Whether no event was lost, V(null) where the manifest is missing.
+          type: bool
+          sample: true
+        lost:
+          description: How many events were lost.
+          type: int
+          sample: 0
+        events:
+          description: How many events there are.
+          type: int
+          sample: 12345
+        duration_s:
+          description: Time between the first and the last event in seconds.
+          type: float
+          sample: 30.1
+        errors:
+          description: How often system calls failed, by the name of the error.
+          type: dict
+          sample: {ENOENT: 12, ECONNREFUSED: 3}
+files:
+  description: The files that were asked for, by format.
+  returned: success
+  type: dict
+  sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
+"""
+
+import traceback
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
+
+NUMPY_IMPORT_ERROR = None
+try:
+    import numpy  # noqa: F401 - asked for here so that its absence gets a clear message
+except ImportError:
+    NUMPY_IMPORT_ERROR = traceback.format_exc()
+
+
+def run(module):
+    if NUMPY_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
+
+    parameters = module.params
+    summary = report.summarize_source(parameters["src"])
+    changed, files = report.write_report(
+        summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode
+    )
+    for one in summary["captures"]:
+        del one["programs"], one["processes"]
+    return {"changed": changed, "summary": summary, "files": files}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            src=dict(type="path", required=True),
+            dest=dict(type="path", required=True),
+            formats=dict(type="list", elements="str", choices=["json", "text"], default=["json", "text"]),
+        ),
+        supports_check_mode=True,
+    )
+    run_module(module, run)
+
+
+if __name__ == "__main__":
+    main()
