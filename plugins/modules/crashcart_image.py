@@ -1,4 +1,6 @@
 #!/usr/bin/python
+# Copyright: The crashcart.fleet contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -59,6 +61,14 @@ options:
       - With O(state=absent), remove the image also while it is attached. Containers that have it attached keep it until they detach.
     type: bool
     default: false
+  _manifest:
+    description:
+      - Internal. The manifest of O(src), given by the action plugin.
+    type: dict
+  _staged:
+    description:
+      - Internal. Where the action plugin has put the image on the host.
+    type: path
 requirements:
   - Linux 5.8 or later on the host
 seealso:
@@ -185,7 +195,6 @@ def main():
             name=dict(type="str", default="default"),
             state=dict(type="str", choices=["present", "absent"], default="present"),
             force=dict(type="bool", default=False),
-            # Given by the action plugin: the manifest of src, and where the image was put on the host.
             _manifest=dict(type="dict"),
             _staged=dict(type="path"),
         ),

@@ -1,4 +1,6 @@
 #!/usr/bin/python
+# Copyright: The crashcart.fleet contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -50,6 +52,10 @@ options:
       - Folder on the controller. Captures go to C(DEST/HOST/CONTAINER/STAMP.dat), manifests to C(STAMP.json) beside them.
     type: path
     required: true
+  _stage:
+    description:
+      - Internal. The file on the host to put the captures into, given by the action plugin.
+    type: path
 seealso:
   - module: crashcart.fleet.ftrace_instance
   - module: crashcart.fleet.ftrace_report
@@ -145,7 +151,6 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             dest=dict(type="path", required=True),
-            # Given by the action plugin: the file on the host to put the captures into.
             _stage=dict(type="path"),
         ),
         supports_check_mode=True,

@@ -1,4 +1,6 @@
 #!/usr/bin/python
+# Copyright: The crashcart.fleet contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
@@ -124,29 +126,22 @@ files:
   sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
 """
 
-import traceback
-
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
+    summarize_source,
+    write_report,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
-
-NUMPY_IMPORT_ERROR = None
-try:
-    import numpy  # noqa: F401 - asked for here so that its absence gets a clear message
-except ImportError:
-    NUMPY_IMPORT_ERROR = traceback.format_exc()
 
 
 def run(module):
     if NUMPY_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
-
     parameters = module.params
-    summary = report.summarize_source(parameters["src"])
-    changed, files = report.write_report(
-        summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode
-    )
+    summary = summarize_source(parameters["src"])
+    changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
     for one in summary["captures"]:
         del one["programs"], one["processes"]
     return {"changed": changed, "summary": summary, "files": files}

@@ -9,23 +9,21 @@ Source: the kernel's ring_buffer.c and events/header_event (type_len and its spe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import BinaryIO, Iterator
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, BinaryIO, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+
+if TYPE_CHECKING:
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bytes, Ints, Times
 
 _PAGES_PER_BATCH = 4096
 _PADDING = 29
 _TIME_EXTEND = 30
 _TIME_STAMP = 31
 _DELTA_BITS = 27
-_HIGH_TIME_BITS = np.uint64(0xF800000000000000)  # an absolute time stamp carries the lower 59 bits only
-
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
+_HIGH_TIME_BITS = 0xF800000000000000  # an absolute time stamp carries the lower 59 bits only
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
     committed = (page_headers[:, 1] & np.uint64((1 << 20) - 1)).astype(np.int64)
     ends = starts + np.minimum(tracedat.PAGE_HEADER_SIZE + committed, page_size)
     places = starts + tracedat.PAGE_HEADER_SIZE
-    steps: list[tuple[Ints, npt.NDArray[np.uint64], Ints, Ints]] = []
+    steps: list[tuple[Ints, Times, Ints, Ints]] = []
     live = np.flatnonzero(places + 4 <= ends)
     while live.size:
         at = places[live]
@@ -130,7 +128,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
         is_over = (is_padding & (delta == 0)) | (size < 4) | (at + size > ends[live]) | (is_data & (length < 8))
         extended = (word.astype(np.uint64) << np.uint64(_DELTA_BITS)) + delta
         now = time[live] + np.where(kind == _TIME_EXTEND, extended, delta)
-        now = np.where(kind == _TIME_STAMP, extended | (time[live] & _HIGH_TIME_BITS), now)
+        now = np.where(kind == _TIME_STAMP, extended | (time[live] & np.uint64(_HIGH_TIME_BITS)), now)
         time[live] = np.where(is_over, time[live], now)
         kept = is_data & ~is_over
         steps.append((live[kept], now[kept], record[kept], length[kept]))
@@ -140,7 +138,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
     return _sort(steps, data, cpu)
 
 
-def _sort(steps: list[tuple[Ints, npt.NDArray[np.uint64], Ints, Ints]], data: Bytes, cpu: int) -> Batch:
+def _sort(steps: list[tuple[Ints, Times, Ints, Ints]], data: Bytes, cpu: int) -> Batch:
     """One Batch from the events of all steps, back in the order of pages."""
     if not steps:
         empty = np.zeros(0, np.int64)

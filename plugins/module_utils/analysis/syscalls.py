@@ -7,12 +7,14 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
-import numpy as np
-
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Ints, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
+
+if TYPE_CHECKING:
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
 
 _SYS_ENTER = "raw_syscalls:sys_enter"
 _SYS_EXIT = "raw_syscalls:sys_exit"
@@ -70,8 +72,8 @@ class _Calls:
     times: Ints
     durations: Ints
     results: Ints
-    has_ended: Any
-    measured: Any
+    has_ended: Bools
+    measured: Bools
 
 
 def name_errno(number: int) -> str:

@@ -1,0 +1,25 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""numpy, which only a controller needs to have: where it is missing, a module can still say so."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+NUMPY_IMPORT_ERROR: str | None = None
+try:
+    import numpy as np
+except ImportError:
+    NUMPY_IMPORT_ERROR = traceback.format_exc()
+    np = None  # type: ignore[assignment]  # modules look at NUMPY_IMPORT_ERROR before they use it
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
+    Bytes = npt.NDArray[np.uint8]
+    Times = npt.NDArray[np.uint64]
+    Bools = npt.NDArray[np.bool_]
+
+__all__ = ["NUMPY_IMPORT_ERROR", "np"]
