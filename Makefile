@@ -1,0 +1,81 @@
+# The whole workflow. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := $(CURDIR)/.venv
+COLLECTIONS := $(CURDIR)/.collections
+BUILD := $(CURDIR)/build
+STAGED := $(BUILD)/ansible_collections/crashcart/fleet
+PYTHON ?= $(shell tools/find_python.sh)
+# Real interpreters, not version managers' shims, which answer for versions that they do not have.
+PYTHON_FOLDERS := $(shell tools/find_python.sh --folders)
+TARGET_PYTHONS := 3.8 3.9 3.10 3.11 3.12 3.13
+export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup demo test lint format unit sanity integration package readme bench clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+setup: .venv/ready ## Install what development and the demo need (Debian and PyPI packages, a virtual environment)
+
+.venv/ready: requirements.lock tools/install_packages.sh
+	tools/install_packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	mkdir -p $(COLLECTIONS)/ansible_collections/crashcart
+	ln -sfn ../../.. $(COLLECTIONS)/ansible_collections/crashcart/fleet
+	touch $@
+
+demo: setup ## Tell the field's classic story on this machine, and leave it clean
+	demo/run.sh
+
+test: ## Everything that has to hold before a change lands
+	tests/run.sh
+
+lint: setup ## Style, types, licences, documentation
+	ruff format --check --quiet
+	ruff check --quiet
+	cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
+	    -p ansible_collections.crashcart.fleet.plugins.module_utils -p ansible_collections.crashcart.fleet.plugins.action
+	reuse lint --quiet
+	antsibull-changelog lint
+	tools/stage_collection.sh $(BUILD)
+	cd $(STAGED) && ANSIBLE_COLLECTIONS_PATH=$(BUILD) ansible-lint --profile production --offline -q
+	cd $(STAGED) && ANSIBLE_COLLECTIONS_PATH=$(BUILD) antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
+
+format: setup ## Bring the code into its form
+	ruff format --quiet
+	ruff check --quiet --fix
+
+sanity: setup ## ansible-test's sanity tests on every Python it supports
+	tools/stage_collection.sh $(BUILD)
+	python tools/prepare_ansible_test.py 24.2
+	cd $(STAGED) && ansible-test sanity --local --color no
+
+unit: setup ## Unit tests on all Pythons that targets have
+	tools/stage_collection.sh $(BUILD)
+	python tools/prepare_ansible_test.py 24.2
+	cd $(STAGED) && for version in $(TARGET_PYTHONS); do ansible-test units --venv --python $$version --color no; done
+
+integration: setup ## Tests with a real engine, real containers and a real sshd; TARGET=name for one
+	tools/stage_collection.sh $(BUILD)
+	tests/integration/with_engine.sh $(BUILD)/test-engine \
+	    ansible-test integration --local --python $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	    --allow-root --allow-destructive --color no $(TARGET)
+
+package: setup ## Build the collection, install it elsewhere, let Galaxy's importer look at it
+	tests/package.sh $(BUILD)
+
+readme: setup ## Run the README's commands
+	tests/readme.sh $(BUILD)
+
+bench: setup ## Measure, as ratios in one run; prints tables
+	tests/integration/with_engine.sh $(BUILD)/bench-engine python tests/benchmarks/run.py
+
+clean: ## Remove what the other targets made in this folder
+	rm -rf $(VENV) $(COLLECTIONS) $(BUILD) .ansible .mypy_cache .ruff_cache .pytest_cache

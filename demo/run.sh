@@ -1,0 +1,60 @@
+#!/bin/bash
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Tells the story of demo.yml on this machine and leaves it as it was. `make demo` calls it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+results=$PWD/build/demo
+engine=$PWD/build/demo-engine
+rm -rf "$results"
+mkdir -p "$results"
+started=
+made=
+installed=
+
+finish() {
+    local status=$?
+    trap - EXIT INT TERM
+    [ -z "$made" ] || docker rm -f shop >/dev/null || status=1
+    [ -z "$made" ] || docker rmi -f crashcart-demo/shop >/dev/null || status=1
+    [ -z "$installed" ] || ansible-playbook playbooks/cleanup.yml >"$results/cleanup.log" 2>&1 || {
+        cat "$results/cleanup.log"
+        status=1
+    }
+    [ -z "$started" ] || tools/engine.sh stop "$engine"
+    if [ "$status" = 0 ]; then
+        echo
+        echo "The host is clean again. Trace and report lie in ${results#"$PWD"/}."
+    fi
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+if command -v docker >/dev/null && docker version >/dev/null 2>&1; then
+    echo "A Docker engine answers: the demo uses it."
+else
+    echo "No Docker engine answers: the demo starts one of its own in ${engine#"$PWD"/}."
+    DOCKER_HOST=$(tools/engine.sh start "$engine")
+    export DOCKER_HOST
+    started=1
+fi
+if [ -e /var/lib/crashcart ]; then
+    echo "This host is in use: /var/lib/crashcart is there, and the demo ends with a cleanup. Run playbooks/cleanup.yml first." >&2
+    exit 1
+fi
+installed=1
+if docker container inspect shop >/dev/null 2>&1; then
+    echo "A container called shop is there already, and the demo will not touch it: rename or remove it first." >&2
+    exit 1
+fi
+
+PYTHONPATH=.collections python tools/make_container_image.py crashcart-demo/shop --package python3 \
+    --file /app/shop.py=demo/shop.py --cmd /usr/bin/python3 /app/shop.py
+made=1
+docker run -d --name shop --network none --read-only --cap-drop ALL --user 1000 crashcart-demo/shop >/dev/null
+ansible-playbook playbooks/install.yml >"$results/install.log" || {
+    cat "$results/install.log"
+    exit 1
+}
+ANSIBLE_DISPLAY_OK_HOSTS=true ansible-playbook demo/demo.yml -e demo_results="$results"

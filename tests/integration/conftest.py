@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real engine, real containers, a real sshd: what all integration tests stand on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+from support import host, images, sshd
+
+IMAGES = "crashcart-test"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Settings of the controller: an inventory with this machine, and pipelining as in the checkout's ansible.cfg."""
+    inventory = tmp_path_factory.mktemp("inventory") / "hosts"
+    inventory.write_text(
+        'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
+    )
+    os.environ.update(ANSIBLE_INVENTORY=str(inventory), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tool_image(controller: None) -> Iterator[str]:
+    """The default tool image in this host's store; when all tests have ended a cleanup has to find the host clean."""
+    assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
+    images.make_all(IMAGES)
+    host.playbook("install")
+    yield "default"
+    host.playbook("cleanup")
+    assert host.list_loop_devices() == []
+    assert host.list_instances() == []
+
+
+@pytest.fixture
+def container() -> Iterator[Callable[..., str]]:
+    """Starts containers: container(IMAGE, *COMMAND, options=[…], name=…) → name. They are removed after the test."""
+    names: list[str] = []
+
+    def start(
+        image: str = "busybox", *command: str, options: tuple[str, ...] = ("--network", "none"), name: str | None = None
+    ) -> str:
+        name = name or f"cc-test-{os.getpid()}-{len(names)}"
+        host.docker("run", "-d", "--name", name, *options, f"{IMAGES}/{image}", *command)
+        names.append(name)
+        return name
+
+    yield start
+    for name in names:
+        host.docker("rm", "-f", name, check=False)
+    host.call_module("ftrace_instance", state="absent")
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+@pytest.fixture(scope="session")
+def ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An inventory with this machine over ssh: `as_root` logs in as root, `as_user` as an unprivileged user with sudo."""
+    with sshd.serve(tmp_path_factory.mktemp("sshd")) as inventory:
+        yield inventory

@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What tests do to the host: run modules, ansible and docker, and look at the kernel's state with other eyes than ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+COLLECTION = "ansible_collections.crashcart.fleet"
+TRACEFS = "/sys/kernel/tracing"
+
+
+class ModuleFailed(Exception):
+    """A module ended with failed=true; RESULT is all it said."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__(result.get("msg", result))
+        self.result = result
+
+
+def run(*command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """COMMAND with its output as text."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, **options)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def docker(*arguments: str, check: bool = True, **options: Any) -> str:
+    """What `docker ARGUMENTS` prints."""
+    return run("docker", *arguments, check=check, **options).stdout.strip()
+
+
+def call_module(name: str, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Run module NAME on this host, as a process of its own and without ansible around it; raises ModuleFailed."""
+    process = start_module(name, check_mode=check_mode, diff=diff, **arguments)
+    stdout, stderr = process.communicate(timeout=120)
+    return parse_result(stdout, stderr)
+
+
+def start_module(name: str, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> subprocess.Popen[str]:
+    """The same, without waiting for its end."""
+    parameters = {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": diff, "_ansible_version": "2.19"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"{COLLECTION}.plugins.modules.{name}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": parameters}))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def parse_result(stdout: str, stderr: str) -> dict[str, Any]:
+    """A module's result from its output; raises ModuleFailed when it failed."""
+    try:
+        result: dict[str, Any] = json.loads(stdout)
+    except ValueError as error:
+        raise AssertionError(f"no result: {stdout}\n{stderr}") from error
+    if result.get("failed"):
+        raise ModuleFailed(result)
+    return result
+
+
+def ad_hoc(host: str, module: str, arguments: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
+    """The result of `ansible HOST -m crashcart.fleet.MODULE`, through its action plugin; raises ModuleFailed."""
+    name = module if "." in module else f"crashcart.fleet.{module}"
+    done = run("ansible", host, "-m", name, "-a", json.dumps(arguments or {}), *options, check=False)
+    _before, arrow, text = done.stdout.partition("=> ")
+    if not arrow:
+        raise AssertionError(f"ansible said: {done.stdout}\n{done.stderr}")
+    result: dict[str, Any] = json.loads(text)
+    if done.returncode != 0:
+        raise ModuleFailed(result)
+    return result
+
+
+def playbook(name: str, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Run the collection's playbook NAME by its full name."""
+    extra = ["-e", json.dumps({f"crashcart_{key}": value for key, value in variables.items()})] if variables else []
+    environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml"}
+    return run("ansible-playbook", f"crashcart.fleet.{name}", *extra, *options, check=check, env=environment)
+
+
+def wait_until(condition: Any, timeout_s: float = 10.0) -> Any:
+    """What CONDITION() gives once it is true."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value or time.monotonic() > deadline:
+            assert value, "it did not come true in time"
+            return value
+        time.sleep(0.02)
+
+
+def read_host_state() -> dict[str, Any]:
+    """What a check mode must not touch: mounts, loop devices, trace instances, files of ours."""
+    files = {}
+    for top in ("/var/lib/crashcart", "/run/crashcart"):
+        for folder, _folders, names in os.walk(top):
+            for name in names:
+                path = os.path.join(folder, name)
+                status = os.lstat(path)
+                files[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounts = file.read()
+    return {
+        "files": files,
+        "mounts": mounts,
+        "loops": list_loop_devices(),
+        "instances": {name: _read_instance(name) for name in list_instances()},
+    }
+
+
+def list_loop_devices() -> list[str]:
+    """Loop devices of our images, as losetup tells them."""
+    return [line for line in run("losetup", "-a").stdout.splitlines() if "crashcart" in line]
+
+
+def list_instances() -> list[str]:
+    """Trace instances of ours."""
+    return [name for name in os.listdir(f"{TRACEFS}/instances") if name.startswith("crashcart")]
+
+
+def _read_instance(name: str) -> dict[str, str]:
+    texts = {}
+    for file in ("tracing_on", "set_event", "buffer_size_kb", "trace_clock", "set_event_pid"):
+        with open(f"{TRACEFS}/instances/{name}/{file}", encoding="utf-8") as opened:
+            texts[file] = opened.read()
+    return texts
+
+
+def read_container_mounts(name: str) -> str:
+    """The mount table of container NAME."""
+    with open(f"/proc/{find_pid(name)}/mountinfo", encoding="utf-8") as file:
+        return file.read()
+
+
+def find_pid(name: str) -> int:
+    """The first process of container NAME on the host."""
+    return int(docker("inspect", "-f", "{{.State.Pid}}", name))

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The container images that tests run: made here, since no registry can be asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
+from support import host
+
+_APPLETS = (
+    "cat",
+    "chmod",
+    "false",
+    "id",
+    "ls",
+    "mkdir",
+    "mkfifo",
+    "mount",
+    "rm",
+    "sh",
+    "sleep",
+    "touch",
+    "true",
+    "umount",
+)
+_WORKLOAD = os.path.join(os.path.dirname(__file__), "workload.py")
+
+
+def make_all(prefix: str) -> None:
+    """Make the images PREFIX/NAME that the engine does not have: busybox, static, python, redis, nginx."""
+    makers = {
+        "busybox": _make_busybox,
+        "static": _make_static,
+        "python": _make_python,
+        "redis": _make_redis,
+        "nginx": _make_nginx,
+    }
+    for name, maker in makers.items():
+        tag = f"{prefix}/{name}"
+        if host.run("docker", "image", "inspect", tag, check=False).returncode != 0:
+            maker(tag)
+
+
+def _find_busybox() -> str:
+    path = shutil.which("busybox")
+    assert path, "install busybox-static"
+    return path
+
+
+def _make_busybox(tag: str) -> None:
+    """A small system with a shell."""
+    with tempfile.TemporaryDirectory() as tree:
+        os.makedirs(f"{tree}/bin")
+        os.makedirs(f"{tree}/tmp", mode=0o1777)
+        os.makedirs(f"{tree}/etc")
+        shutil.copy(_find_busybox(), f"{tree}/bin/busybox")
+        for name in _APPLETS:
+            os.symlink("busybox", f"{tree}/bin/{name}")
+        with open(f"{tree}/etc/passwd", "w", encoding="ascii") as file:
+            file.write("root:x:0:0::/:/bin/sh\napp:x:1234:1235::/:/bin/sh\n")
+        with open(f"{tree}/etc/group", "w", encoding="ascii") as file:
+            file.write("root:x:0:\napp:x:1235:\nlogs:x:1300:app\n")
+        tar = subprocess.run(
+            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
+        )
+        subprocess.run(
+            ["docker", "import", "--change", 'CMD ["/bin/sleep", "100000"]', "-", tag],
+            input=tar.stdout,
+            capture_output=True,
+            check=True,
+        )
+
+
+def _make_static(tag: str) -> None:
+    """Nothing but one static program."""
+    make_image(tag, files={"/sleep": _find_busybox()}, cmd=["/sleep", "100000"])
+
+
+def _make_python(tag: str) -> None:
+    """Python and no shell, with the workload of exactly known system calls."""
+    make_image(tag, packages=["python3"], files={"/workload.py": _WORKLOAD}, cmd=["/usr/bin/python3", "/workload.py"])
+
+
+def _make_redis(tag: str) -> None:
+    make_image(tag, packages=["redis-server"], cmd=["/usr/bin/redis-server", "--port", "6379"])
+
+
+def _make_nginx(tag: str) -> None:
+    make_image(tag, packages=["nginx-light"], cmd=["/usr/sbin/nginx", "-g", "daemon off; error_log stderr;"])

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole main job by its playbooks, locally and over ssh, with and without become."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from support import host
+
+ENGINE = os.environ.get("DOCKER_HOST", "")
+LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
+
+
+@pytest.fixture(params=["localhost", "as_root", "as_user"])
+def where(request):
+    """Options that lead ansible to this machine in one of three ways; pipelining is on."""
+    if request.param == "localhost":
+        return ("-l", "localhost")
+    return ("-i", str(request.getfixturevalue("ssh_hosts")), "-l", request.param)
+
+
+def changed(done):
+    """The number of changed tasks that a playbook's recap tells."""
+    return int(re.search(r"changed=(\d+)", done.stdout).group(1))
+
+
+def test_the_main_job(container, where, tmp_path):
+    name = container(*LOOP)
+    chosen = {"containers": name}
+    predicted = host.playbook("attach", *where, "--check", **chosen)
+    assert changed(predicted) == 1
+    assert host.list_loop_devices() == []
+    done = host.playbook("attach", *where, **chosen)
+    shell = re.search(r"msg: ((?:.*docker.*\n)(?: {8}.*\n)*)", done.stdout).group(1)
+    assert "/dev/crashcart/bin/bash" in shell
+    assert shell.startswith("docker") == ("localhost" in where)
+    assert changed(host.playbook("attach", *where, **chosen)) == 0
+    done = host.playbook("exec", *where, command="cat /proc/1/comm", **chosen)
+    assert "msg: |-\n" in done.stdout or "msg: sh" in done.stdout
+    failed = host.playbook("exec", *where, check=False, command="bash -c 'echo oh; exit 7'", **chosen)
+    assert failed.returncode != 0
+    assert "exit code 7" in failed.stdout
+    assert changed(host.playbook("detach", *where, **chosen)) == 1
+    assert changed(host.playbook("detach", *where, **chosen)) == 0
+    done = host.playbook("trace", *where, seconds=1, dest=str(tmp_path), **chosen)
+    assert re.search(r"cat +\d+( of them)? +openat +\d+ .*ENOENT \d+", done.stdout)
+    assert host.list_instances() == []
+    inventory_name = where[-1]
+    captures = os.listdir(tmp_path / inventory_name / name)
+    assert sorted(os.path.splitext(file)[1] for file in captures) == [".dat", ".json"]
+
+
+def test_collect_leaves_the_trace_running(container, where, tmp_path):
+    name = container(*LOOP)
+    host.call_module("ftrace_instance", containers=[name])
+    for _round in range(2):
+        host.playbook("collect", *where, dest=str(tmp_path), containers=name)
+    assert len(host.list_instances()) == 1
+    files = [file for file in os.listdir(tmp_path / where[-1] / name) if file.endswith(".dat")]
+    assert len(files) == 2
+    with open(tmp_path / "report" / "summary.json", encoding="utf-8") as file:
+        assert len(json.load(file)["captures"]) == 2
+
+
+def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
+    name = container("static")
+    for login, word in (("as_root", "docker"), ("as_user", "sudo docker")):
+        inventory = ("-i", str(ssh_hosts))
+        result = host.ad_hoc(login, "crashcart_attach", {"containers": [name], "docker_host": ENGINE}, "-b", *inventory)
+        line = result["attachments"][0]["shell"]
+        assert line.startswith("ssh -t")
+        assert word in line
+        done = subprocess.run(
+            ["script", "-qec", line, "/dev/null"],
+            input="echo $((40+2)); exit\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert re.search(r"^42\r?$", done.stdout, re.M), done.stdout
+
+
+def test_without_become_an_unprivileged_login_is_told_what_is_missing(container, ssh_hosts):
+    name = container()
+    with pytest.raises(host.ModuleFailed, match="needs root on the host .*become"):
+        host.ad_hoc("as_user", "crashcart_attach", {"containers": [name], "docker_host": ENGINE}, "-i", str(ssh_hosts))
+
+
+def test_fetch_with_become_leaves_nothing_in_the_login_users_folder(container, ssh_hosts, tmp_path):
+    name = container(*LOOP)
+    host.call_module("ftrace_instance", containers=[name])
+    arguments = {"containers": [name], "docker_host": ENGINE, "dest": str(tmp_path)}
+    capture = host.ad_hoc("as_user", "ftrace_fetch", arguments, "-b", "-i", str(ssh_hosts))["captures"][0]
+    assert host.run("trace-cmd", "report", capture["path"]).stdout.count("openat") >= 0
+    assert capture["path"].startswith(f"{tmp_path}/as_user/{name}/")
+    assert host.run("sha256sum", capture["path"]).stdout.split()[0] == capture["manifest"]["sha256"]
+    left = host.run("find", "/home/crashcart-test/.ansible", "-type", "f", check=False).stdout
+    assert left == ""
+
+
+def test_an_unwritable_destination_loses_nothing_silently(container, tmp_path):
+    name = container(*LOOP)
+    host.call_module("ftrace_instance", containers=[name])
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(host.ModuleFailed, match="kept on the host in|cannot be written"):
+        host.ad_hoc("localhost", "ftrace_fetch", {"containers": [name], "dest": str(blocker / "below")})
+
+
+def test_cleanup_takes_everything_and_install_brings_it_back(container):
+    name = container()
+    host.playbook("attach", containers=name)
+    host.call_module("ftrace_instance", containers=[name])
+    state = host.read_host_state()
+    host.playbook("cleanup", "--check")
+    assert host.read_host_state() == state
+    host.playbook("cleanup")
+    census = host.call_module("crashcart_info")["census"]
+    assert not any(census.values()), census
+    assert not os.path.exists("/var/lib/crashcart")
+    assert not os.path.exists("/run/crashcart")
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+    assert changed(host.playbook("cleanup")) == 0
+    predicted = host.playbook("install", "--check", check=False)
+    assert not os.path.exists("/var/lib/crashcart"), predicted.stdout
+    assert changed(host.playbook("install")) > 0
+    assert changed(host.playbook("install")) == 0
+
+
+def test_cleanup_fails_and_names_what_is_left(container):
+    name = container()
+    host.playbook("attach", containers=name)
+    with subprocess.Popen(["docker", "exec", name, "/dev/crashcart/bin/sleep", "1000"]) as user:
+        host.wait_until(lambda: "sleep 1000" in host.docker("top", name))
+        failed = host.playbook("cleanup", check=False)
+        assert failed.returncode != 0
+        assert "/dev/loop" in failed.stdout
+        user.terminate()
+    host.docker("kill", name)
+    host.playbook("cleanup")
+    host.playbook("install")
+
+
+def test_facts_of_the_install_role():
+    info = host.call_module("crashcart_info")
+    assert info["host"]["kernel"] == os.uname().release
+    assert info["host"]["tracefs"] == host.TRACEFS
+    assert all(feature["ok"] or feature["reason"] for feature in info["host"]["features"])
+    assert {feature["name"] for feature in info["host"]["features"]} >= {
+        "kernel",
+        "mount_api",
+        "loop",
+        "squashfs",
+        "tracefs",
+    }

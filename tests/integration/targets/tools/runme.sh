@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+export PYTHONPATH="${ANSIBLE_COLLECTIONS_PATH%%:*}"
+exec python -m pytest -c "$here/../../pytest.ini" --rootdir "$here/../.." "$here"

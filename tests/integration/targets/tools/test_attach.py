@@ -1,0 +1,274 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_attach on real containers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+
+import pytest
+from support import host
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+
+TOOLS = "/dev/crashcart/bin"
+KINDS = {
+    "no shell": ("static", ()),
+    "read-only": ("busybox", ("--read-only",)),
+    "unprivileged": ("python", ("--cap-drop", "ALL", "--user", "1000")),
+    "everything at once": ("static", ("--read-only", "--cap-drop", "ALL", "--user", "1000")),
+    "redis": ("redis", ()),
+    "nginx": ("nginx", ("--tmpfs", "/run", "--tmpfs", "/var/log/nginx")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tools_run_in_any_container_and_leave_no_trace(container, kind):
+    image, options = KINDS[kind]
+    name = container(image, options=("--network", "none", *options))
+    before = host.read_container_mounts(name)
+    changed_before = host.docker("diff", name)
+    result = host.call_module("crashcart_attach", containers=[name])
+    assert result["changed"]
+    assert host.docker("exec", name, f"{TOOLS}/bash", "-c", "echo $((6 * 7))") == "42"
+    assert host.docker("exec", name, f"{TOOLS}/python3", "-c", "import json, socket; print(json.dumps([1]))") == "[1]"
+    assert "GNU gdb" in host.docker("exec", name, f"{TOOLS}/gdb", "--version")
+    assert host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
+    assert host.read_container_mounts(name) == before
+    assert host.docker("diff", name) == changed_before
+    assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_a_container_without_changes_of_its_own_has_an_empty_diff(container):
+    name = container("static")
+    host.call_module("crashcart_attach", containers=[name])
+    host.docker("exec", name, f"{TOOLS}/bash", "-c", "true")
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert host.docker("diff", name) == ""
+
+
+def test_gdb_shows_a_backtrace_of_redis(container):
+    name = container("redis")
+    result = host.call_module("crashcart_exec", containers=[name], argv=["gdb", "-batch", "-p", "1", "-ex", "bt"])
+    assert "epoll_wait" in result["results"][0]["stdout"]
+
+
+def test_twenty_containers_share_one_loop_device(container):
+    names = [container("busybox") for _number in range(20)]
+    result = host.call_module("crashcart_attach", containers=names)
+    assert len(result["attachments"]) == 20
+    assert len(host.list_loop_devices()) == 1
+    assert {host.docker("exec", name, f"{TOOLS}/bash", "-c", "echo yes") for name in names} == {"yes"}
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        assert "crashcart" not in file.read(), "the host itself got a mount"
+    host.call_module("crashcart_attach", containers=names, state="detached")
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_the_mount_is_read_only_without_setuid_and_devices(container):
+    name = container("busybox")
+    host.call_module("crashcart_attach", containers=[name])
+    line = next(line for line in host.read_container_mounts(name).splitlines() if " /dev/crashcart " in line)
+    assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
+    assert line.split(" - ")[1].split()[2].split(",")[0] == "ro", "the superblock is writable"
+    assert host.run("docker", "exec", name, "/bin/touch", "/dev/crashcart/x", check=False).returncode != 0
+
+
+def test_twice_changes_nothing_the_second_time(container):
+    name = container()
+    first = host.call_module("crashcart_attach", containers=[name])
+    state = host.read_container_mounts(name)
+    second = host.call_module("crashcart_attach", containers=[name])
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert second["attachments"] == first["attachments"]
+    assert host.read_container_mounts(name) == state
+    assert host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
+    assert not host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_check_mode_predicts_and_touches_nothing(container, attached):
+    name = container()
+    if attached:
+        host.call_module("crashcart_attach", containers=[name])
+    for state in ("attached", "detached"):
+        before = (host.read_host_state(), host.read_container_mounts(name))
+        predicted = host.call_module("crashcart_attach", containers=[name], state=state, check_mode=True, diff=True)
+        assert (host.read_host_state(), host.read_container_mounts(name)) == before
+        assert predicted["changed"] == (attached != (state == "attached"))
+        assert (predicted["diff"]["before"] != predicted["diff"]["after"]) == predicted["changed"]
+        assert bool(predicted["diff"]["after"]) == (state == "attached")
+
+
+def test_what_stands_in_the_way_is_named_and_stays(container):
+    for command, wanted in (
+        ("/bin/mkdir /dev/crashcart; /bin/touch /dev/crashcart/mine", "not empty"),
+        ("/bin/touch /dev/crashcart", "not a directory"),
+        ("/bin/busybox ln -s /tmp /dev/crashcart", "not a directory"),
+    ):
+        name = container("busybox", "/bin/sh", "-c", f"{command}; /bin/sleep 1000")
+        before = host.docker("exec", name, "/bin/ls", "-la", "/dev", "/tmp")
+        for check_mode in (True, False):
+            with pytest.raises(host.ModuleFailed, match=f"{name}.*{wanted}"):
+                host.call_module("crashcart_attach", containers=[name], check_mode=check_mode)
+        assert host.docker("exec", name, "/bin/ls", "-la", "/dev", "/tmp") == before
+        assert host.list_loop_devices() == []
+
+
+def test_a_symlink_on_the_way_is_not_followed(container):
+    """/dev itself leads elsewhere: the image's only place must not be made there."""
+    name = container(
+        "busybox",
+        "/bin/sh",
+        "-c",
+        "/bin/umount -l /dev; /bin/rm -rf /dev; /bin/busybox ln -s /tmp /dev; /bin/sleep 1000",
+    )
+    pid = host.find_pid(name)
+    if not os.path.islink(f"/proc/{pid}/root/dev"):
+        # Without CAP_SYS_ADMIN the container cannot unmount its /dev; the host can do it for the test.
+        host.run("nsenter", "-t", str(pid), "-m", "--", "/bin/umount", "-l", "/dev")
+        os.rmdir(f"/proc/{pid}/root/dev")
+        os.symlink("/tmp", f"/proc/{pid}/root/dev")
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*symbolic link"):
+        host.call_module("crashcart_attach", containers=[name])
+    assert os.listdir(f"/proc/{pid}/root/tmp") == []
+
+
+def test_busy_tools_are_named_and_a_lazy_detach_takes_them_out_of_sight(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    with subprocess.Popen(["docker", "exec", name, f"{TOOLS}/sleep", "1000"]) as user:
+        host.wait_until(lambda: "sleep 1000" in host.docker("top", name))
+        with pytest.raises(host.ModuleFailed, match=r"'sleep' \(pid \d+\)"):
+            host.call_module("crashcart_attach", containers=[name], state="detached")
+        assert "/dev/crashcart" in host.read_container_mounts(name)
+        assert host.call_module("crashcart_attach", containers=[name], state="detached", busy="lazy")["changed"]
+        assert "/dev/crashcart" not in host.read_container_mounts(name)
+        user.terminate()
+
+
+STATES = {
+    "exited": lambda name: host.docker("stop", "-t", "0", name),
+    "paused": lambda name: host.docker("pause", name),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("module", ["crashcart_attach", "crashcart_exec", "ftrace_instance"])
+def test_a_container_that_does_not_run_is_named(container, state, module):
+    name = container()
+    before = host.read_host_state()
+    STATES[state](name)
+    more = {"argv": ["true"]} if module == "crashcart_exec" else {}
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*{state}"):
+        host.call_module(module, containers=[name], **more)
+    assert host.read_host_state() == before
+
+
+def test_a_restarting_container_is_named(container):
+    name = container("busybox", "/bin/false", options=("--network", "none", "--restart", "always"))
+    host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Status}}", name) == "restarting")
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*(restarting|ended)"):
+        host.call_module("crashcart_exec", containers=[name], argv=["true"])
+
+
+def test_unknown_and_ambiguous_names(container):
+    names = [container() for _number in range(17)]  # by the pigeonhole two ids begin with the same digit
+    with pytest.raises(host.ModuleFailed, match=r"no container is called 'nonesuch'; running are: .*cc-test"):
+        host.call_module("crashcart_attach", containers=["nonesuch", names[0]])
+    digits = [host.docker("inspect", "-f", "{{.Id}}", name)[0] for name in names]
+    twice = next(digit for digit in digits if digits.count(digit) > 1)
+    with pytest.raises(host.ModuleFailed, match="ambiguous"):
+        host.call_module("crashcart_attach", containers=[twice])
+    assert host.list_loop_devices() == []
+
+
+def test_nothing_selected_and_nothing_matched(container):
+    name = container()
+    with pytest.raises(host.ModuleFailed, match="say which containers"):
+        host.call_module("crashcart_attach")
+    with pytest.raises(host.ModuleFailed, match=f"matches no container; running are: .*{name}"):
+        host.call_module("crashcart_attach", containers=["nonesuch*"])
+    assert host.call_module("crashcart_attach", containers=["nonesuch*"], allow_empty=True)["attachments"] == []
+
+
+def test_selection_by_labels_and_query(container):
+    web = container(options=("--network", "none", "--label", "tier=web", "--label", "note=a 'b' $(c)"))
+    container(options=("--network", "none", "--label", "tier=db"))
+    ways = (
+        {"labels": {"tier": "web"}},
+        {"labels": {"note": "a 'b' $(c)"}},
+        {"query": "Config.Labels.tier == 'web'"},
+        {"containers": ["cc-test-*"], "labels": {"note": None}},
+        {"containers": [host.docker("inspect", "-f", "{{.Id}}", web)[:20]]},
+    )
+    for selection in ways:
+        found = host.call_module("crashcart_attach", check_mode=True, **selection)["attachments"]
+        assert [one["container"] for one in found] == [web], selection
+    with pytest.raises(host.ModuleFailed, match="is not JMESPath"):
+        host.call_module("crashcart_attach", query="Config.[")
+
+
+def test_a_process_that_died_after_the_inspect_is_refused(container):
+    name = container()
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    host.docker("kill", name)
+    host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
+    with pytest.raises(ContainerError, match=f"{name}.*just ended"):
+        attachments.ensure_attached([record], "default", None, check_mode=False)
+    assert host.list_loop_devices() == []
+
+
+def test_a_pid_that_now_belongs_to_a_process_of_the_host_is_refused(container):
+    """What the kernel may do after the container's death: give its number to somebody else."""
+    name = container()
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        recycled = type(record)(**{**vars(record), "pid": stranger.pid})
+        with pytest.raises(ContainerError, match=f"{name}.*another process"):
+            attachments.ensure_attached([recycled], "default", None, check_mode=False)
+        stranger.kill()
+    assert not os.path.exists("/dev/crashcart")
+
+
+def test_a_killed_attach_leaves_what_the_next_one_takes(container):
+    """kill -9 at some moments of its life: the next call brings what was asked for, a detach brings the rest away."""
+    name = container()
+    for delay_ms in range(200, 420, 20):
+        process = host.start_module("crashcart_attach", containers=[name])
+        try:
+            process.wait(delay_ms / 1000)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert host.call_module("crashcart_attach", containers=[name])["attachments"][0]["path"] == "/dev/crashcart"
+        assert host.read_container_mounts(name).count(" /dev/crashcart ") == 1
+        host.call_module("crashcart_attach", containers=[name], state="detached")
+        assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
+        host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_the_shell_line_gives_a_shell_with_the_tools(container):
+    name = container("static")
+    line = host.call_module("crashcart_attach", containers=[name])["attachments"][0]["shell"]
+    assert host.docker("inspect", "-f", "{{.Id}}", name).startswith(re.search(r"exec -it (\w+)", line).group(1))
+    # A terminal of its own, as a person at the keyboard would have.
+    done = subprocess.run(
+        ["script", "-qec", line, "/dev/null"],
+        input="ls /dev/crashcart/bin/gdb; echo $((40+2))-$TERMINFO; exit\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "42-/dev/crashcart/lib/terminfo" in done.stdout
+    assert shlex.split(line)[0] == "docker"

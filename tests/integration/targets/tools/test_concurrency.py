@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several operators at once on the same container."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+
+import pytest
+from support import host
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+
+ROUNDS = 200
+
+
+def _operate(record, states, barrier, failures):
+    """One operator: does STATES over and over, in step with the others; puts what goes wrong into FAILURES."""
+    for number in range(ROUNDS):
+        state = states[number % len(states)]
+        barrier.wait(60)
+        try:
+            if state == "attach":
+                attachments.ensure_attached([record], "default", None, check_mode=False)
+            else:
+                attachments.ensure_detached([record], None, None, lazy=False, check_mode=False)
+        except BaseException:
+            failures.put(traceback.format_exc())
+        barrier.wait(60)
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [
+        [["attach"], ["attach"], ["attach", "detach"]],
+        [["attach"], ["detach"]],
+        [["attach", "detach"], ["detach", "attach"], ["attach"]],
+    ],
+    ids=["three attach", "attach against detach", "all against all"],
+)
+def test_operators_do_not_disturb_each_other(container, operators):
+    name = container()
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(len(operators))
+    failures = context.SimpleQueue()
+    processes = [context.Process(target=_operate, args=(record, states, barrier, failures)) for states in operators]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    assert failures.empty(), failures.get()
+    assert host.read_container_mounts(name).count(" /dev/crashcart ") <= 1
+    assert len(host.list_loop_devices()) <= 1
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert not os.path.exists(f"/proc/{record.pid}/root/dev/crashcart")
+    host.wait_until(lambda: not host.list_loop_devices())

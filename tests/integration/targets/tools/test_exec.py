@@ -1,0 +1,274 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_exec on real containers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from support import host
+
+# Every tool of the default set: what it is called with, and what it must say.
+TOOLS = {
+    "bash": (["bash", "--version"], "GNU bash"),
+    "coreutils": (["ls", "--version"], "GNU coreutils"),
+    "curl": (["curl", "--version"], "OpenSSL"),
+    "dig": (["dig", "-v"], "DiG"),
+    "file": (["file", "/dev/crashcart/bin/gdb"], "ELF 64-bit"),
+    "find": (["find", "/dev/crashcart/bin", "-name", "gdb"], "/dev/crashcart/bin/gdb"),
+    "gdb": (["gdb", "-batch", "-ex", "python import json; print(json.dumps([6 * 7]))"], "[42]"),
+    "grep": (["bash", "-c", "echo yes | grep -c y"], "1"),
+    "ip": (["ip", "-brief", "address"], "lo "),
+    "less": (["less", "--version"], "less "),
+    "lsof": (["lsof", "-v"], "revision"),
+    "ping": (["ping", "-c", "1", "127.0.0.1"], "1 received"),
+    "ps": (["ps", "-e"], "PID"),
+    "python3": (["python3", "-c", "import sqlite3, ctypes, lzma; print(sqlite3.sqlite_version)"], "3."),
+    "sed": (["sed", "--version"], "GNU sed"),
+    "socat": (["socat", "-V"], "socat by"),
+    "ss": (["ss", "-tlnp"], "State"),
+    "strace": (["strace", "-e", "trace=getpid", "true"], ""),
+    "tcpdump": (["tcpdump", "--version"], "libpcap"),
+    "util-linux": (["lsblk", "--version"], "util-linux"),
+    "vim": (["vim", "--version"], "VIM - Vi IMproved"),
+}
+
+
+def execute(name, *argv, **options):
+    """The one result of a command in container NAME."""
+    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_default_tool_works_where_there_is_nothing_else(static, tool):
+    argv, wanted = TOOLS[tool]
+    result = execute(static, *argv)
+    assert result["rc"] == 0, result
+    assert wanted in result["stdout"] + result["stderr"]
+
+
+@pytest.fixture(scope="module")
+def static():
+    """A container with one static program, for the whole file."""
+    name = f"cc-static-{os.getpid()}"
+    host.docker("run", "-d", "--name", name, "--network", "none", "crashcart-test/static")
+    yield name
+    host.docker("rm", "-f", name)
+
+
+def test_python_imports_its_whole_library(static):
+    program = (
+        "import sys, importlib\n"
+        "left_out = {'antigravity', 'this', 'tkinter', 'turtle', 'turtledemo', 'idlelib', 'ensurepip', 'venv'}\n"
+        "names = [n for n in sys.stdlib_module_names if not n.startswith('_') and n not in left_out]\n"
+        "names = [n for n in names if n not in ('msilib', 'msvcrt', 'nt', 'winreg', 'winsound')]\n"
+        "bad = []\n"
+        "for name in names:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except Exception as e: bad.append((name, str(e)))\n"
+        "print(len(names), bad)\n"
+    )
+    count, _space, bad = execute(static, "python3", "-W", "ignore", "-c", program)["stdout"].partition(" ")
+    assert bad.strip() == "[]"
+    assert int(count) > 200
+
+
+def test_tcpdump_captures_a_packet(static):
+    script = "tcpdump -i lo -c 1 -n icmp & sleep 1; ping -c 1 127.0.0.1 >/dev/null; wait"
+    result = execute(static, "bash", "-c", script, timeout="20s")
+    assert "ICMP echo request" in result["stdout"]
+
+
+def test_strace_sees_the_containers_process(container):
+    name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch-file; done")
+    result = execute(name, "bash", "-c", "timeout 2 strace -f -o /dev/stdout -e trace=openat -p 1", timeout="20s")
+    assert '"/nonesuch-file"' in result["stdout"]
+
+
+@pytest.mark.parametrize("rc", [0, 1, 2, 124, 126, 127, 128, 200, 255])
+def test_exit_codes_pass_through(static, rc):
+    assert execute(static, "bash", "-c", f"exit {rc}")["rc"] == rc
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE])
+def test_a_signal_is_128_and_its_number(static, number):
+    assert execute(static, "bash", "-c", f"kill -{number.value} $$")["rc"] == 128 + number
+
+
+def test_what_a_command_gets(container):
+    name = container("busybox")
+    script = 'cat; echo "$PWD|$VARIABLE|$(id -u):$(id -g):$(id -G)"; env | sort'
+    result = execute(name, "bash", "-c", script, env={"VARIABLE": "a 'b'\n$c"}, stdin="in\n", chdir="/tmp", user="app")
+    assert result["stdout"].startswith("in\n/tmp|a 'b'\n$c|1234:1235:1235 1300\n")
+    names = {line.partition("=")[0] for line in result["stdout"].splitlines()[3:] if "=" in line}
+    assert "DOCKER_HOST" not in names, "the host's environment leaked"
+    assert result["stderr"] == ""
+    assert execute(name, "id", "-u", user="1000")["stdout"] == "1000\n"
+    assert execute(name, "id", "-g", user="1000:7")["stdout"] == "7\n"
+    assert execute(name, "id", "-u")["stdout"] == "0\n"
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*no user is called 'nobody-here'"):
+        execute(name, "true", user="nobody-here")
+
+
+def test_cmd_is_split_but_given_to_no_shell(static):
+    result = host.call_module("crashcart_exec", containers=[static], cmd="printf '%s|' 'a b' $(id) ';' \"c\"")
+    assert result["results"][0]["stdout"] == "a b|$(id)|;|c|"
+
+
+def test_a_bare_name_is_never_a_program_of_the_container(container):
+    name = container("busybox", "/bin/sh", "-c", "/bin/busybox cp /bin/busybox /bin/evil; /bin/sleep 1000")
+    host.wait_until(lambda: host.run("docker", "exec", name, "/bin/ls", "/bin/evil", check=False).returncode == 0)
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*no program called 'evil'"):
+        execute(name, "evil")
+    assert execute(name, "/bin/busybox", "echo", "yes")["stdout"] == "yes\n"
+
+
+def test_commands_run_side_by_side_in_all_containers(container):
+    names = [container() for _number in range(8)]
+    start = time.monotonic()
+    results = host.call_module("crashcart_exec", containers=names, argv=["bash", "-c", "sleep 2; hostname"])["results"]
+    assert time.monotonic() - start < 10
+    assert {one["container"] for one in results} == set(names)
+    assert len({one["stdout"] for one in results}) == 8
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_target_sees_nothing_of_a_passing_execution(container, attached):
+    name = container()
+    if attached:
+        host.call_module("crashcart_attach", containers=[name])
+    before = host.read_container_mounts(name)
+    process = host.start_module("crashcart_exec", containers=[name], argv=["bash", "-c", "echo x > /dev/mine; sleep 2"])
+    host.wait_until(lambda: "sleep 2" in host.docker("top", name))
+    during = host.read_container_mounts(name)
+    listing = host.docker("exec", name, "/bin/ls", "-a", "/dev").split()
+    stdout, stderr = process.communicate(timeout=30)
+    assert host.parse_result(stdout, stderr)["results"][0]["rc"] == 0
+    assert during == before
+    assert ("crashcart" in listing) == attached
+    assert "mine" not in listing
+    assert host.read_container_mounts(name) == before
+    assert host.docker("diff", name) == ""
+
+
+def test_a_detach_and_other_sessions_do_not_disturb_a_running_command(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    process = host.start_module(
+        "crashcart_exec",
+        containers=[name],
+        argv=["bash", "-c", "sleep 2; ls -d /dev/crashcart/bin; /dev/crashcart/bin/true"],
+    )
+    host.wait_until(lambda: "sleep 2" in host.docker("top", name))
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert execute(name, "true")["rc"] == 0
+    result = host.parse_result(*process.communicate(timeout=30))["results"][0]
+    assert (result["rc"], result["stdout"]) == (0, "/dev/crashcart/bin\n")
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_a_timeout_ends_the_whole_tree(container):
+    name = container()
+    script = "(setsid sleep 4321 &) ; setsid bash -c 'trap \"\" TERM; sleep 4322; true' & sleep 4323"
+    start = time.monotonic()
+    with pytest.raises(host.ModuleFailed, match=f"killed after 1 s in: {name}") as failure:
+        execute(name, "bash", "-c", f"echo before; {script}", timeout="1s")
+    assert time.monotonic() - start < 10
+    result = failure.value.result["results"][0]
+    assert (result["timed_out"], result["rc"], result["stdout"]) == (True, 137, "before\n")
+    assert not [line for line in host.docker("top", name).splitlines() if "sleep 432" in line]
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_what_a_command_leaves_running_ends_with_it(container):
+    name = container()
+    assert execute(name, "bash", "-c", "setsid sleep 4321 >/dev/null 2>&1 & exit 3")["rc"] == 3
+    assert "sleep 4321" not in host.docker("top", name)
+
+
+@pytest.mark.parametrize("when", ["at once", "while it runs"])
+def test_a_killed_module_leaves_nothing(container, when):
+    name = container()
+    before = host.read_container_mounts(name)
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"])
+    if when == "while it runs":
+        host.wait_until(lambda: "sleep 4321" in host.docker("top", name))
+    else:
+        time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    host.wait_until(lambda: "sleep 4321" not in host.docker("top", name))
+    host.wait_until(lambda: not host.list_loop_devices())
+    assert host.read_container_mounts(name) == before
+
+
+def test_output_is_bounded_and_any_bytes_are_taken(static):
+    result = execute(static, "bash", "-c", "head -c 6000000 /dev/zero | tr '\\0' x; printf '\\377\\033[2J' >&2")
+    assert len(result["stdout"]) == 4 << 20
+    assert result["stdout_truncated"]
+    assert result["stderr"] == "\ufffd\x1b[2J"
+    assert not result["stderr_truncated"]
+
+
+def test_input_that_nobody_reads_does_no_harm(static):
+    assert execute(static, "true", stdin="x" * 3_000_000)["rc"] == 0
+    assert execute(static, "wc", "-c", stdin="x" * 3_000_000)["stdout"].strip() == "3000000"
+
+
+def test_a_container_removed_in_the_middle(container):
+    name = container()
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"])
+    host.wait_until(lambda: "sleep 4321" in host.docker("top", name))
+    host.docker("rm", "-f", name)
+    result = host.parse_result(*process.communicate(timeout=30))["results"][0]
+    assert result["rc"] == 137
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_check_mode_runs_nothing(container):
+    name = container()
+    before = host.read_host_state()
+    assert execute_check(name)["results"] == []
+    assert host.read_host_state() == before
+    assert "mine" not in host.docker("exec", name, "/bin/ls", "/tmp")
+    with pytest.raises(host.ModuleFailed, match="no container is called"):
+        execute_check("nonesuch")
+
+
+def execute_check(name):
+    return host.call_module("crashcart_exec", containers=[name], argv=["touch", "/tmp/mine"], check_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"cmd": "echo 'x"}, "cannot be split"),
+        ({"cmd": " "}, "empty"),
+        ({"argv": ["true"], "timeout": "soon"}, "timeout: 'soon' is not a time"),
+        ({"argv": ["true"], "chdir": "/nonesuch"}, "nonesuch"),
+        ({"argv": ["/nonesuch"]}, "cannot run /nonesuch"),
+        ({"argv": ["true"], "image": "../x"}, "image name"),
+        ({"argv": ["true"], "image": "other"}, "no image is called 'other' on the host .the host has: default."),
+        ({"argv": ["true"], "env": {"A=B": "c"}}, "variable"),
+    ],
+)
+def test_bad_input_is_named(static, options, wanted):
+    with pytest.raises(host.ModuleFailed, match=wanted):
+        host.call_module("crashcart_exec", containers=[static], **options)
+
+
+def test_a_hostile_passwd_cannot_block_or_lead_outside(container):
+    name = container("busybox", "/bin/sh", "-c", "/bin/rm /etc/passwd; /bin/mkfifo /etc/passwd; /bin/sleep 1000")
+    with pytest.raises(host.ModuleFailed, match="no user is called 'app'"):
+        execute(name, "true", user="app")
+    other = container(
+        "busybox",
+        "/bin/sh",
+        "-c",
+        "/bin/rm /etc/passwd; /bin/busybox ln -s /proc/1/root/../../../etc/passwd /etc/passwd; /bin/sleep 1000",
+    )
+    with pytest.raises(host.ModuleFailed, match="no user is called 'daemon'"):
+        execute(other, "true", user="daemon")

@@ -1,0 +1,381 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""ftrace_instance, ftrace_fetch and ftrace_report on real containers, with the machine's own kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+
+import pytest
+from support import host, workload_counts
+
+WORKLOAD = workload_counts.COUNTS
+
+
+def run_workload(name):
+    """One round of the workload in container NAME, to its end."""
+    rounds = host.docker("logs", name).count("done")
+    host.docker("kill", "--signal", "USR1", name)
+    host.wait_until(lambda: host.docker("logs", name).count("done") > rounds)
+
+
+@pytest.fixture
+def worker(container):
+    name = container("python")
+    host.wait_until(lambda: "SigBlk:\t0000000000000200" in open(f"/proc/{host.find_pid(name)}/status").read())
+    return name
+
+
+def fetch(dest, **selection):
+    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
+
+
+def report(src, dest):
+    host.call_module("ftrace_report", src=str(src), dest=str(dest))
+    with open(dest / "summary.json", encoding="utf-8") as file:
+        return json.load(file)["captures"]
+
+
+def count(capture, name_pattern=r".*"):
+    """Calls and errors per system call of processes whose name matches."""
+    calls = {}
+    for row in capture["processes"]:
+        if re.fullmatch(name_pattern, row["name"]):
+            entry = calls.setdefault(row["syscall"], {"calls": 0, "errors": {}})
+            entry["calls"] += row["calls"]
+            for error, number in row["errors"].items():
+                entry["errors"][error] = entry["errors"].get(error, 0) + number
+    return calls
+
+
+def test_a_known_workload_is_counted_exactly_as_strace_counts_it(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], buffer_size="8MiB")
+    run_workload(worker)
+    host.call_module("ftrace_instance", containers=[worker], state="stopped")
+    captures = fetch(tmp_path, containers=[worker])
+    assert captures[0]["manifest"]["complete"]
+    assert captures[0]["manifest"]["lost"] == 0
+    counted = count(report(tmp_path, tmp_path / "report")[0])
+    for syscall, (calls, errors) in WORKLOAD.items():
+        assert counted[syscall] == {"calls": calls, "errors": errors}, syscall
+
+    with subprocess.Popen(
+        ["docker", "logs", "-f", "--since", "0s", worker], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as logs:
+        process = host.start_module(
+            "crashcart_exec",
+            containers=[worker],
+            argv=["strace", "-f", "-c", "-U", "name,calls,errors", "-o", "/dev/stderr", "-p", "1"],
+            timeout="30s",
+        )
+        host.wait_until(lambda: "TracerPid:\t0\n" not in open(f"/proc/{host.find_pid(worker)}/status").read())
+        run_workload(worker)
+        # Its own end is strace's end, too; INT makes it print.
+        host.run("pkill", "-INT", "-f", "^strace -f -c")
+        result = host.parse_result(*process.communicate(timeout=60))["results"][0]
+        logs.terminate()
+    table = {}
+    for line in result["stderr"].splitlines():
+        words = line.split()
+        if len(words) in (2, 3) and words[1].isdigit():
+            table[words[0]] = (int(words[1]), int(words[2]) if len(words) == 3 else 0)
+    for syscall, (calls, errors) in WORKLOAD.items():
+        assert table[syscall] == (calls, sum(errors.values())), syscall
+
+
+def test_trace_cmd_reads_what_we_read(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker])
+    run_workload(worker)
+    capture = fetch(tmp_path, containers=[worker])[0]
+    lines = host.run("trace-cmd", "report", capture["path"]).stdout.splitlines()[1:]
+    summary = report(tmp_path, tmp_path / "report")[0]
+    assert len(lines) == summary["events"]
+    assert sum("sys_enter:" in line and "NR 42 " in line for line in lines) == WORKLOAD["connect"][0]
+    pid = host.find_pid(worker)
+    assert all(f"-{pid} " in line for line in lines)
+    assert "python3" in lines[0]
+    manifest = capture["manifest"]
+    stamp_s = float(re.search(r"\s(\d+\.\d+):", lines[0]).group(1))
+    assert abs(stamp_s + manifest["clock_offset_ns"] / 1e9 - time.time()) < 60
+
+
+def test_docker_exec_is_in_the_trace_and_the_runtime_is_not(container, tmp_path):
+    name = container()
+    host.call_module("ftrace_instance", containers=[name])
+    for _number in range(5):
+        host.run("docker", "exec", name, "/bin/cat", "/nonesuch-in-exec", check=False)
+    capture = fetch(tmp_path, containers=[name])[0]
+    names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
+    assert names == {"cat"}
+    cats = [row for row in report(tmp_path, tmp_path / "report")[0]["processes"] if row["syscall"] == "openat"]
+    assert len(cats) == 5
+    assert all(row["errors"].get("ENOENT") for row in cats)
+    text = host.run("trace-cmd", "report", capture["path"]).stdout
+    assert "runc" not in text
+    assert "containerd-shim" not in text
+
+
+def test_without_follow_exec_only_the_containers_own_tree_is_traced(container, tmp_path):
+    name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/ls /; /bin/sleep 0.2; done")
+    host.call_module("ftrace_instance", containers=[name], follow_exec=False)
+    host.run("docker", "exec", name, "/bin/id")
+    time.sleep(1)
+    fetch(tmp_path, containers=[name])
+    names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
+    assert {"sh", "ls", "sleep"} <= names
+    assert "id" not in names
+
+
+def test_other_containers_and_the_host_are_not_in_the_trace(container, tmp_path):
+    busy = "while /bin/true; do /bin/ls /; done"
+    traced = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/id; /bin/sleep 0.1; done")
+    container("busybox", "/bin/sh", "-c", busy)
+    host.call_module("ftrace_instance", containers=[traced])
+    time.sleep(0.5)
+    host.run("ls", "/")
+    fetch(tmp_path, containers=[traced])
+    names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
+    assert names <= {"sh", "id", "sleep", "true"}
+
+
+def test_filters_in_the_kernel(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], syscalls=["connect", "openat"])
+    run_workload(worker)
+    fetch(tmp_path / "a", containers=[worker])
+    assert set(count(report(tmp_path / "a", tmp_path / "ra")[0])) == {"connect", "openat"}
+    host.call_module("ftrace_instance", containers=[worker], errors_only=True)
+    run_workload(worker)
+    fetch(tmp_path / "b", containers=[worker])
+    counted = count(report(tmp_path / "b", tmp_path / "rb")[0])
+    assert {name: one["errors"] for name, one in counted.items()} == {
+        name: errors for name, (_calls, errors) in WORKLOAD.items() if errors
+    }
+    assert all(one["calls"] == sum(one["errors"].values()) for one in counted.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"syscalls": ["nonesuch"]}, "no system call 'nonesuch'"),
+        ({"events": ["nonesuch:event"]}, "no event 'nonesuch:event'"),
+        ({"events": ["../../x"]}, "is not an event"),
+        ({"buffer_size": "much"}, "buffer_size: 'much' is not a size"),
+        ({"buffer_size": "4000GiB"}, "buffer_size_kb"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_no_instance(worker, options, wanted):
+    with pytest.raises(host.ModuleFailed, match=wanted):
+        host.call_module("ftrace_instance", containers=[worker], **options)
+    assert host.list_instances() == []
+
+
+def test_an_overflowed_ring_says_how_much_is_lost(worker, tmp_path):
+    # Pinned to one CPU, so that its counter alone is the truth.
+    host.run("taskset", "-a", "-p", "1", str(host.find_pid(worker)))
+    host.call_module("ftrace_instance", containers=[worker], buffer_size="8KiB")
+    for _round in range(3):
+        run_workload(worker)
+    host.call_module("ftrace_instance", containers=[worker], state="stopped")
+    instance = host.list_instances()[0]
+    stats = open(f"{host.TRACEFS}/instances/{instance}/per_cpu/cpu0/stats", encoding="ascii").read()
+    overrun = int(re.search(r"^overrun: (\d+)", stats, re.M).group(1))
+    entries = int(re.search(r"^entries: (\d+)", stats, re.M).group(1))
+    assert overrun > 0
+    capture = fetch(tmp_path, containers=[worker])[0]
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["lost"], manifest["lost_exact"]) == (False, overrun, True)
+    assert manifest["cpus"][0]["overrun"] == overrun
+    summary = report(tmp_path, tmp_path / "report")[0]
+    assert (summary["complete"], summary["lost"], summary["events"]) == (False, overrun, entries)
+    assert f"INCOMPLETE: {overrun} events lost" in (tmp_path / "report" / "summary.txt").read_text()
+
+
+def test_loss_is_counted_anew_for_each_fetch(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], buffer_size="8KiB")
+    for _round in range(3):
+        run_workload(worker)
+    first = fetch(tmp_path / "a", containers=[worker])[0]["manifest"]
+    assert not first["complete"]
+    host.docker("exec", worker, "/usr/bin/python3", "-c", "pass", check=False)
+    host.call_module("ftrace_instance", containers=[worker], state="stopped")
+    host.call_module("ftrace_instance", containers=[worker], buffer_size="8MiB")
+    run_workload(worker)
+    second = fetch(tmp_path / "b", containers=[worker])[0]["manifest"]
+    assert second["lost"] < first["lost"] + first["entries"]
+
+
+def test_fetch_twice_brings_nothing_twice(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker])
+    run_workload(worker)
+    host.call_module("ftrace_instance", containers=[worker], state="stopped")
+    first = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [worker]})
+    second = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [worker]})
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert second["captures"][0]["path"] is None
+    path = first["captures"][0]["path"]
+    assert path.startswith(f"{tmp_path}/localhost/{worker}/")
+    manifest = json.load(open(path[:-4] + ".json", encoding="utf-8"))
+    assert host.run("sha256sum", path).stdout.split()[0] == manifest["sha256"]
+    assert sorted(os.listdir(os.path.dirname(path))) == sorted(
+        [os.path.basename(path), os.path.basename(path)[:-4] + ".json"]
+    )
+
+
+def test_every_state_twice_and_in_check_mode(worker):
+    def call(state, **options):
+        return host.call_module("ftrace_instance", containers=[worker], state=state, diff=True, **options)
+
+    for state in ("started", "stopped", "absent"):
+        before = host.read_host_state()
+        predicted = call(state, check_mode=True)
+        assert host.read_host_state() == before
+        real = call(state)
+        assert predicted["changed"], state
+        assert real["changed"], state
+        assert (predicted["diff"] == real["diff"]) and real["diff"]["before"] != real["diff"]["after"]
+        assert not call(state, check_mode=True)["changed"]
+        assert not call(state)["changed"], state
+    assert host.list_instances() == []
+
+
+def test_a_changed_specification_is_a_change(worker):
+    host.call_module("ftrace_instance", containers=[worker])
+    assert host.call_module("ftrace_instance", containers=[worker], syscalls=["read"])["changed"]
+    assert host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")["changed"]
+    last = host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")
+    assert not last["changed"]
+    assert last["instances"][0]["events"]["raw_syscalls:sys_enter"].endswith("(id == 0)")
+
+
+def test_info_changes_nothing_and_lists_what_there_is(worker):
+    host.call_module("ftrace_instance", containers=[worker])
+    before = host.read_host_state()
+    for check_mode in (False, True):
+        info = host.call_module("ftrace_info", check_mode=check_mode)
+        assert [one["container"] for one in info["instances"]] == [worker]
+        assert "sys_enter" in info["available"]["events"]["raw_syscalls"]
+        assert "mono" in info["available"]["clocks"]
+        assert not host.call_module("crashcart_info", check_mode=check_mode)["changed"]
+    assert host.read_host_state() == before
+
+
+def test_foreign_instances_are_never_touched(worker):
+    foreign = f"{host.TRACEFS}/instances/somebody-elses"
+    os.mkdir(foreign)
+    try:
+        host.call_module("ftrace_instance", containers=[worker])
+        host.call_module("ftrace_instance", state="absent")
+        assert host.list_instances() == []
+        assert os.path.isdir(foreign)
+    finally:
+        os.rmdir(foreign)
+
+
+def test_a_restarted_and_a_removed_container(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker])
+    run_workload(worker)
+    host.docker("restart", "-t", "0", worker)
+    assert host.call_module("ftrace_instance", containers=[worker])["changed"]
+    host.wait_until(lambda: "SigBlk:\t0000000000000200" in open(f"/proc/{host.find_pid(worker)}/status").read())
+    run_workload(worker)
+    container_id = host.docker("inspect", "-f", "{{.Id}}", worker)
+    host.docker("rm", "-f", worker)
+    captures = fetch(tmp_path, containers=[container_id])
+    assert captures[0]["manifest"]["complete"]
+    assert count(report(tmp_path, tmp_path / "report")[0])["connect"]["calls"] == 2 * WORKLOAD["connect"][0]
+    assert host.call_module("ftrace_instance", containers=[container_id], state="absent")["changed"]
+    assert host.list_instances() == []
+
+
+@pytest.mark.parametrize("comm", ["a\x1b[2Jb", "x\ny z", "$(id)", "../../x", "';--"])
+def test_hostile_names_do_no_harm(container, tmp_path, comm):
+    program = (
+        "import ctypes, os, sys, time\n"
+        "time.sleep(1.5)\n"
+        f"ctypes.CDLL(None).prctl(15, {comm.encode()!r}, 0, 0, 0)\n"
+        "os.access('/nonesuch', 0)\n"
+        "time.sleep(1000)\n"
+    )
+    name = container(
+        "python",
+        "/usr/bin/python3",
+        "-c",
+        program,
+        options=("--network", "none", "--label", f"evil={comm}", "--label", "a=../b"),
+    )
+    host.call_module("ftrace_instance", containers=[name])
+    time.sleep(2)
+    capture = fetch(tmp_path, labels={"evil": comm})[0]
+    assert capture["manifest"]["container"]["labels"]["evil"] == comm
+    rows = [
+        row
+        for row in report(tmp_path, tmp_path / "report")[0]["processes"]
+        if row["syscall"] in ("access", "faccessat2")
+    ]
+    assert [row["name"] for row in rows] == [comm]
+    text = (tmp_path / "report" / "summary.txt").read_text()
+    assert "\x1b" not in text
+    assert len([line for line in text.splitlines() if "access" in line]) == 1
+    raw = host.run("trace-cmd", "report", capture["path"]).stdout
+    assert capture["path"].startswith(f"{tmp_path}/localhost/{name}/")
+    assert len(raw.splitlines()) == report(tmp_path, tmp_path / "report")[0]["events"] + 1
+
+
+def test_threads_and_children_are_counted_with_their_process(container, tmp_path):
+    program = (
+        "import os, threading, time\n"
+        "time.sleep(1.5)\n"
+        "def work():\n"
+        "    for _ in range(10): os.access('/nonesuch', 0)\n"
+        "threads = [threading.Thread(target=work) for _ in range(7)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    work(); os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "time.sleep(1000)\n"
+    )
+    name = container("python", "/usr/bin/python3", "-c", program)
+    host.call_module("ftrace_instance", containers=[name])
+    time.sleep(2.5)
+    fetch(tmp_path, containers=[name])
+    rows = [
+        row
+        for row in report(tmp_path, tmp_path / "report")[0]["processes"]
+        if row["syscall"] in ("access", "faccessat2")
+    ]
+    assert sorted(row["calls"] for row in rows) == [10, 70]
+    assert {row["calls"]: row["container_pid"] for row in rows}[70] == 1
+
+
+def test_a_report_twice_and_in_check_mode(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker])
+    run_workload(worker)
+    fetch(tmp_path / "in", containers=[worker])
+    arguments = {"src": str(tmp_path / "in"), "dest": str(tmp_path / "out")}
+    assert host.call_module("ftrace_report", check_mode=True, **arguments)["changed"]
+    assert not (tmp_path / "out").exists()
+    assert host.call_module("ftrace_report", **arguments)["changed"]
+    assert not host.call_module("ftrace_report", **arguments)["changed"]
+    text = (tmp_path / "out" / "summary.txt").read_text()
+    assert re.search(r"python3 +\d+ +connect +50 +\d+\.\d{3} +\d+\.\d +ENOENT 50", text)
+
+
+def test_damaged_captures_are_named(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker])
+    run_workload(worker)
+    path = fetch(tmp_path / "in", containers=[worker])[0]["path"]
+    os.truncate(path, os.stat(path).st_size - 6000)
+    with pytest.raises(host.ModuleFailed, match="cut short"):
+        host.call_module("ftrace_report", src=path, dest=str(tmp_path / "out"))
+    with open(path, "wb") as file:
+        file.write(b"something else")
+    with pytest.raises(host.ModuleFailed, match="not a trace.dat"):
+        host.call_module("ftrace_report", src=path, dest=str(tmp_path / "out"))
+    with pytest.raises(host.ModuleFailed, match="no capture"):
+        host.call_module("ftrace_report", src=str(tmp_path / "out2"), dest=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

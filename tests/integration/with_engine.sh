@@ -1,0 +1,38 @@
+#!/bin/bash
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Runs a command with a Docker engine of its own and tracefs mounted: with_engine.sh DIR COMMAND…
+# The command is run in the staged collection beside DIR.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+dir=$1
+shift
+export DEBIAN_FRONTEND=noninteractive
+need=()
+for package in docker.io openssh-server python3-docker python3-jmespath sudo bsdutils procps; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || need+=("$package")
+done
+if [ "${#need[@]}" != 0 ]; then
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+fi
+mounted=
+if ! grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts; then
+    mount -t tracefs tracefs /sys/kernel/tracing
+    mounted=1
+fi
+finish() {
+    local status=$?
+    trap - EXIT INT TERM
+    "$root/tools/engine.sh" stop "$dir" || status=1
+    [ -z "$mounted" ] || umount /sys/kernel/tracing || true
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
+export DOCKER_HOST
+if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
+    cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
+fi
+"$@"

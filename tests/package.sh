@@ -1,0 +1,33 @@
+#!/bin/bash
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Builds the collection, installs the archive elsewhere, uses it there, and lets Galaxy's importer look at it.
+set -euo pipefail
+build=$1
+root=$(cd "$(dirname "$0")/.." && pwd)
+"$root/tools/stage_collection.sh" "$build"
+rm -rf "$build/package"
+mkdir -p "$build/package"
+cd "$build/ansible_collections/crashcart/fleet"
+ansible-galaxy collection build --output-path "$build/package"
+archive=$(echo "$build"/package/crashcart-fleet-*.tar.gz)
+ansible-galaxy collection install --offline "$archive" -p "$build/package/installed"
+cd "$build/package"
+# What is called by its full name has to work from the archive alone.
+export ANSIBLE_COLLECTIONS_PATH=$build/package/installed
+ansible localhost -m crashcart.fleet.crashcart_info -e ansible_python_interpreter="$(command -v python)" >info.txt
+grep -q '"features"' info.txt
+for name in install attach exec detach trace collect cleanup; do
+    ansible-playbook --syntax-check -i localhost, "crashcart.fleet.$name" >/dev/null
+done
+for name in $(find installed -path '*/plugins/modules/*.py' -printf '%f\n' | sed 's/\.py$//'); do
+    ansible-doc "crashcart.fleet.$name" >/dev/null
+done
+# It wants other versions of what we use, so it lives apart.
+[ -x "$root/.venvs/importer/bin/python" ] || {
+    python -m venv "$root/.venvs/importer"
+    "$root/.venvs/importer/bin/python" -m pip install --quiet --disable-pip-version-check 'galaxy-importer>=0.4.31' 'ansible-core~=2.19.0'
+}
+cp "$archive" "$build/package/import.tar.gz"
+PATH="$root/.venvs/importer/bin:$PATH" "$root/.venvs/importer/bin/python" -m galaxy_importer.main "$archive" 2>&1 | tee importer.txt | tail -n 5
+! grep -E '^ERROR|Traceback|[Ii]mporter failed' importer.txt

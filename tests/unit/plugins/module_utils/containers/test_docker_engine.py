@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the engine's answers and a user's query mean. No engine is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+
+ID = "0123456789ab" + "f" * 52
+INSPECTED = {
+    "Id": ID,
+    "Name": "/web",
+    "State": {"Status": "running", "Running": True, "Pid": 4242, "ExitCode": 0},
+    "Config": {"Image": "nginx:1", "Labels": {"tier": "front"}, "Env": ["A=1"]},
+    "HostConfig": {"Privileged": False},
+}
+LISTED = {"Id": ID, "Names": ["/web"], "State": "running", "Image": "nginx:1", "Labels": {"tier": "front"}}
+
+
+def test_an_inspected_container():
+    assert docker_engine.parse_inspected(INSPECTED) == Container(
+        ID, "web", "running", 4242, "nginx:1", {"tier": "front"}
+    )
+
+
+def test_an_inspected_container_that_stopped_and_has_no_labels():
+    entry = {**INSPECTED, "State": {"Status": "exited", "Pid": 0}, "Config": {"Image": "nginx:1", "Labels": None}}
+    assert docker_engine.parse_inspected(entry) == Container(ID, "web", "exited", 0, "nginx:1", {})
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (["/web"], "web"),
+        # A legacy link makes the container look as if it bore another one's name, too.
+        (["/other/alias", "/web"], "web"),
+        (["/web", "/other/alias"], "web"),
+        (["/other/alias"], ID[:12]),
+        ([], ID[:12]),
+        (None, ID[:12]),
+    ],
+)
+def test_the_name_of_a_listed_container(names, name):
+    container = docker_engine._parse_listed({**LISTED, "Names": names})
+    assert container == Container(ID, name, "running", 0, "nginx:1", {"tier": "front"})
+
+
+def test_a_listed_container_without_labels():
+    assert docker_engine._parse_listed({**LISTED, "Labels": None}).labels == {}
+
+
+class _Answers:
+    """Stands where an engine would: it answers with what was inspected."""
+
+    def inspect(self, container):
+        assert container.id == ID
+        return INSPECTED
+
+
+CONTAINER = docker_engine.parse_inspected(INSPECTED)
+
+
+@pytest.mark.parametrize(
+    ("expression", "selected"),
+    [
+        ("State.Running", True),
+        ("HostConfig.Privileged", False),
+        ("State.Pid == `4242`", True),
+        ("Config.Labels.tier == 'front'", True),
+        ("Config.Labels.tier == 'back'", False),
+        ("contains(Config.Env, 'A=1')", True),
+        ("State.Running && HostConfig.Privileged == `false`", True),
+        # Only a plain true selects: what is merely there would select everything by mistake.
+        ("Name", False),
+        ("State", False),
+        ("Config.Env", False),
+        ("`1`", False),
+        ("Missing", False),
+    ],
+)
+def test_a_query_selects_by_true_only(expression, selected):
+    pytest.importorskip("jmespath")
+    assert docker_engine.compile_query(expression, _Answers())(CONTAINER) is selected
+
+
+@pytest.mark.parametrize("expression", [" ", "a[", "State.", "'open", '"open', "a b", "==", "\0", "foo(", "[?x"])
+def test_what_is_no_query_is_refused_before_anyone_is_asked(expression):
+    pytest.importorskip("jmespath")
+    with pytest.raises(ContainerError, match="is not JMESPath"):
+        docker_engine.compile_query(expression, _Answers())
+
+
+@pytest.mark.parametrize("expression", ["length(State.Pid)", "no_such_function(Name)", "contains(Name)", "abs(Name)"])
+def test_a_query_that_fails_names_the_container(expression):
+    pytest.importorskip("jmespath")
+    matches = docker_engine.compile_query(expression, _Answers())
+    with pytest.raises(ContainerError, match="fails on container web"):
+        matches(CONTAINER)

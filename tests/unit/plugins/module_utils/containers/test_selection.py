@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From names, ids, globs, labels and queries to containers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import (
+    Selector,
+    describe_running,
+    select_containers,
+)
+
+
+def make(name, prefix, state="running", **labels):
+    return Container(prefix.ljust(64, "0"), name, state, 100 if state == "running" else 0, "image", labels)
+
+
+WEB1 = make("web-1", "aa11", tier="front", env="prod")
+WEB2 = make("web-2", "aa22", tier="front", env="test")
+DB = make("db", "bb33", tier="back", empty="")
+OLD = make("web-old", "cc44", state="exited", tier="front")
+PAUSED = make("paused", "dd55", state="paused")
+ALL = [WEB1, WEB2, DB, OLD, PAUSED]
+
+
+def select(*patterns, labels=(), query=None, running_only=True, containers=ALL):
+    selector = Selector(tuple(patterns), tuple(labels), query)
+    return [one.name for one in select_containers(selector, containers, running_only=running_only)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["db"], ["db"]),
+        ([DB.id], ["db"]),
+        ([DB.short_id], ["db"]),
+        (["b"], ["db"]),
+        (["aa1"], ["web-1"]),
+        (["web-*"], ["web-1", "web-2"]),
+        (["web-?"], ["web-1", "web-2"]),
+        (["web-[2-9]"], ["web-2"]),
+        (["web-[!2]"], ["web-1"]),
+        (["*"], ["web-1", "web-2", "db"]),
+        (["nothing*"], []),
+        (["WEB-*"], []),
+        # In the engine's order, each once.
+        (["db", "web-2", "web-*", "bb33", "db"], ["web-1", "web-2", "db"]),
+    ],
+)
+def test_patterns(patterns, names):
+    assert select(*patterns) == names
+
+
+@pytest.mark.parametrize("pattern", ["web-old", "cc", OLD.id])
+def test_a_name_or_an_id_finds_a_container_in_any_state(pattern):
+    assert select(pattern) == ["web-old"]
+
+
+def test_globs_find_what_does_not_run_only_on_demand():
+    assert select("web-*", running_only=False) == ["web-1", "web-2", "web-old"]
+    assert select(running_only=False) == [one.name for one in ALL]
+    assert select() == ["web-1", "web-2", "db"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["web", "nothing", "eb-1", "", " ", "db ", "../db", "aa11x", "AA11", "web-1\n", "-db"]
+)
+def test_a_name_that_finds_nothing_is_an_error_that_says_what_runs(pattern):
+    with pytest.raises(ContainerError, match="running are: db, web-1, web-2"):
+        select(pattern)
+
+
+def test_one_bad_name_among_good_ones_is_an_error():
+    with pytest.raises(ContainerError, match="'nothing'"):
+        select("db", "nothing", "web-*")
+
+
+def test_an_ambiguous_beginning_of_ids_is_an_error_that_names_them():
+    with pytest.raises(ContainerError, match="ambiguous") as caught:
+        select("aa")
+    assert "web-1 (aa1100000000)" in str(caught.value)
+    assert "web-2 (aa2200000000)" in str(caught.value)
+    assert "db" not in str(caught.value)
+
+
+def test_the_beginning_of_an_id_is_ambiguous_whatever_the_state():
+    with pytest.raises(ContainerError, match="ambiguous"):
+        select("cc", containers=[*ALL, make("other", "cc45", state="created")])
+
+
+def test_a_name_goes_before_the_beginning_of_an_id():
+    named = make("aa11", "ee66")
+    assert select("aa11", containers=[*ALL, named]) == ["aa11"]
+    # Also where it would be ambiguous.
+    assert select("aa", containers=[*ALL, make("aa", "ee66")]) == ["aa"]
+
+
+@pytest.mark.xfail(reason="a name and a full id are compared in one step", strict=True)
+def test_a_full_id_is_not_shadowed_by_a_name():
+    impostor = make(DB.id, "ee66")
+    assert select(DB.id, containers=[impostor, *ALL]) == ["db"]
+
+
+@pytest.mark.parametrize("name", ["[", "a[b", "*", "x?", "{}", "$(id)", "-rf", "a\nb", "\x1b[31m", "é", "%s"])
+def test_a_hostile_name_is_found_by_itself_and_hurts_nobody(name):
+    containers = [*ALL, make(name, "ee66")]
+    assert select(name, containers=containers) == [name]
+    assert select("db", containers=containers) == ["db"]
+    assert name in select("*", containers=containers) or name == "*"
+
+
+def test_without_containers_nothing_is_found_and_said():
+    assert select("*", containers=[]) == []
+    with pytest.raises(ContainerError, match="no container runs"):
+        select("db", containers=[])
+    assert describe_running([OLD]) == "no container runs"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([("tier", "front")], ["web-1", "web-2"]),
+        ([("tier", "front"), ("env", "prod")], ["web-1"]),
+        ([("tier", None)], ["web-1", "web-2", "db"]),
+        ([("env", None)], ["web-1", "web-2"]),
+        ([("empty", "")], ["db"]),
+        ([("empty", None)], ["db"]),
+        ([("tier", "")], []),
+        ([("tier", "fro*")], []),
+        ([("Tier", "front")], []),
+        ([("missing", None)], []),
+    ],
+)
+def test_labels(labels, names):
+    assert select(labels=labels) == names
+
+
+def test_patterns_and_labels_and_a_query_all_have_to_fit():
+    asked = []
+
+    def query(container):
+        asked.append(container.name)
+        return container.name.endswith("1")
+
+    assert select("web-*", "db", labels=[("tier", "front")], query=query) == ["web-1"]
+    assert asked == ["web-1", "web-2"]
+
+
+def test_an_empty_selector():
+    assert Selector().is_empty
+    assert not Selector(patterns=("*",)).is_empty
+    assert not Selector(labels=(("tier", None),)).is_empty
+    assert not Selector(query=lambda _container: True).is_empty
+
+
+def test_a_selector_without_some_of_its_patterns():
+    selector = Selector(("a", "b"), (("tier", None),))
+    assert selector.without({"a"}) == Selector(("b",), (("tier", None),))
+    assert selector.without({"a", "b"}) is None
+    assert selector.without(set()) == selector
+    # What asks for no names keeps asking by labels.
+    assert Selector((), (("tier", None),)).without({"a"}) == Selector((), (("tier", None),))

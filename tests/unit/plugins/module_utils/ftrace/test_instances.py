@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names of instances and sizes of their buffers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances
+
+WEB = Container("0123456789ab" + "c" * 52, "web", "running", 4242, "image", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1408", 1408),
+        ("1408\n", 1408),
+        ("7 (expanded: 1408)", 7),
+        # The CPUs' buffers differ.
+        ("X", 0),
+        ("", 0),
+        ("-5", 0),
+    ],
+)
+def test_size_of_a_buffer(text, size):
+    assert instances.parse_buffer_kb(text) == size
+
+
+def test_an_instance_bears_the_short_id_of_its_container():
+    one = instances.find_instance("/sys/kernel/tracing", WEB)
+    assert one.instance.name == "crashcart-0123456789ab"
+    assert one.instance.path == "/sys/kernel/tracing/instances/crashcart-0123456789ab"
+    assert (one.container_id, one.container_name) == (WEB.id, "web")
+
+
+def test_instances_are_matched_with_containers_by_id(tmp_path):
+    for name in ("crashcart-0123456789ab", "crashcart-ffffffffffff", "somebody-else", "crashcart"):
+        (tmp_path / "instances" / name).mkdir(parents=True)
+    found = instances.list_instances(str(tmp_path), [WEB])
+    assert [(one.instance.name, one.container) for one in found] == [
+        ("crashcart-0123456789ab", WEB),
+        ("crashcart-ffffffffffff", None),
+    ]
+    assert (found[1].container_id, found[1].container_name) == ("ffffffffffff", "ffffffffffff")
+
+
+def test_a_kernel_without_instances_has_none(tmp_path):
+    assert instances.list_instances(str(tmp_path), [WEB]) == []

@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From what a user wants to trace to the settings of an instance."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import (
+    PROCESS_EVENTS,
+    SYS_ENTER,
+    SYS_EXIT,
+    Specification,
+    find_settings,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
+
+
+def find(**options):
+    return find_settings(Specification(**{"follow_exec": False, **options}))
+
+
+def test_all_system_calls_by_default():
+    settings = find()
+    assert settings.events == {SYS_ENTER: "", SYS_EXIT: "", **dict.fromkeys(PROCESS_EVENTS, "")}
+    assert settings.files == {
+        "trace_clock": "mono",
+        "buffer_size_kb": "2048",
+        "options/overwrite": "1",
+        "options/event-fork": "1",
+    }
+
+
+def test_clock_and_buffer():
+    files = find(clock="boot", buffer_kb=64).files
+    assert (files["trace_clock"], files["buffer_size_kb"]) == ("boot", "64")
+
+
+def test_some_system_calls_in_the_order_of_their_numbers():
+    events = find(syscalls=(59, 0, 257)).events
+    assert events[SYS_ENTER] == events[SYS_EXIT] == "id == 0 || id == 59 || id == 257"
+    assert events["sched:sched_process_exec"] == ""
+    assert find(syscalls=(257, 59, 0)) == find(syscalls=(0, 257, 59))
+
+
+def test_errors_only_look_at_the_end_of_calls():
+    events = find(errors_only=True).events
+    assert events[SYS_EXIT] == "ret < 0 && ret >= -4095"
+    assert SYS_ENTER not in events
+
+
+def test_errors_of_some_system_calls_only():
+    events = find(errors_only=True, syscalls=(2, 1)).events
+    assert events[SYS_EXIT] == "(id == 1 || id == 2) && ret < 0 && ret >= -4095"
+    assert SYS_ENTER not in events
+
+
+def test_own_events_join_the_process_events_once():
+    settings = find(events=("sched:sched_switch", "task:task_rename", "sched:sched_switch"))
+    assert set(settings.events) == {"sched:sched_switch", *PROCESS_EVENTS, SYS_ENTER, SYS_EXIT}
+    assert settings.events["sched:sched_switch"] == ""
+
+
+def test_entries_that_are_asked_for_by_name_stay_with_errors_only():
+    assert find(events=(SYS_ENTER,), errors_only=True).events[SYS_ENTER] == ""
+
+
+def test_with_followed_execs_every_event_leaves_out_the_runtime():
+    plain = find(syscalls=(1, 2), events=("sched:sched_switch",))
+    settings = find(syscalls=(1, 2), events=("sched:sched_switch",), follow_exec=True)
+    assert set(settings.events) == set(plain.events)
+    noise = settings.events["sched:sched_switch"]
+    for name in ("containerd-shim*", "runc*", "exe"):
+        assert f'"{name}"' in noise
+    assert settings.events["task:task_rename"] == noise
+    # Without the parentheses the second call would be recorded of the runtime, too.
+    assert settings.events[SYS_EXIT] == noise + " && (id == 1 || id == 2)"
+    assert settings.files == plain.files
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "",
+        "sched",
+        "sched:",
+        ":x",
+        "sched:a:b",
+        "sched/x:y",
+        "../sched:x",
+        "sched:..",
+        "sched:a b",
+        "sched:x\n",
+        "sched:*",
+        "ſched:x",
+        "a:b;c",
+    ],
+)
+def test_what_is_no_event_is_refused(event):
+    with pytest.raises(TraceError, match="is not an event"):
+        find(events=("sched:sched_switch", event))
+
+
+def test_a_filter_that_no_kernel_takes_is_refused():
+    find(syscalls=tuple(range(100, 300)))
+    with pytest.raises(TraceError, match="fewer syscalls"):
+        find(syscalls=tuple(range(100, 500)))
+    # The kernel counts all of it.
+    limit = max(count for count in range(1, 400) if len(" || ".join(["id == 100"] * count)) <= 4095)
+    find(syscalls=tuple(range(100, 100 + limit)))
+    with pytest.raises(TraceError):
+        find(syscalls=tuple(range(100, 101 + limit)))
+    with pytest.raises(TraceError):
+        find(syscalls=tuple(range(100, 100 + limit)), follow_exec=True)

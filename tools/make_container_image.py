@@ -1,0 +1,69 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make container images from Debian packages or single files, where no registry can be asked.
+
+Usage: make_container_image.py TAG [--package NAME]… [--file PATH_IN_IMAGE=PATH]… [--cmd WORD…]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt
+
+_SHELLS = ("bash", "dash", "sh", "rbash", "busybox")
+_LISTS_VALID_S = 3600.0
+CACHE = os.path.expanduser("~/.cache/crashcart")
+
+
+def make_image(
+    tag: str, *, packages: list[str] | None = None, files: dict[str, str] | None = None, cmd: list[str] | None = None
+) -> None:
+    """Import an image TAG into the engine of DOCKER_HOST: PACKAGES with all they depend on but any shell, and FILES."""
+    with tempfile.TemporaryDirectory() as tree:
+        if packages:
+            _unpack(packages, tree)
+        for target, source in (files or {}).items():
+            path = os.path.join(tree, target.lstrip("/"))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            shutil.copy(source, path)
+        change = ["--change", "CMD [" + ", ".join(f'"{word}"' for word in cmd) + "]"] if cmd else []
+        with subprocess.Popen(
+            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], stdout=subprocess.PIPE
+        ) as tar:
+            subprocess.run(
+                ["docker", "import", *change, "-", tag], stdin=tar.stdout, stdout=subprocess.DEVNULL, check=True
+            )
+
+
+def _unpack(packages: list[str], tree: str) -> None:
+    apt = PrivateApt(CACHE)
+    apt.update(_LISTS_VALID_S)
+    closure = apt.resolve(packages)
+    apt.download(packages, closure)
+    for package in closure:
+        subprocess.run(["dpkg-deb", "-x", package.path, tree], check=True)
+    for folder in ("bin", "usr/bin"):
+        for name in _SHELLS:
+            path = os.path.join(tree, folder, name)
+            if os.path.lexists(path):
+                os.unlink(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tag")
+    parser.add_argument("--package", action="append", default=[])
+    parser.add_argument("--file", action="append", default=[])
+    parser.add_argument("--cmd", nargs=argparse.REMAINDER, default=[])
+    arguments = parser.parse_args()
+    files = dict(pair.split("=", 1) for pair in arguments.file)
+    make_image(arguments.tag, packages=arguments.package, files=files, cmd=arguments.cmd)
+
+
+if __name__ == "__main__":
+    main()
