@@ -1,0 +1,429 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pages of the ring buffer, made by hand, damaged and random, against a slow decoder that takes one event at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import signal
+import struct
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+np = pytest.importorskip("numpy")
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import decode
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+
+SIZE = 512
+
+
+@contextlib.contextmanager
+def limit(seconds):
+    """Fails what does not end in time, instead of hanging with it."""
+
+    def fail(_signal, _frame):
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(data, size=SIZE):
+    batch = decode.decode_pages(np.frombuffer(data, np.uint8), size, 7)
+    assert batch.cpu == 7
+    return batch
+
+
+def list_events(batch):
+    """Time, type, thread and record of each event."""
+    data = batch.data.tobytes()
+    return [
+        (int(time), int(number), int(tid), data[record : record + length])
+        for time, number, tid, record, length in zip(
+            batch.times, batch.types, batch.tids, batch.records.tolist(), batch.lengths.tolist()
+        )
+    ]
+
+
+def decode_slowly(page):
+    """The same, of one PAGE, by nothing but struct; every read is checked against the page's own end."""
+    time, commit = struct.unpack_from("QQ", page)
+    end = min(16 + (commit & 0xFFFFF), len(page))
+    place = 16
+    events = []
+    while place + 4 <= end:
+        header = struct.unpack_from("I", page, place)[0]
+        kind, delta = header & 31, header >> 5
+        word = struct.unpack_from("I", page, place + 4)[0] if place + 8 <= end else 0
+        if kind == 29:
+            if delta == 0 or place + 4 + word > end:
+                break
+            time += delta
+            place += (4 + word + 3) & ~3
+            continue
+        if kind in (30, 31):
+            if place + 8 > end:
+                break
+            value = (word << 27) + delta
+            time = time + value if kind == 30 else value | (time & (31 << 59))
+            place += 8
+            continue
+        start, length = (place + 8, word - 4) if kind == 0 else (place + 4, kind * 4)
+        if length < 8 or start + length > end:
+            break
+        time += delta
+        number, _flags, _count, tid = struct.unpack_from("HBBi", page, start)
+        stamp = time & ((1 << 64) - 1)
+        events.append((stamp - (1 << 64) if stamp >> 63 else stamp, number, tid, page[start : start + length]))
+        place = (start + length + 3) & ~3
+    return events
+
+
+def check(data, size=SIZE):
+    """Both decoders agree on all pages of DATA; the number of events."""
+    with limit(60):
+        found = list_events(run(data, size))
+    starts = range(0, len(data) // size * size, size)
+    assert found == [event for start in starts for event in decode_slowly(data[start : start + size])]
+    return len(found)
+
+
+A = pages.make_record(11, 4242, b"payload1")
+B = pages.make_record(12, 4243, b"payload two.")
+C = pages.make_record(13, -1, b"")
+
+
+def test_plain_events():
+    batch = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_event(B, 5), pages.pack_event(C, 100)]))
+    assert list_events(batch) == [(1000, 11, 4242, A), (1005, 12, 4243, B), (1105, 13, -1, C)]
+
+
+def test_an_event_of_every_length_that_fits_its_header():
+    for words in range(2, 29):
+        record = pages.make_record(11, words, bytes(range(words * 4 - 8)))
+        batch = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(B, 1)]))
+        assert list_events(batch) == [(0, 11, words, record), (1, 12, 4243, B)]
+
+
+@pytest.mark.parametrize("length", [8, 9, 10, 11, 12, 113, 200, 401])
+def test_an_event_with_its_length_in_a_word(length):
+    record = pages.make_record(11, 4242, bytes(length - 8))
+    batch = run(pages.pack_page(50, [pages.pack_long_event(record, 3), pages.pack_event(B, 1)]))
+    assert list_events(batch) == [(53, 11, 4242, record), (54, 12, 4243, B)]
+
+
+def test_padding_without_a_delta_ends_the_page():
+    batch = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(40, 0), pages.pack_event(B)]))
+    assert list_events(batch) == [(0, 11, 4242, A)]
+
+
+@pytest.mark.parametrize("length", [8, 12, 40])
+def test_a_discarded_event_is_passed_over_and_its_time_counts(length):
+    batch = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(length, 7), pages.pack_event(B, 1)]))
+    assert list_events(batch) == [(0, 11, 4242, A), (8, 12, 4243, B)]
+
+
+@pytest.mark.parametrize("delta", [0, 1, (1 << 27) - 1, 1 << 27, (1 << 27) + 5, 10**15, (1 << 59) - 1])
+def test_time_extend_is_added(delta):
+    events = [pages.pack_event(A, 2), pages.pack_time_extend(delta), pages.pack_event(B, 3)]
+    batch = run(pages.pack_page(1000, events))
+    assert [event[0] for event in list_events(batch)] == [1002, 1005 + delta]
+
+
+@pytest.mark.parametrize("time", [0, 5, 1 << 27, 123456789012345678, (1 << 59) - 1])
+def test_time_stamp_replaces(time):
+    batch = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_time_stamp(time), pages.pack_event(B, 3)]))
+    assert [event[0] for event in list_events(batch)] == [1000, time + 3]
+
+
+def test_time_stamp_keeps_the_high_bits_that_it_cannot_hold():
+    high = 5 << 59
+    batch = run(pages.pack_page(high + 10, [pages.pack_time_stamp(77), pages.pack_event(A, 1)]))
+    assert [event[0] & ((1 << 64) - 1) for event in list_events(batch)] == [high + 78]
+
+
+def test_a_delta_as_long_as_can_be():
+    batch = run(pages.pack_page(1, [pages.pack_event(A, (1 << 27) - 1)]))
+    assert list_events(batch)[0][0] == 1 << 27
+
+
+def test_every_page_has_its_own_time_and_events_stay_in_the_order_of_pages():
+    data = b"".join(
+        pages.pack_page(1000 * number, [pages.pack_event(A, 1)] * count) for number, count in enumerate([3, 0, 1, 5])
+    )
+    assert [event[0] for event in list_events(run(data))] == [1, 2, 3, 2001, 3001, 3002, 3003, 3004, 3005]
+
+
+def test_what_is_behind_the_commit_is_not_read():
+    whole = [pages.pack_event(A), pages.pack_event(B, 1)]
+    assert len(list_events(run(pages.pack_page(0, whole)))) == 2
+    for commit in range(len(b"".join(whole))):
+        found = list_events(run(pages.pack_page(0, whole, commit=commit)))
+        assert len(found) == (1 if commit >= len(whole[0]) else 0)
+
+
+def test_bits_of_the_commit_that_tell_of_losses_are_no_length():
+    event = pages.pack_event(A)
+    for bits in (1 << 31, 1 << 30, 3 << 30, 1 << 20, 1 << 63):
+        assert len(list_events(run(pages.pack_page(0, [event], commit=len(event) | bits)))) == 1
+
+
+def test_a_commit_longer_than_the_page_ends_with_the_page():
+    full = pages.pack_page(0, [pages.pack_event(pages.make_record(11, 1, bytes(20)))] * 15 + [pages.pack_event(A)])
+    assert len(full) == SIZE
+    for commit in (SIZE - 16, SIZE - 15, SIZE, 0xFFFFF):
+        data = struct.pack("QQ", 0, commit) + full[16:]
+        follower = pages.pack_page(9, [pages.pack_event(B)])
+        assert check(data + follower) == check(data) + 1
+
+
+@pytest.mark.parametrize("event", [pages.pack_event(b"1234"), pages.pack_long_event(b"1234"), struct.pack("II", 0, 0)])
+def test_an_event_too_short_for_any_record_ends_the_page(event):
+    assert list_events(run(pages.pack_page(0, [pages.pack_event(A), event, pages.pack_event(B)]))) == [(0, 11, 4242, A)]
+
+
+@pytest.mark.parametrize("word", [0xFFFFFFFF, 0xFFFFFFFC, 0x80000000, 0x7FFFFFFF, 500, 3])
+@pytest.mark.parametrize("kind", [0, 29])
+def test_a_length_beyond_the_page_ends_it(kind, word):
+    event = struct.pack("II", kind | 1 << 5, word)
+    data = pages.pack_page(0, [pages.pack_event(A), event]) + pages.pack_page(5, [pages.pack_event(B)])
+    found = list_events(run(data))
+    assert found[0] == (0, 11, 4242, A)
+    assert found[-1] == (5, 12, 4243, B)
+    assert check(data) == 2
+
+
+@pytest.mark.parametrize("kind", [0, 5, 28, 29, 30, 31])
+def test_an_event_that_begins_in_the_last_word_of_a_page_takes_nothing_from_the_next(kind):
+    filling = [pages.pack_event(pages.make_record(11, 1, bytes(20)))] * 15 + [pages.pack_event(C)]
+    page = pages.pack_page(0, [*filling, struct.pack("I", kind | 1 << 5)], commit=SIZE - 16)
+    assert len(b"".join(filling)) == SIZE - 16 - 4
+    # What it would read there looks like a good continuation.
+    tail = struct.pack("QQ", 0x0000000C0000000C, 0) + bytes(SIZE - 16)
+    assert check(page + tail) == 16
+
+
+def test_nothing_and_less_than_a_page():
+    for data in (b"", b"\0" * (SIZE - 1), pages.pack_page(0, [])):
+        batch = run(data)
+        assert [column.size for column in (batch.times, batch.types, batch.tids, batch.records, batch.lengths)] == [0] * 5
+
+
+def test_bytes_behind_the_last_whole_page_are_left():
+    assert check(pages.pack_page(0, [pages.pack_event(A)]) + b"\xff" * 100) == 1
+
+
+def make_good_event(source):
+    kind = source.randrange(10)
+    delta = source.choice([0, 1, source.randrange(1 << 27)])
+    data = pages.make_record(source.randrange(1 << 16), source.randrange(1 << 22), bytes(source.randrange(60)))
+    if kind == 0:
+        return pages.pack_long_event(data, delta)
+    if kind == 1:
+        return pages.pack_padding(source.randrange(8, 40, 4), max(1, delta))
+    if kind == 2:
+        return pages.pack_time_extend(source.randrange(1 << 40))
+    if kind == 3:
+        return pages.pack_time_stamp(source.randrange(1 << 59))
+    return pages.pack_event(data, delta)
+
+
+def make_good_page(source):
+    events, left = [], SIZE - 16
+    while True:
+        event = make_good_event(source)
+        if len(event) > left:
+            break
+        events.append(event)
+        left -= len(event)
+    return pages.pack_page(source.randrange(1 << 60), events)
+
+
+def test_good_pages_of_all_kinds_of_events():
+    source = random.Random(11)
+    assert check(b"".join(make_good_page(source) for _page in range(1000))) > 5000
+
+
+def test_random_pages():
+    source = random.Random(12)
+    assert check(source.randbytes(3000 * SIZE)) > 0
+
+
+def test_random_pages_that_claim_to_be_full():
+    source = random.Random(13)
+    data = b"".join(struct.pack("QQ", source.getrandbits(64), SIZE - 16) + source.randbytes(SIZE - 16) for _page in range(3000))
+    assert check(data) > 1000
+
+
+def test_damaged_pages():
+    source = random.Random(14)
+    damaged = []
+    for _page in range(3000):
+        page = bytearray(make_good_page(source))
+        for _change in range(source.randrange(1, 12)):
+            place = source.randrange(8, SIZE)
+            page[place] = source.choice([0, 0xFF, 29, 30, 31, page[place] ^ 1 << source.randrange(8), source.randrange(256)])
+        damaged.append(bytes(page))
+    assert check(b"".join(damaged)) > 5000
+
+
+def test_pages_of_one_byte_value():
+    data = b"".join(bytes([value]) * SIZE for value in range(256))
+    check(data)
+    check(b"".join(struct.pack("QQ", 0, SIZE - 16) + bytes([value]) * (SIZE - 16) for value in range(256)))
+
+
+def test_the_neighbours_of_a_page_change_nothing_in_it():
+    source = random.Random(15)
+    for _round in range(50):
+        page = source.choice([make_good_page(source), source.randbytes(SIZE)])
+        alone = decode_slowly(page)
+        for neighbour in (b"\0" * SIZE, b"\xff" * SIZE, make_good_page(source)):
+            found = list_events(run(neighbour + page + neighbour))
+            before = len(decode_slowly(neighbour))
+            assert found[before : len(found) - before] == alone
+
+
+def test_records_lie_in_their_pages():
+    source = random.Random(16)
+    data = b"".join(struct.pack("QQ", 0, source.randrange(1 << 20)) + source.randbytes(SIZE - 16) for _page in range(2000))
+    batch = run(data)
+    assert batch.records.size > 100
+    assert (batch.lengths >= 8).all()
+    assert (batch.records % SIZE >= 20).all()
+    assert ((batch.records % SIZE) + batch.lengths <= SIZE).all()
+
+
+SYS_EXIT = parse_format(pages.SYS_EXIT, "raw_syscalls")
+EXEC = parse_format(pages.SCHED_PROCESS_EXEC, "sched")
+RENAME = parse_format(pages.TASK_RENAME, "task")
+
+
+def test_numbers_of_events():
+    events = [pages.make_exit(5, 0, -2), pages.make_enter(6, 1), pages.make_exit(7, 257, 1 << 40)]
+    batch = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
+    exits = batch.select(442)
+    assert exits.tolist() == [0, 2]
+    assert batch.integers(exits, SYS_EXIT.fields["ret"]).tolist() == [-2, 1 << 40]
+    assert batch.integers(exits, SYS_EXIT.fields["id"]).tolist() == [0, 257]
+    assert batch.integers(exits, SYS_EXIT.fields["common_pid"]).tolist() == [5, 7]
+    assert batch.select(999).tolist() == []
+
+
+@pytest.mark.parametrize(("size", "signed", "value"), [(1, True, -1), (1, False, 255), (2, True, -1), (2, False, 65535), (4, True, -1), (4, False, (1 << 32) - 1), (8, True, -1)])
+def test_signs_and_sizes(size, signed, value):
+    batch = run(pages.pack_page(0, [pages.pack_event(pages.make_record(1, 1, b"\xff" * 8))]))
+    field = Field("x", 8, size, is_signed=signed, is_dynamic=False, is_array=False)
+    assert batch.integers(np.array([0]), field).tolist() == [value]
+
+
+def test_a_field_behind_the_end_of_its_event_is_zero_and_never_a_neighbours():
+    short = pages.make_record(442, 1, b"\x11" * 8)
+    batch = run(pages.pack_page(0, [pages.pack_event(short), pages.pack_event(pages.make_exit(2, 3, 4))]))
+    events = batch.select(442)
+    assert batch.integers(events, SYS_EXIT.fields["ret"]).tolist() == [0, 4]
+    for offset in (9, 12, 16, 10000, 1 << 40):
+        field = Field("x", offset, 8, is_signed=True, is_dynamic=False, is_array=False)
+        assert batch.integers(events[:1], field).tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 16, 48, 1 << 40])
+def test_a_number_of_an_odd_size_is_refused(size):
+    batch = run(pages.pack_page(0, [pages.pack_event(A)]))
+    with pytest.raises(TraceFileError, match="bytes in an event"):
+        batch.integers(np.array([0]), Field("x", 8, size, is_signed=True, is_dynamic=False, is_array=False))
+
+
+@pytest.mark.xfail(reason="an offset beyond 63 bits does not fit numpy's integers", raises=OverflowError, strict=True)
+def test_a_field_at_an_unbelievable_offset_is_zero():
+    batch = run(pages.pack_page(0, [pages.pack_event(A)]))
+    field = Field("x", 1 << 70, 8, is_signed=True, is_dynamic=False, is_array=False)
+    assert batch.integers(np.array([0]), field).tolist() == [0]
+
+
+def test_texts():
+    events = [pages.make_rename(5, b"old name", b"sixteen chars..."), pages.make_exec(5, b"/usr/bin/env"), pages.make_rename(5, b"\xff", b"")]
+    batch = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
+    assert batch.text(0, RENAME.fields["oldcomm"]) == "old name"
+    assert batch.text(0, RENAME.fields["newcomm"]) == "sixteen chars..."
+    assert batch.text(1, EXEC.fields["filename"]) == "/usr/bin/env"
+    assert batch.text(2, RENAME.fields["oldcomm"]) == "\ufffd"
+    assert batch.text(2, RENAME.fields["newcomm"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "text"),
+    [(20, 4, "abc"), (20, 2, "ab"), (20, 0xFFFF, "abc"), (0xFFFF, 0xFFFF, ""), (24, 4, ""), (28, 1, ""), (20, 0, "")],
+)
+def test_a_text_never_reaches_beyond_its_event(offset, size, text):
+    record = pages.make_record(365, 1, struct.pack("HHii", offset, size, 1, 1) + b"abc\0")
+    secret = pages.make_record(1, 1, b"secret!!")
+    batch = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(secret)]))
+    assert batch.text(0, EXEC.fields["filename"]) == text
+
+
+def test_a_text_of_an_event_that_is_too_short_for_it():
+    batch = run(pages.pack_page(0, [pages.pack_event(pages.make_record(204, 1, b"\0\0\0\0name")), pages.pack_event(B)]))
+    assert batch.text(0, RENAME.fields["oldcomm"]) == "name"
+    assert batch.text(0, RENAME.fields["newcomm"]) == ""
+
+
+def test_a_whole_trace_cpu_by_cpu():
+    trace = decode.Trace(io.BytesIO(pages.pack_trace([[], []])))
+    assert list(trace.gen_batches()) == []
+    first = [pages.pack_page(100, [pages.pack_event(A)]), pages.pack_page(300, [pages.pack_event(B)])]
+    data = pages.pack_trace([first, [], [pages.pack_page(200, [pages.pack_event(C)])]])
+    trace = decode.Trace(io.BytesIO(data))
+    assert trace.formats["raw_syscalls:sys_exit"].id == 442
+    assert [(batch.cpu, batch.times.tolist()) for batch in trace.gen_batches()] == [(0, [100, 300]), (2, [200])]
+
+
+def test_more_pages_than_one_batch_takes(monkeypatch):
+    monkeypatch.setattr(decode, "_PAGES_PER_BATCH", 2)
+    trace = decode.Trace(
+        io.BytesIO(pages.pack_trace([[pages.pack_page(number, [pages.pack_event(A)]) for number in range(5)]]))
+    )
+    batches = list(trace.gen_batches())
+    assert [batch.times.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_trace_cut_short_in_its_pages():
+    page = pages.pack_page(0, [pages.pack_event(A)])
+    data = pages.pack_trace([[page, page], [page]])
+    for length in range(len(data) - 3 * 4096, len(data), 997):
+        trace = decode.Trace(io.BytesIO(data[:length]))
+        with pytest.raises(TraceFileError, match="cut short in the pages of CPU"):
+            list(trace.gen_batches())
+
+
+def test_pages_said_to_lie_behind_the_end():
+    trace = decode.Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(0, [])]])))
+    (place,) = trace.head.cpus
+    for offset, size in ((1 << 40, 4096), (place.offset, 1 << 62), (place.offset + 1, 4096)):
+        trace.head.cpus = [type(place)(0, offset, size)]
+        with pytest.raises(TraceFileError):
+            list(trace.gen_batches())
+
+
+@pytest.mark.xfail(reason="seek() takes 63 bits", raises=(OverflowError, ValueError), strict=True)
+def test_pages_said_to_lie_at_a_place_that_no_file_has(tmp_path):
+    path = tmp_path / "trace.dat"
+    data = bytearray(pages.pack_trace([[pages.pack_page(0, [])]]))
+    place = data.index(b"flyrecord\0") + len(b"flyrecord\0")
+    data[place : place + 8] = struct.pack("Q", 1 << 63)
+    path.write_bytes(bytes(data))
+    with open(str(path), "rb") as file, pytest.raises(TraceFileError):
+        list(decode.Trace(file).gen_batches())
