@@ -74,8 +74,8 @@ package: setup ## Build the collection, install it elsewhere, let Galaxy's impor
 readme: setup ## Run the README's commands
 	tests/readme.sh $(BUILD)
 
-bench: setup ## Measure, as ratios in one run; prints tables
-	tests/integration/with_engine.sh $(BUILD)/bench-engine python tests/benchmarks/run.py
+bench: setup ## Measure, as ratios in one run; prints tables; BENCH="push calls" for some
+	tests/integration/with_engine.sh $(BUILD)/bench-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/benchmarks/run.py $(BENCH)
 
 clean: ## Remove what the other targets made in this folder
 	rm -rf $(VENV) $(COLLECTIONS) $(BUILD) .ansible .mypy_cache .ruff_cache .pytest_cache

@@ -6,7 +6,8 @@
 #   engine.sh start DIR   starts dockerd with everything below DIR and prints the value for DOCKER_HOST
 #   engine.sh stop DIR    ends it and removes DIR
 #
-# It makes no bridge and no firewall rule: its containers have `--network none` or the host's.
+# It stands in a network namespace of its own: an engine without a bridge would remove that of the engine beside it.
+# So its containers have `--network none`.
 set -euo pipefail
 
 start() {
@@ -16,7 +17,7 @@ start() {
         echo "installing docker.io" >&2
         apt-get install -y -qq docker.io >&2
     }
-    setsid dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
+    setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins >"$log" 2>&1 &
     for _ in $(seq 300); do

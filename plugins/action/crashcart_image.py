@@ -29,6 +29,10 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(
                     f"{manifest_path(source)} is missing or does not belong to the image beside it: build the image with crashcart_build"
                 )
+            try:
+                store.check_manifest_form(manifest)
+            except store.ImageError as error:
+                raise AnsibleActionFail(f"{manifest_path(source)}: {error}") from error
             # Tools and packages are many and the host needs them once; they go along with the image.
             arguments["_manifest"] = manifest
             name = str(arguments.get("name", "default"))
@@ -43,7 +47,7 @@ class ActionModule(ActionBase):
 
     def _has_image(self, name: str, digest: str) -> bool:
         """Whether the host's store has the image: a hint that saves the transfer; the module decides."""
-        if not store.NAME_PATTERN.match(name) or not store.DIGEST_PATTERN.match(digest):
+        if not store.NAME_PATTERN.match(name):
             return True  # nothing is sent; the module says what is wrong
         path = store.StoredImage(name, digest, {}).path
         found = self._low_level_execute_command(f"test -f {self._connection._shell.quote(path)}", sudoable=False)

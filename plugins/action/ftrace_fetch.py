@@ -30,7 +30,14 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         arguments = dict(self._task.args)
         stage = None
+        host = str(variables.get("inventory_hostname", "localhost"))
+        folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
         if not self._task.check_mode:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
             # The login user's folder: the transfer needs no become, and no reading of the whole file into memory.
             stage = self._connection._shell.join_path(self._make_tmp_path(), "captures")
             arguments["_stage"] = stage
@@ -40,12 +47,11 @@ class ActionModule(ActionBase):
         if result.get("failed") or stage is None or "captures" not in result:
             self._remove_tmp_path(self._connection._shell.tmpdir)
             return result
-        host = str(variables.get("inventory_hostname", "localhost"))
-        folder = os.path.join(os.path.expanduser(str(arguments["dest"])), make_file_name(host))
         try:
             self._bring_home(result["captures"], stage, folder, host)
-        except (OSError, zlib.error, ValueError) as error:
-            # The events are gone from the kernel: what is staged is the only copy.
+        except (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError) as error:
+            # The events are gone from the kernel: what is staged is the only copy, so nobody may clean it up.
+            self._connection._shell.tmpdir = None
             raise AnsibleActionFail(
                 f"the captures could not be brought home ({error}); they are kept on the host in {stage}, as zlib streams"
             ) from error
@@ -57,7 +63,6 @@ class ActionModule(ActionBase):
         for capture in captures:
             capture["path"] = None
         if filled:
-            os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
                 staged = os.path.join(work, "captures")
                 self._connection.fetch_file(stage, staged)
@@ -114,6 +119,8 @@ def _copy_part(part: dict[str, Any], staged: BinaryIO, file: BinaryIO, whole: An
         left -= len(chunk)
         # Bounded pieces: a hostile host must not fill the controller's memory with a few bytes.
         while chunk:
+            if decompressor.eof:
+                raise ValueError("a part is longer than its zlib stream")
             data = decompressor.decompress(chunk, _CHUNK)
             chunk = decompressor.unconsumed_tail
             for consumer in (own, whole):
@@ -123,5 +130,7 @@ def _copy_part(part: dict[str, Any], staged: BinaryIO, file: BinaryIO, whole: An
     for consumer in (own, whole):
         consumer.update(data)
     file.write(data)
+    if not decompressor.eof:
+        raise ValueError("a part is shorter than its zlib stream")
     if own.hexdigest() != part["sha256"]:
         raise ValueError(f"the sha256 of what arrived is {own.hexdigest()}, where the host says {part['sha256']}")

@@ -23,6 +23,7 @@ options:
   query:
     description:
       - A JMESPath expression over the object that C(docker inspect) shows; a container is selected where it gives V(true).
+      - In JMESPath C(!a.b) means C((!a).b); write C(a.b == `false`) instead.
       - Needs the Python library jmespath on the host.
     type: str
   docker_host:

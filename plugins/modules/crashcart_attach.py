@@ -174,7 +174,7 @@ def run(module):
     return {
         "changed": change.before != change.after,
         "attachments": [
-            {**attachment.as_result(), "shell": attachments.shell_line(attachment, parameters["docker_host"])}
+            {**attachment.as_result(), "shell": attachments.shell_line(attachment, engine.explicit_host)}
             for attachment in change.after
         ],
         "diff": {"before": attachments.describe(change.before), "after": attachments.describe(change.after)},

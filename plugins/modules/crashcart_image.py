@@ -173,7 +173,8 @@ def ensure_absent(name, force, check_mode):
         )
     if before is not None and not check_mode:
         with hold_lock("store-" + name):
-            store.remove_image(name)
+            if store.describe(name) is not None:
+                store.remove_image(name)
     return {"changed": before is not None, "image": None, "diff": {"before": {name: before}, "after": {name: None}}}
 
 

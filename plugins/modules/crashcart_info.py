@@ -158,7 +158,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgrou
 
 def find_containers(module):
     """The engine's version and the selected containers; without an engine none, and why, unless some were asked for."""
-    is_asked = any(module.params[name] for name in ("containers", "labels", "query"))
+    is_asked = any(module.params[name] is not None for name in ("containers", "labels", "query"))
     if docker_engine.DOCKER_IMPORT_ERROR and not is_asked:
         return None, "the Docker SDK for Python is missing (Debian's package python3-docker)", []
     try:

@@ -188,7 +188,7 @@ def run_started(module, root):
             events=tuple(parameters["events"]),
             syscalls=tuple(syscall_names.find_number(name) for name in parameters["syscalls"]),
             errors_only=parameters["errors_only"],
-            buffer_kb=max(1, parse_bytes(parameters["buffer_size"], "buffer_size") // 1024),
+            buffer_kb=parse_bytes(parameters["buffer_size"], "buffer_size") // 1024,
             clock=parameters["clock"],
             follow_exec=parameters["follow_exec"],
         )

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import Head, TraceFileError
 
 _FIELD = re.compile(
-    r"field:(?P<type>.+?)\s*(?P<name>\w+)(?P<array>\[\w*\])?;\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>\d+);"
+    r"field:(?P<type>.+?)\s*(?P<name>\w+)(?P<array>\[\w*\])?;\s*offset:(?P<offset>[0-9]{1,6});\s*size:(?P<size>[0-9]{1,6});\s*signed:(?P<signed>[01]);"
 )
+
+_MAX_LINE = 512
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,20 @@ class EventFormat:
     name: str
     fields: dict[str, Field]
 
+    def field(self, name: str) -> Field:
+        """The field called NAME; raises TraceFileError when the event has none."""
+        if name not in self.fields:
+            raise TraceFileError(f"event {self.system}:{self.name} of the trace has no field {name!r}")
+        return self.fields[name]
+
 
 def parse_format(text: str, system: str) -> EventFormat:
     """An EventFormat from the text of events/SYSTEM/NAME/format."""
     name = number = ""
     fields = {}
     for line in map(str.strip, text.splitlines()):
+        if len(line) > _MAX_LINE:
+            continue  # print fmt, or damage: a field's line is short
         if line.startswith("name:"):
             name = line[5:].strip()
         elif line.startswith("ID:"):
@@ -55,7 +65,7 @@ def parse_format(text: str, system: str) -> EventFormat:
                 is_dynamic=match["type"].startswith("__data_loc"),
                 is_array=match["array"] is not None,
             )
-    if not name or not number.isdigit():
+    if not name or not re.fullmatch(r"[0-9]{1,9}", number):
         raise TraceFileError(f"an event format of system {system!r} has no name or no number")
     return EventFormat(int(number), system, name, fields)
 

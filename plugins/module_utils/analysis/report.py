@@ -47,9 +47,48 @@ def read_manifest(capture: str) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise FleetError(f"the manifest {path} is damaged: {error}") from error
+    if not _is_sound(manifest):
+        raise FleetError(
+            f"the manifest {path} is not what ftrace_fetch writes; fetch again, or remove it to do without"
+        )
+    return manifest  # type: ignore[no-any-return]
+
+
+def _is_sound(manifest: Any) -> bool:
+    """Whether MANIFEST has the form that the analysis relies on: it came from a host."""
     if not isinstance(manifest, dict):
-        raise FleetError(f"the manifest {path} is no JSON object")
-    return manifest
+        return False
+    offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
+    tasks, syscalls, container = (manifest.get(name) for name in ("tasks", "syscalls", "container"))
+    return (
+        (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
+        and (lost is None or _is_int(lost))
+        and manifest.get("complete") in (None, True, False)
+        and (
+            container is None
+            or (isinstance(container, dict) and all(_is_text(container.get(n)) for n in ("id", "name")))
+        )
+        and all(_is_text(manifest.get(name)) for name in ("host", "inventory_hostname"))
+        and (syscalls is None or (isinstance(syscalls, dict) and all(_is_syscall(*pair) for pair in syscalls.items())))
+        and (tasks is None or (isinstance(tasks, list) and all(_is_task(task) for task in tasks)))
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_syscall(number: str, name: Any) -> bool:
+    return number.isascii() and number.isdigit() and len(number) < 10 and isinstance(name, str)
+
+
+def _is_task(task: Any) -> bool:
+    numbers = ("tid", "tgid", "container_tid")
+    return isinstance(task, dict) and all(_is_int(task.get(n)) for n in numbers) and isinstance(task.get("comm"), str)
 
 
 def summarize_capture(capture: str, root: str) -> dict[str, Any]:
@@ -60,7 +99,7 @@ def summarize_capture(capture: str, root: str) -> dict[str, Any]:
             table = summarize(Trace(file), manifest)
     except TraceFileError as error:
         raise FleetError(f"{capture}: {error}") from error
-    container = manifest.get("container", {})
+    container = manifest.get("container") or {}
     return {
         "capture": os.path.relpath(capture, root),
         "host": manifest.get("inventory_hostname") or manifest.get("host"),
@@ -104,7 +143,9 @@ def format_summary(summary: dict[str, Any]) -> str:
 def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     name = _clean(one["container"] or one["capture"])
     host = _clean(one["host"] or "an unknown host")
-    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {one['lost']} events lost")
+    lost = {None: "loss unknown", True: "complete"}.get(
+        one["complete"], f"INCOMPLETE: {_clean(str(one['lost']))} events lost"
+    )
     yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
     rows = one["programs"][:_MAX_TEXT_ROWS]
     if not rows:
@@ -112,7 +153,7 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     else:
         yield from _gen_table([_cells(row) for row in rows])
     if len(one["programs"]) > _MAX_TEXT_ROWS:
-        yield f"  and {len(one['syscalls']) - _MAX_TEXT_ROWS} more rows in summary.json"
+        yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
     yield ""
 
 

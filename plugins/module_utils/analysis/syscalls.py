@@ -83,7 +83,7 @@ def name_errno(number: int) -> str:
 
 def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
     """The table of TRACE; MANIFEST names its system calls and its tasks."""
-    names = TaskNames(manifest.get("tasks", []), trace.head.cmdlines)
+    names = TaskNames(manifest.get("tasks") or [], trace.head.cmdlines)
     events = 0
     enters: list[list[Ints]] = []
     exits: list[list[Ints]] = []
@@ -97,7 +97,7 @@ def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
         enters.append(_columns(batch, trace, _SYS_ENTER, None))
         exits.append(_columns(batch, trace, _SYS_EXIT, "ret"))
     names.finish()
-    syscalls = {int(number): name for number, name in manifest.get("syscalls", {}).items()}
+    syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
     calls = _drop_births(pair_calls(_join(enters), _join(exits)), syscalls)
     pids, name_numbers, known_names = _identify(calls, names)
     tables = []
@@ -121,8 +121,8 @@ def _columns(batch: Batch, trace: Trace, event: str, value: str | None) -> list[
     events = batch.select(known.id) if known else np.zeros(0, np.int64)
     if known is None or not events.size:
         return [np.zeros(0, np.int64)] * 4
-    numbers = batch.integers(events, known.fields["id"])
-    values = batch.integers(events, known.fields[value]) if value else np.zeros(events.size, np.int64)
+    numbers = batch.integers(events, known.field("id"))
+    values = batch.integers(events, known.field(value)) if value else np.zeros(events.size, np.int64)
     return [batch.tids[events], batch.times[events], numbers, values]
 
 

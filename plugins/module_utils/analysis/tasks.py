@@ -8,6 +8,7 @@ The kernel's list of names knows only the last name of each thread; these events
 from __future__ import annotations
 
 import bisect
+import re
 from dataclasses import dataclass, field
 from typing import Any, Iterable
 
@@ -38,7 +39,7 @@ class TaskNames:
         self._last_names: dict[int, str] = {}
         for line in cmdlines.decode("utf-8", "replace").splitlines():
             tid, _space, name = line.partition(" ")
-            if tid.isdigit():
+            if re.fullmatch(r"[0-9]{1,9}", tid):
                 self._last_names[int(tid)] = name
         for task in manifest_tasks:
             self._processes[task["tid"]] = task["tgid"]
@@ -50,12 +51,12 @@ class TaskNames:
         newtask = formats.get("task:task_newtask")
         if newtask:
             events = batch.select(newtask.id)
-            pids = batch.integers(events, newtask.fields["pid"])
-            flags = batch.integers(events, newtask.fields["clone_flags"])
+            pids = batch.integers(events, newtask.field("pid"))
+            flags = batch.integers(events, newtask.field("clone_flags"))
             for event, pid, flag in zip(events.tolist(), pids.tolist(), flags.tolist()):
                 parent = int(batch.tids[event])
                 self._births.append((int(batch.times[event]), pid, parent if flag & _CLONE_THREAD else 0))
-                name = batch.text(event, newtask.fields["comm"])
+                name = batch.text(event, newtask.field("comm"))
                 self._changes.append((int(batch.times[event]), pid, name, name))
         rename = formats.get("task:task_rename")
         if rename:
@@ -64,8 +65,8 @@ class TaskNames:
             events = batch.select(rename.id)
             pids = batch.integers(events, pid_field) if pid_field else batch.tids[events]
             for event, pid in zip(events.tolist(), pids.tolist()):
-                old = batch.text(event, rename.fields["oldcomm"]) if "oldcomm" in rename.fields else ""
-                self._changes.append((int(batch.times[event]), pid, old, batch.text(event, rename.fields["newcomm"])))
+                old = batch.text(event, rename.field("oldcomm")) if "oldcomm" in rename.fields else ""
+                self._changes.append((int(batch.times[event]), pid, old, batch.text(event, rename.field("newcomm"))))
 
     def finish(self) -> None:
         """Put what was fed in order."""

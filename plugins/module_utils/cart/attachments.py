@@ -139,9 +139,12 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], *, lazy: bool
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     counts = [sum(one.container.id == target.container.id for one in found) for target in targets]
     path = found[0].path
-    _run(
-        targets, path, lambda index, parent_fd, name: _detach_here(counts[index], flags, parent_fd, name), "detach from"
-    )
+    devices = {os.makedev(*map(int, one.device.split(":"))) for one in found}
+
+    def detach_here(index: int, parent_fd: int, name: str) -> None:
+        _detach_here(counts[index], devices, flags, parent_fd, name)
+
+    _run(targets, path, detach_here, "detach from")
 
 
 def find_folders(targets: Sequence[Target], path: str) -> list[str]:
@@ -181,9 +184,11 @@ def _look(parent_fd: int, name: str) -> str:
         os.close(fd)
 
 
-def _detach_here(count: int, flags: int, parent_fd: int, name: str) -> None:
+def _detach_here(count: int, devices: set[int], flags: int, parent_fd: int, name: str) -> None:
     os.fchdir(parent_fd)
     for _mount in range(count):
+        if os.stat(name, follow_symlinks=False).st_dev not in devices:
+            raise OSError(errno.EPERM, "something that is not ours is mounted over the tools; unmount that first")
         syscalls.umount2(name, flags)
     _remove_folder(parent_fd, name)
 
@@ -349,9 +354,9 @@ def describe(found: Sequence[Attachment]) -> dict[str, str]:
     return {f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}" for one in found}
 
 
-def shell_line(attachment: Attachment, docker_host: str | None) -> str:
-    """The line for the host's terminal that gives an interactive shell with the attached tools."""
-    engine = ["docker", "-H", docker_host] if docker_host else ["docker"]
+def shell_line(attachment: Attachment, engine_host: str | None) -> str:
+    """The line for the host's terminal that gives an interactive shell; ENGINE_HOST is an engine's that is not the default."""
+    engine = ["docker", "-H", engine_host] if engine_host else ["docker"]
     # The id, not the name: it needs no quotes and no trust.
     shell = [f"{attachment.path}/bin/bash", "--rcfile", f"{attachment.path}/etc/crashcart.bashrc", "-i"]
     return shlex.join([*engine, "exec", "-it", attachment.container.short_id, *shell])

@@ -21,7 +21,6 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 STORE = "/var/lib/crashcart/images"
-PREFIX = "/dev/crashcart"
 SUFFIX = ".squashfs"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -51,7 +50,7 @@ class StoredImage:
     @property
     def prefix(self) -> str:
         """The path that the image's tools were made for."""
-        return str(self.manifest.get("prefix", PREFIX))
+        return str(self.manifest["prefix"])
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an image; tools and packages stay in its manifest."""
@@ -115,7 +114,10 @@ def _list_digests(name: str) -> list[str]:
         for entry in os.scandir(folder):
             digest = entry.name[: -len(SUFFIX)]
             if entry.name.endswith(SUFFIX) and DIGEST_PATTERN.match(digest):
-                found.append((entry.stat(follow_symlinks=False).st_mtime_ns, digest))
+                try:
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, digest))
+                except FileNotFoundError:
+                    continue  # a push has just replaced it
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [digest for _time, digest in sorted(found)]
@@ -125,13 +127,32 @@ def parse_path(path: str) -> tuple[str, str] | None:
     """Name and digest from the path of an image file (also of a removed one); None for a path outside the store."""
     path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
     folder, file_name = os.path.split(path)
-    if os.path.dirname(folder) != STORE:
+    # The kernel tells paths without the symlinks that may be on the way to the store.
+    if os.path.dirname(folder) not in (STORE, os.path.realpath(STORE)):
         return None
     return os.path.basename(folder), file_name.split(".", 1)[0]
 
 
+def check_manifest_form(manifest: Any) -> None:
+    """Raise ImageError unless MANIFEST is one that a builder wrote: it may come from anywhere."""
+    if not isinstance(manifest, dict):
+        raise ImageError("the image's manifest is no JSON object: build the image again")
+    digest, size, prefix = (manifest.get(name) for name in ("digest", "size", "prefix"))
+    if not isinstance(digest, str) or not DIGEST_PATTERN.match(digest):
+        raise ImageError(f"the manifest's digest {digest!r} is no sha256: build the image again")
+    if not isinstance(size, int):
+        raise ImageError(f"the manifest's size {size!r} is no number: build the image again")
+    is_path = isinstance(prefix, str) and os.path.isabs(prefix) and os.path.normpath(prefix) == prefix
+    if not is_path or os.path.dirname(str(prefix)) == "/" or not os.path.basename(str(prefix)).startswith("crashcart"):
+        raise ImageError(
+            f"the manifest's prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with"
+            " crashcart, below a folder such as /dev"
+        )
+
+
 def check_manifest(manifest: dict[str, Any]) -> None:
     """Raise ImageError unless this host can use an image with MANIFEST."""
+    check_manifest_form(manifest)
     architecture = find_architecture()
     if manifest.get("arch") != architecture:
         raise ImageError(
@@ -166,6 +187,8 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
         os.rename(temporary, image.path)
     except BaseException:
         os.unlink(temporary)
+        if not os.listdir(folder):
+            os.rmdir(folder)
         raise
     for other in _list_digests(name):
         if other != digest:

@@ -52,6 +52,11 @@ class DockerEngine:
                 f"no Docker engine answers at {self.host}: start it, or name its socket in docker_host ({error})"
             ) from error
 
+    @property
+    def explicit_host(self) -> str | None:
+        """Its URL, where the docker command has to be told; None for the default."""
+        return None if self.host == DEFAULT_HOST else self.host
+
     def read_version(self) -> str:
         """The engine's version."""
         return str(self._ask(self._client.version)["Version"])
@@ -109,7 +114,7 @@ def compile_query(expression: str, engine: DockerEngine) -> Callable[[Container]
     """A test by the JMESPath EXPRESSION over what `docker inspect` says; true selects."""
     try:
         compiled = jmespath.compile(expression)
-    except jmespath.exceptions.ParseError as error:
+    except jmespath.exceptions.JMESPathError as error:
         raise ContainerError(f"query {expression!r} is not JMESPath: {error}") from error
 
     def matches(container: Container) -> bool:

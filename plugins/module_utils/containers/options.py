@@ -34,14 +34,16 @@ def open_engine(module: Any) -> docker_engine.DockerEngine:
 
 def parse_selector(module: Any, engine: docker_engine.DockerEngine) -> Selector:
     """What MODULE's options ask for."""
-    labels = module.params["labels"] or {}
-    query = module.params["query"]
-    if query and docker_engine.JMESPATH_IMPORT_ERROR:
+    patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
+    if labels is not None and not labels:
+        raise ContainerError("labels is empty: leave it out, or name a label")
+    if query is not None and docker_engine.JMESPATH_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("jmespath"), exception=docker_engine.JMESPATH_IMPORT_ERROR)
     return Selector(
-        patterns=tuple(module.params["containers"] or ()),
-        labels=tuple((name, None if value is None else str(value)) for name, value in labels.items()),
-        query=docker_engine.compile_query(query, engine) if query else None,
+        # An empty list asks for nothing; it must not come to mean everything.
+        patterns=None if patterns is None else tuple(patterns),
+        labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
+        query=docker_engine.compile_query(query, engine) if query is not None else None,
     )
 
 

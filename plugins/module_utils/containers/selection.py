@@ -16,21 +16,23 @@ _ID_DIGITS = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Selector:
-    """What a user asked for: any of PATTERNS and all of LABELS; QUERY decides on what these leave."""
+    """What a user asked for: any of PATTERNS (None: not asked) and all of LABELS; QUERY decides on what these leave."""
 
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[str, ...] | None = None
     labels: tuple[tuple[str, str | None], ...] = ()
     query: Callable[[Container], bool] | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was asked for."""
-        return not (self.patterns or self.labels or self.query)
+        return self.patterns is None and not self.labels and self.query is None
 
     def without(self, patterns: set[str]) -> Selector | None:
         """The same without some of its PATTERNS; None when these were all of them."""
+        if self.patterns is None or not patterns:
+            return self
         rest = tuple(pattern for pattern in self.patterns if pattern not in patterns)
-        return None if self.patterns and not rest else replace(self, patterns=rest)
+        return replace(self, patterns=rest) if rest else None
 
 
 def select_containers(selector: Selector, containers: list[Container], *, running_only: bool = True) -> list[Container]:
@@ -41,7 +43,7 @@ def select_containers(selector: Selector, containers: list[Container], *, runnin
     Raises ContainerError for a name or an id that finds none, or an id prefix that finds several.
     """
     running = [container for container in containers if container.state == "running" or not running_only]
-    if not selector.patterns:
+    if selector.patterns is None:
         chosen = running
     else:
         ids = set()
@@ -55,9 +57,9 @@ def select_containers(selector: Selector, containers: list[Container], *, runnin
 
 
 def _match(pattern: str, containers: list[Container], running: list[Container]) -> list[Container]:
-    exact = [container for container in containers if pattern in (container.name, container.id)]
-    if exact:
-        return exact
+    for exact in ([one for one in containers if one.id == pattern], [one for one in containers if one.name == pattern]):
+        if exact:
+            return exact
     if _ID_DIGITS.issuperset(pattern) and pattern:
         found = [container for container in containers if container.id.startswith(pattern)]
         if len(found) > 1:

@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 NAME_PREFIX = "crashcart-"
 _SHIM_NAME = "containerd-shim"
 _MAX_ROUNDS = 100
+_MAX_REWRITES = 5
 _PAGE_KB = 4
 
 
@@ -123,24 +124,41 @@ def find_shim(target: Target) -> int:
     return parent
 
 
+def find_missing(instance: Instance, list_tids: Callable[[], set[int]]) -> set[int]:
+    """Threads that LIST_TIDS names, that live, and that INSTANCE does not record."""
+    # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
+    wanted = list_tids()
+    missing = wanted - instance.read_event_pids()
+    return {tid for tid in missing if processes.is_alive(tid)}
+
+
 def cover_threads(instance: Instance, list_tids: Callable[[], set[int]]) -> bool:
     """Record the threads that LIST_TIDS names; whether any had to be added.
 
-    New threads of recorded ones are added by the kernel (event-fork), and dead ones dropped. A thread that starts
-    between our look and our write is found by looking again. One that dies there stays in the list, and its number may
-    go to a stranger: while nothing is recorded yet, such a list is written anew.
+    The kernel adds new threads of recorded ones (event-fork) and drops dead ones. A thread that starts between our look and
+    our write is found by looking again. One that dies there stays in the list, and its number may go to a stranger one
+    day: while nothing is recorded yet, such a list is written anew, a few times if need be.
     """
+    changed = _add_missing(instance, list_tids)
+    for _round in range(_MAX_REWRITES):
+        if instance.is_tracing() or all(processes.is_alive(tid) for tid in instance.read_event_pids()):
+            break
+        instance.write("set_event_pid", "")
+        _add_missing(instance, list_tids)
+    if not instance.read_event_pids():
+        # The kernel would take an empty list for all processes of the host.
+        raise TraceError(f"no thread for trace instance {instance.name} is left: its container has just ended")
+    return changed
+
+
+def _add_missing(instance: Instance, list_tids: Callable[[], set[int]]) -> bool:
     changed = False
     for _round in range(_MAX_ROUNDS):
-        present = instance.read_event_pids()
-        wanted = list_tids()
-        if wanted - present:
-            instance.add_event_pids(wanted - present)
-            changed = True
-        elif present - wanted and not instance.is_tracing():
-            instance.write("set_event_pid", "")
-        else:
+        missing = find_missing(instance, list_tids)
+        if not missing:
             break
+        instance.add_event_pids(missing)
+        changed = True
     return changed
 
 
@@ -153,6 +171,7 @@ def ensure_started(
     after: dict[str, Any] = {}
     for container in containers:
         check_running(container)
+    _check_possible(root, settings, len(containers))
     with open_targets(containers) as targets:
         for target in targets:
             if follow_exec:
@@ -170,19 +189,34 @@ def ensure_started(
                 one_changed = before[name] != after[name]
                 list_tids = partial(list_threads, target, follow_exec=follow_exec)
                 if check_mode:
-                    changed |= one_changed or bool(list_tids() - instance.read_event_pids())
+                    changed |= one_changed or bool(find_missing(instance, list_tids))
                     continue
                 if one_changed:
-                    _configure(instance, present, settings)
-                threads_changed = cover_threads(instance, list_tids)
-                if one_changed:
-                    instance.trace_on()
-                changed |= one_changed or threads_changed
+                    _configure(instance, present, settings, list_tids)
+                changed |= one_changed or cover_threads(instance, list_tids)
     return changed, before, after
 
 
-def _configure(instance: Instance, present: Settings | None, settings: Settings) -> None:
-    """Bring INSTANCE to SETTINGS, tracing off; an instance that was made here and fails is taken away again."""
+def _check_possible(root: str, settings: Settings, count: int) -> None:
+    """Raise TraceError for events that the kernel does not have, and for buffers that the host has no memory for."""
+    for event in settings.events:
+        if not os.path.isdir(os.path.join(root, "events", *event.split(":"))):
+            raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists those it has")
+    cpus = len(Instance(root, "..").list_cpus())
+    buffer_kb = int(settings.files["buffer_size_kb"])
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    if buffer_kb * cpus * count > available_kb // 2:
+        raise TraceError(
+            f"buffer_size: {buffer_kb} KiB on {cpus} CPUs for {count} containers is {buffer_kb * cpus * count} KiB,"
+            f" more than half of the {available_kb} KiB that the host has free: ask for less"
+        )
+
+
+def _configure(
+    instance: Instance, present: Settings | None, settings: Settings, list_tids: Callable[[], set[int]]
+) -> None:
+    """Bring INSTANCE to SETTINGS and start it; an instance that was made here and fails is taken away again."""
     if present is None:
         instance.create()
     try:
@@ -194,6 +228,8 @@ def _configure(instance: Instance, present: Settings | None, settings: Settings)
             instance.events_disable()
             for event, event_filter in settings.events.items():
                 instance.event_enable(event, event_filter)
+        cover_threads(instance, list_tids)
+        instance.trace_on()
     except BaseException:
         if present is None:
             instance.remove()

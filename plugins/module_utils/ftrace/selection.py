@@ -22,7 +22,7 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     A container that was removed is known by the beginning of its id, twelve digits or more.
     Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty.
     """
-    if not any(module.params[name] for name in ("containers", "labels", "query")):
+    if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
     engine = options.open_engine(module)
     listed = engine.list_containers()
@@ -30,7 +30,7 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     selector = options.parse_selector(module, engine)
     orphans = [one for one in instances if one.container is None]
     gone = {one.container_id for one in orphans}
-    named = {pattern for pattern in selector.patterns if pattern[:SHORT_ID_LENGTH] in gone}
+    named = {pattern for pattern in selector.patterns or () if pattern[:SHORT_ID_LENGTH] in gone}
     chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
     rest = selector.without(named)
     if rest is not None:

@@ -19,6 +19,7 @@ _RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_-]+:[A-Za-z0-9_-]+\Z")
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page
 _MAX_ERRNO = 4095
+_MIN_BUFFER_KB = 8  # two pages
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ def find_settings(specification: Specification) -> Settings:
     for event in specification.events:
         if not _EVENT_NAME.match(event):
             raise TraceError(f"{event!r} is not an event: write system:name, for example sched:sched_switch")
+    if specification.buffer_kb < _MIN_BUFFER_KB:
+        raise TraceError(
+            f"buffer_size: {specification.buffer_kb} KiB is less than the kernel takes: ask for 8KiB or more"
+        )
     events = dict.fromkeys((*specification.events, *PROCESS_EVENTS), "")
     wanted = " || ".join(f"id == {number}" for number in sorted(specification.syscalls))
     if specification.errors_only:

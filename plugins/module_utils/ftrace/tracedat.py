@@ -174,6 +174,8 @@ def read_head(file: BinaryIO) -> Head:
     if section != _FLYRECORD:
         raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
     head.cpus = [CpuPages(cpu, reader.number("Q"), reader.number("Q")) for cpu in range(cpus)]
+    if any(place.offset + place.size >= 1 << 63 for place in head.cpus):
+        raise TraceFileError("the pages of a CPU lie beyond any file's end")
     return head
 
 

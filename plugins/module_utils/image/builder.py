@@ -54,7 +54,7 @@ def read_manifest(image: str) -> dict[str, Any] | None:
         with open(manifest_path(image), encoding="utf-8") as file:
             manifest: dict[str, Any] = json.load(file)
         return manifest if os.stat(image).st_size == manifest["size"] else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -97,6 +97,7 @@ def build(request: Request, apt: PrivateApt, packages: list[Package], dest: str)
     Until the image is whole DEST is what it was before.
     """
     apt.download(list(request.packages), packages)
+    os.umask(0o022)  # others than the builder have to be able to read what is in the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".crashcart-build-", dir=folder) as work:
@@ -107,6 +108,7 @@ def build(request: Request, apt: PrivateApt, packages: list[Package], dest: str)
         relocate.add_alternatives(tree)
         relocate.add_certificates(tree)
         relocate.relocate_programs(tree, request.prefix)
+        relocate.wrap_privilege_droppers(tree, request.prefix)
         manifest: dict[str, Any] = {
             "request": _describe(request),
             "prefix": request.prefix,

@@ -46,6 +46,12 @@ _LEFT_OUT = (
     "etc/cron.daily",
 )
 _PROGRAM_FOLDERS = ("bin", "sbin")
+_PRIVILEGE_DROPPERS = ("tcpdump",)
+_WRAPPER = """\
+#!{prefix}/bin/sh
+export LD_PRELOAD={library} NSS_WRAPPER_PASSWD={prefix}/etc/crashcart.passwd NSS_WRAPPER_GROUP={prefix}/etc/crashcart.group
+exec {prefix}/libexec/crashcart/{name} "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def fold_tree(source: str, tree: str) -> None:
             elif stat.S_ISREG(mode):
                 os.chmod(path, stat.S_IMODE(mode) & 0o755 | 0o600)  # setuid and setgid are dropped
                 os.rename(path, destination)
+    for folder, _folders, _files in os.walk(tree):
+        os.chmod(folder, 0o755)  # whatever the caller's umask: others than root use the tools, too
 
 
 def _is_left_out(target: str) -> bool:
@@ -117,11 +125,44 @@ def add_certificates(tree: str) -> None:
             bundle.writelines(content for _name, content in sorted(parts))
 
 
+def wrap_privilege_droppers(tree: str, prefix: str) -> None:
+    """Let programs that give up root for a user of their own find one: a container has no such user.
+
+    Debian's tcpdump cannot be told not to. Here it finds its user in a passwd file of the image, and is root by another name.
+    """
+    wrappers = [
+        os.path.join(folder, name)
+        for folder, _folders, files in os.walk(os.path.join(tree, "lib"))
+        for name in files
+        if name.startswith("libnss_wrapper.so")
+    ]
+    if not wrappers:
+        return
+    library = f"{prefix}/{os.path.relpath(wrappers[0], tree)}"
+    for name in _PRIVILEGE_DROPPERS:
+        program = os.path.join(tree, "bin", name)
+        if not os.path.exists(program):
+            continue
+        os.makedirs(os.path.join(tree, "libexec/crashcart"), exist_ok=True)
+        os.rename(program, os.path.join(tree, "libexec/crashcart", name))
+        _write(program, _WRAPPER.format(prefix=prefix, library=library, name=name), 0o755)
+        _write(os.path.join(tree, "etc/crashcart.passwd"), f"root:x:0:0::/:\n{name}:x:0:0::/:\n", 0o644)
+        _write(os.path.join(tree, "etc/crashcart.group"), f"root:x:0:\n{name}:x:0:\n", 0o644)
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, mode)
+
+
 def list_environment(tree: str, prefix: str) -> dict[str, str]:
     """The variables by which programs find data that they look for at a path fixed when they were compiled."""
     candidates = {
         "CURL_CA_BUNDLE": "etc/ssl/certs/ca-certificates.crt",
         "MAGIC": "lib/file/magic.mgc",
+        "LOCPATH": "lib/locale",
         "SSL_CERT_FILE": "etc/ssl/certs/ca-certificates.crt",
         "TERMINFO": "lib/terminfo",
     }
@@ -147,14 +188,15 @@ def _list(folder: str) -> list[str]:
 def relocate_programs(tree: str, prefix: str) -> int:
     """Patch every ELF file and script of TREE to work at PREFIX; how many ELF files were patched."""
     library_folders: set[str] = set()
-    elves = []
+    # One entry for each file, whatever number of names it has: patchelf writes in place.
+    elves: dict[int, _Elf] = {}
     for path in _gen_files(tree):
         with open(path, "rb") as file:
             magic = file.read(4)
         if magic == b"\x7fELF":
             elf = _read_elf(path)
             if elf is not None:
-                elves.append(elf)
+                elves[os.stat(path).st_ino] = elf
             if ".so" in os.path.basename(path):
                 folder = os.path.relpath(os.path.dirname(path), tree)
                 # Folders of plug-ins are opened by full path; only the common ones are searched.
@@ -164,7 +206,7 @@ def relocate_programs(tree: str, prefix: str) -> int:
             _patch_script(path, prefix)
     search = [f"{prefix}/{folder}" for folder in sorted(library_folders, reverse=True)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(lambda elf: _patch_elf(elf, prefix, search), elves))
+        return sum(pool.map(lambda elf: _patch_elf(elf, prefix, search), elves.values()))
 
 
 def _gen_files(tree: str) -> Iterator[str]:
@@ -215,13 +257,15 @@ def _patch_script(path: str, prefix: str) -> None:
         content = file.read()
     line, newline, rest = content.partition(b"\n")
     words = line[2:].split()
-    if not words or not words[0].startswith(b"/"):
+    if not words or not words[0].startswith(b"/") or words[0].startswith(os.fsencode(prefix) + b"/"):
         return
-    program = os.path.basename(words[0])
+    program = os.fsencode(fold(os.fsdecode(words[0])))
+    program = program[len(b"local/") :] if program.startswith(b"local/") else program
     arguments = words[1:]
-    if program == b"env" and arguments and not arguments[0].startswith(b"-"):
-        program, *arguments = arguments  # the interpreter itself: env would look for it in the container's PATH
-    shebang = b" ".join([b"#!" + os.fsencode(prefix) + b"/bin/" + program, *arguments])
+    if program == b"bin/env" and arguments and not arguments[0].startswith(b"-") and b"=" not in arguments[0]:
+        # The interpreter itself: env would look for it in the container's PATH.
+        program, *arguments = b"bin/" + os.path.basename(arguments[0]), *arguments[1:]
+    shebang = b" ".join([b"#!" + os.fsencode(prefix) + b"/" + program, *arguments])
     mode = os.stat(path).st_mode
     with open(path, "wb") as file:
         file.write(shebang + newline + rest)

@@ -78,11 +78,12 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[Mount]:
         try:
             separator = fields.index("-", 6)
             filesystem, source = fields[separator + 1 : separator + 3]
+            mount_id, parent_id = int(fields[0]), int(fields[1])
         except ValueError:
             continue
         yield Mount(
-            mount_id=int(fields[0]),
-            parent_id=int(fields[1]),
+            mount_id=mount_id,
+            parent_id=parent_id,
             device=fields[2],
             root=_unescape(fields[3]),
             mount_point=_unescape(fields[4]),

@@ -8,6 +8,7 @@ process is gone every look through it fails with ESRCH, whoever has the number b
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 
@@ -113,20 +114,21 @@ def read_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def kill_in_mount_namespaces(namespaces: set[str], signal_number: int, spare: int = 0) -> int:
-    """Send SIGNAL_NUMBER to all processes in the mount NAMESPACES (as Process.namespace names them) but SPARE; how many."""
-    count = 0
-    for pid in read_pids():
-        try:
-            if pid == spare or os.readlink(f"/proc/{pid}/ns/mnt") not in namespaces:
-                continue
-            with Process(pid) as process:
-                if process.namespace("mnt") in namespaces:
-                    process.kill(signal_number)
-                    count += 1
-        except (OSError, ProcessGone):
-            continue  # it ended, or is a zombie without namespaces
-    return count
+def set_title(title: str) -> None:
+    """Have TITLE shown as the calling process's name and command line (as setproctitle does): others may see it."""
+    syscalls.set_process_name(title)
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        text = title.encode("utf-8")
+        ctypes.memmove(start, text, min(len(text), end - start - 1))
+
+
+def is_alive(tid: int) -> bool:
+    """Whether there is a thread TID."""
+    return os.path.exists(f"/proc/{tid}")
 
 
 def read_threads(pid: int) -> list[int]:

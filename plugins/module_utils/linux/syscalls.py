@@ -50,6 +50,8 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
 
 _SYS_PIDFD_SEND_SIGNAL = 424
 _SYS_OPEN_TREE = 428
@@ -101,6 +103,16 @@ def umount2(path: str, flags: int) -> None:
 def set_parent_death_signal(signal_number: int) -> None:
     """Have SIGNAL_NUMBER sent to this process when its parent dies: prctl(2)."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl")
+
+
+def set_child_subreaper() -> None:
+    """Have orphaned descendants (of the same pid namespace) become children of this process: prctl(2)."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0), "prctl")
+
+
+def set_process_name(name: str) -> None:
+    """Name the calling thread; the kernel keeps 15 bytes: prctl(2)."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode("utf-8"), 0, 0, 0), "prctl")
 
 
 def pidfd_send_signal(fd: int, signal_number: int) -> None:

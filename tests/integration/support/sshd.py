@@ -21,6 +21,7 @@ USER = "crashcart-test"
 @contextmanager
 def serve(folder: Path) -> Iterator[Path]:
     """Serve until the context ends; gives the path of an inventory with the hosts as_root and as_user."""
+    folder.mkdir(exist_ok=True)
     os.chmod(folder, 0o755)
     for parent in folder.parents[:3]:
         os.chmod(parent, os.stat(parent).st_mode | 0o055)

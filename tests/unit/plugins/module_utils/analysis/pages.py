@@ -69,6 +69,8 @@ SCHED_PROCESS_EXEC = (
     + 'print fmt: "filename=%s pid=%d old_pid=%d", __get_str(filename), REC->pid, REC->old_pid\n'
 )
 CLONE_THREAD = 0x10000
+# As small as a trace.dat may have them, so that tests see many.
+PAGE_SIZE = 512
 
 
 def make_record(number, tid, payload=b""):
@@ -128,17 +130,17 @@ def pack_time_stamp(time):
     return _header(31, time & ((1 << 27) - 1)) + struct.pack("I", time >> 27 & 0xFFFFFFFF)
 
 
-def pack_page(time, events, size=4096, commit=None):
+def pack_page(time, events, commit=None, size=PAGE_SIZE):
     """A page that begins at TIME; COMMIT stands in for the number of bytes that the events take."""
     body = b"".join(events)
     assert len(body) <= size - 16
     return struct.pack("QQ", time, len(body) if commit is None else commit) + body.ljust(size - 16, b"\0")
 
 
-def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b"", page_size=4096):
+def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b""):
     """A trace.dat of the pages of CPUS, a list of pages for each."""
     head = tracedat.Head(
-        page_size=page_size,
+        page_size=PAGE_SIZE,
         header_page=b"",
         header_event=b"",
         ftrace_formats=[],

@@ -54,6 +54,8 @@ def test_events_that_the_kernel_refused_count_as_lost(counter):
     after = {0: make_statistics(**{counter: 4})}
     summary = capture.summarize_loss({0: make_statistics()}, after, {0: CpuLoss(1, 1, True)})
     assert (summary["lost"], summary["complete"]) == (5, False)
+    summary = capture.summarize_loss({0: make_statistics()}, after, {0: CpuLoss(1, 0, True)})
+    assert (summary["lost"], summary["complete"]) == (4, False)
 
 
 def test_overwritten_events_that_an_earlier_capture_told_of_are_not_lost_again():

@@ -36,6 +36,13 @@ def test_clock_and_buffer():
     assert (files["trace_clock"], files["buffer_size_kb"]) == ("boot", "64")
 
 
+@pytest.mark.parametrize("size", [-1, 0, 7])
+def test_a_buffer_smaller_than_the_kernel_takes_is_refused(size):
+    assert find(buffer_kb=8).files["buffer_size_kb"] == "8"
+    with pytest.raises(TraceError, match="buffer_size"):
+        find(buffer_kb=size)
+
+
 def test_some_system_calls_in_the_order_of_their_numbers():
     events = find(syscalls=(59, 0, 257)).events
     assert events[SYS_ENTER] == events[SYS_EXIT] == "id == 0 || id == 59 || id == 257"

@@ -180,6 +180,33 @@ def test_the_number_in_the_innermost_namespace_is_the_last(child):
     assert task.container_tid == int(numbers[-1])
 
 
-def test_nobody_is_killed_in_a_namespace_that_is_not(child):
-    assert processes.kill_in_mount_namespaces({"mnt:[1]"}, signal.SIGKILL) == 0
-    assert child.poll() is None
+def test_a_thread_that_lives_and_one_that_does_not(child):
+    assert processes.is_alive(child.pid)
+    end(child)
+    assert not processes.is_alive(child.pid)
+
+
+def test_a_title_is_what_others_see():
+    held, hold = os.pipe()
+    said, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(hold)
+            processes.set_title("crashcart")
+            os.write(say, b"x")
+            os.read(held, 1)
+        finally:
+            os._exit(0)
+    os.close(held)
+    os.close(say)
+    try:
+        assert os.read(said, 1) == b"x"
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            assert file.read() == b"crashcart\n"
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            assert file.read().rstrip(b"\0") == b"crashcart"
+    finally:
+        os.close(hold)
+        os.close(said)
+        os.waitpid(pid, 0)

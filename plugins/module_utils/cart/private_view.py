@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A private view of a container's files with a tool image in it, which the container's own processes never see.
+
+In a private copy of its mount namespace a small tmpfs covers the folder that the image goes into (/dev), with everything
+that stood there bound into it again, and the image beside. It is gone with the last process that stands in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
+    MountNamespace,
+    enter_mount_namespace,
+)
+
+
+def enter_private_copy(namespace: MountNamespace, mount_fd: int, prefix: str) -> None:
+    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX."""
+    enter_mount_namespace(namespace)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount_make_private("/")
+    parent, name = os.path.split(prefix)
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    parent_fd = mounts.open_beneath(root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
+    cover_fd = mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m")
+    syscalls.move_mount(cover_fd, parent_fd)
+    for entry in os.listdir(parent_fd):
+        if entry != name:
+            _bind_again(parent_fd, entry, cover_fd)
+    os.mkdir(name, 0o755, dir_fd=cover_fd)
+    image_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
+    syscalls.move_mount(mount_fd, image_fd)
+
+
+def _bind_again(parent_fd: int, entry: str, cover_fd: int) -> None:
+    """Show ENTRY of the covered folder in the tmpfs that covers it."""
+    try:
+        mode = os.stat(entry, dir_fd=parent_fd, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(entry, dir_fd=parent_fd), entry, dir_fd=cover_fd)
+            return
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE | syscalls.AT_SYMLINK_NOFOLLOW
+        tree_fd = syscalls.open_tree(parent_fd, entry, flags)
+    except FileNotFoundError:
+        return  # the container removed it meanwhile
+    if stat.S_ISDIR(mode):
+        os.mkdir(entry, 0o755, dir_fd=cover_fd)
+    else:
+        os.close(os.open(entry, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=cover_fd))
+    try:
+        place_fd = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cover_fd)
+        syscalls.move_mount(tree_fd, place_fd)
+        os.close(place_fd)
+    except OSError as error:
+        if error.errno != errno.ENOTDIR:  # a file became a folder meanwhile: leave it out
+            raise
+    os.close(tree_fd)

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an image itself says on how its programs are run: where they are, and which variables they need."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
+
+_ENVIRONMENT_FILE = "etc/crashcart.env"
+
+
+def parse_environment(text: str) -> dict[str, str]:
+    """Variables from an image's environment file: lines of NAME=VALUE, '#' begins a comment line."""
+    variables = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and name.strip() and not line.startswith("#"):
+            variables[name.strip()] = value
+    return variables
+
+
+def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
+    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base."""
+    variables = {
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "PATH": f"{prefix}/bin:{prefix}/sbin",
+        "TERM": "dumb",
+    }
+    try:
+        fd = mounts.open_beneath(mount_fd, _ENVIRONMENT_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return variables
+    try:
+        variables.update(parse_environment(read_all(fd).decode("utf-8")))
+    finally:
+        os.close(fd)
+    return variables
+
+
+def find_program(name: str, mount_fd: int, prefix: str) -> str:
+    """The path to run for NAME: a path is taken as it is; a bare name is looked for in the image only.
+
+    The container's own programs are never found by a bare name: they would run with the host's privileges.
+    """
+    if "/" in name:
+        return name
+    for folder in ("bin", "sbin"):
+        try:
+            os.stat(f"{folder}/{name}", dir_fd=mount_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        return f"{prefix}/{folder}/{name}"
+    raise ExecutionError(
+        f"the image has no program called {name!r}: add its package to the image,"
+        " or give the whole path of a program in the container"
+    )

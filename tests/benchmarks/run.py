@@ -1,0 +1,336 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
+
+Usage: run.py [NAME…], of: containers, calls, push, fetch, slowdown. Prints tables in Markdown, with units.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
+from support import host, images, sshd
+
+PREFIX = "crashcart-test"
+ROUNDS = 5
+
+
+def measure(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """The median time of FUNCTION() in seconds."""
+    times = []
+    for _round in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def print_table(title: str, headings: list[str], rows: list[list[Any]]) -> None:
+    """A Markdown table."""
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(headings) + " |")
+    print("|" + "---|" * len(headings))
+    for row in rows:
+        print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
+    sys.stdout.flush()
+
+
+@contextmanager
+def containers(count: int, *command: str, image: str = "busybox") -> Iterator[list[str]]:
+    """COUNT running containers."""
+    names = [f"cc-bench-{number}" for number in range(count)]
+    for name in names:
+        host.docker("run", "-d", "--name", name, "--network", "none", f"{PREFIX}/{image}", *command)
+    try:
+        yield names
+    finally:
+        host.docker("rm", "-f", *names)
+
+
+def bench_containers(_inventory: Path) -> None:
+    """Attach, exec, detach per container, as the difference between a call for 50 and a call for one."""
+    count = 50
+
+    def per_container(call: Callable[[list[str]], Any], undo: Callable[[list[str]], Any]) -> float:
+        def once(names: list[str]) -> float:
+            start = time.perf_counter()
+            call(names)
+            taken = time.perf_counter() - start
+            undo(names)
+            return taken
+
+        many = statistics.median(once(names) for _round in range(ROUNDS))
+        one = statistics.median(once(names[:1]) for _round in range(ROUNDS))
+        return (many - one) / (count - 1) * 1000
+
+    def attach(some: list[str]) -> None:
+        host.call_module("crashcart_attach", containers=some)
+
+    def detach(some: list[str]) -> None:
+        host.call_module("crashcart_attach", containers=some, state="detached")
+
+    def execute(some: list[str]) -> None:
+        host.call_module("crashcart_exec", containers=some, argv=["true"])
+
+    def nothing(_some: list[str]) -> None:
+        pass
+
+    def look(some: list[str]) -> None:
+        host.call_module("crashcart_attach", containers=some, state="detached", check_mode=True)
+
+    with containers(count) as names:
+        pids = [str(host.find_pid(name)) for name in names]
+        looked = per_container(look, nothing)
+        rows = [
+            ["select and inspect, which both have in common", looked],
+            ["crashcart_attach, beside that", per_container(attach, detach) - looked],
+            ["crashcart_exec true, beside that", per_container(execute, nothing) - looked],
+            ["crashcart_attach state=detached, beside that", per_container(detach, attach) - looked],
+            [
+                "nsenter -a … true",
+                measure(lambda: [host.run("nsenter", "-t", pid, "-a", "/bin/true") for pid in pids], 3) / count * 1000,
+            ],
+            [
+                "docker exec … true",
+                measure(lambda: [host.docker("exec", name, "/bin/true") for name in names], 1) / count * 1000,
+            ],
+        ]
+    print_table(f"Per container, in one call for {count} (marginal)", ["what", "ms per container"], rows)
+
+
+def ansible(inventory: Path, target: str, module: str, arguments: dict[str, Any], *options: str) -> None:
+    """An ad-hoc call that has to succeed."""
+    host.run("ansible", target, "-i", str(inventory), "-m", module, "-a", json.dumps(arguments), *options)
+
+
+def bench_calls(inventory: Path) -> None:
+    """An ad-hoc call over ssh beside ping."""
+    engine = {"docker_host": os.environ["DOCKER_HOST"]}
+    with containers(1) as (name,):
+        chosen = {**engine, "containers": [name]}
+        calls: list[tuple[str, str, dict[str, Any]]] = [
+            ("ansible.builtin.ping", "ansible.builtin.ping", {}),
+            ("crashcart_info", "crashcart.fleet.crashcart_info", engine),
+            ("crashcart_attach (nothing to do)", "crashcart.fleet.crashcart_attach", chosen),
+            ("crashcart_exec true", "crashcart.fleet.crashcart_exec", {**chosen, "argv": ["true"]}),
+            ("ftrace_info", "crashcart.fleet.ftrace_info", engine),
+        ]
+        for _label, module, arguments in calls:
+            ansible(inventory, "as_root", module, arguments)  # warm: connection, caches, the attachment itself
+        times = [
+            measure(lambda m=module, a=arguments: ansible(inventory, "as_root", m, a))
+            for _l, module, arguments in calls
+        ]
+    rows = [[label, taken, taken / times[0]] for (label, _module, _arguments), taken in zip(calls, times)]
+    print_table("An ad-hoc call over ssh", ["module", "s", "times ping"], rows)
+
+
+def bench_push(inventory: Path) -> None:
+    """A 50 MB image, pushed for the first time and again, beside scp and ansible.builtin.copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/tree")
+        with open(f"{folder}/tree/random", "wb") as file:
+            file.write(os.urandom(50_000_000))
+        image = f"{folder}/bench.squashfs"
+        host.run("mksquashfs", f"{folder}/tree", image, "-quiet", "-no-progress", "-comp", "zstd")
+        digest = host.run("sha256sum", image).stdout.split()[0]
+        info = host.call_module("crashcart_info")["host"]
+        manifest = {"digest": digest, "size": os.stat(image).st_size, "arch": info["arch"], "format": "squashfs"}
+        Path(f"{image}.json").write_text(json.dumps({**manifest, "prefix": "/dev/crashcart", "tools": []}))
+        variables = json.loads(host.run("ansible-inventory", "-i", str(inventory), "--host", "as_root").stdout)
+        ssh = ["-i", variables["ansible_ssh_private_key_file"], *variables["ansible_ssh_common_args"].split()]
+        port = str(variables["ansible_port"])
+        push = {"src": image, "name": "bench"}
+
+        def ping() -> None:
+            ansible(inventory, "as_root", "ansible.builtin.ping", {})
+
+        def push_first() -> None:
+            ansible(inventory, "as_root", "crashcart.fleet.crashcart_image", push)
+
+        def forget() -> None:
+            host.call_module("crashcart_image", name="bench", state="absent")
+
+        def copy() -> None:
+            ansible(inventory, "as_root", "ansible.builtin.copy", {"src": image, "dest": f"{folder}/copied"})
+
+        def timed(function: Callable[[], None], before: Callable[[], None]) -> float:
+            times = []
+            for _round in range(ROUNDS):
+                before()
+                start = time.perf_counter()
+                function()
+                times.append(time.perf_counter() - start)
+            return statistics.median(times)
+
+        ping()
+        base = measure(ping)
+        scp = measure(lambda: host.run("scp", "-q", *ssh, "-P", port, image, f"root@127.0.0.1:{folder}/scp"))
+        first = timed(push_first, forget)
+        again = measure(push_first)
+        copied = timed(copy, lambda: Path(f"{folder}/copied").unlink(missing_ok=True))
+        copied_again = measure(copy)
+        forget()
+    rows = [
+        ["scp", scp, "", 1.0],
+        ["ansible.builtin.ping", base, 0.0, ""],
+        ["crashcart_image, first", first, first - base, (first - base) / scp],
+        ["crashcart_image, again", again, again - base, (again - base) / scp],
+        ["ansible.builtin.copy, first", copied, copied - base, (copied - base) / scp],
+        ["ansible.builtin.copy, again", copied_again, copied_again - base, (copied_again - base) / scp],
+    ]
+    print_table("A 50 MB image over ssh", ["what", "s", "s over a ping", "over a ping, times scp"], rows)
+
+
+class PeakMemory:
+    """Watches the processes whose command line matches a pattern; PEAK_MIB is the highest resident size of one."""
+
+    def __init__(self, pattern: str) -> None:
+        self.peak_mib = 0.0
+        self._pattern = re.compile(pattern)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            for pid in os.listdir("/proc"):
+                try:
+                    if not pid.isdigit() or not self._pattern.search(
+                        Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                    ):
+                        continue
+                    match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+                except OSError:
+                    continue
+                if match:
+                    self.peak_mib = max(self.peak_mib, int(match.group(1)) / 1024)
+
+
+def bench_fetch(inventory: Path) -> None:
+    """200 MB of ring buffer with become, beside ansible.builtin.fetch of the same bytes."""
+    engine = os.environ["DOCKER_HOST"]
+    rows = []
+    with containers(1) as (name,), tempfile.TemporaryDirectory() as folder:
+        host.call_module("ftrace_instance", containers=[name], buffer_size="128MiB", syscalls=["read", "write"])
+        script = (
+            "for cpu in 0 1; do taskset -c $cpu dd if=/dev/zero of=/dev/null bs=1 count=560000 2>/dev/null & done; wait"
+        )
+        # As `docker exec` would, so that it is the container's: exec of ours is not followed.
+        host.call_module("crashcart_attach", containers=[name])
+        environment = "PATH=/dev/crashcart/bin"
+        host.docker("exec", "-e", environment, name, "/dev/crashcart/bin/bash", "-c", script)
+        host.call_module("ftrace_instance", containers=[name], state="stopped")
+        arguments = {"containers": [name], "docker_host": engine, "dest": f"{folder}/ours"}
+        with PeakMemory(r"ansible .*ftrace_fetch") as controller, PeakMemory(
+            r"AnsiballZ|python3.*/tmp/ansible|^/usr/bin/python3 *$"
+        ) as target:
+            start = time.perf_counter()
+            capture = host.ad_hoc("as_user", "ftrace_fetch", arguments, "-b", "-i", str(inventory))["captures"][0]
+            ours = time.perf_counter() - start
+        size = os.stat(capture["path"]).st_size / 1e6
+        rows.append(["ftrace_fetch", size, ours, controller.peak_mib, target.peak_mib, 1.0])
+        source = f"{folder}/secret"
+        host.run("cp", capture["path"], source)
+        os.chmod(folder, 0o755)
+        os.chmod(source, 0o600)
+        with PeakMemory(r"ansible .*builtin.fetch") as controller, PeakMemory(
+            r"AnsiballZ|python3.*/tmp/ansible|^/usr/bin/python3 *$"
+        ) as target:
+            start = time.perf_counter()
+            ansible(inventory, "as_user", "ansible.builtin.fetch", {"src": source, "dest": f"{folder}/theirs"}, "-b")
+            theirs = time.perf_counter() - start
+        rows.append(["ansible.builtin.fetch", size, theirs, controller.peak_mib, target.peak_mib, theirs / ours])
+    headings = ["what", "MB", "s", "controller, peak MiB", "target, peak MiB", "times ftrace_fetch"]
+    print_table("Fetch with become over ssh", headings, rows)
+
+
+def bench_slowdown(_inventory: Path) -> None:
+    """dd, one byte a time: the worst case for every tracer."""
+    count = 200_000
+    dd = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={count}"]
+
+    def seconds(text: str) -> float:
+        match = re.search(r"copied, ([\d.e-]+) s", text)
+        assert match, text
+        return float(match.group(1))
+
+    def by_docker_exec(name: str) -> float:
+        tools = "/dev/crashcart/bin"
+        return min(seconds(host.run("docker", "exec", name, f"{tools}/dd", *dd[1:]).stderr) for _round in range(3))
+
+    with containers(1) as (name,):
+        host.call_module("crashcart_attach", containers=[name])
+        plain = by_docker_exec(name)
+        rows: list[list[Any]] = [["nothing", plain, 1.0]]
+        for label, options in (
+            ("ftrace_instance", {}),
+            ("ftrace_instance, errors_only", {"errors_only": True}),
+            ("ftrace_instance, syscalls: [openat]", {"syscalls": ["openat"]}),
+        ):
+            host.call_module("ftrace_instance", containers=[name], **options)
+            taken = by_docker_exec(name)
+            host.call_module("ftrace_instance", containers=[name], state="absent")
+            rows.append([label, taken, taken / plain])
+        # Fewer bytes: nobody wants to wait for all of them.
+        part = 20
+        result = host.call_module(
+            "crashcart_exec",
+            containers=[name],
+            argv=["strace", "-f", "-o", "/dev/null", *dd[:-1], f"count={count // part}"],
+        )["results"][0]
+        straced = seconds(result["stderr"]) * part
+        rows.append(["strace -f", straced, straced / plain])
+        traced = rows[1][1]
+    print_table(f"dd, {count} times one byte", ["traced by", "s", "times untraced"], rows)
+    print(f"\nSlowed {straced / traced:.0f} times less than by strace -f.")
+
+
+BENCHMARKS = {
+    "containers": bench_containers,
+    "calls": bench_calls,
+    "push": bench_push,
+    "fetch": bench_fetch,
+    "slowdown": bench_slowdown,
+}
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(BENCHMARKS)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "hosts")
+        local.write_text(
+            'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
+        )
+        os.environ.update(ANSIBLE_INVENTORY=str(local), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
+        images.make_all(PREFIX)
+        host.playbook("install")
+        try:
+            with sshd.serve(Path(folder, "ssh")) as inventory:
+                for name in wanted:
+                    BENCHMARKS[name](inventory)
+        finally:
+            host.playbook("cleanup")
+
+
+if __name__ == "__main__":
+    main()

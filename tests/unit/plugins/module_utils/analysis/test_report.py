@@ -1,0 +1,252 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Summaries of captures, and texts of them that a terminal may be shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+pytest.importorskip("numpy")
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202eevil\x00\u200b"
+
+
+def make_row(name="web", syscall="read", **values):
+    return {
+        "name": name,
+        "pids": [5],
+        "container_pid": 1,
+        "syscall": syscall,
+        "calls": 3,
+        "errors": {"ENOENT": 2, "EPERM": 1},
+        "measured": 3,
+        "total_ns": 4500000,
+        "p99_ns": 2500,
+        "failures": 3,
+        **values,
+    }
+
+
+def make_capture(*programs, **values):
+    return {
+        "capture": "web1/api/x.dat",
+        "host": "web1",
+        "container": "api",
+        "container_id": "0" * 64,
+        "complete": True,
+        "lost": 0,
+        "start": "2026-11-21T23:15:00.000+00:00",
+        "duration_s": 1.5,
+        "events": 42,
+        "programs": list(programs),
+        "processes": [],
+        "errors": {},
+        **values,
+    }
+
+
+def format_one(*programs, **values):
+    return report.format_summary({"captures": [make_capture(*programs, **values)]})
+
+
+def is_harmless(text):
+    return all(character.isprintable() for line in text.split("\n") for character in line)
+
+
+def test_a_table():
+    lines = format_one(
+        make_row(), make_row("a longer name", "openat", pids=[7, 8], errors={}, measured=0, p99_ns=None)
+    ).split("\n")
+    assert lines[0] == "api on web1: 42 events in 1.500 s from 2026-11-21T23:15:00.000+00:00, complete"
+    assert lines[1].split() == ["PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL", "ms", "P99", "us", "ERRORS"]
+    assert lines[2].split() == ["web", "5", "read", "3", "4.500", "2.5", "ENOENT", "2,", "EPERM", "1"]
+    assert lines[3].split() == ["a", "longer", "name", "2", "of", "them", "openat", "3", "-", "-", "-"]
+    columns = {line.index(word) for line, word in zip(lines[1:4], ("SYSCALL", "read", "openat"))}
+    assert len(columns) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"complete": True}, ", complete"),
+        ({"complete": None, "lost": None}, "loss unknown"),
+        ({"complete": False, "lost": 17}, "INCOMPLETE: 17 events lost"),
+    ],
+)
+def test_losses_are_said_first(values, words):
+    assert format_one(make_row(), **values).split("\n")[0].endswith(words)
+
+
+def test_what_is_unknown():
+    text = format_one(host=None, container=None, start=None)
+    assert text.startswith("web1/api/x.dat on an unknown host: 42 events in 1.500 s from ?, ")
+    assert "no system call was recorded" in text
+
+
+@pytest.mark.parametrize("place", ["container", "host", "capture"])
+def test_a_terminal_obeys_nothing_in_a_headline(place):
+    values = {"container": None, place: EVIL} if place == "capture" else {place: EVIL}
+    text = format_one(make_row(), **values)
+    assert is_harmless(text)
+    assert "evil" in text
+    assert "?]0;owned??[2J???31m?evil??" in text
+
+
+@pytest.mark.parametrize("place", ["name", "syscall"])
+def test_a_terminal_obeys_nothing_in_a_row(place):
+    text = format_one(make_row(**{place: EVIL}))
+    assert is_harmless(text)
+    assert len(text.split("\n")) == 4
+    assert "?]0;owned??[2J???31m?evil??" in text
+
+
+def test_a_terminal_obeys_nothing_in_a_number():
+    assert is_harmless(format_one(make_row(), complete=False, lost=EVIL))
+
+
+def test_letters_of_all_languages_stay():
+    assert "größe 日本" in format_one(make_row(name="größe 日本"))
+
+
+def test_forty_rows_are_shown():
+    text = format_one(*(make_row(name=f"p{number}") for number in range(40)))
+    assert "p39" in text
+    assert "more rows" not in text
+
+
+def test_of_more_rows_the_number_is_said():
+    text = format_one(*(make_row(name=f"p{number}") for number in range(43)))
+    assert "p39" in text
+    assert "p40" not in text
+    assert "and 3 more rows in summary.json" in text
+
+
+def write_capture(folder, name="20261121T231500.000000Z", manifest=None, data=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        events = [
+            (10**9, pages.make_enter(5, 257)),
+            (10**9 + 2000, pages.make_exit(5, 257, -2)),
+            (3 * 10**9, pages.make_exit(6, 0, -11)),
+        ]
+        made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
+        data = pages.pack_trace([made], cmdlines=b"5 \x1b[2Jweb\n")
+    (folder / (name + ".dat")).write_bytes(data)
+    if manifest is not None:
+        (folder / (name + ".json")).write_text(json.dumps(manifest))
+    return str(folder / (name + ".dat"))
+
+
+MANIFEST = {
+    "inventory_hostname": "web1",
+    "host": "ip-10-0-0-1",
+    "container": {"id": "0" * 64, "name": "api"},
+    "complete": False,
+    "lost": 3,
+    "clock_offset_ns": 1790000000 * 10**9,
+    "tasks": [],
+    "syscalls": {"257": "openat", "0": "read"},
+}
+
+
+def test_a_capture_is_summarized(tmp_path):
+    path = write_capture(tmp_path / "web1" / "api", manifest=MANIFEST)
+    one = report.summarize_capture(path, str(tmp_path))
+    assert one["capture"] == "web1/api/20261121T231500.000000Z.dat"
+    assert (one["host"], one["container"], one["complete"], one["lost"]) == ("web1", "api", False, 3)
+    assert one["start"] == "2026-09-21T14:13:21.000+00:00"
+    assert one["duration_s"] == pytest.approx(2.0)
+    assert one["events"] == 3
+    assert one["errors"] == {"ENOENT": 1, "EAGAIN": 1}
+    assert [(row["syscall"], row["failures"], row["total_ns"]) for row in one["programs"]] == [
+        ("openat", 1, 2000),
+        ("read", 1, 0),
+    ]
+    assert is_harmless(report.format_summary({"captures": [one]}))
+    json.dumps(one)
+
+
+def test_a_capture_without_a_manifest(tmp_path):
+    one = report.summarize_capture(write_capture(tmp_path), str(tmp_path))
+    assert (one["host"], one["container"], one["complete"], one["start"]) == (None, None, None, None)
+    assert [row["syscall"] for row in one["programs"]] == ["syscall 257", "syscall 0"]
+    assert "loss unknown" in report.format_summary({"captures": [one]})
+
+
+def test_a_damaged_capture_is_named(tmp_path):
+    path = write_capture(tmp_path, data=b"no trace")
+    with pytest.raises(FleetError, match="000000Z.dat: "):
+        report.summarize_capture(path, str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '"x"'])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    path = write_capture(tmp_path)
+    (tmp_path / "20261121T231500.000000Z.json").write_text(text)
+    with pytest.raises(FleetError, match="000000Z.json"):
+        report.read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"container": None},
+        {"container": "api"},
+        {"container": {"name": 5}},
+        {"clock_offset_ns": "soon"},
+        {"clock_offset_ns": 10**40},
+        {"tasks": [{}]},
+        {"tasks": 5},
+        {"syscalls": {"x": "y"}},
+        {"syscalls": []},
+        {"complete": []},
+    ],
+)
+def test_a_manifest_with_odd_values_gives_a_report_or_the_one_error(tmp_path, change):
+    path = write_capture(tmp_path, manifest={**MANIFEST, **change})
+    try:
+        report.format_summary(report.summarize_source(path))
+    except FleetError:
+        pass
+
+
+def test_captures_of_a_folder_in_order(tmp_path):
+    paths = [write_capture(tmp_path / host / "api", name) for host in ("b", "a") for name in ("2", "1")]
+    (tmp_path / "a" / "api" / "notes.txt").write_text("x")
+    assert report.list_captures(str(tmp_path)) == sorted(paths)
+    assert report.list_captures(paths[0]) == [paths[0]]
+    found = report.summarize_source(str(tmp_path))["captures"]
+    assert [one["capture"] for one in found] == ["a/api/1.dat", "a/api/2.dat", "b/api/1.dat", "b/api/2.dat"]
+    assert report.summarize_source(paths[0])["captures"][0]["capture"] == "2.dat"
+
+
+def test_no_captures(tmp_path):
+    with pytest.raises(FleetError, match="no capture"):
+        report.list_captures(str(tmp_path))
+    with pytest.raises(FleetError, match="there is no capture"):
+        report.list_captures(str(tmp_path / "missing.dat"))
+
+
+def test_a_report_is_written_once(tmp_path):
+    dest = tmp_path / "reports"
+    summary = {"captures": [make_capture(make_row())]}
+    changed, files = report.write_report(summary, str(dest), ["json", "text"], check_mode=True)
+    assert changed
+    assert not dest.exists()
+    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=False) == (True, files)
+    assert json.loads((dest / "summary.json").read_text()) == summary
+    assert (dest / "summary.txt").read_text() == report.format_summary(summary)
+    assert sorted(path.name for path in dest.iterdir()) == ["summary.json", "summary.txt"]
+    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=False)[0] is False
+    (dest / "summary.txt").write_bytes(b"\xff")
+    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=True)[0] is True
+    assert report.write_report(summary, str(dest), ["json"], check_mode=False) == (False, {"json": files["json"]})

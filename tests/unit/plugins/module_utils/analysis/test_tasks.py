@@ -1,0 +1,113 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who a thread was at a time."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+pytest.importorskip("numpy")
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+
+
+def make_task(tid, tgid, comm, container_tid=1):
+    return {"tid": tid, "tgid": tgid, "comm": comm, "container_tid": container_tid}
+
+
+def feed(events, tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
+    """Names after EVENTS, each (time, record), one page for each, and the first half of them on another CPU."""
+    made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
+    # Batches come CPU by CPU, so later events may come first.
+    half = len(made) // 2
+    trace = Trace(io.BytesIO(pages.pack_trace([made[half:], made[:half]], rename_format)))
+    names = TaskNames(tasks, cmdlines)
+    for batch in trace.gen_batches():
+        names.feed(batch, trace.formats)
+    names.finish()
+    return names
+
+
+def test_without_any_knowledge():
+    names = feed([])
+    assert names.find_name(5, 100) == "?"
+    assert names.find_process(5) == 5
+    assert names.find_container_pid(5) is None
+    assert names.list_renames(5) == []
+
+
+def test_what_was_known_before():
+    names = feed([], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
+    assert (names.find_name(4, 0), names.find_name(5, 0), names.find_name(6, 0)) == ("main", "worker", "two words")
+    assert names.find_process(5) == 4
+    assert names.find_container_pid(5) == 2
+
+
+def test_a_new_process_and_a_new_thread():
+    names = feed(
+        [
+            (100, pages.make_newtask(10, 11, b"sh")),
+            (200, pages.make_newtask(11, 12, b"sh", pages.CLONE_THREAD)),
+            # A thread of a thread is a thread of the same process.
+            (300, pages.make_newtask(12, 13, b"sh", pages.CLONE_THREAD | 0x100)),
+            (400, pages.make_newtask(13, 14, b"sh", 0x100)),
+        ]
+    )
+    assert [names.find_process(tid) for tid in (10, 11, 12, 13, 14)] == [10, 11, 11, 11, 14]
+    assert names.find_name(13, 301) == "sh"
+
+
+def test_a_thread_of_a_thread_that_was_there_before():
+    names = feed([(100, pages.make_newtask(21, 22, b"x", pages.CLONE_THREAD))], [make_task(21, 20, "x")])
+    assert names.find_process(22) == 20
+
+
+@pytest.mark.parametrize(
+    ("rename_format", "make_rename"),
+    [(pages.TASK_RENAME, pages.make_rename), (pages.TASK_RENAME_WITHOUT_PID, pages.make_rename_without_pid)],
+)
+def test_names_change_in_the_course_of_time(rename_format, make_rename):
+    names = feed(
+        [
+            (100, make_rename(5, b"runc:[2:INIT]", b"sh")),
+            (200, make_rename(6, b"a", b"b")),
+            (300, make_rename(5, b"sh", b"env")),
+            (400, make_rename(5, b"env", b"ls")),
+        ],
+        [make_task(5, 5, "ls")],
+        rename_format=rename_format,
+    )
+    found = [names.find_name(5, time) for time in (0, 99, 100, 299, 300, 399, 400, 10**18)]
+    assert found == ["runc:[2:INIT]", "runc:[2:INIT]", "sh", "sh", "env", "env", "ls", "ls"]
+    assert names.list_renames(5) == [100, 300, 400]
+    assert names.find_name(6, 250) == "b"
+
+
+def test_another_thread_may_be_renamed():
+    record = pages.make_rename(5, b"old", b"new")
+    record = record[:4] + (77).to_bytes(4, "little") + record[8:]  # thread 77 renames thread 5
+    names = feed([(100, record)])
+    assert (names.find_name(5, 50), names.find_name(5, 150), names.find_name(77, 150)) == ("old", "new", "?")
+
+
+def test_a_number_that_is_used_again():
+    names = feed([(100, pages.make_newtask(1, 5, b"first")), (500, pages.make_newtask(1, 5, b"second"))])
+    assert [names.find_name(5, time) for time in (150, 499, 500)] == ["first", "first", "second"]
+
+
+def test_a_hostile_name_is_text():
+    names = feed([(100, pages.make_rename(5, b"\xff\xfe", b"\x1b[2J"))], cmdlines=b"7 \xff\n")
+    assert names.find_name(5, 0) == "\ufffd\ufffd"
+    assert names.find_name(5, 100) == "\x1b[2J"
+    assert names.find_name(7, 0) == "\ufffd"
+
+
+def test_a_line_of_names_whose_number_int_does_not_take_is_passed_over():
+    assert feed([], cmdlines="\u00b2 x\n5 y\n".encode()).find_name(5, 0) == "y"

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an image says on how its programs are run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import programs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError
+
+
+@contextlib.contextmanager
+def open_folder(path):
+    fd = os.open(str(path), os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_environment_file():
+    text = "# a comment\nTERM=xterm\n\nEMPTY=\nEQUALS=a=b\n SPACED = x y \nno variable\n#OFF=1\n"
+    assert programs.parse_environment(text) == {"TERM": "xterm", "EMPTY": "", "EQUALS": "a=b", "SPACED": " x y "}
+
+
+def test_environment_of_nothing():
+    assert programs.parse_environment("") == {}
+
+
+def test_environment_of_an_image_goes_on_top_of_the_base(tmp_path):
+    with open_folder(tmp_path) as fd:
+        base = programs.read_environment(fd, "/dev/crashcart")
+        assert base["PATH"] == "/dev/crashcart/bin:/dev/crashcart/sbin"
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc" / "crashcart.env").write_text("TERM=xterm\nMAGIC=/m\n")
+        assert programs.read_environment(fd, "/dev/crashcart") == {**base, "TERM": "xterm", "MAGIC": "/m"}
+
+
+def test_environment_of_an_image_is_read_from_the_image_only(tmp_path):
+    (tmp_path / "outside").write_text("STOLEN=1\n")
+    image = tmp_path / "image"
+    (image / "etc").mkdir(parents=True)
+    (image / "etc" / "crashcart.env").symlink_to(str(tmp_path / "outside"))
+    with open_folder(image) as fd, pytest.raises(OSError):
+        programs.read_environment(fd, "/dev/crashcart")
+
+
+@pytest.fixture(name="image")
+def make_image(tmp_path):
+    for folder in ("bin", "sbin", "lib"):
+        (tmp_path / folder).mkdir()
+    for name in ("bin/ls", "sbin/ip", "bin/both", "sbin/both", "lib/hidden"):
+        (tmp_path / name).write_text("")
+    # Seen from here it leads nowhere, and inside the container it is right.
+    (tmp_path / "bin" / "dangling").symlink_to("/dev/crashcart/lib/hidden")
+    with open_folder(tmp_path) as fd:
+        yield fd
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("ls", "/dev/crashcart/bin/ls"),
+        ("ip", "/dev/crashcart/sbin/ip"),
+        ("both", "/dev/crashcart/bin/both"),
+        ("dangling", "/dev/crashcart/bin/dangling"),
+        ("/usr/bin/ls", "/usr/bin/ls"),
+        ("./ls", "./ls"),
+        ("lib/hidden", "lib/hidden"),
+    ],
+)
+def test_program(image, name, path):
+    assert programs.find_program(name, image, "/dev/crashcart") == path
+
+
+@pytest.mark.parametrize("name", ["hidden", "sh", "python3", "LS", "ls "])
+def test_a_bare_name_is_never_looked_for_elsewhere(image, name):
+    with pytest.raises(ExecutionError, match="no program called"):
+        programs.find_program(name, image, "/dev/crashcart")
