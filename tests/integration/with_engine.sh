@@ -34,5 +34,7 @@ DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
 export DOCKER_HOST
 if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
+    mkdir -p tests/output
+    echo "$DOCKER_HOST" >tests/output/docker_host
 fi
 "$@"

@@ -36,14 +36,16 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> str:
     return run("docker", *arguments, check=check, **options).stdout.strip()
 
 
-def call_module(name: str, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
+def call_module(name: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
     """Run module NAME on this host, as a process of its own and without ansible around it; raises ModuleFailed."""
     process = start_module(name, check_mode=check_mode, diff=diff, **arguments)
     stdout, stderr = process.communicate(timeout=120)
     return parse_result(stdout, stderr)
 
 
-def start_module(name: str, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> subprocess.Popen[str]:
+def start_module(
+    name: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any
+) -> subprocess.Popen[str]:
     """The same, without waiting for its end."""
     parameters = {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": diff, "_ansible_version": "2.19"}
     process = subprocess.Popen(
@@ -113,7 +115,8 @@ def read_host_state() -> dict[str, Any]:
                 status = os.lstat(path)
                 files[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        mounts = file.read()
+        # The engine's own mounts come and go with containers.
+        mounts = [line for line in file if " - overlay " not in line and " - nsfs " not in line]
     return {
         "files": files,
         "mounts": mounts,
@@ -144,6 +147,25 @@ def read_container_mounts(name: str) -> str:
     """The mount table of container NAME."""
     with open(f"/proc/{find_pid(name)}/mountinfo", encoding="utf-8") as file:
         return file.read()
+
+
+def list_commands(name: str) -> list[str]:
+    """The command lines of all processes in the pid namespace of container NAME, ours included (`docker top` goes by cgroup)."""
+    namespace = os.readlink(f"/proc/{find_pid(name)}/ns/pid")
+    commands = []
+    for pid in os.listdir("/proc"):
+        try:
+            if pid.isdigit() and os.readlink(f"/proc/{pid}/ns/pid") == namespace:
+                with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+                    commands.append(file.read().replace("\0", " ").strip())
+        except OSError:
+            continue
+    return commands
+
+
+def runs(name: str, text: str) -> bool:
+    """Whether a process in container NAME has TEXT at the end of its command line."""
+    return any(command.endswith(text) for command in list_commands(name))
 
 
 def find_pid(name: str) -> int:

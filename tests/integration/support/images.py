@@ -91,4 +91,10 @@ def _make_redis(tag: str) -> None:
 
 
 def _make_nginx(tag: str) -> None:
-    make_image(tag, packages=["nginx-light"], cmd=["/usr/sbin/nginx", "-g", "daemon off; error_log stderr;"])
+    configuration = os.path.join(os.path.dirname(__file__), "nginx.conf")
+    make_image(
+        tag,
+        packages=["nginx-light"],
+        files={"/nginx.conf": configuration},
+        cmd=["/usr/sbin/nginx", "-c", "/nginx.conf"],
+    )

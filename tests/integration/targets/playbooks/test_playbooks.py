@@ -137,7 +137,7 @@ def test_cleanup_fails_and_names_what_is_left(container):
     name = container()
     host.playbook("attach", containers=name)
     with subprocess.Popen(["docker", "exec", name, "/dev/crashcart/bin/sleep", "1000"]) as user:
-        host.wait_until(lambda: "sleep 1000" in host.docker("top", name))
+        host.wait_until(lambda: host.runs(name, "sleep 1000"))
         failed = host.playbook("cleanup", check=False)
         assert failed.returncode != 0
         assert "/dev/loop" in failed.stdout

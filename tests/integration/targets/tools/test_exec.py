@@ -129,7 +129,9 @@ def test_a_bare_name_is_never_a_program_of_the_container(container):
 def test_commands_run_side_by_side_in_all_containers(container):
     names = [container() for _number in range(8)]
     start = time.monotonic()
-    results = host.call_module("crashcart_exec", containers=names, argv=["bash", "-c", "sleep 2; hostname"])["results"]
+    results = host.call_module(
+        "crashcart_exec", containers=names, argv=["bash", "-c", "sleep 2; cat /proc/sys/kernel/hostname"]
+    )["results"]
     assert time.monotonic() - start < 10
     assert {one["container"] for one in results} == set(names)
     assert len({one["stdout"] for one in results}) == 8
@@ -142,7 +144,7 @@ def test_the_target_sees_nothing_of_a_passing_execution(container, attached):
         host.call_module("crashcart_attach", containers=[name])
     before = host.read_container_mounts(name)
     process = host.start_module("crashcart_exec", containers=[name], argv=["bash", "-c", "echo x > /dev/mine; sleep 2"])
-    host.wait_until(lambda: "sleep 2" in host.docker("top", name))
+    host.wait_until(lambda: host.runs(name, "sleep 2"))
     during = host.read_container_mounts(name)
     listing = host.docker("exec", name, "/bin/ls", "-a", "/dev").split()
     stdout, stderr = process.communicate(timeout=30)
@@ -162,7 +164,7 @@ def test_a_detach_and_other_sessions_do_not_disturb_a_running_command(container)
         containers=[name],
         argv=["bash", "-c", "sleep 2; ls -d /dev/crashcart/bin; /dev/crashcart/bin/true"],
     )
-    host.wait_until(lambda: "sleep 2" in host.docker("top", name))
+    host.wait_until(lambda: host.runs(name, "sleep 2"))
     host.call_module("crashcart_attach", containers=[name], state="detached")
     assert execute(name, "true")["rc"] == 0
     result = host.parse_result(*process.communicate(timeout=30))["results"][0]
@@ -179,14 +181,14 @@ def test_a_timeout_ends_the_whole_tree(container):
     assert time.monotonic() - start < 10
     result = failure.value.result["results"][0]
     assert (result["timed_out"], result["rc"], result["stdout"]) == (True, 137, "before\n")
-    assert not [line for line in host.docker("top", name).splitlines() if "sleep 432" in line]
+    assert not [command for command in host.list_commands(name) if "432" in command]
     host.wait_until(lambda: not host.list_loop_devices())
 
 
 def test_what_a_command_leaves_running_ends_with_it(container):
     name = container()
     assert execute(name, "bash", "-c", "setsid sleep 4321 >/dev/null 2>&1 & exit 3")["rc"] == 3
-    assert "sleep 4321" not in host.docker("top", name)
+    assert not host.runs(name, "sleep 4321")
 
 
 @pytest.mark.parametrize("when", ["at once", "while it runs"])
@@ -195,12 +197,12 @@ def test_a_killed_module_leaves_nothing(container, when):
     before = host.read_container_mounts(name)
     process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"])
     if when == "while it runs":
-        host.wait_until(lambda: "sleep 4321" in host.docker("top", name))
+        host.wait_until(lambda: host.runs(name, "sleep 4321"))
     else:
         time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    host.wait_until(lambda: "sleep 4321" not in host.docker("top", name))
+    host.wait_until(lambda: not host.runs(name, "sleep 4321"))
     host.wait_until(lambda: not host.list_loop_devices())
     assert host.read_container_mounts(name) == before
 
@@ -221,7 +223,7 @@ def test_input_that_nobody_reads_does_no_harm(static):
 def test_a_container_removed_in_the_middle(container):
     name = container()
     process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"])
-    host.wait_until(lambda: "sleep 4321" in host.docker("top", name))
+    host.wait_until(lambda: host.runs(name, "sleep 4321"))
     host.docker("rm", "-f", name)
     result = host.parse_result(*process.communicate(timeout=30))["results"][0]
     assert result["rc"] == 137
@@ -272,3 +274,66 @@ def test_a_hostile_passwd_cannot_block_or_lead_outside(container):
     )
     with pytest.raises(host.ModuleFailed, match="no user is called 'daemon'"):
         execute(other, "true", user="daemon")
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "unshare -m setsid sleep 4321",
+        "unshare -mpf sleep 4321",
+        "nsenter -t 1 -m /bin/sleep 4321",
+        "setsid setsid sleep 4321",
+    ],
+)
+@pytest.mark.parametrize("end", ["its end", "a timeout", "a kill"])
+def test_nothing_that_a_command_starts_outlives_it(container, escape, end):
+    """Also what has left its mount namespace; and where nobody else reaps, no zombie stays."""
+    name = container()
+    script = f"{escape} & {escape} & exec 1>&- 2>&-; sleep {'1' if end == 'its end' else '4322'}"
+    process = host.start_module(
+        "crashcart_exec", containers=[name], argv=["bash", "-c", script], timeout="1s" if end == "a timeout" else None
+    )
+    host.wait_until(lambda: host.runs(name, "sleep 4321"))
+    if end == "a kill":
+        process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    host.wait_until(lambda: len(host.list_commands(name)) == 1)
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_what_finished_early_leaves_nothing_while_others_run(container):
+    early, late = container(), container(options=("--network", "none", "--hostname", "late"))
+    script = "if [ $(cat /proc/sys/kernel/hostname) = late ]; then sleep 3; else setsid sleep 4321 >/dev/null 2>&1 & fi"
+    process = host.start_module("crashcart_exec", containers=[early, late], argv=["bash", "-c", script])
+    host.wait_until(lambda: host.runs(late, "sleep 3"))
+    host.wait_until(lambda: len(host.list_commands(early)) == 1, 2)
+    assert host.runs(late, "sleep 3")
+    process.communicate(timeout=30)
+
+
+def test_a_kill_of_its_own_group_is_the_commands_affair(static):
+    assert execute(static, "bash", "-c", "kill -9 0")["rc"] == 137
+    assert execute(static, "bash", "-c", "trap 'kill 0' EXIT; exit 3")["rc"] in (3, 143)
+
+
+@pytest.mark.parametrize("user", ["4294967295", "1000:4294967295", "\u00b2", "-1"])
+def test_a_number_that_would_stay_root_is_refused(static, user):
+    with pytest.raises(host.ModuleFailed, match="no user is called"):
+        execute(static, "id", user=user)
+
+
+def test_terminal_programs_and_letters(static):
+    assert "PID" in execute(static, "top", "-b", "-n", "1")["stdout"]
+    assert execute(static, "bash", "-c", "printf é | wc -m")["stdout"].strip() == "1"
+
+
+def test_a_foreign_mount_over_the_tools_stays(container):
+    name = container(options=("--network", "none", "--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined"))
+    host.call_module("crashcart_attach", containers=[name])
+    host.run(
+        "nsenter", "-t", str(host.find_pid(name)), "-m", "--", "/bin/mount", "-t", "tmpfs", "mine", "/dev/crashcart"
+    )
+    before = host.read_container_mounts(name)
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*not ours"):
+        host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert host.read_container_mounts(name) == before

@@ -164,7 +164,8 @@ def test_filters_in_the_kernel(worker, tmp_path):
         ({"events": ["nonesuch:event"]}, "no event 'nonesuch:event'"),
         ({"events": ["../../x"]}, "is not an event"),
         ({"buffer_size": "much"}, "buffer_size: 'much' is not a size"),
-        ({"buffer_size": "4000GiB"}, "buffer_size_kb"),
+        ({"buffer_size": "4000GiB"}, "more than half of the .* KiB that the host has free"),
+        ({"buffer_size": "1KiB"}, "less than the kernel takes"),
     ],
 )
 def test_bad_input_is_named_and_leaves_no_instance(worker, options, wanted):
@@ -379,3 +380,30 @@ def test_damaged_captures_are_named(worker, tmp_path):
     with pytest.raises(host.ModuleFailed, match="no capture"):
         host.call_module("ftrace_report", src=str(tmp_path / "out2"), dest=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_storm_of_short_lives_leads_nobody_elses_events_in(container, tmp_path):
+    """While processes are born and die, the list of threads is written: it must never be empty, which means the whole host."""
+    storm = "for i in 1 2 3 4 5 6; do while /bin/true; do /bin/true; done & done; while /bin/true; do /bin/true; done"
+    name = container("busybox", "/bin/sh", "-c", storm)
+    for number in range(8):
+        instance = host.call_module("ftrace_instance", containers=[name], syscalls=["openat", "execve"])["instances"][0]
+        assert instance["pids"] > 0
+        host.run("cat", "/etc/hostname")
+        fetch(tmp_path / str(number), containers=[name])
+        host.call_module("ftrace_instance", containers=[name], state="absent")
+        captures = report(tmp_path / str(number), tmp_path / "report")
+        assert {row["name"] for row in captures[0]["processes"]} <= {"sh", "true"}
+
+
+@pytest.mark.parametrize("state", ["stopped", "absent"])
+def test_an_empty_selection_is_not_everything(worker, state):
+    host.call_module("ftrace_instance", containers=[worker])
+    host.call_module("crashcart_attach", containers=[worker])
+    assert not host.call_module("ftrace_instance", containers=[], state=state)["changed"]
+    with pytest.raises(host.ModuleFailed, match="matches no container"):
+        host.call_module("crashcart_attach", containers=[], state="detached")
+    with pytest.raises(host.ModuleFailed, match="labels is empty"):
+        host.call_module("crashcart_attach", labels={}, state="detached")
+    assert len(host.list_instances()) == 1
+    assert host.call_module("ftrace_info")["instances"][0]["state"] == "started"
