@@ -153,7 +153,7 @@ class _Session:
                 self.result.rc = message["rc"]
                 self._finish()
         if not part:
-            self._finish("its supervisor was killed")
+            self._finish("the command was killed with its supervisor: the container ended, or somebody in it did that")
 
     def _finish(self, error: str = "") -> None:
         if not self.is_done:

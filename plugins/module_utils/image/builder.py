@@ -24,6 +24,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
 
 # Goes up whenever the same packages would make another image.
 BUILDER_VERSION = 1
+# Seconds since the epoch, the first day of 1980; to some programs zero means that a file has no time.
+_FILE_TIME = "315532800"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _BASHRC = """\
@@ -157,7 +159,8 @@ def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
 
 def _make_squashfs(tree: str, image: str) -> None:
     # One owner and one time for everything, so that the bytes depend on the content alone.
-    options = ["-noappend", "-all-root", "-no-xattrs", "-all-time", "0", "-mkfs-time", "0", "-no-progress", "-quiet"]
+    times = ["-all-time", _FILE_TIME, "-mkfs-time", _FILE_TIME]
+    options = ["-noappend", "-all-root", "-no-xattrs", *times, "-no-progress", "-quiet"]
     command = ["mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "12", *options]
     environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)

@@ -146,7 +146,11 @@ def wrap_privilege_droppers(tree: str, prefix: str) -> None:
         os.makedirs(os.path.join(tree, "libexec/crashcart"), exist_ok=True)
         os.rename(program, os.path.join(tree, "libexec/crashcart", name))
         _write(program, _WRAPPER.format(prefix=prefix, library=library, name=name), 0o755)
-        _write(os.path.join(tree, "etc/crashcart.passwd"), f"root:x:0:0::/:\n{name}:x:0:0::/:\n", 0o644)
+        _write(
+            os.path.join(tree, "etc/crashcart.passwd"),
+            f"root:x:0:0:root:/:/bin/sh\n{name}:x:0:0:{name}:/:/bin/sh\n",
+            0o644,
+        )
         _write(os.path.join(tree, "etc/crashcart.group"), f"root:x:0:\n{name}:x:0:\n", 0o644)
 
 

@@ -91,10 +91,6 @@ def _make_redis(tag: str) -> None:
 
 
 def _make_nginx(tag: str) -> None:
-    configuration = os.path.join(os.path.dirname(__file__), "nginx.conf")
-    make_image(
-        tag,
-        packages=["nginx-light"],
-        files={"/nginx.conf": configuration},
-        cmd=["/usr/sbin/nginx", "-c", "/nginx.conf"],
-    )
+    here = os.path.dirname(__file__)
+    files = {"/nginx.conf": f"{here}/nginx.conf", "/etc/passwd": f"{here}/passwd", "/etc/group": f"{here}/group"}
+    make_image(tag, packages=["nginx-light"], files=files, cmd=["/usr/sbin/nginx", "-c", "/nginx.conf"])

@@ -13,6 +13,7 @@ OPENS, MISSING, CONNECTS, WRITES = 300, 100, 50, 200
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 null = os.open("/dev/null", os.O_WRONLY)
+print("ready", flush=True)
 while True:
     signal.sigwait({signal.SIGUSR1})
     for number in range(OPENS):
