@@ -300,12 +300,12 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
         raise ContainerError(f"the programs of image {image.name!r} work at {image.prefix} only, not at {path}")
     for container in containers:
         check_running(container)
-    with open_targets(containers) as targets, ExitStack() as stack:
-        if not check_mode:
-            stack.enter_context(hold_locks(containers))
+    with open_targets(containers) as targets:
         missing = list_missing(targets, image, path)
         before = _find_all(targets, path=path)
-        if missing and check_mode:
+        if not missing:
+            return Change(before, before)
+        if check_mode:
             for target, found in zip(missing, find_folders(missing, path)):
                 if found not in ("missing", "empty"):
                     raise ContainerError(f"cannot attach to container {target.container.name} at {path}: {found}")
@@ -316,8 +316,10 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
             present = {attachment.container.id: attachment for attachment in before}
             merged = {**planned, **present}
             return Change(before, [merged[container.id] for container in containers])
-        if missing:
-            attach(missing, image, path)
+        with hold_locks([target.container for target in missing]):
+            still_missing = list_missing(missing, image, path)
+            if still_missing:
+                attach(still_missing, image, path)
         return Change(before, _find_all(targets, path=path))
 
 
@@ -326,16 +328,16 @@ def ensure_detached(
 ) -> Change:
     """See to it that no image (of that name, at PATH) is mounted in CONTAINERS."""
     alive = [container for container in containers if container.pid > 1]
-    with open_targets(alive) as targets, ExitStack() as stack:
-        if not check_mode:
-            stack.enter_context(hold_locks(alive))
+    with open_targets(alive) as targets:
         before = _find_all(targets, path=path, image=image_name)
-        if check_mode:
+        if check_mode or not before:
             return Change(before, [])
-        for place in sorted({attachment.path for attachment in before}):
-            here = [attachment for attachment in before if attachment.path == place]
-            ids = {attachment.container.id for attachment in here}
-            detach([target for target in targets if target.container.id in ids], here, lazy=lazy)
+        with hold_locks([attachment.container for attachment in before]):
+            present = _find_all(targets, path=path, image=image_name)
+            for place in sorted({attachment.path for attachment in present}):
+                here = [attachment for attachment in present if attachment.path == place]
+                ids = {attachment.container.id for attachment in here}
+                detach([target for target in targets if target.container.id in ids], here, lazy=lazy)
         return Change(before, _find_all(targets, path=path, image=image_name))
 
 

@@ -59,8 +59,8 @@ def open_targets(containers: Sequence[Container]) -> Iterator[list[Target]]:
 def hold_locks(containers: Sequence[Container]) -> Iterator[None]:
     """Keep other attaches and detaches away from CONTAINERS; in the order of ids, so that no two callers wait in a ring."""
     with ExitStack() as stack:
-        for container in sorted(containers, key=lambda container: container.id):
-            stack.enter_context(hold_lock("container-" + container.short_id))
+        for short_id in sorted({container.short_id for container in containers}):
+            stack.enter_context(hold_lock("container-" + short_id))
         yield
 
 

@@ -59,7 +59,7 @@ def _user() -> Iterator[None]:
     finally:
         rule.unlink()
         if is_new:
-            subprocess.run(["userdel", "--remove", USER], check=True, capture_output=True)
+            subprocess.run(["userdel", "--force", "--remove", USER], check=True, capture_output=True)
 
 
 def _configuration(folder: Path, port: int) -> str:

@@ -36,9 +36,9 @@ def test_the_main_job(container, where, tmp_path):
     assert changed(predicted) == 1
     assert host.list_loop_devices() == []
     done = host.playbook("attach", *where, **chosen)
-    shell = re.search(r"msg: ((?:.*docker.*\n)(?: {8}.*\n)*)", done.stdout).group(1)
-    assert "/dev/crashcart/bin/bash" in shell
+    shell = re.search(r"msg: '?((?:ssh|docker) .*?/dev/crashcart/bin/bash)", " ".join(done.stdout.split())).group(1)
     assert shell.startswith("docker") == ("localhost" in where)
+    assert ("sudo" in shell) == ("as_user" in where)
     assert changed(host.playbook("attach", *where, **chosen)) == 0
     done = host.playbook("exec", *where, command="cat /proc/1/comm", **chosen)
     assert "msg: |-\n" in done.stdout or "msg: sh" in done.stdout
