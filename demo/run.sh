@@ -11,6 +11,7 @@ mkdir -p "$results"
 started=
 made=
 installed=
+had_tracefs=$(grep ' tracefs ' /proc/mounts || true)
 
 finish() {
     local status=$?
@@ -21,6 +22,8 @@ finish() {
         cat "$results/cleanup.log"
         status=1
     }
+    # The role mounts tracefs, as the distribution would; the demo takes back what was not there.
+    [ -n "$had_tracefs" ] || ! grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts || umount /sys/kernel/tracing || status=1
     [ -z "$started" ] || tools/engine.sh stop "$engine"
     if [ "$status" = 0 ]; then
         echo

@@ -11,10 +11,10 @@ mkdir -p "$build/package"
 cd "$build/ansible_collections/crashcart/fleet"
 ansible-galaxy collection build --output-path "$build/package"
 archive=$(echo "$build"/package/crashcart-fleet-*.tar.gz)
-ansible-galaxy collection install --offline "$archive" -p "$build/package/installed"
-cd "$build/package"
 # What is called by its full name has to work from the archive alone.
 export ANSIBLE_COLLECTIONS_PATH=$build/package/installed
+ansible-galaxy collection install --offline "$archive" -p "$build/package/installed"
+cd "$build/package"
 ansible localhost -m crashcart.fleet.crashcart_info -e ansible_python_interpreter="$(command -v python)" >info.txt
 grep -q '"features"' info.txt
 for name in install attach exec detach trace collect cleanup; do

@@ -12,12 +12,16 @@ sed -n '/<!-- tested -->/,/^```$/p' README.md | grep -v -e '^```' -e '<!--' | se
     echo "the README has fewer commands than it should" >&2
     exit 1
 }
+[ ! -e traces ] || {
+    echo "there are traces in ./traces: move them away first" >&2
+    exit 1
+}
 cat >"$build/readme.sh" <<SCRIPT
 set -euxo pipefail
 cd "$root"
 PYTHONPATH=.collections python -c 'from ansible_collections.crashcart.fleet.tools.make_container_image import make_image as m; m("readme/api", files={"/sleep": "/bin/busybox"}, cmd=["/sleep", "1000"])'
 docker run -d --name api --network none readme/api
-trap 'docker rm -f api; ansible-playbook playbooks/cleanup.yml' EXIT
+trap 'docker rm -f api; rm -rf traces; ansible-playbook playbooks/cleanup.yml' EXIT
 source "$build/readme-commands.sh"
 SCRIPT
 tests/integration/with_engine.sh "$build/readme-engine" bash "$build/readme.sh"

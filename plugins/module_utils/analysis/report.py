@@ -23,15 +23,12 @@ _MAX_TEXT_ROWS = 40
 def list_captures(source: str) -> list[str]:
     """The trace.dat files that SOURCE, a file or a folder with captures below it, means, in the order of their paths."""
     if os.path.isdir(source):
-        found = sorted(
+        return sorted(
             os.path.join(folder, name)
             for folder, _folders, names in os.walk(source)
             for name in names
             if name.endswith(".dat")
         )
-        if not found:
-            raise FleetError(f"no capture (*.dat) lies below {source}: fetch one with ftrace_fetch")
-        return found
     if not os.path.exists(source):
         raise FleetError(f"there is no capture {source}")
     return [source]
@@ -137,6 +134,8 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
 
 def format_summary(summary: dict[str, Any]) -> str:
     """The text that a person reads, for all captures of SUMMARY."""
+    if not summary["captures"]:
+        return "No capture: nothing was recorded.\n"
     return "\n".join(line for one in summary["captures"] for line in _gen_lines(one))
 
 

@@ -230,10 +230,12 @@ def test_captures_of_a_folder_in_order(tmp_path):
 
 
 def test_no_captures(tmp_path):
-    with pytest.raises(FleetError, match="no capture"):
-        report.list_captures(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("")
+    summary = report.summarize_source(str(tmp_path))
+    assert summary == {"captures": []}
+    assert report.format_summary(summary) == "No capture: nothing was recorded.\n"
     with pytest.raises(FleetError, match="there is no capture"):
-        report.list_captures(str(tmp_path / "missing.dat"))
+        report.summarize_source(str(tmp_path / "nonesuch"))
 
 
 def test_a_report_is_written_once(tmp_path):
