@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # A Docker engine of our own for demo and tests, beside any that is there and without touching it.
@@ -46,7 +46,7 @@ stop() {
             sleep 0.1
         done
     fi
-    grep -o " $dir[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount "$mount"; done || true
+    grep -o " ${dir}[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount "$mount"; done || true
     rm -rf "$dir"
 }
 

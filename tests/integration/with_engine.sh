@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs a command with a Docker engine of its own and tracefs mounted: with_engine.sh DIR COMMAND…

@@ -157,7 +157,7 @@ class _Session:
 
     def _finish(self, error: str = "") -> None:
         if not self.is_done:
-            self.result.error = error
+            self.result.error = self.result.error or error
             self.result.end = time.time()
             self.is_done = True
 

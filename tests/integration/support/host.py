@@ -36,20 +36,20 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> str:
     return run("docker", *arguments, check=check, **options).stdout.strip()
 
 
-def call_module(name: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
-    """Run module NAME on this host, as a process of its own and without ansible around it; raises ModuleFailed."""
-    process = start_module(name, check_mode=check_mode, diff=diff, **arguments)
+def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Run MODULE on this host, as a process of its own and without ansible around it; raises ModuleFailed."""
+    process = start_module(module, check_mode=check_mode, diff=diff, **arguments)
     stdout, stderr = process.communicate(timeout=120)
     return parse_result(stdout, stderr)
 
 
 def start_module(
-    name: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any
+    module: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any
 ) -> subprocess.Popen[str]:
     """The same, without waiting for its end."""
     parameters = {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": diff, "_ansible_version": "2.19"}
     process = subprocess.Popen(
-        [sys.executable, "-m", f"{COLLECTION}.plugins.modules.{name}"],
+        [sys.executable, "-m", f"{COLLECTION}.plugins.modules.{module}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

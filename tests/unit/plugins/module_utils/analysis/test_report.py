@@ -83,7 +83,7 @@ def test_a_table():
     ],
 )
 def test_losses_are_said_first(values, words):
-    assert format_one(make_row(), **values).split("\n")[0].endswith(words)
+    assert format_one(make_row(), **values).split("\n", maxsplit=1)[0].endswith(words)
 
 
 def test_what_is_unknown():

@@ -23,12 +23,12 @@ WEB2 = make("web-2", "aa22", tier="front", env="test")
 DB = make("db", "bb33", tier="back", empty="")
 OLD = make("web-old", "cc44", state="exited", tier="front")
 PAUSED = make("paused", "dd55", state="paused")
-ALL = [WEB1, WEB2, DB, OLD, PAUSED]
+ALL = (WEB1, WEB2, DB, OLD, PAUSED)
 
 
 def select(*patterns, labels=(), query=None, running_only=True, containers=ALL):
     selector = Selector(tuple(patterns) or None, tuple(labels), query)
-    return [one.name for one in select_containers(selector, containers, running_only=running_only)]
+    return [one.name for one in select_containers(selector, list(containers), running_only=running_only)]
 
 
 @pytest.mark.parametrize(
