@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from support import host
@@ -29,12 +30,21 @@ KINDS = {
 }
 
 
+def wait_for_quiet(name):
+    """What container NAME has changed in its files, once its service has made what it makes at its start."""
+    changes = None
+    while changes != host.docker("diff", name):
+        changes = host.docker("diff", name)
+        time.sleep(0.5)
+    return changes
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tools_run_in_any_container_and_leave_no_trace(container, kind):
     image, options = KINDS[kind]
     name = container(image, options=("--network", "none", *options))
     before = host.read_container_mounts(name)
-    changed_before = host.docker("diff", name)
+    changed_before = wait_for_quiet(name)
     result = host.call_module("crashcart_attach", containers=[name])
     assert result["changed"]
     assert host.docker("exec", name, f"{TOOLS}/bash", "-c", "echo $((6 * 7))") == "42"
