@@ -112,7 +112,16 @@ def bench_containers(_inventory: Path) -> None:
 
 def ansible(inventory: Path, target: str, module: str, arguments: dict[str, Any], *options: str) -> None:
     """An ad-hoc call that has to succeed."""
-    host.run("ansible", target, "-i", str(inventory), "-m", module, "-a", json.dumps(arguments), *options)
+    host.run(
+        "ansible",
+        target,
+        "-i",
+        str(inventory),
+        "-m",
+        module,
+        *(["-a", json.dumps(arguments)] if arguments else []),
+        *options,
+    )
 
 
 def bench_calls(inventory: Path) -> None:

@@ -76,8 +76,8 @@ def find_attachments(target: Target, loop_devices: dict[str, tuple[str, str]]) -
     """What of ours is mounted in TARGET, the lowest mount first."""
     return [
         Attachment(target.container, mount.mount_point, *loop_devices[mount.device], device=mount.device)
-        for mount in target.read_mounts()
-        if mount.device in loop_devices
+        for mount in target.read_mounts(*(f" {device} " for device in loop_devices))
+        if loop_devices and mount.device in loop_devices
     ]
 
 
@@ -106,7 +106,7 @@ def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str)
     loop_devices = find_loop_devices()
     missing = []
     for target in targets:
-        here = [mount for mount in target.read_mounts() if mount.mount_point == path]
+        here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
         if not here:
             missing.append(target)
             continue
@@ -309,18 +309,18 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
             for target, found in zip(missing, find_folders(missing, path)):
                 if found not in ("missing", "empty"):
                     raise ContainerError(f"cannot attach to container {target.container.name} at {path}: {found}")
-            planned = {
-                target.container.id: Attachment(target.container, path, image.name, image.digest, "")
-                for target in missing
-            }
-            present = {attachment.container.id: attachment for attachment in before}
-            merged = {**planned, **present}
-            return Change(before, [merged[container.id] for container in containers])
-        with hold_locks([target.container for target in missing]):
-            still_missing = list_missing(missing, image, path)
-            if still_missing:
-                attach(still_missing, image, path)
-        return Change(before, _find_all(targets, path=path))
+        else:
+            with hold_locks([target.container for target in missing]):
+                still_missing = list_missing(missing, image, path)
+                if still_missing:
+                    attach(still_missing, image, path)
+        attached = [Attachment(t.container, path, image.name, image.digest, "") for t in missing]
+        return Change(before, _in_order(containers, before + attached))
+
+
+def _in_order(containers: Sequence[Container], found: Sequence[Attachment]) -> list[Attachment]:
+    by_id = {attachment.container.id: attachment for attachment in found}
+    return [by_id[container.id] for container in containers]
 
 
 def ensure_detached(

@@ -24,6 +24,7 @@ STORE = "/var/lib/crashcart/images"
 SUFFIX = ".squashfs"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+PREFIX_PATTERN = re.compile(r"/[A-Za-z0-9_./-]+\Z")
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}\Z")
 _CHUNK = 1 << 20
 # Debian's names for what the kernel calls the machine.
@@ -142,7 +143,7 @@ def check_manifest_form(manifest: Any) -> None:
         raise ImageError(f"the manifest's digest {digest!r} is no sha256: build the image again")
     if not isinstance(size, int):
         raise ImageError(f"the manifest's size {size!r} is no number: build the image again")
-    is_path = isinstance(prefix, str) and os.path.isabs(prefix) and os.path.normpath(prefix) == prefix
+    is_path = isinstance(prefix, str) and bool(PREFIX_PATTERN.match(prefix)) and os.path.normpath(prefix) == prefix
     if not is_path or os.path.dirname(str(prefix)) == "/" or not os.path.basename(str(prefix)).startswith("crashcart"):
         raise ImageError(
             f"the manifest's prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with"

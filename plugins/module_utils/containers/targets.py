@@ -29,8 +29,8 @@ class Target:
     container: Container
     process: Process
 
-    def read_mounts(self) -> list[mounts.Mount]:
-        """Its mount table."""
+    def read_mounts(self, *needles: str) -> list[mounts.Mount]:
+        """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time."""
         fd = self.process.open("mountinfo")
         try:
             text = read_all(fd).decode("utf-8", "surrogateescape")
@@ -38,7 +38,8 @@ class Target:
             raise ContainerError(f"container {self.container.name} has just ended") from error
         finally:
             os.close(fd)
-        return list(mounts.parse_mountinfo(text.split("\n")))
+        lines = text.split("\n")
+        return list(mounts.parse_mountinfo(line for line in lines if not needles or any(n in line for n in needles)))
 
 
 @contextmanager
