@@ -8,6 +8,9 @@ results=$PWD/build/demo
 engine=$PWD/build/demo-engine
 rm -rf "$results"
 mkdir -p "$results"
+# This machine alone, whatever hosts the checkout's inventory has by now.
+printf 'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n' >"$results/hosts"
+export ANSIBLE_INVENTORY=$results/hosts
 started=
 made=
 installed=
@@ -38,9 +41,9 @@ if command -v docker >/dev/null && docker version >/dev/null 2>&1; then
     echo "A Docker engine answers: the demo uses it."
 else
     echo "No Docker engine answers: the demo starts one of its own in ${engine#"$PWD"/}."
+    started=1
     DOCKER_HOST=$(tools/engine.sh start "$engine")
     export DOCKER_HOST
-    started=1
 fi
 if [ -e /var/lib/crashcart ]; then
     echo "This host is in use: /var/lib/crashcart is there, and the demo ends with a cleanup. Run playbooks/cleanup.yml first." >&2

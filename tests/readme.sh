@@ -12,6 +12,13 @@ sed -n '/<!-- tested -->/,/^```$/p' README.md | grep -v -e '^```' -e '<!--' | se
     echo "the README has fewer commands than it should" >&2
     exit 1
 }
+[ ! -e /var/lib/crashcart ] || {
+    echo "this host is in use: /var/lib/crashcart is there, and the README ends with a cleanup" >&2
+    exit 1
+}
+# This machine alone, whatever hosts the checkout's inventory has by now.
+printf 'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n' >"$build/hosts"
+export ANSIBLE_INVENTORY=$build/hosts
 [ ! -e traces ] || {
     echo "there are traces in ./traces: move them away first" >&2
     exit 1

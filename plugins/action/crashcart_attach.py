@@ -30,8 +30,12 @@ class ActionModule(ActionBase):
         """LINE, a command of the host, as a command of the controller."""
         become = self._connection.become
         # As the base class decides: nobody becomes who he is.
-        if become is not None and self._get_remote_user() != self.get_become_option("become_user"):
-            line = f"sudo {line}"
+        if (
+            become is not None
+            and become.name.rpartition(".")[2] in ("sudo", "doas", "dzdo")
+            and self._get_remote_user() != self.get_become_option("become_user")
+        ):
+            line = f"{become.name.rpartition('.')[2]} {line}"
         if self._connection.transport != "ssh":
             return line
         return shlex.join([*self._list_ssh_words(), line])

@@ -50,7 +50,12 @@ class ActionModule(ActionBase):
         if not store.NAME_PATTERN.match(name):
             return True  # nothing is sent; the module says what is wrong
         path = store.StoredImage(name, digest, {}).path
-        found = self._low_level_execute_command(f"test -f {self._connection._shell.quote(path)}", sudoable=False)
+        quote = self._connection._shell.quote
+        manifest = quote(path[: -len(store.SUFFIX)] + ".json")
+        others = quote(path.rpartition("/")[0])
+        # The image with its manifest and nothing else: what a killed push has left is pushed again.
+        test = f"test -f {quote(path)} && test -f {manifest} && test $(ls {others} | wc -l) = 2"
+        found = self._low_level_execute_command(test, sudoable=False)
         return bool(found["rc"] == 0)
 
     def _send(self, source: str) -> str:

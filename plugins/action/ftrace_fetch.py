@@ -13,7 +13,7 @@ import zlib
 from datetime import datetime, timezone
 from typing import Any, BinaryIO
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
 _CHUNK = 1 << 20
@@ -49,7 +49,7 @@ class ActionModule(ActionBase):
             return result
         try:
             self._bring_home(result["captures"], stage, folder, host)
-        except (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError, AnsibleError) as error:
             # The events are gone from the kernel: what is staged is the only copy, so nobody may clean it up.
             self._connection._shell.tmpdir = None
             raise AnsibleActionFail(

@@ -31,6 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import gen_loop_devices
 
 
 def parse_command(
@@ -122,7 +123,9 @@ def _hold(source: store.StoredImage | Attachment) -> Iterator[str]:
         with open_image(source) as device:
             yield device.path
         return
-    path = f"/dev/loop{source.device.partition(':')[2]}"
+    path = next((one.path for one in gen_loop_devices() if one.device == source.device), "")
+    if not path:
+        raise ExecutionError(f"container {source.container.name}: the image was just detached; try again")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if source.device not in find_loop_devices():

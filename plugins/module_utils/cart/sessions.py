@@ -17,9 +17,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import superv
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job, Result
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 MAX_OUTPUT_BYTES = 4 << 20
 _MAX_RUNNING = 32
+_LAST_READS = 32  # of 64 KiB: more than a pipe holds, so an end that somebody keeps writing to is left all the same
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[Result]:
@@ -78,17 +80,24 @@ class _Session:
         self._status = b""
         self._stdin = memoryview(job.command.stdin or b"")
         self._is_ending = False
+        self._is_counted = False
         # The setup has a limit of its own: a container may serve its /dev from a process that hangs.
         self.deadline: float | None = time.monotonic() + TIMEOUT_S
         self._is_ready = False
-        self._start()
+        self._open_fds: set[int] = set()
+        self._stdin_writer = self._pid = 0
+        try:
+            self._start()
+        except (OSError, ProcessGone) as error:
+            # One container that is just ending must not take the commands of the others with it.
+            self._finish(f"cannot enter the container, it may have just ended: {error}")
 
     def _start(self) -> None:
+        pid_namespace_fd = self.job.target.process.open("ns/pid")
         stdin_reader, self._stdin_writer = os.pipe2(os.O_CLOEXEC)
         self._stdout, stdout_writer = os.pipe2(os.O_CLOEXEC)
         self._stderr, stderr_writer = os.pipe2(os.O_CLOEXEC)
         self._channel, far_channel = socket.socketpair()
-        pid_namespace_fd = self.job.target.process.open("ns/pid")
         self._pid = _fork_into(pid_namespace_fd)
         if self._pid == 0:
             supervisor.supervise(self.job, (stdin_reader, stdout_writer, stderr_writer), far_channel.fileno())
@@ -116,9 +125,9 @@ class _Session:
             self._close_stdin()
 
     def _close_stdin(self) -> None:
-        if self._stdin_writer >= 0:
+        if self._stdin_writer > 0:
             os.close(self._stdin_writer)
-            self._stdin_writer = -1
+            self._stdin_writer = 0
 
     def _read_output(self, fd: Any) -> bool:
         """Take what FD has; whether there may be more."""
@@ -146,7 +155,8 @@ class _Session:
             if "ready" in message:
                 self._is_ready = True
                 timeout_s = self.job.command.timeout_s
-                self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+                if not self._is_ending:
+                    self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
             elif "error" in message:
                 self._finish(message["error"])
             else:
@@ -173,8 +183,9 @@ class _Session:
                     self.result.error = f"entering the container took more than {TIMEOUT_S:g} s"
                 os.kill(self._pid, supervisor.END_SIGNAL)
                 self.deadline = time.monotonic() + TIMEOUT_S
-        if self.is_done and self._pid:
+        if self.is_done and not self._is_counted:
             self.end()
+            self._is_counted = True
             return 1
         return 0
 
@@ -183,12 +194,13 @@ class _Session:
         if not self._pid:
             return
         for fd in list(self._open_fds):
-            while self._read_output(fd):
-                continue
+            for _read in range(_LAST_READS):
+                if not self._read_output(fd):
+                    break
         for fd in self._open_fds:
             self._selector.unregister(fd)
             os.close(fd)
-        if self._stdin_writer >= 0 and self._stdin:
+        if self._stdin_writer > 0 and self._stdin:
             self._selector.unregister(self._stdin_writer)
         self._close_stdin()
         self._selector.unregister(self._channel)

@@ -124,6 +124,8 @@ def _become_command(
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
             os.setresuid(user.uid, user.uid, user.uid)
+        # Should somebody kill the supervisor, the command goes with it; after the change of user, which would undo this.
+        syscalls.set_parent_death_signal(signal.SIGKILL)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
         signal.pthread_sigmask(signal.SIG_SETMASK, set())

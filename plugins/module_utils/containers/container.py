@@ -19,6 +19,10 @@ class ContainerError(FleetError):
     """Something about a container that the user has to know; the text names it."""
 
 
+class ContainerGoneError(ContainerError):
+    """A container was removed between two looks at the engine."""
+
+
 @dataclass(frozen=True)
 class Container:
     """A container as its engine lists it; PID is its first process on the host, 0 when none runs."""

@@ -8,7 +8,11 @@ import os
 import traceback
 from typing import Any, Callable
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
 
 DOCKER_IMPORT_ERROR: str | None = None
@@ -70,7 +74,7 @@ class DockerEngine:
         try:
             return self._ask(self._client.inspect_container, container.id)  # type: ignore[no-any-return]
         except docker.errors.NotFound as error:
-            raise ContainerError(f"container {container.name} ({container.short_id}) was just removed") from error
+            raise ContainerGoneError(f"container {container.name} ({container.short_id}) was just removed") from error
 
     def refresh(self, container: Container) -> Container:
         """CONTAINER with its pid and its state of now."""

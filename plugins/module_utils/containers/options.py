@@ -9,7 +9,11 @@ from typing import Any
 from ansible.module_utils.basic import missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import (
     Selector,
     describe_running,
@@ -64,4 +68,12 @@ def select(module: Any, engine: docker_engine.DockerEngine, *, required: bool) -
         raise ContainerError(
             f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
         )
-    return [engine.refresh(container) for container in chosen]
+    refreshed = []
+    for container in chosen:
+        try:
+            refreshed.append(engine.refresh(container))
+        except ContainerGoneError:
+            if selector.names(container):
+                raise
+            # Nobody asked for this one; containers come and go.
+    return refreshed

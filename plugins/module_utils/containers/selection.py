@@ -27,6 +27,10 @@ class Selector:
         """Whether nothing was asked for."""
         return self.patterns is None and not self.labels and self.query is None
 
+    def names(self, container: Container) -> bool:
+        """Whether CONTAINER was asked for by its name or its id, not only by a glob, a label or a query."""
+        return any(one == container.name or container.id.startswith(one) for one in self.patterns or () if one)
+
     def without(self, patterns: set[str]) -> Selector | None:
         """The same without some of its PATTERNS; None when these were all of them."""
         if self.patterns is None or not patterns:

@@ -98,16 +98,19 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
     instance = one.instance
     cpus = instance.list_cpus()
     page_size = _read_page_size(instance)
+    # Before the drain: what fails here must fail while the events are still in the kernel.
+    names = syscall_names.list_names()
+    tasks = list_tasks(one)
+    template = _read_head(instance, page_size, tasks, cpus)
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     clock_offset_ns = _read_clock_offset(instance.read_clock())
     pages = _PartWriter(file)
     losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
     pages_part = pages.finish()
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    tasks = list_tasks(one)
     sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
     head = _PartWriter(file)
-    head.write(tracedat.pack_head(_read_head(instance, page_size, tasks, cpus), sizes))
+    head.write(tracedat.pack_head(template, sizes))
     manifest = {
         **_describe_host(),
         "container": _describe_container(one),
@@ -119,7 +122,7 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         "buffer_kb": instance.read("buffer_size_kb"),
         "events": instance.read_events(),
         "tasks": [vars(task) for task in tasks],
-        "syscalls": {str(number): name for number, name in syscall_names.list_names().items()},
+        "syscalls": {str(number): name for number, name in names.items()},
         **summarize_loss(before, after, losses),
     }
     return {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}

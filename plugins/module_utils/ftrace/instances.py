@@ -169,6 +169,7 @@ def ensure_started(
     changed = False
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
+    made: list[TraceInstance] = []  # to be taken away again if a later one fails: nobody would know of them
     for container in containers:
         check_running(container)
     _check_possible(root, settings, len(containers))
@@ -192,7 +193,13 @@ def ensure_started(
                     changed |= one_changed or bool(find_missing(instance, list_tids))
                     continue
                 if one_changed:
-                    _configure(instance, present, settings, list_tids)
+                    try:
+                        _configure(instance, present, settings, list_tids)
+                    except BaseException:
+                        remove(made)
+                        raise
+                    if present is None:
+                        made.append(TraceInstance(instance, target.container))
                 changed |= one_changed or cover_threads(instance, list_tids)
     return changed, before, after
 

@@ -10,6 +10,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     SHORT_ID_LENGTH,
     ContainerError,
+    ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
@@ -54,4 +55,9 @@ def _select_all(module: Any, root: str) -> list[TraceInstance]:
 
 
 def _refresh(one: TraceInstance, engine: DockerEngine) -> TraceInstance:
-    return TraceInstance(one.instance, engine.refresh(one.container)) if one.container is not None else one
+    if one.container is None:
+        return one
+    try:
+        return TraceInstance(one.instance, engine.refresh(one.container))
+    except ContainerGoneError:
+        return TraceInstance(one.instance, None)

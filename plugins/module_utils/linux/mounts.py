@@ -29,7 +29,6 @@ _LO_FLAGS_AUTOCLEAR = 4
 _LOOP_INFO64 = struct.Struct("QQQQQIIII64s64s32s2Q")
 # struct loop_config: fd, block_size; loop_info64; reserved
 _LOOP_CONFIG_SIZE = 8 + _LOOP_INFO64.size + 64
-_LOOP_MAJOR = 7
 
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -51,15 +50,14 @@ class Mount:
 
 @dataclass(frozen=True)
 class LoopDevice:
-    """A bound loop device: its number and the path its file had (the kernel adds ' (deleted)' to an unlinked one)."""
+    """A bound loop device: its number, its major:minor as mountinfo writes it, and the path its file had.
+
+    The kernel adds ' (deleted)' to the path of an unlinked file.
+    """
 
     number: int
+    device: str
     backing_file: str
-
-    @property
-    def device(self) -> str:
-        """Its major:minor, as mountinfo writes it."""
-        return f"{_LOOP_MAJOR}:{self.number}"
 
     @property
     def path(self) -> str:
@@ -111,9 +109,16 @@ def gen_loop_devices() -> Iterator[LoopDevice]:
             continue
         try:
             with open(f"/sys/block/{name}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                yield LoopDevice(int(name[4:]), file.read()[:-1])
+                backing_file = file.read()[:-1]
+            yield LoopDevice(int(name[4:]), _read_device(name), backing_file)
         except OSError:
             continue  # not bound, or just freed
+
+
+def _read_device(name: str) -> str:
+    """major:minor of block device NAME; with partitions a loop device's minor is not its number."""
+    with open(f"/sys/block/{name}/dev", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def loop_open(image_fd: int) -> tuple[int, LoopDevice]:
@@ -156,7 +161,8 @@ def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         while True:
-            device = LoopDevice(fcntl.ioctl(control, _LOOP_CTL_GET_FREE), backing_file)
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            device = LoopDevice(number, _read_device(f"loop{number}"), backing_file)
             fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(fd, _LOOP_CONFIGURE, config)

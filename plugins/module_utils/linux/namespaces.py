@@ -85,8 +85,15 @@ def run_in_mount_namespaces(
         finally:
             os.close(reader)
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _reap(pid, timeout_s)
     return outcomes
+
+
+def _reap(pid: int, timeout_s: float) -> None:
+    """Wait for the killed child PID, but not for ever: in a request to a hostile file system even SIGKILL can wait."""
+    deadline = time.monotonic() + timeout_s
+    while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.0005)
 
 
 def _serve(

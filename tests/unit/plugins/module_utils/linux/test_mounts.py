@@ -143,7 +143,7 @@ def test_the_table_of_a_process_that_has_ended():
 
 
 def test_names_of_a_loop_device():
-    device = mounts.LoopDevice(12, "/var/lib/crashcart/images/default/x.squashfs (deleted)")
+    device = mounts.LoopDevice(12, "7:12", "/var/lib/crashcart/images/default/x.squashfs (deleted)")
     assert (device.device, device.path) == ("7:12", "/dev/loop12")
 
 
