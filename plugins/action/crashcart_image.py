@@ -12,6 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import manifest_path, read_manifest
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 
 class ActionModule(ActionBase):
@@ -62,5 +63,6 @@ class ActionModule(ActionBase):
         """Copy SOURCE to a folder of the login user on the host; its path there."""
         folder = self._make_tmp_path()
         target: str = self._connection._shell.join_path(folder, "image")
-        self._connection.put_file(source, target)
+        with uncompressed(self._connection):
+            self._connection.put_file(source, target)
         return target

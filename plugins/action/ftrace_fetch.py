@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
+
 _CHUNK = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -65,7 +67,8 @@ class ActionModule(ActionBase):
         if filled:
             with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
                 staged = os.path.join(work, "captures")
-                self._connection.fetch_file(stage, staged)
+                with uncompressed(self._connection):
+                    self._connection.fetch_file(stage, staged)
                 with open(staged, "rb") as file:
                     for capture in filled:
                         capture["manifest"]["inventory_hostname"] = host

@@ -132,8 +132,6 @@ image:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import census, store
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 
@@ -157,6 +155,10 @@ def ensure_present(name, manifest, staged, check_mode):
 
 def find_container_names():
     """Names of containers by id, for a message; where no engine answers the ids have to do."""
+    # Only here: the SDK takes as long to import as all the rest of a push that changes nothing.
+    from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
+    from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+
     try:
         return {one.id: one.name for one in docker_engine.DockerEngine(None).list_containers()}
     except ContainerError:

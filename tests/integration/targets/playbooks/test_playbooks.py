@@ -159,3 +159,15 @@ def test_facts_of_the_install_role():
         "squashfs",
         "tracefs",
     }
+
+
+@pytest.mark.parametrize("login", ["as_root", "as_user"])
+def test_a_push_over_ssh(ssh_hosts, login):
+    source = os.path.expanduser("~/.cache/crashcart/default.squashfs")
+    options = ("-b", "-i", str(ssh_hosts))
+    first = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
+    second = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert host.run("sha256sum", first["image"]["path"]).stdout.split()[0] == first["image"]["digest"]
+    assert host.call_module("crashcart_image", name="pushed", state="absent")["changed"]
+    assert host.run("find", "/home/crashcart-test/.ansible", "-type", "f", check=False).stdout == ""
