@@ -77,7 +77,8 @@ def parse_result(stdout: str, stderr: str) -> dict[str, Any]:
 def ad_hoc(host: str, module: str, arguments: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
     """The result of `ansible HOST -m crashcart.fleet.MODULE`, through its action plugin; raises ModuleFailed."""
     name = module if "." in module else f"crashcart.fleet.{module}"
-    done = run("ansible", host, "-m", name, "-a", json.dumps(arguments or {}), *options, check=False)
+    environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    done = run("ansible", host, "-m", name, "-a", json.dumps(arguments or {}), *options, check=False, env=environment)
     _before, arrow, text = done.stdout.partition("=> ")
     if not arrow:
         raise AssertionError(f"ansible said: {done.stdout}\n{done.stderr}")
