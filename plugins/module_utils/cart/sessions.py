@@ -37,10 +37,12 @@ def run_jobs(jobs: Sequence[Job]) -> list[Result]:
                 while waiting and running < _MAX_RUNNING:
                     sessions.append(_Session(waiting.pop(0), selector))
                     running += 1
-                for key, _events in selector.select(_find_pause(sessions)):
-                    key.data(key.fileobj)
+                # Before the wait: a session that could not even start has nothing to wait for.
                 for session in sessions:
                     running -= session.check()
+                if running:
+                    for key, _events in selector.select(_find_pause(sessions)):
+                        key.data(key.fileobj)
         finally:
             for session in sessions:
                 session.end()

@@ -13,7 +13,6 @@ import ctypes.util
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 _LIBRARY = "libseccomp.so.2"
-_UNKNOWN = -1
 # The highest number in use is below 500; the rest of the range is for kernels to come.
 _MAX_NUMBER = 1024
 
