@@ -16,10 +16,10 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint format unit sanity integration package readme bench clean
+.PHONY: help setup demo test lint format unit sanity integration package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
 
 help: ## Say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: .venv/ready ## Install what development and the demo need (Debian and PyPI packages, a virtual environment)
 
@@ -73,6 +73,31 @@ package: setup ## Build the collection, install it elsewhere, let Galaxy's impor
 
 readme: setup ## Run the README's commands
 	tests/readme.sh $(BUILD)
+
+fleet: setup ## Tests on three real hosts: Debian guests with their own kernels, engines and ssh
+	PYTHONPATH=$(COLLECTIONS) python -m pytest -c tests/fleet/pytest.ini --rootdir tests/fleet tests/fleet
+
+fleet-up: setup ## Start guests to try things on; N=3 for their number
+	python tests/fleet/fleet.py up $(or $(N),3)
+
+fleet-ping: setup ## A line with `pong` for each guest that runs
+	python tests/fleet/fleet.py ping
+
+fleet-down: ## End the guests
+	python3 tests/fleet/fleet.py down
+
+fleet-clean: ## End the guests and forget the snapshot they are cloned from
+	python3 tests/fleet/fleet.py clean
+
+fleet-bench: setup ## Measure the fleet: start, memory, a ping beside crashcart_info
+	python tests/benchmarks/fleet.py
+
+# `make fleet-ssh HOST`: the word after it is a host's name, and no target.
+fleet-ssh: ## A root shell on a guest: make fleet-ssh host2
+	python3 tests/fleet/fleet.py ssh $(filter-out $@,$(MAKECMDGOALS))
+
+host%:
+	@:
 
 bench: setup ## Measure, as ratios in one run; prints tables; BENCH="push calls" for some
 	tests/integration/with_engine.sh $(BUILD)/bench-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/benchmarks/run.py $(BENCH)

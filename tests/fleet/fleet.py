@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet of real hosts for tests: Debian guests with kernels, engines and ssh of their own, cloned from one golden guest.
+
+Usage: fleet.py up [N] | ping | ssh HOST [COMMAND…] | down | clean | packages
+The hosts are host1, host2, …; what runs lies in build/fleet of the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import golden
+import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "fleet"
+INVENTORY = Path(__file__).with_name("inventory.py")
+_START_S = 60
+# Clones begin as the same host: clock, names, ids, random state and ssh identity are changed before anybody meets them.
+_PERSONALIZE = """\
+set -e
+date -u -s @{now} >/dev/null
+head -c 512 >/dev/urandom
+python3 -c 'import fcntl; fcntl.ioctl(open("/dev/urandom", "wb"), 0x5207)'  # RNDRESEEDCRNG
+hostname {name}
+echo {name} >/etc/hostname
+echo 127.0.0.1 localhost {name} >/etc/hosts
+echo {machine_id} >/etc/machine-id
+rm /etc/ssh/ssh_host_*
+ssh-keygen -q -t ed25519 -N '' -C {name} -f /etc/ssh/ssh_host_ed25519_key
+kill -HUP $(cat /run/sshd.pid)
+cat /etc/ssh/ssh_host_ed25519_key.pub
+"""
+
+
+class Host:
+    """One guest of the fleet by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._record = FOLDER / name / "host.json"
+        record = json.loads(self._record.read_text()) if self._record.exists() else {}
+        self.base = Path(record.get("base", ""))
+        self.port = int(record.get("port", 0))
+        self.host_key = str(record.get("host_key", ""))
+        self.machine = machine.Machine(FOLDER / name, self.base)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its machine runs and it was made ready."""
+        return bool(self.host_key) and self.machine.find_pid() is not None
+
+    def clone(self, base: Path) -> None:
+        """Start it as a clone of the golden guest in BASE, as a host of its own."""
+        self.base = base
+        self.port = machine.find_free_port()
+        self.machine = machine.Machine(FOLDER / self.name, base)
+        shutil.rmtree(self.machine.folder, ignore_errors=True)
+        self.machine.create_disk(base / "golden" / "overlay.qcow2")
+        self.machine.start(self.port, base / "golden" / "memory", is_incoming=True)
+        self.machine.load(base / "state")
+        self.machine.wait(lambda: machine.has_banner(self.port), _START_S, "greet by ssh")
+        command = _PERSONALIZE.format(now=f"{time.time():.3f}", name=self.name, machine_id=uuid.uuid4().hex)
+        shell = golden.Shell(base, "root", self.port, (base / "host_key.pub").read_text())
+        self.host_key = shell.run(command, secrets.token_bytes(512), _START_S).strip()
+        record = {"base": str(base), "port": self.port, "host_key": self.host_key}
+        self._record.write_text(json.dumps(record))
+        self.wait_until_up(_START_S)
+
+    def boot(self) -> None:
+        """Start it anew from its own disk, as after a power cut."""
+        self.machine.start(self.port)
+
+    def wait_until_up(self, limit_s: float = 300) -> None:
+        """Wait until it lets somebody in: its sshd may greet and then start anew."""
+
+        def lets_in() -> bool:
+            try:
+                self.run("true", limit_s=20)
+            except machine.MachineError:
+                return False
+            return True
+
+        self.machine.wait(lambda: machine.has_banner(self.port) and lets_in(), limit_s, "let anybody in by ssh")
+
+    def run(self, command: str, stdin: bytes = b"", user: str = "root", limit_s: float = 300) -> str:
+        """What COMMAND prints on it."""
+        return golden.Shell(self.base, user, self.port, self.host_key).run(command, stdin, limit_s)
+
+    def shut_off(self) -> None:
+        """End it and forget it."""
+        self.machine.cut_power()
+        shutil.rmtree(self.machine.folder, ignore_errors=True)
+
+
+def list_hosts() -> list[Host]:
+    """The hosts that there are, running or not."""
+    names = sorted(path.name for path in FOLDER.glob("host*")) if FOLDER.exists() else []
+    return [Host(name) for name in names]
+
+
+def up(count: int) -> list[Host]:
+    """See to it that host1 to hostCOUNT run; where one cannot, all are ended."""
+    base = golden.prepare()
+    hosts = [Host(f"host{number}") for number in range(1, count + 1)]
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda host: host.clone(base), [host for host in hosts if not host.is_running]))
+        write_known_hosts()
+    except BaseException:
+        down()
+        raise
+    return hosts
+
+
+def write_known_hosts() -> None:
+    """The file by which ssh and Ansible know the fleet's hosts."""
+    lines = [golden.describe_host_key(host.port, host.host_key) for host in list_hosts()]
+    (FOLDER / "known_hosts").write_text("".join(lines))
+
+
+def down() -> None:
+    """End all hosts and remove what they had."""
+    for host in list_hosts():
+        host.shut_off()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def ping() -> int:
+    """A line for each host that Ansible reaches."""
+    environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_CALLBACK_FORMAT_PRETTY": "false"}
+    command = ["ansible", "fleet", "-i", str(INVENTORY), "-m", "ansible.builtin.ping"]
+    return subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    command, *rest = arguments or ["help"]
+    if command == "up":
+        start = time.monotonic()
+        for host in up(int(rest[0]) if rest else 3):
+            print(f"{host.name}  127.0.0.1:{host.port}  {time.monotonic() - start:.1f} s")
+    elif command == "packages":
+        golden.install_packages()
+    elif command == "ping":
+        return ping()
+    elif command == "ssh" and rest:
+        host = Host(rest[0])
+        if not host.is_running:
+            print(
+                f"{rest[0]} does not run; running: {' '.join(h.name for h in list_hosts() if h.is_running) or 'none'}"
+            )
+            return 1
+        shell = golden.Shell(host.base, "root", host.port, host.host_key)
+        os.execvp("ssh", [*shell.make_command(str(FOLDER / "known_hosts")), *rest[1:]])
+    elif command == "down":
+        down()
+    elif command == "clean":
+        down()
+        shutil.rmtree(golden.CACHE, ignore_errors=True)
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

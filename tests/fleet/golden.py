@@ -1,0 +1,170 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The golden guest: booted once, warmed, and saved with its memory, so that its clones run within seconds.
+
+It lies in the user's cache, in a folder that is named by all it is made from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import guest
+import machine
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crashcart" / "fleet"
+IMAGE = "crashcart-test/busybox"
+# What waits in every guest to be started. The second one's loop fails now and then (an emulated processor has better to do than
+# to fail all the time); who fails is named cat.
+CONTAINERS = {
+    "shop-db": "while true; do sleep 60; done",
+    "shop-web": "while true; do cat /nonesuch; sleep 2; done",
+}
+_PACKAGES = ("qemu-system-x86", "qemu-utils", "mmdebstrap", "cpio", "busybox-static", "e2fsprogs", "openssh-client")
+_APPLETS = ("cat", "echo", "false", "ls", "mkdir", "rm", "sh", "sleep", "touch", "true")
+_BOOT_S = 300
+_WARMTH = f"""\
+set -e
+systemctl start docker
+docker run --rm --network none {IMAGE} true
+podman run --rm --network none {IMAGE} true
+sudo -u {guest.USER} sudo true
+# Into the page cache: what Ansible's modules and ours import.
+python3 -c 'import docker, jmespath, zipfile, ctypes, hashlib, json, selectors, subprocess, tempfile, platform, syslog, zlib'
+systemctl is-system-running --wait >/dev/null || systemctl list-units --failed
+sync
+"""
+
+
+def install_packages() -> None:
+    """Install what the fleet needs of Debian's packages."""
+    status = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${Status}\n", *_PACKAGES], capture_output=True, text=True, check=False
+    ).stdout
+    missing = [name for name in _PACKAGES if f"{name} install ok installed" not in status]
+    if missing:
+        print(f"installing {', '.join(missing)}", file=sys.stderr)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
+            subprocess.run(["apt-get", "-qq", *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+
+
+def prepare() -> Path:
+    """The folder of the golden guest, which is made when it is not in the cache."""
+    install_packages()
+    folder = CACHE / _find_key()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE, prefix="new-") as new:
+                _make(Path(new))
+                os.rename(new, folder)
+                os.mkdir(new)  # for the context to remove
+    return folder
+
+
+def _find_key() -> str:
+    here = Path(__file__).parent
+    parts = [(here / name).read_text() for name in ("guest.py", "machine.py", "golden.py")]
+    version = subprocess.run([machine.QEMU, "--version"], capture_output=True, text=True, check=True).stdout
+    return hashlib.sha256("\0".join([*parts, version, *guest.list_sources()]).encode()).hexdigest()[:16]
+
+
+def _make(folder: Path) -> None:
+    start = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {what}", file=sys.stderr)
+
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleet", "-f", folder / "key"], check=True)
+    tell("building a guest from Debian's packages")
+    guest.build(folder, (folder / "key.pub").read_text())
+    golden = machine.Machine(folder / "golden", folder)
+    try:
+        tell("booting it")
+        golden.create_disk(Path("../disk.qcow2"))
+        port = machine.find_free_port()
+        golden.start(port, folder / "golden" / "memory", is_shared=True)
+        golden.wait(lambda: machine.has_banner(port), _BOOT_S, "greet by ssh")
+        tell("warming it")
+        shell = Shell(folder, "root", port, (folder / "host_key.pub").read_text())
+        archive = _make_container_archive()
+        shell.run(
+            f'systemctl start docker && docker import --change \'CMD ["/bin/sleep", "100000"]\' - {IMAGE}', archive
+        )
+        shell.run(f"podman import --change CMD=/bin/sleep,100000 - {IMAGE}", archive)
+        shell.run("sh", _WARMTH.encode())
+        for name, loop in CONTAINERS.items():
+            shell.run(f"docker create --name {name} --network none {IMAGE} sh -c '{loop}' && sync")
+        tell("saving it")
+        golden.save(folder / "state")
+    finally:
+        golden.cut_power()
+    tell("done")
+
+
+def _make_container_archive() -> bytes:
+    """A tar archive of a small system with a shell."""
+    busybox = shutil.which("busybox")
+    assert busybox, "install busybox-static"
+    with tempfile.TemporaryDirectory() as tree:
+        for name in ("bin", "etc", "tmp"):
+            os.mkdir(f"{tree}/{name}")
+        shutil.copy(busybox, f"{tree}/bin/busybox")
+        for name in _APPLETS:
+            os.symlink("busybox", f"{tree}/bin/{name}")
+        Path(f"{tree}/etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:1234:1235::/:/bin/sh\n")
+        return subprocess.run(
+            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
+        ).stdout
+
+
+class Shell:
+    """Commands by ssh as USER of the guest whose port and public host key are given; FOLDER holds the key for the login."""
+
+    def __init__(self, folder: Path, user: str, port: int, host_key: str) -> None:
+        self._folder = folder
+        self._user = user
+        self._port = port
+        self._host_key = host_key
+
+    def make_command(self, known_hosts: str) -> list[str]:
+        """The ssh command up to where the remote command goes; KNOWN_HOSTS is the path of a file with this guest's key."""
+        options = ("-o", f"UserKnownHostsFile={known_hosts}", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR")
+        key = str(self._folder / "key")
+        return ["ssh", "-F", "none", "-i", key, *options, "-p", str(self._port), f"{self._user}@127.0.0.1"]
+
+    def run(self, command: str, stdin: bytes = b"", limit_s: float = 300) -> str:
+        """What COMMAND prints; raises MachineError when it fails or is not done within LIMIT_S."""
+        with tempfile.NamedTemporaryFile("w") as known_hosts:
+            known_hosts.write(describe_host_key(self._port, self._host_key))
+            known_hosts.flush()
+            try:
+                done = subprocess.run(
+                    [*self.make_command(known_hosts.name), command],
+                    input=stdin,
+                    capture_output=True,
+                    check=False,
+                    timeout=limit_s,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise machine.MachineError(f"port {self._port}: {command} took more than {limit_s:g} s") from error
+        if done.returncode != 0:
+            raise machine.MachineError(
+                f"port {self._port}: {command}: rc {done.returncode}\n{(done.stdout + done.stderr).decode(errors='replace')}"
+            )
+        return done.stdout.decode()
+
+
+def describe_host_key(port: int, host_key: str) -> str:
+    """A line of a known_hosts file."""
+    return f"[127.0.0.1]:{port} {' '.join(host_key.split()[:2])}\n"

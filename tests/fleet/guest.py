@@ -1,0 +1,224 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disk, the kernel and the initial ramdisk of a Debian 12 guest, from packages. Needs root; mounts nothing on this machine.
+
+The packages come from the sources that this machine's apt has, through an apt of the guest's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+USER = "crashcart-test"  # the unprivileged login, who may sudo
+_RELEASE = "bookworm"
+_PACKAGES = (
+    *(
+        "systemd-sysv",
+        "dbus",
+        "udev",
+        "kmod",
+        "iproute2",
+        "iptables",
+        "procps",
+        "openssh-server",
+        "sudo",
+        "ca-certificates",
+    ),
+    *("docker.io", "podman", "crun", "python3", "python3-docker", "python3-jmespath"),
+)
+_KERNEL = "linux-image-cloud-amd64"
+# What the guest needs before it has its disk; what these depend on comes along.
+_EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
+# What takes time in an emulated guest and helps no test. What a role or a test may need (udev, logind, tmpfiles) stays.
+_MASKED = (
+    *(
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_all.timer",
+        "e2scrub_reap.service",
+    ),
+    *(
+        "fstrim.timer",
+        "getty.target",
+        "systemd-remount-fs.service",
+        "systemd-random-seed.service",
+        "systemd-binfmt.service",
+    ),
+    *("systemd-pcrphase.service", "systemd-pcrphase-sysinit.service", "systemd-udev-settle.service"),
+    *(
+        "systemd-hwdb-update.service",
+        "podman-restart.service",
+        "podman-auto-update.timer",
+        "podman-auto-update.service",
+    ),
+)
+_FILES = {
+    "etc/hostname": "golden\n",
+    "etc/hosts": "127.0.0.1 localhost golden\n",
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",  # there is no name server to wait for
+    "etc/fstab": "",
+    "etc/resolv.conf": "",
+    "etc/sudoers.d/fleet": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
+    "etc/docker/daemon.json": '{"userland-proxy": false}\n',
+    "etc/containerd/config.toml": 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n',
+    "etc/systemd/journald.conf.d/fleet.conf": "[Journal]\nStorage=volatile\n",
+    "etc/ssh/sshd_config.d/fleet.conf": "UsePAM no\nUseDNS no\nPasswordAuthentication no\nMaxStartups 100\n"
+    "HostKey /etc/ssh/ssh_host_ed25519_key\n",
+}
+_INIT = """\
+#!/bin/sh
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sysfs /sys
+busybox mount -t devtmpfs devtmpfs /dev
+for module in $(busybox cat /modules/order); do busybox insmod /modules/$module; done
+busybox ip address add 10.0.2.15/24 dev eth0
+busybox ip link set eth0 up
+busybox ip route add default via 10.0.2.2
+until [ -b /dev/vda ]; do busybox sleep 0.1; done
+busybox mount -t ext4 -o rw /dev/vda /root
+for folder in dev proc sys; do busybox mount --move /$folder /root/$folder; done
+exec busybox switch_root /root /sbin/init
+"""
+
+
+def build(folder: Path, public_key: str) -> None:
+    """Make disk.qcow2, vmlinuz, initrd and host_key.pub in FOLDER, for a guest that lets the owner of PUBLIC_KEY in."""
+    tree = folder / "tree"
+    try:
+        _unpack_packages(tree)
+        release = _take_kernel(tree, folder)
+        _configure(tree, public_key)
+        shutil.copy(tree / "etc/ssh/ssh_host_ed25519_key.pub", folder / "host_key.pub")
+        _make_initrd(tree, release, folder)
+        _make_disk(tree, folder)
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+def _run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return str(done.stdout)
+
+
+def list_sources() -> list[str]:
+    """The lines for a sources.list of the guest: this machine's sources of the guest's release."""
+    fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN) $(CODENAME)"
+    lines = []
+    for line in _run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").splitlines():
+        uri, suite, component, origin, codename = line.split(" ")
+        if origin == "Debian" and codename.startswith(_RELEASE) and "backports" not in codename:
+            lines.append(f"deb {uri} {suite} {component}")
+    if not lines:
+        raise RuntimeError(f"apt knows no source of Debian {_RELEASE} on this machine: run apt-get update")
+    return lines
+
+
+def _unpack_packages(tree: Path) -> None:
+    # The kernel is downloaded only: its maintainer scripts would build an initrd that nobody needs.
+    kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
+    _run(
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        "--quiet",
+        f"--include={','.join(_PACKAGES)}",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        f"--customize-hook=chroot \"$1\" sh -c 'cd /var/tmp && apt-get download {kernel}'",
+        _RELEASE,
+        tree,
+        "-",
+        input="\n".join(list_sources()) + "\n",
+    )
+
+
+def _take_kernel(tree: Path, folder: Path) -> str:
+    """Move the downloaded kernel's image to FOLDER and its modules into TREE; its release."""
+    (package,) = (tree / "var/tmp").glob("linux-image-*.deb")
+    unpacked = folder / "kernel"
+    _run("dpkg-deb", "-x", package, unpacked)
+    package.unlink()
+    (image,) = (unpacked / "boot").glob("vmlinuz-*")
+    shutil.copy(image, folder / "vmlinuz")
+    release = image.name[len("vmlinuz-") :]
+    shutil.move(unpacked / "lib/modules", tree / "usr/lib/modules")
+    shutil.copy(next((unpacked / "boot").glob("config-*")), tree / "boot")
+    shutil.rmtree(unpacked)
+    _run("chroot", tree, "depmod", release)
+    return release
+
+
+def _configure(tree: Path, public_key: str) -> None:
+    for name, text in _FILES.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+    (tree / "etc/sudoers.d/fleet").chmod(0o440)
+    # An empty one would mean a first boot, with presets and all.
+    (tree / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+    _run("chroot", tree, "systemctl", "mask", "--quiet", *_MASKED)
+    _run("chroot", tree, "update-alternatives", "--set", "iptables", "/usr/sbin/iptables-legacy")
+    _run("chroot", tree, "useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER)
+    for home, owner in (("root", "root"), (f"home/{USER}", USER)):
+        keys = tree / home / ".ssh/authorized_keys"
+        keys.parent.mkdir(mode=0o700, exist_ok=True)
+        keys.write_text(public_key)
+        _run("chroot", tree, "chown", "-R", f"{owner}:", f"/{home}/.ssh")
+
+
+def _make_initrd(tree: Path, release: str, folder: Path) -> None:
+    modules = tree / "usr/lib/modules" / release
+    order = _order_modules(modules)
+    top = folder / "initrd.tree"
+    for name in ("bin", "dev", "modules", "proc", "root", "sys"):
+        (top / name).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox, "install busybox-static"
+    shutil.copy(busybox, top / "bin/busybox")
+    (top / "bin/sh").symlink_to("busybox")
+    for path in order:
+        shutil.copy(modules / path, top / "modules")
+    (top / "modules/order").write_text(" ".join(os.path.basename(path) for path in order))
+    (top / "init").write_text(_INIT)
+    (top / "init").chmod(0o755)
+    names = "\n".join(str(path.relative_to(top)) for path in sorted(top.rglob("*")))
+    with open(folder / "initrd", "wb") as file:
+        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=top, input=names.encode(), stdout=file, check=True)
+    shutil.rmtree(top)
+
+
+def _order_modules(modules: Path) -> list[str]:
+    """The early modules' files with all they depend on, in the order in which they can be loaded."""
+    needs: dict[str, list[str]] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _colon, rest = line.partition(":")
+        needs[path] = rest.split()
+    builtin = {os.path.basename(line) for line in (modules / "modules.builtin").read_text().split()}
+    order: list[str] = []
+    for name in _EARLY_MODULES:
+        file = name.replace("_", "-") + ".ko"
+        if {file, f"{name}.ko"} & builtin:
+            continue
+        (path,) = (path for path in needs if os.path.basename(path).replace("-", "_") == f"{name}.ko")
+        # depmod lists what is to be loaded first at the end.
+        order += [one for one in [*reversed(needs[path]), path] if one not in order]
+    return order
+
+
+def _make_disk(tree: Path, folder: Path) -> None:
+    raw = folder / "disk.raw"
+    with open(raw, "wb") as file:
+        file.truncate(4 << 30)
+    _run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", tree, raw)
+    _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
+    raw.unlink()

@@ -1,0 +1,201 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One virtual machine in QEMU's software emulation, its control socket, and the way in by ssh.
+
+A machine lives in a folder: overlay.qcow2, pid, qmp.sock, console.log. Every wait has a limit, and the process itself has a
+lifetime, so that a runner that died leaves nothing running for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+QEMU = "qemu-system-x86_64"
+MEMORY_MIB = 1024
+LIFETIME_S = 3 * 3600
+_KERNEL_LINE = "console=ttyS0 quiet mitigations=off nokaslr audit=0 nowatchdog tsc=reliable random.trust_cpu=on panic=1 net.ifnames=0 apparmor=0"
+# Part of the snapshot's key: a state can only be loaded by the same machine.
+ARGUMENTS = (
+    "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,memory-backend=ram0 "
+    f"-accel tcg,thread=multi,tb-size=256 -cpu max -smp 1 -m {MEMORY_MIB} -nodefaults -display none -vga none -no-user-config "
+    "-device virtio-blk-pci,drive=disk -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci"
+).split()
+
+
+class MachineError(Exception):
+    """A machine did not do what it was asked to in time; the text names it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that lives in FOLDER; BASE holds the kernel and the initial ramdisk."""
+
+    folder: Path
+    base: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.folder.name
+
+    def create_disk(self, backing: Path) -> None:
+        """A disk of its own that is a copy of BACKING (absolute, or seen from the folder) until it is written to."""
+        self.folder.mkdir(parents=True)
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing]
+        subprocess.run([*command, self.folder / "overlay.qcow2"], check=True)
+
+    def start(
+        self, port: int, memory: Path | None = None, *, is_shared: bool = False, is_incoming: bool = False
+    ) -> None:
+        """Start it, with ssh at 127.0.0.1:PORT. MEMORY is a file for its memory: its own (shared), or a snapshot's (copied on write)."""
+        backend = f"size={MEMORY_MIB}M"
+        if memory is not None:
+            backend = f"memory-backend-file,id=ram0,{backend},mem-path={memory},share={'on' if is_shared else 'off'}"
+        else:
+            backend = f"memory-backend-ram,id=ram0,{backend}"
+        command = [
+            "timeout",
+            "--kill-after=60",
+            str(LIFETIME_S),
+            QEMU,
+            *ARGUMENTS,
+            *("-name", self.name, "-object", backend),
+            *("-kernel", self.base / "vmlinuz", "-initrd", self.base / "initrd", "-append", _KERNEL_LINE),
+            *(
+                "-drive",
+                f"if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file={self.folder / 'overlay.qcow2'}",
+            ),
+            *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
+            *("-serial", f"file:{self.folder / 'console.log'}", "-qmp", "unix:qmp.sock,server=on,wait=off"),
+            *("-pidfile", self.folder / "pid"),
+            *(("-incoming", "defer") if is_incoming else ()),
+        ]
+        (self.folder / "qmp.sock").unlink(missing_ok=True)
+        (self.folder / "pid").unlink(missing_ok=True)
+        with open(self.folder / "qemu.log", "wb") as log:
+            # A session of its own: what the terminal interrupts is the command, not the fleet. Its relative socket path is short.
+            subprocess.Popen(
+                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.wait(lambda: (self.folder / "pid").exists() and (self.folder / "qmp.sock").exists(), 20, "start")
+
+    def find_pid(self) -> int | None:
+        """The pid of its process, None when it does not run; a number that is somebody else's by now does not count."""
+        try:
+            pid = int((self.folder / "pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(self.folder / "pid") in command else None
+
+    def wait(self, condition: Any, limit_s: float, what: str) -> None:
+        """Wait until CONDITION() holds; raises MachineError, with the end of its console, when LIMIT_S are over."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise MachineError(
+                    f"{self.name} did not {what} within {limit_s:g} s; it last said:\n{self._read_end()}"
+                )
+            time.sleep(0.05)
+
+    def _read_end(self) -> str:
+        lines = []
+        for name in ("qemu.log", "console.log"):
+            path = self.folder / name
+            lines += path.read_text(errors="replace").splitlines()[-10:] if path.exists() else []
+        return "\n".join(lines)
+
+    def call(self, command: str, **arguments: Any) -> Any:
+        """The answer to a QMP command (QEMU Machine Protocol)."""
+        return self.call_all([(command, arguments)])[0]
+
+    def call_all(self, commands: list[tuple[str, dict[str, Any]]], limit_s: float = 60) -> list[Any]:
+        """The answers to several commands in one connection."""
+        folder_fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(limit_s)
+                connection.connect(f"/proc/self/fd/{folder_fd}/qmp.sock")  # a path of its own may be too long
+                with connection.makefile("rw") as file:
+                    file.readline()
+                    return [
+                        self._ask(file, command, arguments)
+                        for command, arguments in [("qmp_capabilities", {}), *commands]
+                    ][1:]
+        except OSError as error:
+            raise MachineError(f"{self.name} does not answer ({error}):\n{self._read_end()}") from error
+        finally:
+            os.close(folder_fd)
+
+    def _ask(self, file: Any, command: str, arguments: dict[str, Any]) -> Any:
+        file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        file.flush()
+        while True:
+            answer = json.loads(file.readline() or '{"error": "it has ended"}')
+            if "error" in answer:
+                raise MachineError(f"{self.name}: {command}: {answer['error']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def save(self, path: Path) -> None:
+        """Stop it and write its state, without its memory (which is a shared file), to PATH."""
+        self.call_all(
+            [
+                ("stop", {}),
+                ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}),
+                ("migrate", {"uri": f"exec:cat > {path}"}),
+            ]
+        )
+        self._wait_for_migration()
+
+    def load(self, path: Path) -> None:
+        """Take on the state in PATH and run."""
+        self.call_all(
+            [
+                ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}),
+                ("migrate-incoming", {"uri": f"exec:cat {path}"}),
+            ]
+        )
+        self._wait_for_migration()
+        self.call("cont")
+
+    def _wait_for_migration(self) -> None:
+        def is_done() -> bool:
+            status = self.call("query-migrate").get("status")
+            if status == "failed":
+                raise MachineError(f"{self.name}: its state cannot be moved:\n{self._read_end()}")
+            return bool(status == "completed")
+
+        self.wait(is_done, 60, "move its state")
+
+    def cut_power(self) -> None:
+        """End it at once: what it had not written to its disk is lost."""
+        pid = self.find_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self.wait(lambda: self.find_pid() is None, 20, "end on SIGKILL")
+
+
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def has_banner(port: int) -> bool:
+    """Whether an ssh server greets at PORT: the forwarded port takes connections long before there is one."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.settimeout(2)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
