@@ -20,6 +20,7 @@ start() {
     setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins >"$log" 2>&1 &
+    echo $! >"$dir/engine.pid" # dockerd's own file comes late, and a start that fails has none
     for _ in $(seq 300); do
         if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then
             echo "unix://$dir/docker.sock"
@@ -29,23 +30,37 @@ start() {
     done
     echo "the Docker engine did not start; the end of its log:" >&2
     tail -n 20 "$log" >&2
+    stop "$dir"
     exit 1
 }
 
-stop() {
-    local dir=$1 pid ids
-    [ -d "$dir" ] || return 0
-    if [ -f "$dir/docker.pid" ]; then
-        pid=$(cat "$dir/docker.pid")
-        ids=$(docker -H "unix://$dir/docker.sock" ps -aq 2>/dev/null || true)
-        # shellcheck disable=SC2086 # ids are words
-        [ -z "$ids" ] || docker -H "unix://$dir/docker.sock" rm -f $ids >/dev/null
-        kill "$pid" 2>/dev/null || true
-        for _ in $(seq 300); do
-            kill -0 "$pid" 2>/dev/null || break
+is_ours() { # PID DIR: whether PID is a process of the engine in DIR; the number may be somebody else's by now
+    tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -qF " $2/"
+}
+
+end() { # PIDFILE DIR: end the process of the engine in DIR that PIDFILE names
+    local pid signal
+    [ -f "$1" ] || return 0
+    pid=$(cat "$1")
+    for signal in TERM KILL; do
+        is_ours "$pid" "$2" || return 0
+        kill -"$signal" "$pid" 2>/dev/null || true # it may end just now, which is what is wanted
+        for _ in $(seq 200); do
+            is_ours "$pid" "$2" || return 0
             sleep 0.1
         done
-    fi
+    done
+}
+
+stop() {
+    local dir=$1 ids
+    [ -d "$dir" ] || return 0
+    # Where the engine answers no more its containers end with it.
+    ids=$(timeout 20 docker -H "unix://$dir/docker.sock" ps -aq 2>/dev/null || true)
+    # shellcheck disable=SC2086 # ids are words
+    [ -z "$ids" ] || docker -H "unix://$dir/docker.sock" rm -f $ids >/dev/null
+    end "$dir/engine.pid" "$dir"
+    end "$dir/exec/containerd/containerd.pid" "$dir" # which a killed dockerd leaves
     grep -o " ${dir}[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount "$mount"; done || true
     rm -rf "$dir"
 }

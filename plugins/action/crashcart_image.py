@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -23,7 +24,9 @@ class ActionModule(ActionBase):
         """Run the task."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        if arguments.get("state", "present") == "present" and arguments.get("src"):
+        if arguments.get("state", "present") == "present" and "src" in arguments:
+            if not arguments["src"]:
+                raise AnsibleActionFail("src is empty: give the path of an image that crashcart_build has made")
             source = self._find_needle("files", os.path.expanduser(str(arguments["src"])))
             manifest = read_manifest(source)
             if manifest is None:
@@ -36,9 +39,18 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"{manifest_path(source)}: {error}") from error
             # Tools and packages are many and the host needs them once; they go along with the image.
             arguments["_manifest"] = manifest
-            name = str(arguments.get("name", "default"))
-            if not self._task.check_mode and not self._has_image(name, str(manifest["digest"])):
-                arguments["_staged"] = self._send(source)
+            image = store.StoredImage(str(arguments.get("name", "default")), str(manifest["digest"]), manifest)
+            try:
+                store.check_name(image.name)
+            except store.ImageError as error:
+                raise AnsibleActionFail(str(error)) from error
+            folder = self._look(image)
+            # With anything else among the arguments the module has to judge them.
+            if folder is None and not set(self._task.args) - {"src", "name", "state"}:
+                states = {image.name: image.digest}
+                return {"changed": False, "image": image.as_result(), "diff": {"before": states, "after": states}}
+            if folder:
+                arguments["_staged"] = self._send(source, folder)
         try:
             return self._execute_module(  # type: ignore[no-any-return]
                 module_name="crashcart.fleet.crashcart_image", module_args=arguments, task_vars=task_vars
@@ -46,22 +58,34 @@ class ActionModule(ActionBase):
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
 
-    def _has_image(self, name: str, digest: str) -> bool:
-        """Whether the host's store has the image: a hint that saves the transfer; the module decides."""
-        if not store.NAME_PATTERN.match(name):
-            return True  # nothing is sent; the module says what is wrong
-        path = store.StoredImage(name, digest, {}).path
-        quote = self._connection._shell.quote
-        manifest = quote(path[: -len(store.SUFFIX)] + ".json")
-        others = quote(path.rpartition("/")[0])
-        # The image with its manifest and nothing else: what a killed push has left is pushed again.
-        test = f"test -f {quote(path)} && test -f {manifest} && test $(ls {others} | wc -l) = 2"
-        found = self._low_level_execute_command(test, sudoable=False)
-        return bool(found["rc"] == 0)
+    def _look(self, image: store.StoredImage) -> str | None:
+        """None where the host's store has IMAGE, whole: it has checked what it took in, so there is nothing left to do.
 
-    def _send(self, source: str) -> str:
-        """Copy SOURCE to a folder of the login user on the host; its path there."""
-        folder = self._make_tmp_path()
+        Otherwise a new folder of the login user on the host; in check mode no folder ("").
+        """
+        quote = self._connection._shell.quote
+        manifest = quote(image.manifest_path)
+        others = quote(os.path.dirname(image.path))
+        # The image with its manifest and nothing else: what a killed push has left is pushed again.
+        command = f"if test -f {quote(image.path)} && test -f {manifest} && test $(ls -A {others} | wc -l) = 2; then echo there"
+        if not self._task.check_mode:
+            # In the same breath, since over ssh each command costs as much as all of them. mktemp puts letters for the X.
+            home, slash, rest = self.get_shell_option("remote_tmp", default="~/.ansible/tmp").partition("/")
+            tmp = home + quote(slash + rest) if re.fullmatch(r"~[\w.-]*", home) else quote(home + slash + rest)
+            command += f"; else umask 77 && mkdir -p {tmp} && mktemp -d {tmp}/crashcart-tmp-XXXXXXXXXX"
+        found = self._low_level_execute_command(command + "; fi", sudoable=False)
+        answer = found["stdout"].strip().rpartition("\n")[2]
+        if found["rc"] != 0 or (answer and answer != "there" and not answer.startswith("/")):
+            raise AnsibleActionFail(f"the host has no place for the image in remote_tmp: {found['stderr'] or answer}")
+        if answer == "there":
+            return None
+        if answer:
+            self._connection._shell.tmpdir = answer
+            self._cleanup_remote_tmp = True
+        return str(answer)
+
+    def _send(self, source: str, folder: str) -> str:
+        """Copy SOURCE into FOLDER on the host; its path there."""
         target: str = self._connection._shell.join_path(folder, "image")
         with uncompressed(self._connection):
             self._connection.put_file(source, target)

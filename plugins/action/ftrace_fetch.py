@@ -19,6 +19,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _CHUNK = 1 << 20
+_TRANSFER_ERRORS = (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError, AnsibleError)
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -46,17 +47,18 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = self._execute_module(
             module_name="crashcart.fleet.ftrace_fetch", module_args=arguments, task_vars=task_vars
         )
-        if result.get("failed") or stage is None or "captures" not in result:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
-            return result
-        try:
-            self._bring_home(result["captures"], stage, folder, host)
-        except (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError, AnsibleError) as error:
-            # The events are gone from the kernel: what is staged is the only copy, so nobody may clean it up.
-            self._connection._shell.tmpdir = None
-            raise AnsibleActionFail(
-                f"the captures could not be brought home ({error}); they are kept on the host in {stage}, as zlib streams"
-            ) from error
+        # A task that failed may have drained some of the instances before.
+        if stage is not None and result.get("captures"):
+            try:
+                self._bring_home(result["captures"], stage, folder, host)
+            except BaseException as error:
+                # The events are gone from the kernel: what is staged is the only copy, so nobody may clean it up.
+                self._connection._shell.tmpdir = None
+                kept = f"they are kept on the host in {stage}, as zlib streams"
+                if not isinstance(error, _TRANSFER_ERRORS):  # the task's time is over, or the user has had enough
+                    self._display.warning(f"{host}: the captures could not be brought home; {kept}")
+                    raise
+                raise AnsibleActionFail(f"the captures could not be brought home ({error}); {kept}") from error
         self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
 

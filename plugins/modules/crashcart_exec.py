@@ -163,6 +163,7 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
@@ -179,11 +180,11 @@ def run(module):
         chdir=parameters["chdir"],
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
     )
-    engine = options.open_engine(module)
-    containers = options.select(module, engine, required=True)
-    results = execution.execute(
-        containers, command, parameters["user"], parameters["image"], check_mode=module.check_mode
-    )
+    with Server() as server:  # which starts while the engine answers
+        containers = options.select(module, options.open_engine(module), required=True)
+        results = execution.execute(
+            containers, command, parameters["user"], parameters["image"], server, check_mode=module.check_mode
+        )
     return {"changed": True, "results": results}
 
 

@@ -145,6 +145,10 @@ instances:
       description: Id of the container, or its beginning.
       type: str
       sample: 3f4e1c0c9b0b
+    created:
+      description: Whether it was made by this very task; in no result of the states that end.
+      type: bool
+      sample: true
     state:
       description: V(started) or V(stopped).
       type: str
@@ -200,7 +204,7 @@ def run_started(module, root):
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
     return {
         "changed": changed,
-        "instances": [one.as_result() for one in found],
+        "instances": [{**one.as_result(), "created": before[one.container.name] is None} for one in found],
         "diff": {"before": before, "after": after},
     }
 

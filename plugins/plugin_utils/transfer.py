@@ -17,11 +17,11 @@ def uncompressed(connection: Any) -> Iterator[None]:
     Images and captures are compressed, so it would only cost time (several times that of the transfer). Compression belongs
     to an ssh session, so the transfer gets one of its own, beside the shared one.
     """
-    if connection.transport != "ssh":
+    shared = connection.get_option("ssh_args") if connection.transport == "ssh" else ""
+    if "-C" not in shlex.split(shared or ""):
         yield
         return
-    shared = connection.get_option("ssh_args")
-    connection.set_option("ssh_args", make_arguments(shared or ""))
+    connection.set_option("ssh_args", make_arguments(shared))
     try:
         yield
     finally:

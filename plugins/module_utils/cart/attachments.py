@@ -114,7 +114,7 @@ def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str)
         if found is None:
             raise ContainerError(
                 f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
-                f" ({here[-1].filesystem}) that is not ours; choose another path"
+                f" ({here[-1].filesystem}) that is not ours; unmount it first"
             )
         if found[1] != image.digest:
             raise ContainerError(
@@ -147,41 +147,47 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], *, lazy: bool
     _run(targets, path, detach_here, "detach from")
 
 
-def find_folders(targets: Sequence[Target], path: str) -> list[str]:
-    """What stands at PATH in each of TARGETS: missing, empty, or a word on why nothing can be mounted there."""
-    found: list[str] = _run(targets, path, lambda _index, parent_fd, name: _look(parent_fd, name), "look into")
-    return found
+def foresee(targets: Sequence[Target], path: str) -> None:
+    """Raise ContainerError, as attach would, where nothing can be mounted at PATH in one of TARGETS."""
+    _run(targets, path, lambda _index, parent_fd, name: _foresee(parent_fd, name), "attach to")
+
+
+def _foresee(parent_fd: int, name: str) -> None:
+    if _find_folder(parent_fd, name) or not os.fstatvfs(parent_fd).f_flag & os.ST_RDONLY:
+        return
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def _attach_here(mount_fd: int, parent_fd: int, name: str) -> None:
-    found = _look(parent_fd, name)
-    if found == "missing":
+    found = _find_folder(parent_fd, name)
+    if not found:
         os.mkdir(name, 0o755, dir_fd=parent_fd)
-    elif found != "empty":
-        raise OSError(errno.EEXIST, found)
     try:
         target_fd = mounts.open_beneath(parent_fd, name, os.O_PATH | os.O_DIRECTORY)
         syscalls.move_mount(mount_fd, target_fd)
         os.close(target_fd)
     except OSError:
-        if found == "missing":
+        if not found:
             os.rmdir(name, dir_fd=parent_fd)
         raise
 
 
-def _look(parent_fd: int, name: str) -> str:
+def _find_folder(parent_fd: int, name: str) -> bool:
+    """Whether there is a folder to mount on; raises OSError where something else stands there."""
     try:
         fd = mounts.open_beneath(parent_fd, name, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        return "missing"
+        return False
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            return "what stands there is not a directory"
+            raise OSError(errno.EEXIST, "what stands there is not a directory") from error
         raise
     try:
-        return "the directory there is not empty" if os.listdir(fd) else "empty"
+        if os.listdir(fd):
+            raise OSError(errno.EEXIST, "the directory there is not empty")
     finally:
         os.close(fd)
+    return True
 
 
 def _detach_here(count: int, devices: set[int], flags: int, parent_fd: int, name: str) -> None:
@@ -306,9 +312,7 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
         if not missing:
             return Change(before, before)
         if check_mode:
-            for target, found in zip(missing, find_folders(missing, path)):
-                if found not in ("missing", "empty"):
-                    raise ContainerError(f"cannot attach to container {target.container.name} at {path}: {found}")
+            foresee(missing, path)
         else:
             with hold_locks([target.container for target in missing]):
                 still_missing = list_missing(missing, image, path)
@@ -328,7 +332,7 @@ def ensure_detached(
 ) -> Change:
     """See to it that no image (of that name, at PATH) is mounted in CONTAINERS."""
     alive = [container for container in containers if container.pid > 1]
-    with open_targets(alive) as targets:
+    with open_targets(alive, ended_ok=True) as targets:  # nothing is left to detach from those
         before = _find_all(targets, path=path, image=image_name)
         if check_mode or not before:
             return Change(before, [])

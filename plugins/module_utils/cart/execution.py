@@ -23,7 +23,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments i
     open_image,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, ExecutionError, Job, Result
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import find_program, read_environment
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
@@ -58,16 +59,22 @@ def parse_command(
     return Command(
         argv=tuple(words),
         env={name: str(value) for name, value in env.items()},
-        stdin=None if stdin is None else stdin.encode("utf-8"),
+        stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
         chdir=chdir,
         timeout_s=timeout_s,
     )
 
 
 def execute(
-    containers: Sequence[Container], command: Command, user: str | None, image_name: str | None, *, check_mode: bool
+    containers: Sequence[Container],
+    command: Command,
+    user: str | None,
+    image_name: str | None,
+    server: Server,
+    *,
+    check_mode: bool,
 ) -> list[dict[str, Any]]:
-    """Run COMMAND in each of CONTAINERS; what modules return of it. In check mode nothing is run."""
+    """Run COMMAND by SERVER in each of CONTAINERS; what modules return of it. In check mode nothing is run."""
     for container in containers:
         check_running(container)
     with ExitStack() as stack:
@@ -82,8 +89,13 @@ def execute(
             mount_fd = create_mount(device_path)
             stack.callback(os.close, mount_fd)
             prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
-            jobs.append(Job(target, command, identity, mount_fd, prefix))
-        results = run_jobs(jobs)
+            try:
+                program = find_program(command.argv[0], mount_fd, prefix)
+            except ExecutionError as error:
+                raise ExecutionError(f"container {target.container.name}: {error}") from error
+            environment = {**read_environment(mount_fd, prefix), **command.env}
+            jobs.append(Job(target, command, identity, mount_fd, prefix, program, environment))
+        results = run_jobs(jobs, server)
     return _report(results, command)
 
 

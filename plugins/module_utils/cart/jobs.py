@@ -28,13 +28,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Job:
-    """A command for one container: MOUNT_FD is a detached mount of the image for PREFIX."""
+    """A command for one container: MOUNT_FD is a detached mount of the image for PREFIX, PROGRAM and ENVIRONMENT are in its terms."""
 
     target: Target
     command: Command
     user: User
     mount_fd: int
     prefix: str
+    program: str
+    environment: dict[str, str]
 
 
 @dataclass

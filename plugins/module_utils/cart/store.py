@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,11 @@ class StoredImage:
     def path(self) -> str:
         """The image file."""
         return os.path.join(STORE, self.name, self.digest + SUFFIX)
+
+    @property
+    def manifest_path(self) -> str:
+        """Its manifest, beside it."""
+        return os.path.join(STORE, self.name, self.digest + ".json")
 
     @property
     def prefix(self) -> str:
@@ -167,7 +173,8 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 def install_image(name: str, digest: str, manifest: dict[str, Any], source: str) -> StoredImage:
     """Copy the file SOURCE into the store as NAME, if its sha256 is DIGEST; then drop what NAME was before.
 
-    The copy is hashed as it is written and renamed when it is whole: no half image is ever found.
+    The copy is hashed as it is written and renamed when it is whole and on the disk: no half image is ever found, not
+    even after a power cut.
     An image that is replaced stays with those who have it attached until they detach.
     """
     folder = os.path.join(STORE, name)
@@ -191,11 +198,20 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
         if not os.listdir(folder):
             os.rmdir(folder)
         raise
+    _sync_folder(folder)
     for other in _list_digests(name):
         if other != digest:
             _unlink(name, other)
     _remove_stray_files(folder, digest)
     return image
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _copy(reader: Any, writer: Any) -> str:
@@ -214,7 +230,9 @@ def _write_manifest(folder: str, digest: str, manifest: dict[str, Any]) -> None:
     try:
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(manifest, file)
+            file.flush()
             os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
         os.rename(temporary, os.path.join(folder, digest + ".json"))
     except BaseException:
         os.unlink(temporary)
@@ -225,7 +243,15 @@ def _remove_stray_files(folder: str, digest: str) -> None:
     """Remove what a push that was killed has left in FOLDER."""
     for name in os.listdir(folder):
         if name not in (digest + SUFFIX, digest + ".json"):
-            os.unlink(os.path.join(folder, name))
+            _remove(os.path.join(folder, name))
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a folder that somebody has put there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def _unlink(name: str, digest: str) -> None:
@@ -242,7 +268,7 @@ def describe(name: str) -> str | None:
     if not os.path.isdir(os.path.join(STORE, name)):
         return None
     digests = _list_digests(name)
-    if len(digests) != 1 or not os.path.exists(os.path.join(STORE, name, digests[0] + ".json")):
+    if len(digests) != 1 or set(os.listdir(os.path.join(STORE, name))) != {digests[0] + SUFFIX, digests[0] + ".json"}:
         return "incomplete"
     return digests[0]
 
@@ -253,5 +279,5 @@ def remove_image(name: str) -> None:
     for digest in _list_digests(name):
         _unlink(name, digest)
     for stray in os.listdir(folder):
-        os.unlink(os.path.join(folder, stray))
+        _remove(os.path.join(folder, stray))
     os.rmdir(folder)

@@ -20,7 +20,7 @@ class ContainerError(FleetError):
 
 
 class ContainerGoneError(ContainerError):
-    """A container was removed between two looks at the engine."""
+    """A container ended, or was removed, between two looks at it."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ def open_process(container: Container) -> Process:
     try:
         process = Process(container.pid)
     except ProcessGone as gone:
-        raise ContainerError(f"{name} has just ended") from gone
+        raise ContainerGoneError(f"{name} has just ended") from gone
     try:
         memberships = cgroups.parse_cgroup(process.read("cgroup"))
         if not any(container.id in membership.path for membership in memberships):
-            raise ContainerError(f"{name} has just ended: pid {container.pid} now belongs to another process")
+            raise ContainerGoneError(f"{name} has just ended: pid {container.pid} now belongs to another process")
         if process.namespace("mnt") == os.readlink("/proc/self/ns/mnt"):
             raise ContainerError(f"{name} shares the host's mount namespace: there is nothing to attach to")
     except ProcessGone as gone:
         process.close()
-        raise ContainerError(f"{name} has just ended") from gone
+        raise ContainerGoneError(f"{name} has just ended") from gone
     except BaseException:
         process.close()
         raise

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from typing import Any, Callable
 
@@ -15,6 +16,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
 
+if sys.version_info < (3, 12):
+    # Setuptools, where it is installed, puts itself in the place of distutils, which older SDKs import: that doubles their time.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "_distutils_hack"]
 DOCKER_IMPORT_ERROR: str | None = None
 try:
     import docker
@@ -51,10 +55,11 @@ class DockerEngine:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
-        except (docker.errors.DockerException, RequestException) as error:
-            raise ContainerError(
-                f"no Docker engine answers at {self.host}: start it, or name its socket in docker_host ({error})"
-            ) from error
+        except (docker.errors.DockerException, RequestException, ValueError) as error:
+            hint = "start it, or name its socket in docker_host"
+            if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
+                hint = "its socket is not for this login: use become"
+            raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
 
     @property
     def explicit_host(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Iterator, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
+    ContainerGoneError,
     open_process,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
@@ -35,7 +36,7 @@ class Target:
         try:
             text = read_all(fd).decode("utf-8", "surrogateescape")
         except OSError as error:  # EINVAL: its namespaces went while it died
-            raise ContainerError(f"container {self.container.name} has just ended") from error
+            raise ContainerGoneError(f"container {self.container.name} has just ended") from error
         finally:
             os.close(fd)
         lines = text.split("\n")
@@ -43,17 +44,24 @@ class Target:
 
 
 @contextmanager
-def open_targets(containers: Sequence[Container]) -> Iterator[list[Target]]:
-    """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched."""
+def open_targets(containers: Sequence[Container], *, ended_ok: bool = False) -> Iterator[list[Target]]:
+    """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched.
+
+    With ENDED_OK those that have just ended are left out.
+    """
     with ExitStack() as stack:
         targets = []
         for container in containers:
-            targets.append(Target(container, stack.enter_context(open_process(container))))
+            try:
+                targets.append(Target(container, stack.enter_context(open_process(container))))
+            except ContainerGoneError:
+                if not ended_ok:
+                    raise
         try:
             yield targets
         except ProcessGone as gone:
             names = [container.name for container in containers if container.pid == gone.pid]
-            raise ContainerError(f"container {', '.join(names)} has just ended") from gone
+            raise ContainerGoneError(f"container {', '.join(names)} has just ended") from gone
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes, syscall_names
@@ -67,10 +68,22 @@ def count_entries(one: TraceInstance) -> int:
 
 
 def stage(found: list[TraceInstance], path: str) -> list[dict[str, Any]]:
-    """Drain all of FOUND into the new file PATH: a capture's manifest and places for each."""
+    """Drain all of FOUND into the new file PATH: a capture's manifest and places for each.
+
+    Where one of them fails after others were drained, the TraceError holds those in its result: they are nowhere else.
+    """
     check_room(path, found)
+    captures: list[dict[str, Any]] = []
+    failures = []
     with create_stage(path) as file:
-        return [capture(one, file) for one in found]
+        for one in found:
+            try:
+                captures.append(capture(one, file))
+            except (OSError, FleetError) as error:
+                failures.append(f"{one.container_name}: {error}")
+    if failures:
+        raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", captures=captures)
+    return captures
 
 
 def create_stage(path: str) -> BinaryIO:

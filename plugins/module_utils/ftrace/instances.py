@@ -207,8 +207,11 @@ def ensure_started(
 def _check_possible(root: str, settings: Settings, count: int) -> None:
     """Raise TraceError for events that the kernel does not have, and for buffers that the host has no memory for."""
     for event in settings.events:
-        if not os.path.isdir(os.path.join(root, "events", *event.split(":"))):
+        folder = os.path.join(root, "events", *event.split(":"))
+        if not os.path.isdir(folder):
             raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists those it has")
+        if not all(os.path.exists(os.path.join(folder, name)) for name in ("enable", "filter")):
+            raise TraceError(f"event {event!r} is the kernel's own and cannot be switched on; choose another")
     cpus = len(Instance(root, "..").list_cpus())
     buffer_kb = int(settings.files["buffer_size_kb"])
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -223,24 +226,34 @@ def _check_possible(root: str, settings: Settings, count: int) -> None:
 def _configure(
     instance: Instance, present: Settings | None, settings: Settings, list_tids: Callable[[], set[int]]
 ) -> None:
-    """Bring INSTANCE to SETTINGS and start it; an instance that was made here and fails is taken away again."""
+    """Bring INSTANCE to SETTINGS and start it; where that fails it is as it was before, or gone if it was made here."""
+    was_on = present is not None and instance.is_tracing()
     if present is None:
         instance.create()
     try:
         instance.trace_off()
-        for name, value in settings.files.items():
-            if present is None or present.files[name] != value:
-                instance.write(name, value)
-        if present is None or present.events != settings.events:
-            instance.events_disable()
-            for event, event_filter in settings.events.items():
-                instance.event_enable(event, event_filter)
+        _write_settings(instance, present, settings)
         cover_threads(instance, list_tids)
         instance.trace_on()
     except BaseException:
         if present is None:
             instance.remove()
+        else:
+            _write_settings(instance, None, present)
+            if was_on:
+                instance.trace_on()
         raise
+
+
+def _write_settings(instance: Instance, present: Settings | None, settings: Settings) -> None:
+    """Bring INSTANCE to SETTINGS; what is so in PRESENT already is left alone."""
+    for name, value in settings.files.items():
+        if present is None or present.files[name] != value:
+            instance.write(name, value)
+    if present is None or present.events != settings.events:
+        instance.events_disable()
+        for event, event_filter in settings.events.items():
+            instance.event_enable(event, event_filter)
 
 
 def stop(found: Sequence[TraceInstance]) -> None:

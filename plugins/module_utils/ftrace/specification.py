@@ -16,6 +16,11 @@ PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_re
 # `docker exec` starts below the container's shim, and so do the runtime's own processes. Until runc hands over to the
 # program it is called runc:[2:INIT]; "exe" is its copy of itself.
 _RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "exe"'
+# Busybox's shell starts applets as "exe", too, and the rename from that to the applet's own name tells who it is.
+_RENAME_NOISE = (
+    '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && '
+    '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "exe"'
+)
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_-]+:[A-Za-z0-9_-]+\Z")
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page
 _MAX_ERRNO = 4095
@@ -59,7 +64,10 @@ def find_settings(specification: Specification) -> Settings:
     else:
         events[SYS_ENTER] = events[SYS_EXIT] = wanted
     if specification.follow_exec:
-        events = {event: _join(_RUNTIME_NOISE, own) for event, own in events.items()}
+        events = {
+            event: _join(_RENAME_NOISE if event == "task:task_rename" else _RUNTIME_NOISE, own)
+            for event, own in events.items()
+        }
     for event, text in events.items():
         if len(text) > _MAX_FILTER_BYTES:
             raise TraceError(f"the filter for {event} is longer than the kernel takes: name fewer syscalls")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 
@@ -70,12 +71,13 @@ def _check_filesystem(name: str) -> Feature:
     with open("/proc/filesystems", encoding="ascii") as file:
         if name in file.read().split():
             return Feature(name, True, "")
-    try:
-        done = subprocess.run(["modprobe", "--dry-run", "--quiet", name], check=False)
-    except FileNotFoundError:
+    # An unprivileged login's PATH may lack it.
+    modprobe = shutil.which("modprobe", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
+    if modprobe is None:
         return Feature(
             name, False, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})"
         )
+    done = subprocess.run([modprobe, "--dry-run", "--quiet", name], check=False)
     return _feature(name, done.returncode == 0, f"the kernel has no module for it (CONFIG_{name.upper()})")
 
 
@@ -94,15 +96,24 @@ def _check_tracefs() -> list[Feature]:
         root = tracefs.find_tracefs()
     except tracefs.TraceError as error:
         return [Feature("tracefs", False, str(error))]
+    if not os.access(root, os.R_OK | os.X_OK):
+        return [Feature("tracefs", False, f"{root} needs root: use become")]
     needed = {
         "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
         "event_fork": ("options/event-fork", "the kernel cannot follow children (event-fork, Linux 4.8)"),
+        # Nothing needs these, but who looks for a cause wants to know whether they can be had.
+        "kprobes": ("kprobe_events", "the kernel has no probes of its functions (CONFIG_KPROBE_EVENTS)"),
+        "uprobes": ("uprobe_events", "the kernel has no probes of programs (CONFIG_UPROBE_EVENTS)"),
+        "hist_triggers": ("events/sched/sched_switch/hist", "the kernel has no histograms (CONFIG_HIST_TRIGGERS)"),
     }
     checks = [
         _feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
     ]
-    return [_feature("tracefs", os.access(root, os.R_OK | os.X_OK), f"{root} needs root: use become"), *checks]
+    with open(os.path.join(root, "available_tracers"), encoding="ascii") as file:
+        reason = "the kernel has no function_graph tracer (CONFIG_FUNCTION_GRAPH_TRACER)"
+        checks.append(_feature("function_graph", "function_graph" in file.read().split(), reason))
+    return [Feature("tracefs", True, ""), *checks]
 
 
 def _check_syscall_names() -> Feature:

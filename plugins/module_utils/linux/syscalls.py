@@ -51,6 +51,7 @@ RESOLVE_IN_ROOT = 0x10
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 
 _SYS_PIDFD_SEND_SIGNAL = 424
 _SYS_OPEN_TREE = 428
@@ -107,6 +108,11 @@ def set_parent_death_signal(signal_number: int) -> None:
 def set_child_subreaper() -> None:
     """Have orphaned descendants (of the same pid namespace) become children of this process: prctl(2)."""
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0), "prctl")
+
+
+def set_no_new_privileges() -> None:
+    """Have no program that this process or its children run gain privileges, by setuid bits or file capabilities: prctl(2)."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl")
 
 
 def set_process_name(name: str) -> None:

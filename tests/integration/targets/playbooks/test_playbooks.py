@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -53,6 +54,22 @@ def test_the_main_job(container, where, tmp_path):
     inventory_name = where[-1]
     captures = os.listdir(tmp_path / inventory_name / name)
     assert sorted(os.path.splitext(file)[1] for file in captures) == [".dat", ".json"]
+
+
+def read_instances():
+    """Settings of all instances; the processes come and go."""
+    found = host.read_host_state()["instances"]
+    return {name: {**settings, "set_event_pid": None} for name, settings in found.items()}
+
+
+def test_a_trace_leaves_the_instance_that_was_there(container, tmp_path):
+    name = container(*LOOP)
+    host.call_module("ftrace_instance", containers=[name], errors_only=True, clock="boot", buffer_size="1MiB")
+    before = read_instances()
+    done = host.playbook("trace", "-l", "localhost", check=False, seconds=1, dest=str(tmp_path), containers=name)
+    assert done.returncode != 0
+    assert f"Somebody traces {name} already" in " ".join(done.stdout.split())
+    assert read_instances() == before
 
 
 def test_collect_leaves_the_trace_running(container, where, tmp_path):
@@ -102,6 +119,23 @@ def test_fetch_with_become_leaves_nothing_in_the_login_users_folder(container, s
     assert host.run("sha256sum", capture["path"]).stdout.split()[0] == capture["manifest"]["sha256"]
     left = host.run("find", "/home/crashcart-test/.ansible", "-type", "f", check=False).stdout
     assert left == ""
+
+
+def test_a_task_whose_time_is_over_leaves_the_captures_on_the_host(container, ssh_hosts, tmp_path):
+    name = container(*LOOP)
+    host.call_module("ftrace_instance", containers=[name])
+    slow = tmp_path / "sftp"
+    slow.write_text("#!/bin/sh\nsleep 20\n")
+    slow.chmod(0o755)
+    arguments = {"containers": [name], "docker_host": ENGINE, "dest": str(tmp_path)}
+    options = ("-b", "-i", str(ssh_hosts), "--task-timeout", "8", "-e", f"ansible_sftp_executable={slow}")
+    done = host.run(
+        "ansible", "as_user", "-m", "crashcart.fleet.ftrace_fetch", "-a", json.dumps(arguments), *options, check=False
+    )
+    assert done.returncode != 0
+    stage = re.search(r"kept on the host in (\S+),", " ".join((done.stdout + done.stderr).split())).group(1)
+    assert os.path.getsize(stage) > 1000
+    shutil.rmtree(os.path.dirname(stage))
 
 
 def test_an_unwritable_destination_loses_nothing_silently(container, tmp_path):

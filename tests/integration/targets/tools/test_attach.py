@@ -138,6 +138,16 @@ def test_what_stands_in_the_way_is_named_and_stays(container):
         assert host.list_loop_devices() == []
 
 
+def test_a_read_only_dev_is_foreseen_and_named(container):
+    name = container()
+    # Without CAP_SYS_ADMIN the container cannot do it; the host can do it for the test.
+    host.run("nsenter", "-t", str(host.find_pid(name)), "-m", "-p", "/bin/busybox", "mount", "-o", "remount,ro", "/dev")
+    for check_mode in (True, False):
+        with pytest.raises(host.ModuleFailed, match=f"cannot attach to container {name}.*Read-only.*give a path"):
+            host.call_module("crashcart_attach", containers=[name], check_mode=check_mode)
+    assert host.list_loop_devices() == []
+
+
 def test_a_symlink_on_the_way_is_not_followed(container):
     """/dev itself leads elsewhere: the image's only place must not be made there."""
     name = container(
@@ -240,6 +250,18 @@ def test_a_process_that_died_after_the_inspect_is_refused(container):
     host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
     with pytest.raises(ContainerError, match=f"{name}.*just ended"):
         attachments.ensure_attached([record], "default", None, check_mode=False)
+    assert host.list_loop_devices() == []
+
+
+def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
+    dying, staying = container(), container()
+    host.call_module("crashcart_attach", containers=[dying, staying])
+    engine = DockerEngine(None)
+    records = [engine.refresh(one) for one in engine.list_containers() if one.name in (dying, staying)]
+    host.docker("kill", dying)
+    host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Running}}", dying) == "false")
+    change = attachments.ensure_detached(records, None, None, lazy=False, check_mode=False)
+    assert ([one.container.name for one in change.before], change.after) == ([staying], [])
     assert host.list_loop_devices() == []
 
 

@@ -337,3 +337,37 @@ def test_a_foreign_mount_over_the_tools_stays(container):
     with pytest.raises(host.ModuleFailed, match=f"{name}.*not ours"):
         host.call_module("crashcart_attach", containers=[name], state="detached")
     assert host.read_container_mounts(name) == before
+
+
+@pytest.mark.parametrize("signal_name", ["KILL", "STOP"])
+def test_a_containers_root_that_turns_on_the_supervisor_gains_no_process(container, signal_name):
+    name = container()
+    process = host.start_module(
+        "crashcart_exec", containers=[name], argv=["bash", "-c", "setsid sleep 7771 & sleep 7772"], timeout="3s"
+    )
+    host.wait_until(lambda: host.runs(name, "sleep 7771") and host.runs(name, "sleep 7772"))
+    host.docker("exec", name, "/bin/busybox", "killall", f"-{signal_name}", "crashcart")
+    with pytest.raises(
+        host.ModuleFailed, match=f"{name}.*killed" if signal_name == "KILL" else f"killed after 3 s in: {name}"
+    ):
+        host.parse_result(*process.communicate(timeout=60))
+    assert not [command for command in host.list_commands(name) if "777" in command]
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_a_users_command_gains_nothing_by_a_setuid_program(container):
+    name = container(
+        "busybox",
+        "/bin/sh",
+        "-c",
+        "/bin/busybox cp /bin/busybox /bin/busybox-setuid; /bin/chmod 4755 /bin/busybox-setuid; /bin/sleep 1000",
+    )
+    host.wait_until(
+        lambda: host.run("docker", "exec", name, "/bin/ls", "/bin/busybox-setuid", check=False).returncode == 0
+    )
+    read = ["/bin/busybox-setuid", "cat", "/proc/self/status"]
+    status = host.call_module("crashcart_exec", containers=[name], argv=read, user="1234")["results"][0]["stdout"]
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == ["1234"] * 4
+    assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"

@@ -78,6 +78,9 @@ def test_push_twice_and_remove_twice(copied):
     second = push(copied)
     assert (first["changed"], second["changed"]) == (True, False)
     assert first["image"] == second["image"]
+    # Where nothing is left to do the module is spared, but not where it has to judge the arguments.
+    with pytest.raises(host.ModuleFailed, match="Unsupported parameters.*colour"):
+        host.ad_hoc("localhost", "crashcart_image", {"src": str(copied), "name": "small", "colour": "red"})
     assert len(list_store()) == 2
     assert host.call_module("crashcart_image", name="small", state="absent")["changed"]
     assert not host.call_module("crashcart_image", name="small", state="absent")["changed"]
@@ -176,6 +179,22 @@ def test_two_pushes_at_once(copied):
         output, _none = process.communicate(timeout=60)
         assert process.returncode == 0, output
     assert len(list_store()) == 2
+
+
+@pytest.mark.parametrize("stray", [f"{'0' * 64}.json", ".crashcart-half", "folder/file"])
+def test_what_lies_beside_an_image_is_cleared_away_once(copied, stray):
+    push(copied)
+    wanted = list_store()
+    path = os.path.join(STORE, "small", stray)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="ascii") as file:
+        file.write("half a file")
+    assert push(copied, "small", "--check")["changed"]
+    assert (push(copied)["changed"], push(copied)["changed"]) == (True, False)
+    assert list_store() == wanted
+    os.makedirs(os.path.join(STORE, "small", "folder"))
+    assert host.call_module("crashcart_image", name="small", state="absent")["changed"]
+    assert list_store() == []
 
 
 def test_what_a_killed_push_left_is_mended(copied):

@@ -13,6 +13,10 @@ import time
 import pytest
 from support import host, workload_counts
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
+
 WORKLOAD = workload_counts.COUNTS
 
 
@@ -226,6 +230,59 @@ def test_fetch_twice_brings_nothing_twice(worker, tmp_path):
     )
 
 
+def test_an_instance_that_cannot_be_read_costs_no_other_its_events(container, tmp_path):
+    names = [container("python"), container("python")]
+    for broken in names:
+        host.call_module("ftrace_instance", containers=names)
+        host.wait_until(lambda: all("ready" in host.docker("logs", name) for name in names))
+        for name in names:
+            run_workload(name)
+        short_id = host.docker("inspect", "-f", "{{.Id}}", broken)[:12]
+        events = f"{host.TRACEFS}/instances/crashcart-{short_id}/events"
+        host.run("mount", "--bind", str(tmp_path), events)
+        try:
+            with pytest.raises(host.ModuleFailed, match=f"cannot fetch the trace of {broken}: ") as failure:
+                fetch(tmp_path / broken, containers=names)
+        finally:
+            host.run("umount", events)
+        (capture,) = failure.value.result["captures"]
+        assert capture["manifest"]["container"]["name"] == next(name for name in names if name != broken)
+        assert capture["manifest"]["entries"] > 0
+        assert os.path.getsize(capture["path"]) > 4096
+        later = {
+            one["manifest"]["container"]["name"]: one["path"] for one in fetch(tmp_path / broken, containers=names)
+        }
+        assert later[broken]
+
+
+def test_a_refused_change_leaves_the_trace_as_it_was(worker):
+    host.call_module("ftrace_instance", containers=[worker], errors_only=True, syscalls=["openat"], clock="boot")
+    before = host.read_host_state()["instances"]
+    for check_mode in (True, False):
+        with pytest.raises(host.ModuleFailed, match="'ftrace:function' is the kernel's own"):
+            host.call_module("ftrace_instance", containers=[worker], events=["ftrace:function"], check_mode=check_mode)
+        assert host.read_host_state()["instances"] == before
+    # A filter that the kernel refuses when everything else was written already.
+    root = host.TRACEFS
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == worker))
+    settings = specification.find_settings(specification.Specification(clock="mono", follow_exec=False))
+    settings.events["sched:sched_switch"] = "nonesuch == 1"
+    with pytest.raises(TraceError, match="nonesuch"):
+        instances.ensure_started([record], root, settings, follow_exec=False, check_mode=False)
+    assert host.read_host_state()["instances"] == before
+
+
+def test_an_applet_of_busybox_bears_its_own_name(container, tmp_path):
+    """Its shell starts it as /proc/self/exe, and it names itself."""
+    name = container("busybox", "/bin/sh", "-c", "while true; do cat /nonesuch; /bin/sleep 0.2; done")
+    host.call_module("ftrace_instance", containers=[name], syscalls=["openat", "open"])
+    time.sleep(1)
+    fetch(tmp_path, containers=[name])
+    (capture,) = report(tmp_path, tmp_path / "report")
+    assert {row["name"] for row in capture["processes"] if row["errors"]} == {"cat"}
+
+
 def test_every_state_twice_and_in_check_mode(worker):
     def call(state, **options):
         return host.call_module("ftrace_instance", containers=[worker], state=state, diff=True, **options)
@@ -395,7 +452,12 @@ def test_a_storm_of_short_lives_leads_nobody_elses_events_in(container, tmp_path
         fetch(tmp_path / str(number), containers=[name])
         host.call_module("ftrace_instance", containers=[name], state="absent")
         captures = report(tmp_path / str(number), tmp_path / "report")
-        assert {row["name"] for row in captures[0]["processes"]} <= {"sh", "true"}
+        calls = {}
+        for row in captures[0]["processes"]:
+            calls[row["name"]] = calls.get(row["name"], 0) + row["calls"]
+        # Who was born on a CPU that is drained already, and called on one that is not yet, has no name: a few at the seam.
+        assert calls.pop("?", 0) <= 4, calls
+        assert set(calls) <= {"sh", "true"}
 
 
 @pytest.mark.parametrize("state", ["stopped", "absent"])

@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Job
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
@@ -19,9 +19,12 @@ def test_a_container_that_has_just_ended_is_an_error_and_no_hang():
         child.kill()
         child.wait()
         container = Container("a" * 64, "gone", "running", child.pid, "image", {})
-        job = Job(Target(container, process), Command(("true",)), User(), -1, "/dev/crashcart")
+        job = Job(
+            Target(container, process), Command(("true",)), User(), -1, "/dev/crashcart", "/dev/crashcart/bin/true", {}
+        )
         signal.alarm(10)  # a hang ends the test run
-        results = run_jobs([job, job])
+        with Server() as server:
+            results = run_jobs([job, job], server)
         signal.alarm(0)
     assert [(one.container, one.rc) for one in results] == [("gone", -1)] * 2
     assert all("may have just ended" in one.error for one in results)
