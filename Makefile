@@ -11,6 +11,8 @@ STAGED := $(BUILD)/ansible_collections/crashcart/fleet
 PYTHON ?= $(shell tools/find_python.sh)
 # Real interpreters, not version managers' shims, which answer for versions that they do not have.
 PYTHON_FOLDERS := $(shell tools/find_python.sh --folders)
+PACKAGES := busybox-static ca-certificates git libseccomp2 openssh-client patchelf python3 python3-venv squashfs-tools strace \
+    trace-cmd util-linux
 TARGET_PYTHONS := 3.8 3.9 3.10 3.11 3.12 3.13
 export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
@@ -23,8 +25,8 @@ help: ## Say what there is
 
 setup: .venv/ready ## Install what development and the demo need (Debian and PyPI packages, a virtual environment)
 
-.venv/ready: requirements.lock tools/install_packages.sh
-	tools/install_packages.sh
+.venv/ready: requirements.lock Makefile
+	tools/install_packages.sh $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	mkdir -p $(COLLECTIONS)/ansible_collections/crashcart

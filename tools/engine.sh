@@ -13,10 +13,7 @@ set -euo pipefail
 start() {
     local dir=$1 log=$1/dockerd.log
     mkdir -p "$dir"
-    command -v dockerd >/dev/null || {
-        echo "installing docker.io" >&2
-        apt-get install -y -qq docker.io >&2
-    }
+    command -v dockerd >/dev/null || "$(dirname "$0")/install_packages.sh" docker.io
     setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins >"$log" 2>&1 &

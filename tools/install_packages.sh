@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs the Debian or Ubuntu packages that the checkout's targets use and that are missing.
+# Installs the packages of Debian or Ubuntu that are named and missing: install_packages.sh NAME…
 set -eu
 missing=
-for package in busybox-static ca-certificates git libseccomp2 openssh-client patchelf python3 python3-venv squashfs-tools strace trace-cmd util-linux; do
+for package in "$@"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 [ -z "$missing" ] && exit
@@ -12,6 +12,7 @@ if [ "$(id -u)" != 0 ]; then
     echo "these packages are missing, and only root can install them:$missing" >&2
     exit 1
 fi
+echo "installing$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # the list is words

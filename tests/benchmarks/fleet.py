@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "fleet"))
 
 import fleet
 import golden
+from tables import print_table
 
 ROUNDS = 3
 
@@ -48,22 +49,22 @@ def time_ansible(pattern: str, module: str) -> float:
 def main() -> None:
     golden.prepare()
     try:
-        print("\n| guests | s to ssh |\n|---|---|")
-        for count in (1, 3):
-            print(f"| {count} | {statistics.median(time_up(count) for _round in range(ROUNDS)):.1f} |")
+        starts = [[count, statistics.median(time_up(count) for _round in range(ROUNDS))] for count in (1, 3)]
+        print_table("From nothing to ssh", ["guests", "s"], starts)
         hosts = fleet.list_hosts()
         fresh = [read_memory_mib(host) for host in hosts]
-        print("\n| hosts | ping, s | crashcart_info, s | times ping |\n|---|---|---|---|")
+        rows = []
         for pattern, count in (("host1", 1), ("fleet", 3)):
             pairs = [
                 (time_ansible(pattern, "ansible.builtin.ping"), time_ansible(pattern, "crashcart.fleet.crashcart_info"))
                 for _round in range(ROUNDS + 1)
             ][1:]  # the first one warms
             ping, info = (statistics.median(column) for column in zip(*pairs))
-            print(f"| {count} | {ping:.1f} | {info:.1f} | {info / ping:.2f} |")
+            rows.append([count, ping, info, info / ping])
+        print_table("Calls by ssh with become", ["hosts", "ping, s", "crashcart_info, s", "times ping"], rows)
         used = [read_memory_mib(host) for host in hosts]
-        print("\n| memory of each of three guests | MiB |\n|---|---|")
-        print(f"| fresh | {statistics.mean(fresh):.0f} |\n| after these calls | {statistics.mean(used):.0f} |")
+        memory = [["fresh", statistics.mean(fresh)], ["after these calls", statistics.mean(used)]]
+        print_table("Memory of each of three guests", ["", "MiB"], memory)
     finally:
         fleet.down()
 

@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
 from support import host, images, sshd
+from tables import print_table
 
 PREFIX = "crashcart-test"
 ROUNDS = 5
@@ -35,16 +36,6 @@ def measure(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
         function()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def print_table(title: str, headings: list[str], rows: list[list[Any]]) -> None:
-    """A Markdown table."""
-    print(f"\n### {title}\n")
-    print("| " + " | ".join(headings) + " |")
-    print("|" + "---|" * len(headings))
-    for row in rows:
-        print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |")
-    sys.stdout.flush()
 
 
 @contextmanager

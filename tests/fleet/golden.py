@@ -10,13 +10,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+_TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(_TOOLS))
+
+import busybox_archive
 import guest
 import machine
 
@@ -29,7 +32,6 @@ CONTAINERS = {
     "shop-web": "while true; do cat /nonesuch; sleep 2; done",
 }
 _PACKAGES = ("qemu-system-x86", "qemu-utils", "mmdebstrap", "cpio", "busybox-static", "e2fsprogs", "openssh-client")
-_APPLETS = ("cat", "echo", "false", "ls", "mkdir", "rm", "sh", "sleep", "touch", "true")
 _BOOT_S = 300
 _WARMTH = f"""\
 set -e
@@ -46,15 +48,7 @@ sync
 
 def install_packages() -> None:
     """Install what the fleet needs of Debian's packages."""
-    status = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${Status}\n", *_PACKAGES], capture_output=True, text=True, check=False
-    ).stdout
-    missing = [name for name in _PACKAGES if f"{name} install ok installed" not in status]
-    if missing:
-        print(f"installing {', '.join(missing)}", file=sys.stderr)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
-            subprocess.run(["apt-get", "-qq", *command], check=True, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run([_TOOLS / "install_packages.sh", *_PACKAGES], check=True)
 
 
 def prepare() -> Path:
@@ -73,8 +67,8 @@ def prepare() -> Path:
 
 
 def _find_key() -> str:
-    here = Path(__file__).parent
-    parts = [(here / name).read_text() for name in ("guest.py", "machine.py", "golden.py")]
+    sources = [Path(module.__file__) for module in (guest, machine, busybox_archive)]
+    parts = [path.read_text() for path in (Path(__file__), *sources)]
     version = subprocess.run([machine.QEMU, "--version"], capture_output=True, text=True, check=True).stdout
     return hashlib.sha256("\0".join([*parts, version, *guest.list_sources()]).encode()).hexdigest()[:16]
 
@@ -97,7 +91,7 @@ def _make(folder: Path) -> None:
         golden.wait(lambda: machine.has_banner(port), _BOOT_S, "greet by ssh")
         tell("warming it")
         shell = Shell(folder, "root", port, (folder / "host_key.pub").read_text())
-        archive = _make_container_archive()
+        archive = busybox_archive.make_archive()
         shell.run(
             f'systemctl start docker && docker import --change \'CMD ["/bin/sleep", "100000"]\' - {IMAGE}', archive
         )
@@ -110,22 +104,6 @@ def _make(folder: Path) -> None:
     finally:
         golden.cut_power()
     tell("done")
-
-
-def _make_container_archive() -> bytes:
-    """A tar archive of a small system with a shell."""
-    busybox = shutil.which("busybox")
-    assert busybox, "install busybox-static"
-    with tempfile.TemporaryDirectory() as tree:
-        for name in ("bin", "etc", "tmp"):
-            os.mkdir(f"{tree}/{name}")
-        shutil.copy(busybox, f"{tree}/bin/busybox")
-        for name in _APPLETS:
-            os.symlink("busybox", f"{tree}/bin/{name}")
-        Path(f"{tree}/etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:1234:1235::/:/bin/sh\n")
-        return subprocess.run(
-            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
-        ).stdout
 
 
 class Shell:

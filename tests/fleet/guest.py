@@ -100,8 +100,8 @@ def build(folder: Path, public_key: str) -> None:
         shutil.rmtree(tree, ignore_errors=True)
 
 
-def _run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+def _run(*command: str | Path, stdin: str = "") -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
     return str(done.stdout)
@@ -137,7 +137,7 @@ def _unpack_packages(tree: Path) -> None:
         _RELEASE,
         tree,
         "-",
-        input="\n".join(list_sources()) + "\n",
+        stdin="\n".join(list_sources()) + "\n",
     )
 
 

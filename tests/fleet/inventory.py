@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An inventory script for Ansible with the hosts of the fleet that `make fleet-up` has started.
 
-All stand in the group `fleet`; Ansible logs in as an unprivileged user who may sudo. Hosts of the group `fleet_root` are the
-same ones, with a login as root.
+All stand in the group `fleet`; Ansible logs in as an unprivileged user who may sudo.
 """
 
 from __future__ import annotations

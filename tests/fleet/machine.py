@@ -56,11 +56,10 @@ class Machine:
         self, port: int, memory: Path | None = None, *, is_shared: bool = False, is_incoming: bool = False
     ) -> None:
         """Start it, with ssh at 127.0.0.1:PORT. MEMORY is a file for its memory: its own (shared), or a snapshot's (copied on write)."""
-        backend = f"size={MEMORY_MIB}M"
+        kind, more = "ram", ""
         if memory is not None:
-            backend = f"memory-backend-file,id=ram0,{backend},mem-path={memory},share={'on' if is_shared else 'off'}"
-        else:
-            backend = f"memory-backend-ram,id=ram0,{backend}"
+            kind, more = "file", f",mem-path={memory},share={'on' if is_shared else 'off'}"
+        backend = f"memory-backend-{kind},id=ram0,size={MEMORY_MIB}M{more}"
         command = [
             "timeout",
             "--kill-after=60",

@@ -9,12 +9,14 @@ emulated hosts; each of them can also be run alone.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import time
+from pathlib import Path
 
+import golden
 from conftest import NAMES, Run, build, call, finish, on_all, play, start_ansible, start_containers, start_play
+from support import every_kernel, images
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 
@@ -44,24 +46,12 @@ def test_hosts_are_themselves(hosts):
 
 
 def test_hosts_have_what_a_kernel_of_debian_has(hosts):
-    """Beside the machine that runs the tests, which may lack it: then the reason names the kernel's option."""
     info = call("host1", "crashcart_info", {})["host"]
     assert (info["cgroups"], info["tracefs"]) == ("v2", "/sys/kernel/tracing")
     assert {one["name"] for one in info["features"] if not one["ok"]} == set()
     offered = call("host1", "ftrace_info", {})["available"]
     assert {"kprobe", "uprobe", "synthetic"} <= set(offered["probes"])
     assert "function_graph" in offered["tracers"]
-    here = {one["name"]: one for one in call("localhost", "crashcart_info", {}, become=False)["host"]["features"]}
-    root = "/sys/kernel/tracing"
-    with open(f"{root}/available_tracers", encoding="ascii") as file:
-        tracers = file.read().split()
-    for name, is_there, option in (
-        ("kprobes", os.path.exists(f"{root}/kprobe_events"), "CONFIG_KPROBE_EVENTS"),
-        ("hist_triggers", os.path.exists(f"{root}/events/sched/sched_switch/hist"), "CONFIG_HIST_TRIGGERS"),
-        ("function_graph", "function_graph" in tracers, "CONFIG_FUNCTION_GRAPH_TRACER"),
-    ):
-        assert here[name]["ok"] == is_there
-        assert (option in here[name]["reason"]) == (not is_there)
 
 
 def test_an_unprivileged_login_is_told_what_it_lacks(hosts):
@@ -217,10 +207,44 @@ def test_power_cuts(hosts, installed, image, tmp_path):
         assert sorted((each["container"], each["rc"], each["stdout"]) for each in one["results"]) == expected
 
 
-def test_podman_only_beside_a_reboot(hosts, installed):
-    """Two stories on two hosts at once: each alone would leave a core idle."""
-    stories = {"host2": use_podman_only, "host3": reboot_with_tools_attached}
-    on_all(lambda host: stories[host.name](host), hosts[1:])
+def test_every_kernel_and_podman_only_and_a_reboot(hosts, installed, tmp_path):
+    """A story for each host, all at once: each alone would leave a core idle."""
+    stories = {
+        "host1": lambda host: check_kernel(host, tmp_path),
+        "host2": use_podman_only,
+        "host3": reboot_with_tools_attached,
+    }
+    on_all(lambda host: stories[host.name](host), hosts)
+
+
+class Guest:
+    """HOST as the tests for every kernel see it."""
+
+    def __init__(self, host):
+        self._host = host
+        self.run = host.run
+
+    def call(self, module, **arguments):
+        return call(self._host.name, module, arguments)
+
+    def fetch(self, dest, **selection):
+        return self.call("ftrace_fetch", dest=str(dest), **selection)["captures"]
+
+
+def check_kernel(host, folder):
+    """What the integration tests check with this machine's kernel; the container's Python is the host's."""
+    guest = Guest(host)
+    guest.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    for check in every_kernel.CHECKS:
+        guest.run(
+            f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
+            f"{golden.IMAGE} /usr/bin/python3 /workload.py"
+        )
+        every_kernel.wait_for_worker(guest, "worker")
+        check(guest, "worker", folder / check.__name__)
+        guest.call("ftrace_instance", containers=["worker"], state="absent")
+        guest.run("docker rm -f worker")
 
 
 def use_podman_only(host):

@@ -7,15 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$1
 shift
-export DEBIAN_FRONTEND=noninteractive
-need=()
-for package in docker.io openssh-server python3-docker python3-jmespath sudo bsdutils procps; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || need+=("$package")
-done
-if [ "${#need[@]}" != 0 ]; then
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-fi
+"$root/tools/install_packages.sh" docker.io openssh-server python3-docker python3-jmespath sudo bsdutils procps
 mounted=
 if ! grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts; then
     mount -t tracefs tracefs /sys/kernel/tracing

@@ -5,30 +5,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 
+from ansible_collections.crashcart.fleet.tools.busybox_archive import find_busybox, make_archive
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
 from support import host
 
-_APPLETS = (
-    "cat",
-    "chmod",
-    "false",
-    "id",
-    "ls",
-    "mkdir",
-    "mkfifo",
-    "mount",
-    "rm",
-    "sh",
-    "sleep",
-    "touch",
-    "true",
-    "umount",
-)
-_WORKLOAD = os.path.join(os.path.dirname(__file__), "workload.py")
+WORKLOAD = os.path.join(os.path.dirname(__file__), "workload.py")
 
 
 def make_all(prefix: str) -> None:
@@ -46,44 +29,24 @@ def make_all(prefix: str) -> None:
             maker(tag)
 
 
-def _find_busybox() -> str:
-    path = shutil.which("busybox")
-    assert path, "install busybox-static"
-    return path
-
-
 def _make_busybox(tag: str) -> None:
     """A small system with a shell."""
-    with tempfile.TemporaryDirectory() as tree:
-        os.makedirs(f"{tree}/bin")
-        os.makedirs(f"{tree}/tmp", mode=0o1777)
-        os.makedirs(f"{tree}/etc")
-        shutil.copy(_find_busybox(), f"{tree}/bin/busybox")
-        for name in _APPLETS:
-            os.symlink("busybox", f"{tree}/bin/{name}")
-        with open(f"{tree}/etc/passwd", "w", encoding="ascii") as file:
-            file.write("root:x:0:0::/:/bin/sh\napp:x:1234:1235::/:/bin/sh\n")
-        with open(f"{tree}/etc/group", "w", encoding="ascii") as file:
-            file.write("root:x:0:\napp:x:1235:\nlogs:x:1300:app\n")
-        tar = subprocess.run(
-            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], capture_output=True, check=True
-        )
-        subprocess.run(
-            ["docker", "import", "--change", 'CMD ["/bin/sleep", "100000"]', "-", tag],
-            input=tar.stdout,
-            capture_output=True,
-            check=True,
-        )
+    subprocess.run(
+        ["docker", "import", "--change", 'CMD ["/bin/sleep", "100000"]', "-", tag],
+        input=make_archive(),
+        capture_output=True,
+        check=True,
+    )
 
 
 def _make_static(tag: str) -> None:
     """Nothing but one static program."""
-    make_image(tag, files={"/sleep": _find_busybox()}, cmd=["/sleep", "100000"])
+    make_image(tag, files={"/sleep": find_busybox()}, cmd=["/sleep", "100000"])
 
 
 def _make_python(tag: str) -> None:
     """Python and no shell, with the workload of exactly known system calls."""
-    make_image(tag, packages=["python3"], files={"/workload.py": _WORKLOAD}, cmd=["/usr/bin/python3", "/workload.py"])
+    make_image(tag, packages=["python3"], files={"/workload.py": WORKLOAD}, cmd=["/usr/bin/python3", "/workload.py"])
 
 
 def _make_redis(tag: str) -> None:

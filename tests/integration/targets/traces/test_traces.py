@@ -11,7 +11,8 @@ import subprocess
 import time
 
 import pytest
-from support import host, workload_counts
+from support import every_kernel, host, workload_counts
+from support.every_kernel import count, report
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
@@ -20,17 +21,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 WORKLOAD = workload_counts.COUNTS
 
 
-def run_workload(name):
-    """One round of the workload in container NAME, to its end."""
-    rounds = host.docker("logs", name).count("done")
-    host.docker("kill", "--signal", "USR1", name)
-    host.wait_until(lambda: host.docker("logs", name).count("done") > rounds)
+class Here:
+    """This machine, with modules run as processes of their own."""
+
+    def run(self, command):
+        return host.run("sh", "-c", command).stdout
+
+    def call(self, module, **arguments):
+        return host.call_module(module, **arguments)
+
+    def fetch(self, dest, **selection):
+        return fetch(dest, **selection)
+
+
+HERE = Here()
 
 
 @pytest.fixture
 def worker(container):
     name = container("python")
-    host.wait_until(lambda: "ready" in host.docker("logs", name))
+    every_kernel.wait_for_worker(HERE, name)
     return name
 
 
@@ -38,35 +48,16 @@ def fetch(dest, **selection):
     return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
 
 
-def report(src, dest):
-    host.call_module("ftrace_report", src=str(src), dest=str(dest))
-    with open(dest / "summary.json", encoding="utf-8") as file:
-        return json.load(file)["captures"]
+def run_workload(name):
+    every_kernel.run_workload(HERE, name)
 
 
-def count(capture, name_pattern=r".*"):
-    """Calls and errors per system call of processes whose name matches."""
-    calls = {}
-    for row in capture["processes"]:
-        if re.fullmatch(name_pattern, row["name"]):
-            entry = calls.setdefault(row["syscall"], {"calls": 0, "errors": {}})
-            entry["calls"] += row["calls"]
-            for error, number in row["errors"].items():
-                entry["errors"][error] = entry["errors"].get(error, 0) + number
-    return calls
+@pytest.mark.parametrize("check", every_kernel.CHECKS)
+def test_what_holds_on_every_kernel(worker, tmp_path, check):
+    check(HERE, worker, tmp_path)
 
 
-def test_a_known_workload_is_counted_exactly_as_strace_counts_it(worker, tmp_path):
-    host.call_module("ftrace_instance", containers=[worker], buffer_size="8MiB")
-    run_workload(worker)
-    host.call_module("ftrace_instance", containers=[worker], state="stopped")
-    captures = fetch(tmp_path, containers=[worker])
-    assert captures[0]["manifest"]["complete"]
-    assert captures[0]["manifest"]["lost"] == 0
-    counted = count(report(tmp_path, tmp_path / "report")[0])
-    for syscall, (calls, errors) in WORKLOAD.items():
-        assert counted[syscall] == {"calls": calls, "errors": errors}, syscall
-
+def test_strace_counts_the_workload_as_we_do(worker):
     with subprocess.Popen(
         ["docker", "logs", "-f", "--since", "0s", worker], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as logs:
@@ -107,22 +98,6 @@ def test_trace_cmd_reads_what_we_read(worker, tmp_path):
     assert abs(stamp_s + manifest["clock_offset_ns"] / 1e9 - time.time()) < 60
 
 
-def test_docker_exec_is_in_the_trace_and_the_runtime_is_not(container, tmp_path):
-    name = container()
-    host.call_module("ftrace_instance", containers=[name])
-    for _number in range(5):
-        host.run("docker", "exec", name, "/bin/cat", "/nonesuch-in-exec", check=False)
-    capture = fetch(tmp_path, containers=[name])[0]
-    names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
-    assert names == {"cat"}
-    cats = [row for row in report(tmp_path, tmp_path / "report")[0]["processes"] if row["syscall"] == "openat"]
-    assert len(cats) == 5
-    assert all(row["errors"].get("ENOENT") for row in cats)
-    text = host.run("trace-cmd", "report", capture["path"]).stdout
-    assert "runc" not in text
-    assert "containerd-shim" not in text
-
-
 def test_without_follow_exec_only_the_containers_own_tree_is_traced(container, tmp_path):
     name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/ls /; /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], follow_exec=False)
@@ -146,21 +121,6 @@ def test_other_containers_and_the_host_are_not_in_the_trace(container, tmp_path)
     assert names <= {"sh", "id", "sleep", "true"}
 
 
-def test_filters_in_the_kernel(worker, tmp_path):
-    host.call_module("ftrace_instance", containers=[worker], syscalls=["connect", "openat"])
-    run_workload(worker)
-    fetch(tmp_path / "a", containers=[worker])
-    assert set(count(report(tmp_path / "a", tmp_path / "ra")[0])) == {"connect", "openat"}
-    host.call_module("ftrace_instance", containers=[worker], errors_only=True)
-    run_workload(worker)
-    fetch(tmp_path / "b", containers=[worker])
-    counted = count(report(tmp_path / "b", tmp_path / "rb")[0])
-    assert {name: one["errors"] for name, one in counted.items()} == {
-        name: errors for name, (_calls, errors) in WORKLOAD.items() if errors
-    }
-    assert all(one["calls"] == sum(one["errors"].values()) for one in counted.values())
-
-
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
@@ -176,27 +136,6 @@ def test_bad_input_is_named_and_leaves_no_instance(worker, options, wanted):
     with pytest.raises(host.ModuleFailed, match=wanted):
         host.call_module("ftrace_instance", containers=[worker], **options)
     assert host.list_instances() == []
-
-
-def test_an_overflowed_ring_says_how_much_is_lost(worker, tmp_path):
-    # Pinned to one CPU, so that its counter alone is the truth.
-    host.run("taskset", "-a", "-p", "1", str(host.find_pid(worker)))
-    host.call_module("ftrace_instance", containers=[worker], buffer_size="8KiB")
-    for _round in range(3):
-        run_workload(worker)
-    host.call_module("ftrace_instance", containers=[worker], state="stopped")
-    instance = host.list_instances()[0]
-    stats = open(f"{host.TRACEFS}/instances/{instance}/per_cpu/cpu0/stats", encoding="ascii").read()
-    overrun = int(re.search(r"^overrun: (\d+)", stats, re.M).group(1))
-    entries = int(re.search(r"^entries: (\d+)", stats, re.M).group(1))
-    assert overrun > 0
-    capture = fetch(tmp_path, containers=[worker])[0]
-    manifest = capture["manifest"]
-    assert (manifest["complete"], manifest["lost"], manifest["lost_exact"]) == (False, overrun, True)
-    assert manifest["cpus"][0]["overrun"] == overrun
-    summary = report(tmp_path, tmp_path / "report")[0]
-    assert (summary["complete"], summary["lost"], summary["events"]) == (False, overrun, entries)
-    assert f"INCOMPLETE: {overrun} events lost" in (tmp_path / "report" / "summary.txt").read_text()
 
 
 def test_loss_is_counted_anew_for_each_fetch(worker, tmp_path):
