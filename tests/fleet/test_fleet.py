@@ -154,7 +154,7 @@ def is_workload(row):
 
 def wait_for_file(host, pattern, process):
     """Wait until there is a file like PATTERN on HOST; PROCESS, which makes it, must still be at work then."""
-    host.run(f"until ls {pattern} >/dev/null 2>&1; do sleep 0.05; done", limit_s=60)
+    host.run(f"until ls {pattern} >/dev/null 2>&1; do sleep 0.05; done")
     assert process.poll() is None, process.communicate()
 
 
