@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import tempfile
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt, Repository
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import find_machine_architecture
 
 _SHELLS = ("bash", "dash", "sh", "rbash", "busybox")
 _LISTS_VALID_S = 3600.0
@@ -21,12 +22,19 @@ CACHE = os.path.expanduser("~/.cache/crashcart")
 
 
 def make_image(
-    tag: str, *, packages: list[str] | None = None, files: dict[str, str] | None = None, cmd: list[str] | None = None
+    tag: str,
+    *,
+    packages: list[str] | None = None,
+    files: dict[str, str] | None = None,
+    cmd: list[str] | None = None,
+    shells: bool = False,
 ) -> None:
-    """Import an image TAG into the engine of DOCKER_HOST: PACKAGES with all they depend on but any shell, and FILES."""
+    """Import an image TAG into the engine of DOCKER_HOST: PACKAGES with all they depend on (but any shell), and FILES."""
     with tempfile.TemporaryDirectory() as tree:
         if packages:
             _unpack(packages, tree)
+            if not shells:
+                _remove_shells(tree)
         for target, source in (files or {}).items():
             path = os.path.join(tree, target.lstrip("/"))
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -41,12 +49,15 @@ def make_image(
 
 
 def _unpack(packages: list[str], tree: str) -> None:
-    apt = PrivateApt(CACHE)
+    apt = PrivateApt(CACHE, Repository(find_machine_architecture()))
     apt.update(_LISTS_VALID_S)
     closure = apt.resolve(packages)
-    apt.download(packages, closure)
+    apt.download(packages, closure, offline=False)
     for package in closure:
         subprocess.run(["dpkg-deb", "-x", package.path, tree], check=True)
+
+
+def _remove_shells(tree: str) -> None:
     for folder in ("bin", "usr/bin"):
         for name in _SHELLS:
             path = os.path.join(tree, folder, name)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: crashcart_build
-short_description: Build a tool image from Debian packages
+short_description: Build a tool image from packages, files and container images
 description:
-  - Resolves the whole dependency closure of Debian packages with apt's own solver, unpacks it, makes its programs work below
-    C(/dev/crashcart), and packs it as a squashfs image with a manifest beside it.
-  - Needs neither root nor a mount, and runs no maintainer script. Of the machine's apt only its sources and keys are read.
-  - Runs on the controller (C(delegate_to=localhost) with C(become=false)), or on another Debian or Ubuntu machine by delegation.
+  - Makes one image of everything that is named - sets of tools, Debian packages, package files, archives, folders, programs, a
+    container image - whose programs work below C(/dev/crashcart) in any container, with libraries of the image alone.
+  - The dependency closure of Debian packages is resolved by apt's own solver in an apt root of its own.
+  - Needs neither root nor a mount, and runs nothing of what it unpacks, no maintainer script either. Of the machine's apt only its
+    sources and keys are read.
+  - The same sources make the same image, to the byte.
+  - Runs on the controller (C(delegate_to=localhost) with C(become=false)), or on another machine by delegation.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -46,19 +49,72 @@ options:
       - The image file to make. Its manifest is written beside it as C(DEST.json).
     type: path
     required: true
-  packages:
+  sets:
     description:
-      - Names of Debian packages, with C(=VERSION) where a certain version is wanted. Without it the default set of tools, which is
-        bash, coreutils, curl, dig, file, findutils, gdb, grep, iproute2, less, lsof, ping, procps, python3, sed, socat, strace,
-        tcpdump, util-linux and vim.
+      - Tools by the name of a set; V(default) where no other source is named. They are bash, coreutils, findutils, grep, less and sed,
+        and beside these
+      - V(default) - curl, dig, file, gdb, iproute2, lsof, ping, procps, python3, socat, strace, tcpdump, util-linux and vim;
+      - V(network) - conntrack, curl, dig, ethtool, iperf3, iproute2, iptables, mtr, nc, net-tools, nft, ngrep, openssl, ping, procps,
+        socat, tcpdump, tracepath and traceroute;
+      - V(debug) - binutils, bpftrace, elfutils, file, gdb, lsof, ltrace, procps, psmisc, python3, strace, sysstat, util-linux and vim;
+      - V(python) - gzip, procps, python3 with its whole standard library, tar and util-linux, which is what Ansible's modules need.
+      - V(minimal) is busybox and nothing else.
     type: list
     elements: str
+    choices: [minimal, default, network, debug, python]
+  packages:
+    description:
+      - Names of Debian packages, with C(=VERSION) where a certain version is wanted.
+    type: list
+    elements: str
+  paths:
+    description:
+      - Files and folders of the machine that builds. A folder stands for the root of a file system, a C(.deb), C(.rpm) or tar archive is
+        unpacked, a program goes to C(bin).
+      - What a C(.deb) depends on is fetched along with it; what a C(.rpm) depends on has to be named, too.
+      - A package of the store of Nix (C(/nix/store/NAME)) stays at its place, and its programs get names in C(bin). Name its whole
+        closure, as C(nix-store -qR) lists it.
+    type: list
+    elements: path
+  docker_image:
+    description:
+      - Name of a container image that the Docker engine has; all of its files go into the tool image.
+    type: str
+  docker_container:
+    description:
+      - Name or id of a container, running or not; all of its files as they are now go into the tool image.
+    type: str
+  docker_host:
+    description:
+      - URL of the engine's socket. By default the environment variable E(DOCKER_HOST), then C(unix:///var/run/docker.sock).
+    type: str
+  prefix:
+    description:
+      - The path that the tools work at, where the image has to be attached. Its last part begins with C(crashcart).
+    type: str
+    default: /dev/crashcart
   format:
     description:
-      - The image's file system.
+      - The image's file system. M(crashcart.fleet.crashcart_info) says what a host can mount.
+      - V(squashfs) is the smallest, V(erofs) the quickest to start tools from, V(ext4) the one that every kernel has.
     type: str
-    choices: [squashfs]
+    choices: [squashfs, erofs, ext4]
     default: squashfs
+  arch:
+    description:
+      - The architecture of the programs by Debian's name. By default that of the machine that builds, or of the container image or
+        files where there are no packages.
+      - Nothing is executed, so images for other architectures than the machine's can be built.
+    type: str
+    choices: [amd64, arm64]
+  release:
+    description:
+      - The release of Debian or Ubuntu that packages come from, for example V(trixie). By default what the machine's own sources name.
+    type: str
+  mirror:
+    description:
+      - The address of the mirror for O(release). By default the machine's own.
+    type: str
   cache:
     description:
       - Folder for lists of packages and package files, kept for the next build.
@@ -69,9 +125,19 @@ options:
       - Lists of packages that are younger are not fetched again, for example V(1h).
     type: str
     default: 1h
+  offline:
+    description:
+      - Fetch nothing; use the lists and the packages that O(cache) has from an earlier build.
+    type: bool
+    default: false
+  sbom:
+    description:
+      - A file for a software bill of materials of the image (CycloneDX 1.6, JSON).
+    type: path
 requirements:
-  - apt, dpkg, squashfs-tools and patchelf (packages of Debian and Ubuntu)
-  - pyelftools (Python)
+  - patchelf, and squashfs-tools, erofs-utils or e2fsprogs for the format
+  - apt and dpkg (Debian or Ubuntu) for packages, bsdtar (libarchive-tools) for C(.rpm)
+  - pyelftools (Python), docker (Python) for container images, cyclonedx-python-lib (Python) for O(sbom)
 seealso:
   - module: crashcart.fleet.crashcart_image
 """
@@ -89,10 +155,19 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     var: built.image.size
 
-- name: Build network tools only
+- name: Build network tools and one more package, for hosts with another processor
   crashcart.fleet.crashcart_build:
-    dest: network.squashfs
-    packages: [bash, iproute2, tcpdump, nmap]
+    dest: network-arm64.squashfs
+    sets: [network]
+    packages: [nmap]
+    arch: arm64
+  delegate_to: localhost
+  become: false
+
+- name: Make a tool image of a container image
+  crashcart.fleet.crashcart_build:
+    dest: netshoot.squashfs
+    docker_image: nicolaka/netshoot
   delegate_to: localhost
   become: false
 """
@@ -128,47 +203,103 @@ image:
       type: str
       sample: /dev/crashcart
     tools:
-      description: Names of its programs.
+      description: Its programs by name, each with the package and the version that it came with.
+      type: dict
+      sample: {"bash": "bash 5.2.15-2+b7", "strace": "strace 6.1-0.1"}
+    problems:
+      description: Files that will not work in the image, each with the reason, such as a library that no source has.
       type: list
-      elements: str
-      sample: [bash, gdb, strace]
+      elements: dict
+      contains:
+        path:
+          description: The file, seen from the root of the image.
+          type: str
+        reason:
+          description: What it lacks.
+          type: str
 """
+
+import os
+import tempfile
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.store import check_prefix
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder, relocate, tool_sets
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder, elf, sbom, tool_sets
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+
+SOURCES = ("packages", "paths", "docker_image", "docker_container")
 
 
 def describe(manifest, dest):
     if manifest is None:
         return None
-    kept = ("digest", "size", "arch", "format", "prefix", "tools")
+    kept = ("digest", "size", "arch", "format", "prefix", "tools", "problems")
     return {"path": dest, **{name: manifest[name] for name in kept}}
 
 
 def list_versions(manifest):
-    return {one["name"]: one["version"] for one in manifest["packages"]} if manifest else {}
+    # An image of an older builder has no components in its manifest.
+    return {one["name"]: one["version"] or one["hash"] for one in (manifest or {}).get("components", ())}
+
+
+def make_request(parameters):
+    sets = parameters["sets"] or ([] if any(parameters[name] for name in SOURCES) else ["default"])
+    check_prefix(parameters["prefix"])
+    return builder.Request(
+        packages=tuple(sorted({*tool_sets.list_packages(sets), *(parameters["packages"] or [])})),
+        paths=tuple(parameters["paths"] or []),
+        **{
+            name: parameters[name]
+            for name in ("docker_image", "docker_container", "prefix", "format", "arch", "release", "mirror")
+        },
+    )
+
+
+def make_teller(path):
+    """Who writes each step to the file PATH as a line, where there is one to write to."""
+
+    def tell(text):
+        if path is not None:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text.replace("\n", " ") + "\n")
+
+    return tell
 
 
 def run(module):
-    if relocate.ELFTOOLS_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("pyelftools"), exception=relocate.ELFTOOLS_IMPORT_ERROR)
+    if elf.ELFTOOLS_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("pyelftools"), exception=elf.ELFTOOLS_IMPORT_ERROR)
     parameters = module.params
     dest = parameters["dest"]
-    packages = tool_sets.DEFAULT_PACKAGES if parameters["packages"] is None else parameters["packages"]
-    request = builder.Request(tuple(sorted(packages)), format=parameters["format"])
+    if parameters["sbom"] and sbom.CYCLONEDX_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("cyclonedx-python-lib"), exception=sbom.CYCLONEDX_IMPORT_ERROR)
+    request = make_request(parameters)
     before = builder.read_manifest(dest)
     if module.check_mode:
-        is_current = builder.is_same_request(before, request)
+        is_listed = not parameters["sbom"] or os.path.exists(parameters["sbom"])
+        is_current = is_listed and builder.is_same_request(before, request)
         return {"changed": not is_current, "image": describe(before if is_current else None, dest)}
-    valid_s = parse_seconds(parameters["cache_valid_time"], "cache_valid_time")
-    apt, closure = builder.resolve(request, parameters["cache"], valid_s)
-    is_current = builder.is_current(before, request, closure)
-    after = before if is_current else builder.build(request, apt, closure, dest)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = builder.Plan(
+            request,
+            parameters["cache"],
+            folder,
+            docker_host=parameters["docker_host"],
+            valid_s=parse_seconds(parameters["cache_valid_time"], "cache_valid_time"),
+            offline=parameters["offline"],
+        )
+        is_current = builder.is_current(before, plan)
+        after = before if is_current else builder.build(plan, dest, make_teller(parameters["_progress"]))
+    is_listed = True
+    if parameters["sbom"]:
+        is_listed = not sbom.write(sbom.make(after, os.path.basename(dest)), parameters["sbom"])
+    broken = [one["path"] for one in after["problems"] if one["path"].startswith(("bin/", "sbin/", "local/"))]
+    if broken:
+        module.warn(f"these programs will not work in the image (see problems): {', '.join(broken)}")
     return {
-        "changed": not is_current,
+        "changed": not (is_current and is_listed),
         "image": describe(after, dest),
         "diff": {"before": list_versions(before), "after": list_versions(after)},
     }
@@ -178,10 +309,22 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             dest=dict(type="path", required=True),
+            sets=dict(type="list", elements="str", choices=list(tool_sets.TOOL_SETS)),
             packages=dict(type="list", elements="str"),
-            format=dict(type="str", choices=["squashfs"], default="squashfs"),
+            paths=dict(type="list", elements="path"),
+            docker_image=dict(type="str"),
+            docker_container=dict(type="str"),
+            docker_host=dict(type="str"),
+            prefix=dict(type="str", default="/dev/crashcart"),
+            format=dict(type="str", choices=["squashfs", "erofs", "ext4"], default="squashfs"),
+            arch=dict(type="str", choices=["amd64", "arm64"]),
+            release=dict(type="str"),
+            mirror=dict(type="str"),
             cache=dict(type="path", default="~/.cache/crashcart"),
             cache_valid_time=dict(type="str", default="1h"),
+            offline=dict(type="bool", default=False),
+            sbom=dict(type="path"),
+            _progress=dict(type="path"),
         ),
         supports_check_mode=True,
     )

@@ -110,7 +110,7 @@ image:
     path:
       description: Where it lies on the host.
       type: str
-      sample: /var/lib/crashcart/images/default/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.squashfs
+      sample: /var/lib/crashcart/images/default/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.image
     arch:
       description: The architecture of its programs.
       type: str

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: containers, calls, push, fetch, slowdown. Prints tables in Markdown, with units.
+Usage: run.py [NAME…], of: images, containers, calls, push, fetch, slowdown. Prints tables in Markdown, with units.
 """
 
 from __future__ import annotations
@@ -306,7 +306,55 @@ def bench_slowdown(_inventory: Path) -> None:
     print(f"\nSlowed {straced / traced:.0f} times less than by strace -f.")
 
 
+def bench_images(_inventory: Path) -> None:
+    """Builds from nothing and from the cache, sizes, and the first start of a program from an image that nobody has read."""
+    rows: list[list[Any]] = []
+    starts: list[list[Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = f"{folder}/cache"
+
+        def build(name: str, kind: str) -> tuple[float, int]:
+            path = f"{folder}/{name}.{kind}"
+            Path(path).unlink(missing_ok=True)
+            start = time.perf_counter()
+            image = host.call_module("crashcart_build", dest=path, sets=[name], format=kind, cache=cache)["image"]
+            return time.perf_counter() - start, image["size"]
+
+        for name in ("minimal", "default", "network", "debug", "python"):
+            cold = build(name, "squashfs")[0]
+            for kind in ("squashfs", "erofs", "ext4"):
+                warm, size = build(name, kind)
+                rows.append([name, kind, cold if kind == "squashfs" else "", warm, size / 1e6])
+        for kind in ("squashfs", "erofs", "ext4"):
+            taken = [_time_first_start(f"{folder}/default.{kind}") for _round in range(ROUNDS)]
+            starts.append([kind, *(statistics.median(column) * 1e3 for column in zip(*taken))])
+    print_table("Images", ["set", "format", "build with an empty cache, s", "build, s", "size, MB"], rows)
+    print_table("From a cold image, default set", ["format", "mount, ms", "first bash, ms", "second bash, ms"], starts)
+
+
+def _time_first_start(path: str) -> tuple[float, ...]:
+    """Seconds of a mount of the image PATH, of the first start of its bash, and of the second."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    script = (
+        "import os, subprocess, sys, time\n"
+        "os.makedirs('/dev/crashcart', exist_ok=True)\n"
+        "stamps = [time.perf_counter()]\n"
+        "for command in (['mount', '-o', 'loop,ro', sys.argv[1], '/dev/crashcart'], *[['/dev/crashcart/bin/bash', '-c', ':']] * 2):\n"
+        "    subprocess.run(command, check=True)\n"
+        "    stamps.append(time.perf_counter())\n"
+        "print(*(after - before for before, after in zip(stamps, stamps[1:])))\n"
+    )
+    try:
+        return tuple(map(float, host.run("unshare", "-m", sys.executable, "-c", script, path).stdout.split()))
+    finally:
+        os.rmdir("/dev/crashcart")
+
+
 BENCHMARKS = {
+    "images": bench_images,
     "containers": bench_containers,
     "calls": bench_calls,
     "push": bench_push,
@@ -323,7 +371,7 @@ def main() -> None:
             'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
         )
         os.environ.update(ANSIBLE_INVENTORY=str(local), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
-        images.make_all(PREFIX)
+        images.make(PREFIX, "busybox", "static", "python", "redis", "nginx")
         host.playbook("install")
         try:
             with sshd.serve(Path(folder, "ssh")) as inventory:

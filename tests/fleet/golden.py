@@ -25,8 +25,8 @@ import machine
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crashcart" / "fleet"
 IMAGE = "crashcart-test/busybox"
-# What waits in every guest to be started. The second one's loop fails now and then (an emulated processor has better to do than
-# to fail all the time); who fails is named cat.
+# What waits in every guest to be started, and ends without delay. The second one's loop fails now and then (an emulated
+# processor has better to do than to fail all the time); who fails is named cat.
 CONTAINERS = {
     "shop-db": "while true; do sleep 60; done",
     "shop-web": "while true; do cat /nonesuch; sleep 2; done",
@@ -98,7 +98,7 @@ def _make(folder: Path) -> None:
         shell.run(f"podman import --change CMD=/bin/sleep,100000 - {IMAGE}", archive)
         shell.run("sh", _WARMTH.encode())
         for name, loop in CONTAINERS.items():
-            shell.run(f"docker create --name {name} --network none {IMAGE} sh -c '{loop}' && sync")
+            shell.run(f"docker create --name {name} --stop-signal KILL --network none {IMAGE} sh -c '{loop}' && sync")
         tell("saving it")
         golden.save(folder / "state")
     finally:

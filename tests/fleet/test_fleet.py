@@ -236,15 +236,15 @@ def check_kernel(host, folder):
     guest = Guest(host)
     guest.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
     shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    guest.run(
+        f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
+        f"{golden.IMAGE} /usr/bin/python3 /workload.py"
+    )
+    every_kernel.wait_for_worker(guest, "worker")
     for check in every_kernel.CHECKS:
-        guest.run(
-            f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
-            f"{golden.IMAGE} /usr/bin/python3 /workload.py"
-        )
-        every_kernel.wait_for_worker(guest, "worker")
         check(guest, "worker", folder / check.__name__)
-        guest.call("ftrace_instance", containers=["worker"], state="absent")
-        guest.run("docker rm -f worker")
+    guest.call("ftrace_instance", containers=["worker"], state="absent")
+    guest.run("docker kill worker && docker rm worker")
 
 
 def use_podman_only(host):

@@ -14,7 +14,7 @@ import os
 import shlex
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
@@ -41,13 +41,14 @@ MOUNT_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | sys
 
 @dataclass(frozen=True)
 class Attachment:
-    """An image mounted in a container. IMAGE and DIGEST come from the loop device's file."""
+    """An image mounted in a container. IMAGE and DIGEST come from the loop device's file; FORMAT is its file system."""
 
     container: Container
     path: str
     image: str
     digest: str
     device: str
+    format: str
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an attachment."""
@@ -75,7 +76,7 @@ def find_loop_devices() -> dict[str, tuple[str, str]]:
 def find_attachments(target: Target, loop_devices: dict[str, tuple[str, str]]) -> list[Attachment]:
     """What of ours is mounted in TARGET, the lowest mount first."""
     return [
-        Attachment(target.container, mount.mount_point, *loop_devices[mount.device], device=mount.device)
+        Attachment(target.container, mount.mount_point, *loop_devices[mount.device], mount.device, mount.filesystem)
         for mount in target.read_mounts(*(f" {device} " for device in loop_devices))
         if loop_devices and mount.device in loop_devices
     ]
@@ -96,9 +97,9 @@ def open_image(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
         os.close(loop_fd)
 
 
-def create_mount(device: str) -> int:
-    """A detached read-only mount of the image on block device DEVICE, as a descriptor."""
-    return mounts.mount_create("squashfs", device, MOUNT_ATTRIBUTES)
+def create_mount(device: str, kind: str) -> int:
+    """A detached read-only mount of the image on block device DEVICE, a file system of KIND, as a descriptor."""
+    return mounts.mount_create(kind, device, MOUNT_ATTRIBUTES)
 
 
 def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[Target]:
@@ -129,7 +130,7 @@ def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> No
     with open_image(image) as device, ExitStack() as stack:
         fds = []
         for _target in targets:
-            fds.append(create_mount(device.path))
+            fds.append(create_mount(device.path, image.format))
             stack.callback(os.close, fds[-1])
         _run(targets, path, lambda index, parent_fd, name: _attach_here(fds[index], parent_fd, name), "attach to", fds)
 
@@ -318,7 +319,7 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
                 still_missing = list_missing(missing, image, path)
                 if still_missing:
                     attach(still_missing, image, path)
-        attached = [Attachment(t.container, path, image.name, image.digest, "") for t in missing]
+        attached = [Attachment(t.container, path, image.name, image.digest, "", image.format) for t in missing]
         return Change(before, _in_order(containers, before + attached))
 
 
@@ -363,9 +364,24 @@ def describe(found: Sequence[Attachment]) -> dict[str, str]:
 def shell_line(attachment: Attachment, engine_host: str | None) -> str:
     """The line for the host's terminal that gives an interactive shell; ENGINE_HOST is an engine's that is not the default."""
     engine = ["docker", "-H", engine_host] if engine_host else ["docker"]
+    settings = f"{attachment.path}/etc/crashcart.bashrc"
+    # The container's own settings of its loader would hit the shell before it reads ours.
+    variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD="]
+    shell = [f"{attachment.path}/bin/bash", "--rcfile", settings, "-i"]
+    if "bash" not in _list_tools(attachment):
+        variables.append(f"ENV={settings}")
+        shell = [f"{attachment.path}/bin/sh", "-i"]
+    options = [word for variable in variables for word in ("-e", variable)]
     # The id, not the name: it needs no quotes and no trust.
-    shell = [f"{attachment.path}/bin/bash", "--rcfile", f"{attachment.path}/etc/crashcart.bashrc", "-i"]
-    return shlex.join([*engine, "exec", "-it", attachment.container.short_id, *shell])
+    return shlex.join([*engine, "exec", "-it", *options, attachment.container.short_id, *shell])
+
+
+def _list_tools(attachment: Attachment) -> Iterable[str]:
+    """Names of the attached image's tools; where the store has another one by now, those that most images have."""
+    image = store.find_image(attachment.image)
+    if image is None or image.digest != attachment.digest:
+        return ("bash",)
+    return image.manifest.get("tools") or ("bash",)
 
 
 def list_attachments(containers: Sequence[Container]) -> list[Attachment]:

@@ -86,14 +86,15 @@ def execute(
         jobs = []
         for target, identity, source in zip(targets, users, sources):
             device_path = stack.enter_context(_hold(source))
-            mount_fd = create_mount(device_path)
+            mount_fd = create_mount(device_path, source.format)
             stack.callback(os.close, mount_fd)
             prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
+            variables = read_environment(mount_fd, prefix)
             try:
-                program = find_program(command.argv[0], mount_fd, prefix)
+                program = find_program(command.argv[0], mount_fd, prefix, variables["PATH"])
             except ExecutionError as error:
                 raise ExecutionError(f"container {target.container.name}: {error}") from error
-            environment = {**read_environment(mount_fd, prefix), **command.env}
+            environment = {**variables, **command.env}
             jobs.append(Job(target, command, identity, mount_fd, prefix, program, environment))
         results = run_jobs(jobs, server)
     return _report(results, command)

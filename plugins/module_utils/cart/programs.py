@@ -42,19 +42,21 @@ def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
     return variables
 
 
-def find_program(name: str, mount_fd: int, prefix: str) -> str:
-    """The path to run for NAME: a path is taken as it is; a bare name is looked for in the image only.
+def find_program(name: str, mount_fd: int, prefix: str, search: str) -> str:
+    """The path to run for NAME: a path is taken as it is; a bare name is looked for in the image only, in the folders of SEARCH.
 
     The container's own programs are never found by a bare name: they would run with the host's privileges.
     """
     if "/" in name:
         return name
-    for folder in ("bin", "sbin"):
+    for folder in search.split(":"):
+        if not folder.startswith(prefix + "/"):
+            continue
         try:
-            os.stat(f"{folder}/{name}", dir_fd=mount_fd, follow_symlinks=False)
+            os.stat(f"{folder[len(prefix) + 1 :]}/{name}", dir_fd=mount_fd, follow_symlinks=False)
         except FileNotFoundError:
             continue
-        return f"{prefix}/{folder}/{name}"
+        return f"{folder}/{name}"
     raise ExecutionError(
         f"the image has no program called {name!r}: add its package to the image,"
         " or give the whole path of a program in the container"

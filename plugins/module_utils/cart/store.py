@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The tool images on a host.
 
-An image lies at STORE/NAME/SHA256.squashfs with its manifest at STORE/NAME/SHA256.json. The digest is
+An image lies at STORE/NAME/SHA256.image with its manifest at STORE/NAME/SHA256.json. The digest is
 part of the path, so one rename puts an image into place whole, and no file can say it is what it is not.
 The manifest comes first: where there is an image, there is its manifest.
 """
@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
 STORE = "/var/lib/crashcart/images"
-SUFFIX = ".squashfs"
+SUFFIX = ".image"
+FORMATS = ("squashfs", "erofs", "ext4")
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 PREFIX_PATTERN = re.compile(r"/[A-Za-z0-9_./-]+\Z")
@@ -58,6 +60,11 @@ class StoredImage:
     def prefix(self) -> str:
         """The path that the image's tools were made for."""
         return str(self.manifest["prefix"])
+
+    @property
+    def format(self) -> str:
+        """The file system that it is."""
+        return str(self.manifest["format"])
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an image; tools and packages stay in its manifest."""
@@ -149,11 +156,16 @@ def check_manifest_form(manifest: Any) -> None:
         raise ImageError(f"the manifest's digest {digest!r} is no sha256: build the image again")
     if not isinstance(size, int):
         raise ImageError(f"the manifest's size {size!r} is no number: build the image again")
+    check_prefix(prefix)
+
+
+def check_prefix(prefix: Any) -> None:
+    """Raise ImageError unless PREFIX is a path where the tools of an image may be mounted."""
     is_path = isinstance(prefix, str) and bool(PREFIX_PATTERN.match(prefix)) and os.path.normpath(prefix) == prefix
     if not is_path or os.path.dirname(str(prefix)) == "/" or not os.path.basename(str(prefix)).startswith("crashcart"):
         raise ImageError(
-            f"the manifest's prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with"
-            " crashcart, below a folder such as /dev"
+            f"prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with crashcart, below a"
+            " folder such as /dev"
         )
 
 
@@ -166,8 +178,15 @@ def check_manifest(manifest: dict[str, Any]) -> None:
             f"the image is for {manifest.get('arch')} and this host is {architecture}:"
             f" build one on a machine (or with delegate_to) of that architecture"
         )
-    if manifest.get("format") != "squashfs":
-        raise ImageError(f"the image's format is {manifest.get('format')!r}, and only squashfs is known here")
+    kind = manifest.get("format")
+    if kind not in FORMATS:
+        raise ImageError(f"the image's format is {kind!r}, and only {', '.join(FORMATS)} are known here")
+    feature = features.check_filesystem(str(kind))
+    if not feature.ok:
+        raise ImageError(
+            f"this host cannot mount the image's format {kind}: {feature.reason}; build the image with another format"
+            " (the features that crashcart_info tells name those the host can mount)"
+        )
 
 
 def install_image(name: str, digest: str, manifest: dict[str, Any], source: str) -> StoredImage:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any, Callable
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
@@ -84,6 +85,32 @@ class DockerEngine:
     def refresh(self, container: Container) -> Container:
         """CONTAINER with its pid and its state of now."""
         return parse_inspected(self.inspect(container))
+
+    def find_image(self, name: str) -> dict[str, Any]:
+        """What `docker image inspect` says of the image NAME."""
+        try:
+            return self._ask(self._client.inspect_image, name)  # type: ignore[no-any-return]
+        except docker.errors.NotFound as error:
+            raise ContainerError(
+                f"the Docker engine at {self.host} has no image {name!r}: pull or build it first"
+            ) from error
+
+    @contextmanager
+    def export_image(self, name: str) -> Iterator[Iterator[bytes]]:
+        """The whole file system of the image NAME as chunks of a tar archive. A container is made for it, and never started."""
+        made = self._ask(self._client.create_container, name, command=["-"], network_disabled=True)["Id"]
+        try:
+            yield self._ask(self._client.export, made)
+        finally:
+            self._ask(self._client.remove_container, made, force=True)
+
+    @contextmanager
+    def export_container(self, name: str) -> Iterator[Iterator[bytes]]:
+        """The whole file system of the container NAME (or id) as chunks of a tar archive."""
+        try:
+            yield self._ask(self._client.export, name)
+        except docker.errors.NotFound as error:
+            raise ContainerError(f"the Docker engine at {self.host} has no container {name!r}") from error
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From package names to an image file with its manifest beside it. Needs neither root nor a mount."""
+"""From sources to an image file with its manifest beside it. Needs neither root nor a mount, and runs nothing of the sources."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
+import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image import relocate
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import filesystems, relocate, sources
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
-    BuildError,
     Package,
     PrivateApt,
+    Repository,
     check_package_names,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component, Source
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.tool_sets import OPTIONAL
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
-# Goes up whenever the same packages would make another image.
-BUILDER_VERSION = 1
-# Seconds since the epoch, the first day of 1980; to some programs zero means that a file has no time.
-_FILE_TIME = "315532800"
+# Goes up whenever the same sources would make another image.
+BUILDER_VERSION = 2
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _BASHRC = """\
-# Read by interactive shells that are started with the tools of this image.
+# Read by interactive shells that are started with the tools of this image, which are not for the container's settings.
+unset {unset}
 {exports}
-export PATH={prefix}/bin:{prefix}/sbin:$PATH
+export PATH={path}:$PATH
 PS1='[crashcart] \\u@\\h:\\w\\$ '
 """
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an image is made of; it decides the bytes of the result."""
+    """What an image is made of, in the user's words. ARCH is None where the sources decide."""
 
-    packages: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    docker_image: str | None = None
+    docker_container: str | None = None
     prefix: str = "/dev/crashcart"
     format: str = "squashfs"
+    arch: str | None = None
+    release: str | None = None
+    mirror: str | None = None
 
 
 def manifest_path(image: str) -> str:
@@ -66,116 +76,168 @@ def is_same_request(manifest: dict[str, Any] | None, request: Request) -> bool:
 
 
 def _describe(request: Request) -> dict[str, Any]:
-    return json.loads(json.dumps({**asdict(request), "builder": BUILDER_VERSION}))  # type: ignore[no-any-return]
+    # Where a local file lies makes no difference to the image, which holds this text.
+    names = [os.path.basename(os.path.normpath(path)) for path in request.paths]
+    return json.loads(json.dumps({**asdict(request), "paths": names, "builder": BUILDER_VERSION}))  # type: ignore[no-any-return]
 
 
-def resolve(request: Request, cache: str, valid_s: float) -> tuple[PrivateApt, list[Package]]:
-    """The packages that REQUEST comes to; lists younger than VALID_S seconds are used as they are."""
-    names = list(request.packages)
-    check_package_names(names)
-    missing = relocate.find_missing_programs()
-    if missing:
-        raise BuildError(f"to build images this machine needs the packages: {', '.join(missing)}")
-    apt = PrivateApt(cache)
-    apt.update(valid_s)
-    return apt, apt.resolve(names)
+def find_machine_architecture() -> str:
+    """This machine's architecture by Debian's name."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
-def is_current(manifest: dict[str, Any] | None, request: Request, packages: list[Package]) -> bool:
-    """Whether the image with MANIFEST is what a build of REQUEST from PACKAGES would make."""
-    return is_same_request(manifest, request) and manifest is not None and manifest["packages"] == _list(packages)
+class Plan:
+    """What REQUEST comes to now: its sources, each with a hash. FOLDER is for what has to be kept meanwhile.
+
+    Lists of packages that are younger than VALID_S seconds are used as they are; OFFLINE forbids to fetch anything.
+    """
+
+    def __init__(
+        self, request: Request, cache: str, folder: str, *, docker_host: str | None, valid_s: float, offline: bool
+    ) -> None:
+        check_package_names(list(request.packages))
+        self.request = request
+        self._offline = offline
+        self._apt: PrivateApt | None = None
+        self._packages: list[Package] = []
+        self._local: list[Source] = [sources.open_path(path) for path in request.paths]
+        if request.docker_image:
+            self._local.append(sources.open_container_image(request.docker_image, docker_host))
+        if request.docker_container:
+            self._local.append(sources.open_container(request.docker_container, docker_host, folder))
+        # apt sees to what local packages depend on.
+        debs = [os.path.abspath(path) for path, one in zip(request.paths, self._local) if one.component.kind == "deb"]
+        self._names = [*request.packages, *debs]
+        if self._names:
+            _check_programs({"apt-get": "apt", "dpkg-deb": "dpkg"})
+            arch = request.arch or find_machine_architecture()
+            self._apt = PrivateApt(cache, Repository(arch, request.release, request.mirror))
+            if not offline:
+                self._apt.update(valid_s)
+            self._names = [one for one in self._names if one not in OPTIONAL or self._apt.has(one)]
+            # A repository may have what is here as a file, too.
+            local = {one.component.name for one in self._local if one.component.kind == "deb"}
+            self._packages = [one for one in self._apt.resolve(self._names) if one.name not in local]
+        if not self._packages and not self._local:
+            raise BuildError(
+                "there is nothing to make an image of: name packages, paths, docker_image or docker_container"
+            )
+
+    @property
+    def components(self) -> list[Component]:
+        """What goes into the image, in the order in which it is unpacked."""
+        return [*map(_describe_package, self._packages), *(one.component for one in self._local)]
+
+    def fill(self, tree: Tree, tell: Callable[[str], None]) -> None:
+        """Fetch what is not here, and unpack all."""
+        if self._apt is not None:
+            tell(f"fetching what the cache lacks of {len(self._packages)} packages")
+            self._apt.download(self._names, self._packages, offline=self._offline)
+        packages = [sources.open_package(_describe_package(one), one.path) for one in self._packages]
+        tell(f"unpacking {len(packages) + len(self._local)} sources")
+        for one in [*packages, *self._local]:
+            tell(f" unpacking {one.component.label}")
+            one.add_to(tree)
 
 
-def _list(packages: list[Package]) -> list[dict[str, Any]]:
-    return [
-        {"name": one.name, "version": one.version, "arch": one.arch, "hash": one.hash, "size": one.size}
-        for one in packages
-    ]
+def _describe_package(package: Package) -> Component:
+    return Component(
+        "deb", package.name, package.version, package.arch, package.hash.lower(), package.size, uri=package.uri
+    )
 
 
-def build(request: Request, apt: PrivateApt, packages: list[Package], dest: str) -> dict[str, Any]:
-    """Make the image file DEST from PACKAGES, and its manifest beside it; the manifest comes back.
+def is_current(manifest: dict[str, Any] | None, plan: Plan) -> bool:
+    """Whether the image with MANIFEST is what a build by PLAN would make."""
+    return (
+        is_same_request(manifest, plan.request)
+        and manifest is not None
+        and manifest.get("components") == list_components(plan)
+    )
+
+
+def list_components(plan: Plan) -> list[dict[str, Any]]:
+    """The components as a manifest holds them."""
+    return [asdict(one) for one in plan.components]
+
+
+def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Make the image file DEST by PLAN, and its manifest beside it; the manifest comes back. TELL hears of each step in a
+    line, of what it works on in a line that begins with a blank.
 
     Until the image is whole DEST is what it was before.
     """
-    apt.download(list(request.packages), packages)
+    request = plan.request
+    program, package = filesystems.PROGRAMS[request.format]
+    _check_programs({program: package, "patchelf": "patchelf"})
     os.umask(0o022)  # others than the builder have to be able to read what is in the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".crashcart-build-", dir=folder) as work:
-        tree = os.path.join(work, "tree")
-        os.mkdir(tree, 0o755)
-        _unpack(packages, os.path.join(work, "packages"))
-        relocate.fold_tree(os.path.join(work, "packages"), tree)
-        relocate.add_alternatives(tree)
-        relocate.add_certificates(tree)
-        relocate.relocate_programs(tree, request.prefix)
-        relocate.wrap_privilege_droppers(tree, request.prefix)
+        tree = Tree(os.path.join(work, "tree"))
+        plan.fill(tree, tell)
+        tree.finish()
+        relocate.link_store_programs(tree.path)
+        relocate.add_alternatives(tree.path)
+        relocate.add_certificates(tree.path)
+        tell(f"relocating programs to {request.prefix}")
+        relocation = relocate.relocate_programs(tree.path, request.prefix)
+        relocate.wrap_privilege_droppers(tree.path, request.prefix)
         manifest: dict[str, Any] = {
             "request": _describe(request),
             "prefix": request.prefix,
             "format": request.format,
-            "arch": _ARCHITECTURES.get(platform.machine(), platform.machine()),
-            "tools": relocate.list_tools(tree),
-            "packages": _list(packages),
+            "arch": _find_architecture(request, relocation.architectures),
+            "tools": relocate.list_tools(tree.path, tree.origins),
+            "components": list_components(plan),
+            "problems": relocation.problems,
+            "left_out": sorted(tree.dropped),
         }
-        _write_settings(tree, request.prefix, manifest)
+        _write_settings(tree.path, request.prefix, manifest)
+        tell(f"packing {request.format}")
         image = os.path.join(work, "image")
-        _make_squashfs(tree, image)
+        filesystems.make(tree.path, image, request.format)
         manifest["size"] = os.stat(image).st_size
-        manifest["digest"] = _hash(image)
+        with open(image, "rb") as file:
+            manifest["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
         _publish(image, manifest, work, dest)
     return manifest
 
 
-def _unpack(packages: list[Package], folder: str) -> None:
-    os.mkdir(folder, 0o755)
+def _check_programs(needed: dict[str, str]) -> None:
+    missing = [package for program, package in needed.items() if shutil.which(program) is None]
+    if missing:
+        raise BuildError(f"to build images this machine needs the packages: {', '.join(missing)}")
 
-    def unpack(package: Package) -> None:
-        done = subprocess.run(
-            ["dpkg-deb", "-x", package.path, folder], capture_output=True, text=True, errors="replace", check=False
+
+def _find_architecture(request: Request, found: Counter[str]) -> str:
+    """The architecture of the image; raises BuildError where programs are of another one, or of several."""
+    wanted = request.arch or (
+        find_machine_architecture() if request.packages or not found else found.most_common(1)[0][0]
+    )
+    others = {arch: count for arch, count in found.items() if arch != wanted}
+    if others:
+        counts = ", ".join(f"{count} for {arch}" for arch, count in sorted(others.items()))
+        raise BuildError(
+            f"the image is for {wanted} and has programs of another architecture ({counts}): give arch, and sources of one architecture"
         )
-        if done.returncode != 0:
-            raise BuildError(f"package {package.name} cannot be unpacked: {done.stderr.strip()}")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(unpack, packages))
+    return wanted
 
 
 def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
     variables = relocate.list_environment(tree, prefix)
     lines = [f"{name}={value}" for name, value in sorted(variables.items())]
-    exports = "\n".join(f"export {line}" for line in lines)
+    exports = "\n".join(f"export {line}" for line in lines if not line.startswith("PATH="))
     texts = {
         "crashcart.env": "# Variables that the tools of this image need.\n" + "\n".join(lines) + "\n",
-        "crashcart.bashrc": _BASHRC.format(exports=exports, prefix=prefix),
+        "crashcart.bashrc": _BASHRC.format(
+            unset=" ".join(relocate.FOREIGN_VARIABLES), exports=exports, path=variables["PATH"]
+        ),
         "crashcart.json": json.dumps(manifest, indent=1, sort_keys=True) + "\n",
     }
     os.makedirs(os.path.join(tree, "etc"), exist_ok=True)
     for name, text in texts.items():
         with open(os.path.join(tree, "etc", name), "w", encoding="utf-8") as file:
             file.write(text)
-
-
-def _make_squashfs(tree: str, image: str) -> None:
-    # One owner and one time for everything, so that the bytes depend on the content alone.
-    times = ["-all-time", _FILE_TIME, "-mkfs-time", _FILE_TIME]
-    options = ["-noappend", "-all-root", "-no-xattrs", *times, "-no-progress", "-quiet"]
-    command = ["mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "12", *options]
-    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
-    if done.returncode != 0:
-        raise BuildError(f"mksquashfs failed: {done.stderr.strip() or done.stdout.strip()}")
-
-
-def _hash(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while True:
-            chunk = file.read(1 << 20)
-            if not chunk:
-                return digest.hexdigest()
-            digest.update(chunk)
 
 
 def _publish(image: str, manifest: dict[str, Any], work: str, dest: str) -> None:

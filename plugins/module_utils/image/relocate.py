@@ -1,51 +1,57 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turn unpacked Debian packages into a tree that works at another prefix, wherever that is mounted.
+"""Make a tree work at another prefix, wherever that is mounted.
 
-/usr is folded into the root of the tree. Programs get the tree's own loader as interpreter and the tree's
-library folders as RPATH (not RUNPATH: RPATH also serves the libraries of libraries, and goes before a foreign
-LD_LIBRARY_PATH). Symlinks become relative, scripts get interpreters of the tree. No maintainer script is run.
+ELF files are patched (see elf), scripts get interpreters of the tree, and an environment file leads programs to their data.
+No maintainer script is run: what those would have made and tools need is made here.
 """
 
 from __future__ import annotations
 
+import glob
 import os
-import shutil
 import stat
-import subprocess
-import traceback
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import elf
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tool_sets import ALTERNATIVES
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import fold
 
-ELFTOOLS_IMPORT_ERROR: str | None = None
-try:
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.dynamic import DynamicSection
-    from elftools.elf.elffile import ELFFile
-except ImportError:
-    ELFTOOLS_IMPORT_ERROR = traceback.format_exc()
-
-# Of no use in a container, and half of the size.
-_LEFT_OUT = (
-    "share/bash-completion",
-    "share/bug",
-    "share/doc",
-    "share/doc-base",
-    "share/info",
-    "share/lintian",
-    "share/locale",
-    "share/man",
-    "var",
-    "lib/systemd",
-    "etc/init.d",
-    "etc/cron.d",
-    "etc/cron.daily",
+_PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
+# Where data lies that a program looks for at a path fixed when it was compiled, by the variable that leads it elsewhere.
+_DATA = {
+    "CURL_CA_BUNDLE": ("etc/ssl/certs/ca-certificates.crt",),
+    "GCONV_PATH": ("lib/*/gconv", "lib/gconv"),
+    "GIT_EXEC_PATH": ("lib/git-core", "libexec/git-core"),
+    "GIT_SSL_CAINFO": ("etc/ssl/certs/ca-certificates.crt",),
+    "GIT_TEMPLATE_DIR": ("share/git-core/templates",),
+    "LOCPATH": ("lib/locale",),
+    "MAGIC": ("lib/file/magic.mgc", "share/misc/magic.mgc"),
+    "NMAPDIR": ("share/nmap",),
+    "OPENSSL_CONF": ("etc/ssl/openssl.cnf",),
+    "OPENSSL_ENGINES": ("lib/*/engines-3",),
+    "OPENSSL_MODULES": ("lib/*/ossl-modules",),
+    "PERL5LIB": (
+        "etc/perl",
+        "share/perl5",
+        "lib/*/perl5/[0-9]*",
+        "lib/*/perl/[0-9]*",
+        "share/perl/[0-9]*",
+        "lib/*/perl-base",
+    ),
+    "SSL_CERT_FILE": ("etc/ssl/certs/ca-certificates.crt", "etc/ssl/cert.pem"),
+    "TERMINFO": ("lib/terminfo", "share/terminfo", "etc/terminfo"),
+    "VIMRUNTIME": ("share/vim/vim[0-9]*",),
+    "XTABLES_LIBDIR": ("lib/*/xtables", "lib/xtables"),
+}
+_LISTS = ("PERL5LIB",)
+# What a container may have set for its own programs, and what would mislead those of the image.
+FOREIGN_VARIABLES = (
+    *("LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PERL5LIB", "PERL5OPT", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),
+    *("OPENSSL_CONF", "SSL_CERT_DIR", "BASH_ENV", "ENV", "TERMCAP"),
 )
-_PROGRAM_FOLDERS = ("bin", "sbin")
 _PRIVILEGE_DROPPERS = ("tcpdump",)
 _WRAPPER = """\
 #!{prefix}/bin/sh
@@ -54,60 +60,21 @@ exec {prefix}/libexec/crashcart/{name} "$@"
 """
 
 
-@dataclass(frozen=True)
-class _Elf:
-    path: str
-    interpreter: str
-    run_path: str
-
-
-def fold(path: str) -> str:
-    """The place in the tree, without a leading slash, of the absolute PATH of a package."""
-    path = os.path.normpath(path).lstrip("/")
-    return "" if path == "usr" else path[4:] if path.startswith("usr/") else path
-
-
-def fold_tree(source: str, tree: str) -> None:
-    """Move all files of SOURCE (packages unpacked over each other) to their places in TREE."""
-    for folder, folders, files in os.walk(source):
-        place = "/" + os.path.relpath(folder, source)
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in sorted(files) + sorted(links):
-            path = os.path.join(folder, name)
-            target = fold(os.path.join(place, name))
-            if _is_left_out(target):
-                continue
-            destination = os.path.join(tree, target)
-            os.makedirs(os.path.dirname(destination), exist_ok=True)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISLNK(mode):
-                _move_link(path, place, target, destination)
-            elif stat.S_ISREG(mode):
-                os.chmod(path, stat.S_IMODE(mode) & 0o755 | 0o600)  # setuid and setgid are dropped
-                os.rename(path, destination)
-    for folder, _folders, _files in os.walk(tree):
-        os.chmod(folder, 0o755)  # whatever the caller's umask: others than root use the tools, too
-
-
-def _is_left_out(target: str) -> bool:
-    return any(target == prefix or target.startswith(prefix + "/") for prefix in _LEFT_OUT)
-
-
-def _move_link(path: str, place: str, target: str, destination: str) -> None:
-    aim = fold(os.path.join(place, os.readlink(path)))
-    if aim == target or os.path.lexists(destination):
-        return  # /bin/x → /usr/bin/x: folded, it is x itself
-    os.symlink(os.path.relpath("/" + aim, os.path.dirname("/" + target)), destination)
-
-
 def add_alternatives(tree: str) -> None:
     """Link the well-known names of programs that maintainer scripts would have linked."""
-    for name, program in ALTERNATIVES.items():
-        link = os.path.join(tree, "bin", name)
-        if not os.path.exists(link) and os.path.exists(os.path.join(tree, "bin", program)):
-            if os.path.islink(link):
-                os.unlink(link)
-            os.symlink(program, link)
+    places = find_program_folders(tree)
+    for name, programs in ALTERNATIVES.items():
+        if any(os.path.exists(os.path.join(tree, folder, name)) for folder in places):
+            continue
+        for program in programs:
+            place = _find_program(tree, program)
+            if os.path.exists(os.path.join(tree, place)):
+                link = os.path.join(tree, "bin", name)
+                if os.path.islink(link):
+                    os.unlink(link)  # it leads nowhere
+                os.makedirs(os.path.dirname(link), exist_ok=True)
+                os.symlink(os.path.relpath("/" + place, "/bin"), link)
+                break
 
 
 def add_certificates(tree: str) -> None:
@@ -163,120 +130,126 @@ def _write(path: str, text: str, mode: int) -> None:
 
 def list_environment(tree: str, prefix: str) -> dict[str, str]:
     """The variables by which programs find data that they look for at a path fixed when they were compiled."""
-    candidates = {
-        "CURL_CA_BUNDLE": "etc/ssl/certs/ca-certificates.crt",
-        "MAGIC": "lib/file/magic.mgc",
-        "LOCPATH": "lib/locale",
-        "SSL_CERT_FILE": "etc/ssl/certs/ca-certificates.crt",
-        "TERMINFO": "lib/terminfo",
-    }
-    variables = {
-        name: f"{prefix}/{path}" for name, path in candidates.items() if os.path.exists(os.path.join(tree, path))
-    }
+    variables = {"PATH": ":".join(f"{prefix}/{folder}" for folder in find_program_folders(tree))}
+    for name, patterns in _DATA.items():
+        # Sorted, since a folder's order is nobody's promise; brackets in a folder's name are part of a name.
+        places = [place for pattern in patterns for place in sorted(glob.glob(pattern, root_dir=tree))]
+        if places:
+            variables[name] = ":".join(f"{prefix}/{place}" for place in (places if name in _LISTS else places[:1]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    gconv = [folder for folder, _folders, files in os.walk(os.path.join(tree, "lib")) if "gconv-modules" in files]
-    if gconv:
-        variables["GCONV_PATH"] = f"{prefix}/{os.path.relpath(gconv[0], tree)}"
     return variables
 
 
-def list_tools(tree: str) -> list[str]:
-    """Names of the programs in TREE."""
-    return sorted({name for folder in _PROGRAM_FOLDERS for name in _list(os.path.join(tree, folder))})
+def find_program_folders(tree: str) -> list[str]:
+    """Places of the folders of programs that there are."""
+    return [folder for folder in _PROGRAM_FOLDERS if os.path.isdir(os.path.join(tree, folder))]
 
 
-def _list(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
+def list_tools(tree: str, origins: dict[str, str]) -> dict[str, str]:
+    """Names of the programs in TREE, each with what it came with (ORIGINS: by place), "" for what was made here."""
+    tools = {}
+    for folder in reversed(find_program_folders(tree)):
+        for name in sorted(os.listdir(os.path.join(tree, folder))):
+            path = os.path.join(tree, folder, name)
+            if os.path.isdir(path) or not os.path.exists(path):
+                continue
+            # The package of what a link leads to knows its version.
+            real = os.path.relpath(os.path.realpath(path), os.path.realpath(tree))
+            tools[name] = origins.get(real) or origins.get(f"{folder}/{name}", "")
+    return dict(sorted(tools.items()))
 
 
-def relocate_programs(tree: str, prefix: str) -> int:
-    """Patch every ELF file and script of TREE to work at PREFIX; how many ELF files were patched."""
-    library_folders: set[str] = set()
-    # One entry for each file, whatever number of names it has: patchelf writes in place.
-    elves: dict[int, _Elf] = {}
-    for path in _gen_files(tree):
+def link_store_programs(tree: str) -> None:
+    """Give the programs of a Nix closure names in bin: there they stand in a folder for each package."""
+    for program in sorted(glob.glob("nix/store/*/bin/*", root_dir=tree)):
+        link = os.path.join(tree, "bin", os.path.basename(program))
+        if not os.path.lexists(link):
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(f"../{program}", link)
+
+
+@dataclass(frozen=True)
+class Relocation:
+    """What came of patching a tree. PROBLEMS: what will not work, as path and reason; ARCHITECTURES: how many programs are for each."""
+
+    problems: list[dict[str, str]]
+    architectures: Counter[str]
+
+
+def relocate_programs(tree: str, prefix: str) -> Relocation:
+    """Patch every ELF file and script of TREE to work at PREFIX."""
+    # Several names may be one file, which is patched once: by its number here.
+    places: dict[int, list[str]] = {}
+    elves: dict[int, elf.Elf] = {}
+    scripts = []
+    architectures: Counter[str] = Counter()
+    for place in _gen_files(tree):
+        path = os.path.join(tree, place)
         with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic == b"\x7fELF":
-            elf = _read_elf(path)
-            if elf is not None:
-                elves[os.stat(path).st_ino] = elf
-            if ".so" in os.path.basename(path):
-                folder = os.path.relpath(os.path.dirname(path), tree)
-                # Folders of plug-ins are opened by full path; only the common ones are searched.
-                if folder == "lib" or (folder.startswith("lib/") and folder.count("/") == 1 and "-linux-" in folder):
-                    library_folders.add(folder)
-        elif magic[:2] == b"#!":
-            _patch_script(path, prefix)
-    search = [f"{prefix}/{folder}" for folder in sorted(library_folders, reverse=True)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sum(pool.map(lambda elf: _patch_elf(elf, prefix, search), elves.values()))
+            head = file.read(20)
+        number = os.stat(path).st_ino
+        if head[:4] == b"\x7fELF":
+            if os.path.dirname(place) in _PROGRAM_FOLDERS:  # elsewhere firmware may be, or what a tool works on
+                architectures[elf.find_architecture(head)] += 1
+            places.setdefault(number, []).append(place)
+            found = None if number in elves else elf.read_elf(tree, place)
+            if found is not None:
+                elves[number] = found
+        elif head[:2] == b"#!":
+            interpreter = _patch_script(tree, place, prefix)
+            if interpreter and os.stat(path).st_mode & 0o111:
+                scripts.append((place, interpreter))
+
+    def spread(of_one_file: list[elf.Elf]) -> list[elf.Elf]:
+        """All names of each file."""
+        return [replace(one, place=place) for number, one in zip(elves, of_one_file) for place in places[number]]
+
+    folders = elf.find_library_folders(tree, spread(list(elves.values())))
+    patched = spread(elf.patch(tree, prefix, list(elves.values()), folders))
+    problems = elf.list_problems(tree, patched, folders)
+    problems += [
+        {"path": place, "reason": f"its interpreter {interpreter} is not in the image"}
+        for place, interpreter in scripts
+        if not os.path.exists(os.path.join(tree, interpreter))
+    ]
+    return Relocation(sorted(problems, key=lambda problem: (problem["path"], problem["reason"])), architectures)
 
 
 def _gen_files(tree: str) -> Iterator[str]:
-    for folder, _folders, files in os.walk(tree):
-        for name in files:
+    """Places of all regular files, in the same order whatever the file system."""
+    for folder, folders, files in os.walk(tree):
+        folders.sort()
+        for name in sorted(files):
             path = os.path.join(folder, name)
             if not os.path.islink(path):
-                yield path
+                yield os.path.relpath(path, tree)
 
 
-def _read_elf(path: str) -> _Elf | None:
-    """What of a dynamic ELF file has to be patched; None for objects, static programs and broken files."""
-    with open(path, "rb") as file:
-        try:
-            elf = ELFFile(file)
-            if elf.header.e_type not in ("ET_EXEC", "ET_DYN"):
-                return None
-            interpreter = ""
-            run_path = ""
-            for segment in elf.iter_segments():
-                if segment.header.p_type == "PT_INTERP":
-                    interpreter = segment.get_interp_name()
-            section = elf.get_section_by_name(".dynamic")
-            if isinstance(section, DynamicSection):
-                for tag in section.iter_tags():
-                    if tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
-                        run_path = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
-            return _Elf(path, interpreter, run_path)
-        except ELFError:
-            return None
-
-
-def _patch_elf(elf: _Elf, prefix: str, search: list[str]) -> bool:
-    if not elf.interpreter and not elf.run_path:
-        return False  # a library is found, and finds its own, by the RPATH of the program that loads it
-    own = [part if part.startswith("$") else f"{prefix}/{fold(part)}" for part in elf.run_path.split(":") if part]
-    command = ["patchelf", "--force-rpath", "--set-rpath", ":".join([*own, *search])]
-    if elf.interpreter:
-        command += ["--set-interpreter", f"{prefix}/{fold(elf.interpreter)}"]
-    done = subprocess.run([*command, elf.path], capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        raise BuildError(f"patchelf cannot patch {os.path.basename(elf.path)}: {done.stderr.strip()}")
-    return True
-
-
-def _patch_script(path: str, prefix: str) -> None:
+def _patch_script(tree: str, place: str, prefix: str) -> str:
+    """Let the script at PLACE be run by an interpreter of the tree; that one's place, "" where the script names none."""
+    path = os.path.join(tree, place)
     with open(path, "rb") as file:
         content = file.read()
     line, newline, rest = content.partition(b"\n")
-    words = line[2:].split()
-    if not words or not words[0].startswith(b"/") or words[0].startswith(os.fsencode(prefix) + b"/"):
-        return
-    program = os.fsencode(fold(os.fsdecode(words[0])))
-    program = program[len(b"local/") :] if program.startswith(b"local/") else program
-    arguments = words[1:]
-    if program == b"bin/env" and arguments and not arguments[0].startswith(b"-") and b"=" not in arguments[0]:
+    words = os.fsdecode(line[2:]).split()
+    if not words or not words[0].startswith("/"):
+        return ""
+    if words[0].startswith(prefix + "/"):
+        return words[0][len(prefix) + 1 :]
+    program, *arguments = fold(words[0]), *words[1:]
+    if program == "bin/env" and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         # The interpreter itself: env would look for it in the container's PATH.
-        program, *arguments = b"bin/" + os.path.basename(arguments[0]), *arguments[1:]
-    shebang = b" ".join([b"#!" + os.fsencode(prefix) + b"/" + program, *arguments])
+        program, *arguments = _find_program(tree, os.path.basename(arguments[0])), *arguments[1:]
+    elif program.startswith("local/") and not os.path.exists(os.path.join(tree, program)):
+        program = program[len("local/") :]
     mode = os.stat(path).st_mode
     with open(path, "wb") as file:
-        file.write(shebang + newline + rest)
+        file.write(os.fsencode(" ".join([f"#!{prefix}/{program}", *arguments])) + newline + rest)
     os.chmod(path, stat.S_IMODE(mode))
+    return program
 
 
-def find_missing_programs() -> list[str]:
-    """Debian packages that a build needs and that this machine lacks."""
-    needed = {"apt-get": "apt", "dpkg-deb": "dpkg", "mksquashfs": "squashfs-tools", "patchelf": "patchelf"}
-    return [package for program, package in needed.items() if shutil.which(program) is None]
+def _find_program(tree: str, name: str) -> str:
+    """The place of the program NAME, or where it would be."""
+    folders = find_program_folders(tree)
+    return next((f"{one}/{name}" for one in folders if os.path.exists(os.path.join(tree, one, name))), f"bin/{name}")

@@ -4,34 +4,98 @@
 
 from __future__ import annotations
 
-DEFAULT_PACKAGES = (
-    "bash",
-    "bind9-dnsutils",
-    "ca-certificates",
-    "coreutils",
-    "curl",
-    "file",
-    "findutils",
-    "gdb",
-    "grep",
-    "iproute2",
-    "iputils-ping",
-    "less",
-    "libc-bin",
-    "libnss-wrapper",
-    "lsof",
-    "ncurses-base",
-    "procps",
-    "python3",
-    "python3-distutils",
-    "python3-lib2to3",
-    "sed",
-    "socat",
-    "strace",
-    "tcpdump",
-    "util-linux",
-    "vim-tiny",
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
-# What maintainer scripts would have linked, were they run: link → program, by Debian's alternatives.
-ALTERNATIVES = {"awk": "mawk", "ex": "vim.tiny", "pager": "less", "sh": "bash", "vi": "vim.tiny", "vim": "vim.tiny"}
+# What any set with a shell has: tools that others call, the terminal's descriptions, the C library's own tools and locale.
+_SHELL = ("bash", "coreutils", "findutils", "grep", "less", "libc-bin", "ncurses-base", "sed")
+# The whole standard library. Later releases have no packages of their own for its parts.
+_PYTHON = ("ca-certificates", "python3", "python3-distutils", "python3-lib2to3")
+# Debian's tcpdump gives up root for a user that no container has; see relocate.wrap_privilege_droppers.
+_TCPDUMP = ("libnss-wrapper", "tcpdump")
+
+TOOL_SETS: dict[str, tuple[str, ...]] = {
+    "minimal": ("busybox-static",),
+    "default": (
+        *_SHELL,
+        *_PYTHON,
+        *_TCPDUMP,
+        "bind9-dnsutils",
+        "curl",
+        "file",
+        "gdb",
+        "iproute2",
+        "iputils-ping",
+        "lsof",
+        "procps",
+        "socat",
+        "strace",
+        "util-linux",
+        "vim-tiny",
+    ),
+    "network": (
+        *_SHELL,
+        *_TCPDUMP,
+        "bind9-dnsutils",
+        "ca-certificates",
+        "conntrack",
+        "curl",
+        "ethtool",
+        "iperf3",
+        "iproute2",
+        "iptables",
+        "iputils-ping",
+        "iputils-tracepath",
+        "mtr-tiny",
+        "net-tools",
+        "netcat-openbsd",
+        "nftables",
+        "ngrep",
+        "openssl",
+        "procps",
+        "socat",
+        "traceroute",
+    ),
+    "debug": (
+        *_SHELL,
+        *_PYTHON,
+        "binutils",
+        "bpftrace",
+        "elfutils",
+        "file",
+        "gdb",
+        "lsof",
+        "ltrace",
+        "procps",
+        "psmisc",
+        "strace",
+        "sysstat",
+        "util-linux",
+        "vim-tiny",
+    ),
+    "python": (*_SHELL, *_PYTHON, "gzip", "procps", "tar", "util-linux"),
+}
+# Packages of the sets that not every release has, and that its others make up for.
+OPTIONAL = frozenset({"python3-distutils", "python3-lib2to3"})
+
+# What maintainer scripts would have linked, were they run: link → programs, the first that is there.
+ALTERNATIVES = {
+    "awk": ("mawk", "gawk"),
+    "ex": ("vim.basic", "vim.tiny"),
+    "ip6tables": ("ip6tables-nft", "ip6tables-legacy"),
+    "iptables": ("iptables-nft", "iptables-legacy"),
+    "nc": ("nc.openbsd", "nc.traditional"),
+    "pager": ("less",),
+    "sar": ("sar.sysstat",),
+    "sh": ("bash", "dash", "busybox"),
+    "traceroute": ("traceroute.db",),
+    "vi": ("vim.basic", "vim.tiny"),
+    "vim": ("vim.basic", "vim.tiny"),
+}
+
+
+def list_packages(names: list[str]) -> list[str]:
+    """The packages of the sets called NAMES."""
+    for name in names:
+        if name not in TOOL_SETS:
+            raise BuildError(f"there is no tool set {name!r}, but {', '.join(TOOL_SETS)}")
+    return sorted({package for name in names for package in TOOL_SETS[name]})

@@ -32,7 +32,7 @@ def list_features() -> list[Feature]:
     return [
         _check_kernel(),
         _check_mount_api(),
-        _check_filesystem("squashfs"),
+        *(check_filesystem(name) for name in ("squashfs", "erofs", "ext4")),
         _check_loop(),
         _check_cgroups(),
         *_check_tracefs(),
@@ -67,7 +67,8 @@ def _check_mount_api() -> Feature:
     return Feature("mount_api", True, "")
 
 
-def _check_filesystem(name: str) -> Feature:
+def check_filesystem(name: str) -> Feature:
+    """Whether the kernel can mount the file system NAME, or load a module for it."""
     with open("/proc/filesystems", encoding="ascii") as file:
         if name in file.read().split():
             return Feature(name, True, "")

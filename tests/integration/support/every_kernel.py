@@ -78,20 +78,12 @@ def check_exact_counts(machine: Machine, worker: str, folder: Path) -> None:
 
 def check_filters(machine: Machine, worker: str, folder: Path) -> None:
     """`syscalls` and `errors_only` are filters in the kernel: nothing else is in the trace."""
-    machine.call("ftrace_instance", containers=[worker], syscalls=["connect", "openat"])
+    machine.call("ftrace_instance", containers=[worker], syscalls=["openat", "write"], errors_only=True)
     run_workload(machine, worker)
-    machine.fetch(folder / "chosen", containers=[worker])
-    (summary,) = report(folder / "chosen", folder / "chosen-report")
-    assert set(count(summary)) == {"connect", "openat"}
-    machine.call("ftrace_instance", containers=[worker], errors_only=True)
-    run_workload(machine, worker)
-    machine.fetch(folder / "errors", containers=[worker])
-    (summary,) = report(folder / "errors", folder / "errors-report")
-    counted = count(summary)
-    assert {name: one["errors"] for name, one in counted.items()} == {
-        name: errors for name, (_calls, errors) in COUNTS.items() if errors
-    }
-    assert all(one["calls"] == sum(one["errors"].values()) for one in counted.values())
+    machine.fetch(folder, containers=[worker])
+    (summary,) = report(folder, folder / "report")
+    _calls, errors = COUNTS["openat"]
+    assert count(summary) == {"openat": {"calls": sum(errors.values()), "errors": errors}}
 
 
 def check_loss(machine: Machine, worker: str, folder: Path) -> None:
@@ -122,11 +114,11 @@ def check_executed(machine: Machine, worker: str, folder: Path) -> None:
     """What `docker exec` starts is in the trace from its first call on, and the runtime is not."""
     machine.call("ftrace_instance", containers=[worker])
     for _number in range(3):
-        machine.run(f"docker exec {worker} /usr/bin/python3 -S -c 'import os; os.access(\"/nonesuch-in-exec\", 0)'")
+        machine.run(f"docker exec {worker} /usr/bin/python3 -S -c 'import os; os.rmdir(\"/nonesuch\")' || true")
     (capture,) = machine.fetch(folder, containers=[worker])
     (summary,) = report(folder, folder / "report")
     assert {row["name"] for row in summary["processes"]} == {"python3"}
-    looked = [row for row in summary["processes"] if row["syscall"] in ("access", "faccessat2")]
+    looked = [row for row in summary["processes"] if row["syscall"] == "rmdir"]
     assert [row["errors"] for row in looked] == [{"ENOENT": 1}] * 3
     text = subprocess.run(["trace-cmd", "report", capture["path"]], capture_output=True, text=True, check=True).stdout
     assert "runc" not in text
@@ -148,4 +140,5 @@ def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) 
         assert (option in features[name]["reason"]) == (not is_there), name
 
 
-CHECKS = (check_exact_counts, check_filters, check_loss, check_executed, check_what_is_missing_is_named)
+# In an order in which one container serves all of them: a check may leave an instance and a pinned process.
+CHECKS = (check_what_is_missing_is_named, check_exact_counts, check_filters, check_executed, check_loss)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 
+from ansible_collections.crashcart.fleet.tools import make_container_image
 from ansible_collections.crashcart.fleet.tools.busybox_archive import find_busybox, make_archive
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
 from support import host
@@ -14,19 +16,21 @@ from support import host
 WORKLOAD = os.path.join(os.path.dirname(__file__), "workload.py")
 
 
-def make_all(prefix: str) -> None:
-    """Make the images PREFIX/NAME that the engine does not have: busybox, static, python, redis, nginx."""
+def make(prefix: str, *names: str) -> None:
+    """Make the images PREFIX/NAME that the engine does not have, of: busybox, static, python, redis, nginx, debian, musl."""
     makers = {
         "busybox": _make_busybox,
         "static": _make_static,
         "python": _make_python,
         "redis": _make_redis,
         "nginx": _make_nginx,
+        "debian": _make_debian,
+        "musl": _make_musl,
     }
-    for name, maker in makers.items():
+    for name in names:
         tag = f"{prefix}/{name}"
         if host.run("docker", "image", "inspect", tag, check=False).returncode != 0:
-            maker(tag)
+            makers[name](tag)
 
 
 def _make_busybox(tag: str) -> None:
@@ -57,3 +61,29 @@ def _make_nginx(tag: str) -> None:
     here = os.path.dirname(__file__)
     files = {"/nginx.conf": f"{here}/nginx.conf", "/etc/passwd": f"{here}/passwd", "/etc/group": f"{here}/group"}
     make_image(tag, packages=["nginx-light"], files=files, cmd=["/usr/sbin/nginx", "-c", "/nginx.conf"])
+
+
+def _make_debian(tag: str) -> None:
+    """What Debian calls essential, shell and all."""
+    packages = ["base-files", "bash", "coreutils", "libc-bin"]
+    make_image(tag, packages=packages, cmd=["/bin/sleep", "100000"], shells=True)
+
+
+def _make_musl(tag: str) -> None:
+    """A dynamic program with musl's loader and library."""
+    with tempfile.TemporaryDirectory() as folder:
+        compile_with_musl(folder)
+        make_image(tag, packages=["musl"], files={"/bin/wait": f"{folder}/wait"}, cmd=["/bin/wait"])
+
+
+def compile_with_musl(folder: str) -> None:
+    """Make FOLDER/wait, a dynamic program of musl that says so and waits."""
+    subprocess.run(
+        [os.path.join(os.path.dirname(make_container_image.__file__), "install_packages.sh"), "musl-tools"], check=True
+    )
+    source = os.path.join(folder, "wait.c")
+    with open(source, "w", encoding="ascii") as file:
+        file.write(
+            '#include <stdio.h>\n#include <unistd.h>\nint main() { puts("musl"); fflush(stdout); return pause(); }\n'
+        )
+    subprocess.run(["musl-gcc", "-o", os.path.join(folder, "wait"), source], check=True)

@@ -199,7 +199,7 @@ def test_what_lies_beside_an_image_is_cleared_away_once(copied, stray):
 
 def test_what_a_killed_push_left_is_mended(copied):
     push(copied)
-    digest_file = next(name for name in list_store() if name.endswith(".squashfs"))
+    digest_file = next(name for name in list_store() if name.endswith(".image"))
     with open(os.path.join(STORE, "small", ".crashcart-half"), "w", encoding="ascii") as file:
         file.write("half an image")
     os.unlink(os.path.join(STORE, "small", digest_file))

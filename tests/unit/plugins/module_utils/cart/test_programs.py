@@ -49,6 +49,9 @@ def test_environment_of_an_image_is_read_from_the_image_only(tmp_path):
         programs.read_environment(fd, "/dev/crashcart")
 
 
+SEARCH = "/dev/crashcart/bin:/dev/crashcart/sbin:/bin:/usr/bin:lib"
+
+
 @pytest.fixture(name="image")
 def make_image(tmp_path):
     for folder in ("bin", "sbin", "lib"):
@@ -74,10 +77,10 @@ def make_image(tmp_path):
     ],
 )
 def test_program(image, name, path):
-    assert programs.find_program(name, image, "/dev/crashcart") == path
+    assert programs.find_program(name, image, "/dev/crashcart", SEARCH) == path
 
 
 @pytest.mark.parametrize("name", ["hidden", "sh", "python3", "LS", "ls "])
 def test_a_bare_name_is_never_looked_for_elsewhere(image, name):
     with pytest.raises(ExecutionError, match="no program called"):
-        programs.find_program(name, image, "/dev/crashcart")
+        programs.find_program(name, image, "/dev/crashcart", SEARCH)

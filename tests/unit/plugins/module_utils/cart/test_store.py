@@ -17,6 +17,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.store import ImageError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
 OLD = b"old image " * 1000
 NEW = b"new image " * 2000
@@ -47,7 +48,7 @@ def put(place, name, digest, age_s=0, manifest="{}"):
     """An image as an earlier push has left it."""
     folder = place / name
     folder.mkdir(parents=True, exist_ok=True)
-    image = folder / (digest + ".squashfs")
+    image = folder / (digest + ".image")
     image.write_bytes(b"x")
     when = time.time() - age_s
     os.utime(str(image), (when, when))
@@ -82,9 +83,9 @@ def test_names_that_do_not(name):
 def test_an_image_is_installed_whole(place, push):
     image = push(NEW, tools=["strace"])
     digest = digest_of(NEW)
-    assert image.path == str(place / "default" / (digest + ".squashfs"))
-    assert (place / "default" / (digest + ".squashfs")).read_bytes() == NEW
-    assert list_files(place) == [f"default/{digest}.json", f"default/{digest}.squashfs"]
+    assert image.path == str(place / "default" / (digest + ".image"))
+    assert (place / "default" / (digest + ".image")).read_bytes() == NEW
+    assert list_files(place) == [f"default/{digest}.image", f"default/{digest}.json"]
     for path in list_files(place):
         assert stat.S_IMODE(os.stat(str(place / path)).st_mode) == 0o644
     found = store.get_image("default")
@@ -133,7 +134,7 @@ def test_the_old_image_goes_when_the_new_one_is_there(place, push):
     push(OLD)
     push(NEW)
     digest = digest_of(NEW)
-    assert list_files(place) == [f"default/{digest}.json", f"default/{digest}.squashfs"]
+    assert list_files(place) == [f"default/{digest}.image", f"default/{digest}.json"]
     assert store.get_image("default").digest == digest
 
 
@@ -154,12 +155,12 @@ def test_other_images_are_left_alone(push):
 def test_stray_files_are_removed(place, push):
     folder = place / "default"
     folder.mkdir(parents=True)
-    for stray in (".crashcart-abc", "README", digest_of(OLD) + ".json", "x.squashfs"):
+    for stray in (".crashcart-abc", "README", digest_of(OLD) + ".json", "x.image"):
         (folder / stray).write_bytes(b"stray")
     (folder / "link").symlink_to("/nonexistent")
     push(NEW)
     digest = digest_of(NEW)
-    assert list_files(place) == [f"default/{digest}.json", f"default/{digest}.squashfs"]
+    assert list_files(place) == [f"default/{digest}.image", f"default/{digest}.json"]
 
 
 def test_a_half_image_is_never_found(place, push, tmp_path):
@@ -266,18 +267,18 @@ DIGEST = "ab" * 32
 @pytest.mark.parametrize(
     ("below", "found"),
     [
-        (f"default/{DIGEST}.squashfs", ("default", DIGEST)),
-        (f"default/{DIGEST}.squashfs (deleted)", ("default", DIGEST)),
-        (f"{DIGEST}.squashfs", None),
-        (f"a/b/{DIGEST}.squashfs", None),
-        (f"../images2/default/{DIGEST}.squashfs", None),
+        (f"default/{DIGEST}.image", ("default", DIGEST)),
+        (f"default/{DIGEST}.image (deleted)", ("default", DIGEST)),
+        (f"{DIGEST}.image", None),
+        (f"a/b/{DIGEST}.image", None),
+        (f"../images2/default/{DIGEST}.image", None),
     ],
 )
 def test_path_of_an_image(place, below, found):
     assert store.parse_path(f"{place}/{below}") == found
 
 
-@pytest.mark.parametrize("path", ["", "/", "/tmp/x.img", f"default/{DIGEST}.squashfs", " (deleted)"])
+@pytest.mark.parametrize("path", ["", "/", "/tmp/x.img", f"default/{DIGEST}.image", " (deleted)"])
 def test_path_outside_the_store(path):
     assert store.parse_path(path) is None
 
@@ -305,9 +306,16 @@ def test_an_image_of_another_architecture_is_refused(architecture):
 
 
 def test_an_image_of_another_format_is_refused_and_the_right_one_passes():
-    with pytest.raises(ImageError, match="'erofs'"):
-        store.check_manifest(make_manifest(format="erofs"))
+    with pytest.raises(ImageError, match="'ntfs'"):
+        store.check_manifest(make_manifest(format="ntfs"))
     assert store.check_manifest(make_manifest()) is None
+
+
+def test_an_image_that_the_host_cannot_mount_is_refused(monkeypatch):
+    missing = features.Feature("erofs", False, "the kernel has no module for it (CONFIG_EROFS)")
+    monkeypatch.setattr(features, "check_filesystem", lambda name: missing)
+    with pytest.raises(ImageError, match="cannot mount the image's format erofs: .*CONFIG_EROFS.*another format"):
+        store.check_manifest(make_manifest(format="erofs"))
 
 
 @pytest.mark.parametrize("prefix", ["/dev/crashcart", "/dev/crashcart-2", "/opt/tools/crashcart"])
@@ -358,7 +366,7 @@ def test_a_store_behind_a_link_is_known_by_both_paths(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to("real")
     monkeypatch.setattr(store, "STORE", str(tmp_path / "link"))
     for folder in ("real", "link"):
-        assert store.parse_path(f"{tmp_path}/{folder}/default/{DIGEST}.squashfs") == ("default", DIGEST)
+        assert store.parse_path(f"{tmp_path}/{folder}/default/{DIGEST}.image") == ("default", DIGEST)
 
 
 def test_architecture_is_named_as_debian_does():
@@ -378,5 +386,5 @@ def test_result_leaves_out_the_long_lists(push):
         "size": len(NEW),
         "prefix": "/dev/x",
     }
-    with open(image.path[: -len(".squashfs")] + ".json", encoding="utf-8") as file:
+    with open(image.path[: -len(".image")] + ".json", encoding="utf-8") as file:
         assert json.load(file) == image.manifest

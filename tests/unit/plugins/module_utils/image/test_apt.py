@@ -13,38 +13,36 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import apt
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import BuildError, Package
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import Package, PrivateApt, Repository
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
 URIS = """\
 Reading package lists...
 'http://deb.debian.org/pool/v/vim-tiny_9.0.1378-2%2bdeb12u2_amd64.deb' vim-tiny_2%3a9.0.1378-2+deb12u2_amd64.deb 720368 SHA256:0123abcd
 'http://deb.debian.org/debian/pool/main/b/bash/bash_5.2.15-2%2bb7_amd64.deb' bash_5.2.15-2+b7_amd64.deb 1490904 SHA256:feed0000 \n\
-'file:/srv/repo/base-files_12.4_all.deb' base-files_12.4_all.deb 70000 \n\
+'file:/srv/repo/base-files_12.4_all.deb' base-files_12.4_all.deb 70000 SHA256:aa
 W: Some index files failed to download
 'not a line' of apt
 """
 
 
 def test_uris():
-    assert apt.parse_uris(URIS, "/cache/archives") == [
-        Package("base-files", "12.4", "all", "/cache/archives/base-files_12.4_all.deb", "", 70000),
-        Package(
-            "bash",
-            "5.2.15-2+b7",
-            "amd64",
-            "/cache/archives/bash_5.2.15-2+b7_amd64.deb",
-            "SHA256:feed0000",
-            1490904,
-        ),
-        Package(
-            "vim-tiny",
-            "2:9.0.1378-2+deb12u2",
-            "amd64",
-            "/cache/archives/vim-tiny_2%3a9.0.1378-2+deb12u2_amd64.deb",
-            "SHA256:0123abcd",
-            720368,
-        ),
-    ]
+    base, bash, vim = apt.parse_uris(URIS, "/cache")
+    assert (base.name, base.version, base.arch, base.hash, base.size) == (
+        "base-files",
+        "12.4",
+        "all",
+        "SHA256:aa",
+        70000,
+    )
+    assert base.uri == "file:/srv/repo/base-files_12.4_all.deb"
+    assert (bash.version, bash.path) == ("5.2.15-2+b7", "/cache/bash_5.2.15-2+b7_amd64.deb")
+    assert (vim.version, vim.path) == ("2:9.0.1378-2+deb12u2", "/cache/vim-tiny_2%3a9.0.1378-2+deb12u2_amd64.deb")
+
+
+def test_a_package_without_a_hash_is_not_used():
+    with pytest.raises(BuildError, match="no hash of x_1_all.deb"):
+        apt.parse_uris("'file:/x_1_all.deb' x_1_all.deb 5 \n", "/cache")
 
 
 def test_no_uris():
@@ -100,27 +98,52 @@ def test_a_name_by_which_apt_would_leave_a_package_out_is_refused(name):
         apt.check_package_names([name])
 
 
-def test_an_apt_root_of_our_own_is_made_once_and_kept(tmp_path):
-    folder = str(tmp_path / "apt")
-    apt.PrivateApt(folder)
-    assert sorted(os.listdir(folder)) == ["cache", "state"]
-    status = tmp_path / "apt" / "state" / "status"
-    assert status.read_bytes() == b""
-    stamp = tmp_path / "apt" / "state" / "updated"
-    stamp.write_text("")
-    before = stamp.stat().st_mtime_ns
-    apt.PrivateApt(folder).update(3600.0)  # young enough: nothing is run
-    assert stamp.stat().st_mtime_ns == before
+@pytest.mark.parametrize(
+    ("release", "mirror", "wanted"),
+    [
+        ("bookworm main\ndeb http://evil", None, "not the name of a release"),
+        ("Bookworm", None, "not the name of a release"),
+        ("", None, "not the name of a release"),
+        ("trixie", "http://x y", "not the address of a mirror"),
+        ("trixie", "[trusted=yes] http://x", "not the address of a mirror"),
+        ("trixie", "copy:/x", "not the address of a mirror"),
+        (None, "http://deb.debian.org/debian", "a mirror needs a release"),
+    ],
+)
+def test_bad_repositories_are_refused(tmp_path, release, mirror, wanted):
+    with pytest.raises(BuildError, match=wanted):
+        PrivateApt(str(tmp_path / "cache"), Repository("amd64", release, mirror))
+    assert os.listdir(tmp_path) == []
 
 
-def test_packages_that_are_whole_in_the_cache_are_not_fetched(tmp_path):
+def test_repositories_share_package_files_and_nothing_else(tmp_path):
+    for arch in ("amd64", "arm64", "amd64"):
+        PrivateApt(str(tmp_path), Repository(arch))
+    assert sorted(os.listdir(tmp_path)) == ["apt", "archives"]
+    assert len(os.listdir(tmp_path / "apt")) == 2
+
+
+def test_what_only_maintainer_scripts_use_counts_as_installed_unless_it_is_asked_for(tmp_path):
+    private = PrivateApt(str(tmp_path), Repository("arm64"))
+    private._write_status(["bash", "dpkg=1.21"])
+    (status,) = tmp_path.glob("apt/*/state/status")
+    names = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("Package:")]
+    assert "debconf" in names and "dpkg" not in names
+    assert "Architecture: arm64" in status.read_text()
+
+
+def test_packages_are_verified_by_their_hash(tmp_path):
     path = tmp_path / "bash_1_all.deb"
     path.write_bytes(b"12345")
-    package = Package("bash", "1", "all", str(path), "", 5)
+    digest = "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
+    package = Package("bash", "1", "all", str(path), f"SHA256:{digest}", 5)
     # With nothing missing no program is run: the name would make it fail.
-    apt.PrivateApt(str(tmp_path / "apt")).download(["no/such/package"], [package])
-    assert apt._is_whole(package)
-    path.write_bytes(b"1234")
-    assert not apt._is_whole(package)
+    private = PrivateApt(str(tmp_path / "apt"), Repository("amd64"))
+    private.download(["no/such/package"], [package], offline=False)
+    for damage in (b"1234", b"12346"):
+        path.write_bytes(damage)
+        assert not apt._is_whole(package)
+        with pytest.raises(BuildError, match="not in the cache, and offline=true forbids to fetch them: bash"):
+            private.download(["bash"], [package], offline=True)
     path.unlink()
     assert not apt._is_whole(package)

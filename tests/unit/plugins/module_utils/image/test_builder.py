@@ -8,6 +8,8 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -16,17 +18,27 @@ if sys.version_info < (3, 11):
 pytest.importorskip("elftools")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import BuildError, Package
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import Request
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component
 
 REQUEST = Request(("bash", "strace"))
-BASH = Package("bash", "5.2", "amd64", "/cache/bash.deb", "SHA256:1", 10)
-STRACE = Package("strace", "6.1", "amd64", "/cache/strace.deb", "SHA256:2", 20)
+BASH = Component("deb", "bash", "5.2", "amd64", "sha256:1", 10)
+STRACE = Component("deb", "strace", "6.1", "amd64", "sha256:2", 20)
 
 
-def make_manifest(request=REQUEST, packages=(BASH, STRACE)):
+class Plan:
+    """What a plan says of itself."""
+
+    def __init__(self, request=REQUEST, components=(BASH, STRACE)):
+        self.request = request
+        self.components = list(components)
+
+
+def make_manifest(plan=None):
     """A manifest as it comes back from its file."""
-    manifest = {"request": builder._describe(request), "packages": builder._list(list(packages)), "size": 5}
+    plan = plan or Plan()
+    manifest = {"request": builder._describe(plan.request), "components": builder.list_components(plan), "size": 5}
     return json.loads(json.dumps(manifest))
 
 
@@ -65,28 +77,23 @@ def test_half_of_the_two_files_does_not_count(tmp_path):
     assert builder.read_manifest(image) is None
 
 
-def test_an_image_of_the_same_request_and_packages_is_current():
-    assert builder.is_current(make_manifest(), REQUEST, [BASH, STRACE])
+def test_an_image_of_the_same_request_and_sources_is_current():
+    assert builder.is_current(make_manifest(), Plan())
 
 
 @pytest.mark.parametrize(
-    "packages",
+    "components",
     [
         [],
         [BASH],
         [STRACE, BASH],
-        [BASH, Package("strace", "6.2", "amd64", "/cache/strace.deb", "SHA256:2", 20)],
-        [BASH, Package("strace", "6.1", "amd64", "/cache/strace.deb", "SHA256:3", 20)],
-        [BASH, Package("strace", "6.1", "arm64", "/cache/strace.deb", "SHA256:2", 20)],
+        [BASH, replace(STRACE, version="6.2")],
+        [BASH, replace(STRACE, hash="sha256:3")],
+        [BASH, replace(STRACE, arch="arm64")],
     ],
 )
-def test_other_packages_make_another_image(packages):
-    assert not builder.is_current(make_manifest(), REQUEST, packages)
-
-
-def test_where_packages_lie_makes_no_other_image():
-    moved = Package("bash", "5.2", "amd64", "/elsewhere/bash.deb", "SHA256:1", 10)
-    assert builder.is_current(make_manifest(), REQUEST, [moved, STRACE])
+def test_other_sources_make_another_image(components):
+    assert not builder.is_current(make_manifest(), Plan(components=components))
 
 
 @pytest.mark.parametrize(
@@ -94,30 +101,73 @@ def test_where_packages_lie_makes_no_other_image():
     [
         Request(("bash",)),
         Request(("strace", "bash")),
-        Request(("bash", "strace"), prefix="/opt/x"),
-        Request((), format="erofs"),
+        Request(("bash", "strace"), prefix="/opt/crashcart"),
+        Request(("bash", "strace"), format="erofs"),
+        Request(("bash", "strace"), arch="arm64"),
+        Request(("bash", "strace"), release="trixie"),
+        Request(("bash", "strace"), paths=("/x",)),
     ],
 )
 def test_another_request_makes_another_image(request_):
     assert not builder.is_same_request(make_manifest(), request_)
-    assert not builder.is_current(make_manifest(), request_, [BASH, STRACE])
+    assert not builder.is_current(make_manifest(), Plan(request_))
+
+
+def test_where_a_file_lies_makes_no_other_image():
+    manifest = make_manifest(Plan(Request(paths=("/here/tools.tar", "/x/folder"))))
+    assert builder.is_same_request(manifest, Request(paths=("elsewhere/tools.tar", "/y/folder/")))
+    assert not builder.is_same_request(manifest, Request(paths=("/here/other.tar", "/x/folder")))
 
 
 def test_another_builder_makes_another_image(monkeypatch):
     manifest = make_manifest()
     monkeypatch.setattr(builder, "BUILDER_VERSION", builder.BUILDER_VERSION + 1)
-    assert not builder.is_current(manifest, REQUEST, [BASH, STRACE])
+    assert not builder.is_current(manifest, Plan())
 
 
 def test_no_manifest_is_not_current():
-    assert not builder.is_current(None, REQUEST, [])
+    assert not builder.is_current(None, Plan(components=[]))
     assert not builder.is_same_request({}, REQUEST)
+
+
+def make_plan(tmp_path, request):
+    return builder.Plan(request, str(tmp_path / "cache"), str(tmp_path), docker_host=None, valid_s=0.0, offline=True)
 
 
 def test_a_bad_name_stops_a_build_before_anything_is_made(tmp_path):
     with pytest.raises(BuildError, match="not the name"):
-        builder.resolve(Request(("bash", "-oX=y")), str(tmp_path / "cache"), 0.0)
+        make_plan(tmp_path, Request(("bash", "-oX=y")))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_makes_no_image(tmp_path):
+    with pytest.raises(BuildError, match="nothing to make an image of"):
+        make_plan(tmp_path, Request())
+
+
+@pytest.mark.parametrize(
+    ("request_", "found", "arch"),
+    [
+        (Request(arch="arm64"), {"arm64": 3}, "arm64"),
+        (Request(paths=("x",)), {"arm64": 3}, "arm64"),
+        (Request(paths=("x",)), {}, builder.find_machine_architecture()),
+        (Request(("bash",)), {}, builder.find_machine_architecture()),
+    ],
+)
+def test_the_architecture_of_an_image(request_, found, arch):
+    assert builder._find_architecture(request_, Counter(found)) == arch
+
+
+@pytest.mark.parametrize(
+    ("request_", "found", "wanted"),
+    [
+        (Request(arch="arm64"), {"amd64": 3}, "for arm64 and has .*3 for amd64"),
+        (Request(paths=("x",)), {"arm64": 3, "amd64": 1}, "for arm64 and has .*1 for amd64"),
+    ],
+)
+def test_programs_of_two_architectures_make_no_image(request_, found, wanted):
+    with pytest.raises(BuildError, match=wanted):
+        builder._find_architecture(request_, Counter(found))
 
 
 def test_an_image_is_published_with_its_manifest(tmp_path):
@@ -138,12 +188,6 @@ def test_settings_of_a_tree_are_what_a_command_reads(tmp_path):
     (tmp_path / "lib" / "terminfo").mkdir(parents=True)
     builder._write_settings(str(tmp_path), "/dev/crashcart", make_manifest())
     lines = (tmp_path / "etc" / "crashcart.env").read_text().splitlines()
-    assert lines[1:] == ["PYTHONDONTWRITEBYTECODE=1", "TERMINFO=/dev/crashcart/lib/terminfo"]
+    assert lines[1:] == ["PATH=", "PYTHONDONTWRITEBYTECODE=1", "TERMINFO=/dev/crashcart/lib/terminfo"]
     assert "export TERMINFO=/dev/crashcart/lib/terminfo\n" in (tmp_path / "etc" / "crashcart.bashrc").read_text()
     assert json.loads((tmp_path / "etc" / "crashcart.json").read_text()) == make_manifest()
-
-
-def test_digest_of_a_file(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(b"abc")
-    assert builder._hash(str(path)) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,285 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an image is made of besides packages of a repository: local package files, archives, folders, programs, container images.
+
+Each source says what it is before it is unpacked, by a hash of its content, so that an image that is there already is
+recognized. All are unpacked as data: nothing of them is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import subprocess
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Iterator, Protocol
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
+
+_CHUNK = 1 << 20
+_DEB, _RPM = b"!<arch>\n", b"\xed\xab\xee\xdb"
+_ELF, _SCRIPT = b"\x7fELF", b"#!"
+
+
+@dataclass(frozen=True)
+class Component:
+    """What went into an image. KIND: deb, rpm, archive, folder, program or container image; HASH as ALGORITHM:HEX."""
+
+    kind: str
+    name: str
+    version: str
+    arch: str
+    hash: str
+    size: int
+    uri: str = ""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """How it is called where it stands among others."""
+        return f"{self.name} {self.version}".strip()
+
+
+class Source(Protocol):
+    """Something that can be unpacked into a tree."""
+
+    @property
+    def component(self) -> Component:
+        """What it is."""
+
+    def add_to(self, tree: Tree) -> None:
+        """Unpack it."""
+
+
+def open_path(path: str) -> Source:
+    """The source that PATH is: a folder, a .deb, a .rpm, a tar archive, or a program."""
+    path = os.path.abspath(path)  # for the commands that get it no name looks like an option
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return _Folder(path)
+        with open(path, "rb") as file:
+            magic = file.read(8)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256")
+            size = file.tell()
+    except OSError as error:
+        raise BuildError(f"{path} cannot be read: {error.strerror}") from error
+    name, known = os.path.basename(path), f"sha256:{digest.hexdigest()}"
+    if magic == _DEB:
+        fields = _read_deb_fields(path)
+        component = Component(
+            "deb", fields["Package"], fields["Version"], fields["Architecture"], known, size, source=fields["Source"]
+        )
+        return open_package(component, path)
+    if magic[:4] == _RPM:
+        return _Streamed(_describe_rpm(path, known, size), path, ["bsdtar", "--format=pax", "-cf", "-", f"@{path}"])
+    if magic[:4] == _ELF or magic[:2] == _SCRIPT:
+        return _Program(Component("program", name, "", "", known, size), path)
+    if tarfile.is_tarfile(path):
+        return _Archive(Component("archive", name, "", "", known, size), path)
+    raise BuildError(f"{path} is no folder, no .deb, no .rpm, no tar archive and no program")
+
+
+def open_package(component: Component, path: str) -> Source:
+    """The source that a .deb at PATH is, of which all is known already."""
+    return _Streamed(component, path, ["dpkg-deb", "--fsys-tarfile", path])
+
+
+def _read_deb_fields(path: str) -> dict[str, str]:
+    names = ("Package", "Version", "Architecture", "Source")
+    text = _run(["dpkg-deb", "-f", path, *names], path)
+    pairs = (line.partition(": ") for line in text.splitlines())
+    return {**dict.fromkeys(names, ""), **{name: value for name, _colon, value in pairs if name in names}}
+
+
+def _describe_rpm(path: str, known: str, size: int) -> Component:
+    # The lead of an rpm holds name-version-release; its architecture is in the header, which only rpm's own tools read well.
+    with open(path, "rb") as file:
+        lead = file.read(96)
+    text = lead[10:76].split(b"\0", 1)[0].decode("utf-8", "replace")
+    name, version, release = [*text.rsplit("-", 2), "", ""][:3]
+    arch = re.search(r"\.([a-z0-9_]+)\.rpm\Z", os.path.basename(path))
+    return Component("rpm", name, f"{version}-{release}", arch[1] if arch else "", known, size)
+
+
+def _run(command: list[str], what: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError as error:
+        raise _explain_missing(command[0]) from error
+    if done.returncode != 0:
+        raise BuildError(f"{what} cannot be read: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _explain_missing(program: str) -> BuildError:
+    package = {"bsdtar": "libarchive-tools", "dpkg-deb": "dpkg"}[program]
+    return BuildError(f"to unpack this kind of file this machine needs the package {package}")
+
+
+@contextmanager
+def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
+    """What COMMAND writes, as a stream; raises BuildError when it fails in the end."""
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise _explain_missing(command[0]) from error
+    assert process.stdout is not None and process.stderr is not None
+    with process:
+        try:
+            yield process.stdout
+            while process.stdout.read(_CHUNK):
+                pass  # padding after the end of the archive, which its writer wants to be rid of
+            errors = process.stderr.read().decode("utf-8", "replace").strip()
+            failed = process.wait() != 0
+        except BaseException:
+            process.kill()
+            raise
+    if failed:
+        raise BuildError(f"{what} cannot be unpacked: {errors}")
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    """A package file that COMMAND turns into a tar archive."""
+
+    component: Component
+    path: str
+    command: list[str]
+
+    def add_to(self, tree: Tree) -> None:
+        with stream(self.command, self.path) as archive:
+            tree.add_archive(archive, self.component.label)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    component: Component
+    path: str
+
+    def add_to(self, tree: Tree) -> None:
+        with open(self.path, "rb") as file:
+            tree.add_archive(file, self.component.label)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """One program, which goes to bin."""
+
+    component: Component
+    path: str
+
+    def add_to(self, tree: Tree) -> None:
+        tree.add_file(self.path, f"bin/{self.component.name}", self.component.label, executable=True)
+
+
+class _Folder:
+    """A folder that stands for the root of a file system, or a package in the store of Nix, which stays at its place."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        digest, size = _hash_folder(path)
+        self.component = Component("folder", os.path.basename(os.path.normpath(path)), "", "", f"sha256:{digest}", size)
+
+    def add_to(self, tree: Tree) -> None:
+        path = os.path.normpath(self._path)
+        place = path.lstrip("/") if os.path.dirname(path) == "/nix/store" else ""
+        tree.add_folder(path, self.component.label, place)
+
+
+def _hash_folder(path: str) -> tuple[str, int]:
+    """A hash of all names, modes, links and contents below PATH, and the size of the contents in bytes."""
+    digest, size = hashlib.sha256(), 0
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted([*files, *folders]):
+            one = os.path.join(folder, name)
+            status = os.lstat(one)
+            content = b""
+            if stat.S_ISLNK(status.st_mode):
+                content = os.fsencode(os.readlink(one))
+            elif stat.S_ISREG(status.st_mode):
+                size += status.st_size
+                with open(one, "rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+            for part in (os.fsencode(os.path.relpath(one, path)), b"%o" % status.st_mode, content):
+                digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest(), size
+
+
+class _Chunks(io.RawIOBase):
+    """A readable file of CHUNKS, which also goes to HASHER."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            try:
+                self._rest = next(self._chunks)
+            except StopIteration:
+                return 0
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class _ContainerImage:
+    """A container image of an engine; its own hash names its content."""
+
+    def __init__(self, engine: DockerEngine, name: str) -> None:
+        self._engine, self._name = engine, name
+        found = engine.find_image(name)
+        self.component = Component(
+            "container image",
+            name,
+            "",
+            found["Architecture"],
+            found["Id"],
+            found["Size"],
+            source=found.get("Author") or "",
+        )
+
+    def add_to(self, tree: Tree) -> None:
+        with self._engine.export_image(self._name) as chunks:
+            tree.add_archive(io.BufferedReader(_Chunks(chunks), _CHUNK), self.component.label)
+
+
+class _ContainerFiles:
+    """The files of a container as they are now, in FOLDER until they are unpacked."""
+
+    def __init__(self, engine: DockerEngine, name: str, folder: str) -> None:
+        self._name = name
+        self._path = os.path.join(folder, f"container-{len(os.listdir(folder))}.tar")
+        digest, size = hashlib.sha256(), 0
+        with engine.export_container(name) as chunks, open(self._path, "wb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                size += file.write(chunk)
+        self.component = Component("container", name, "", "", f"sha256:{digest.hexdigest()}", size)
+
+    def add_to(self, tree: Tree) -> None:
+        with open(self._path, "rb") as file:
+            tree.add_archive(file, self.component.label)
+
+
+def open_container_image(name: str, docker_host: str | None) -> Source:
+    """The source that the image NAME is."""
+    return _ContainerImage(DockerEngine(docker_host), name)
+
+
+def open_container(name: str, docker_host: str | None, folder: str) -> Source:
+    """The source that the files of container NAME are; they are kept in FOLDER meanwhile."""
+    return _ContainerFiles(DockerEngine(docker_host), name, folder)
