@@ -134,6 +134,10 @@ options:
     description:
       - A file for a software bill of materials of the image (CycloneDX 1.6, JSON).
     type: path
+  _progress:
+    description:
+      - Internal. A file that the action plugin reads, and that the module tells each step.
+    type: path
 requirements:
   - patchelf, and squashfs-tools, erofs-utils or e2fsprogs for the format
   - apt and dpkg (Debian or Ubuntu) for packages, bsdtar (libarchive-tools) for C(.rpm)

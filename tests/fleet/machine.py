@@ -22,7 +22,8 @@ QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 1024
 LIFETIME_S = 3 * 3600
 _KERNEL_LINE = "console=ttyS0 quiet mitigations=off nokaslr audit=0 nowatchdog tsc=reliable random.trust_cpu=on panic=1 net.ifnames=0 apparmor=0"
-# A plain processor: what later ones have beside it takes longer when it is emulated. Part of the snapshot's key: a state can only be loaded by the same machine.
+# A plain processor, since what later ones can do takes longer when it is emulated. Part of the snapshot's key: a state can
+# only be loaded by the same machine.
 ARGUMENTS = (
     "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,memory-backend=ram0 "
     f"-accel tcg,thread=multi,tb-size=256 -cpu qemu64 -smp 1 -m {MEMORY_MIB} -nodefaults -display none -vga none -no-user-config "

@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Iterator, Protocol
+from typing import IO, Any, Iterator, Protocol, cast
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
@@ -131,13 +131,13 @@ def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
         raise _explain_missing(command[0]) from error
-    assert process.stdout is not None and process.stderr is not None
+    output, messages = cast("IO[bytes]", process.stdout), cast("IO[bytes]", process.stderr)
     with process:
         try:
-            yield process.stdout
-            while process.stdout.read(_CHUNK):
+            yield output
+            while output.read(_CHUNK):
                 pass  # padding after the end of the archive, which its writer wants to be rid of
-            errors = process.stderr.read().decode("utf-8", "replace").strip()
+            errors = messages.read().decode("utf-8", "replace").strip()
             failed = process.wait() != 0
         except BaseException:
             process.kill()

@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import tarfile
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, cast
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
@@ -88,8 +88,7 @@ class Tree:
         if not place or _is_left_out(place):
             return
         if member.isreg():
-            reader = archive.extractfile(member)
-            assert reader is not None, member.name
+            reader = cast("IO[bytes]", archive.extractfile(member))
             self._write(place, member.mode, lambda writer: shutil.copyfileobj(reader, writer, 1 << 20), origin)
         elif member.issym():
             self._link(place, member.linkname, origin)
