@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import tempfile
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt, Repository
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import find_machine_architecture
 
 _SHELLS = ("bash", "dash", "sh", "rbash", "busybox")
 _LISTS_VALID_S = 3600.0
@@ -49,7 +49,7 @@ def make_image(
 
 
 def _unpack(packages: list[str], tree: str) -> None:
-    apt = PrivateApt(CACHE, Repository(find_machine_architecture()))
+    apt = PrivateApt(CACHE, Repository(find_architecture()))
     apt.update(_LISTS_VALID_S)
     closure = apt.resolve(packages)
     apt.download(packages, closure, offline=False)

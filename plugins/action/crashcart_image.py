@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import name_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import manifest_path, read_manifest
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
@@ -27,7 +28,8 @@ class ActionModule(ActionBase):
         if arguments.get("state", "present") == "present" and "src" in arguments:
             if not arguments["src"]:
                 raise AnsibleActionFail("src is empty: give the path of an image that crashcart_build has made")
-            source = self._find_needle("files", os.path.expanduser(str(arguments["src"])))
+            source = self._find_needle("files", os.path.expanduser(self._choose(arguments["src"])))
+            arguments["src"] = source
             manifest = read_manifest(source)
             if manifest is None:
                 raise AnsibleActionFail(
@@ -57,6 +59,19 @@ class ActionModule(ActionBase):
             )
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
+
+    def _choose(self, source: Any) -> str:
+        """The path that SOURCE is, or, where it is paths by architecture, the one for the host."""
+        if not isinstance(source, dict):
+            return str(source)
+        machine = str(self._low_level_execute_command("uname -m", sudoable=False)["stdout"]).strip()
+        architecture = name_architecture(machine)
+        if architecture not in source:
+            raise AnsibleActionFail(
+                f"the host is {architecture}, and src has images for {', '.join(map(str, source))} only: build one with"
+                f" arch={architecture}"
+            )
+        return str(source[architecture])
 
     def _look(self, image: store.StoredImage) -> str | None:
         """None where the host's store has IMAGE, whole: it has checked what it took in, so there is nothing left to do.

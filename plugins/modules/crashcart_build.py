@@ -74,6 +74,7 @@ options:
       - What a C(.deb) depends on is fetched along with it; what a C(.rpm) depends on has to be named, too.
       - A package of the store of Nix (C(/nix/store/NAME)) stays at its place, and its programs get names in C(bin). Name its whole
         closure, as C(nix-store -qR) lists it.
+      - An ext2, ext3 or ext4 file system, such as an image of Oracle's crashcart, is used as it is, and is the only source then.
     type: list
     elements: path
   docker_image:

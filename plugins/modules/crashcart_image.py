@@ -43,8 +43,9 @@ attributes:
 options:
   src:
     description:
-      - The image file on the controller. Needed with O(state=present).
-    type: path
+      - The image file on the controller, or image files by architecture (Debian's names, such as V(amd64)), of which the host gets its
+        own. Needed with O(state=present).
+    type: raw
   name:
     description:
       - What the image is called on the host.
@@ -90,6 +91,13 @@ EXAMPLES = r"""
 - name: Remove them
   crashcart.fleet.crashcart_image:
     state: absent
+  become: true
+
+- name: Push to each host the image for its architecture
+  crashcart.fleet.crashcart_image:
+    src:
+      amd64: default.squashfs
+      arm64: default-arm64.squashfs
   become: true
 """
 
@@ -194,7 +202,7 @@ def run(module):
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            src=dict(type="path"),
+            src=dict(type="raw"),
             name=dict(type="str", default="default"),
             state=dict(type="str", choices=["present", "absent"], default="present"),
             force=dict(type="bool", default=False),

@@ -149,7 +149,8 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine, options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
@@ -184,7 +185,7 @@ def run(module):
         "changed": False,
         "host": {
             "kernel": os.uname().release,
-            "arch": store.find_architecture(),
+            "arch": find_architecture(),
             "cgroups": cgroups.find_version(mounts.read_mounts()),
             "tracefs": find_tracefs(),
             "engine": version,

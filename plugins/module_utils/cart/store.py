@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
@@ -30,8 +30,6 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 PREFIX_PATTERN = re.compile(r"/[A-Za-z0-9_./-]+\Z")
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}\Z")
 _CHUNK = 1 << 20
-# Debian's names for what the kernel calls the machine.
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class ImageError(FleetError):
@@ -78,11 +76,6 @@ def check_name(name: str) -> None:
         raise ImageError(
             f"image name {name!r} does not do: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
         )
-
-
-def find_architecture() -> str:
-    """The host's architecture by Debian's name."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def list_names() -> list[str]:

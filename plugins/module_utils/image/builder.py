@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import filesystems, relocate, sources
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
     Package,
@@ -29,7 +29,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import 
 
 # Goes up whenever the same sources would make another image.
 BUILDER_VERSION = 2
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _BASHRC = """\
 # Read by interactive shells that are started with the tools of this image, which are not for the container's settings.
@@ -81,11 +80,6 @@ def _describe(request: Request) -> dict[str, Any]:
     return json.loads(json.dumps({**asdict(request), "paths": names, "builder": BUILDER_VERSION}))  # type: ignore[no-any-return]
 
 
-def find_machine_architecture() -> str:
-    """This machine's architecture by Debian's name."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
 class Plan:
     """What REQUEST comes to now: its sources, each with a hash. FOLDER is for what has to be kept meanwhile.
 
@@ -110,7 +104,7 @@ class Plan:
         self._names = [*request.packages, *debs]
         if self._names:
             _check_programs({"apt-get": "apt", "dpkg-deb": "dpkg"})
-            arch = request.arch or find_machine_architecture()
+            arch = request.arch or find_architecture()
             self._apt = PrivateApt(cache, Repository(arch, request.release, request.mirror))
             if not offline:
                 self._apt.update(valid_s)
@@ -122,6 +116,12 @@ class Plan:
             raise BuildError(
                 "there is nothing to make an image of: name packages, paths, docker_image or docker_container"
             )
+
+    @property
+    def ready_made(self) -> sources.FilesystemImage | None:
+        """The image that somebody else has made, where that is the one source."""
+        first = self._local[0] if len(self._local) == 1 and not self._names else None
+        return first if isinstance(first, sources.FilesystemImage) else None
 
     @property
     def components(self) -> list[Component]:
@@ -166,41 +166,63 @@ def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
 
     Until the image is whole DEST is what it was before.
     """
-    request = plan.request
-    program, package = filesystems.PROGRAMS[request.format]
-    _check_programs({program: package, "patchelf": "patchelf"})
+    made = plan.ready_made
     os.umask(0o022)  # others than the builder have to be able to read what is in the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".crashcart-build-", dir=folder) as work:
-        tree = Tree(os.path.join(work, "tree"))
-        plan.fill(tree, tell)
-        tree.finish()
-        relocate.link_store_programs(tree.path)
-        relocate.add_alternatives(tree.path)
-        relocate.add_certificates(tree.path)
-        tell(f"relocating programs to {request.prefix}")
-        relocation = relocate.relocate_programs(tree.path, request.prefix)
-        relocate.wrap_privilege_droppers(tree.path, request.prefix)
-        manifest: dict[str, Any] = {
-            "request": _describe(request),
-            "prefix": request.prefix,
-            "format": request.format,
-            "arch": _find_architecture(request, relocation.architectures),
-            "tools": relocate.list_tools(tree.path, tree.origins),
-            "components": list_components(plan),
-            "problems": relocation.problems,
-            "left_out": sorted(tree.dropped),
-        }
-        _write_settings(tree.path, request.prefix, manifest)
-        tell(f"packing {request.format}")
         image = os.path.join(work, "image")
-        filesystems.make(tree.path, image, request.format)
+        if made is not None:
+            tell(f"copying {made.component.label}")
+            shutil.copyfile(made.path, image)
+            manifest = _describe_image(plan, "ext4", plan.request.arch or find_architecture(), made.list_tools())
+        else:
+            manifest = _make_image(plan, work, image, tell)
         manifest["size"] = os.stat(image).st_size
         with open(image, "rb") as file:
             manifest["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
         _publish(image, manifest, work, dest)
     return manifest
+
+
+def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Make the file IMAGE in the folder WORK; its manifest, but for what the file itself says."""
+    request = plan.request
+    program, package = filesystems.PROGRAMS[request.format]
+    _check_programs({program: package, "patchelf": "patchelf"})
+    tree = Tree(os.path.join(work, "tree"))
+    plan.fill(tree, tell)
+    tree.finish()
+    relocate.link_store_programs(tree.path)
+    relocate.add_alternatives(tree.path)
+    relocate.add_certificates(tree.path)
+    tell(f"relocating programs to {request.prefix}")
+    relocation = relocate.relocate_programs(tree.path, request.prefix)
+    relocate.wrap_privilege_droppers(tree.path, request.prefix)
+    manifest = _describe_image(
+        plan,
+        request.format,
+        _find_architecture(request, relocation.architectures),
+        relocate.list_tools(tree.path, tree.origins),
+    )
+    manifest.update({"problems": relocation.problems, "left_out": sorted(tree.dropped)})
+    _write_settings(tree.path, request.prefix, manifest)
+    tell(f"packing {request.format}")
+    filesystems.make(tree.path, image, request.format)
+    return manifest
+
+
+def _describe_image(plan: Plan, kind: str, arch: str, tools: dict[str, str]) -> dict[str, Any]:
+    return {
+        "request": _describe(plan.request),
+        "prefix": plan.request.prefix,
+        "format": kind,
+        "arch": arch,
+        "tools": tools,
+        "components": list_components(plan),
+        "problems": [],
+        "left_out": [],
+    }
 
 
 def _check_programs(needed: dict[str, str]) -> None:
@@ -211,9 +233,7 @@ def _check_programs(needed: dict[str, str]) -> None:
 
 def _find_architecture(request: Request, found: Counter[str]) -> str:
     """The architecture of the image; raises BuildError where programs are of another one, or of several."""
-    wanted = request.arch or (
-        find_machine_architecture() if request.packages or not found else found.most_common(1)[0][0]
-    )
+    wanted = request.arch or (find_architecture() if request.packages or not found else found.most_common(1)[0][0])
     others = {arch: count for arch, count in found.items() if arch != wanted}
     if others:
         counts = ", ".join(f"{count} for {arch}" for arch, count in sorted(others.items()))

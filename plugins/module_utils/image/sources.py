@@ -72,6 +72,8 @@ def open_path(path: str) -> Source:
     except OSError as error:
         raise BuildError(f"{path} cannot be read: {error.strerror}") from error
     name, known = os.path.basename(path), f"sha256:{digest.hexdigest()}"
+    if is_filesystem(path):
+        return FilesystemImage(Component("file system", name, "", "", known, size), path)
     if magic == _DEB:
         fields = _read_deb_fields(path)
         component = Component(
@@ -85,6 +87,13 @@ def open_path(path: str) -> Source:
     if tarfile.is_tarfile(path):
         return _Archive(Component("archive", name, "", "", known, size), path)
     raise BuildError(f"{path} is no folder, no .deb, no .rpm, no tar archive and no program")
+
+
+def is_filesystem(path: str) -> bool:
+    """Whether the file PATH holds an ext2, ext3 or ext4 file system, by the magic number of its superblock."""
+    with open(path, "rb") as file:
+        file.seek(1080)
+        return file.read(2) == b"\x53\xef"
 
 
 def open_package(component: Component, path: str) -> Source:
@@ -120,8 +129,8 @@ def _run(command: list[str], what: str) -> str:
 
 
 def _explain_missing(program: str) -> BuildError:
-    package = {"bsdtar": "libarchive-tools", "dpkg-deb": "dpkg"}[program]
-    return BuildError(f"to unpack this kind of file this machine needs the package {package}")
+    package = {"bsdtar": "libarchive-tools", "dpkg-deb": "dpkg", "debugfs": "e2fsprogs"}[program]
+    return BuildError(f"to read this kind of file this machine needs the package {package}")
 
 
 @contextmanager
@@ -178,6 +187,29 @@ class _Program:
 
     def add_to(self, tree: Tree) -> None:
         tree.add_file(self.path, f"bin/{self.component.name}", self.component.label, executable=True)
+
+
+@dataclass(frozen=True)
+class FilesystemImage:
+    """A tool image that somebody else has made (as Oracle's crashcart did), which is used as it is."""
+
+    component: Component
+    path: str
+
+    def add_to(self, tree: Tree) -> None:  # noqa: ARG002
+        """It is no source among others."""
+        raise BuildError(f"{self.path} is a whole file system, which is used as it is: name no other source beside it")
+
+    def list_tools(self) -> dict[str, str]:
+        """Names of its programs, as crashcart_build gives them."""
+        tools = {}
+        for folder in ("bin", "sbin"):
+            # Lines of /inode/mode/uid/gid/name/size/ for each entry.
+            for line in _run(["debugfs", "-R", f"ls -p /{folder}", self.path], self.path).splitlines():
+                fields = line.split("/")
+                if len(fields) > 5 and fields[5] not in (".", ".."):
+                    tools[fields[5]] = self.component.name
+        return dict(sorted(tools.items()))
 
 
 class _Folder:

@@ -193,12 +193,36 @@ def test_a_nix_closure(tmp_path, run_in):
     assert "X=1" in run_in(tmp_path / "image", "nixenv", "-i", "X=1")["stdout"]
 
 
+def test_an_image_that_somebody_else_has_made_is_used_as_it_is(tmp_path, run_in):
+    """As Oracle's crashcart built them: ext3, with programs for /dev/crashcart."""
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", tmp_path / "tree/bin/busybox")
+    made = tmp_path / "crashcart.img"
+    host.run("mke2fs", "-q", "-t", "ext3", "-d", str(tmp_path / "tree"), str(made), "16M")
+    image = build(tmp_path / "image", paths=[str(made)])
+    assert (image["format"], list(image["tools"])) == ("ext4", ["busybox"])
+    assert (tmp_path / "image").read_bytes() == made.read_bytes()
+    assert run_in(tmp_path / "image", "busybox", "echo", "theirs")["stdout"] == "theirs\n"
+    with pytest.raises(host.ModuleFailed, match="whole file system.*no other source"):
+        build(tmp_path / "other", paths=[str(made), "/bin/busybox"])
+
+
 def test_another_architecture_is_built_and_runs_there(tmp_path, container):
     install("qemu-user-static")
     image = build(tmp_path / "image", packages=["bash", "strace"], arch="arm64")
     assert (image["arch"], image["problems"]) == ("arm64", [])
     with pytest.raises(host.ModuleFailed, match="the image is for arm64 and this host is amd64"):
         host.ad_hoc("localhost", "crashcart_image", {"src": str(tmp_path / "image"), "name": "built"})
+    own = tmp_path / "own"
+    digest = build(own, sets=["minimal"])["digest"]
+    try:
+        chosen = {"src": {"arm64": str(tmp_path / "image"), "amd64": str(own)}, "name": "built"}
+        assert host.ad_hoc("localhost", "crashcart_image", chosen)["image"]["digest"] == digest
+        assert not host.ad_hoc("localhost", "crashcart_image", chosen)["changed"]
+        with pytest.raises(host.ModuleFailed, match="the host is amd64, and src has images for arm64 only"):
+            host.ad_hoc("localhost", "crashcart_image", {"src": {"arm64": str(own)}, "name": "built"})
+    finally:
+        host.call_module("crashcart_image", name="built", state="absent")
     host.run("unsquashfs", "-q", "-n", "-d", str(tmp_path / "tree"), str(tmp_path / "image"))
     mounts = ("-v", f"{tmp_path}/tree:/dev/crashcart:ro", "-v", "/usr/bin/qemu-aarch64-static:/qemu:ro")
     name = container("static", options=("--network", "none", *mounts))

@@ -17,6 +17,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("elftools")
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import Request
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
@@ -150,8 +151,8 @@ def test_nothing_makes_no_image(tmp_path):
     [
         (Request(arch="arm64"), {"arm64": 3}, "arm64"),
         (Request(paths=("x",)), {"arm64": 3}, "arm64"),
-        (Request(paths=("x",)), {}, builder.find_machine_architecture()),
-        (Request(("bash",)), {}, builder.find_machine_architecture()),
+        (Request(paths=("x",)), {}, find_architecture()),
+        (Request(("bash",)), {}, find_architecture()),
     ],
 )
 def test_the_architecture_of_an_image(request_, found, arch):
