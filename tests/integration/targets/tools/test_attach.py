@@ -298,7 +298,9 @@ def test_a_killed_attach_leaves_what_the_next_one_takes(container):
 def test_the_shell_line_gives_a_shell_with_the_tools(container):
     name = container("static")
     line = host.call_module("crashcart_attach", containers=[name])["attachments"][0]["shell"]
-    assert host.docker("inspect", "-f", "{{.Id}}", name).startswith(re.search(r"exec -it (\w+)", line).group(1))
+    assert host.docker("inspect", "-f", "{{.Id}}", name).startswith(
+        re.search(r" ([0-9a-f]{12}) /dev/crashcart/bin/bash ", line).group(1)
+    )
     # A terminal of its own, as a person at the keyboard would have.
     done = subprocess.run(
         ["script", "-qec", line, "/dev/null"],

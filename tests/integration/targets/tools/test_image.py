@@ -59,7 +59,7 @@ def test_a_build_needs_no_root_and_leaves_setuid_out(small, tmp_path):
     assert "bin/busybox" in listing
     assert not [line for line in listing.splitlines() if "s" in line.split()[0][1:] and line[0] == "-"]
     manifest = json.loads((small.parent / "small.squashfs.json").read_text())
-    assert [one["name"] for one in manifest["packages"]] == ["busybox-static"]
+    assert [one["name"] for one in manifest["components"]] == ["busybox-static"]
     assert manifest["size"] == small.stat().st_size
 
 
