@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import closing
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt, Repository
@@ -49,12 +50,12 @@ def make_image(
 
 
 def _unpack(packages: list[str], tree: str) -> None:
-    apt = PrivateApt(CACHE, Repository(find_architecture()))
-    apt.update(_LISTS_VALID_S)
-    closure = apt.resolve(packages)
-    apt.download(packages, closure, offline=False)
-    for package in closure:
-        subprocess.run(["dpkg-deb", "-x", package.path, tree], check=True)
+    with closing(PrivateApt(CACHE, Repository(find_architecture()))) as apt:
+        apt.update(_LISTS_VALID_S)
+        closure = apt.resolve(packages)
+        apt.download(packages, closure, offline=False)
+        for package in closure:
+            subprocess.run(["dpkg-deb", "-x", package.path, tree], check=True)
 
 
 def _remove_shells(tree: str) -> None:

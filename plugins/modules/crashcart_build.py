@@ -14,7 +14,9 @@ description:
     container image - whose programs work below C(/dev/crashcart) in any container, with libraries of the image alone.
   - The dependency closure of Debian packages is resolved by apt's own solver in an apt root of its own.
   - Needs neither root nor a mount, and runs nothing of what it unpacks, no maintainer script either. Of the machine's apt only its
-    sources and keys are read.
+    sources, keys and proxies are read.
+  - What no tool needs in a container is left out - C(/boot), C(/dev), C(/proc), C(/run), C(/sys), C(/tmp), C(/var), what starts
+    services, documentation, translations, tables of rare encodings, empty folders.
   - The same sources make the same image, to the byte.
   - Runs on the controller (C(delegate_to=localhost) with C(become=false)), or on another machine by delegation.
 version_added: 0.1.0
@@ -79,11 +81,11 @@ options:
     elements: path
   docker_image:
     description:
-      - Name of a container image that the Docker engine has; all of its files go into the tool image.
+      - Name of a container image that the Docker engine has, whose files go into the tool image.
     type: str
   docker_container:
     description:
-      - Name or id of a container, running or not; all of its files as they are now go into the tool image.
+      - Name or id of a container, running or not, whose files as they are now go into the tool image.
     type: str
   docker_host:
     description:
@@ -110,15 +112,16 @@ options:
     choices: [amd64, arm64]
   release:
     description:
-      - The release of Debian or Ubuntu that packages come from, for example V(trixie). By default what the machine's own sources name.
+      - The release of Debian or Ubuntu that packages come from, for example V(trixie), with its updates and its security updates.
+      - By default what the machine's own sources name.
     type: str
   mirror:
     description:
-      - The address of the mirror for O(release). By default the machine's own.
+      - The address of the mirror for O(release), of which nothing but that suite is used then. By default the machine's own mirrors.
     type: str
   cache:
     description:
-      - Folder for lists of packages and package files, kept for the next build.
+      - Folder for lists of packages and package files, kept for the next build. Builds that share one fetch one after the other.
     type: path
     default: ~/.cache/crashcart
   cache_valid_time:
@@ -167,6 +170,7 @@ EXAMPLES = r"""
     packages: [nmap]
     arch: arm64
   delegate_to: localhost
+  run_once: true
   become: false
 
 - name: Make a tool image of a container image
@@ -174,6 +178,7 @@ EXAMPLES = r"""
     dest: netshoot.squashfs
     docker_image: nicolaka/netshoot
   delegate_to: localhost
+  run_once: true
   become: false
 """
 
@@ -225,6 +230,8 @@ image:
 """
 
 import os
+import signal
+import sys
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -252,8 +259,12 @@ def list_versions(manifest):
 def make_request(parameters):
     sets = parameters["sets"] or ([] if any(parameters[name] for name in SOURCES) else ["default"])
     check_prefix(parameters["prefix"])
+    named = set(parameters["packages"] or [])
+    of_sets = set(tool_sets.list_packages(sets))
+    optional = of_sets & tool_sets.OPTIONAL - named
     return builder.Request(
-        packages=tuple(sorted({*tool_sets.list_packages(sets), *(parameters["packages"] or [])})),
+        packages=tuple(sorted((of_sets | named) - optional)),
+        optional=tuple(sorted(optional)),
         paths=tuple(parameters["paths"] or []),
         **{
             name: parameters[name]
@@ -276,8 +287,12 @@ def make_teller(path):
 def run(module):
     if elf.ELFTOOLS_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("pyelftools"), exception=elf.ELFTOOLS_IMPORT_ERROR)
+    # Ended by a task's time limit it tidies up as it does when interrupted; the tools of file systems are not in everybody's PATH.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     parameters = module.params
     dest = parameters["dest"]
+    builder.check_dest(dest, parameters["paths"] or ())
     if parameters["sbom"] and sbom.CYCLONEDX_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("cyclonedx-python-lib"), exception=sbom.CYCLONEDX_IMPORT_ERROR)
     request = make_request(parameters)
@@ -286,7 +301,9 @@ def run(module):
         is_listed = not parameters["sbom"] or os.path.exists(parameters["sbom"])
         is_current = is_listed and builder.is_same_request(before, request)
         return {"changed": not is_current, "image": describe(before if is_current else None, dest)}
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the image there has to be room for a container's files; /tmp may be in memory.
+    beside = os.path.dirname(os.path.abspath(dest))
+    with tempfile.TemporaryDirectory(dir=beside if os.path.isdir(beside) else None) as folder:
         plan = builder.Plan(
             request,
             parameters["cache"],
@@ -295,8 +312,9 @@ def run(module):
             valid_s=parse_seconds(parameters["cache_valid_time"], "cache_valid_time"),
             offline=parameters["offline"],
         )
-        is_current = builder.is_current(before, plan)
+        is_current = builder.is_current(before, plan) and builder.is_undamaged(before, dest)
         after = before if is_current else builder.build(plan, dest, make_teller(parameters["_progress"]))
+        plan.close()
     is_listed = True
     if parameters["sbom"]:
         is_listed = not sbom.write(sbom.make(after, os.path.basename(dest)), parameters["sbom"])

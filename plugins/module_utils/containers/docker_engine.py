@@ -102,7 +102,7 @@ class DockerEngine:
         try:
             yield self._ask(self._client.export, made)
         finally:
-            self._ask(self._client.remove_container, made, force=True)
+            self._ask(self._client.remove_container, made, force=True, v=True)
 
     @contextmanager
     def export_container(self, name: str) -> Iterator[Iterator[bytes]]:

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Resolve and download Debian packages by apt's own solver in an apt root of our own.
 
-The machine's sources and keys are read; its lists, its cache and its package state are neither read nor
-written, so this needs no root and takes no lock. The closure is complete but for what only maintainer scripts use.
+Of the machine's apt its sources, keys and proxies are read; its lists, its cache, its package state, its preferences and its
+hooks are not, so this needs no root and no lock of apt's. The closure is complete but for what only maintainer scripts use.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +35,18 @@ _FOR_SCRIPTS = (
     "usr-is-merged",
     "usrmerge",
 )
+# What a machine's settings may have run when lists were fetched, which is not for us.
+_SETTINGS = """\
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear APT::Default-Release;
+"""
+_LOCK_S = 900.0
+_LOCK_RETRY_S = 0.2
+# Releases that have no suites of updates beside them.
+_ROLLING = ("sid", "unstable", "experimental", "devel")
+_COMPONENTS = {"Debian": "main", "Ubuntu": "main universe"}
 _KEYRINGS = {
     "Debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
     "Ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
@@ -99,7 +112,10 @@ def parse_uris(text: str, archives: str) -> list[Package]:
 
 
 class PrivateApt:
-    """An apt root for REPOSITORY in FOLDER, made when missing. Package files are shared by all roots of FOLDER."""
+    """An apt root for REPOSITORY in FOLDER, made when missing. Package files are shared by all roots of FOLDER.
+
+    One build at a time has the folder, until it is closed: apt's own locks would make the others fail.
+    """
 
     def __init__(self, folder: str, repository: Repository) -> None:
         check_repository(repository)
@@ -109,6 +125,16 @@ class PrivateApt:
         self._archives = os.path.join(folder, "archives")
         for path in (os.path.join(self._folder, "state/lists/partial"), os.path.join(self._archives, "partial")):
             os.makedirs(path, mode=0o755, exist_ok=True)
+        self._lock = _wait_for_lock(os.path.join(folder, "lock"))
+        self._settings = os.path.join(self._folder, "apt.conf")
+        with open(self._settings, "w", encoding="ascii") as file:
+            file.write(_SETTINGS)
+
+    def close(self) -> None:
+        """Let other builds have the folder. Calling it again does nothing."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _run(self, *arguments: str, program: str = "apt-get", **options: str) -> str:
         settings = {
@@ -120,6 +146,10 @@ class PrivateApt:
             "APT::Architectures": self._repository.arch,
             "APT::Sandbox::User": "",
             "APT::Install-Recommends": "false",
+            "APT::Get::AllowUnauthenticated": "false",
+            "Acquire::AllowInsecureRepositories": "false",
+            "Dir::Etc::Preferences": "/dev/null",
+            "Dir::Etc::PreferencesParts": "/dev/null",
             "APT::Get::Assume-Yes": "true",
             "Acquire::ForceHash": "SHA256",
             "Acquire::Languages": "none",
@@ -129,7 +159,13 @@ class PrivateApt:
         sources = self._write_sources()
         if sources:
             settings.update({"Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "/dev/null"})
-        command = [program, "-qq", *(f"-o{name}={value}" for name, value in settings.items()), *arguments]
+        command = [
+            program,
+            "-qq",
+            f"-c={self._settings}",
+            *(f"-o{name}={value}" for name, value in settings.items()),
+            *arguments,
+        ]
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "LC_ALL": "C"}
         )
@@ -142,13 +178,9 @@ class PrivateApt:
         repository = self._repository
         if repository.release is None:
             return ""
-        mirror, keyring = repository.mirror or _find_mirror(), ""
-        for vendor, path in _KEYRINGS.items():
-            if vendor.lower() in mirror and os.path.exists(path):
-                keyring = f"[signed-by={path}] "
         path = os.path.join(self._folder, "sources.list")
         with open(path, "w", encoding="ascii") as file:
-            file.write(f"deb {keyring}{mirror} {repository.release} main\n")
+            file.writelines(_list_sources(repository))
         return path
 
     def update(self, valid_s: float) -> None:
@@ -208,8 +240,26 @@ class PrivateApt:
             raise BuildError(f"these packages {how}: {', '.join(missing)}")
 
 
-def _find_mirror() -> str:
-    """The mirror that the machine's apt has for its distribution."""
+def _list_sources(repository: Repository) -> list[str]:
+    """Lines of a list of sources: with a mirror its one suite; without, also the updates, from the mirrors that the machine has."""
+    release = str(repository.release)
+    mirrors = _find_mirrors()
+    mirror = repository.mirror or next((uri for uri, _vendor in mirrors if "security" not in uri), "")
+    if not mirror:
+        raise BuildError("this machine's apt knows no mirror of Debian or Ubuntu: give mirror, too")
+    vendor = dict(mirrors).get(mirror) or ("Ubuntu" if "ubuntu" in mirror.lower() else "Debian")
+    suites = [(mirror, release)]
+    if repository.mirror is None and release not in _ROLLING:
+        security = next((uri for uri, _vendor in mirrors if "security" in uri), mirror if vendor == "Ubuntu" else "")
+        suites.append((mirror, f"{release}-updates"))
+        if security:
+            suites.append((security, f"{release}-security"))
+    keyring = f"[signed-by={_KEYRINGS[vendor]}] " if os.path.exists(_KEYRINGS[vendor]) else ""
+    return [f"deb {keyring}{uri} {suite} {_COMPONENTS[vendor]}\n" for uri, suite in suites]
+
+
+def _find_mirrors() -> list[tuple[str, str]]:
+    """The mirrors that the machine's apt has, each with its vendor."""
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN)", "Created-By: Packages"],
         capture_output=True,
@@ -217,11 +267,31 @@ def _find_mirror() -> str:
         errors="replace",
         check=False,
     )
+    found = {}
     for line in done.stdout.splitlines():
         uri, _space, origin = line.partition(" ")
-        if origin in _KEYRINGS and "security" not in uri:
-            return uri
-    raise BuildError("this machine's apt knows no mirror of Debian or Ubuntu: give mirror, too")
+        # Until the lists were fetched apt does not know the origin.
+        vendor = origin or next((one for one in _KEYRINGS if f"/{one.lower()}" in uri), "")
+        if vendor in _KEYRINGS:
+            found[uri] = vendor
+    return list(found.items())
+
+
+def _wait_for_lock(path: str) -> int:
+    """The descriptor that holds the lock of file PATH."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise BuildError(
+                    f"other builds have had the cache {os.path.dirname(path)} for {_LOCK_S:g} s: give this one another cache"
+                ) from error
+            time.sleep(_LOCK_RETRY_S)
 
 
 def _is_whole(package: Package) -> bool:

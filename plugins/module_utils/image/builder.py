@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,11 +26,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component, Source
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.tool_sets import OPTIONAL
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
 # Goes up whenever the same sources would make another image.
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
+_WORK = ".crashcart-build-"
 
 _BASHRC = """\
 # Read by interactive shells that are started with the tools of this image, which are not for the container's settings.
@@ -41,9 +43,10 @@ PS1='[crashcart] \\u@\\h:\\w\\$ '
 
 @dataclass(frozen=True)
 class Request:
-    """What an image is made of, in the user's words. ARCH is None where the sources decide."""
+    """What an image is made of, in the user's words. ARCH is None where the sources decide; a release may lack OPTIONAL packages."""
 
     packages: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     docker_image: str | None = None
     docker_container: str | None = None
@@ -101,14 +104,14 @@ class Plan:
             self._local.append(sources.open_container(request.docker_container, docker_host, folder))
         # apt sees to what local packages depend on.
         debs = [os.path.abspath(path) for path, one in zip(request.paths, self._local) if one.component.kind == "deb"]
-        self._names = [*request.packages, *debs]
+        self._names = [*request.packages, *request.optional, *debs]
         if self._names:
             _check_programs({"apt-get": "apt", "dpkg-deb": "dpkg"})
             arch = request.arch or find_architecture()
             self._apt = PrivateApt(cache, Repository(arch, request.release, request.mirror))
             if not offline:
                 self._apt.update(valid_s)
-            self._names = [one for one in self._names if one not in OPTIONAL or self._apt.has(one)]
+            self._names = [one for one in self._names if one not in request.optional or self._apt.has(one)]
             # A repository may have what is here as a file, too.
             local = {one.component.name for one in self._local if one.component.kind == "deb"}
             self._packages = [one for one in self._apt.resolve(self._names) if one.name not in local]
@@ -138,6 +141,16 @@ class Plan:
         for one in [*packages, *self._local]:
             tell(f" unpacking {one.component.label}")
             one.add_to(tree)
+        self.close()
+
+    def close(self) -> None:
+        """Let other builds have the cache."""
+        if self._apt is not None:
+            self._apt.close()
+
+    def find_architecture(self) -> str | None:
+        """The architecture that the container image of the plan is for."""
+        return next((one.component.arch for one in self._local if one.component.kind == "container image"), None)
 
 
 def _describe_package(package: Package) -> Component:
@@ -155,6 +168,24 @@ def is_current(manifest: dict[str, Any] | None, plan: Plan) -> bool:
     )
 
 
+def is_undamaged(manifest: dict[str, Any], image: str) -> bool:
+    """Whether the file IMAGE has the content that its MANIFEST says."""
+    return _find_digest(image) == manifest.get("digest")
+
+
+def _find_digest(image: str) -> str:
+    with open(image, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_dest(dest: str, paths: Sequence[str]) -> None:
+    """Raise BuildError where DEST is in one of the folders that the image is made of: it would hold itself."""
+    real = os.path.realpath(dest)
+    for path in paths:
+        if os.path.isdir(path) and os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):
+            raise BuildError(f"dest {dest} is in {path}, which goes into the image: give a dest elsewhere")
+
+
 def list_components(plan: Plan) -> list[dict[str, Any]]:
     """The components as a manifest holds them."""
     return [asdict(one) for one in plan.components]
@@ -170,19 +201,48 @@ def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
     os.umask(0o022)  # others than the builder have to be able to read what is in the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".crashcart-build-", dir=folder) as work:
+    with _open_work_folder(folder) as work:
         image = os.path.join(work, "image")
         if made is not None:
             tell(f"copying {made.component.label}")
             shutil.copyfile(made.path, image)
-            manifest = _describe_image(plan, "ext4", plan.request.arch or find_architecture(), made.list_tools())
+            arch = plan.request.arch or made.find_architecture()
+            if arch is None:
+                raise BuildError(f"{made.path} does not say what its programs are for: give arch")
+            manifest = _describe_image(plan, "ext4", arch, made.list_tools())
         else:
             manifest = _make_image(plan, work, image, tell)
         manifest["size"] = os.stat(image).st_size
-        with open(image, "rb") as file:
-            manifest["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
+        manifest["digest"] = _find_digest(image)
         _publish(image, manifest, work, dest)
     return manifest
+
+
+@contextmanager
+def _open_work_folder(folder: str) -> Iterator[str]:
+    """A new folder in FOLDER, locked for as long as it is there; those of builds that were killed are removed."""
+    for name in os.listdir(folder):
+        if name.startswith(_WORK):
+            with suppress(OSError):  # somebody works there, or has just ended
+                stale = _lock_folder(os.path.join(folder, name), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(os.path.join(folder, name))
+                os.close(stale)
+    with tempfile.TemporaryDirectory(prefix=_WORK, dir=folder) as work:
+        lock = _lock_folder(work, fcntl.LOCK_EX)
+        try:
+            yield work
+        finally:
+            os.close(lock)
+
+
+def _lock_folder(path: str, operation: int) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, operation)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -202,7 +262,7 @@ def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) 
     manifest = _describe_image(
         plan,
         request.format,
-        _find_architecture(request, relocation.architectures),
+        _find_architecture(request, relocation, plan.find_architecture()),
         relocate.list_tools(tree.path, tree.origins),
     )
     manifest.update({"problems": relocation.problems, "left_out": sorted(tree.dropped)})
@@ -231,9 +291,11 @@ def _check_programs(needed: dict[str, str]) -> None:
         raise BuildError(f"to build images this machine needs the packages: {', '.join(missing)}")
 
 
-def _find_architecture(request: Request, found: Counter[str]) -> str:
-    """The architecture of the image; raises BuildError where programs are of another one, or of several."""
-    wanted = request.arch or (find_architecture() if request.packages or not found else found.most_common(1)[0][0])
+def _find_architecture(request: Request, relocation: relocate.Relocation, told: str | None) -> str:
+    """The architecture of the image, which a container image has TOLD; raises BuildError where programs are of another one."""
+    found = relocation.architectures
+    wanted = request.arch or (find_architecture() if request.packages else told)
+    wanted = wanted or _find_most(found) or _find_most(relocation.elsewhere) or find_architecture()
     others = {arch: count for arch, count in found.items() if arch != wanted}
     if others:
         counts = ", ".join(f"{count} for {arch}" for arch, count in sorted(others.items()))
@@ -241,6 +303,10 @@ def _find_architecture(request: Request, found: Counter[str]) -> str:
             f"the image is for {wanted} and has programs of another architecture ({counts}): give arch, and sources of one architecture"
         )
     return wanted
+
+
+def _find_most(counts: Counter[str]) -> str | None:
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
@@ -267,7 +333,12 @@ def _publish(image: str, manifest: dict[str, Any], work: str, dest: str) -> None
         json.dump(manifest, file, indent=1, sort_keys=True)
     for path in (image, text):
         os.chmod(path, 0o644)
-    if os.path.lexists(manifest_path(dest)):
-        os.unlink(manifest_path(dest))
-    os.rename(image, dest)
-    os.rename(text, manifest_path(dest))
+    # Two builds of one file may end at the same moment.
+    lock = _lock_folder(os.path.dirname(os.path.abspath(dest)), fcntl.LOCK_EX)
+    try:
+        if os.path.lexists(manifest_path(dest)):
+            os.unlink(manifest_path(dest))
+        os.rename(image, dest)
+        os.rename(text, manifest_path(dest))
+    finally:
+        os.close(lock)

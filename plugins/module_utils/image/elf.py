@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import fold
 
 ELFTOOLS_IMPORT_ERROR: str | None = None
@@ -41,6 +40,17 @@ class Elf:
     interpreter: str
     needed: tuple[str, ...]
     run_path: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        """Which C library it is made for: glibc or musl; "" where it does not say, and any will do."""
+        if "ld-musl" in self.interpreter or any(
+            name.startswith("libc.musl") or name == "libc.so" for name in self.needed
+        ):
+            return "musl"
+        if self.interpreter or any(name == "libc.so.6" or name.startswith("ld-linux") for name in self.needed):
+            return "glibc"
+        return ""
 
 
 def read_elf(tree: str, place: str) -> Elf | None:
@@ -90,6 +100,17 @@ def find_library_folders(tree: str, elves: list[Elf]) -> list[str]:
     return sorted(chosen, key=lambda folder: ("-linux-" not in folder, folder))
 
 
+def sort_folders(folders: list[str], elves: list[Elf], family: str) -> list[str]:
+    """FOLDERS with those first that hold libraries for the C library FAMILY, without those that hold only the other's."""
+    if not family:
+        return folders
+    families: dict[str, set[str]] = {}
+    for elf in elves:
+        families.setdefault(posixpath.dirname(elf.place), set()).add(elf.family)
+    usable = [one for one in folders if not families.get(one) or families[one] & {family, ""}]
+    return sorted(usable, key=lambda folder: family not in families.get(folder, ()))
+
+
 def _read_loader_configuration(tree: str) -> list[str]:
     folder = os.path.join(tree, "etc/ld.so.conf.d")
     names = [os.path.join(folder, name) for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
@@ -114,18 +135,25 @@ def place_run_path(elf: Elf) -> tuple[str, ...]:
     return tuple(dict.fromkeys(places))
 
 
-def patch(tree: str, prefix: str, elves: list[Elf], folders: list[str]) -> list[Elf]:
-    """Make ELVES work at PREFIX, with FOLDERS of the tree searched for libraries; how they are then."""
+def patch(tree: str, prefix: str, elves: list[Elf], folders: list[str]) -> tuple[list[Elf], list[dict[str, str]]]:
+    """Make ELVES work at PREFIX, with FOLDERS of the tree searched for libraries; how they are then, and which cannot be patched."""
+    by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda elf: _patch_one(tree, prefix, elf, folders), elves))
+        outcomes = list(pool.map(lambda elf: _patch_one(tree, prefix, elf, by_family[elf.family]), elves))
+    problems = [
+        {"path": elf.place, "reason": f"patchelf cannot patch it: {text}"}
+        for elf, text in zip(elves, (two for _one, two in outcomes))
+        if text
+    ]
+    return [elf for elf, text in outcomes], problems
 
 
-def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> Elf:
+def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> tuple[Elf, str]:
+    """ELF after it was patched, and why it could not be, where it could not."""
     own = place_run_path(elf)
     if not elf.interpreter and not any(elf.run_path):
-        return replace(
-            elf, run_path=()
-        )  # a library is found, and finds its own, by the RPATH of the program that loads it
+        # A library is found, and finds its own, by the RPATH of the program that loads it.
+        return replace(elf, run_path=()), ""
     run_path = tuple(dict.fromkeys([*own, *folders]))
     command = ["patchelf", "--force-rpath", "--set-rpath", ":".join(f"{prefix}/{place}" for place in run_path)]
     interpreter = elf.interpreter and fold(elf.interpreter)
@@ -133,22 +161,25 @@ def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> Elf:
         command += ["--set-interpreter", f"{prefix}/{interpreter}"]
     path = os.path.join(tree, elf.place)
     done = subprocess.run([*command, path], capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        raise BuildError(f"patchelf cannot patch {elf.place}: {done.stderr.strip()}")
-    return replace(elf, interpreter=interpreter, run_path=run_path)
+    patched = replace(elf, interpreter=interpreter, run_path=run_path)
+    return patched, (done.stderr.strip() or "no reason given") if done.returncode != 0 else ""
 
 
 def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[str, str]]:
     """What patched ELVES need and would not find in the tree, as path and reason. The loader would look for it in the target."""
-    machines = {elf.place: elf.machine for elf in elves}
-    found: dict[tuple[str, str], bool] = {}
+    by_place = {elf.place: elf for elf in elves}
+    by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
+    found: dict[tuple[str, str, str], bool] = {}
 
-    def is_there(place: str, machine: str) -> bool:
-        key = (place, machine)
+    def is_there(place: str, machine: str, family: str) -> bool:
+        key = (place, machine, family)
         if key not in found:
             # Links were made relative, so they are followed as in the container.
             real = os.path.relpath(os.path.realpath(os.path.join(tree, place)), os.path.realpath(tree))
-            found[key] = machines.get(real) == machine
+            library = by_place.get(real)
+            found[key] = (
+                library is not None and library.machine == machine and {library.family, family} != {"glibc", "musl"}
+            )
         return found[key]
 
     problems = []
@@ -156,8 +187,9 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
         if elf.interpreter and not os.path.isfile(os.path.join(tree, elf.interpreter)):
             problems.append({"path": elf.place, "reason": f"its loader {elf.interpreter} is not in the image"})
         for name in elf.needed:
+            places = [f"{folder}/{name}" for folder in (*elf.run_path, *by_family[elf.family])]
             if "/" in name:
                 problems.append({"path": elf.place, "reason": f"it needs the library {name} by its whole path"})
-            elif not any(is_there(f"{folder}/{name}", elf.machine) for folder in (*elf.run_path, *folders)):
+            elif not any(is_there(place, elf.machine, elf.family) for place in places):
                 problems.append({"path": elf.place, "reason": f"the library {name} is not in the image"})
     return problems

@@ -35,8 +35,9 @@ def make(tree: str, image: str, kind: str) -> None:
 
 
 def _set_times(tree: str) -> None:
-    for folder, _folders, files in os.walk(tree, topdown=False):
-        for path in [*(os.path.join(folder, name) for name in files), folder]:
+    for folder, folders, files in os.walk(tree, topdown=False):
+        # Symlinks to folders are among the folders, and are nobody's top.
+        for path in [*(os.path.join(folder, name) for name in (*files, *folders)), folder]:
             os.utime(path, (FILE_TIME, FILE_TIME), follow_symlinks=False)
 
 
@@ -55,7 +56,7 @@ def _make_erofs(tree: str, image: str) -> None:
 def _make_ext4(tree: str, image: str) -> None:
     inodes = blocks = 0
     for folder, folders, files in os.walk(tree):
-        inodes += 1 + len(files)
+        inodes += 1 + len(files) + sum(os.path.islink(os.path.join(folder, name)) for name in folders)
         names = len(files) + len(folders)
         blocks += 1 + names * 300 // _EXT4_BLOCK
         for name in files:
@@ -64,10 +65,8 @@ def _make_ext4(tree: str, image: str) -> None:
     inodes += 64
     # Room for the tables of inodes and groups; what is not used is a hole in the file.
     size = blocks + math.ceil(inodes * _EXT4_INODE / _EXT4_BLOCK) + blocks // 50 + 1024
-    # Files get the owner that they have in the tree: in a user namespace of their own the builder's are root's.
-    as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
     _run(
-        *(*as_root, "mke2fs", "-q", "-t", "ext4", "-d", tree, "-O", _EXT4_FEATURES, "-m", "0", "-b", str(_EXT4_BLOCK)),
+        *("mke2fs", "-q", "-t", "ext4", "-d", tree, "-O", _EXT4_FEATURES, "-m", "0", "-b", str(_EXT4_BLOCK)),
         *("-I", str(_EXT4_INODE), "-N", str(inodes), "-U", _UUID, "-L", "crashcart"),
         *(
             "-E",
@@ -77,9 +76,13 @@ def _make_ext4(tree: str, image: str) -> None:
         ),
         E2FSPROGS_FAKE_TIME=str(FILE_TIME),
     )
-    # mke2fs takes times of the tree that nobody can set: when a file was changed, and when a folder was read.
-    fields = [(number, field) for number in (2, *range(11, last + 1)) for field in ("atime", "ctime")]
-    commands = "".join(f"set_inode_field <{number}> {field} @{FILE_TIME}\n" for number, field in fields)
+    # mke2fs takes from the tree what nobody can set there: when a file was changed and a folder read, and, unless root, the owner.
+    values = {"atime": f"@{FILE_TIME}", "ctime": f"@{FILE_TIME}", "uid": "0", "gid": "0"}
+    commands = "".join(
+        f"set_inode_field <{number}> {field} {value}\n"
+        for number in (2, *range(11, last + 1))
+        for field, value in values.items()
+    )
     _run("debugfs", "-w", "-f", "-", image, stdin=commands, E2FSPROGS_FAKE_TIME=str(FILE_TIME))
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import glob
 import os
+import re
+import shutil
 import stat
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -20,19 +22,25 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.tool_sets im
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import fold
 
 _PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
+_STORE_PROGRAMS = re.compile(r"nix/store/[^/]+/bin\Z")
+_MAX_LINE = 4096  # the kernel reads less of a script's first line
+# What can stand in the settings of a shell as it is.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+@~-]+\Z")
+_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
+_BUNDLES = (_BUNDLE, "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt")
 # Where data lies that a program looks for at a path fixed when it was compiled, by the variable that leads it elsewhere.
 _DATA = {
-    "CURL_CA_BUNDLE": ("etc/ssl/certs/ca-certificates.crt",),
+    "CURL_CA_BUNDLE": _BUNDLES,
     "GCONV_PATH": ("lib/*/gconv", "lib/gconv"),
     "GIT_EXEC_PATH": ("lib/git-core", "libexec/git-core"),
-    "GIT_SSL_CAINFO": ("etc/ssl/certs/ca-certificates.crt",),
+    "GIT_SSL_CAINFO": _BUNDLES,
     "GIT_TEMPLATE_DIR": ("share/git-core/templates",),
     "LOCPATH": ("lib/locale",),
     "MAGIC": ("lib/file/magic.mgc", "share/misc/magic.mgc"),
     "NMAPDIR": ("share/nmap",),
     "OPENSSL_CONF": ("etc/ssl/openssl.cnf",),
-    "OPENSSL_ENGINES": ("lib/*/engines-3",),
-    "OPENSSL_MODULES": ("lib/*/ossl-modules",),
+    "OPENSSL_ENGINES": ("lib/*/engines-3", "lib/engines-3"),
+    "OPENSSL_MODULES": ("lib/*/ossl-modules", "lib/ossl-modules"),
     "PERL5LIB": (
         "etc/perl",
         "share/perl5",
@@ -41,7 +49,7 @@ _DATA = {
         "share/perl/[0-9]*",
         "lib/*/perl-base",
     ),
-    "SSL_CERT_FILE": ("etc/ssl/certs/ca-certificates.crt", "etc/ssl/cert.pem"),
+    "SSL_CERT_FILE": _BUNDLES,
     "TERMINFO": ("lib/terminfo", "share/terminfo", "etc/terminfo"),
     "VIMRUNTIME": ("share/vim/vim[0-9]*",),
     "XTABLES_LIBDIR": ("lib/*/xtables", "lib/xtables"),
@@ -78,18 +86,23 @@ def add_alternatives(tree: str) -> None:
 
 
 def add_certificates(tree: str) -> None:
-    """Gather the certificate authorities of ca-certificates in one file, as its maintainer script would."""
-    source = os.path.join(tree, "share/ca-certificates")
+    """Gather the certificate authorities of ca-certificates in one file, as its maintainer script would, where there is none yet."""
+    if any(os.path.isfile(os.path.join(tree, place)) for place in _BUNDLES):
+        return
     parts = []
-    for folder, _folders, files in os.walk(source):
+    for folder, _folders, files in os.walk(os.path.join(tree, "share/ca-certificates")):
         for name in files:
-            with open(os.path.join(folder, name), "rb") as file:
-                parts.append((name, file.read()))
+            path = os.path.join(folder, name)
+            if name.endswith(".crt") and os.path.isfile(path):
+                with open(path, "rb") as file:
+                    parts.append((name, file.read().rstrip(b"\n") + b"\n"))
     if parts:
-        folder = os.path.join(tree, "etc/ssl/certs")
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "ca-certificates.crt"), "wb") as bundle:
-            bundle.writelines(content for _name, content in sorted(parts))
+        bundle = os.path.join(tree, _BUNDLE)
+        os.makedirs(os.path.dirname(bundle), exist_ok=True)
+        if os.path.lexists(bundle):
+            os.unlink(bundle)  # a link that leads nowhere
+        with open(bundle, "xb") as writer:
+            writer.writelines(content for _name, content in sorted(parts))
 
 
 def wrap_privilege_droppers(tree: str, prefix: str) -> None:
@@ -133,7 +146,8 @@ def list_environment(tree: str, prefix: str) -> dict[str, str]:
     variables = {"PATH": ":".join(f"{prefix}/{folder}" for folder in find_program_folders(tree))}
     for name, patterns in _DATA.items():
         # Sorted, since a folder's order is nobody's promise; brackets in a folder's name are part of a name.
-        places = [place for pattern in patterns for place in sorted(glob.glob(pattern, root_dir=tree))]
+        found = [place for pattern in patterns for place in sorted(glob.glob(pattern, root_dir=tree))]
+        places = [one for one in found if _PLAIN.match(one) and os.path.exists(os.path.join(tree, one))]
         if places:
             variables[name] = ":".join(f"{prefix}/{place}" for place in (places if name in _LISTS else places[:1]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -170,10 +184,12 @@ def link_store_programs(tree: str) -> None:
 
 @dataclass(frozen=True)
 class Relocation:
-    """What came of patching a tree. PROBLEMS: what will not work, as path and reason; ARCHITECTURES: how many programs are for each."""
+    """What came of patching a tree. PROBLEMS: what will not work, as path and reason; ARCHITECTURES: how many programs in the
+    folders of programs are for each, ELSEWHERE: how many that may be run in other folders."""
 
     problems: list[dict[str, str]]
     architectures: Counter[str]
+    elsewhere: Counter[str]
 
 
 def relocate_programs(tree: str, prefix: str) -> Relocation:
@@ -183,21 +199,26 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
     elves: dict[int, elf.Elf] = {}
     scripts = []
     architectures: Counter[str] = Counter()
+    elsewhere: Counter[str] = Counter()
     for place in _gen_files(tree):
         path = os.path.join(tree, place)
         with open(path, "rb") as file:
             head = file.read(20)
-        number = os.stat(path).st_ino
+        status = os.stat(path)
+        number = status.st_ino
         if head[:4] == b"\x7fELF":
-            if os.path.dirname(place) in _PROGRAM_FOLDERS:  # elsewhere firmware may be, or what a tool works on
+            folder = os.path.dirname(place)
+            if folder in _PROGRAM_FOLDERS or _STORE_PROGRAMS.match(folder):
                 architectures[elf.find_architecture(head)] += 1
+            elif status.st_mode & 0o111:  # among these firmware may be, or what a tool works on
+                elsewhere[elf.find_architecture(head)] += 1
             places.setdefault(number, []).append(place)
             found = None if number in elves else elf.read_elf(tree, place)
             if found is not None:
                 elves[number] = found
         elif head[:2] == b"#!":
             interpreter = _patch_script(tree, place, prefix)
-            if interpreter and os.stat(path).st_mode & 0o111:
+            if interpreter and status.st_mode & 0o111:
                 scripts.append((place, interpreter))
 
     def spread(of_one_file: list[elf.Elf]) -> list[elf.Elf]:
@@ -205,14 +226,16 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
         return [replace(one, place=place) for number, one in zip(elves, of_one_file) for place in places[number]]
 
     folders = elf.find_library_folders(tree, spread(list(elves.values())))
-    patched = spread(elf.patch(tree, prefix, list(elves.values()), folders))
-    problems = elf.list_problems(tree, patched, folders)
+    patched, problems = elf.patch(tree, prefix, list(elves.values()), folders)
+    problems += elf.list_problems(tree, spread(patched), folders)
     problems += [
         {"path": place, "reason": f"its interpreter {interpreter} is not in the image"}
         for place, interpreter in scripts
         if not os.path.exists(os.path.join(tree, interpreter))
     ]
-    return Relocation(sorted(problems, key=lambda problem: (problem["path"], problem["reason"])), architectures)
+    return Relocation(
+        sorted(problems, key=lambda problem: (problem["path"], problem["reason"])), architectures, elsewhere
+    )
 
 
 def _gen_files(tree: str) -> Iterator[str]:
@@ -229,23 +252,27 @@ def _patch_script(tree: str, place: str, prefix: str) -> str:
     """Let the script at PLACE be run by an interpreter of the tree; that one's place, "" where the script names none."""
     path = os.path.join(tree, place)
     with open(path, "rb") as file:
-        content = file.read()
-    line, newline, rest = content.partition(b"\n")
+        line = file.readline(_MAX_LINE)
     words = os.fsdecode(line[2:]).split()
-    if not words or not words[0].startswith("/"):
+    if (not line.endswith(b"\n") and len(line) == _MAX_LINE) or not words or not words[0].startswith("/"):
         return ""
     if words[0].startswith(prefix + "/"):
         return words[0][len(prefix) + 1 :]
     program, *arguments = fold(words[0]), *words[1:]
-    if program == "bin/env" and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+    if program == "bin/env":
         # The interpreter itself: env would look for it in the container's PATH.
-        program, *arguments = _find_program(tree, os.path.basename(arguments[0])), *arguments[1:]
+        named = arguments[1:] if arguments[:1] == ["-S"] else arguments
+        if named and not named[0].startswith("-") and "=" not in named[0]:
+            program, *arguments = _find_program(tree, os.path.basename(named[0])), *named[1:]
     elif program.startswith("local/") and not os.path.exists(os.path.join(tree, program)):
         program = program[len("local/") :]
-    mode = os.stat(path).st_mode
-    with open(path, "wb") as file:
-        file.write(os.fsencode(" ".join([f"#!{prefix}/{program}", *arguments])) + newline + rest)
-    os.chmod(path, stat.S_IMODE(mode))
+    temporary = path + ".crashcart-new"
+    with open(path, "rb") as reader, open(temporary, "xb") as writer:
+        reader.seek(len(line))
+        writer.write(os.fsencode(" ".join([f"#!{prefix}/{program}", *arguments])) + line[len(line.rstrip(b"\n")) :])
+        shutil.copyfileobj(reader, writer)
+    os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
+    os.rename(temporary, path)
     return program
 
 

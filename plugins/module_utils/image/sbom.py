@@ -45,16 +45,7 @@ def make(manifest: dict[str, Any], name: str) -> str:
 
 def _describe(one: dict[str, Any], reference: str) -> Any:
     kind = _PURL_TYPES.get(one["kind"], "generic")
-    namespace = None
-    if kind == "deb":
-        namespace = "ubuntu" if "ubuntu" in one["uri"] else "debian"
-    purl = PackageURL(
-        type=kind,
-        namespace=namespace,
-        name=one["name"],
-        version=one["version"] or None,
-        qualifiers={"arch": one["arch"]} if one["arch"] else None,
-    )
+    purl = _make_image_purl(one) if kind == "oci" else _make_purl(kind, one)
     return Component(
         type=ComponentType.LIBRARY if kind != "oci" else ComponentType.CONTAINER,
         name=one["name"],
@@ -64,6 +55,25 @@ def _describe(one: dict[str, Any], reference: str) -> Any:
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=one["hash"].partition(":")[2])],
         properties=[Property(name="crashcart:kind", value=one["kind"])],
     )
+
+
+def _make_purl(kind: str, one: dict[str, Any]) -> Any:
+    namespace = None
+    if kind == "deb":
+        namespace = "ubuntu" if "ubuntu" in one["uri"] else "debian"
+    qualifiers = {"arch": one["arch"]} if one["arch"] else None
+    return PackageURL(
+        type=kind, namespace=namespace, name=one["name"], version=one["version"] or None, qualifiers=qualifiers
+    )
+
+
+def _make_image_purl(one: dict[str, Any]) -> Any:
+    """A package URL of a container image: its last name, its hash, and where it is from."""
+    repository, _at, _digest = one["name"].partition("@")
+    folder, slash, last = repository.rpartition("/")
+    name, _colon, tag = last.partition(":")
+    qualifiers = {"arch": one["arch"], "tag": tag or "latest", "repository_url": f"{folder}{slash}{name}"}
+    return PackageURL(type="oci", name=name.lower(), version=one["hash"], qualifiers=qualifiers)
 
 
 def write(text: str, path: str) -> bool:

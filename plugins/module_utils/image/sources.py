@@ -11,19 +11,22 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import stat
+import struct
 import subprocess
-import tarfile
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Iterator, Protocol, cast
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import elf, rpm
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree, is_archive, refuse_folder
 
 _CHUNK = 1 << 20
+_LAST_WORDS_S = 2.0
+_STORE = "/nix/store"
 _DEB, _RPM = b"!<arch>\n", b"\xed\xab\xee\xdb"
 _ELF, _SCRIPT = b"\x7fELF", b"#!"
 
@@ -72,20 +75,21 @@ def open_path(path: str) -> Source:
     except OSError as error:
         raise BuildError(f"{path} cannot be read: {error.strerror}") from error
     name, known = os.path.basename(path), f"sha256:{digest.hexdigest()}"
-    if is_filesystem(path):
-        return FilesystemImage(Component("file system", name, "", "", known, size), path)
     if magic == _DEB:
-        fields = _read_deb_fields(path)
-        component = Component(
-            "deb", fields["Package"], fields["Version"], fields["Architecture"], known, size, source=fields["Source"]
-        )
-        return open_package(component, path)
+        return _open_deb(path, known, size)
     if magic[:4] == _RPM:
-        return _Streamed(_describe_rpm(path, known, size), path, ["bsdtar", "--format=pax", "-cf", "-", f"@{path}"])
-    if magic[:4] == _ELF or magic[:2] == _SCRIPT:
-        return _Program(Component("program", name, "", "", known, size), path)
-    if tarfile.is_tarfile(path):
+        command = ["bsdtar", "--format=newc", "-cf", "-", f"@{path}"]
+        return _Streamed(_describe_rpm(path, known, size), path, command, is_cpio=True)
+    is_stored = os.path.dirname(path) == _STORE
+    if is_stored or magic[:4] == _ELF or magic[:2] == _SCRIPT:
+        place = path.lstrip("/") if is_stored else f"bin/{name}"
+        return _Program(Component("program", name, "", "", known, size), path, place)
+    # An archive begins with a name; to tarfile zeros are an empty one, and a file system begins with zeros.
+    if magic.strip(b"\0") and is_archive(path):
         return _Archive(Component("archive", name, "", "", known, size), path)
+    if is_filesystem(path):
+        _check_filesystem(path, size)
+        return FilesystemImage(Component("file system", name, "", "", known, size), path)
     raise BuildError(f"{path} is no folder, no .deb, no .rpm, no tar archive and no program")
 
 
@@ -94,6 +98,29 @@ def is_filesystem(path: str) -> bool:
     with open(path, "rb") as file:
         file.seek(1080)
         return file.read(2) == b"\x53\xef"
+
+
+def _check_filesystem(path: str, size: int) -> None:
+    """Raise BuildError unless the file system in the file PATH of SIZE bytes is whole and clean."""
+    with open(path, "rb") as file:
+        file.seek(1024)
+        blocks, exponent = struct.unpack_from("<4xI16xI", file.read(28))
+    wanted = blocks << (10 + exponent) if exponent < 7 else 0
+    if not 0 < wanted <= size:
+        raise BuildError(f"{path} is damaged: it begins like a file system of {wanted} bytes and has {size}")
+    done = _try(["e2fsck", "-fn", path])
+    if done.returncode != 0:
+        raise BuildError(
+            f"{path} holds a file system with errors, see what e2fsck -f {path} says: {done.stderr.strip()}"
+        )
+
+
+def _open_deb(path: str, known: str, size: int) -> Source:
+    fields = _read_deb_fields(path)
+    component = Component(
+        "deb", fields["Package"], fields["Version"], fields["Architecture"], known, size, source=fields["Source"]
+    )
+    return open_package(component, path)
 
 
 def open_package(component: Component, path: str) -> Source:
@@ -109,63 +136,89 @@ def _read_deb_fields(path: str) -> dict[str, str]:
 
 
 def _describe_rpm(path: str, known: str, size: int) -> Component:
-    # The lead of an rpm holds name-version-release; its architecture is in the header, which only rpm's own tools read well.
-    with open(path, "rb") as file:
-        lead = file.read(96)
-    text = lead[10:76].split(b"\0", 1)[0].decode("utf-8", "replace")
-    name, version, release = [*text.rsplit("-", 2), "", ""][:3]
-    arch = re.search(r"\.([a-z0-9_]+)\.rpm\Z", os.path.basename(path))
-    return Component("rpm", name, f"{version}-{release}", arch[1] if arch else "", known, size)
+    try:
+        with open(path, "rb") as file:
+            facts = rpm.read_facts(file)
+    except ValueError as error:
+        raise BuildError(f"{path} is a damaged rpm: {error}") from error
+    version = f"{facts['version']}-{facts['release']}"
+    return Component("rpm", facts["name"], version, facts["arch"], known, size, source=facts["source"])
 
 
 def _run(command: list[str], what: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except FileNotFoundError as error:
-        raise _explain_missing(command[0]) from error
+    done = _try(command)
     if done.returncode != 0:
         raise BuildError(f"{what} cannot be read: {done.stderr.strip()}")
     return done.stdout
 
 
+def _try(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError as error:
+        raise _explain_missing(command[0]) from error
+
+
 def _explain_missing(program: str) -> BuildError:
-    package = {"bsdtar": "libarchive-tools", "dpkg-deb": "dpkg", "debugfs": "e2fsprogs"}[program]
-    return BuildError(f"to read this kind of file this machine needs the package {package}")
+    packages = {"bsdtar": "libarchive-tools", "dpkg-deb": "dpkg", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
+    return BuildError(f"to read this kind of file this machine needs the package {packages[program]}")
 
 
 @contextmanager
 def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
     """What COMMAND writes, as a stream; raises BuildError when it fails in the end."""
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except FileNotFoundError as error:
-        raise _explain_missing(command[0]) from error
-    output, messages = cast("IO[bytes]", process.stdout), cast("IO[bytes]", process.stderr)
-    with process:
+    # A file for its messages: nobody reads them before its end, and they may be many.
+    with tempfile.TemporaryFile() as messages:
         try:
-            yield output
-            while output.read(_CHUNK):
-                pass  # padding after the end of the archive, which its writer wants to be rid of
-            errors = messages.read().decode("utf-8", "replace").strip()
-            failed = process.wait() != 0
-        except BaseException:
-            process.kill()
-            raise
-    if failed:
-        raise BuildError(f"{what} cannot be unpacked: {errors}")
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
+        except FileNotFoundError as error:
+            raise _explain_missing(command[0]) from error
+
+        def explain() -> BuildError:
+            messages.seek(0)
+            text = messages.read(65536).decode("utf-8", "replace").strip()
+            return BuildError(f"{what} cannot be unpacked: {text}")
+
+        output = cast("IO[bytes]", process.stdout)
+        with process:
+            try:
+                yield output
+                while output.read(_CHUNK):
+                    pass  # padding after the end of the archive, which its writer wants to be rid of
+                failed = process.wait() != 0
+            except BuildError as error:
+                if _has_failed(process):
+                    raise explain() from error  # which is why what it wrote is no archive
+                raise
+            except BaseException:
+                process.kill()
+                raise
+        if failed:
+            raise explain()
+
+
+def _has_failed(process: subprocess.Popen[bytes]) -> bool:
+    """Whether PROCESS has ended badly by itself; it has ended in any case."""
+    try:
+        return process.wait(_LAST_WORDS_S) > 0
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return False
 
 
 @dataclass(frozen=True)
 class _Streamed:
-    """A package file that COMMAND turns into a tar archive."""
+    """A package file that COMMAND turns into an archive of tar, or of cpio."""
 
     component: Component
     path: str
     command: list[str]
+    is_cpio: bool = False
 
     def add_to(self, tree: Tree) -> None:
         with stream(self.command, self.path) as archive:
-            tree.add_archive(archive, self.component.label)
+            add = tree.add_cpio if self.is_cpio else tree.add_archive
+            add(archive, self.component.label)
 
 
 @dataclass(frozen=True)
@@ -180,13 +233,14 @@ class _Archive:
 
 @dataclass(frozen=True)
 class _Program:
-    """One program, which goes to bin."""
+    """One program, which goes to bin, or a file of the store of Nix, which stays at its place."""
 
     component: Component
     path: str
+    place: str
 
     def add_to(self, tree: Tree) -> None:
-        tree.add_file(self.path, f"bin/{self.component.name}", self.component.label, executable=True)
+        tree.add_file(self.path, self.place, self.component.label, executable=self.place.startswith("bin/"))
 
 
 @dataclass(frozen=True)
@@ -200,16 +254,28 @@ class FilesystemImage:
         """It is no source among others."""
         raise BuildError(f"{self.path} is a whole file system, which is used as it is: name no other source beside it")
 
+    def find_architecture(self) -> str | None:
+        """The architecture of its programs, by the first one that says it."""
+        for folder in ("bin", "sbin"):
+            for name in self._list_names(folder):
+                command = ["debugfs", "-R", f"cat /{folder}/{name}", self.path]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                    head = cast("IO[bytes]", process.stdout).read(20)
+                    process.kill()
+                if head[:4] == _ELF and len(head) == 20:
+                    return elf.find_architecture(head)
+        return None
+
     def list_tools(self) -> dict[str, str]:
         """Names of its programs, as crashcart_build gives them."""
-        tools = {}
-        for folder in ("bin", "sbin"):
-            # Lines of /inode/mode/uid/gid/name/size/ for each entry.
-            for line in _run(["debugfs", "-R", f"ls -p /{folder}", self.path], self.path).splitlines():
-                fields = line.split("/")
-                if len(fields) > 5 and fields[5] not in (".", ".."):
-                    tools[fields[5]] = self.component.name
-        return dict(sorted(tools.items()))
+        names = {name for folder in ("bin", "sbin") for name in self._list_names(folder)}
+        return dict.fromkeys(sorted(names), self.component.name)
+
+    def _list_names(self, folder: str) -> list[str]:
+        # Lines of /inode/mode/uid/gid/name/size/ for each entry.
+        lines = _run(["debugfs", "-R", f"ls -p /{folder}", self.path], self.path).splitlines()
+        fields = [line.split("/") for line in lines]
+        return [one[5] for one in fields if len(one) > 5 and one[5] not in (".", "..")]
 
 
 class _Folder:
@@ -222,14 +288,14 @@ class _Folder:
 
     def add_to(self, tree: Tree) -> None:
         path = os.path.normpath(self._path)
-        place = path.lstrip("/") if os.path.dirname(path) == "/nix/store" else ""
+        place = path.lstrip("/") if os.path.dirname(path) == _STORE else ""
         tree.add_folder(path, self.component.label, place)
 
 
 def _hash_folder(path: str) -> tuple[str, int]:
     """A hash of all names, modes, links and contents below PATH, and the size of the contents in bytes."""
     digest, size = hashlib.sha256(), 0
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=refuse_folder):
         folders.sort()
         for name in sorted([*files, *folders]):
             one = os.path.join(folder, name)
@@ -272,7 +338,7 @@ class _ContainerImage:
     """A container image of an engine; its own hash names its content."""
 
     def __init__(self, engine: DockerEngine, name: str) -> None:
-        self._engine, self._name = engine, name
+        self._engine = engine
         found = engine.find_image(name)
         self.component = Component(
             "container image",
@@ -285,7 +351,8 @@ class _ContainerImage:
         )
 
     def add_to(self, tree: Tree) -> None:
-        with self._engine.export_image(self._name) as chunks:
+        # By its hash: the name may lead to another image by now.
+        with self._engine.export_image(self.component.hash) as chunks:
             tree.add_archive(io.BufferedReader(_Chunks(chunks), _CHUNK), self.component.label)
 
 

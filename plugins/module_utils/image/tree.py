@@ -9,15 +9,33 @@ setuid and setgid bits are dropped, and whatever the tar says, files belong to t
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
 import posixpath
 import re
-import shutil
 import stat
 import tarfile
-from typing import IO, Any, Callable, cast
+import zlib
+from typing import IO, cast
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import cpio
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+
+# What no tool image comes near, and a small archive may swell to.
+_MAX_BYTES = 16 << 30
+_MAX_FILES = 1_000_000
+_MAX_PLACE = 3000  # of PATH_MAX, below whatever folder the tree is in
+_MAX_DEPTH = 200  # Python removes a tree by recursion
+_MAX_HEADER = 1 << 20
+_CHUNK = 1 << 20
+# What tarfile and the decompressors raise, in one version or another, for what is no archive or a damaged one.
+_DAMAGE = (
+    *(tarfile.TarError, EOFError, ValueError, ArithmeticError, RecursionError),
+    *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+)
+# Where the builder itself puts things.
+_OWN_FOLDERS = ("bin", "etc", "lib", "libexec", "sbin", "share")
 
 # Of no use in a container, and half of the size.
 _LEFT_OUT = (
@@ -60,6 +78,42 @@ def _is_left_out(place: str) -> bool:
     return is_below or _RARE_ENCODING.match(place) is not None
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive that has to be whole: tarfile by itself takes a damaged header, or none, for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the blocks of zeros that end an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        found = super().frombuf(buf, encoding, errors)
+        is_header = found.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if (
+            is_header or found.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+        ) and found.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {found.size} bytes")
+        return found
+
+
+def is_archive(path: str) -> bool:
+    """Whether the file PATH begins like a tar archive, compressed or not."""
+    try:
+        with tarfile.open(path, tarinfo=_Member):
+            return True
+    except _DAMAGE:
+        return False
+    except OSError as error:
+        if error.errno is None:  # a decompressor's
+            return False
+        raise
+
+
 class Tree:
     """The tree in folder PATH, which is made. What comes later replaces what came earlier, but never a folder."""
 
@@ -68,20 +122,56 @@ class Tree:
         os.mkdir(path)
         os.chmod(path, 0o755)  # whatever the caller's umask: others than root use the tools, too
         self._links: dict[str, str] = {}
-        # Place of each file and link → the origin that it came with.
+        # Place of each file and link → what it came with, by its label.
         self.origins: dict[str, str] = {}
         self._folders = {""}
         # What was left out though nobody asked for that, with the reason.
         self.dropped: list[str] = []
+        self._bytes = 0
+        # Sources may have the same label, so they have numbers; and place → the number of what it came with.
+        self._source = 0
+        self._sources: dict[str, int] = {}
 
     def add_archive(self, stream: IO[bytes], origin: str) -> None:
         """Unpack a tar archive; ORIGIN names it in errors."""
+        self._source += 1
         try:
-            with tarfile.open(fileobj=stream, mode="r|*", errorlevel=2) as archive:
+            with tarfile.open(fileobj=stream, mode="r|*", errorlevel=2, tarinfo=_Member) as archive:
                 for member in archive:
                     self._add_member(archive, member, origin)
-        except (tarfile.TarError, EOFError, UnicodeError) as error:
+        except _DAMAGE as error:
             raise BuildError(f"{origin} is damaged or no archive: {error}") from error
+        except OSError as error:
+            if error.errno is None:
+                raise BuildError(f"{origin} is damaged: {error}") from error
+            raise
+
+    def add_cpio(self, stream: IO[bytes], origin: str) -> None:
+        """Unpack a cpio archive in the form newc; ORIGIN names it in errors."""
+        self._source += 1
+        # Names of one file come one after the other, and its content with the last of them.
+        first: dict[int, str] = {}
+        try:
+            for member in cpio.gen_members(stream):
+                place = self._find_place(member.name, origin)
+                if not place or _is_left_out(place):
+                    continue
+                if stat.S_ISREG(member.mode):
+                    if member.links > 1 and member.inode in first and not member.size:
+                        self._link_hard(place, first[member.inode], origin)
+                        continue
+                    if member.links > 1 and member.inode in first:
+                        self._fill(first[member.inode], member.content, member.size, origin)
+                        self._link_hard(place, first[member.inode], origin)
+                        continue
+                    self._write(place, member.mode, member.content, member.size, origin)
+                    first[member.inode] = place
+                elif stat.S_ISLNK(member.mode):
+                    self._link(place, os.fsdecode(member.content.read(member.size)), origin)
+                elif not stat.S_ISDIR(member.mode):
+                    self.dropped.append(f"{place}: a device or a pipe")
+        except _DAMAGE as error:
+            raise BuildError(f"{origin} is damaged: {error}") from error
 
     def _add_member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, origin: str) -> None:
         place = self._find_place(member.name, origin)
@@ -89,7 +179,7 @@ class Tree:
             return
         if member.isreg():
             reader = cast("IO[bytes]", archive.extractfile(member))
-            self._write(place, member.mode, lambda writer: shutil.copyfileobj(reader, writer, 1 << 20), origin)
+            self._write(place, member.mode, reader, member.size, origin)
         elif member.issym():
             self._link(place, member.linkname, origin)
         elif member.islnk():
@@ -99,7 +189,8 @@ class Tree:
 
     def add_folder(self, folder: str, origin: str, place: str = "") -> None:
         """Copy what is in FOLDER to PLACE; its symlinks are not followed."""
-        for top, folders, files in os.walk(folder):
+        self._source += 1
+        for top, folders, files in os.walk(folder, onerror=refuse_folder):
             folders.sort()
             for name in sorted([*files, *(name for name in folders if os.path.islink(os.path.join(top, name)))]):
                 path = os.path.join(top, name)
@@ -110,15 +201,19 @@ class Tree:
                 if stat.S_ISLNK(mode):
                     self._link(target, os.readlink(path), origin)
                 elif stat.S_ISREG(mode):
-                    self.add_file(path, target, origin)
+                    self._copy(path, target, origin)
                 else:
                     self.dropped.append(f"{target}: a device or a pipe")
 
     def add_file(self, path: str, place: str, origin: str, *, executable: bool = False) -> None:
         """Copy the file PATH to PLACE."""
+        self._source += 1
+        self._copy(path, place, origin, executable=executable)
+
+    def _copy(self, path: str, place: str, origin: str, *, executable: bool = False) -> None:
         with open(path, "rb") as reader:
-            mode = os.fstat(reader.fileno()).st_mode | (0o755 if executable else 0)
-            self._write(place, mode, lambda writer: shutil.copyfileobj(reader, writer, 1 << 20), origin)
+            status = os.fstat(reader.fileno())
+            self._write(place, status.st_mode | (0o755 if executable else 0), reader, status.st_size, origin)
 
     def finish(self) -> None:
         """Make the symlinks. Call it once, when all sources are in."""
@@ -129,12 +224,21 @@ class Tree:
             self._make_folder(posixpath.dirname(place), place)
             os.symlink(posixpath.relpath("/" + aim, posixpath.dirname("/" + place)), path)
         self._links.clear()
+        for place in _OWN_FOLDERS:
+            path = os.path.join(self.path, place)
+            if os.path.lexists(path) and not os.path.isdir(path):
+                os.unlink(path)
+                self.dropped.append(f"{place}: it is no folder")
 
     @staticmethod
     def _find_place(name: str, origin: str) -> str:
         parts = name.split("/")
         if ".." in parts or "\0" in name:
             raise BuildError(f"{origin} holds a path that leads out of it: {name!r}")
+        if len(os.fsencode(name)) > _MAX_PLACE or len(parts) > _MAX_DEPTH:
+            raise BuildError(
+                f"{origin} holds a path of more than {_MAX_PLACE} bytes or {_MAX_DEPTH} folders: {name[:60]!r}…"
+            )
         return fold("/" + name)
 
     def _link(self, place: str, target: str, origin: str) -> None:
@@ -144,11 +248,11 @@ class Tree:
         aim = fold(posixpath.join("/" + posixpath.dirname(place), target))
         if aim == place:
             return  # /bin/x → /usr/bin/x: folded, it is x itself
-        if self.origins.get(place) == origin and place not in self._links:
+        if self._sources.get(place) == self._source and place not in self._links:
             return  # the two places that were folded into one held the file and a link: the file it is
         self._remove_file(place)
         self._links[place] = aim
-        self.origins[place] = origin
+        self._remember(place, origin)
 
     def _link_hard(self, place: str, aim: str, origin: str) -> None:
         """A hard link may only lead to a regular file of this tree."""
@@ -164,14 +268,35 @@ class Tree:
         if place != aim:
             self._prepare(place, origin)
             os.link(source, os.path.join(self.path, place))
-            self.origins[place] = origin
+            self._remember(place, origin)
 
-    def _write(self, place: str, mode: int, fill: Callable[[IO[bytes]], Any], origin: str) -> None:
+    def _write(self, place: str, mode: int, reader: IO[bytes], size: int, origin: str) -> None:
         self._prepare(place, origin)
         with open(os.path.join(self.path, place), "xb") as writer:
-            fill(writer)
-            os.fchmod(writer.fileno(), stat.S_IMODE(mode) & 0o755 | 0o600)
+            os.fchmod(writer.fileno(), mode & 0o755 | 0o600)
+        self._fill(place, reader, size, origin)
+        self._remember(place, origin)
+
+    def _fill(self, place: str, reader: IO[bytes], size: int, origin: str) -> None:
+        """Write what READER gives, SIZE bytes as its source says, to the file that is at PLACE."""
+        self._count(size, origin)
+        copied = 0
+        with open(os.path.join(self.path, place), "wb") as writer:
+            while chunk := reader.read(_CHUNK):
+                copied += writer.write(chunk)
+                if copied > size:
+                    self._count(len(chunk), origin)  # a file that grows while it is read
+
+    def _count(self, size: int, origin: str) -> None:
+        self._bytes += size
+        if self._bytes > _MAX_BYTES or len(self.origins) > _MAX_FILES:
+            raise BuildError(
+                f"{origin} is too large: an image may have {_MAX_BYTES >> 30} GiB in {_MAX_FILES} files, unpacked"
+            )
+
+    def _remember(self, place: str, origin: str) -> None:
         self.origins[place] = origin
+        self._sources[place] = self._source
 
     def _prepare(self, place: str, origin: str) -> None:
         """See to it that a file can be made at PLACE."""
@@ -190,13 +315,20 @@ class Tree:
             pass  # a folder, which wins
 
     def _make_folder(self, place: str, origin: str) -> None:
-        if place in self._folders:
-            return
-        self._make_folder(posixpath.dirname(place), origin)
-        try:
-            os.mkdir(os.path.join(self.path, place))
-            os.chmod(os.path.join(self.path, place), 0o755)
-        except FileExistsError as error:
-            raise BuildError(f"{place} is a folder in {origin} and a file in another source") from error
-        self._links.pop(place, None)
-        self._folders.add(place)
+        missing = []
+        while place not in self._folders:
+            missing.append(place)
+            place = posixpath.dirname(place)
+        for folder in reversed(missing):
+            try:
+                os.mkdir(os.path.join(self.path, folder))
+                os.chmod(os.path.join(self.path, folder), 0o755)
+            except FileExistsError as error:
+                raise BuildError(f"{folder} is a folder in {origin} and a file in another source") from error
+            self._links.pop(folder, None)
+            self._folders.add(folder)
+
+
+def refuse_folder(error: OSError) -> None:
+    """For os.walk, which by itself passes over folders that it may not read."""
+    raise BuildError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -52,8 +52,15 @@ def test_formats_are_reproducible_and_work(tmp_path, run_in, container, kind):
     install("erofs-utils")
     digests = set()
     for folder in ("a", "elsewhere/b"):
-        (tmp_path / folder).mkdir(parents=True)
-        image = build(tmp_path / folder / "image", packages=["bash", "file", "python3-minimal"], format=kind)
+        (tmp_path / folder / "root/share/x").mkdir(parents=True)
+        (tmp_path / folder / "root/share/y").symlink_to("x")
+        (tmp_path / folder / "root/share/x/z").write_text("z")
+        image = build(
+            tmp_path / folder / "image",
+            packages=["bash", "file", "python3-minimal"],
+            paths=[str(tmp_path / folder / "root")],
+            format=kind,
+        )
         digests.add(image["digest"])
         time.sleep(1.1)  # times of files would differ
     assert len(digests) == 1
@@ -107,7 +114,8 @@ def test_local_packages_folders_archives_and_programs(tmp_path, run_in):
     spec.write_text(
         "Name: fromrpm\nVersion: 2.5\nRelease: 7\nSummary: x\nLicense: x\nBuildArch: noarch\n%description\n%install\n"
         "mkdir -p %{buildroot}/usr/bin\nprintf '#!/bin/bash\\necho rpm\\n' >%{buildroot}/usr/bin/fromrpm\n"
-        "chmod 755 %{buildroot}/usr/bin/fromrpm\n%files\n/usr/bin/fromrpm\n"
+        "chmod 755 %{buildroot}/usr/bin/fromrpm\nln %{buildroot}/usr/bin/fromrpm %{buildroot}/usr/bin/alsofromrpm\n"
+        "%files\n/usr/bin/fromrpm\n/usr/bin/alsofromrpm\n"
     )
     host.run("rpmbuild", "-bb", "--define", f"_topdir {tmp_path}/rpm", str(spec))
     (rpm,) = glob.glob(f"{tmp_path}/rpm/RPMS/noarch/*.rpm")
@@ -121,7 +129,12 @@ def test_local_packages_folders_archives_and_programs(tmp_path, run_in):
     image = build(tmp_path / "image", packages=["bash", "coreutils"], paths=paths)
     assert image["tools"]["fromrpm"] == "fromrpm 2.5-7"
     assert image["tools"]["hello"].startswith("hello 2.")
-    for name, wanted in (("hello", "Hello, world!"), ("fromscript", "from a folder"), ("fromrpm", "rpm")):
+    for name, wanted in (
+        ("hello", "Hello, world!"),
+        ("fromscript", "from a folder"),
+        ("fromrpm", "rpm"),
+        ("alsofromrpm", "rpm"),
+    ):
         assert run_in(tmp_path / "image", name)["stdout"].strip() == wanted
     assert "fromtar: applet not found" in run_in(tmp_path / "image", "fromtar")["stderr"]
     manifest = json.loads((tmp_path / "image.json").read_text())
@@ -135,9 +148,15 @@ def test_local_packages_folders_archives_and_programs(tmp_path, run_in):
 
 
 def test_a_container_image_becomes_a_tool_image(tmp_path, run_in):
-    before = host.docker("ps", "-aq")
+    before = host.docker("ps", "-aq"), host.docker("volume", "ls", "-q")
     image = build(tmp_path / "image", docker_image=f"{IMAGES}/python")
-    assert host.docker("ps", "-aq") == before
+    with_volume = f"{IMAGES}/with-volume"
+    host.run("sh", "-c", f"tar -C /bin -c busybox | docker import --change 'VOLUME /data' - {with_volume}")
+    try:
+        build(tmp_path / "small", docker_image=with_volume)
+    finally:
+        host.docker("rmi", with_volume)
+    assert (host.docker("ps", "-aq"), host.docker("volume", "ls", "-q")) == before
     result = run_in(tmp_path / "image", "python3", "-c", "import json, ssl; print(json.dumps([ssl.OPENSSL_VERSION]))")
     assert "OpenSSL" in result["stdout"], result
     assert not host.call_module("crashcart_build", dest=str(tmp_path / "image"), docker_image=f"{IMAGES}/python")[
@@ -203,6 +222,9 @@ def test_an_image_that_somebody_else_has_made_is_used_as_it_is(tmp_path, run_in)
     assert (image["format"], list(image["tools"])) == ("ext4", ["busybox"])
     assert (tmp_path / "image").read_bytes() == made.read_bytes()
     assert run_in(tmp_path / "image", "busybox", "echo", "theirs")["stdout"] == "theirs\n"
+    (tmp_path / "cut.img").write_bytes(made.read_bytes()[: 8 << 20])
+    with pytest.raises(host.ModuleFailed, match="cut.img is damaged: it begins like a file system of 16777216 bytes"):
+        build(tmp_path / "other", paths=[str(tmp_path / "cut.img")])
     with pytest.raises(host.ModuleFailed, match="whole file system.*no other source"):
         build(tmp_path / "other", paths=[str(made), "/bin/busybox"])
 
@@ -281,16 +303,53 @@ def test_a_mirror_that_is_gone_is_named(tmp_path):
     assert os.listdir(tmp_path) == ["c"]
 
 
-@pytest.mark.parametrize("when_s", [0.3, 2.0, 4.0])
-def test_an_interrupted_build_leaves_nothing(tmp_path, when_s):
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        *((step, signal.SIGINT) for step in ("fetching", "unpacking", "relocating", "packing")),
+        ("relocating", signal.SIGTERM),
+        ("packing", signal.SIGKILL),
+    ],
+)
+def test_an_interrupted_build_leaves_nothing(tmp_path, step, number):
     dest = tmp_path / "out" / "image"
-    cache = tmp_path / "cache"
-    process = host.start_module("crashcart_build", dest=str(dest), packages=["bash", "gdb"], cache=str(cache))
-    time.sleep(when_s)
-    process.send_signal(signal.SIGINT)
+    progress = tmp_path / "progress"
+    what = {"packages": ["bash", "gdb"], "cache": str(tmp_path / "cache") if step == "fetching" else CACHE}
+    process = host.start_module("crashcart_build", dest=str(dest), _progress=str(progress), **what)
+    host.wait_until(lambda: progress.exists() and step in progress.read_text(), 60)
+    process.send_signal(number)
     process.communicate(timeout=60)
-    assert not dest.parent.exists() or os.listdir(dest.parent) == []
-    assert build(dest, packages=["busybox-static"], cache=str(cache))["size"] > 0
+    assert not dest.exists()
+    left = os.listdir(dest.parent) if dest.parent.exists() else []
+    assert left == [] or number == signal.SIGKILL
+    # What a killed build could not tidy up the next one does, and what the cache has is whole.
+    assert build(dest, **what)["size"] > 0
+    assert sorted(os.listdir(dest.parent)) == ["image", "image.json"]
+
+
+def test_a_damaged_image_is_built_anew(tmp_path):
+    path = tmp_path / "image"
+    digest = build(path, packages=["busybox-static"])["digest"]
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    again = host.call_module("crashcart_build", dest=str(path), packages=["busybox-static"], cache=CACHE)
+    assert (again["changed"], again["image"]["digest"]) == (True, digest)
+
+
+def test_builds_side_by_side(tmp_path):
+    """Of different images by one cache, and of one image: none fails, and each image fits its manifest."""
+    cache = str(tmp_path / "cache")
+    plans = [("a", "busybox-static", "bash"), ("b", "busybox-static", "file"), ("b", "file", "busybox-static")]
+    processes = [
+        host.start_module("crashcart_build", dest=str(tmp_path / name), packages=packages, cache=cache)
+        for name, *packages in plans
+    ]
+    for process in processes:
+        host.parse_result(*process.communicate(timeout=120))
+    for name in ("a", "b"):
+        digest = json.loads((tmp_path / f"{name}.json").read_text())["digest"]
+        assert host.run("sha256sum", str(tmp_path / name)).stdout.split()[0] == digest
 
 
 def test_no_space_left(tmp_path):
@@ -325,7 +384,7 @@ def test_a_malicious_archive_cannot_write_outside(tmp_path, name):
 def test_what_is_no_source_is_named(tmp_path, content):
     install("libarchive-tools")
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(host.ModuleFailed, match=f"{tmp_path}/x (is no folder|cannot be)"):
+    with pytest.raises(host.ModuleFailed, match=f"{tmp_path}/x (is no folder|cannot be|is a damaged rpm)"):
         build(tmp_path / "image", paths=[str(tmp_path / "x")])
     assert os.listdir(tmp_path) == ["x"]
 

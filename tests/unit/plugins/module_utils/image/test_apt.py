@@ -118,9 +118,54 @@ def test_bad_repositories_are_refused(tmp_path, release, mirror, wanted):
 
 def test_repositories_share_package_files_and_nothing_else(tmp_path):
     for arch in ("amd64", "arm64", "amd64"):
-        PrivateApt(str(tmp_path), Repository(arch))
-    assert sorted(os.listdir(tmp_path)) == ["apt", "archives"]
+        PrivateApt(str(tmp_path), Repository(arch)).close()
+    assert sorted(os.listdir(tmp_path)) == ["apt", "archives", "lock"]
     assert len(os.listdir(tmp_path / "apt")) == 2
+
+
+def test_one_build_at_a_time_has_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(apt, "_LOCK_S", 0.3)
+    first = PrivateApt(str(tmp_path), Repository("amd64"))
+    with pytest.raises(BuildError, match="other builds have had the cache .* give this one another cache"):
+        PrivateApt(str(tmp_path), Repository("arm64"))
+    first.close()
+    PrivateApt(str(tmp_path), Repository("arm64")).close()
+
+
+DEBIAN = [("http://m/debian", "Debian"), ("http://m/debian-security", "Debian")]
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "release", "mirror", "suites"),
+    [
+        (
+            DEBIAN,
+            "trixie",
+            None,
+            ["debian trixie main", "debian trixie-updates main", "debian-security trixie-security main"],
+        ),
+        (DEBIAN[:1], "trixie", None, ["debian trixie main", "debian trixie-updates main"]),
+        (DEBIAN, "sid", None, ["debian sid main"]),
+        (DEBIAN, "trixie", "http://m/other", ["other trixie main"]),
+        (
+            [("http://m/ubuntu", "Ubuntu")],
+            "noble",
+            None,
+            [f"ubuntu {suite} main universe" for suite in ("noble", "noble-updates", "noble-security")],
+        ),
+        ([], "noble", "http://m/ubuntu", ["ubuntu noble main universe"]),
+    ],
+)
+def test_a_release_comes_with_its_updates(monkeypatch, mirrors, release, mirror, suites):
+    monkeypatch.setattr(apt, "_find_mirrors", lambda: mirrors)
+    lines = apt._list_sources(Repository("amd64", release, mirror))
+    assert [line.rpartition("http://m/")[2].rstrip("\n") for line in lines] == suites
+
+
+def test_a_machine_without_a_mirror_is_told_to_give_one(monkeypatch):
+    monkeypatch.setattr(apt, "_find_mirrors", list)
+    with pytest.raises(BuildError, match="give mirror, too"):
+        apt._list_sources(Repository("amd64", "trixie"))
 
 
 def test_what_only_maintainer_scripts_use_counts_as_installed_unless_it_is_asked_for(tmp_path):

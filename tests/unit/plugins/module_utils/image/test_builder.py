@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.architectures impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import Request
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.relocate import Relocation
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component
 
 REQUEST = Request(("bash", "strace"))
@@ -156,7 +157,21 @@ def test_nothing_makes_no_image(tmp_path):
     ],
 )
 def test_the_architecture_of_an_image(request_, found, arch):
-    assert builder._find_architecture(request_, Counter(found)) == arch
+    assert builder._find_architecture(request_, make_relocation(found), None) == arch
+
+
+def make_relocation(found, elsewhere=()):
+    return Relocation([], Counter(found), Counter(elsewhere))
+
+
+def test_where_no_programs_stand_in_folders_of_programs_others_say_the_architecture():
+    assert (
+        builder._find_architecture(Request(paths=("x",)), make_relocation({}, {"arm64": 2, "amd64": 1}), None)
+        == "arm64"
+    )
+    # What a container image says of itself comes first.
+    told = builder._find_architecture(Request(docker_image="x"), make_relocation({}, {"amd64": 1}), "arm64")
+    assert told == "arm64"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ def test_the_architecture_of_an_image(request_, found, arch):
 )
 def test_programs_of_two_architectures_make_no_image(request_, found, wanted):
     with pytest.raises(BuildError, match=wanted):
-        builder._find_architecture(request_, Counter(found))
+        builder._find_architecture(request_, make_relocation(found), None)
 
 
 def test_an_image_is_published_with_its_manifest(tmp_path):
@@ -192,3 +207,27 @@ def test_settings_of_a_tree_are_what_a_command_reads(tmp_path):
     assert lines[1:] == ["PATH=", "PYTHONDONTWRITEBYTECODE=1", "TERMINFO=/dev/crashcart/lib/terminfo"]
     assert "export TERMINFO=/dev/crashcart/lib/terminfo\n" in (tmp_path / "etc" / "crashcart.bashrc").read_text()
     assert json.loads((tmp_path / "etc" / "crashcart.json").read_text()) == make_manifest()
+
+
+def test_a_damaged_image_is_noticed_though_it_has_the_right_size(tmp_path):
+    image = write(tmp_path, b"12345")
+    manifest = {**make_manifest(), "digest": "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"}
+    assert builder.is_undamaged(manifest, image)
+    write(tmp_path, b"12346")
+    assert not builder.is_undamaged(manifest, image)
+
+
+def test_an_image_cannot_hold_itself(tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "link").symlink_to("root")
+    for dest in ("root/image", "root/a/image", "link/image"):
+        with pytest.raises(BuildError, match="give a dest elsewhere"):
+            builder.check_dest(str(tmp_path / dest), [str(tmp_path / "root")])
+    builder.check_dest(str(tmp_path / "root-image"), [str(tmp_path / "root")])
+
+
+def test_what_a_killed_build_has_left_is_removed_and_what_another_works_in_is_not(tmp_path):
+    (tmp_path / ".crashcart-build-dead" / "tree").mkdir(parents=True)
+    with builder._open_work_folder(str(tmp_path)) as first, builder._open_work_folder(str(tmp_path)) as second:
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []

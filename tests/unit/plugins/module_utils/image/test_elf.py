@@ -134,3 +134,35 @@ def test_what_is_missing_is_named(tmp_path):
         ("bin/loaderless", "its loader lib/ld-musl.so is not in the image"),
         ("bin/absolute", "it needs the library /usr/lib/libc.so.6 by its whole path"),
     ]
+
+
+def test_musl_and_glibc_do_not_mix(tmp_path):
+    """An image of both, as of Debian's packages and Alpine's: each program looks in folders of its own kind first."""
+    musl = make("bin/curl", "libz.so.1", "libc.musl-x86_64.so.1", interpreter="/lib/ld-musl-x86_64.so.1")
+    glibc = make("bin/ip", "libz.so.1", "libc.so.6", interpreter="/lib64/ld-linux-x86-64.so.2")
+    libraries = [
+        make("lib/x86_64-linux-gnu/libz.so.1", "libc.so.6"),
+        make("lib/x86_64-linux-gnu/libc.so.6", "ld-linux-x86-64.so.2"),
+        make("lib/libc.musl-x86_64.so.1"),
+        make("lib/libssl.so.3", "libc.musl-x86_64.so.1"),
+    ]
+    elves = [musl, glibc, *libraries]
+    assert [one.family for one in elves] == ["musl", "glibc", "glibc", "glibc", "", "musl"]
+    folders = elf.find_library_folders(str(tmp_path), elves)
+    assert folders == ["lib/x86_64-linux-gnu", "lib"]
+    assert elf.sort_folders(folders, elves, "musl") == ["lib"]
+    assert elf.sort_folders(folders, elves, "glibc") == ["lib/x86_64-linux-gnu", "lib"]
+    for one in elves:
+        path = tmp_path / one.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "lib/ld-musl-x86_64.so.1").write_bytes(b"")
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64/ld-linux-x86-64.so.2").write_bytes(b"")
+    problems = [
+        (one["path"], one["reason"])
+        for one in elf.list_problems(str(tmp_path), elves, folders)
+        if one["path"].startswith("bin/")
+    ]
+    # glibc's libz is of no use to it.
+    assert problems == [("bin/curl", "the library libz.so.1 is not in the image")]

@@ -62,7 +62,8 @@ def patch(tmp_path, content, mode=0o755):
         # env would look in the PATH of the container.
         (b"#!/usr/bin/env python3", b"#!/dev/crashcart/bin/python3"),
         (b"#!/usr/bin/env bash -x", b"#!/dev/crashcart/bin/bash -x"),
-        (b"#!/usr/bin/env -S python3 -u", b"#!/dev/crashcart/bin/env -S python3 -u"),
+        (b"#!/usr/bin/env -S python3 -u", b"#!/dev/crashcart/bin/python3 -u"),
+        (b"#!/usr/bin/env -i sh", b"#!/dev/crashcart/bin/env -i sh"),
         (b"#!/usr/bin/env", b"#!/dev/crashcart/bin/env"),
         (b"#!/dev/crashcart/bin/sh", b"#!/dev/crashcart/bin/sh"),
     ],
@@ -200,3 +201,42 @@ def test_the_architectures_of_programs_are_counted(tree):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\x7fELF\x02\x01" + bytes(12) + struct.pack("<H", machine))
     assert relocate.relocate_programs(str(tree), PREFIX).architectures == {"amd64": 1, "arm64": 1}
+
+
+def test_a_script_without_an_end_of_its_first_line_is_no_script(tmp_path):
+    content = b"#!/bin/" + b"x" * 100_000
+    assert patch(tmp_path, content) == content
+
+
+def test_a_bundle_of_certificates_that_is_there_stays(tmp_path):
+    for place, content in (
+        ("etc/ssl/certs/ca-certificates.crt", b"COMPANY\n"),
+        ("share/ca-certificates/a.crt", b"A"),
+    ):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    relocate.add_certificates(str(tmp_path))
+    assert (tmp_path / "etc/ssl/certs/ca-certificates.crt").read_bytes() == b"COMPANY\n"
+
+
+def test_certificates_are_gathered_each_on_lines_of_its_own(tmp_path):
+    folder = tmp_path / "share/ca-certificates/x"
+    folder.mkdir(parents=True)
+    (folder / "b.crt").write_bytes(b"B\n")
+    (folder / "a.crt").write_bytes(b"A")
+    (folder / "README").write_bytes(b"no certificate")
+    (folder / "gone.crt").symlink_to("nowhere")
+    (tmp_path / "etc/ssl/certs").mkdir(parents=True)
+    (tmp_path / "etc/ssl/certs/ca-certificates.crt").symlink_to("/nowhere")
+    relocate.add_certificates(str(tmp_path))
+    assert (tmp_path / "etc/ssl/certs/ca-certificates.crt").read_bytes() == b"A\nB\n"
+
+
+def test_what_leads_nowhere_or_has_an_odd_name_is_no_data(tmp_path):
+    (tmp_path / "etc/ssl/certs").mkdir(parents=True)
+    (tmp_path / "etc/ssl/certs/ca-certificates.crt").symlink_to("nowhere")
+    (tmp_path / "lib/$(evil)/gconv").mkdir(parents=True)
+    os.makedirs(os.fsencode(tmp_path) + b"/lib/\xff/gconv")
+    variables = relocate.list_environment(str(tmp_path), PREFIX)
+    assert set(variables) == {"PATH", "PYTHONDONTWRITEBYTECODE"}

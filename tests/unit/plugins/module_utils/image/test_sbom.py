@@ -55,3 +55,19 @@ def test_a_file_is_written_once(tmp_path):
     assert sbom.write("other", path)
     assert (tmp_path / "bom.json").read_text() == "other"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "purl"),
+    [
+        ("nicolaka/netshoot:v1", "pkg:oci/netshoot@sha256:%s?arch=amd64&repository_url=nicolaka/netshoot&tag=v1"),
+        (
+            "registry.example:5000/a/Tools",
+            "pkg:oci/tools@sha256:%s?arch=amd64&repository_url=registry.example:5000/a/Tools&tag=latest",
+        ),
+    ],
+)
+def test_a_container_image_is_named_by_its_hash(name, purl):
+    one = {**BASH, "kind": "container image", "name": name, "version": "", "uri": ""}
+    (component,) = json.loads(sbom.make({"digest": DIGEST, "components": [one]}, "image"))["components"]
+    assert component["purl"].replace("%3A", ":").replace("%2F", "/") == purl % DIGEST

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
@@ -325,3 +326,131 @@ def test_strange_names_are_kept(tree):
     name = "bin/a\nb \udcff$(id)"
     unpack(tree, make_archive((name, REG, b"x", 0o755)))
     assert os.listdir(os.fsencode(tree / "bin")) == [os.fsencode(name[4:])]
+
+
+TWO = (("bin/a", REG, b"a" * 600, 0o755), ("bin/b", REG, b"b", 0o755))
+
+
+@pytest.mark.parametrize("length", [600, 1500, 1536, 1600, 2047, 2048, 2100, 2560])
+def test_an_archive_that_is_cut_after_its_first_member_is_named(tree, length):
+    archive = io.BytesIO(make_archive(*TWO).getvalue()[:length])
+    with pytest.raises(BuildError, match="source0 is damaged or no archive"):
+        unpack(tree, archive)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tree):
+    content = bytearray(make_archive(*TWO).getvalue())
+    content[1536 + 150] ^= 1  # in the checksum of the second header
+    with pytest.raises(BuildError, match="source0 is damaged or no archive"):
+        unpack(tree, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("length", [12, 40, 60])
+def test_a_compressed_archive_cut_short_is_named(tree, tmp_path, length):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(gzip.compress(make_archive(*TWO).getvalue())[:length])
+    assert not trees.is_archive(str(path))
+    with open(path, "rb") as file, pytest.raises(BuildError, match="source0 is damaged"):
+        unpack(tree, file)
+
+
+def make_member(name, size=0, **facts):
+    """An archive of one member with the given FACTS, and no content."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    for fact, value in facts.items():
+        setattr(member, fact, value)
+    return io.BytesIO(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+
+
+def test_a_header_of_impossible_size_takes_no_memory(tree):
+    archive = make_member("x", 150 << 20, type=tarfile.XHDTYPE)
+    with pytest.raises(BuildError, match="a header of 157286400 bytes"):
+        unpack(tree, archive)
+
+
+def test_a_file_of_impossible_size_takes_no_space(tree):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("bin/x")
+        member.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.realsize": str(1 << 50),
+            "GNU.sparse.name": "bin/x",
+        }
+        member.size = 512
+        tar.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    archive.seek(0)
+    with pytest.raises(BuildError, match="source0 is too large: an image may have 16 GiB"):
+        unpack(tree, archive)
+
+
+@pytest.mark.parametrize("mode", [1 << 40, -1])
+def test_an_odd_mode_is_cut_to_what_a_file_may_have(tree, mode):
+    unpack(tree, make_member("bin/x", mode=mode))
+    assert (tree / "bin/x").stat().st_mode & 0o7022 == 0
+
+
+def test_a_deep_path_is_refused_or_made(tree):
+    unpack(tree, make_member("d/" * 190 + "x"))
+    for number, name in enumerate(("d/" * 210 + "x", f"{'d' * 200}/" * 16)):
+        with pytest.raises(BuildError, match="a path of more than 3000 bytes or 200 folders"):
+            unpack(tree.parent / str(number), make_member(name))
+
+
+def test_two_sources_with_one_name_are_two_sources(tree):
+    made = trees.Tree(str(tree))
+    made.add_archive(make_archive(("bin/x", REG, b"old", 0o755)), "root")
+    made.add_archive(make_archive(("bin/x", SYM, "y", 0o777), ("bin/y", REG, b"new", 0o755)), "root")
+    made.finish()
+    assert (tree / "bin/x").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_read_is_named():
+    with pytest.raises(BuildError, match="/x cannot be read: Permission denied"):
+        trees.refuse_folder(PermissionError(13, "Permission denied", "/x"))
+
+
+def make_cpio(*members):
+    """An archive of cpio of (name, mode, content, inode, number of links)."""
+    parts = []
+    for name, mode, content, inode, links in (*members, ("TRAILER!!!", 0, b"", 0, 1)):
+        numbers = (inode, mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08x" % number for number in numbers) + name.encode() + b"\0"
+        parts += [head.ljust(len(head) + -len(head) % 4, b"\0"), content.ljust(len(content) + -len(content) % 4, b"\0")]
+    return io.BytesIO(b"".join(parts))
+
+
+CPIO = (
+    ("./usr/bin/one", 0o100755, b"", 7, 3),
+    ("./usr/bin/two", 0o100755, b"", 7, 3),
+    ("./usr/bin/three", 0o100755, b"content", 7, 3),
+    ("./usr/bin/four", 0o104755, b"other", 8, 1),
+    ("./usr/bin/five", 0o120777, b"four", 9, 1),
+    ("./dev-x", 0o020600, b"", 10, 1),
+    ("./usr/share/empty", 0o100644, b"", 11, 1),
+)
+
+
+def test_names_of_one_file_in_cpio_have_its_content(tree):
+    made = trees.Tree(str(tree))
+    made.add_cpio(make_cpio(*CPIO), "rpm")
+    made.finish()
+    assert {(tree / "bin" / name).read_text() for name in ("one", "two", "three")} == {"content"}
+    assert len({(tree / "bin" / name).stat().st_ino for name in ("one", "two", "three")}) == 1
+    assert (tree / "bin/four").stat().st_mode & 0o7777 == 0o755
+    assert os.readlink(tree / "bin/five") == "four"
+    assert made.dropped == ["dev-x: a device or a pipe"]
+
+
+@pytest.mark.parametrize("length", [0, 3, 50, 109, 120, 500])
+def test_cpio_that_is_cut_is_named(tree, length):
+    with pytest.raises(BuildError, match="rpm is damaged"):
+        trees.Tree(str(tree)).add_cpio(io.BytesIO(make_cpio(*CPIO).getvalue()[:length]), "rpm")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/../x"])
+def test_cpio_cannot_lead_out_either(tree, name):
+    with pytest.raises(BuildError, match="leads out"):
+        trees.Tree(str(tree)).add_cpio(make_cpio((name, 0o100644, b"x", 1, 1)), "rpm")
