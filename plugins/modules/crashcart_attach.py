@@ -156,14 +156,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import requ
 def run(module):
     require_root()
     parameters = module.params
-    engine = options.open_engine(module)
+    host = options.open_host(module)
     if parameters["state"] == "attached":
-        containers = options.select(module, engine, required=True)
+        containers = options.select(module, host, required=True)
         change = attachments.ensure_attached(
             containers, parameters["image"] or "default", parameters["path"], check_mode=module.check_mode
         )
     else:
-        containers = options.select(module, engine, required=False)
+        containers = options.select(module, host, required=False)
         change = attachments.ensure_detached(
             containers,
             parameters["image"],
@@ -174,8 +174,7 @@ def run(module):
     return {
         "changed": change.before != change.after,
         "attachments": [
-            {**attachment.as_result(), "shell": attachments.shell_line(attachment, engine.explicit_host)}
-            for attachment in change.after
+            {**attachment.as_result(), "shell": attachments.shell_line(attachment, host)} for attachment in change.after
         ],
         "diff": {"before": attachments.describe(change.before), "after": attachments.describe(change.after)},
     }

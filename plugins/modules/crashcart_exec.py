@@ -181,7 +181,7 @@ def run(module):
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
     )
     with Server() as server:  # which starts while the engine answers
-        containers = options.select(module, options.open_engine(module), required=True)
+        containers = options.select(module, options.open_host(module), required=True)
         results = execution.execute(
             containers, command, parameters["user"], parameters["image"], server, check_mode=module.check_mode
         )

@@ -164,11 +164,11 @@ def ensure_present(name, manifest, staged, check_mode):
 def find_container_names():
     """Names of containers by id, for a message; where no engine answers the ids have to do."""
     # Only here: the SDK takes as long to import as all the rest of a push that changes nothing.
-    from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
     from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+    from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 
     try:
-        return {one.id: one.name for one in docker_engine.DockerEngine(None).list_containers()}
+        return {one.id: one.name for one in Host(None).list_containers()}
     except ContainerError:
         return {}
 

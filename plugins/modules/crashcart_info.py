@@ -151,21 +151,22 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine, options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts, tracefs
 
 
 def find_containers(module):
-    """The engine's version and the selected containers; without an engine none, and why, unless some were asked for."""
+    """The host's runtimes and the selected containers; where no engine answers none, unless some were asked for."""
     is_asked = any(module.params[name] is not None for name in ("containers", "labels", "query"))
-    if docker_engine.DOCKER_IMPORT_ERROR and not is_asked:
-        return None, "the Docker SDK for Python is missing (Debian's package python3-docker)", []
     try:
-        engine = options.open_engine(module)
-        chosen = options.select(module, engine, required=False)
-        return engine.read_version(), "", [one for one in chosen if is_asked or one.state == "running"]
+        host = options.open_host(module)
+        version = host.docker.read_version() if host.docker else None
+        chosen = options.select(module, host, required=False)
+        return version, "; ".join(host.errors.values()), [one for one in chosen if is_asked or one.state == "running"]
     except ContainerError as error:
         if is_asked:
             raise
@@ -190,7 +191,7 @@ def run(module):
             "tracefs": find_tracefs(),
             "engine": version,
             "engine_error": engine_error,
-            "features": [vars(feature) for feature in [*features.list_features(), *docker_engine.list_features()]],
+            "features": [vars(feature) for feature in [*features.list_features(), check_sdk(), check_jmespath()]],
         },
         "containers": [container.as_result() for container in containers],
         "images": census.describe_images(),

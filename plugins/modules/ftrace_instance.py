@@ -197,7 +197,7 @@ def run_started(module, root):
             follow_exec=parameters["follow_exec"],
         )
     )
-    containers = options.select(module, options.open_engine(module), required=True)
+    containers = options.select(module, options.open_host(module), required=True)
     changed, before, after = instances.ensure_started(
         containers, root, settings, follow_exec=parameters["follow_exec"], check_mode=module.check_mode
     )

@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     check_running,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     TIMEOUT_S,
     Target,
@@ -361,9 +362,8 @@ def describe(found: Sequence[Attachment]) -> dict[str, str]:
     return {f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}" for one in found}
 
 
-def shell_line(attachment: Attachment, engine_host: str | None) -> str:
-    """The line for the host's terminal that gives an interactive shell; ENGINE_HOST is an engine's that is not the default."""
-    engine = ["docker", "-H", engine_host] if engine_host else ["docker"]
+def shell_line(attachment: Attachment, host: Host) -> str:
+    """The line for the host's terminal that gives an interactive shell."""
     settings = f"{attachment.path}/etc/crashcart.bashrc"
     # The container's own settings of its loader would hit the shell before it reads ours.
     variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD="]
@@ -371,9 +371,7 @@ def shell_line(attachment: Attachment, engine_host: str | None) -> str:
     if "bash" not in _list_tools(attachment):
         variables.append(f"ENV={settings}")
         shell = [f"{attachment.path}/bin/sh", "-i"]
-    options = [word for variable in variables for word in ("-e", variable)]
-    # The id, not the name: it needs no quotes and no trust.
-    return shlex.join([*engine, "exec", "-it", *options, attachment.container.short_id, *shell])
+    return shlex.join(host.list_shell_words(attachment.container, variables, shell))
 
 
 def _list_tools(attachment: Attachment) -> Iterable[str]:

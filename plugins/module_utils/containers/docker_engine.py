@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Docker engine, through its SDK."""
+"""The Docker engine, through its SDK, and others that speak its API, as Podman's service does."""
 
 from __future__ import annotations
 
@@ -28,31 +28,22 @@ try:
 except ImportError:
     DOCKER_IMPORT_ERROR = traceback.format_exc()
 
-JMESPATH_IMPORT_ERROR: str | None = None
-try:
-    import jmespath
-    import jmespath.exceptions
-except ImportError:
-    JMESPATH_IMPORT_ERROR = traceback.format_exc()
-
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 20
 
 
-def list_features() -> list[Feature]:
-    """Whether the libraries are there that the host needs for this engine."""
-    return [
-        Feature("docker_sdk", not DOCKER_IMPORT_ERROR, (DOCKER_IMPORT_ERROR and "install python3-docker") or ""),
-        Feature("jmespath", not JMESPATH_IMPORT_ERROR, (JMESPATH_IMPORT_ERROR and "install python3-jmespath") or ""),
-    ]
+def check_sdk() -> Feature:
+    """Whether the library is there that the host needs for this engine."""
+    return Feature("docker_sdk", not DOCKER_IMPORT_ERROR, (DOCKER_IMPORT_ERROR and "install python3-docker") or "")
 
 
 class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST). Engine trouble is raised as ContainerError."""
+    """A Docker engine at HOST (a URL as in DOCKER_HOST), or another of that API, called NAME. Engine trouble is raised as ContainerError."""
 
-    def __init__(self, host: str | None) -> None:
+    def __init__(self, host: str | None, name: str = "docker") -> None:
         if DOCKER_IMPORT_ERROR:
             raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
+        self.name = name
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
@@ -62,18 +53,13 @@ class DockerEngine:
                 hint = "its socket is not for this login: use become"
             raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
 
-    @property
-    def explicit_host(self) -> str | None:
-        """Its URL, where the docker command has to be told; None for the default."""
-        return None if self.host == DEFAULT_HOST else self.host
-
     def read_version(self) -> str:
         """The engine's version."""
         return str(self._ask(self._client.version)["Version"])
 
     def list_containers(self) -> list[Container]:
         """All containers in any state, without their pids (the engine's list does not say them)."""
-        return [_parse_listed(entry) for entry in self._ask(self._client.containers, all=True)]
+        return [_parse_listed(entry, self.name) for entry in self._ask(self._client.containers, all=True)]
 
     def inspect(self, container: Container) -> dict[str, Any]:
         """What `docker inspect` says of CONTAINER."""
@@ -84,7 +70,14 @@ class DockerEngine:
 
     def refresh(self, container: Container) -> Container:
         """CONTAINER with its pid and its state of now."""
-        return parse_inspected(self.inspect(container))
+        return parse_inspected(self.inspect(container), self.name)
+
+    def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
+        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        place = [] if self.host == DEFAULT_HOST or self.name != "docker" else ["-H", self.host]
+        options = [word for variable in variables for word in ("-e", variable)]
+        # The id, not the name: it needs no quotes and no trust.
+        return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
 
     def find_image(self, name: str) -> dict[str, Any]:
         """What `docker image inspect` says of the image NAME."""
@@ -121,7 +114,7 @@ class DockerEngine:
             raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
 
 
-def _parse_listed(entry: dict[str, Any]) -> Container:
+def _parse_listed(entry: dict[str, Any], runtime: str = "docker") -> Container:
     names = [name[1:] for name in entry["Names"] or [] if name.count("/") == 1]  # more slashes: a legacy link
     return Container(
         id=entry["Id"],
@@ -130,11 +123,12 @@ def _parse_listed(entry: dict[str, Any]) -> Container:
         pid=0,
         image=entry["Image"],
         labels=entry["Labels"] or {},
+        runtime=runtime,
     )
 
 
-def parse_inspected(entry: dict[str, Any]) -> Container:
-    """A Container from one object of `docker inspect`."""
+def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container:
+    """A Container of RUNTIME from one object of `docker inspect`."""
     config = entry["Config"]
     return Container(
         id=entry["Id"],
@@ -143,20 +137,5 @@ def parse_inspected(entry: dict[str, Any]) -> Container:
         pid=int(entry["State"]["Pid"]),
         image=config["Image"],
         labels=config["Labels"] or {},
+        runtime=runtime,
     )
-
-
-def compile_query(expression: str, engine: DockerEngine) -> Callable[[Container], bool]:
-    """A test by the JMESPath EXPRESSION over what `docker inspect` says; true selects."""
-    try:
-        compiled = jmespath.compile(expression)
-    except jmespath.exceptions.JMESPathError as error:
-        raise ContainerError(f"query {expression!r} is not JMESPath: {error}") from error
-
-    def matches(container: Container) -> bool:
-        try:
-            return compiled.search(engine.inspect(container)) is True
-        except jmespath.exceptions.JMESPathError as error:
-            raise ContainerError(f"query {expression!r} fails on container {container.name}: {error}") from error
-
-    return matches

@@ -8,11 +8,16 @@ from typing import Any
 
 from ansible.module_utils.basic import missing_required_lib
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
     ContainerGoneError,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import PROCESS_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import (
+    JMESPATH_IMPORT_ERROR,
+    compile_query,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import (
     Selector,
@@ -29,40 +34,38 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def open_engine(module: Any) -> docker_engine.DockerEngine:
-    """The engine that MODULE's options name; the module fails when the SDK is missing."""
-    if docker_engine.DOCKER_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("docker"), exception=docker_engine.DOCKER_IMPORT_ERROR)
-    return docker_engine.DockerEngine(module.params["docker_host"])
+def open_host(module: Any) -> Host:
+    """The runtimes that MODULE's options mean."""
+    return Host(module.params["docker_host"])
 
 
-def parse_selector(module: Any, engine: docker_engine.DockerEngine) -> Selector:
+def parse_selector(module: Any, host: Host) -> Selector:
     """What MODULE's options ask for."""
     patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
-    if query is not None and docker_engine.JMESPATH_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("jmespath"), exception=docker_engine.JMESPATH_IMPORT_ERROR)
+    if query is not None and JMESPATH_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("jmespath"), exception=JMESPATH_IMPORT_ERROR)
     return Selector(
         # An empty list asks for nothing; it must not come to mean everything.
         patterns=None if patterns is None else tuple(patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
-        query=docker_engine.compile_query(query, engine) if query is not None else None,
+        query=compile_query(query, host.inspect) if query is not None else None,
     )
 
 
-def select(module: Any, engine: docker_engine.DockerEngine, *, required: bool) -> list[Container]:
+def select(module: Any, host: Host, *, required: bool) -> list[Container]:
     """The containers that MODULE's options select, with their pids and states of now.
 
     With REQUIRED something has to be asked for and only running containers are meant. Without it
     nothing asked for means every container in any state.
     """
-    selector = parse_selector(module, engine)
+    selector = parse_selector(module, host)
     if required and selector.is_empty:
         raise ContainerError(
             "say which containers: give containers, labels or query (containers='*' means all that run)"
         )
-    listed = engine.list_containers()
+    listed = list_candidates(module, host, selector)
     chosen = select_containers(selector, listed, running_only=required)
     if not chosen and not selector.is_empty and not module.params["allow_empty"]:
         raise ContainerError(
@@ -71,9 +74,21 @@ def select(module: Any, engine: docker_engine.DockerEngine, *, required: bool) -
     refreshed = []
     for container in chosen:
         try:
-            refreshed.append(engine.refresh(container))
+            refreshed.append(host.refresh(container))
         except ContainerGoneError:
             if selector.names(container):
                 raise
             # Nobody asked for this one; containers come and go.
     return refreshed
+
+
+def list_candidates(module: Any, host: Host, selector: Selector) -> list[Container]:
+    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Silent runtimes are warned of."""
+    processes = [one for one in selector.patterns or () if one.startswith(PROCESS_PREFIX)]
+    named = [host.find_process(one) for one in processes]
+    if named and len(named) == len(selector.patterns or ()):
+        return named
+    listed = host.list_containers()
+    for name, error in host.errors.items():
+        module.warn(f"containers of {name} are not looked at: {error}")
+    return listed + named

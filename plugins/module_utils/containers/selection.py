@@ -10,8 +10,12 @@ from typing import Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
 
+RUNTIMES = frozenset(
+    ("docker", "podman", "containerd", "cri-o", "runc", "crun", "lxc", "systemd-nspawn")
+)  # before a name and a colon
 _GLOB_CHARACTERS = frozenset("*?[")
 _ID_DIGITS = frozenset("0123456789abcdef")
+_ID_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,11 @@ class Selector:
 
     def names(self, container: Container) -> bool:
         """Whether CONTAINER was asked for by its name or its id, not only by a glob, a label or a query."""
-        return any(one == container.name or container.id.startswith(one) for one in self.patterns or () if one)
+        patterns = [
+            one[len(container.runtime) + 1 :] if one.startswith(container.runtime + ":") else one
+            for one in self.patterns or ()
+        ]
+        return any(one == container.name or container.id.startswith(one) for one in patterns if one)
 
     def without(self, patterns: set[str]) -> Selector | None:
         """The same without some of its PATTERNS; None when these were all of them."""
@@ -61,9 +69,19 @@ def select_containers(selector: Selector, containers: list[Container], *, runnin
 
 
 def _match(pattern: str, containers: list[Container], running: list[Container]) -> list[Container]:
-    for exact in ([one for one in containers if one.id == pattern], [one for one in containers if one.name == pattern]):
-        if exact:
-            return exact
+    runtime, colon, rest = pattern.partition(":")
+    if colon and runtime in RUNTIMES:
+        of_runtime = [one for one in containers if one.runtime == runtime]
+        return _match(rest, of_runtime, [one for one in running if one.runtime == runtime])
+    exact = [one for one in containers if pattern in (one.id, one.name)]
+    if len(pattern) == _ID_LENGTH and _ID_DIGITS.issuperset(pattern):
+        exact = [one for one in exact if one.id == pattern] or exact  # nobody can take it away by a name
+    if len(exact) > 1:
+        # Several runtimes use the name, or a container of a pod has followed one that has ended.
+        choices = ", ".join(f"{one.runtime}:{one.id} ({one.state})" for one in exact)
+        raise ContainerError(f"{pattern!r} is ambiguous: it may mean {choices}; give one of these")
+    if exact:
+        return exact
     if _ID_DIGITS.issuperset(pattern) and pattern:
         found = [container for container in containers if container.id.startswith(pattern)]
         if len(found) > 1:

@@ -40,6 +40,11 @@ class TraceInstance:
         return self.container.id if self.container else self.instance.name[len(NAME_PREFIX) :]
 
     @property
+    def short_id(self) -> str:
+        """The container's short id, which the instance's name bears."""
+        return self.instance.name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]
+
+    @property
     def container_name(self) -> str:
         """The container's name, or what is left of its id."""
         return self.container.name if self.container else self.container_id
@@ -265,5 +270,5 @@ def stop(found: Sequence[TraceInstance]) -> None:
 def remove(found: Sequence[TraceInstance]) -> None:
     """Remove all of FOUND with what they have recorded."""
     for one in found:
-        with hold_lock("trace-" + one.container_id[:SHORT_ID_LENGTH]):
+        with hold_lock("trace-" + one.short_id):
             one.instance.remove()

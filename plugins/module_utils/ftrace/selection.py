@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     ContainerGoneError,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
 
@@ -25,10 +25,10 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     """
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
-    engine = options.open_engine(module)
-    listed = engine.list_containers()
+    host = options.open_host(module)
+    selector = options.parse_selector(module, host)
+    listed = options.list_candidates(module, host, selector)
     instances = list_instances(root, listed)
-    selector = options.parse_selector(module, engine)
     orphans = [one for one in instances if one.container is None]
     gone = {one.container_id for one in orphans}
     named = {pattern for pattern in selector.patterns or () if pattern[:SHORT_ID_LENGTH] in gone}
@@ -42,22 +42,22 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
         raise ContainerError(
             f"the selection matches no traced container; traced are: {traced} (allow_empty=true accepts this)"
         )
-    return [_refresh(one, engine) for one in chosen]
+    return [_refresh(one, host) for one in chosen]
 
 
 def _select_all(module: Any, root: str) -> list[TraceInstance]:
-    """All instances of ours. The engine only says their containers' names, and may be gone."""
+    """All instances of ours. The runtimes only say their containers' names, and may be gone."""
     try:
-        engine = options.open_engine(module)
-        return [_refresh(one, engine) for one in list_instances(root, engine.list_containers())]
+        host = options.open_host(module)
+        return [_refresh(one, host) for one in list_instances(root, host.list_containers())]
     except ContainerError:
         return list_instances(root, [])
 
 
-def _refresh(one: TraceInstance, engine: DockerEngine) -> TraceInstance:
+def _refresh(one: TraceInstance, host: Host) -> TraceInstance:
     if one.container is None:
         return one
     try:
-        return TraceInstance(one.instance, engine.refresh(one.container))
+        return TraceInstance(one.instance, host.refresh(one.container))
     except ContainerGoneError:
         return TraceInstance(one.instance, None)

@@ -9,10 +9,14 @@ process is gone every look through it fails with ESRCH, whoever has the number b
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import struct
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+_NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2)
 
 
 class ProcessGone(Exception):
@@ -97,6 +101,33 @@ class Process:
             return os.readlink(f"ns/{kind}", dir_fd=self._fd)
         except (ProcessLookupError, FileNotFoundError) as error:
             raise ProcessGone(self.pid) from error
+
+    def read_start_ticks(self) -> int:
+        """When it started, in clock ticks since boot: with its pid this names it for as long as the host is up (proc(5))."""
+        return parse_start_ticks(self.read("stat"))
+
+    def read_owner(self) -> int:
+        """The user who made its user namespace; 0 for the host's own."""
+        fd = self.open("ns/user")
+        try:
+            (uid,) = struct.unpack("I", fcntl.ioctl(fd, _NS_GET_OWNER_UID, bytes(4)))
+            return int(uid)
+        finally:
+            os.close(fd)
+
+
+def parse_start_ticks(stat: bytes) -> int:
+    """Field 22 of the text of /proc/PID/stat; the name of the process, field 2, may hold anything."""
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def read_start_ticks(pid: int) -> int | None:
+    """When process PID started, as Process.read_start_ticks tells it; None when there is none."""
+    try:
+        with Process(pid) as process:
+            return process.read_start_ticks()
+    except ProcessGone:
+        return None
 
 
 def read_all(fd: int) -> bytes:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
     open_process,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
 ID = "0123456789ab" + "f" * 52
 
@@ -55,7 +57,14 @@ def test_a_container_that_runs_without_a_process_of_its_own_is_refused(pid):
 def test_result_and_short_id():
     container = make()
     assert container.short_id == "0123456789ab"
-    assert container.as_result() == {"id": ID, "name": "web", "state": "running", "pid": 4242, "image": "nginx"}
+    assert container.as_result() == {
+        "id": ID,
+        "name": "web",
+        "state": "running",
+        "pid": 4242,
+        "image": "nginx",
+        "runtime": "docker",
+    }
 
 
 def test_a_pid_that_now_is_a_strangers_is_refused():
@@ -67,3 +76,24 @@ def test_a_pid_that_now_is_a_strangers_is_refused():
 def test_a_container_that_has_ended_is_named():
     with pytest.raises(ContainerError, match=r"container web \(0123456789ab\) has just ended"):
         open_process(make(pid=0))
+
+
+def test_a_process_is_held_by_when_it_started_where_no_cgroup_bears_the_id():
+    # A child in a mount namespace of its own would be let in; this process is in ours, and the start is what differs here.
+    ticks = read_start_ticks(os.getpid())
+    with pytest.raises(ContainerError, match="shares the host's mount namespace"):
+        open_process(replace(make(pid=os.getpid()), id="web", start_ticks=ticks))
+    with pytest.raises(ContainerError, match="now belongs to another process"):
+        open_process(replace(make(pid=os.getpid()), id="web", start_ticks=ticks + 1))
+
+
+def test_an_id_that_is_any_text_is_not_looked_for_in_cgroups():
+    # "/" or "s" stand in many a cgroup's path.
+    with pytest.raises(ContainerError, match="now belongs to another process"):
+        open_process(replace(make(pid=os.getpid()), id="s"))
+
+
+def test_short_ids_of_any_text_are_twelve_digits_and_differ_by_runtime():
+    short = {replace(make(), id="web", runtime=runtime).short_id for runtime in ("runc", "crun", "lxc")}
+    assert len(short) == 3
+    assert all(len(one) == 12 and set(one) <= set("0123456789abcdef") for one in short)

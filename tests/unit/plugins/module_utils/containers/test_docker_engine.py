@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the engine's answers and a user's query mean. No engine is asked."""
+"""What the engine's answers mean. No engine is asked."""
 
 from __future__ import annotations
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import docker_engine
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 
 ID = "0123456789ab" + "f" * 52
 INSPECTED = {
@@ -50,52 +50,3 @@ def test_the_name_of_a_listed_container(names, name):
 
 def test_a_listed_container_without_labels():
     assert docker_engine._parse_listed({**LISTED, "Labels": None}).labels == {}
-
-
-class _Answers:
-    """Stands where an engine would: it answers with what was inspected."""
-
-    def inspect(self, container):
-        assert container.id == ID
-        return INSPECTED
-
-
-CONTAINER = docker_engine.parse_inspected(INSPECTED)
-
-
-@pytest.mark.parametrize(
-    ("expression", "selected"),
-    [
-        ("State.Running", True),
-        ("HostConfig.Privileged", False),
-        ("State.Pid == `4242`", True),
-        ("Config.Labels.tier == 'front'", True),
-        ("Config.Labels.tier == 'back'", False),
-        ("contains(Config.Env, 'A=1')", True),
-        ("State.Running && HostConfig.Privileged == `false`", True),
-        # Only a plain true selects: what is merely there would select everything by mistake.
-        ("Name", False),
-        ("State", False),
-        ("Config.Env", False),
-        ("`1`", False),
-        ("Missing", False),
-    ],
-)
-def test_a_query_selects_by_true_only(expression, selected):
-    pytest.importorskip("jmespath")
-    assert docker_engine.compile_query(expression, _Answers())(CONTAINER) is selected
-
-
-@pytest.mark.parametrize("expression", [" ", "a[", "State.", "'open", '"open', "a b", "==", "\0", "foo(", "[?x"])
-def test_what_is_no_query_is_refused_before_anyone_is_asked(expression):
-    pytest.importorskip("jmespath")
-    with pytest.raises(ContainerError, match="is not JMESPath"):
-        docker_engine.compile_query(expression, _Answers())
-
-
-@pytest.mark.parametrize("expression", ["length(State.Pid)", "no_such_function(Name)", "contains(Name)", "abs(Name)"])
-def test_a_query_that_fails_names_the_container(expression):
-    pytest.importorskip("jmespath")
-    matches = docker_engine.compile_query(expression, _Answers())
-    with pytest.raises(ContainerError, match="fails on container web"):
-        matches(CONTAINER)

@@ -171,3 +171,52 @@ def test_a_selector_without_some_of_its_patterns():
     by_labels = Selector(None, (("tier", None),))
     assert by_labels.without({"a"}) == by_labels
     assert Selector(patterns=()).without(set()) == Selector(patterns=())
+
+
+def make_of(runtime, identity, name, state="running"):
+    return Container(identity, name, state, 100, "image", {}, runtime)
+
+
+API_DOCKER = make_of("docker", "11".ljust(64, "0"), "api")
+API_PODMAN = make_of("podman", "22".ljust(64, "0"), "api")
+API_RUNC = make_of("runc", "api", "api")
+RUNTIMES = (API_DOCKER, API_PODMAN, API_RUNC, make_of("lxc", "db", "db"))
+
+
+def select_ids(*patterns, containers=RUNTIMES):
+    return [one.id for one in select_containers(Selector(patterns), list(containers))]
+
+
+def test_a_name_that_several_runtimes_use_is_ambiguous_and_the_choices_are_named():
+    with pytest.raises(ContainerError, match="ambiguous: it may mean") as caught:
+        select_ids("api")
+    assert f"docker:{API_DOCKER.id} (running), podman:{API_PODMAN.id} (running), runc:api" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ids"),
+    [
+        ("docker:api", [API_DOCKER.id]),
+        ("podman:a*", [API_PODMAN.id]),
+        ("podman:22", [API_PODMAN.id]),
+        ("runc:api", ["api"]),
+        ("lxc:*", ["db"]),
+        ("*", [one.id for one in RUNTIMES]),
+    ],
+)
+def test_a_runtime_before_a_colon_chooses_among_runtimes(pattern, ids):
+    assert select_ids(pattern) == ids
+
+
+def test_a_name_in_another_runtime_is_not_found():
+    with pytest.raises(ContainerError, match="no container is called 'db'"):
+        select_ids("docker:db")
+
+
+def test_a_colon_in_a_name_is_no_runtime():
+    assert select_ids("a:b", containers=(make_of("runc", "a:b", "a:b"),)) == ["a:b"]
+
+
+def test_a_container_is_asked_for_by_name_with_its_runtime_too():
+    assert Selector(("podman:api",)).names(API_PODMAN)
+    assert not Selector(("podman:api",)).names(API_DOCKER)

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers that no engine has to be asked about: those of LXC and systemd-nspawn, by their cgroups, and any process, by its pid."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from dataclasses import replace
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import (
+    Process,
+    ProcessGone,
+    parse_status,
+    read_start_ticks,
+)
+
+PROCESS_PREFIX = "pid:"
+# Version 2 and the two kinds of hierarchies of version 1 that both name.
+_HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids")
+_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
+_PLACES = (
+    ("lxc", "lxc.payload.*", re.compile(r"lxc\.payload\.(.+)")),
+    ("lxc", "lxc/*", re.compile(r"([^.].*)")),
+    ("systemd-nspawn", "machine.slice/machine-*.scope", re.compile(r"machine-(.+)\.scope")),
+    ("systemd-nspawn", "machine.slice/systemd-nspawn@*.service", re.compile(r"systemd-nspawn@(.+)\.service")),
+)
+
+
+class Machines:
+    """Containers of LXC and systemd-nspawn, and processes by their pids."""
+
+    name = "machines"
+    label = "cgroups"
+
+    def list_containers(self) -> list[Container]:
+        """Those that run."""
+        found: dict[str, Container] = {}
+        for runtime, pattern, name_pattern in _PLACES:
+            for hierarchy in _HIERARCHIES:
+                for folder in sorted(glob.glob(f"{hierarchy}/{pattern}/")):
+                    match = name_pattern.fullmatch(os.path.basename(folder.rstrip("/")))
+                    name = _unescape(match.group(1)) if match else ""
+                    if name and f"{runtime}:{name}" not in found:
+                        leader = _find_leader(folder)
+                        if leader:
+                            found[f"{runtime}:{name}"] = Container(
+                                name, name, "running", leader, "", {}, runtime, read_start_ticks(leader)
+                            )
+        return list(found.values())
+
+    def find_process(self, text: str) -> Container:
+        """The container that consists of the process that TEXT, as pid:1234, names."""
+        digits = text[len(PROCESS_PREFIX) :]
+        pid = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+        start_ticks = read_start_ticks(pid)
+        if start_ticks is None:
+            raise ContainerError(f"{text}: the host has no such process")
+        # The start makes the id unique: a later process with the same pid is another one.
+        return Container(
+            f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, "process", start_ticks
+        )
+
+    def inspect(self, container: Container) -> dict[str, Any]:
+        """What is known of CONTAINER, in the form of `docker inspect` as far as it goes."""
+        return {
+            "Id": container.id,
+            "Name": container.name,
+            "State": {"Status": container.state, "Pid": container.pid},
+            "Config": {"Image": "", "Labels": {}},
+        }
+
+    def refresh(self, container: Container) -> Container:
+        """CONTAINER, unless it has ended."""
+        if read_start_ticks(container.pid) != container.start_ticks:
+            raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
+        return replace(container)
+
+    def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
+        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        # Nothing of the host's own environment goes along.
+        enter = ["nsenter", "--all", "--root", "--wd", f"--target={container.pid}"]
+        return ["env", "-i", "TERM=xterm", *variables, *enter, *argv]
+
+
+def _unescape(name: str) -> str:
+    r"""NAME without systemd's escapes, of which machines' names need only \x2d."""
+    return _ESCAPE.sub(lambda match: chr(int(match.group(1), 16)), name)
+
+
+def _find_leader(folder: str) -> int:
+    """The first process of the pid namespace that the processes below the cgroup FOLDER live in; 0 for the host's own."""
+    for pid in sorted(cgroups.gen_pids(folder)):
+        try:
+            with Process(pid) as process:
+                numbers = parse_status(process.read("status")).get("NSpid", "").split()
+        except ProcessGone:
+            continue
+        if len(numbers) == 2 and numbers[1] == "1":
+            return pid
+    return 0

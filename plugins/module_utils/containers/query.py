@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Selection by a JMESPath expression over what a runtime says of a container."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Callable
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
+
+JMESPATH_IMPORT_ERROR: str | None = None
+try:
+    import jmespath
+    import jmespath.exceptions
+except ImportError:
+    JMESPATH_IMPORT_ERROR = traceback.format_exc()
+
+
+def check_jmespath() -> Feature:
+    """Whether the library is there that queries need."""
+    return Feature("jmespath", not JMESPATH_IMPORT_ERROR, (JMESPATH_IMPORT_ERROR and "install python3-jmespath") or "")
+
+
+def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]]) -> Callable[[Container], bool]:
+    """A test by the JMESPath EXPRESSION over what INSPECT says, as `docker inspect` does; true selects."""
+    try:
+        compiled = jmespath.compile(expression)
+    except jmespath.exceptions.JMESPathError as error:
+        raise ContainerError(f"query {expression!r} is not JMESPath: {error}") from error
+
+    def matches(container: Container) -> bool:
+        try:
+            return compiled.search(inspect(container)) is True
+        except jmespath.exceptions.JMESPathError as error:
+            raise ContainerError(f"query {expression!r} fails on container {container.name}: {error}") from error
+
+    return matches
