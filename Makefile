@@ -43,7 +43,7 @@ lint: setup ## Style, types, licences, documentation
 	ruff format --check --quiet
 	ruff check --quiet
 	cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
-	    -p ansible_collections.crashcart.fleet.plugins.module_utils -p ansible_collections.crashcart.fleet.plugins.action
+	    $(foreach folder,module_utils action connection inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
 	reuse lint --quiet
 	antsibull-changelog lint
 	tools/stage_collection.sh $(BUILD)

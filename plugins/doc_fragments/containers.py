@@ -11,25 +11,32 @@ class ModuleDocFragment:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names.
-      - A name or an id that matches no container is an error. A glob looks at running containers only.
+      - Names, ids, unique beginnings of ids, or shell globs over names, of containers of any runtime on the host - Docker, Podman (the
+        host's and its users'), containerd, CRI-O, Kubernetes, plain runc or crun, LXC, systemd-nspawn.
+      - A runtime's name and a colon before it look in that runtime only, for example V(podman:api). The names are C(docker),
+        C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn).
+      - A container of a pod is called C(NAMESPACE/POD/CONTAINER), for example V(shop/api-*/app).
+      - C(pid:NUMBER) is the process with that number and the namespaces it is in, whoever has made them.
+      - A name or an id that matches no container, or several, is an error. A glob looks at running containers only.
     type: list
     elements: str
   labels:
     description:
-      - Labels that a container must have, all of them.
+      - Labels that a container must have, all of them. Below an engine, where containerd's or plain containers are found, annotations are
+        the labels.
       - A value of V(null) asks only that the label is there.
     type: dict
   query:
     description:
-      - A JMESPath expression over the object that C(docker inspect) shows; a container is selected where it gives V(true).
+      - A JMESPath expression over the object that C(docker inspect) shows, or C(podman inspect); a container is selected where it gives
+        V(true). Of the other runtimes' containers that object has C(Id), C(Name), C(State), C(Config), and C(Annotations) and C(Bundle).
       - In JMESPath C(!a.b) means C((!a).b); write C(a.b == `false`) instead.
       - Needs the Python library jmespath on the host.
     type: str
   docker_host:
     description:
-      - URL of the Docker engine, for example V(unix:///run/user/1000/docker.sock).
-      - Without it, the environment variable E(DOCKER_HOST) of the host, then V(unix:///var/run/docker.sock).
+      - URL of an engine that speaks Docker's API, for example V(unix:///run/user/1000/docker.sock). With it that engine is the only runtime.
+      - Without it Docker is looked for by the environment variable E(DOCKER_HOST) of the host, then at V(unix:///var/run/docker.sock).
     type: str
   allow_empty:
     description:
@@ -38,5 +45,5 @@ options:
     default: false
 requirements:
   - Linux 5.8 or later on the host
-  - Docker SDK for Python on the host (Debian's package C(python3-docker))
+  - Docker SDK for Python on the host for Docker's containers (Debian's package C(python3-docker))
 """

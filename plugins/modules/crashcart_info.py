@@ -83,11 +83,11 @@ host:
       type: str
       sample: /sys/kernel/tracing
     engine:
-      description: The Docker engine's version, V(null) when none answers; then RV(host.engine_error) says why.
+      description: The Docker engine's version, V(null) when none answers.
       type: str
       sample: 20.10.24
     engine_error:
-      description: Why no engine answers.
+      description: Why engines that are on the host, or should be, do not answer; empty when all do.
       type: str
       sample: ""
     features:
@@ -96,11 +96,11 @@ host:
       elements: dict
       sample: [{name: loop, ok: true, reason: ""}]
 containers:
-  description: The selected containers with C(id), C(name), C(state), C(pid), C(image).
+  description: The selected containers with C(id), C(name), C(state), C(pid), C(image), C(runtime).
   returned: success
   type: list
   elements: dict
-  sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7"}]
+  sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7", runtime: docker}]
 images:
   description: The images in the host's store with C(name), C(digest), C(path), C(arch), C(format), C(size), C(prefix), C(tools).
   returned: success

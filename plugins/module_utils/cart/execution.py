@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
@@ -77,14 +78,37 @@ def execute(
     """Run COMMAND by SERVER in each of CONTAINERS; what modules return of it. In check mode nothing is run."""
     for container in containers:
         check_running(container)
-    with ExitStack() as stack:
-        targets = stack.enter_context(open_targets(containers))
-        users = [_find_user_in(target, user) for target in targets]
-        sources = _find_sources(targets, image_name)
+    with open_targets(containers) as targets:
+        places = choose_places(targets, user, image_name)
         if check_mode:
             return []
+        with open_jobs(places, command) as jobs:
+            results = run_jobs(jobs, server)
+    return _report(results, command)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command is to run, as whom, and with which image: one that is attached, or one of the store."""
+
+    target: Target
+    user: User
+    source: store.StoredImage | Attachment
+
+
+def choose_places(targets: Sequence[Target], user: str | None, image_name: str | None) -> list[Place]:
+    """For each of TARGETS who USER is there, and its image: the attached one, or the one of the store called IMAGE_NAME."""
+    users = [_find_user_in(target, user) for target in targets]
+    return [Place(*one) for one in zip(targets, users, _find_sources(targets, image_name))]
+
+
+@contextmanager
+def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
+    """COMMAND for each of PLACES, each with a mount of its image."""
+    with ExitStack() as stack:
         jobs = []
-        for target, identity, source in zip(targets, users, sources):
+        for place in places:
+            source = place.source
             device_path = stack.enter_context(_hold(source))
             mount_fd = create_mount(device_path, source.format)
             stack.callback(os.close, mount_fd)
@@ -93,11 +117,10 @@ def execute(
             try:
                 program = find_program(command.argv[0], mount_fd, prefix, variables["PATH"])
             except ExecutionError as error:
-                raise ExecutionError(f"container {target.container.name}: {error}") from error
+                raise ExecutionError(f"container {place.target.container.name}: {error}") from error
             environment = {**variables, **command.env}
-            jobs.append(Job(target, command, identity, mount_fd, prefix, program, environment))
-        results = run_jobs(jobs, server)
-    return _report(results, command)
+            jobs.append(Job(place.target, command, place.user, mount_fd, prefix, program, environment))
+        yield jobs
 
 
 def _find_user_in(target: Target, user: str | None) -> User:

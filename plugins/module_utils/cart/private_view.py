@@ -18,9 +18,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
     enter_mount_namespace,
 )
 
+SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: where a folder for what a command needs besides is seen
 
-def enter_private_copy(namespace: MountNamespace, mount_fd: int, prefix: str) -> None:
-    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX."""
+
+def enter_private_copy(namespace: MountNamespace, mount_fd: int, prefix: str, scratch_fd: int | None = None) -> None:
+    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX, and the mount SCRATCH_FD beside it."""
     enter_mount_namespace(namespace)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount_make_private("/")
@@ -30,11 +32,21 @@ def enter_private_copy(namespace: MountNamespace, mount_fd: int, prefix: str) ->
     cover_fd = mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m")
     syscalls.move_mount(cover_fd, parent_fd)
     for entry in os.listdir(parent_fd):
-        if entry != name:
+        if entry not in (name, name + SCRATCH_SUFFIX):
             _bind_again(parent_fd, entry, cover_fd)
+    _mount_in(cover_fd, name, mount_fd)
+    if scratch_fd is not None:
+        _mount_in(cover_fd, name + SCRATCH_SUFFIX, scratch_fd)
+        # It is a piece of the host's /run, and shares its mount events with it until told not to.
+        folder_fd = os.open(name + SCRATCH_SUFFIX, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
+        os.fchdir(folder_fd)
+        syscalls.mount_make_private(".")
+
+
+def _mount_in(cover_fd: int, name: str, mount_fd: int) -> None:
     os.mkdir(name, 0o755, dir_fd=cover_fd)
-    image_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
-    syscalls.move_mount(mount_fd, image_fd)
+    folder_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
+    syscalls.move_mount(mount_fd, folder_fd)
 
 
 def _bind_again(parent_fd: int, entry: str, cover_fd: int) -> None:

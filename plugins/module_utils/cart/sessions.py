@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
-from typing import Any, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import supervisor
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job, Result
@@ -102,6 +102,39 @@ class Server:
         self._control.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
+@contextmanager
+def open_descriptors(job: Job) -> Iterator[dict[str, int]]:
+    """What a supervisor needs to enter the container of JOB, and the order, by their names in supervisor.DESCRIPTORS."""
+    process = job.target.process
+    with ExitStack() as stack:
+        far = {"image": job.mount_fd}
+        for name in ("pid", "net", "ipc", "uts", "mnt"):
+            far[name] = process.open(f"ns/{name}")
+            stack.callback(os.close, far[name])
+        far["root"] = process.open("root", os.O_PATH | os.O_DIRECTORY)
+        stack.callback(os.close, far["root"])
+        far["order"] = _write_order(job)
+        stack.callback(os.close, far["order"])
+        yield far
+
+
+def _write_order(job: Job) -> int:
+    """A memory file with what the supervisor has to know beside the descriptors."""
+    order = {
+        "program": job.program,
+        "argv": job.command.argv,
+        "environment": job.environment,
+        "chdir": job.command.chdir,
+        "user": (job.user.uid, job.user.gid, job.user.groups),
+        "prefix": job.prefix,
+    }
+    fd = os.memfd_create("crashcart-order")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps(order).encode("ascii"))  # json.dump takes ten times as long
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 class _Session:
     """One command on its way: its supervisor, and the pipes to it."""
 
@@ -128,16 +161,8 @@ class _Session:
             self._finish(f"cannot enter the container, it may have just ended: {error}")
 
     def _start(self, server: Server) -> None:
-        process = self.job.target.process
         with ExitStack() as stack:
-            far = {"image": self.job.mount_fd}
-            for name in ("pid", "net", "ipc", "uts", "mnt"):
-                far[name] = process.open(f"ns/{name}")
-                stack.callback(os.close, far[name])
-            far["root"] = process.open("root", os.O_PATH | os.O_DIRECTORY)
-            stack.callback(os.close, far["root"])
-            far["order"] = self._write_order()
-            stack.callback(os.close, far["order"])
+            far = stack.enter_context(open_descriptors(self.job))
             far["stdin"], self._stdin_writer = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, far["stdin"])
             os.set_blocking(self._stdin_writer, False)
@@ -152,24 +177,7 @@ class _Session:
             stack.enter_context(far_channel)
             far["channel"] = far_channel.fileno()
             self._selector.register(self._channel, selectors.EVENT_READ, self._read_status)
-            server.send([far[name] for name in supervisor.DESCRIPTORS])
-
-    def _write_order(self) -> int:
-        """A memory file with what the supervisor has to know beside the descriptors."""
-        job = self.job
-        order = {
-            "program": job.program,
-            "argv": job.command.argv,
-            "environment": job.environment,
-            "chdir": job.command.chdir,
-            "user": (job.user.uid, job.user.gid, job.user.groups),
-            "prefix": job.prefix,
-        }
-        fd = os.memfd_create("crashcart-order")
-        with open(fd, "wb", closefd=False) as file:
-            file.write(json.dumps(order).encode("ascii"))  # json.dump takes ten times as long
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
+            server.send([far[name] for name in supervisor.DESCRIPTORS if name in far])
 
     def _write_stdin(self, _fd: Any) -> None:
         try:

@@ -24,8 +24,23 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import proce
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace, close_all_but
 
 # The descriptors that come with an order: namespaces by their names in /proc/PID/ns, the container's root, the image's mount,
-# a memory file with the order itself, the command's stdin, stdout and stderr, and the channel to the module.
-DESCRIPTORS = ("pid", "net", "ipc", "uts", "mnt", "root", "image", "order", "stdin", "stdout", "stderr", "channel")
+# a memory file with the order itself, the command's stdin, stdout and stderr, and the channel to the module; where the order
+# has a scratch folder, its mount.
+DESCRIPTORS = (
+    "pid",
+    "net",
+    "ipc",
+    "uts",
+    "mnt",
+    "root",
+    "image",
+    "order",
+    "stdin",
+    "stdout",
+    "stderr",
+    "channel",
+    "scratch",
+)
 _TITLE = "crashcart"
 _ENTERED = {"net": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 _KILL_S = 0.01  # between two rounds of killing
@@ -45,17 +60,21 @@ def serve(control_fd: int) -> None:
             return
         for _level, _type, data in ancillary:
             fds.frombytes(data)
-        given = dict(zip(DESCRIPTORS, fds))
-        try:
-            syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
-            pid = os.fork()
-            if pid == 0:
-                _supervise(given)
-            _say(given["channel"], {"pid": pid})
-        except OSError as error:  # ENOMEM: a pid namespace whose first process has ended takes no more
-            _say(given["channel"], {"error": f"cannot enter the container, it may have just ended: {error}"})
+        start(dict(zip(DESCRIPTORS, fds)))
         for fd in fds:
             os.close(fd)
+
+
+def start(given: dict[str, int]) -> None:
+    """Start a supervisor with the descriptors GIVEN; its pid, or why there is none, goes through the channel."""
+    try:
+        syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
+        pid = os.fork()
+        if pid == 0:
+            _supervise(given)
+        _say(given["channel"], {"pid": pid})
+    except OSError as error:  # ENOMEM: a pid namespace whose first process has ended takes no more
+        _say(given["channel"], {"error": f"cannot enter the container, it may have just ended: {error}"})
 
 
 def _supervise(given: dict[str, int]) -> NoReturn:
@@ -133,7 +152,8 @@ def _become_command(given: dict[str, int], order: dict[str, Any]) -> NoReturn:
         for name, kind in _ENTERED.items():
             syscalls.setns(given[name], kind)
         own_namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # as the host sees them
-        enter_private_copy(MountNamespace(given["mnt"], given["root"]), given["image"], order["prefix"])
+        namespace = MountNamespace(given["mnt"], given["root"])
+        enter_private_copy(namespace, given["image"], order["prefix"], given.get("scratch"))
         os.chdir(order["chdir"])
         uid, gid, groups = order["user"]
         if (uid, gid) != (0, 0) or groups:

@@ -1,0 +1,390 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection that runs any Ansible task inside a container: a host's own connection, and a command on it that enters."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: cart
+short_description: Run any Ansible task inside a container that has no shell and no Python
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+description:
+  - Reaches the container's host by ssh (or is there already) and runs tasks inside the container with the Python and the shell of
+    a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
+  - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
+    a folder of the host's C(/run) that only these tasks see.
+  - Commands run in all of the container's namespaces but the user namespace, with the host root's capabilities, as
+    M(crashcart.fleet.crashcart_exec) runs them.
+  - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
+notes:
+  - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
+  - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
+  - Tasks with C(async) do not outlive their call.
+options:
+  container:
+    description:
+      - The container's name or id on its host, as the modules' O(crashcart.fleet.crashcart_exec#module:containers) takes it.
+      - It has to be set.
+    type: str
+    vars:
+      - name: ansible_cart_container
+  image:
+    description: The tool image to use where none is attached. By default C(default).
+    type: str
+    vars:
+      - name: ansible_cart_image
+  docker_host:
+    description: URL of the one Docker engine to ask. By default every runtime of the host is asked.
+    type: str
+    vars:
+      - name: ansible_cart_docker_host
+  link:
+    description: How the host is reached. By default C(local) where the host is this machine, C(ssh) elsewhere.
+    type: str
+    choices: [ssh, local]
+    vars:
+      - name: ansible_cart_link
+  host:
+    description: The container's host.
+    type: str
+    default: inventory_hostname
+    vars:
+      - name: inventory_hostname
+      - name: ansible_host
+  remote_user:
+    description: Who to log in as on the host.
+    type: str
+    vars:
+      - name: ansible_user
+      - name: ansible_ssh_user
+    keyword:
+      - name: remote_user
+  host_become:
+    description: Whether to become root on the host. By default it is done unless the login is root's.
+    type: bool
+    vars:
+      - name: ansible_cart_become
+  host_become_method:
+    description: By which become plugin.
+    type: str
+    default: sudo
+    vars:
+      - name: ansible_cart_become_method
+  host_become_password:
+    description: The password that it asks for.
+    type: str
+    vars:
+      - name: ansible_cart_become_password
+  python:
+    description: Python on the host; with the Docker SDK, where Docker is to be asked.
+    type: str
+    default: python3
+    vars:
+      - name: ansible_cart_python
+  pipelining:
+    description: Whether modules are sent through standard input, with no file.
+    type: bool
+    default: true
+    vars:
+      - name: ansible_pipelining
+      - name: ansible_cart_pipelining
+"""
+
+EXAMPLES = r"""
+# In an inventory: two containers of web1, as hosts of their own
+all:
+  children:
+    containers:
+      vars:
+        ansible_connection: crashcart.fleet.cart
+        ansible_python_interpreter: /dev/crashcart/bin/python3
+      hosts:
+        api.web1:
+          ansible_host: web1
+          ansible_cart_container: api
+        db.web1:
+          ansible_host: web1
+          ansible_cart_container: db
+"""
+
+import ast
+import functools
+import hashlib
+import io
+import json
+import os
+import shlex
+import uuid
+import zipfile
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.plugins.connection import ConnectionBase
+from ansible.plugins.loader import become_loader, connection_loader
+from ansible.utils.display import Display
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+
+display = Display()
+
+_PREFIX = "/dev/crashcart"
+_LIBRARY = "/run/crashcart/lib"
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
+_MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
+_MISSING = "crashcart: the program is not there"
+
+
+class Connection(ConnectionBase):
+    """Tasks inside a container, over another connection to its host."""
+
+    transport = "crashcart.fleet.cart"
+    has_pipelining = True
+    has_tty = False
+
+    def __init__(self, play_context: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(play_context, *args, **kwargs)
+        self._connected = False
+        self._inner_become: Any = None
+        self._host_become: Any = None
+        self._link: Any = None
+        self._token = f"crashcart-{uuid.uuid4().hex}:"
+        self._scratch = uuid.uuid4().hex
+        self._is_scratch_used = False
+        # Ansible asks the shell plugin where temporary files go. Here that is no user's choice: it must not be in the container.
+        plain_option = self._shell.get_option
+        folder = entrance.get_scratch_path(_PREFIX)
+        self._shell.get_option = lambda name, *rest: folder if name == "remote_tmp" else plain_option(name, *rest)
+
+    def set_become_plugin(self, plugin: Any) -> None:
+        """Remember that a user is to be become: inside that is one system call, and no command has to be wrapped in another."""
+        self._inner_become = plugin
+
+    def _resolve_option_variables(self, variables: dict[str, Any], templar: Any) -> dict[str, Any]:
+        """Also the variables of the connection below, for set_options to hand on."""
+        found: dict[str, Any] = super()._resolve_option_variables(variables, templar)
+        for name in constants.config.get_plugin_vars("connection", "ssh"):
+            if name in variables:
+                found[name] = templar.template(variables[name])
+        return found
+
+    def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
+        """Take the options, and make the connection below with its own."""
+        super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
+        name = self.get_option("link") or ("local" if self.get_option("host") in _LOCAL_HOSTS else "ssh")
+        self._link = connection_loader.get(name, self._play_context)
+        self._link.set_options(task_keys=task_keys, var_options=var_options)
+        if name == "ssh":
+            self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
+        wanted = self.get_option("host_become")
+        if wanted is None:
+            wanted = os.geteuid() != 0 if name == "local" else self.get_option("remote_user") != "root"
+        if wanted:
+            self._host_become = become_loader.get(self.get_option("host_become_method"))
+            if self._host_become is None:
+                raise AnsibleError(
+                    f"there is no become plugin {self.get_option('host_become_method')!r} (ansible_cart_become_method)"
+                )
+            options = {"become_user": "root", "become_pass": self.get_option("host_become_password")}
+            self._host_become.set_options(direct={key: value for key, value in options.items() if value is not None})
+            self._link.set_become_plugin(self._host_become)
+
+    def _connect(self) -> Connection:
+        if not self._connected:
+            self._link._connect()
+            self._connected = True
+        return self
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+        """Run the shell command CMD in the container; exit code, stdout, stderr."""
+        super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+        return self._enter(["sh", "-c", self._unwrap(cmd)], in_data)
+
+    def _unwrap(self, command: str) -> str:
+        """COMMAND without the call of the shell that Ansible puts before it: no container needs to have that shell."""
+        try:
+            words = shlex.split(command)
+        except ValueError:
+            return command
+        if len(words) == 3 and words[:2] == [self._play_context.executable, "-c"]:
+            return words[2]
+        return command
+
+    def put_file(self, in_path: str, out_path: str) -> None:
+        """Copy the controller's file IN_PATH to OUT_PATH in the container."""
+        super().put_file(in_path, out_path)
+        try:
+            size = os.path.getsize(in_path)
+        except OSError as error:
+            raise AnsibleFileNotFound(f"file {in_path} cannot be read: {error}") from error
+        write = ["sh", "-c", 'cat > "$0"', out_path]
+        if self._link.transport == "local":
+            self._check(self._enter(write, source=os.path.abspath(in_path)), out_path)
+        elif 0 < size <= _IN_ONE_PIECE:
+            with open(in_path, "rb") as file:
+                self._check(self._enter(write, file.read()), out_path)
+        else:
+            stage = self._make_stage()
+            try:
+                self._link.put_file(in_path, stage)
+                self._check(self._enter(write, source=stage), out_path)
+            finally:
+                self._remove_stage(stage)
+
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        """Copy the container's file IN_PATH to OUT_PATH on the controller."""
+        super().fetch_file(in_path, out_path)
+        read = ["cat", in_path]
+        if self._link.transport == "local":
+            with open(out_path, "wb"):
+                pass
+            self._check(self._enter(read, sink=os.path.abspath(out_path)), in_path)
+            return
+        stage = self._make_stage()
+        try:
+            self._check(self._enter(read, sink=stage), in_path)
+            self._link.fetch_file(stage, out_path)
+        finally:
+            self._remove_stage(stage)
+
+    def _check(self, outcome: tuple[int, bytes, bytes], path: str) -> None:
+        rc, _stdout, stderr = outcome
+        if rc != 0:
+            container = self.get_option("container")
+            raise AnsibleError(
+                f"{path} in container {container}: {stderr.decode('utf-8', 'replace').strip() or f'exit code {rc}'}"
+            )
+
+    def _make_stage(self) -> str:
+        """A new empty file of the login user on the host."""
+        rc, stdout, stderr = self._link.exec_command("umask 77 && mktemp", sudoable=False)
+        path = str(stdout.decode("utf-8", "replace").strip())
+        if rc != 0 or not path.startswith("/"):
+            raise AnsibleError(
+                f"the host has no place for a temporary file: {stderr.decode('utf-8', 'replace').strip()}"
+            )
+        return path
+
+    def _remove_stage(self, path: str) -> None:
+        self._link.exec_command(f"rm -f {shlex.quote(path)}", sudoable=False)
+
+    def _enter(
+        self, argv: list[str], in_data: bytes | None = None, source: str = "", sink: str = ""
+    ) -> tuple[int, bytes, bytes]:
+        """Run ARGV in the container; exit code, stdout, stderr."""
+        if not self.get_option("container"):
+            raise AnsibleError("say which container: set ansible_cart_container to its name or id")
+        scratch = entrance.get_scratch_path(_PREFIX)
+        needs_scratch = any(scratch in word for word in argv)
+        self._is_scratch_used = self._is_scratch_used or needs_scratch
+        order = entrance.Order(
+            token=self._token,
+            container=str(self.get_option("container")),
+            argv=argv,
+            image=self.get_option("image"),
+            docker_host=self.get_option("docker_host"),
+            user=(self._play_context.become_user or "root") if self._inner_become else None,
+            scratch=self._scratch if needs_scratch or not argv else "",
+            source=source,
+            sink=sink,
+            # What modules run by a shell, they run by this one.
+            variables={"SHELL": f"{_PREFIX}/bin/sh"},
+        )
+        return self._read_outcome(self._order(order, in_data))
+
+    def list_containers(self) -> list[dict[str, Any]]:
+        """The containers that run on the host, each with id, name, state, pid, image, runtime, labels and networks."""
+        order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
+        rc, stdout, stderr = self._read_outcome(self._order(order, None))
+        if rc != 0:
+            raise AnsibleConnectionFailure(stderr.decode("utf-8", "replace").strip() or f"exit code {rc}")
+        return json.loads(stdout)  # type: ignore[no-any-return]
+
+    def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
+        """Have the host's program carry out ORDER; the program is sent there when it is missing."""
+        self._connect()
+        digest, program = _pack_program()
+        path = f"{_LIBRARY}/{digest}.pyz"
+        python = shlex.quote(self.get_option("python"))
+        run = f"exec {python} {path} {shlex.quote(order.as_json())}"
+        command = f"test -f {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
+        outcome = self._run_on_host(command, in_data)
+        if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
+            install = f"umask 77 && mkdir -p {_LIBRARY} && cat > {path}.$$ && mv {path}.$$ {path}"
+            rc, _stdout, stderr = self._run_on_host(install, program)
+            if rc != 0:
+                raise AnsibleConnectionFailure(
+                    f"the host has no place for a program: {stderr.decode('utf-8', 'replace').strip()}"
+                )
+            outcome = self._run_on_host(command, in_data)
+        return outcome
+
+    def _run_on_host(self, command: str, in_data: bytes | None) -> tuple[int, bytes, bytes]:
+        if self._host_become is not None:
+            command = self._host_become.build_become_command(command, self._link._shell)
+        return self._link.exec_command(command, in_data=in_data, sudoable=self._host_become is not None)  # type: ignore[no-any-return]
+
+    def _read_outcome(self, outcome: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
+        """OUTCOME, or what the program's own last line makes of it."""
+        rc, stdout, stderr = outcome
+        if rc != entrance.RC_OTHER:
+            return outcome
+        stderr, token, line = stderr.rpartition(b"\n" + self._token.encode("ascii"))
+        if not token:
+            return rc, stdout, line
+        message = json.loads(line)
+        if "error" in message:
+            container = self.get_option("container")
+            raise AnsibleConnectionFailure(f"container {container} on {self.get_option('host')}: {message['error']}")
+        return message["rc"], stdout, stderr
+
+    def close(self) -> None:
+        """Remove what was made for this connection, and end it."""
+        if self._is_scratch_used:
+            self._is_scratch_used = False
+            self._enter([])
+        if self._link is not None:
+            self._link.close()
+        self._connected = False
+
+    def reset(self) -> None:
+        """Start over with the connection below."""
+        self.close()
+        if self._link is not None:
+            self._link.reset()
+
+
+@functools.lru_cache(maxsize=None)
+def _pack_program() -> tuple[str, bytes]:
+    """The host's program: an archive of the entrance and of all of this collection that it imports, and its sha256."""
+    sources: dict[str, bytes] = {}
+    _collect(entrance.__name__, sources)
+    sources["__main__.py"] = f"from {entrance.__name__} import main\n\nmain()\n".encode("ascii")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(sources.items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # ZipInfo: no time stamp, so one digest
+    return hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue()
+
+
+def _collect(module: str, sources: dict[str, bytes]) -> None:
+    """Put the source of MODULE, and of what it imports of this collection, into SOURCES."""
+    path = module.replace(".", "/") + ".py"
+    place = path.partition("/plugins/module_utils/")[2]
+    file_path = os.path.join(_MODULE_UTILS, place)
+    if path in sources or not os.path.isfile(file_path):
+        return  # known, or a folder, or a name in a module
+    with open(file_path, "rb") as file:
+        sources[path] = file.read()
+    folder = os.path.dirname(path)
+    while folder:
+        sources.setdefault(folder + "/__init__.py", b"")
+        folder = os.path.dirname(folder)
+    for node in ast.walk(ast.parse(sources[path])):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible_collections.crashcart.fleet."):
+            _collect(str(node.module), sources)
+            for alias in node.names:
+                _collect(f"{node.module}.{alias.name}", sources)

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The containers of an inventory's hosts as hosts of their own."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: containers
+short_description: The running containers of the inventory's hosts, as hosts to run any task in
+version_added: 0.1.0
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+description:
+  - Asks the hosts that other inventory sources have named before it for their containers, of all runtimes, and adds each running one
+    as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection).
+  - The hosts are reached by their own connection variables, which their containers inherit.
+  - Its file's name ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources it has to come after the
+    others by its name.
+options:
+  plugin:
+    description: This plugin's name.
+    type: str
+    required: true
+    choices: [crashcart.fleet.containers]
+  hosts:
+    description: Names of hosts and groups whose containers are wanted.
+    type: list
+    elements: str
+    default: [all]
+  group_by:
+    description:
+      - By what to make groups. Their names are C(image_…), C(label_NAME_VALUE), C(network_…), C(runtime_…) and C(on_HOST).
+      - All containers are in the group C(containers).
+    type: list
+    elements: str
+    choices: [image, label, network, runtime, host]
+    default: [image, label, network, runtime, host]
+  forks:
+    description: How many hosts are asked at the same time.
+    type: int
+    default: 10
+extends_documentation_fragment:
+  - ansible.builtin.constructed
+"""
+
+EXAMPLES = r"""
+# hosts/1-hosts.yml has web1 and web2; this is hosts/2-containers.yml. Then
+# `ansible -i hosts network_shop -m ansible.builtin.setup` asks the containers of the network shop.
+plugin: crashcart.fleet.containers
+hosts: [web1, web2]
+
+# Without groups by label, but with one of its own
+# plugin: crashcart.fleet.containers
+# group_by: [image, network]
+# groups:
+#   fronts: crashcart_container.labels.tier | default('') == 'front'
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleError, AnsibleParserError
+from ansible.inventory.group import to_safe_group_name
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
+from ansible.plugins.loader import connection_loader
+from ansible.template import Templar
+
+_CONNECTION = "crashcart.fleet.cart"
+_GROUP = "containers"
+# A host's own become leads to root there; inside a container become is another thing.
+_BECOME_VARIABLES = {
+    "ansible_become_method": "ansible_cart_become_method",
+    "ansible_become_password": "ansible_cart_become_password",
+    "ansible_become_pass": "ansible_cart_become_password",
+}
+
+
+class InventoryModule(BaseInventoryPlugin, Constructable):
+    """Containers as hosts."""
+
+    NAME = "crashcart.fleet.containers"
+
+    def verify_file(self, path: str) -> bool:
+        """Whether PATH may be this plugin's file."""
+        return bool(super().verify_file(path)) and path.endswith(("containers.yml", "containers.yaml"))
+
+    def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
+        """Add the containers of the hosts that INVENTORY has."""
+        super().parse(inventory, loader, path, cache)
+        self._read_config_data(path)
+        hosts = self._choose_hosts()
+        variables = {name: self._find_variables(name) for name in hosts}
+        connections = {name: self._connect(variables[name]) for name in hosts}
+        with ThreadPoolExecutor(self.get_option("forks")) as pool:
+            answers = dict(zip(hosts, pool.map(lambda name: _ask(connections[name]), hosts)))
+        self.inventory.add_group(_GROUP)
+        for name, answer in answers.items():
+            if isinstance(answer, str):
+                if self.get_option("strict"):
+                    raise AnsibleParserError(f"containers of {name}: {answer}")
+                self.display.warning(f"the containers of {name} are left out: {answer}")
+                continue
+            for container in answer:
+                self._add(name, variables[name], container)
+
+    def _choose_hosts(self) -> list[str]:
+        names: dict[str, None] = {}
+        for wanted in self.get_option("hosts"):
+            if wanted in self.inventory.groups:
+                names.update((host.name, None) for host in self.inventory.groups[wanted].get_hosts())
+            elif wanted in self.inventory.hosts:
+                names[wanted] = None
+            else:
+                raise AnsibleParserError(
+                    f"hosts: no inventory source before this one has a host or a group called {wanted!r}"
+                )
+        return list(names)
+
+    def _find_variables(self, name: str) -> dict[str, Any]:
+        host = self.inventory.hosts[name]
+        return {"inventory_hostname": name, **self.get_all_host_vars(host)}
+
+    def _connect(self, variables: dict[str, Any]) -> Any:
+        """A connection to the host that has VARIABLES; nothing is sent yet."""
+        context = PlayContext()
+        connection = connection_loader.get(_CONNECTION, context)
+        translated = {**variables, **_translate(variables)}
+        templar = Templar(self.loader, variables=translated)
+        options = connection._resolve_option_variables(translated, templar)
+        connection.set_options(task_keys={"remote_user": context.remote_user}, var_options=options)
+        return connection
+
+    def _add(self, host: str, variables: dict[str, Any], container: dict[str, Any]) -> None:
+        name = f"{container['name']}.{host}"
+        self.inventory.add_host(name, group=_GROUP)
+        known = constants.config.get_plugin_vars("connection", "ssh")
+        values = {key: value for key, value in variables.items() if key in known and key != "inventory_hostname"}
+        values.update(_translate(variables))
+        values.setdefault("ansible_host", host)
+        values["ansible_connection"] = _CONNECTION
+        values["ansible_cart_container"] = f"{container['runtime']}:{container['id']}"
+        values["ansible_python_interpreter"] = "/dev/crashcart/bin/python3"
+        values["ansible_become"] = False
+        values["crashcart_container"] = container
+        for key, value in values.items():
+            self.inventory.set_variable(name, key, value)
+        for group in _list_groups(host, container, self.get_option("group_by")):
+            self.inventory.add_group(group)
+            self.inventory.add_child(group, name)
+        strict = self.get_option("strict")
+        self._set_composite_vars(self.get_option("compose"), values, name, strict=strict)
+        self._add_host_to_composed_groups(self.get_option("groups"), values, name, strict=strict)
+        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), values, name, strict=strict)
+
+
+def _ask(connection: Any) -> list[dict[str, Any]] | str:
+    """The containers of a host, or why they cannot be told."""
+    try:
+        return connection.list_containers()  # type: ignore[no-any-return]
+    except AnsibleError as error:
+        return str(error)
+    finally:
+        connection.close()
+
+
+def _translate(variables: dict[str, Any]) -> dict[str, Any]:
+    found = {new: variables[old] for old, new in _BECOME_VARIABLES.items() if old in variables}
+    return {**found, **{key: value for key, value in variables.items() if key.startswith("ansible_cart_")}}
+
+
+def _list_groups(host: str, container: dict[str, Any], kinds: list[str]) -> list[str]:
+    groups = []
+    if "image" in kinds and container["image"]:
+        groups.append(f"image_{container['image']}")
+    if "label" in kinds:
+        groups += [f"label_{key}_{value}" for key, value in container["labels"].items()]
+    if "network" in kinds:
+        groups += [f"network_{network}" for network in container["networks"]]
+    if "runtime" in kinds:
+        groups.append(f"runtime_{container['runtime']}")
+    if "host" in kinds:
+        groups.append(f"on_{host}")
+    return [to_safe_group_name(group, force=True, silent=True) for group in groups]

@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's half of the connection plugin: one command in one container, on the descriptors that ssh gave this process.
+
+It is run as a program on the host, out of an archive that the plugin has put there. Its one argument is an Order as JSON.
+What it has to say beside the command's own output goes to stderr as the last line, after a token that only the plugin knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, supervisor
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import SCRATCH_SUFFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import open_descriptors
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerGoneError,
+    check_running,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+SCRATCH = os.path.join(RUN, "scratch")
+RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to do: run ARGV in CONTAINER (a name or an id) as USER with VARIABLES.
+
+    SCRATCH names the folder of this connection, '' where the command needs none; with ARGV empty it is removed. Without a
+    CONTAINER the running ones are listed, as JSON on stdout.
+    SOURCE is a file of the host that is the command's stdin, SINK one that takes its stdout. TOKEN begins our own last line.
+    """
+
+    token: str
+    container: str
+    argv: list[str]
+    image: str | None = None
+    docker_host: str | None = None
+    user: str | None = None
+    scratch: str = ""
+    source: str = ""
+    sink: str = ""
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """The argument for main."""
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    """Carry out the order in the first argument; the exit code is the command's."""
+    order = Order(**json.loads(sys.argv[1]))
+    try:
+        require_root()
+        rc = _carry_out(order)
+        if rc == 255:
+            _tell(order, {"rc": rc})
+    except (FleetError, OSError) as error:
+        _tell(order, {"error": str(error)})
+    sys.exit(rc)
+
+
+def _tell(order: Order, message: dict[str, Any]) -> None:
+    sys.stderr.write(f"\n{order.token}{json.dumps(message)}")
+    sys.exit(RC_OTHER)
+
+
+def _carry_out(order: Order) -> int:
+    if not order.container:
+        json.dump(_list_containers(order), sys.stdout)
+        return 0
+    if not order.argv:
+        shutil.rmtree(os.path.join(SCRATCH, order.scratch))
+        return 0
+    container = _find_container(order)
+    check_running(container)
+    command = Command(tuple(order.argv), order.variables)
+    with open_targets([container]) as targets:
+        places = execution.choose_places(targets, order.user, order.image)
+        with execution.open_jobs(places, command) as jobs:
+            return _run(jobs[0], order)
+
+
+def _list_containers(order: Order) -> list[dict[str, Any]]:
+    host = Host(order.docker_host)
+    found = []
+    for listed in host.list_containers():
+        if listed.state != "running":
+            continue
+        with suppress(ContainerGoneError):
+            networks = host.inspect(listed).get("NetworkSettings", {}).get("Networks") or {}
+            found.append({**listed.as_result(), "labels": listed.labels, "networks": sorted(networks)})
+    return found
+
+
+def _find_container(order: Order) -> Container:
+    host = Host(order.docker_host)
+    if order.container.startswith("pid:"):
+        return host.find_process(order.container)
+    return host.refresh(select_containers(Selector((order.container,)), host.list_containers())[0])
+
+
+def _run(job: Job, order: Order) -> int:
+    with ExitStack() as stack:
+        far = stack.enter_context(open_descriptors(job))
+        far.update(stdin=0, stdout=1, stderr=2)
+        if order.source:
+            far["stdin"] = os.open(order.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            stack.callback(os.close, far["stdin"])
+        if order.sink:
+            far["stdout"] = os.open(order.sink, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            stack.callback(os.close, far["stdout"])
+        if order.scratch:
+            far["scratch"] = _open_scratch(order.scratch, job)
+            stack.callback(os.close, far["scratch"])
+        channel, far_channel = socket.socketpair()
+        with far_channel:
+            far["channel"] = far_channel.fileno()
+            # Children of ours that no longer are in the host's pid namespace; the supervisor answers through its channel.
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            supervisor.start(far)
+        return _wait(channel)
+
+
+def _open_scratch(name: str, job: Job) -> int:
+    """A detached mount of the connection's folder, which only the host's root and the command's user can reach."""
+    folder = os.path.join(SCRATCH, name)
+    os.makedirs(SCRATCH, mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+        os.chown(folder, job.user.uid, job.user.gid)
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW
+    return syscalls.open_tree(-1, folder, flags)
+
+
+def _wait(channel: socket.socket) -> int:
+    """The command's exit code. When nobody reads its output any more (ssh has ended), it is told to end."""
+    text = b""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(1, 0)  # errors and hang-ups are told without being asked for
+    while True:
+        for fd, _event in poll.poll():
+            if fd == 1:
+                poll.unregister(1)
+                channel.shutdown(socket.SHUT_WR)
+                continue
+            part = channel.recv(65536)
+            *lines, text = (text + part).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "error" in message:
+                    raise FleetError(message["error"])
+                if "rc" in message:
+                    return int(message["rc"])
+            if not part:
+                raise FleetError(
+                    "the command was killed with its supervisor: the container ended, or somebody in it did that"
+                )
+
+
+def get_scratch_path(prefix: str) -> str:
+    """Where commands find the connection's folder, for an image that works at PREFIX."""
+    return prefix + SCRATCH_SUFFIX

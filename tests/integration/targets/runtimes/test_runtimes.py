@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers of all runtimes: found by name, attached to, entered."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+from support import host, runtimes
+from support.host import ModuleFailed
+
+SHELL = "/dev/crashcart/bin/bash"
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """A container of each runtime; all but two bear names of their own."""
+    folder = tmp_path_factory.mktemp("bundles")
+    pod = {
+        "io__kubernetes__cri__container-type": "container",
+        "io__kubernetes__cri__container-name": "app",
+        "io__kubernetes__cri__sandbox-name": "api-7d9f",
+        "io__kubernetes__cri__sandbox-namespace": "shop",
+    }
+    (folder / "plain").mkdir()
+    (folder / "pod").mkdir()
+    with ExitStack() as stack:
+        stack.enter_context(runtimes.run_runc(folder / "plain", "cc-runc"))
+        stack.enter_context(runtimes.run_runc(folder / "pod", "ab" * 32, "/run/containerd/runc/cc-test-pods", **pod))
+        stack.enter_context(runtimes.run_ctr("cc-ctr", "cc-test"))
+        stack.enter_context(runtimes.run_podman("cc-podman"))
+        stack.enter_context(runtimes.run_podman("cc-twice"))
+        pid = stack.enter_context(runtimes.run_unshared())
+        stack.callback(host.docker, "rm", "-f", "cc-twice")
+        host.docker("run", "-d", "--name", "cc-twice", "--network", "none", "crashcart-test/busybox")
+        yield {
+            "runc": "cc-runc",
+            "containerd pod": "shop/api-7d9f/app",
+            "containerd": "cc-ctr",
+            "podman": "cc-podman",
+            "process": f"pid:{pid}",
+        }
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+KINDS = ("runc", "containerd pod", "containerd", "podman", "process")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attach_exec_shell_and_detach(others, kind):
+    name = others[kind]
+    attached = host.call_module("crashcart_attach", containers=[name])
+    assert attached["changed"]
+    (one,) = attached["attachments"]
+    assert one["container"] == name
+    assert f"- squashfs {find_source(one['pid'])} ro" in read_mounts(one["pid"])
+    assert not host.call_module("crashcart_attach", containers=[name])["changed"]
+    # The line is for a terminal, so it gets one.
+    script = f"script -qec {shlex.quote(one['shell'])} /dev/null"
+    done = subprocess.run(
+        script,
+        shell=True,
+        input="echo $((6 * 7)) $BASH; exit\n",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert f"42 {SHELL}" in done.stdout, done
+    detached = host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert detached["changed"]
+    assert "crashcart" not in read_mounts(one["pid"])
+
+
+def find_source(_pid):
+    (line,) = host.list_loop_devices()
+    return line.partition(":")[0]
+
+
+def read_mounts(pid):
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exec_without_attach(others, kind):
+    name = others[kind]
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["cat", "/proc/1/cmdline"])["results"]
+    assert result["container"] == name
+    assert "sleep\x00100000" in result["stdout"]
+
+
+def test_all_are_listed_with_their_runtimes(others):
+    listed = {one["name"]: one for one in host.call_module("crashcart_info")["containers"]}
+    assert {name: listed[name]["runtime"] for name in others.values() if name in listed} == {
+        "cc-runc": "runc",
+        "shop/api-7d9f/app": "containerd",
+        "cc-ctr": "containerd",
+        "cc-podman": "podman",
+    }
+    assert all(listed[others[kind]]["state"] == "running" for kind in KINDS[:-1])
+
+
+def test_one_call_for_several_runtimes(others):
+    results = host.call_module("crashcart_exec", containers=["cc-*", "shop/*"], argv=["true"])["results"]
+    assert {one["container"] for one in results} == {"cc-runc", "cc-ctr", "cc-podman", "cc-twice", "shop/api-7d9f/app"}
+    assert [one["container"] for one in results].count("cc-twice") == 2
+
+
+def test_a_name_in_two_runtimes_is_ambiguous(others):
+    with pytest.raises(
+        ModuleFailed, match=r"'cc-twice' is ambiguous: it may mean docker:\w+ \(running\), podman:\w+ \(running\)"
+    ):
+        host.call_module("crashcart_exec", containers=["cc-twice"], argv=["true"])
+    for runtime in ("docker", "podman"):
+        (result,) = host.call_module("crashcart_exec", containers=[f"{runtime}:cc-twice"], argv=["true"])["results"]
+        assert result["rc"] == 0
+
+
+def test_podman_by_its_api(others, tmp_path):
+    socket = "unix:///run/podman/podman.sock"
+    os.makedirs("/run/podman", exist_ok=True)
+    with subprocess.Popen(["podman", "system", "service", "--time", "0", socket]) as service:
+        try:
+            host.wait_until(lambda: os.path.exists("/run/podman/podman.sock"))
+            (result,) = host.call_module("crashcart_exec", containers=["cc-podman"], argv=["true"])["results"]
+            assert result["rc"] == 0
+            (one,) = host.call_module("crashcart_info", containers=["cc-podman"])["containers"]
+            assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
+        finally:
+            service.terminate()
+    os.unlink("/run/podman/podman.sock")
+
+
+def test_labels_and_queries_reach_annotations(others):
+    chosen = {"labels": {"io.kubernetes.cri.sandbox-name": "api-7d9f"}}
+    (result,) = host.call_module("crashcart_exec", **chosen, argv=["true"])["results"]
+    assert result["container"] == "shop/api-7d9f/app"
+    query = "Annotations.\"io.kubernetes.cri.container-name\" == 'app'"
+    (result,) = host.call_module("crashcart_exec", query=query, argv=["true"])["results"]
+    assert result["container"] == "shop/api-7d9f/app"
+
+
+def test_a_process_that_is_not_there_or_is_the_hosts_own(others):
+    with pytest.raises(ModuleFailed, match="pid:4194305: the host has no such process"):
+        host.call_module("crashcart_exec", containers=["pid:4194305"], argv=["true"])
+    with pytest.raises(ModuleFailed, match=f"container pid:{os.getpid()} .* shares the host's mount namespace"):
+        host.call_module("crashcart_exec", containers=[f"pid:{os.getpid()}"], argv=["true"])
+    with pytest.raises(ModuleFailed, match="pid:x: the host has no such process"):
+        host.call_module("crashcart_exec", containers=["pid:x"], argv=["true"])
+
+
+def test_a_stopped_container_of_runc_is_named(tmp_path):
+    with runtimes.run_runc(tmp_path, "cc-stopped"):
+        host.run("runc", "kill", "cc-stopped", "KILL")
+        host.wait_until(lambda: re.search(r"cc-stopped\s+0\s+stopped", host.run("runc", "list").stdout))
+        with pytest.raises(ModuleFailed, match=r"container cc-stopped \(\w{12}\) is exited: start it first"):
+            host.call_module("crashcart_exec", containers=["cc-stopped"], argv=["true"])
+
+
+def test_traces_of_runc_without_following_exec(others, tmp_path):
+    result = host.call_module("ftrace_instance", containers=["cc-runc"], follow_exec=False)
+    try:
+        (instance,) = result["instances"]
+        assert re.fullmatch(r"crashcart-[0-9a-f]{12}", instance["name"])
+        assert instance["container"] == "cc-runc"
+        assert host.call_module("ftrace_instance", containers=["cc-runc"], state="absent")["changed"]
+    finally:
+        host.call_module("ftrace_instance", state="absent")
+    assert host.list_instances() == []

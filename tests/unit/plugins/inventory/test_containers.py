@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The groups that containers are in."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+
+from ansible_collections.crashcart.fleet.plugins.inventory import containers
+
+CONTAINER = {
+    "image": "shop/api:7",
+    "labels": {"tier": "front", "$(id) {{ 7 }}": "é\n"},
+    "networks": ["shop_default"],
+    "runtime": "docker",
+}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "groups"),
+    [
+        ([], []),
+        (["image"], ["image_shop_api_7"]),
+        (["label"], ["label_tier_front", "label___id_____7____é_"]),
+        (["network", "runtime", "host"], ["network_shop_default", "runtime_docker", "on_web_1"]),
+    ],
+)
+def test_groups(kinds, groups):
+    assert containers._list_groups("web-1", CONTAINER, kinds) == groups
+
+
+def test_the_become_of_a_host_is_the_hosts_affair():
+    variables = {
+        "ansible_become": True,
+        "ansible_become_method": "doas",
+        "ansible_become_password": "x",
+        "ansible_port": 22,
+    }
+    translated = containers._translate(variables)
+    assert translated == {"ansible_cart_become_method": "doas", "ansible_cart_become_password": "x"}
+    own = {**variables, "ansible_cart_become_method": "su"}
+    assert containers._translate(own)["ansible_cart_become_method"] == "su"
