@@ -41,7 +41,7 @@ options:
     vars:
       - name: ansible_cart_docker_host
   link:
-    description: How the host is reached. By default C(local) where the host is this machine, C(ssh) elsewhere.
+    description: How the host is reached. By default V(local) where its name or address is C(localhost), V(ssh) elsewhere.
     type: str
     choices: [ssh, local]
     vars:
@@ -110,6 +110,7 @@ all:
 """
 
 import ast
+import copy
 import functools
 import hashlib
 import io
@@ -130,9 +131,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entran
 
 display = Display()
 
-_PREFIX = "/dev/crashcart"
 _LIBRARY = "/run/crashcart/lib"
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of a tunnel
 _IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
 _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
 _MISSING = "crashcart: the program is not there"
@@ -153,11 +153,15 @@ class Connection(ConnectionBase):
         self._link: Any = None
         self._token = f"crashcart-{uuid.uuid4().hex}:"
         self._scratch = uuid.uuid4().hex
-        self._is_scratch_used = False
+        self._is_scratch_kept = False
+        self._link_context = copy.copy(play_context)
+        # Also modules that want a shell are told this one; no container needs to have another.
+        play_context.executable = f"{entrance.PREFIX}/bin/sh"
         # Ansible asks the shell plugin where temporary files go. Here that is no user's choice: it must not be in the container.
         plain_option = self._shell.get_option
-        folder = entrance.get_scratch_path(_PREFIX)
-        self._shell.get_option = lambda name, *rest: folder if name == "remote_tmp" else plain_option(name, *rest)
+        self._shell.get_option = lambda name, *rest: (
+            entrance.SCRATCH_PATH if name == "remote_tmp" else plain_option(name, *rest)
+        )
 
     def set_become_plugin(self, plugin: Any) -> None:
         """Remember that a user is to be become: inside that is one system call, and no command has to be wrapped in another."""
@@ -166,7 +170,7 @@ class Connection(ConnectionBase):
     def _resolve_option_variables(self, variables: dict[str, Any], templar: Any) -> dict[str, Any]:
         """Also the variables of the connection below, for set_options to hand on."""
         found: dict[str, Any] = super()._resolve_option_variables(variables, templar)
-        for name in constants.config.get_plugin_vars("connection", "ssh"):
+        for name in list_link_variables():
             if name in variables:
                 found[name] = templar.template(variables[name])
         return found
@@ -174,8 +178,8 @@ class Connection(ConnectionBase):
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         """Take the options, and make the connection below with its own."""
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
-        name = self.get_option("link") or ("local" if self.get_option("host") in _LOCAL_HOSTS else "ssh")
-        self._link = connection_loader.get(name, self._play_context)
+        name = self.get_option("link") or ("local" if self.get_option("host") == _LOCAL_HOST else "ssh")
+        self._link = connection_loader.get(name, self._link_context)
         self._link.set_options(task_keys=task_keys, var_options=var_options)
         if name == "ssh":
             self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
@@ -204,7 +208,7 @@ class Connection(ConnectionBase):
         return self._enter(["sh", "-c", self._unwrap(cmd)], in_data)
 
     def _unwrap(self, command: str) -> str:
-        """COMMAND without the call of the shell that Ansible puts before it: no container needs to have that shell."""
+        """COMMAND without the call of the shell that Ansible puts before it: one is enough."""
         try:
             words = shlex.split(command)
         except ValueError:
@@ -277,9 +281,8 @@ class Connection(ConnectionBase):
         """Run ARGV in the container; exit code, stdout, stderr."""
         if not self.get_option("container"):
             raise AnsibleError("say which container: set ansible_cart_container to its name or id")
-        scratch = entrance.get_scratch_path(_PREFIX)
-        needs_scratch = any(scratch in word for word in argv)
-        self._is_scratch_used = self._is_scratch_used or needs_scratch
+        keep = any(entrance.SCRATCH_PATH in word for word in argv)
+        self._is_scratch_kept = self._is_scratch_kept or keep
         order = entrance.Order(
             token=self._token,
             container=str(self.get_option("container")),
@@ -287,11 +290,10 @@ class Connection(ConnectionBase):
             image=self.get_option("image"),
             docker_host=self.get_option("docker_host"),
             user=(self._play_context.become_user or "root") if self._inner_become else None,
-            scratch=self._scratch if needs_scratch or not argv else "",
+            scratch=self._scratch,
+            keep=bool(argv) and self._is_scratch_kept,
             source=source,
             sink=sink,
-            # What modules run by a shell, they run by this one.
-            variables={"SHELL": f"{_PREFIX}/bin/sh"},
         )
         return self._read_outcome(self._order(order, in_data))
 
@@ -343,9 +345,9 @@ class Connection(ConnectionBase):
 
     def close(self) -> None:
         """Remove what was made for this connection, and end it."""
-        if self._is_scratch_used:
-            self._is_scratch_used = False
+        if self._is_scratch_kept:
             self._enter([])
+            self._is_scratch_kept = False
         if self._link is not None:
             self._link.close()
         self._connected = False
@@ -355,6 +357,12 @@ class Connection(ConnectionBase):
         self.close()
         if self._link is not None:
             self._link.reset()
+
+
+def list_link_variables() -> list[str]:
+    """Names of the variables that the connection to a host has."""
+    connection_loader.get("ssh", class_only=True)  # until it is loaded nobody knows them
+    return list(constants.config.get_plugin_vars("connection", "ssh"))
 
 
 @functools.lru_cache(maxsize=None)

@@ -56,16 +56,21 @@ hosts: [web1, web2]
 #   fronts: crashcart_container.labels.tier | default('') == 'front'
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ansible import constants
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.group import to_safe_group_name
+from ansible.inventory.helpers import get_group_vars
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.plugins.loader import connection_loader
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
+from ansible.utils.vars import combine_vars
+from ansible.vars.plugins import get_vars_from_inventory_sources
+
+from ansible_collections.crashcart.fleet.plugins.connection.cart import list_link_variables
 
 _CONNECTION = "crashcart.fleet.cart"
 _GROUP = "containers"
@@ -108,7 +113,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def _choose_hosts(self) -> list[str]:
         names: dict[str, None] = {}
         for wanted in self.get_option("hosts"):
-            if wanted in self.inventory.groups:
+            if wanted == "all":  # which groups are children of it is only settled when all sources are read
+                names.update(dict.fromkeys(self.inventory.hosts))
+            elif wanted in self.inventory.groups:
                 names.update((host.name, None) for host in self.inventory.groups[wanted].get_hosts())
             elif wanted in self.inventory.hosts:
                 names[wanted] = None
@@ -120,7 +127,14 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     def _find_variables(self, name: str) -> dict[str, Any]:
         host = self.inventory.hosts[name]
-        return {"inventory_hostname": name, **self.get_all_host_vars(host)}
+        sources = getattr(self.inventory, "processed_sources", [])
+        layers = [
+            get_group_vars(host.get_groups()),
+            get_vars_from_inventory_sources(self.loader, sources, host.get_groups(), "all"),
+            host.get_vars(),
+            get_vars_from_inventory_sources(self.loader, sources, [host], "all"),
+        ]
+        return {**functools.reduce(combine_vars, layers), "inventory_hostname": name}
 
     def _connect(self, variables: dict[str, Any]) -> Any:
         """A connection to the host that has VARIABLES; nothing is sent yet."""
@@ -135,13 +149,14 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def _add(self, host: str, variables: dict[str, Any], container: dict[str, Any]) -> None:
         name = f"{container['name']}.{host}"
         self.inventory.add_host(name, group=_GROUP)
-        known = constants.config.get_plugin_vars("connection", "ssh")
+        known = list_link_variables()
         values = {key: value for key, value in variables.items() if key in known and key != "inventory_hostname"}
         values.update(_translate(variables))
         values.setdefault("ansible_host", host)
-        values["ansible_connection"] = _CONNECTION
+        # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
+        values["ansible_connection"] = trust_as_template(_CONNECTION)
         values["ansible_cart_container"] = f"{container['runtime']}:{container['id']}"
-        values["ansible_python_interpreter"] = "/dev/crashcart/bin/python3"
+        values["ansible_python_interpreter"] = trust_as_template("/dev/crashcart/bin/python3")
         values["ansible_become"] = False
         values["crashcart_container"] = container
         for key, value in values.items():
@@ -167,6 +182,9 @@ def _ask(connection: Any) -> list[dict[str, Any]] | str:
 
 def _translate(variables: dict[str, Any]) -> dict[str, Any]:
     found = {new: variables[old] for old, new in _BECOME_VARIABLES.items() if old in variables}
+    link = str(variables.get("ansible_connection", "")).rpartition(".")[2]
+    if link in ("local", "ssh"):
+        found["ansible_cart_link"] = trust_as_template(link)
     return {**found, **{key: value for key, value in variables.items() if key.startswith("ansible_cart_")}}
 
 

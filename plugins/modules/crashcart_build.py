@@ -59,7 +59,7 @@ options:
       - V(network) - conntrack, curl, dig, ethtool, iperf3, iproute2, iptables, mtr, nc, net-tools, nft, ngrep, openssl, ping, procps,
         socat, tcpdump, tracepath and traceroute;
       - V(debug) - binutils, bpftrace, elfutils, file, gdb, lsof, ltrace, procps, psmisc, python3, strace, sysstat, util-linux and vim;
-      - V(python) - gzip, procps, python3 with its whole standard library, tar and util-linux, which is what Ansible's modules need.
+      - V(python) - gzip, procps, python3 with its whole standard library and apt's, tar and util-linux, which is what Ansible's modules need.
       - V(minimal) is busybox and nothing else.
     type: list
     elements: str

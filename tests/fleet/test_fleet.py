@@ -248,15 +248,17 @@ def check_kernel(host, folder):
 
 
 def use_podman_only(host):
-    """Its API is Docker's: the modules are told its socket."""
+    """With crun, by its own command and by its API."""
     host.run("systemctl stop docker.socket docker.service containerd")
     host.run("podman run -d --name pod-web --network none localhost/crashcart-test/busybox sleep 1000")
-    host.run("systemctl start podman.socket")
-    chosen = {"containers": "pod-*", "docker_host": "unix:///run/podman/podman.sock"}
+    chosen = {"containers": "pod-*"}
     try:
         assert call(host.name, "crashcart_attach", chosen)["changed"]
-        done = call(host.name, "crashcart_exec", {**chosen, "argv": ["bash", "-c", "echo $BASH_VERSION"]})
-        assert done["results"][0]["stdout"].startswith("5.")
+        for is_served in (False, True):
+            if is_served:
+                host.run("systemctl start podman.socket")
+            done = call(host.name, "crashcart_exec", {**chosen, "argv": ["bash", "-c", "echo $BASH_VERSION"]})
+            assert done["results"][0]["stdout"].startswith("5.")
         refused = call(host.name, "ftrace_instance", chosen, check=False)
         assert re.search("is no child of containerd-shim but of 'conmon'.*follow_exec=false", refused["msg"])
     finally:

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, supervisor
@@ -34,17 +34,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
+PREFIX = "/dev/crashcart"
 SCRATCH = os.path.join(RUN, "scratch")
+SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # where commands see their connection's folder
 RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: run ARGV in CONTAINER (a name or an id) as USER with VARIABLES.
+    """What to do: run ARGV in CONTAINER (a name or an id) as USER.
 
-    SCRATCH names the folder of this connection, '' where the command needs none; with ARGV empty it is removed. Without a
-    CONTAINER the running ones are listed, as JSON on stdout.
-    SOURCE is a file of the host that is the command's stdin, SINK one that takes its stdout. TOKEN begins our own last line.
+    SCRATCH names the folder for temporary files of this connection. It is removed after the command unless KEEP says that another one
+    needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of the host that is the command's stdin,
+    SINK one that takes its stdout. TOKEN begins our own last line. Without a CONTAINER the running ones are listed, as JSON on stdout.
     """
 
     token: str
@@ -54,9 +56,9 @@ class Order:
     docker_host: str | None = None
     user: str | None = None
     scratch: str = ""
+    keep: bool = False
     source: str = ""
     sink: str = ""
-    variables: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> str:
         """The argument for main."""
@@ -85,16 +87,26 @@ def _carry_out(order: Order) -> int:
     if not order.container:
         json.dump(_list_containers(order), sys.stdout)
         return 0
-    if not order.argv:
-        shutil.rmtree(os.path.join(SCRATCH, order.scratch))
-        return 0
+    try:
+        return _run(order) if order.argv else 0
+    finally:
+        if not order.keep:
+            shutil.rmtree(os.path.join(SCRATCH, order.scratch), ignore_errors=True)
+
+
+def _run(order: Order) -> int:
     container = _find_container(order)
     check_running(container)
-    command = Command(tuple(order.argv), order.variables)
+    # What modules unpack is not for the container's files.
+    command = Command(tuple(order.argv), {"TMPDIR": SCRATCH_PATH})
     with open_targets([container]) as targets:
         places = execution.choose_places(targets, order.user, order.image)
-        with execution.open_jobs(places, command) as jobs:
-            return _run(jobs[0], order)
+        with execution.open_jobs(places, command) as (job,):
+            if job.prefix != PREFIX:
+                raise FleetError(
+                    f"this connection needs an image that works at {PREFIX}, and this one works at {job.prefix}"
+                )
+            return _run_job(job, order)
 
 
 def _list_containers(order: Order) -> list[dict[str, Any]]:
@@ -116,7 +128,7 @@ def _find_container(order: Order) -> Container:
     return host.refresh(select_containers(Selector((order.container,)), host.list_containers())[0])
 
 
-def _run(job: Job, order: Order) -> int:
+def _run_job(job: Job, order: Order) -> int:
     with ExitStack() as stack:
         far = stack.enter_context(open_descriptors(job))
         far.update(stdin=0, stdout=1, stderr=2)
@@ -126,9 +138,8 @@ def _run(job: Job, order: Order) -> int:
         if order.sink:
             far["stdout"] = os.open(order.sink, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             stack.callback(os.close, far["stdout"])
-        if order.scratch:
-            far["scratch"] = _open_scratch(order.scratch, job)
-            stack.callback(os.close, far["scratch"])
+        far["scratch"] = _open_scratch(order.scratch, job)
+        stack.callback(os.close, far["scratch"])
         channel, far_channel = socket.socketpair()
         with far_channel:
             far["channel"] = far_channel.fileno()
@@ -173,8 +184,3 @@ def _wait(channel: socket.socket) -> int:
                 raise FleetError(
                     "the command was killed with its supervisor: the container ended, or somebody in it did that"
                 )
-
-
-def get_scratch_path(prefix: str) -> str:
-    """Where commands find the connection's folder, for an image that works at PREFIX."""
-    return prefix + SCRATCH_SUFFIX

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any, Callable, Protocol
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman
@@ -50,7 +51,10 @@ class Host:
         users = podman.list_rootless_users() if is_root else []
         self._roots = oci.find_roots() if is_root else []
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(podman.ROOT_SOCKET)
-        is_expected = "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :])
+        # Also one that is installed and does not run: its silence has to be told.
+        is_expected = (
+            "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
+        )
         if is_expected or not (has_podman or users or self._roots):
             self._add("docker", self._open_docker)
         if os.path.exists(podman.ROOT_SOCKET) and not DOCKER_IMPORT_ERROR:

@@ -30,6 +30,7 @@ _BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 _BUNDLES = (_BUNDLE, "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt")
 # Where data lies that a program looks for at a path fixed when it was compiled, by the variable that leads it elsewhere.
 _DATA = {
+    "APT_CONFIG": ("etc/crashcart.apt.conf",),
     "CURL_CA_BUNDLE": _BUNDLES,
     "GCONV_PATH": ("lib/*/gconv", "lib/gconv"),
     "GIT_EXEC_PATH": ("lib/git-core", "libexec/git-core"),
@@ -103,6 +104,14 @@ def add_certificates(tree: str) -> None:
             os.unlink(bundle)  # a link that leads nowhere
         with open(bundle, "xb") as writer:
             writer.writelines(content for _name, content in sorted(parts))
+
+
+def configure_apt(tree: str, prefix: str) -> None:
+    """Lead apt's library to its tables of architectures, which it looks for among dpkg's data; all else is the container's."""
+    tables = [name for name in ("cputable", "tupletable") if os.path.isfile(os.path.join(tree, "share/dpkg", name))]
+    if tables:
+        lines = [f'Dir::dpkg::{name} "{prefix}/share/dpkg/{name}";\n' for name in tables]
+        _write(os.path.join(tree, "etc/crashcart.apt.conf"), "".join(lines), 0o644)
 
 
 def wrap_privilege_droppers(tree: str, prefix: str) -> None:

@@ -72,7 +72,7 @@ TOOL_SETS: dict[str, tuple[str, ...]] = {
         "util-linux",
         "vim-tiny",
     ),
-    "python": (*_SHELL, *_PYTHON, "gzip", "procps", "tar", "util-linux"),
+    "python": (*_SHELL, *_PYTHON, "dpkg", "gzip", "procps", "python3-apt", "tar", "util-linux"),
 }
 # Packages of the sets that not every release has, and that its others make up for.
 OPTIONAL = frozenset({"python3-distutils", "python3-lib2to3"})

@@ -110,7 +110,7 @@ def run_podman(name: str, *options: str) -> Iterator[None]:
 @contextmanager
 def run_unshared() -> Iterator[int]:
     """A process in mount and pid namespaces of its own, with no runtime at all; its pid."""
-    with subprocess.Popen(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sleep", "100000"]) as parent:
+    with subprocess.Popen(["unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "sleep", "100000"]) as parent:
         try:
             children = f"/proc/{parent.pid}/task/{parent.pid}/children"
             yield int(host.wait_until(lambda: Path(children).read_text()))

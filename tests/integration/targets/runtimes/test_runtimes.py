@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from support import host, runtimes
@@ -134,7 +135,8 @@ def test_podman_by_its_api(others, tmp_path):
             assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
         finally:
             service.terminate()
-    os.unlink("/run/podman/podman.sock")
+            service.wait()
+            Path("/run/podman/podman.sock").unlink(missing_ok=True)
 
 
 def test_labels_and_queries_reach_annotations(others):

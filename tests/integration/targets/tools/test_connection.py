@@ -8,24 +8,38 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from support import host
+from support import host, images
 
 LOCAL = {"ansible_host": "localhost", "ansible_cart_python": sys.executable}
 
 
-@pytest.fixture(params=["local", "as_root", "as_user"])
+def run_task(pattern, module, arguments, *options):
+    """A task's result on PATTERN, which is one host, whatever it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["-a", json.dumps(arguments)] if arguments else []
+        done = host.run("ansible", pattern, "-m", module, *words, "-t", folder, *options, check=False)
+        paths = list(Path(folder).iterdir())
+        assert len(paths) == 1, done
+        result = json.loads(paths[0].read_text(errors="replace"))
+    if done.returncode != 0:
+        raise host.ModuleFailed(result)
+    return result
+
+
+@pytest.fixture
 def inside(request, container, ssh_hosts, tmp_path):
-    """inside(MODULE, ARGUMENTS, …): a task's result in a container with one static program, over each kind of connection."""
+    """inside(MODULE, ARGUMENTS, …): a task's result in a container with one static program, over the connection that is the
+    fixture's parameter, by default that of a user with sudo."""
     name = container("static")
-    if request.param == "local":
+    parent = getattr(request, "param", "as_user")
+    hosts = ssh_hosts
+    if parent == "local":
         hosts = tmp_path / "hosts.yml"
-        hosts.write_text(json.dumps({"all": {"hosts": {"host": LOCAL}}}))
-        parent = "host"
-    else:
-        hosts, parent = ssh_hosts, request.param
+        hosts.write_text(json.dumps({"all": {"hosts": {"local": LOCAL}}}))
     variables = {
         "ansible_connection": "crashcart.fleet.cart",
         "ansible_cart_container": name,
@@ -35,43 +49,50 @@ def inside(request, container, ssh_hosts, tmp_path):
 
     def run(module, arguments=None, *options, **more):
         extra = json.dumps({**variables, **more})
-        return host.ad_hoc(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
+        return run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
 
     run.name = name
     yield run
-    assert os.listdir("/run/crashcart/scratch") == [] if os.path.exists("/run/crashcart/scratch") else True
+    scratch = Path("/run/crashcart/scratch")
+    assert not scratch.exists() or list(scratch.iterdir()) == []
     assert host.docker("diff", name) == ""
 
 
-@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    ("inside", "pipelining"),
+    [("local", True), ("local", False), ("as_root", True), ("as_user", True), ("as_user", False)],
+    indirect=["inside"],
+)
 def test_modules_run_where_there_is_no_shell_and_no_python(inside, pipelining):
-    facts = inside("ansible.builtin.setup", {"gather_subset": "!all,python"}, ansible_pipelining=pipelining)[
-        "ansible_facts"
-    ]
+    shell = {"_raw_params": "echo $((6 * 7)) | cat; ls /; exit 3"}
+    with pytest.raises(host.ModuleFailed) as failed:
+        inside("ansible.builtin.shell", shell, ansible_pipelining=pipelining)
+    result = failed.value.result
+    assert result["rc"] == 3
+    assert result["stdout_lines"] == ["42", "dev", "etc", "proc", "sleep", "sys"]
+
+
+def test_facts_are_the_containers(inside):
+    facts = inside("ansible.builtin.setup", {"gather_subset": "!all,min"})["ansible_facts"]
     assert facts["ansible_python"]["executable"].startswith("/dev/crashcart/")
-    words = inside("ansible.builtin.command", {"argv": ["ls", "/"]}, ansible_pipelining=pipelining)["stdout_lines"]
-    assert set(words) == {"dev", "etc", "proc", "sleep", "sys"}
-    assert (
-        inside("ansible.builtin.shell", {"_raw_params": "echo $((6 * 7)) | cat"}, ansible_pipelining=pipelining)[
-            "stdout"
-        ]
-        == "42"
-    )
+    assert facts["ansible_hostname"] == host.docker("inspect", "-f", "{{.Config.Hostname}}", inside.name)
 
 
-def test_raw_exit_codes_and_output_come_through(inside):
-    for code in (0, 7, 254, 255):
-        command = f"printf 'out\\377'; echo err >&2; exit {code}"
-        try:
-            result = inside("ansible.builtin.raw", {"_raw_params": command})
-        except host.ModuleFailed as failed:
-            result = failed.result
-        assert result["rc"] == code
-        assert result["stdout"].startswith("out")
-        assert result["stderr"].strip() == "err"
+@pytest.mark.parametrize("code", [0, 254, 255])
+def test_raw_exit_codes_and_output_come_through(inside, code):
+    command = f"printf 'out\\377'; echo err >&2; exit {code}"
+    try:
+        result = inside("ansible.builtin.raw", {"_raw_params": command})
+    except host.ModuleFailed as failed:
+        result = failed.result
+    assert result["rc"] == code
+    assert result["stdout"].startswith("out")
+    assert result["stderr"].strip() == "err"
 
 
-@pytest.mark.parametrize("size", [0, 5, 3 << 20])
+@pytest.mark.parametrize(
+    ("inside", "size"), [("as_user", 0), ("as_user", 5), ("as_user", 3 << 20), ("local", 5)], indirect=["inside"]
+)
 def test_files_travel_there_and_back(inside, tmp_path, size):
     source = tmp_path / "source"
     source.write_bytes(os.urandom(size))
@@ -82,7 +103,6 @@ def test_files_travel_there_and_back(inside, tmp_path, size):
     assert not inside("ansible.builtin.copy", {"src": str(source), "dest": path})["changed"]
     inside("ansible.builtin.fetch", {"src": path, "dest": f"{tmp_path}/back", "flat": True})
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
-    assert host.docker("exec", inside.name, "/sleep", "0") == ""
     inside("ansible.builtin.file", {"path": path, "state": "absent"})
 
 
@@ -96,10 +116,37 @@ def test_become_is_a_change_of_user_inside(inside):
     assert inside("ansible.builtin.command", {"argv": ["id", "-u"]})["stdout"] == "0"
 
 
-def test_modules_that_look_at_the_container(inside):
-    assert inside("ansible.builtin.slurp", {"src": "/proc/1/comm"})["content"] == "c2xlZXAK"  # sleep
-    assert inside("ansible.builtin.wait_for", {"path": "/sleep", "timeout": 5})["state"] == "file"
-    assert inside("ansible.builtin.package_facts")["ansible_facts"]["packages"] == {}
+@pytest.fixture
+def python_image(tmp_path):
+    """The set of tools that is made for modules, in the host's store."""
+    path = tmp_path / "python.squashfs"
+    host.call_module("crashcart_build", dest=str(path), sets=["python"], cache="~/.cache/crashcart")
+    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": "python"})
+    yield "python"
+    host.call_module("crashcart_image", name="python", state="absent", force=True)
+
+
+STATUS = """\
+Package: hello
+Status: install ok installed
+Version: 2.10-3
+Architecture: all
+Maintainer: nobody
+Description: a package
+
+"""
+
+
+def test_modules_that_look_at_the_container(inside, python_image, container, tmp_path):
+    image = {"ansible_cart_image": python_image}
+    assert inside("ansible.builtin.slurp", {"src": "/proc/1/comm"}, **image)["content"] == "c2xlZXAK"  # sleep
+    assert inside("ansible.builtin.wait_for", {"path": "/sleep", "timeout": 5}, **image)["state"] == "file"
+    images.make("crashcart-test", "debian")
+    (tmp_path / "status").write_text(STATUS)
+    mount = f"{tmp_path}/status:/var/lib/dpkg/status:ro"
+    image["ansible_cart_container"] = container("debian", options=("--network", "none", "-v", mount))
+    packages = inside("ansible.builtin.package_facts", **image)["ansible_facts"]["packages"]
+    assert [one["version"] for one in packages["hello"]] == ["2.10-3"]
 
 
 def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
@@ -108,8 +155,9 @@ def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
         ({"ansible_cart_image": "nonesuch"}, "no image is called 'nonesuch' on the host"),
         ({"ansible_cart_container": ""}, "set ansible_cart_container"),
     ):
-        with pytest.raises(host.ModuleFailed, match=reason):
+        with pytest.raises(host.ModuleFailed, match=reason) as failed:
             inside("ansible.builtin.command", {"argv": ["true"]}, **more)
+        assert failed.value.result.get("unreachable", False) == bool(more.get("ansible_cart_container", "x"))
 
 
 def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
@@ -129,7 +177,8 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     assert f"{name}.as_user" in listed["_meta"]["hostvars"], done
     one = listed["_meta"]["hostvars"][f"{name}.as_user"]
     assert one["ansible_connection"] == "crashcart.fleet.cart"
-    assert one["crashcart_container"]["labels"] == {"tier": "front end"}
+    # It is from a container: never a template.
+    assert one["crashcart_container"]["labels"] == {"tier": {"__ansible_unsafe": "front end"}}
     for group in (
         "containers",
         "image_crashcart_test_busybox",
@@ -140,9 +189,8 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
         "fronts",
     ):
         assert listed[group]["hosts"] == [f"{name}.as_user"], group
-    result = host.ad_hoc(
-        f"{name}.as_user", "ansible.builtin.command", {"argv": ["cat", "/proc/1/comm"]}, "-i", str(folder)
-    )
+    command = {"argv": ["cat", "/proc/1/comm"]}
+    result = run_task(f"{name}.as_user", "ansible.builtin.command", command, "-i", str(folder))
     assert result["stdout"] == "sleep"
 
 

@@ -45,3 +45,16 @@ def test_the_become_of_a_host_is_the_hosts_affair():
     assert translated == {"ansible_cart_become_method": "doas", "ansible_cart_become_password": "x"}
     own = {**variables, "ansible_cart_become_method": "su"}
     assert containers._translate(own)["ansible_cart_become_method"] == "su"
+
+
+@pytest.mark.parametrize(
+    ("variables", "link"),
+    [
+        ({}, None),
+        ({"ansible_connection": "local"}, "local"),
+        ({"ansible_connection": "ansible.builtin.ssh"}, "ssh"),
+        ({"ansible_connection": "paramiko"}, None),
+    ],
+)
+def test_how_a_host_is_reached_its_containers_are(variables, link):
+    assert containers._translate(variables).get("ansible_cart_link") == link

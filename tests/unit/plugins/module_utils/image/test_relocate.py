@@ -240,3 +240,15 @@ def test_what_leads_nowhere_or_has_an_odd_name_is_no_data(tmp_path):
     os.makedirs(os.fsencode(tmp_path) + b"/lib/\xff/gconv")
     variables = relocate.list_environment(str(tmp_path), PREFIX)
     assert set(variables) == {"PATH", "PYTHONDONTWRITEBYTECODE"}
+
+
+def test_the_library_of_apt_finds_its_tables(tmp_path):
+    relocate.configure_apt(str(tmp_path), PREFIX)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "share/dpkg").mkdir(parents=True)
+    (tmp_path / "share/dpkg/cputable").write_text("x")
+    relocate.configure_apt(str(tmp_path), PREFIX)
+    assert (
+        tmp_path / "etc/crashcart.apt.conf"
+    ).read_text() == 'Dir::dpkg::cputable "/dev/crashcart/share/dpkg/cputable";\n'
+    assert relocate.list_environment(str(tmp_path), PREFIX)["APT_CONFIG"] == "/dev/crashcart/etc/crashcart.apt.conf"
