@@ -1,3 +1,5 @@
+# Copyright: The crashcart.fleet contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The connection that runs any Ansible task inside a container: a host's own connection, and a command on it that enters."""
@@ -370,7 +372,7 @@ def _pack_program() -> tuple[str, bytes]:
     """The host's program: an archive of the entrance and of all of this collection that it imports, and its sha256."""
     sources: dict[str, bytes] = {}
     _collect(entrance.__name__, sources)
-    sources["__main__.py"] = f"from {entrance.__name__} import main\n\nmain()\n".encode("ascii")
+    sources["__main__.py"] = f"from {entrance.__name__} import main\n\nraise SystemExit(main())\n".encode("ascii")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in sorted(sources.items()):

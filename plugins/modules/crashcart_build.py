@@ -231,7 +231,6 @@ image:
 
 import os
 import signal
-import sys
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -284,11 +283,15 @@ def make_teller(path):
     return tell
 
 
+def interrupt(_number, _frame):
+    raise KeyboardInterrupt
+
+
 def run(module):
     if elf.ELFTOOLS_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("pyelftools"), exception=elf.ELFTOOLS_IMPORT_ERROR)
     # Ended by a task's time limit it tidies up as it does when interrupted; the tools of file systems are not in everybody's PATH.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, interrupt)
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     parameters = module.params
     dest = parameters["dest"]

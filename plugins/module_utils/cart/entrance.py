@@ -65,22 +65,20 @@ class Order:
         return json.dumps(asdict(self))
 
 
-def main() -> None:
+def main() -> int:
     """Carry out the order in the first argument; the exit code is the command's."""
     order = Order(**json.loads(sys.argv[1]))
     try:
         require_root()
         rc = _carry_out(order)
-        if rc == 255:
-            _tell(order, {"rc": rc})
     except (FleetError, OSError) as error:
-        _tell(order, {"error": str(error)})
-    sys.exit(rc)
+        return _tell(order, {"error": str(error)})
+    return _tell(order, {"rc": rc}) if rc == 255 else rc
 
 
-def _tell(order: Order, message: dict[str, Any]) -> None:
+def _tell(order: Order, message: dict[str, Any]) -> int:
     sys.stderr.write(f"\n{order.token}{json.dumps(message)}")
-    sys.exit(RC_OTHER)
+    return RC_OTHER
 
 
 def _carry_out(order: Order) -> int:

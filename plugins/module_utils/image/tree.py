@@ -17,6 +17,12 @@ import re
 import stat
 import tarfile
 import zlib
+from tarfile import (  # type: ignore[attr-defined]  # the first is not in the types
+    EOFHeaderError,
+    HeaderError,
+    ReadError,
+    TarFile,
+)
 from typing import IO, cast
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import cpio
@@ -82,13 +88,13 @@ class _Member(tarfile.TarInfo):
     """A member of an archive that has to be whole: tarfile by itself takes a damaged header, or none, for the end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+    def fromtarfile(cls, tarfile: TarFile) -> _Member:
         try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the blocks of zeros that end an archive
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:  # the blocks of zeros that end an archive
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
+        except HeaderError as error:
+            raise ReadError(str(error)) from error
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
