@@ -298,6 +298,11 @@ def run(module):
     builder.check_dest(dest, parameters["paths"] or ())
     if parameters["sbom"] and sbom.CYCLONEDX_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("cyclonedx-python-lib"), exception=sbom.CYCLONEDX_IMPORT_ERROR)
+    beside_sbom = os.path.dirname(os.path.abspath(parameters["sbom"] or dest))
+    if parameters["sbom"] and not os.access(beside_sbom, os.W_OK):
+        module.fail_json(
+            msg=f"sbom {parameters['sbom']} cannot be written: {beside_sbom} is no folder that is there and writable"
+        )
     request = make_request(parameters)
     before = builder.read_manifest(dest)
     if module.check_mode:

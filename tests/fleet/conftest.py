@@ -35,18 +35,13 @@ def on_all(function: Any, hosts: list[fleet.Host]) -> list[Any]:
         return list(pool.map(function, hosts))
 
 
-def start_containers(host: fleet.Host) -> None:
-    """Start the containers that the tests debug, as after each start of the host."""
-    host.run(f"systemctl start docker && docker start {' '.join(NAMES)}")
-
-
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[list[fleet.Host]]:
     """Three hosts that run, each with the containers of NAMES. They are ended after the tests."""
     fleet.down()
     try:
         found = fleet.up(3)
-        on_all(start_containers, found)
+        on_all(fleet.start_containers, found)
         yield found
     finally:
         fleet.down()
@@ -94,8 +89,10 @@ class Run:
         self._statistics: dict[str, dict[str, int]] = lines[-1]["stats"]
 
     def find(self, task: str) -> dict[str, dict[str, Any]]:
-        """Host → result of the task called TASK."""
-        return {one["host"]: one["result"] for one in self._results if one["task"].rpartition(" : ")[2] == task}
+        """Host → result of the task called TASK, which has to be there."""
+        found = {one["host"]: one["result"] for one in self._results if one["task"].rpartition(" : ")[2] == task}
+        assert found, f"no task {task!r} was run:\n{self.output}"
+        return found
 
     def count(self, what: str) -> dict[str, int]:
         """Host → a number of the recap: ok, changed, failures or unreachable."""

@@ -8,10 +8,12 @@ The hosts are host1, host2, …; what runs lies in build/fleet of the checkout.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "fleet"
 INVENTORY = Path(__file__).with_name("inventory.py")
 _START_S = 60
+_PING_S = 60
 # Clones begin as the same host: clock, names, ids, random state and ssh identity are changed before anybody meets them.
 _PERSONALIZE = """\
 set -e
@@ -36,6 +39,9 @@ hostname {name}
 echo {name} >/etc/hostname
 echo 127.0.0.1 localhost {name} >/etc/hosts
 echo {machine_id} >/etc/machine-id
+# Clones have one boot in common; what tells hosts apart by it gets another one to read.
+echo {boot_id} >/run/boot_id
+mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
 rm /etc/ssh/ssh_host_*
 ssh-keygen -q -t ed25519 -N '' -C {name} -f /etc/ssh/ssh_host_ed25519_key
 kill -HUP $(cat /run/sshd.pid)
@@ -62,6 +68,7 @@ class Host:
 
     def clone(self, base: Path) -> None:
         """Start it as a clone of the golden guest in BASE, as a host of its own."""
+        self.machine.cut_power()  # of a start that was cut short
         self.base = base
         self.port = machine.find_free_port()
         self.machine = machine.Machine(FOLDER / self.name, base)
@@ -70,7 +77,9 @@ class Host:
         self.machine.start(self.port, base / "golden" / "memory", is_incoming=True)
         self.machine.load(base / "state")
         self.machine.wait(lambda: machine.has_banner(self.port), _START_S, "greet by ssh")
-        command = _PERSONALIZE.format(now=f"{time.time():.3f}", name=self.name, machine_id=uuid.uuid4().hex)
+        command = _PERSONALIZE.format(
+            now=f"{time.time():.3f}", name=self.name, machine_id=uuid.uuid4().hex, boot_id=uuid.uuid4()
+        )
         shell = golden.Shell(base, "root", self.port, (base / "host_key.pub").read_text())
         self.host_key = shell.run(command, secrets.token_bytes(512), _START_S).strip()
         record = {"base": str(base), "port": self.port, "host_key": self.host_key}
@@ -110,16 +119,23 @@ def list_hosts() -> list[Host]:
 
 
 def up(count: int) -> list[Host]:
-    """See to it that host1 to hostCOUNT run; where one cannot, all are ended."""
+    """See to it that host1 to hostCOUNT run; where one cannot, those that were started for it are ended."""
+    if count < 1:
+        raise machine.MachineError(f"{count} guests are none: give a number from 1 on, as in make fleet-up N=3")
     base = golden.prepare()
-    hosts = [Host(f"host{number}") for number in range(1, count + 1)]
-    try:
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lambda host: host.clone(base), [host for host in hosts if not host.is_running]))
-        write_known_hosts()
-    except BaseException:
-        down()
-        raise
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER.parent / "fleet.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hosts = [Host(f"host{number}") for number in range(1, count + 1)]
+        new = [host for host in hosts if not (host.is_running and host.base == base)]
+        try:
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(lambda host: host.clone(base), new))
+            write_known_hosts()
+        except BaseException:
+            for host in new:
+                host.shut_off()
+            raise
     return hosts
 
 
@@ -138,9 +154,21 @@ def down() -> None:
 
 def ping() -> int:
     """A line for each host that Ansible reaches."""
+    if not any(host.is_running for host in list_hosts()):
+        raise machine.MachineError("no guest runs: start some with make fleet-up")
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_CALLBACK_FORMAT_PRETTY": "false"}
     command = ["ansible", "fleet", "-i", str(INVENTORY), "-m", "ansible.builtin.ping"]
-    return subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode
+    try:
+        return subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=_PING_S).returncode
+    except subprocess.TimeoutExpired as error:
+        raise machine.MachineError(
+            f"a guest has not answered within {_PING_S} s: end it with make fleet-down"
+        ) from error
+
+
+def start_containers(host: Host) -> None:
+    """Start the containers that there are to debug."""
+    host.run(f"systemctl start docker && docker start {' '.join(golden.CONTAINERS)}")
 
 
 def main(arguments: list[str]) -> int:
@@ -148,8 +176,14 @@ def main(arguments: list[str]) -> int:
     command, *rest = arguments or ["help"]
     if command == "up":
         start = time.monotonic()
-        for host in up(int(rest[0]) if rest else 3):
+        count = rest[0] if rest else "3"
+        if not count.lstrip("-").isdigit():
+            raise machine.MachineError(f"{count!r} is no number of guests: give one as in make fleet-up N=3")
+        hosts = up(int(count))
+        for host in hosts:
             print(f"{host.name}  127.0.0.1:{host.port}  {time.monotonic() - start:.1f} s")
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            list(pool.map(start_containers, hosts))
     elif command == "packages":
         golden.install_packages()
     elif command == "ping":
@@ -174,5 +208,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (machine.MachineError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

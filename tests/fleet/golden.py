@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ CONTAINERS = {
 }
 _PACKAGES = ("qemu-system-x86", "qemu-utils", "mmdebstrap", "cpio", "busybox-static", "e2fsprogs", "openssh-client")
 _BOOT_S = 300
+_SIZES = "sizes.json"
 _WARMTH = f"""\
 set -e
 systemctl start docker
@@ -58,12 +61,27 @@ def prepare() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in CACHE.glob("new-*"):  # of a run that was killed; nobody else is at it while the lock is ours
+            machine.Machine(stale / "golden", stale).cut_power()
+            shutil.rmtree(stale)
+        if folder.exists() and not _is_whole(folder):
+            print("the golden guest is damaged and is built anew", file=sys.stderr)
+            shutil.rmtree(folder)
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=CACHE, prefix="new-") as new:
                 _make(Path(new))
                 os.rename(new, folder)
                 os.mkdir(new)  # for the context to remove
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of the golden guest in FOLDER are there with the sizes that they had."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / _SIZES).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _find_key() -> str:
@@ -103,6 +121,8 @@ def _make(folder: Path) -> None:
         golden.save(folder / "state")
     finally:
         golden.cut_power()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    (folder / _SIZES).write_text(json.dumps({str(path.relative_to(folder)): path.stat().st_size for path in files}))
     tell("done")
 
 

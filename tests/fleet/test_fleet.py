@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import golden
-from conftest import NAMES, Run, build, call, finish, on_all, play, start_ansible, start_containers, start_play
+from conftest import NAMES, Run, build, call, finish, on_all, play, start_ansible, start_play
+from fleet import start_containers
 from support import every_kernel, images
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
@@ -38,17 +39,18 @@ def list_processes(capture, name, syscall):
 
 
 def test_hosts_are_themselves(hosts):
-    command = "hostname; cat /etc/machine-id; head -c 8 /dev/urandom | od -An -x; cat /etc/ssh/ssh_host_ed25519_key.pub; date +%s"
+    files = "/etc/machine-id /proc/sys/kernel/random/boot_id /etc/ssh/ssh_host_ed25519_key.pub"
+    command = f"hostname; cat {files}; head -c 8 /dev/urandom | od -An -x; date +%s"
     answers = on_all(lambda host: host.run(command).split("\n"), hosts)
-    for what in range(4):
+    for what in range(5):
         assert len({answer[what] for answer in answers}) == 3, answers
-    assert all(abs(float(answer[4]) - time.time()) < 10 for answer in answers)
+    assert all(abs(float(answer[5]) - time.time()) < 10 for answer in answers)
 
 
 def test_hosts_have_what_a_kernel_of_debian_has(hosts):
     info = call("host1", "crashcart_info", {})["host"]
     assert (info["cgroups"], info["tracefs"]) == ("v2", "/sys/kernel/tracing")
-    assert {one["name"] for one in info["features"] if not one["ok"]} == set()
+    assert {one["ok"] for one in info["features"]} == {True}
     offered = call("host1", "ftrace_info", {})["available"]
     assert {"kprobe", "uprobe", "synthetic"} <= set(offered["probes"])
     assert "function_graph" in offered["tracers"]
@@ -196,6 +198,9 @@ def test_power_cuts(hosts, installed, image, tmp_path):
     # The kernel's state went with the kernel; files are what they were, or are pushed anew.
     assert on_all(lambda host: host.run("losetup -a; ls /sys/kernel/tracing/instances"), hosts) == [""] * 3
     assert not call(fetch.name, "ftrace_fetch", {"dest": str(tmp_path / "after")})["captures"]
+    run = play("cleanup", "-l", push.name)
+    assert run.count("failures") == {push.name: 0}, run.output
+    assert push.run(CENSUS) == ""
     run = play("install", "-l", push.name, image_src=str(image))
     assert run.count("failures") == {push.name: 0}, run.output
     assert on_all(lambda host: len(host.run(f"ls -A {store.STORE}/default").split()), hosts) == [2] * 3
@@ -203,7 +208,9 @@ def test_power_cuts(hosts, installed, image, tmp_path):
     assert run.count("changed") == same(1), run.output
     run = play("exec", argv=["bash", "-c", "cat /proc/1/comm"])
     expected = [(name, 0, "sh\n") for name in sorted(NAMES)]
-    for one in run.find("Run").values():
+    results = run.find("Run")
+    assert sorted(results) == sorted(same(0)), run.output
+    for one in results.values():
         assert sorted((each["container"], each["rc"], each["stdout"]) for each in one["results"]) == expected
 
 

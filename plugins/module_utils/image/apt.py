@@ -16,6 +16,7 @@ import re
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import Collection
 from urllib.parse import unquote
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
@@ -94,12 +95,15 @@ def check_repository(repository: Repository) -> None:
         raise BuildError("a mirror needs a release: give release, too, such as bookworm")
 
 
-def parse_uris(text: str, archives: str) -> list[Package]:
-    """Packages from what `apt-get --print-uris install` prints, their files expected in folder ARCHIVES."""
+def parse_uris(text: str, archives: str, local: Collection[str] = ()) -> list[Package]:
+    """Packages from what `apt-get --print-uris install` prints, their files expected in folder ARCHIVES, without those that were
+    named by their paths, LOCAL."""
     packages = []
     for line in text.splitlines():
         match = _URI_LINE.match(line)
         if match:
+            if match["uri"].startswith("file:") and unquote(match["uri"][len("file:") :]) in local:
+                continue
             name, version, arch = match["file"][: -len(".deb")].split("_")
             path = os.path.join(archives, match["file"])
             if not match["hash"]:
@@ -123,9 +127,12 @@ class PrivateApt:
         key = hashlib.sha256(json.dumps(vars(repository), sort_keys=True).encode()).hexdigest()[:16]
         self._folder = os.path.join(folder, "apt", key)
         self._archives = os.path.join(folder, "archives")
-        for path in (os.path.join(self._folder, "state/lists/partial"), os.path.join(self._archives, "partial")):
-            os.makedirs(path, mode=0o755, exist_ok=True)
-        self._lock = _wait_for_lock(os.path.join(folder, "lock"))
+        try:
+            for path in (os.path.join(self._folder, "state/lists/partial"), os.path.join(self._archives, "partial")):
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            self._lock = _wait_for_lock(os.path.join(folder, "lock"))
+        except OSError as error:
+            raise BuildError(f"cache {folder} cannot be used ({error.strerror}): give another one") from error
         self._settings = os.path.join(self._folder, "apt.conf")
         with open(self._settings, "w", encoding="ascii") as file:
             file.write(_SETTINGS)
@@ -161,7 +168,7 @@ class PrivateApt:
             settings.update({"Dir::Etc::SourceList": sources, "Dir::Etc::SourceParts": "/dev/null"})
         command = [
             program,
-            "-qq",
+            "-q",
             f"-c={self._settings}",
             *(f"-o{name}={value}" for name, value in settings.items()),
             *arguments,
@@ -170,7 +177,9 @@ class PrivateApt:
             command, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "LC_ALL": "C"}
         )
         if done.returncode != 0:
-            raise BuildError(f"{program} {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+            # What cannot be resolved stands on stdout, that it cannot on stderr.
+            text = "\n".join(part for part in (done.stdout.strip(), done.stderr.strip()) if part)
+            raise BuildError(f"{program} {arguments[0]} failed: {text}")
         return done.stdout
 
     def _write_sources(self) -> str:
@@ -195,7 +204,9 @@ class PrivateApt:
             # apt by itself calls it a success when lists that it has are old and the mirror is gone.
             self._run("update", **{"APT::Update::Error-Mode": "any"})
         except BuildError as error:
-            raise BuildError(f"{error}; a build from what the cache has: offline=true") from error
+            raise BuildError(
+                f"{error}; check release, mirror and network, or build from what the cache has with offline=true"
+            ) from error
         with open(stamp, "w", encoding="ascii"):
             pass
 
@@ -209,8 +220,11 @@ class PrivateApt:
         # A package that is in the cache already would not be printed: for this question the cache is elsewhere.
         nowhere = os.path.join(self._folder, "empty")
         os.makedirs(os.path.join(nowhere, "partial"), exist_ok=True)
-        text = self._run("--print-uris", "install", "--", *names, **{"Dir::Cache::archives": nowhere})
-        return parse_uris(text, self._archives)
+        try:
+            text = self._run("--print-uris", "install", "--", *names, **{"Dir::Cache::archives": nowhere})
+        except BuildError as error:
+            raise BuildError(f"{error}; check the names, and whether the release has these packages") from error
+        return parse_uris(text, self._archives, [name for name in names if name.startswith("/")])
 
     def _write_status(self, names: list[str]) -> None:
         """What counts as installed: nothing but what only maintainer scripts use."""

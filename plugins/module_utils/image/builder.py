@@ -179,7 +179,9 @@ def _find_digest(image: str) -> str:
 
 
 def check_dest(dest: str, paths: Sequence[str]) -> None:
-    """Raise BuildError where DEST is in one of the folders that the image is made of: it would hold itself."""
+    """Raise BuildError where DEST is a folder, or in one of the folders that the image is made of: it would hold itself."""
+    if os.path.isdir(dest):
+        raise BuildError(f"dest {dest} is a folder: give the path of a file")
     real = os.path.realpath(dest)
     for path in paths:
         if os.path.isdir(path) and os.path.commonpath([real, os.path.realpath(path)]) == os.path.realpath(path):

@@ -8,6 +8,7 @@ the libraries of libraries, and goes before a foreign LD_LIBRARY_PATH). Nothing 
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import subprocess
@@ -135,6 +136,19 @@ def place_run_path(elf: Elf) -> tuple[str, ...]:
     return tuple(dict.fromkeys(places))
 
 
+def link_alternatives(tree: str, elves: list[Elf], folders: list[str]) -> None:
+    """Link libraries that are needed and stand one folder too deep into the folder above, as maintainer scripts would:
+    Debian has several packages with a libblas.so.3, each in a folder of its own."""
+    for name in sorted({name for elf in elves for name in elf.needed if "/" not in name}):
+        if any(os.path.lexists(os.path.join(tree, folder, name)) for folder in folders):
+            continue
+        for folder in folders:
+            places = sorted(glob.glob(f"{glob.escape(folder)}/*/{glob.escape(name)}", root_dir=tree))
+            if places:
+                os.symlink(posixpath.relpath(places[0], folder), os.path.join(tree, folder, name))
+                break
+
+
 def patch(tree: str, prefix: str, elves: list[Elf], folders: list[str]) -> tuple[list[Elf], list[dict[str, str]]]:
     """Make ELVES work at PREFIX, with FOLDERS of the tree searched for libraries; how they are then, and which cannot be patched."""
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
@@ -169,27 +183,53 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
     """What patched ELVES need and would not find in the tree, as path and reason. The loader would look for it in the target."""
     by_place = {elf.place: elf for elf in elves}
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
-    found: dict[tuple[str, str, str], bool] = {}
+    found: dict[tuple[str, str, str], Elf | None] = {}
+    # Who loads libraries is there before any of them.
+    loaders = {posixpath.basename(elf.interpreter) for elf in elves if elf.interpreter}
 
-    def is_there(place: str, machine: str, family: str) -> bool:
+    def find(place: str, machine: str, family: str) -> Elf | None:
         key = (place, machine, family)
         if key not in found:
             # Links were made relative, so they are followed as in the container.
             real = os.path.relpath(os.path.realpath(os.path.join(tree, place)), os.path.realpath(tree))
             library = by_place.get(real)
-            found[key] = (
-                library is not None and library.machine == machine and {library.family, family} != {"glibc", "musl"}
-            )
+            fits = library is not None and library.machine == machine and {library.family, family} != {"glibc", "musl"}
+            found[key] = library if fits else None
         return found[key]
+
+    def find_needed(elf: Elf, run_path: tuple[str, ...]) -> tuple[list[Elf], list[str]]:
+        """The libraries that ELF names, and those of them that are not in the tree."""
+        there, missing = [], []
+        for name in elf.needed:
+            places = [f"{folder}/{name}" for folder in (*run_path, *by_family[elf.family])]
+            library = next((one for one in (find(place, elf.machine, elf.family) for place in places) if one), None)
+            if library is not None:
+                there.append(library)
+            elif "/" not in name and name not in loaders:
+                missing.append(name)
+        return there, missing
+
+    def find_missing_below(program: Elf) -> list[str]:
+        """What libraries of PROGRAM, and theirs, need and do not find; its own RPATH serves them all."""
+        reasons = []
+        seen = {program.place}
+        waiting = [program]
+        while waiting:
+            elf = waiting.pop()
+            there, missing = find_needed(elf, (*elf.run_path, *program.run_path))
+            if elf is not program:
+                reasons += [f"the library {name}, which {elf.place} needs, is not in the image" for name in missing]
+            waiting += [one for one in there if one.place not in seen]
+            seen |= {one.place for one in there}
+        return reasons
 
     problems = []
     for elf in elves:
+        reasons = [f"it needs the library {name} by its whole path" for name in elf.needed if "/" in name]
         if elf.interpreter and not os.path.isfile(os.path.join(tree, elf.interpreter)):
-            problems.append({"path": elf.place, "reason": f"its loader {elf.interpreter} is not in the image"})
-        for name in elf.needed:
-            places = [f"{folder}/{name}" for folder in (*elf.run_path, *by_family[elf.family])]
-            if "/" in name:
-                problems.append({"path": elf.place, "reason": f"it needs the library {name} by its whole path"})
-            elif not any(is_there(place, elf.machine, elf.family) for place in places):
-                problems.append({"path": elf.place, "reason": f"the library {name} is not in the image"})
+            reasons.append(f"its loader {elf.interpreter} is not in the image")
+        reasons += [f"the library {name} is not in the image" for name in find_needed(elf, elf.run_path)[1]]
+        if elf.interpreter:
+            reasons += find_missing_below(elf)
+        problems += [{"path": elf.place, "reason": reason} for reason in reasons]
     return problems

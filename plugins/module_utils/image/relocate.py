@@ -31,11 +31,15 @@ _BUNDLES = (_BUNDLE, "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt")
 # Where data lies that a program looks for at a path fixed when it was compiled, by the variable that leads it elsewhere.
 _DATA = {
     "APT_CONFIG": ("etc/crashcart.apt.conf",),
+    "AWKLIBPATH": ("lib/*/gawk", "lib/gawk"),
+    "AWKPATH": ("share/awk",),
     "CURL_CA_BUNDLE": _BUNDLES,
     "GCONV_PATH": ("lib/*/gconv", "lib/gconv"),
     "GIT_EXEC_PATH": ("lib/git-core", "libexec/git-core"),
     "GIT_SSL_CAINFO": _BUNDLES,
     "GIT_TEMPLATE_DIR": ("share/git-core/templates",),
+    "GROFF_FONT_PATH": ("share/groff/[0-9]*/font",),
+    "GROFF_TMAC_PATH": ("share/groff/[0-9]*/tmac",),
     "LOCPATH": ("lib/locale",),
     "MAGIC": ("lib/file/magic.mgc", "share/misc/magic.mgc"),
     "NMAPDIR": ("share/nmap",),
@@ -50,12 +54,22 @@ _DATA = {
         "share/perl/[0-9]*",
         "lib/*/perl-base",
     ),
+    "PYTHONTZPATH": ("share/zoneinfo",),
+    "REQUESTS_CA_BUNDLE": _BUNDLES,
+    "RUBYLIB": (
+        "lib/ruby/vendor_ruby",
+        "lib/ruby/[0-9]*",
+        "lib/*/ruby/vendor_ruby/[0-9]*",
+        "lib/*/ruby/[0-9]*",
+    ),
     "SSL_CERT_FILE": _BUNDLES,
+    "TCL_LIBRARY": ("share/tcltk/tcl[0-9]*",),
     "TERMINFO": ("lib/terminfo", "share/terminfo", "etc/terminfo"),
+    "TZDIR": ("share/zoneinfo",),
     "VIMRUNTIME": ("share/vim/vim[0-9]*",),
     "XTABLES_LIBDIR": ("lib/*/xtables", "lib/xtables"),
 }
-_LISTS = ("PERL5LIB",)
+_LISTS = ("PERL5LIB", "RUBYLIB")
 # What a container may have set for its own programs, and what would mislead those of the image.
 FOREIGN_VARIABLES = (
     *("LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PERL5LIB", "PERL5OPT", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),
@@ -235,6 +249,7 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
         return [replace(one, place=place) for number, one in zip(elves, of_one_file) for place in places[number]]
 
     folders = elf.find_library_folders(tree, spread(list(elves.values())))
+    elf.link_alternatives(tree, list(elves.values()), folders)
     patched, problems = elf.patch(tree, prefix, list(elves.values()), folders)
     problems += elf.list_problems(tree, spread(patched), folders)
     problems += [

@@ -80,14 +80,18 @@ OPTIONAL = frozenset({"python3-distutils", "python3-lib2to3"})
 # What maintainer scripts would have linked, were they run: link → programs, the first that is there.
 ALTERNATIVES = {
     "awk": ("mawk", "gawk"),
+    "editor": ("vim.basic", "vim.tiny", "nano"),
+    "emacs": ("emacs-nox", "emacs-gtk"),
     "ex": ("vim.basic", "vim.tiny"),
     "ip6tables": ("ip6tables-nft", "ip6tables-legacy"),
     "iptables": ("iptables-nft", "iptables-legacy"),
+    "lua": ("lua5.4", "lua5.3", "lua5.1"),
     "nc": ("nc.openbsd", "nc.traditional"),
     "pager": ("less",),
     "sar": ("sar.sysstat",),
     "sh": ("bash", "dash", "busybox"),
     "traceroute": ("traceroute.db",),
+    "view": ("vim.basic", "vim.tiny"),
     "vi": ("vim.basic", "vim.tiny"),
     "vim": ("vim.basic", "vim.tiny"),
 }

@@ -147,6 +147,32 @@ def test_local_packages_folders_archives_and_programs(tmp_path, run_in):
     )["changed"]
 
 
+def test_a_package_that_no_repository_has(tmp_path, run_in):
+    tree = tmp_path / "tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "usr/bin").mkdir(parents=True)
+    (tree / "usr/bin/ours").write_text("#!/bin/bash\necho ours\n")
+    (tree / "usr/bin/ours").chmod(0o755)
+    control = "Package: ours\nVersion: 1:2.0~x+y-1\nArchitecture: all\nMaintainer: x\nDepends: {}\nDescription: x\n"
+    (tree / "DEBIAN/control").write_text(control.format("bash"))
+    host.run("dpkg-deb", "--build", str(tree), str(tmp_path / "plain.deb"))
+    image = build(tmp_path / "image", paths=[str(tmp_path / "plain.deb")])
+    assert image["tools"]["ours"] == "ours 1:2.0~x+y-1"
+    assert run_in(tmp_path / "image", "ours")["stdout"] == "ours\n"
+    (tree / "DEBIAN/control").write_text(control.format("nonesuch"))
+    host.run("dpkg-deb", "--build", str(tree), str(tmp_path / "other.deb"))
+    with pytest.raises(host.ModuleFailed, match="(?s)ours : Depends: nonesuch .*check the names"):
+        build(tmp_path / "other", paths=[str(tmp_path / "other.deb")])
+
+
+def test_the_readmes_packages_start(tmp_path, run_in):
+    """nmap's library of linear algebra is one that maintainer scripts choose among several."""
+    image = build(tmp_path / "image", packages=["nmap", "redis-tools"])
+    assert not [one for one in image["problems"] if one["path"].startswith("bin/")]
+    assert "Nmap version" in run_in(tmp_path / "image", "nmap", "--version")["stdout"]
+    assert "redis-cli" in run_in(tmp_path / "image", "redis-cli", "--version")["stdout"]
+
+
 def test_a_container_image_becomes_a_tool_image(tmp_path, run_in):
     before = host.docker("ps", "-aq"), host.docker("volume", "ls", "-q")
     image = build(tmp_path / "image", docker_image=f"{IMAGES}/python")

@@ -90,9 +90,7 @@ def test_raw_exit_codes_and_output_come_through(inside, code):
     assert result["stderr"].strip() == "err"
 
 
-@pytest.mark.parametrize(
-    ("inside", "size"), [("as_user", 0), ("as_user", 3 << 20), ("local", 5)], indirect=["inside"]
-)
+@pytest.mark.parametrize(("inside", "size"), [("as_user", 0), ("as_user", 3 << 20), ("local", 5)], indirect=["inside"])
 def test_files_travel_there_and_back(inside, tmp_path, size):
     source = tmp_path / "source"
     source.write_bytes(os.urandom(size))

@@ -45,6 +45,13 @@ def test_a_package_without_a_hash_is_not_used():
         apt.parse_uris("'file:/x_1_all.deb' x_1_all.deb 5 \n", "/cache")
 
 
+def test_a_package_that_was_named_by_its_path_is_none_of_the_repositorys():
+    text = "'file:/here/x%20y/odd.deb' odd_1%3a1_all.deb 5 \n'file:/x_1_all.deb' x_1_all.deb 5 SHA256:aa\n"
+    assert [one.name for one in apt.parse_uris(text, "/cache", ["/here/x y/odd.deb"])] == ["x"]
+    with pytest.raises(BuildError, match="no hash of odd_"):
+        apt.parse_uris(text, "/cache", ["/elsewhere/odd.deb"])
+
+
 def test_no_uris():
     assert apt.parse_uris("", "/cache") == []
     assert apt.parse_uris("bash is already the newest version (5.2.15-2+b7).\n", "/cache") == []

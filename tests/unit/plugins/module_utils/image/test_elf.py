@@ -166,3 +166,39 @@ def test_musl_and_glibc_do_not_mix(tmp_path):
     ]
     # glibc's libz is of no use to it.
     assert problems == [("bin/curl", "the library libz.so.1 is not in the image")]
+
+
+def test_a_library_one_folder_too_deep_is_linked(tmp_path):
+    """As libblas.so.3, of which Debian has several."""
+    program = make("bin/nmap", "libblas.so.3", "libm.so.6", interpreter="/lib64/ld-linux-x86-64.so.2")
+    elves = [
+        program,
+        make("lib/x86_64-linux-gnu/blas/libblas.so.3"),
+        make("lib/x86_64-linux-gnu/libm.so.6"),
+        make("lib/other/deep/libx.so"),
+    ]
+    for one in elves:
+        path = tmp_path / one.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(one.place)
+    elf.link_alternatives(str(tmp_path), elves, ["lib/x86_64-linux-gnu"])
+    assert (tmp_path / "lib/x86_64-linux-gnu/libblas.so.3").read_text() == "lib/x86_64-linux-gnu/blas/libblas.so.3"
+    assert not (tmp_path / "lib/x86_64-linux-gnu/libm.so.6").is_symlink()
+
+
+def test_a_program_whose_librarys_library_is_missing_is_named(tmp_path):
+    elves = [
+        make("bin/x", "liba.so", interpreter="lib/ld-linux.so.2"),
+        make("lib/liba.so", "libb.so"),
+        make("lib/libb.so", "libc.so.9", "liba.so"),
+    ]
+    for one in elves:
+        path = tmp_path / one.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "lib/ld-linux.so.2").write_bytes(b"")
+    told = {(one["path"], one["reason"]) for one in elf.list_problems(str(tmp_path), elves, ["lib"])}
+    assert told == {
+        ("bin/x", "the library libc.so.9, which lib/libb.so needs, is not in the image"),
+        ("lib/libb.so", "the library libc.so.9 is not in the image"),
+    }
