@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, calls, push, fetch, slowdown. Prints tables in Markdown, with units.
+Usage: run.py [NAME…], of: images, containers, calls, connection, push, fetch, slowdown. Prints tables in Markdown, with units.
 """
 
 from __future__ import annotations
@@ -140,6 +140,38 @@ def bench_calls(inventory: Path) -> None:
         times = [statistics.median(column) for column in zip(*rounds)]
     rows = [[label, taken, taken / times[0]] for (label, _module, _arguments), taken in zip(calls, times)]
     print_table("An ad-hoc call over ssh", ["module", "s", "times ping"], rows)
+
+
+def bench_connection(inventory: Path) -> None:
+    """A task in a container over the connection cart, beside the same task over plain ssh on its host."""
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        ("ansible.builtin.ping", {}),
+        ("ansible.builtin.command", {"argv": ["true"]}),
+        ("ansible.builtin.setup", {"gather_subset": "!all,min"}),
+    ]
+    rows = []
+    with containers(1, image="static") as (name,):
+        inside = {
+            "ansible_connection": "crashcart.fleet.cart",
+            "ansible_cart_container": name,
+            "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+            "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+        }
+        extra = ("-e", json.dumps(inside))
+        for module, arguments in tasks:
+            for options in ((), extra):  # warm
+                ansible(inventory, "as_root", module, arguments, *options)
+            # In turn, so that a slow moment of the machine meets both.
+            rounds = [
+                [
+                    measure(lambda m=module, a=arguments, o=options: ansible(inventory, "as_root", m, a, *o), 1)
+                    for options in ((), extra)
+                ]
+                for _round in range(2 * ROUNDS)
+            ]
+            plain, cart = (statistics.median(column) for column in zip(*rounds))
+            rows.append([module, plain, cart, cart / plain])
+    print_table("A task over ssh", ["module", "on the host, s", "in a container, s", "times"], rows)
 
 
 def bench_push(inventory: Path) -> None:
@@ -357,6 +389,7 @@ BENCHMARKS = {
     "images": bench_images,
     "containers": bench_containers,
     "calls": bench_calls,
+    "connection": bench_connection,
     "push": bench_push,
     "fetch": bench_fetch,
     "slowdown": bench_slowdown,
