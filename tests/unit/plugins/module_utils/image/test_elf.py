@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -159,9 +160,11 @@ def test_musl_and_glibc_do_not_mix(tmp_path):
     (tmp_path / "lib/ld-musl-x86_64.so.1").write_bytes(b"")
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64/ld-linux-x86-64.so.2").write_bytes(b"")
+    # As patching leaves them: with loaders of the tree, whatever this machine has.
+    patched = [replace(one, interpreter=one.interpreter.lstrip("/")) for one in elves]
     problems = [
         (one["path"], one["reason"])
-        for one in elf.list_problems(str(tmp_path), elves, folders)
+        for one in elf.list_problems(str(tmp_path), patched, folders)
         if one["path"].startswith("bin/")
     ]
     # glibc's libz is of no use to it.
