@@ -16,6 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 
 CLONE_NEWNS = 0x00020000
@@ -24,6 +25,9 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
@@ -48,6 +52,11 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+IN_MOVED_TO = 0x80
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -60,6 +69,7 @@ _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 
 
 def _check(result: int, *what: object) -> int:
@@ -95,6 +105,12 @@ def mount_make_private(path: str) -> None:
     _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rprivate", path)
 
 
+def mount(source: str, target: str, filesystem: str, flags: int) -> None:
+    """Mount the FILESYSTEM on SOURCE at TARGET: mount(2)."""
+    arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(filesystem), ctypes.c_ulong(flags), None)
+    _check(_libc.mount(*arguments), "mount", source)
+
+
 def umount2(path: str, flags: int) -> None:
     """Unmount what is mounted at PATH: umount2(2)."""
     _check(_libc.umount2(os.fsencode(path), flags), "umount", path)
@@ -118,6 +134,27 @@ def set_no_new_privileges() -> None:
 def set_process_name(name: str) -> None:
     """Name the calling thread; the kernel keeps 15 bytes: prctl(2)."""
     _check(_libc.prctl(_PR_SET_NAME, name.encode("utf-8"), 0, 0, 0), "prctl")
+
+
+def setfsuid(uid: int) -> None:
+    """Be user UID to file systems: setfsuid(2), which tells no errors."""
+    _libc.setfsuid(ctypes.c_uint32(uid))
+
+
+def setfsgid(gid: int) -> None:
+    """Be group GID to file systems: setfsgid(2)."""
+    _libc.setfsgid(ctypes.c_uint32(gid))
+
+
+def inotify_watch(path: str, events: int) -> int:
+    """A descriptor, not blocking, that is readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
+    fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+    try:
+        _check(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(events)), "inotify_add_watch", path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def pidfd_send_signal(fd: int, signal_number: int) -> None:
@@ -173,4 +210,15 @@ def fsmount(context_fd: int, attributes: int) -> int:
     """A descriptor for a detached mount of the superblock behind CONTEXT_FD: fsmount(2), Linux 5.2."""
     return _check(
         _libc.syscall(_long(_SYS_FSMOUNT), _long(context_fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"
+    )
+
+
+def mount_clear_attributes(mount_fd: int, attributes: int) -> None:
+    """Take ATTRIBUTES (MOUNT_ATTR_…) away from the mount behind MOUNT_FD: mount_setattr(2), Linux 5.12."""
+    change = struct.pack("QQQQ", 0, attributes, 0, 0)
+    _check(
+        _libc.syscall(
+            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(AT_EMPTY_PATH), change, ctypes.c_size_t(len(change))
+        ),
+        "mount_setattr",
     )

@@ -260,7 +260,7 @@ def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
     records = [engine.refresh(one) for one in engine.list_containers() if one.name in (dying, staying)]
     host.docker("kill", dying)
     host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Running}}", dying) == "false")
-    change = attachments.ensure_detached(records, None, None, lazy=False, check_mode=False)
+    change = attachments.ensure_detached(records, None, None, attachments.Busy(), check_mode=False)
     assert ([one.container.name for one in change.before], change.after) == ([staying], [])
     assert host.list_loop_devices() == []
 

@@ -34,7 +34,8 @@ def test_all_fields_of_a_line():
         root="/mnt1",
         mount_point="/mnt2",
         options="rw,noatime",
-        shared=False,
+        peer_group=0,
+        master=0,
         filesystem="ext3",
         source="/dev/root",
     )
@@ -46,20 +47,20 @@ def test_lines_stay_in_order_and_may_end_with_a_newline():
 
 
 @pytest.mark.parametrize(
-    ("optional", "shared"),
+    ("optional", "groups"),
     [
-        ("", False),
-        ("shared:1 ", True),
-        ("shared:1 master:2 ", True),
-        ("master:2 propagate_from:3 ", False),
-        ("master:2 shared:9 ", True),
-        ("unbindable ", False),
-        ("some_future:tag another ", False),
+        ("", (0, 0)),
+        ("shared:1 ", (1, 0)),
+        ("shared:1 master:2 ", (1, 2)),
+        ("master:2 propagate_from:3 ", (0, 2)),
+        ("master:2 shared:9 ", (9, 2)),
+        ("unbindable ", (0, 0)),
+        ("some_future:tag another ", (0, 0)),
     ],
 )
-def test_any_number_of_optional_fields(optional, shared):
+def test_any_number_of_optional_fields(optional, groups):
     mount = parse_one(f"700 612 7:3 / /dev/crashcart ro {optional}- squashfs /dev/loop3 ro")
-    assert (mount.shared, mount.filesystem, mount.source) == (shared, "squashfs", "/dev/loop3")
+    assert ((mount.peer_group, mount.master), mount.filesystem, mount.source) == (groups, "squashfs", "/dev/loop3")
 
 
 @pytest.mark.parametrize(
