@@ -175,11 +175,16 @@ def ensure_attached(
     for container in containers:
         check_running(container)
     with open_targets(containers) as targets:
-        missing = list_missing(targets, image, path)
         before = _find_all(targets, path=path)
+        missing = list_missing(targets, image, path)
+        known = {attachment.container.id for attachment in before}
         after = [
             *before,
-            *(Attachment(t.container, path, image.name, image.digest, "", image.format, method) for t in missing),
+            *(
+                Attachment(target.container, path, image.name, image.digest, "", image.format, method)
+                for target in targets
+                if target.container.id not in known
+            ),
         ]
         if ttl_s is not None:
             after = [replace(attachment, has_end=True) for attachment in after]
