@@ -35,7 +35,7 @@ def test_all_fields_of_a_line():
         mount_point="/mnt2",
         options="rw,noatime",
         peer_group=0,
-        master=0,
+        master=1,
         filesystem="ext3",
         source="/dev/root",
     )
@@ -241,3 +241,40 @@ def test_a_descriptor_is_not_inherited_by_programs(root):
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def old_kernel(monkeypatch):
+    """A kernel without openat2."""
+
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(mounts.syscalls, "openat2", refuse)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_open_beneath_follows_nothing(tmp_path, request, is_old):
+    if is_old:
+        request.getfixturevalue("old_kernel")
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "folder/up").symlink_to("/")
+    root_fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for path, same in (("folder/below", "folder/below"), ("/folder/", "folder"), ("/", ".")):
+            fd = mounts.open_beneath(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+            assert os.fstat(fd).st_ino == os.stat(tmp_path / same).st_ino
+            os.close(fd)
+        for path, wanted in (
+            ("link/below", {errno.ELOOP}),
+            ("folder/up/etc", {errno.ELOOP}),
+            ("link", {errno.ELOOP, errno.ENOTDIR}),
+            ("folder/../..", {errno.EXDEV}),
+            ("nonesuch/x", {errno.ENOENT}),
+        ):
+            with pytest.raises(OSError) as failure:
+                mounts.open_beneath(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+            assert failure.value.errno in wanted, path
+    finally:
+        os.close(root_fd)
