@@ -163,10 +163,11 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
 
 def run(module):
@@ -179,11 +180,20 @@ def run(module):
         stdin=parameters["stdin"],
         chdir=parameters["chdir"],
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
+        namespaces=parameters["namespaces"],
+        confined=parameters["confined"],
+        chosen=parameters["capabilities"],
+    )
+    max_output = parameters["max_output"]
+    output = Output(
+        max_bytes=None if max_output is None else parse_bytes(max_output, "max_output"),
+        encoding=parameters["encoding"],
+        dest=parameters["dest"],
     )
     with Server() as server:  # which starts while the engine answers
         containers = options.select(module, options.open_host(module), required=True)
         results = execution.execute(
-            containers, command, parameters["user"], parameters["image"], server, check_mode=module.check_mode
+            containers, command, parameters["user"], parameters["image"], server, output, check_mode=module.check_mode
         )
     return {"changed": True, "results": results}
 
@@ -200,6 +210,12 @@ def main():
             user=dict(type="str"),
             timeout=dict(type="str"),
             image=dict(type="str"),
+            confined=dict(type="bool", default=False),
+            capabilities=dict(type="list", elements="str"),
+            namespaces=dict(type="list", elements="str", choices=list(NAMESPACES)),
+            max_output=dict(type="str"),
+            encoding=dict(type="str", default="text", choices=["text", "base64"]),
+            dest=dict(type="path"),
         ),
         mutually_exclusive=[("argv", "cmd")],
         required_one_of=[("argv", "cmd")],
