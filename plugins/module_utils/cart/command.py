@@ -55,7 +55,7 @@ def run(given: dict[str, int]) -> NoReturn:
         syscalls.set_undumpable()
         syscalls.set_parent_death_signal(signal.SIGKILL)
         processes.set_title(_TITLE)
-        with open(given["order"], encoding="ascii") as file:
+        with open(given["order"], encoding="ascii", closefd=False) as file:
             order = json.load(file)
         rights = rights_.parse_rights(order["rights"])
         filters = rights_.read_filters(order["first_process"]) if rights.has_filters else []

@@ -157,7 +157,7 @@ def _start(given: dict[str, int], confined: bool) -> _Session | None:
 
 def _read_report(session: _Session, ready: set[int]) -> None:
     """Take what the command's processes say; they may be somebody else's by now, so little is believed."""
-    if session.report not in ready:
+    if session.report < 0 or session.report not in ready:
         return
     part = b""
     with suppress(BlockingIOError):
