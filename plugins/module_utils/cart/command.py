@@ -53,7 +53,7 @@ def run(given: dict[str, int]) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         close_all_but(set(given.values()))
         syscalls.set_undumpable()
-        syscalls.set_parent_death_signal(signal.SIGKILL)
+        _end_with_parent(report)
         processes.set_title(_TITLE)
         with open(given["order"], encoding="ascii", closefd=False) as file:
             order = json.load(file)
@@ -82,6 +82,15 @@ def tell(fd: int, message: dict[str, Any]) -> None:
         os.write(fd, json.dumps(message).encode("ascii") + b"\n")
     except OSError:
         return
+
+
+def _end_with_parent(report: int) -> None:
+    """Die when the parent does; a change of user undoes it. The supervisor may be dead already, and with it all who read REPORT."""
+    syscalls.set_parent_death_signal(signal.SIGKILL)
+    poll = select.poll()
+    poll.register(report, 0)  # errors are told without being asked for
+    if poll.poll(0):
+        os._exit(RC_FAILED)
 
 
 def _explain(error: BaseException) -> str:
@@ -124,10 +133,10 @@ def _write(fd: int, text: bytes, what: str) -> None:
 
 def _fork_and_mirror(report: int) -> None:
     """Go on in a child, and end as that does."""
-    syscalls.set_parent_death_signal(signal.SIGKILL)  # the change of user has undone it
+    _end_with_parent(report)  # the change of user has undone it
     pid = os.fork()
     if pid == 0:
-        syscalls.set_parent_death_signal(signal.SIGKILL)
+        _end_with_parent(report)
         return
     for fd in (0, 1, 2, report):
         os.close(fd)
@@ -167,8 +176,8 @@ def _become_command(
             rights_.take(rights, filters, user_namespace_fd)
         # With the rights that the command has: it must not stand where it could not go.
         os.chdir(order["chdir"])
-        # Should somebody kill the reaper, the command goes with it; after the change of user, which would undo this.
-        syscalls.set_parent_death_signal(signal.SIGKILL)
+        # Should somebody kill the reaper, the command goes with it.
+        _end_with_parent(report)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
         tell(report, {"ready": True})

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import resource
+from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
@@ -13,9 +13,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, id_maps, labels, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities import CapabilitySets
 
-_LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
+_UNLIMITED = -1  # as resource.setrlimit takes it
 _SECCOMP_STRICT = "1"
 _SECCOMP_FILTER = "2"
+
+
+def gen_limits(text: bytes) -> Iterator[tuple[int, int, int]]:
+    """Resource, soft and hard limit from the text of /proc/PID/limits, which has a line for each in the order of their numbers."""
+    for number, line in enumerate(text.decode("ascii").splitlines()[1:]):
+        soft, hard = line[26:].split()[:2]
+        yield number, *(_UNLIMITED if one == "unlimited" else int(one) for one in (soft, hard))
 
 
 def choose_rights(user: User, chosen: int | None) -> Rights:
@@ -48,8 +55,7 @@ def read_rights(target: Target, user: User | None) -> Rights:
             have = sets.bounding if user.uid == root else 0
             sets = CapabilitySets(sets.inheritable, have, have, sets.bounding, 0)
         uid, gid, groups = user.uid, user.gid, user.groups
-    limits = tuple((number, *resource.prlimit(target.process.pid, number)) for number in _LIMITS)
-    target.process.read_start_ticks()  # raises when the pid was somebody else's by now
+    limits = tuple(gen_limits(target.process.read("limits")))  # prlimit(2) would need CAP_SYS_RESOURCE
     return Rights(
         uid,
         gid,

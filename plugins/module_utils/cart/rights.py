@@ -53,7 +53,8 @@ def read_filters(pid: int) -> list[bytes]:
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
     """Become what RIGHTS say, in the user namespace of USER_NAMESPACE_FD, but for what `seal` does."""
     for number, soft, hard in rights.limits:
-        resource.setrlimit(number, (soft, hard))
+        if resource.getrlimit(number) != (soft, hard):
+            resource.setrlimit(number, (soft, hard))
     os.setgroups(rights.groups)
     os.setresgid(rights.gid, rights.gid, rights.gid)
     sets = rights.capability_sets

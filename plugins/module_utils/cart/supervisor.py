@@ -98,6 +98,8 @@ def _supervise(control: socket.socket | None, sessions: list[_Session]) -> None:
         for session in sessions:
             _read_report(session, ready)
             session.is_ending |= control is None and deadline is not None
+            if session.first_process in ready:
+                session.error = session.error or _KILLED
             session.is_ending |= session.channel in ready or session.first_process in ready
         _reap(sessions)
         _kill_rests(sessions)
