@@ -91,6 +91,7 @@ def _supervise(control: socket.socket | None, sessions: list[_Session]) -> None:
         if control is not None and control.fileno() in ready:
             if not _take_orders(control, sessions):
                 control, deadline = None, time.monotonic() + _GIVE_UP_S
+                os.dup2(1, 2)  # who waits for the module's errors to end need not wait for this
             # Children of ours are again the host's.
             syscalls.setns(own_pid_namespace, syscalls.CLONE_NEWPID)
         with suppress(BlockingIOError):
