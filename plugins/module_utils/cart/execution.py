@@ -79,6 +79,8 @@ def parse_command(
             "confined: such a command has all of the container's namespaces and the capabilities of its first process; leave out"
             " `namespaces` and `capabilities`, or `confined`"
         )
+    if namespaces is not None and not namespaces:
+        raise ExecutionError(f"namespaces: name at least one of {', '.join(NAMESPACES)}, or leave the option out")
     return Command(
         argv=tuple(words),
         env={name: str(value) for name, value in env.items()},

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import selectors
@@ -67,11 +68,12 @@ class Server:
         folder = supervisor.__file__.rpartition("/ansible_collections/crashcart/fleet/")[0]
         code = f"import sys; sys.path.insert(0, sys.argv[1]); from {supervisor.__name__} import serve; serve(int(sys.argv[2]))"
         self._control, far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with far_control:
+        with far_control, _open_read_only(sys.executable) as python:
             fd = far_control.fileno()
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", code, folder, str(fd)],
-                pass_fds=[fd],
+                executable=f"/proc/self/fd/{python}",
+                pass_fds=[fd, python],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # what kills the module's group must leave it time to end the commands
@@ -86,6 +88,26 @@ class Server:
         """Have a command started with the descriptors FDS."""
         message = json.dumps({"confined": confined, "names": list(fds)}).encode("ascii")
         self._control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds.values()))])
+
+
+@contextmanager
+def _open_read_only(program: str) -> Iterator[int]:
+    """A descriptor of PROGRAM by a read-only mount of its own.
+
+    Processes that were started by it enter containers, and /proc/PID/exe is a way to the file: whoever may trace them there
+    (CAP_SYS_PTRACE) must not be able to write to it.
+    """
+    fd = syscalls.open_tree(-1, os.path.realpath(program), syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # before Linux 5.12
+            os.close(fd)
+            raise
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager

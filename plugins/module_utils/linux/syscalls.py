@@ -17,6 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.ptrace.restype = ctypes.c_long
 
+AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 
@@ -67,6 +68,7 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_PIDFD_OPEN = 434
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 
 # The one call used here that is older than the common numbers: keyctl, by the kernel's names of machines.
 _SYS_KEYCTL = {
@@ -210,6 +212,22 @@ def move_mount(mount_fd: int, to_fd: int) -> None:
     _check(
         _libc.syscall(_long(_SYS_MOVE_MOUNT), _long(mount_fd), b"", _long(to_fd), b"", _long(flags)),
         "move_mount",
+    )
+
+
+def mount_setattr(mount_fd: int, attributes: int) -> None:
+    """Give the mount behind MOUNT_FD the MOUNT_ATTR_* in ATTRIBUTES besides those it has: mount_setattr(2), Linux 5.12."""
+    settings = struct.pack("QQQQ", attributes, 0, 0, 0)
+    _check(
+        _libc.syscall(
+            _long(_SYS_MOUNT_SETATTR),
+            _long(mount_fd),
+            b"",
+            _long(AT_EMPTY_PATH),
+            settings,
+            ctypes.c_size_t(len(settings)),
+        ),
+        "mount_setattr",
     )
 
 

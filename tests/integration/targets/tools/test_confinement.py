@@ -11,6 +11,7 @@ import re
 import signal
 import struct
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -401,3 +402,91 @@ def test_a_hostile_containers_root_cannot_trace_what_enters(container):
         confined(name, "true")
     result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
     assert result["stdout"] == "caught []\n", result
+
+
+def test_who_may_trace_cannot_write_to_the_hosts_python(container):
+    """With CAP_SYS_PTRACE a container reaches the program of each process it sees, by /proc/PID/exe."""
+    script = (
+        "import os, time\n"
+        "held = {}\n"
+        "end = time.monotonic() + 4\n"
+        "while time.monotonic() < end:\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        try:\n"
+        "            target = os.readlink(f'/proc/{pid}/exe')\n"
+        "            if target.startswith(('/dev/crashcart/', '/bin/busybox')): continue\n"
+        "            if pid not in held: held[pid] = os.open(f'/proc/{pid}/exe', os.O_PATH)\n"
+        "        except OSError: pass\n"
+        # The file is busy, for this test runs by it; but a mount that is read-only is told of first.
+        "seen = set()\n"
+        "for fd in held.values():\n"
+        "    try: seen.add(os.open(f'/proc/self/fd/{fd}', os.O_WRONLY | os.O_TRUNC))\n"
+        "    except OSError as error: seen.add(error.strerror)\n"
+        "print(seen)\n"
+    )
+    name = container(options=(*NETWORK, "--cap-add", "SYS_PTRACE"))
+    spy = host.start_module("crashcart_exec", containers=[name], argv=["python3", "-c", script], confined=True)
+    host.wait_until(lambda: any("held" in one for one in host.list_commands(name)))
+    for _round in range(4):
+        confined(name, "true")
+    result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
+    assert result["stdout"] == "{'Read-only file system'}\n", result
+
+
+def test_a_process_in_a_user_namespace_is_entered_as_itself():
+    """Where no engine is needed: a root of a user namespace, with groups and names of its own."""
+    with run_in_user_namespace() as pid:
+        look = "import os; print(os.getresuid(), os.getresgid(), os.getgroups(), os.readlink('/proc/self/ns/user'))"
+        name = f"pid:{pid}"
+        namespace = os.readlink(f"/proc/{pid}/ns/user")
+        assert namespace != os.readlink("/proc/self/ns/user")
+        result = confined(name, "python3", "-c", look)
+        assert result["stdout"].strip() == f"(0, 0, 0) (0, 0, 0) [] {namespace}", result
+        status = dict(
+            line.split(":\t", 1)
+            for line in confined(name, "cat", "/proc/self/status")["stdout"].splitlines()
+            if ":\t" in line
+        )
+        wanted = _read_status(pid)
+        assert {field: status[field].split() for field in wanted if field.startswith("Cap")} == {
+            field: wanted[field].split() for field in wanted if field.startswith("Cap")
+        }
+        other = confined(name, "python3", "-c", look, user="7:8")
+        assert other["stdout"].strip() == f"(7, 7, 7) (8, 8, 8) [] {namespace}", other
+        with pytest.raises(host.ModuleFailed, match="its user namespace has no user 70000 with group 70000"):
+            confined(name, "true", user="70000")
+        outside = plain(name, "python3", "-c", look, user="7:8")
+        assert outside["stdout"].startswith("(100007, 100007, 100007) (100008, 100008, 100008)"), outside
+        entered = plain(name, "python3", "-c", look, namespaces=["mnt", "pid", "user"])
+        assert entered["stdout"].strip() == f"(0, 0, 0) (0, 0, 0) [] {namespace}", entered
+
+
+@contextmanager
+def run_in_user_namespace():
+    """A process in user, mount and pid namespaces of its own, whose numbers 0 to 65535 are 100000 to 165535 outside; its pid."""
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.read(ready, 1)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "100000"]
+            os.execvp(words[0], words)
+        finally:
+            os._exit(1)
+    try:
+        host.wait_until(lambda: os.readlink(f"/proc/{child}/ns/user") != os.readlink("/proc/self/ns/user"))
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child}/{name}").write_text("0 100000 65536\n")
+        os.write(go, b"x")
+        pid = int(host.wait_until(Path(f"/proc/{child}/task/{child}/children").read_text))
+        host.wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+        yield pid
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(go)
