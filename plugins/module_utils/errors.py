@@ -36,8 +36,7 @@ def require_root() -> None:
     missing = ", ".join(name for name, number in _NEEDED.items() if not effective >> number & 1)
     if os.geteuid() != 0:
         raise FleetError(
-            f"this needs root on the host; the user {os.geteuid()} lacks {missing or 'its number'}: add become=true, or -b on the command"
-            " line"
+            f"this needs root on the host (user {os.geteuid()} lacks {missing or 'its files'}): add become=true, or -b on the command line"
         )
     if missing:
         raise FleetError(

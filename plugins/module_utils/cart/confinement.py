@@ -21,8 +21,8 @@ _SECCOMP_FILTER = "2"
 def gen_limits(text: bytes) -> Iterator[tuple[int, int, int]]:
     """Resource, soft and hard limit from the text of /proc/PID/limits, which has a line for each in the order of their numbers."""
     for number, line in enumerate(text.decode("ascii").splitlines()[1:]):
-        soft, hard = line[26:].split()[:2]
-        yield number, *(_UNLIMITED if one == "unlimited" else int(one) for one in (soft, hard))
+        soft, hard = (_UNLIMITED if one == "unlimited" else int(one) for one in line[26:].split()[:2])
+        yield number, soft, hard
 
 
 def choose_rights(user: User, chosen: int | None) -> Rights:
