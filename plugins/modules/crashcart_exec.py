@@ -244,7 +244,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, Output
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds

@@ -28,7 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
     Job,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import SCRATCH_SUFFIX
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import open_descriptors
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import open_descriptors
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerGoneError,

@@ -36,7 +36,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
     Result,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import find_program, read_environment
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink, open_sinks
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,

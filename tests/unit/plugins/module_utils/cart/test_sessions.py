@@ -8,7 +8,8 @@ import subprocess
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
