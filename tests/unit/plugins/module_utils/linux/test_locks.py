@@ -14,7 +14,12 @@ import time
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, find_holder, lock, tell_holder
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import (
+    LockTimeout,
+    find_holder,
+    lock,
+    tell_holder,
+)
 
 
 class Holder:
