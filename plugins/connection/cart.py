@@ -17,8 +17,8 @@ description:
     a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
   - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
     a folder of the host's C(/run) that only these tasks see.
-  - Commands run in all of the container's namespaces but the user namespace, with the host root's capabilities, as
-    M(crashcart.fleet.crashcart_exec) runs them.
+  - Commands run in the container's control groups and in its namespaces but for cgroup, time and user, with the host root's
+    capabilities, as M(crashcart.fleet.crashcart_exec) runs them; with O(confined) they may do what the container's first process may.
   - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
 notes:
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
@@ -37,6 +37,13 @@ options:
     type: str
     vars:
       - name: ansible_cart_image
+  confined:
+    description:
+      - Whether tasks may do only what the container's first process may, as with O(crashcart.fleet.crashcart_exec#module:confined).
+    type: bool
+    default: false
+    vars:
+      - name: ansible_cart_confined
   docker_host:
     description: URL of the one Docker engine to ask. By default every runtime of the host is asked.
     type: str
@@ -296,6 +303,7 @@ class Connection(ConnectionBase):
             keep=bool(argv) and self._is_scratch_kept,
             source=source,
             sink=sink,
+            confined=self.get_option("confined"),
         )
         return self._read_outcome(self._order(order, in_data))
 

@@ -7,6 +7,19 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, NoReturn
 
+# What to enter containers takes, by the kernel's numbers.
+_NEEDED = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_CHROOT": 18,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21,
+}
+_ALL_USERS = ["0", "0", "4294967295"]
+
 
 class FleetError(Exception):
     """The text names the thing that is wrong and the next step; RESULT is what was done before."""
@@ -18,10 +31,20 @@ class FleetError(Exception):
 
 def require_root() -> None:
     """Raise FleetError unless the caller has the privileges of the host's root."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    missing = ", ".join(name for name, number in _NEEDED.items() if not effective >> number & 1)
     if os.geteuid() != 0:
         raise FleetError(
-            "this needs root on the host (CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYS_CHROOT): add become=true, or -b on the command line"
+            f"this needs root on the host (user {os.geteuid()} lacks {missing or 'its files'}): add become=true, or -b on the command line"
         )
+    if missing:
+        raise FleetError(
+            f"this root lacks {missing}, as in a container or a service with limited capabilities: run it with those, on the host itself"
+        )
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        if file.read().split() != _ALL_USERS:
+            raise FleetError("this is root of a user namespace only: run it as root of the host itself")
 
 
 def run_module(module: Any, function: Callable[[Any], dict[str, Any]]) -> NoReturn:

@@ -13,9 +13,11 @@ description:
   - Runs a command in the namespaces of each selected container, all of them side by side.
   - Nothing has to be attached. The tools are mounted in a private copy of the container's mount namespace, which its own
     processes do not see and which ends with the command. Where an image is attached, that one is used.
-  - The command has the privileges of the host's root unless O(user) says otherwise, and it runs outside the container's
-    control groups, seccomp filter and security labels, which is what C(strace), C(gdb) and C(tcpdump) need.
-  - Whatever the command leaves running is ended when the command itself ends.
+  - The command is in the container's control groups, so it shares its limits; where the container's memory ends the command is the first
+    to be killed.
+  - By default it has the capabilities of the host's root, and neither the container's seccomp filter nor its security label, which is
+    what C(strace), C(gdb) and C(tcpdump) need. O(capabilities), O(user) and O(confined) make that less.
+  - Whatever the command leaves running is ended when the command itself ends, or when the container does.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -29,10 +31,10 @@ attributes:
     support: full
   become:
     support: full
-    details: Needs root on the host.
+    details: Needs root on the host. A failure names the capabilities that are missing.
   check_mode:
     support: partial
-    details: In check mode the containers and the image are looked for, and no command is run.
+    details: In check mode the containers and the image are looked for, no command is run and no file is written.
   delegation:
     support: full
   diff_mode:
@@ -66,13 +68,42 @@ options:
     type: str
   chdir:
     description:
-      - Folder of the container to run in.
+      - Folder of the container to run in, which the command's user must be allowed to enter.
     type: str
     default: /
   user:
     description:
-      - Whom to run as, a name of the container's C(/etc/passwd), or numbers as V(1000) or V(1000:1000).
+      - Whom to run as, a name of the container's C(/etc/passwd), or numbers as V(1000) or V(1000:1000). In a user namespace they are its
+        own.
+      - Without it the command runs as the host's root, or, with O(confined), as the container's first process does.
+      - Any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
     type: str
+  confined:
+    description:
+      - Whether the command may do only what the container's own first process may, as C(docker exec) has it.
+      - It then has that process's user and groups, all five capability sets, C(no_new_privs), AppArmor profile or SELinux context, seccomp
+        filters, resource limits, and its cgroup, time and user namespaces beside the others. As another O(user) it has the
+        capabilities that an C(execve) of that user would have there.
+      - To read a seccomp filter the first process is stopped by C(ptrace) for some ten microseconds. A system call that cannot be
+        restarted, such as C(epoll_wait), may return C(EINTR) there, as after C(SIGSTOP) and C(SIGCONT). The kernel needs
+        C(CONFIG_CHECKPOINT_RESTORE), and nobody else may trace that process.
+      - It goes with neither O(capabilities) nor O(namespaces).
+    type: bool
+    default: false
+  capabilities:
+    description:
+      - Names of the only capabilities that the command has, for example V(NET_RAW) or V(CAP_SYS_PTRACE); an empty list means none.
+      - Without it root has all that the host's root has.
+    type: list
+    elements: str
+  namespaces:
+    description:
+      - Which of the container's namespaces to enter. By default C(mnt), C(pid), C(net), C(ipc) and C(uts).
+      - Without V(mnt) the command sees the host's files, with the image at its prefix beside them; V([net]) is the case of C(nsenter -n),
+        where a bare name is the image's program and a path the host's. O(user) is then a user of the host.
+    type: list
+    elements: str
+    choices: [mnt, pid, net, ipc, uts, cgroup, time, user]
   timeout:
     description:
       - After this time the command is killed with everything that it has started, for example V(30s) or V(10m); a plain number means seconds.
@@ -82,6 +113,23 @@ options:
     description:
       - Name of the image in the host's store. Without it, the one that is attached, else V(default).
     type: str
+  max_output:
+    description:
+      - How much of each output stream of a container is kept, for example V(512KiB) or V(64MiB). The rest is counted and dropped.
+      - By default V(4MiB) in results, and all of it in files (O(dest)).
+    type: str
+  encoding:
+    description:
+      - How results carry the output. With V(text) bytes that are not UTF-8 are replaced; V(base64) is for any bytes.
+    type: str
+    choices: [text, base64]
+    default: text
+  dest:
+    description:
+      - A folder on the host for the output, as files C(CONTAINER-ID.stdout) and C(CONTAINER-ID.stderr), where ID are twelve digits of the
+        container's id and other characters of its name than letters, digits, C(.), C(_) and C(-) are replaced. Only root can read them.
+      - The folder is made when it is missing. A file that is there already is never written to; the module fails.
+    type: path
 seealso:
   - module: crashcart.fleet.crashcart_attach
 """
@@ -103,6 +151,22 @@ EXAMPLES = r"""
     containers: "api-*"
     argv: [timeout, "5", strace, -f, -e, trace=file, -p, "1"]
     timeout: 20s
+  become: true
+
+- name: What the application itself could open
+  crashcart.fleet.crashcart_exec:
+    containers: api
+    argv: [cat, /etc/app/secret.key]
+    confined: true
+  become: true
+
+- name: Capture a minute of its packets, with no capability but those that takes, to a file on the host
+  crashcart.fleet.crashcart_exec:
+    containers: api
+    argv: [timeout, "60", tcpdump, -Z, root, -i, any, -U, -w, "-"]
+    capabilities: [NET_RAW, NET_ADMIN, SETGID]
+    namespaces: [net]
+    dest: /var/tmp/packets
   become: true
 """
 
@@ -126,24 +190,40 @@ results:
       type: int
       sample: 0
     stdout:
-      description: What it wrote to its standard output, at most 4 MiB.
+      description: What it wrote to its standard output, at most O(max_output), in O(encoding). Not with O(dest).
       type: str
       sample: State Recv-Q Send-Q
     stdout_lines:
-      description: The same as a list of lines.
+      description: The same as a list of lines; in text only.
       type: list
       elements: str
       sample: ["State Recv-Q Send-Q"]
+    stdout_path:
+      description: With O(dest), the file that has it.
+      type: str
+      sample: /var/tmp/packets/api-3f4e1c0c9b0b.stdout
+    stdout_size:
+      description: How many bytes it wrote, also those that were dropped.
+      type: int
+      sample: 21
     stdout_truncated:
-      description: Whether there was more.
+      description: Whether some were dropped.
       type: bool
       sample: false
     stderr:
-      description: What it wrote to its standard error, at most 4 MiB.
+      description: What it wrote to its standard error, at most O(max_output), in O(encoding). Not with O(dest).
       type: str
       sample: ""
+    stderr_path:
+      description: With O(dest), the file that has it.
+      type: str
+      sample: /var/tmp/packets/api-3f4e1c0c9b0b.stderr
+    stderr_size:
+      description: How many bytes it wrote, also those that were dropped.
+      type: int
+      sample: 0
     stderr_truncated:
-      description: Whether there was more.
+      description: Whether some were dropped.
       type: bool
       sample: false
     timed_out:
@@ -163,10 +243,11 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
 
 def run(module):
@@ -179,11 +260,20 @@ def run(module):
         stdin=parameters["stdin"],
         chdir=parameters["chdir"],
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
+        namespaces=parameters["namespaces"],
+        confined=parameters["confined"],
+        chosen=parameters["capabilities"],
+    )
+    max_output = parameters["max_output"]
+    output = Output(
+        max_bytes=None if max_output is None else parse_bytes(max_output, "max_output"),
+        encoding=parameters["encoding"],
+        dest=parameters["dest"],
     )
     with Server() as server:  # which starts while the engine answers
         containers = options.select(module, options.open_host(module), required=True)
         results = execution.execute(
-            containers, command, parameters["user"], parameters["image"], server, check_mode=module.check_mode
+            containers, command, parameters["user"], parameters["image"], server, output, check_mode=module.check_mode
         )
     return {"changed": True, "results": results}
 
@@ -200,6 +290,12 @@ def main():
             user=dict(type="str"),
             timeout=dict(type="str"),
             image=dict(type="str"),
+            confined=dict(type="bool", default=False),
+            capabilities=dict(type="list", elements="str"),
+            namespaces=dict(type="list", elements="str", choices=list(NAMESPACES)),
+            max_output=dict(type="str"),
+            encoding=dict(type="str", default="text", choices=["text", "base64"]),
+            dest=dict(type="path"),
         ),
         mutually_exclusive=[("argv", "cmd")],
         required_one_of=[("argv", "cmd")],

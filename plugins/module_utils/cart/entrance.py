@@ -19,10 +19,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command as command_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, supervisor
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
+    DEFAULT_NAMESPACES,
+    NAMESPACES,
+    Command,
+    Job,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import SCRATCH_SUFFIX
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import open_descriptors
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import open_descriptors
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerGoneError,
@@ -59,6 +65,7 @@ class Order:
     keep: bool = False
     source: str = ""
     sink: str = ""
+    confined: bool = False
 
     def as_json(self) -> str:
         """The argument for main."""
@@ -96,9 +103,14 @@ def _run(order: Order) -> int:
     container = _find_container(order)
     check_running(container)
     # What modules unpack is not for the container's files.
-    command = Command(tuple(order.argv), {"TMPDIR": SCRATCH_PATH})
+    command = Command(
+        tuple(order.argv),
+        {"TMPDIR": SCRATCH_PATH},
+        namespaces=NAMESPACES if order.confined else DEFAULT_NAMESPACES,
+        confined=order.confined,
+    )
     with open_targets([container]) as targets:
-        places = execution.choose_places(targets, order.user, order.image)
+        places = execution.choose_places(targets, command, order.user, order.image)
         with execution.open_jobs(places, command) as (job,):
             if job.prefix != PREFIX:
                 raise FleetError(
@@ -140,10 +152,9 @@ def _run_job(job: Job, order: Order) -> int:
         stack.callback(os.close, far["scratch"])
         channel, far_channel = socket.socketpair()
         with far_channel:
-            far["channel"] = far_channel.fileno()
-            # Children of ours that no longer are in the host's pid namespace; the supervisor answers through its channel.
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            supervisor.start(far)
+            far[command_.CHANNEL] = far_channel.fileno()
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the supervisor answers through its channel
+            supervisor.start(far, confined=job.command.confined)
         return _wait(channel)
 
 
@@ -153,7 +164,7 @@ def _open_scratch(name: str, job: Job) -> int:
     os.makedirs(SCRATCH, mode=0o700, exist_ok=True)
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-        os.chown(folder, job.user.uid, job.user.gid)
+        os.chown(folder, job.rights.uid, job.rights.gid)
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW
     return syscalls.open_tree(-1, folder, flags)
 
@@ -179,6 +190,4 @@ def _wait(channel: socket.socket) -> int:
                 if "rc" in message:
                     return int(message["rc"])
             if not part:
-                raise FleetError(
-                    "the command was killed with its supervisor: the container ended, or somebody in it did that"
-                )
+                raise FleetError("the supervisor of the command was killed")

@@ -2,29 +2,42 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run a command of a tool image in running containers, and change nothing there.
 
-Each command runs in the container's pid, network, ipc and uts namespaces and in a private view of its files (private_view.py),
-below a supervisor (supervisor.py) that ends whatever it leaves. Commands in one container cannot disturb each other, nor can
-a detach disturb them.
+Each command runs in the container's control groups and namespaces and in a private view of its files (private_view.py), with the
+rights of the container's first process or with some of the host's (rights.py), and a supervisor (supervisor.py) ends whatever it leaves.
+Commands in one container cannot disturb each other, nor can a detach disturb them.
 """
 
 from __future__ import annotations
 
+import base64
+import errno
 import os
 import shlex
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, read_rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
     ImageFinder,
     create_mount,
     create_mounts,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, ExecutionError, Job, Result
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
+    DEFAULT_NAMESPACES,
+    NAMESPACES,
+    Command,
+    ExecutionError,
+    Job,
+    Output,
+    Result,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import find_program, read_environment
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink, open_sinks
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
@@ -32,6 +45,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 
 def parse_command(
@@ -42,8 +58,11 @@ def parse_command(
     stdin: str | None,
     chdir: str,
     timeout_s: float | None,
+    namespaces: Sequence[str] | None = None,
+    confined: bool = False,
+    chosen: Sequence[str] | None = None,
 ) -> Command:
-    """A Command from a module's options."""
+    """A Command from a module's options; CHOSEN are names of capabilities."""
     try:
         words = argv if argv is not None else shlex.split(cmd or "")
     except ValueError as error:
@@ -55,13 +74,32 @@ def parse_command(
         raise ExecutionError(
             "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
         )
+    if confined and (namespaces is not None or chosen is not None):
+        raise ExecutionError(
+            "confined: such a command has all of the container's namespaces and the capabilities of its first process; leave out"
+            " `namespaces` and `capabilities`, or `confined`"
+        )
+    if namespaces is not None and not namespaces:
+        raise ExecutionError(f"namespaces: name at least one of {', '.join(NAMESPACES)}, or leave the option out")
     return Command(
         argv=tuple(words),
         env={name: str(value) for name, value in env.items()},
         stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
         chdir=chdir,
         timeout_s=timeout_s,
+        namespaces=NAMESPACES if confined else DEFAULT_NAMESPACES if namespaces is None else tuple(namespaces),
+        confined=confined,
+        capabilities=None if chosen is None else _parse_capabilities(chosen),
     )
+
+
+def _parse_capabilities(names: Sequence[str]) -> int:
+    try:
+        return capabilities.parse_names(names)
+    except ValueError as error:
+        raise ExecutionError(
+            f"capabilities: Linux has none called {str(error)!r}; it has {', '.join(capabilities.NAMES)}"
+        ) from error
 
 
 def execute(
@@ -70,6 +108,7 @@ def execute(
     user: str | None,
     image_name: str | None,
     server: Server,
+    output: Output,
     *,
     check_mode: bool,
 ) -> list[dict[str, Any]]:
@@ -77,26 +116,27 @@ def execute(
     for container in containers:
         check_running(container)
     with open_targets(containers) as targets:
-        places = choose_places(targets, user, image_name)
+        places = choose_places(targets, command, user, image_name)
         if check_mode:
             return []
         with open_jobs(places, command) as jobs:
-            results = run_jobs(jobs, server)
-    return _report(results, command)
+            sinks = open_sinks(list(containers), output)
+            results = run_jobs(jobs, sinks, server)
+    return _report(results, sinks, command, output)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command is to run, as whom, and with which image: one that is attached, or one of the store."""
+    """Where a command is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store."""
 
     target: Target
-    user: User
+    user: User | None
     source: store.StoredImage | Attachment
 
 
-def choose_places(targets: Sequence[Target], user: str | None, image_name: str | None) -> list[Place]:
+def choose_places(targets: Sequence[Target], command: Command, user: str | None, image_name: str | None) -> list[Place]:
     """For each of TARGETS who USER is there, and its image: the attached one, or the one of the store called IMAGE_NAME."""
-    users = [_find_user_in(target, user) for target in targets]
+    users = [_find_user_in(target, user, command) for target in targets]
     return [Place(*one) for one in zip(targets, users, _find_sources(targets, image_name))]
 
 
@@ -105,6 +145,7 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
     """COMMAND for each of PLACES, each with a mount of its image."""
     with ExitStack() as stack:
         jobs = []
+        host_mounts = read_mounts()
         for place in places:
             source = place.source
             mount_fd = stack.enter_context(_create_mount(source))
@@ -115,20 +156,68 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
             except ExecutionError as error:
                 raise ExecutionError(f"container {place.target.container.name}: {error}") from error
             environment = {**variables, **command.env}
-            jobs.append(Job(place.target, command, place.user, mount_fd, prefix, program, environment))
+            rights = (
+                read_rights(place.target, place.user)
+                if command.confined
+                else choose_rights(place.user or User(), command.capabilities)
+            )
+            groups = stack.enter_context(_open_groups(place.target, host_mounts))
+            jobs.append(Job(place.target, command, rights, mount_fd, prefix, program, environment, groups))
         yield jobs
 
 
-def _find_user_in(target: Target, user: str | None) -> User:
-    if user is None:
-        return User()
-    root_fd = target.process.open("root", os.O_PATH | os.O_DIRECTORY)
+@contextmanager
+def _open_groups(target: Target, host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
+    """The control groups of TARGET's first process that are not the caller's, open to be joined: hierarchy → descriptor."""
+    with open("/proc/self/cgroup", "rb") as file:
+        own = cgroups.parse_cgroup(file.read())
+    wanted = cgroups.parse_cgroup(target.process.read("cgroup"))
+    with ExitStack() as stack:
+        groups = {}
+        for membership, path in cgroups.gen_joins(wanted, own, host_mounts):
+            hierarchy = ",".join(membership.controllers) or "cgroup2"
+            try:
+                if not path:
+                    raise OSError(errno.ENOENT, "the hierarchy is not mounted on the host")
+                groups[hierarchy] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ExecutionError(
+                    f"container {target.container.name}: its control group {membership.path} of {hierarchy} cannot be joined:"
+                    f" {error.strerror}"
+                ) from error
+            stack.callback(os.close, groups[hierarchy])
+        yield groups
+
+
+def _find_user_in(target: Target, spec: str | None, command: Command) -> User | None:
+    """Who SPEC is in TARGET, in the host's numbers; without the container's files it is a user of the host."""
+    inside = "mnt" in command.namespaces
+    if spec is None and "user" not in command.namespaces:
+        return None
+    if spec is None and command.confined:
+        return None
+    root_fd = (
+        target.process.open("root", os.O_PATH | os.O_DIRECTORY)
+        if inside
+        else os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    )
     try:
-        return find_user(user, root_fd)
+        user = find_user("0:0" if spec is None else spec, root_fd)
+        return _find_outside(user, target.process) if inside or "user" in command.namespaces else user
     except ContainerError as error:
         raise ContainerError(f"container {target.container.name}: {error}") from error
     finally:
         os.close(root_fd)
+
+
+def _find_outside(user: User, process: Process) -> User:
+    """USER of PROCESS's user namespace in the host's numbers."""
+    uids, gids = (id_maps.parse_id_map(process.read(name)) for name in ("uid_map", "gid_map"))
+    uid, gid = id_maps.find_outside(user.uid, uids), id_maps.find_outside(user.gid, gids)
+    if uid is None or gid is None:
+        raise ContainerError(f"its user namespace has no user {user.uid} with group {user.gid}")
+    groups = (id_maps.find_outside(group, gids) for group in user.groups)
+    return User(uid, gid, tuple(group for group in groups if group is not None))
 
 
 def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[store.StoredImage | Attachment]:
@@ -180,20 +269,36 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
         os.close(fd)
 
 
-def _report(results: Sequence[Result], command: Command) -> list[dict[str, Any]]:
+def _report(
+    results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], command: Command, output: Output
+) -> list[dict[str, Any]]:
     reports = []
-    for result in results:
+    lost: list[str] = []
+    for result, streams in zip(results, sinks):
         report = {name: value for name, value in vars(result).items() if name != "error"}
-        for name in ("stdout", "stderr"):
-            report[name] = report[name].decode("utf-8", "replace")
-            report[name + "_lines"] = report[name].splitlines()
+        for name in STREAMS:
+            report.update(_report_stream(name, streams[name], output))
+            try:
+                streams[name].close()
+            except OSError as error:  # a file system over a network tells of its failures late
+                lost.append(f"container {result.container}: its {name} cannot be kept: {error.strerror}")
         if result.error:
             report["msg"] = result.error
         reports.append(report)
-    failures = [f"container {result.container}: {result.error}" for result in results if result.error]
+    failures = [f"container {result.container}: {result.error}" for result in results if result.error] + lost
     late = [result.container for result in results if result.timed_out]
     if late:
         failures.append(f"killed after {command.timeout_s:g} s in: {', '.join(late)}")
     if failures:
         raise ExecutionError("; ".join(failures), results=reports)
     return reports
+
+
+def _report_stream(name: str, sink: Sink, output: Output) -> dict[str, Any]:
+    if output.dest is not None:
+        return {f"{name}_path": sink.path}
+    data = sink.read()
+    if output.encoding == "base64":
+        return {name: base64.b64encode(data).decode("ascii")}
+    text = data.decode("utf-8", "replace")
+    return {name: text, f"{name}_lines": text.splitlines()}

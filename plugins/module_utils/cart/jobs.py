@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 
@@ -15,39 +15,72 @@ class ExecutionError(FleetError):
     """A command could not be started; the text says in which container and why."""
 
 
+NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time", "user")  # as in /proc/PID/ns
+DEFAULT_NAMESPACES = NAMESPACES[:5]
+MAX_OUTPUT_BYTES = 4 << 20
+
+
 @dataclass(frozen=True)
 class Command:
-    """What to run: TIMEOUT_S None waits for ever; ENV goes on top of the image's own."""
+    """What to run: TIMEOUT_S None waits for ever; ENV goes on top of the image's own.
+
+    CONFINED to what the container's first process may do, in all its NAMESPACES; otherwise with the host's capabilities in the set
+    CAPABILITIES, None for the user's usual ones.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     stdin: bytes | None = None
     chdir: str = "/"
     timeout_s: float | None = None
+    namespaces: tuple[str, ...] = DEFAULT_NAMESPACES
+    confined: bool = False
+    capabilities: int | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's output goes: into the result, or, with DEST, into files in that folder of the host.
+
+    MAX_BYTES is the bound for each stream and container; None is 4 MiB for results and no bound for files. ENCODING is text or base64.
+    """
+
+    max_bytes: int | None = None
+    encoding: str = "text"
+    dest: str | None = None
+
+    @property
+    def bound(self) -> int | None:
+        """The bound that holds."""
+        return MAX_OUTPUT_BYTES if self.max_bytes is None and self.dest is None else self.max_bytes
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command for one container: MOUNT_FD is a detached mount of the image for PREFIX, PROGRAM and ENVIRONMENT are in its terms."""
+    """A command for one container: MOUNT_FD is a detached mount of the image for PREFIX, PROGRAM and ENVIRONMENT are in its terms.
+
+    GROUPS are the control groups to join: names of hierarchies and descriptors of their files.
+    """
 
     target: Target
     command: Command
-    user: User
+    rights: Rights
     mount_fd: int
     prefix: str
     program: str
     environment: dict[str, str]
+    groups: dict[str, int]
 
 
 @dataclass
 class Result:
-    """How a command ended: RC is 128 + n after signal n; times are seconds since the epoch."""
+    """How a command ended: RC is 128 + n after signal n; times are seconds since the epoch; sizes are what it wrote, in bytes."""
 
     container: str
     id: str
     rc: int = -1
-    stdout: bytes = b""
-    stderr: bytes = b""
+    stdout_size: int = 0
+    stderr_size: int = 0
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     timed_out: bool = False

@@ -211,7 +211,7 @@ def _writable(parent_fd: int) -> Iterator[int]:
     try:
         try:
             tree_fd = syscalls.open_tree(parent_fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
-            syscalls.mount_clear_attributes(tree_fd, syscalls.MOUNT_ATTR_RDONLY)
+            syscalls.mount_setattr(tree_fd, take=syscalls.MOUNT_ATTR_RDONLY)
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree_fd)
         except OSError as error:
             # An older kernel, or a mount that another user namespace has locked.

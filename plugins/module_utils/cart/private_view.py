@@ -21,9 +21,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
 SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: where a folder for what a command needs besides is seen
 
 
-def enter_private_copy(namespace: MountNamespace, mount_fd: int, prefix: str, scratch_fd: int | None = None) -> None:
-    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX, and the mount SCRATCH_FD beside it."""
-    enter_mount_namespace(namespace)
+def enter_private_copy(
+    namespace: MountNamespace | None, mount_fd: int, prefix: str, scratch_fd: int | None = None
+) -> None:
+    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX, and the mount SCRATCH_FD beside it.
+
+    NAMESPACE None is the one that the caller is in.
+    """
+    if namespace is not None:
+        enter_mount_namespace(namespace)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount_make_private("/")
     parent, name = os.path.split(prefix)

@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The processes between a module and its commands in containers: a server, and for each command a supervisor.
+"""The process between a module and its commands in containers: it starts them and sees to it that nothing of them is left.
 
-The server is a small program of its own: to fork the module, with all of Ansible and an engine's SDK in it, takes several
-times as long. A supervisor lives in the container's pid namespace and the host's mount namespace, and the command is its
-child. Whatever the command starts and leaves comes back to it (it is a subreaper), wherever that has moved. It reaps all of
-it, and when the command has ended, or the module asks, or the module is gone, it kills what is left.
+It is a small program of its own, for to fork the module, with all of Ansible and an engine's SDK in it, takes several times as long.
+It stays on the host. When a command has ended, or the module asks, or the module is gone, or the container's first process has ended,
+it kills what the command has left.
 """
 
 from __future__ import annotations
@@ -17,165 +16,256 @@ import os
 import select
 import signal
 import socket
-from typing import Any, NoReturn
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import enter_private_copy
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace, close_all_but
 
-# The descriptors that come with an order: namespaces by their names in /proc/PID/ns, the container's root, the image's mount,
-# a memory file with the order itself, the command's stdin, stdout and stderr, and the channel to the module; where the order
-# has a scratch folder, its mount.
-DESCRIPTORS = (
-    "pid",
-    "net",
-    "ipc",
-    "uts",
-    "mnt",
-    "root",
-    "image",
-    "order",
-    "stdin",
-    "stdout",
-    "stderr",
-    "channel",
-    "scratch",
-)
-_TITLE = "crashcart"
-_ENTERED = {"net": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC, "uts": syscalls.CLONE_NEWUTS}
 _KILL_S = 0.01  # between two rounds of killing
+_GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
+_MAX_FDS = 64
+_MAX_REPORT_BYTES = 1 << 16
+_KILLED = "the command was killed with its supervisor: the container ended, or somebody in it did that"
+
+
+@dataclass
+class _Session:
+    """A command that runs: PID is the process that was forked for it, and NAMESPACE its private mount namespace once it is ready."""
+
+    pid: int
+    is_confined: bool
+    channel: int
+    report: int
+    first_process: int
+    text: bytes = b""
+    namespace: str = ""
+    error: str = ""
+    rc: int | None = None
+    is_reaped: bool = False
+    is_ending: bool = False
 
 
 def serve(control_fd: int) -> None:
-    """Start a supervisor for each message of DESCRIPTORS that comes through CONTROL_FD, until that is closed."""
+    """Start a command for each message that comes through CONTROL_FD, until that is closed.
+
+    A message is JSON: whether the command is confined, and the names of the descriptors that come with it.
+    """
     gc.disable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors answer through their channels
-    control = socket.socket(fileno=control_fd)
-    while True:
-        fds = array.array("i")
-        message, ancillary, _flags, _address = control.recvmsg(
-            1, socket.CMSG_SPACE(len(DESCRIPTORS) * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-        )
-        if not message:
-            return
-        for _level, _type, data in ancillary:
-            fds.frombytes(data)
-        start(dict(zip(DESCRIPTORS, fds)))
-        for fd in fds:
-            os.close(fd)
+    _supervise(socket.socket(fileno=control_fd), [])
 
 
-def start(given: dict[str, int]) -> None:
-    """Start a supervisor with the descriptors GIVEN; its pid, or why there is none, goes through the channel."""
-    try:
-        syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
-        pid = os.fork()
-        if pid == 0:
-            _supervise(given)
-        _say(given["channel"], {"pid": pid})
-    except OSError as error:  # ENOMEM: a pid namespace whose first process has ended takes no more
-        _say(given["channel"], {"error": f"cannot enter the container, it may have just ended: {error}"})
+def start(given: dict[str, int], *, confined: bool) -> None:
+    """Fork a supervisor for the one command of GIVEN."""
+    if os.fork() == 0:
+        _serve_one(given, confined)
 
 
-def _supervise(given: dict[str, int]) -> NoReturn:
-    """Start the ordered command and see it to its end; the channel takes lines of JSON: ready (with the private mount
-    namespace), rc (when nothing of it is left) or error."""
-    channel = given["channel"]
+def _serve_one(given: dict[str, int], confined: bool) -> NoReturn:
     try:
         os.setsid()
-        close_all_but(set(given.values()))
-        woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        syscalls.set_child_subreaper()
-        processes.set_title(_TITLE)
-        with open(given["order"], encoding="ascii") as file:
-            order = json.load(file)
-        command = os.fork()
-        if command == 0:
-            _become_command(given, order)
-        close_all_but({channel, woken, waker})
-        _say(channel, {"rc": _wait_for_all(command, channel, woken)})
-    except BaseException as error:
-        _say(channel, {"error": str(error)})
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        session = _start(given, confined)
+        kept = {session.channel, session.report, session.first_process} if session else set()
+        for fd in set(given.values()) - kept:
+            os.close(fd)
+        _supervise(None, [session] if session else [])
     finally:
         os._exit(0)
 
 
-def _wait_for_all(command: int, channel: int, woken: int) -> int:
-    """Reap until no child is left; how COMMAND ended, as shells tell it: the exit code, or 128 + the signal."""
-    status = 0
-    ending = False
+def _supervise(control: socket.socket | None, sessions: list[_Session]) -> None:
+    """See SESSIONS, and those that are ordered through CONTROL, to their ends."""
+    woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    deadline = None
+    while control is not None or sessions:
+        poll = select.poll()
+        for fd in _list_watched(control, woken, sessions):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _event in poll.poll(_KILL_S * 1000 if any(one.is_ending for one in sessions) else None)}
+        if control is not None and control.fileno() in ready:
+            if not _take_orders(control, sessions):
+                control, deadline = None, time.monotonic() + _GIVE_UP_S
+                os.dup2(1, 2)  # who waits for the module's errors to end need not wait for this
+            # Children of ours are again the host's.
+            syscalls.setns(own_pid_namespace, syscalls.CLONE_NEWPID)
+        with suppress(BlockingIOError):
+            os.read(woken, 4096)
+        for session in sessions:
+            _read_report(session, ready)
+            session.is_ending |= control is None and deadline is not None
+            if session.first_process in ready:
+                session.error = session.error or _KILLED
+            session.is_ending |= session.channel in ready or session.first_process in ready
+        _reap(sessions)
+        _kill_rests(sessions)
+        for session in [one for one in sessions if one.is_reaped and not one.namespace]:
+            _finish(session)
+            sessions.remove(session)
+        if deadline is not None and time.monotonic() > deadline:
+            return
+
+
+def _list_watched(control: socket.socket | None, woken: int, sessions: list[_Session]) -> list[int]:
+    watched = [woken] if control is None else [woken, control.fileno()]
+    for session in sessions:
+        watched += [session.report] if session.report >= 0 else []
+        watched += [] if session.is_ending else [session.channel, session.first_process]
+    return watched
+
+
+def _take_orders(control: socket.socket, sessions: list[_Session]) -> bool:
+    """Start the command of one message; false when there will be no more."""
+    fds = array.array("i")
+    message, ancillary, _flags, _address = control.recvmsg(
+        4096, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    if not message:
+        return False
+    for _level, _type, data in ancillary:
+        fds.frombytes(data)
+    order = json.loads(message)
+    given = dict(zip(order["names"], fds))
+    session = _start(given, order["confined"])
+    if session:
+        sessions.append(session)
+    kept = {session.channel, session.report, session.first_process} if session else set()
+    for fd in set(fds) - kept:
+        os.close(fd)
+    return True
+
+
+def _start(given: dict[str, int], confined: bool) -> _Session | None:
+    """Fork for the command of GIVEN; None, and the channel has been told why, when that cannot be."""
+    try:
+        # A confined command's first process does this itself, and stays outside.
+        if "pid" in given and not confined:
+            syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            command.run({**given, command.REPORT: writer})
+        os.close(writer)
+        os.set_blocking(reader, False)
+        return _Session(pid, confined, given[command.CHANNEL], reader, given[command.FIRST_PROCESS])
+    except OSError as error:  # ENOMEM: a pid namespace whose first process has ended takes no more
+        command.tell(given[command.CHANNEL], {"error": f"cannot enter the container, it may have just ended: {error}"})
+        return None
+
+
+def _read_report(session: _Session, ready: set[int]) -> None:
+    """Take what the command's processes say; they may be somebody else's by now, so little is believed."""
+    if session.report < 0 or session.report not in ready:
+        return
+    part = b""
+    with suppress(BlockingIOError):
+        part = os.read(session.report, 4096)
+        session.text += part
+    if not part or len(session.text) > _MAX_REPORT_BYTES:
+        _close_report(session)
+    *lines, rest = session.text.split(b"\n")
+    session.text = rest
+    for line in lines:
+        try:
+            message = json.loads(line)
+            session.error = session.error or str(message.get("error", ""))
+            session.is_ending |= "ended" in message
+            if "ready" in message and not session.namespace:
+                session.namespace = os.readlink(f"/proc/{session.pid}/ns/mnt")
+                command.tell(session.channel, {"ready": True})
+        except (ValueError, AttributeError, OSError):
+            continue  # no word of ours, or it has ended meanwhile
+
+
+def _close_report(session: _Session) -> None:
+    if session.report >= 0:
+        os.close(session.report)
+        session.report = -1
+
+
+def _reap(sessions: list[_Session]) -> None:
     while True:
         try:
-            pid, one_status = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        if pid == command:
-            status = one_status
-            ending = True
-        if pid:
+            return
+        if pid == 0:
+            return
+        for session in sessions:
+            if session.pid == pid:
+                _read_report(session, {session.report})
+                session.is_reaped = session.is_ending = True
+                if os.WIFSIGNALED(status):
+                    session.error = session.error or _KILLED
+                else:
+                    session.rc = os.WEXITSTATUS(status)
+                    session.namespace = ""  # its reaper has seen all to their ends
+
+
+def _kill_rests(sessions: list[_Session]) -> None:
+    """Kill what ending sessions have left: all below the reaper, or all in the private mount namespace when that is gone."""
+    ending = [session for session in sessions if session.is_ending and (session.namespace or not session.is_reaped)]
+    if not ending:
+        return
+    pids = processes.read_pids()
+    parents = {pid: processes.read_parent(pid) for pid in pids}
+    for session in ending:
+        if session.is_reaped:
+            if not _kill_all_in(session.namespace, pids):
+                session.namespace = ""
             continue
-        if ending:
-            _kill_children()
-            select.select([woken], [], [], _KILL_S)
-        else:
-            ready, _write, _error = select.select([woken, channel], [], [])
-            ending = channel in ready  # the module has closed its end, or a half of it
-        try:
-            os.read(woken, 4096)
-        except BlockingIOError:
+        if not session.namespace:  # not ready: nothing of the image runs yet, and what it waits for may never come
+            os.kill(session.pid, signal.SIGKILL)
             continue
+        reapers = {session.pid}
+        if session.is_confined:
+            reapers.update(pid for pid in pids if parents[pid] == session.pid)
+        for pid in reapers:
+            _signal(pid, parents.get(pid, 0), signal.SIGCONT)  # the container's root may have stopped it
+        below = set(reapers)
+        for pid in sorted(pids, key=lambda one: _find_depth(one, parents)):
+            if parents[pid] in below and pid not in reapers:
+                below.add(pid)
+                _signal(pid, parents[pid], signal.SIGKILL)
 
 
-def _kill_children() -> None:
-    """Kill every child; theirs become ours and are killed the next time."""
-    own = int(os.readlink("/proc/self"))  # the host's number of this process: /proc is the host's
-    for pid in processes.read_pids():
-        if processes.read_parent(pid) != own:
-            continue
-        try:
-            with processes.Process(pid) as child:
-                if processes.read_parent(pid) == own:
-                    child.kill(signal.SIGKILL)
-        except processes.ProcessGone:
-            continue
+def _find_depth(pid: int, parents: dict[int, int]) -> int:
+    depth = 0
+    while pid in parents and depth < len(parents):
+        pid = parents[pid]
+        depth += 1
+    return depth
 
 
-def _become_command(given: dict[str, int], order: dict[str, Any]) -> NoReturn:
-    """Enter the container, build the private view of it, and run the command."""
-    channel = given["channel"]
-    try:
-        os.setsid()  # so that its `kill 0` is its own affair
-        for wanted, name in enumerate(("stdin", "stdout", "stderr")):
-            os.dup2(given[name], wanted)
-        for name, kind in _ENTERED.items():
-            syscalls.setns(given[name], kind)
-        own_namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # as the host sees them
-        namespace = MountNamespace(given["mnt"], given["root"])
-        enter_private_copy(namespace, given["image"], order["prefix"], given.get("scratch"))
-        os.chdir(order["chdir"])
-        uid, gid, groups = order["user"]
-        if (uid, gid) != (0, 0) or groups:
-            os.setgroups(groups)
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-            # The container's setuid programs would get the host's capabilities, not the container's.
-            syscalls.set_no_new_privileges()
-        # Should somebody kill the supervisor, the command goes with it; after the change of user, which would undo this.
-        syscalls.set_parent_death_signal(signal.SIGKILL)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that
-        _say(channel, {"ready": os.readlink("mnt", dir_fd=own_namespaces)})
-        os.execve(order["program"], order["argv"], order["environment"])
-    except BaseException as error:
-        _say(channel, {"error": f"cannot run {order['program']}: {error}"})
-    finally:
-        os._exit(127)
+def _signal(pid: int, parent: int, number: int) -> None:
+    """Send NUMBER to PID if it still is the child of PARENT."""
+    with suppress(processes.ProcessGone), processes.Process(pid) as process:
+        if processes.read_parent(pid) == parent:
+            process.kill(number)
 
 
-def _say(channel: int, message: dict[str, Any]) -> None:
-    try:
-        os.write(channel, json.dumps(message).encode("ascii") + b"\n")
-    except OSError:
-        return  # the module is gone
+def _kill_all_in(namespace: str, pids: list[int]) -> bool:
+    """Kill those of PIDS that are in the mount NAMESPACE; whether there were any."""
+    found = False
+    for pid in pids:
+        with suppress(processes.ProcessGone, PermissionError), processes.Process(pid) as process:
+            if process.namespace("mnt") == namespace:
+                process.kill(signal.SIGKILL)
+                found = True
+    return found
+
+
+def _finish(session: _Session) -> None:
+    """Tell how it ended, and let go of it."""
+    if session.error:
+        command.tell(session.channel, {"error": session.error})
+    else:
+        command.tell(session.channel, {"rc": session.rc})
+    _close_report(session)
+    os.close(session.channel)
+    os.close(session.first_process)

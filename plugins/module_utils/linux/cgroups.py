@@ -60,6 +60,29 @@ def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | 
     return None
 
 
+def gen_joins(
+    wanted: Iterable[Membership], own: Iterable[Membership], mounts: list[Mount]
+) -> Iterator[tuple[Membership, str]]:
+    """For each hierarchy in which WANTED is another group than OWN: the membership, and the file of that group to write 0 to.
+
+    The file is empty where the hierarchy is not mounted. A single-threaded process may use `tasks` of version 1, which needs no lock
+    that the whole host shares.
+    """
+    present = set(own)
+    for membership in wanted:
+        if membership in present:
+            continue
+        if membership.controllers:
+            mount_point = _find_v1_mount_point(membership.controllers[0], mounts)
+            name = "tasks"
+        else:
+            mount_point = next(
+                (one.mount_point for one in mounts if one.filesystem == "cgroup2" and one.root == "/"), None
+            )
+            name = "cgroup.procs"
+        yield membership, f"{mount_point}{membership.path}/{name}" if mount_point else ""
+
+
 def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
     name = controller[5:] if controller.startswith("name=") else controller
     for mount in mounts:

@@ -9,19 +9,24 @@ is needed. Sources: the man pages named in each docstring.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.ptrace.restype = ctypes.c_long
 
-AT_RECURSIVE = 0x8000
 AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 
+CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -58,6 +63,7 @@ IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
@@ -68,8 +74,23 @@ _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_PIDFD_OPEN = 434
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+
+# The one call used here that is older than the common numbers: keyctl, by the kernel's names of machines.
+_SYS_KEYCTL = {
+    "x86_64": 250,
+    "aarch64": 219,
+    "riscv64": 219,
+    "loongarch64": 219,
+    "ppc64le": 271,
+    "s390x": 280,
+    "armv7l": 311,
+}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def _check(result: int, *what: object) -> int:
@@ -116,19 +137,58 @@ def umount2(path: str, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(path), flags), "umount", path)
 
 
+def prctl(option: int, first: int = 0, second: int = 0) -> int:
+    """One of the operations of prctl(2)."""
+    return _check(_libc.prctl(option, ctypes.c_ulong(first), ctypes.c_ulong(second), 0, 0), "prctl", option)
+
+
 def set_parent_death_signal(signal_number: int) -> None:
     """Have SIGNAL_NUMBER sent to this process when its parent dies: prctl(2)."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl")
+    prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def set_child_subreaper() -> None:
     """Have orphaned descendants (of the same pid namespace) become children of this process: prctl(2)."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0), "prctl")
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_no_new_privileges() -> None:
     """Have no program that this process or its children run gain privileges, by setuid bits or file capabilities: prctl(2)."""
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl")
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_undumpable() -> None:
+    """Let nobody look into this process without CAP_SYS_PTRACE in the user namespace it came from, until it execs: prctl(2)."""
+    prctl(_PR_SET_DUMPABLE, 0)
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set three of the calling thread's capability sets: capset(2)."""
+    low = 0xFFFFFFFF
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    sets = (effective, permitted, inheritable)
+    data = struct.pack("6I", *(one & low for one in sets), *(one >> 32 for one in sets))
+    _check(_libc.capset(header, data), "capset")
+
+
+def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+    """One of the requests of ptrace(2)."""
+    return _check(
+        _libc.ptrace(_long(request), _long(pid), ctypes.c_void_p(address), ctypes.c_void_p(data)), "ptrace", pid
+    )
+
+
+def pidfd_open(pid: int) -> int:
+    """A descriptor of process PID, which can be read from when it has ended: pidfd_open(2), Linux 5.3."""
+    return _check(_libc.syscall(_long(_SYS_PIDFD_OPEN), _long(pid), _long(0)), "pidfd_open", pid)
+
+
+def join_new_session_keyring() -> None:
+    """Leave the caller's session keyring for an empty one: keyctl(2); raises OSError ENOSYS where its number is not known."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of keyctl is not known on {os.uname().machine}")
+    _check(_libc.syscall(_long(number), _long(_KEYCTL_JOIN_SESSION_KEYRING), None), "keyctl")
 
 
 def set_process_name(name: str) -> None:
@@ -190,6 +250,17 @@ def move_mount(mount_fd: int, to_fd: int) -> None:
     )
 
 
+def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0) -> None:
+    """GIVE the mount behind MOUNT_FD some MOUNT_ATTR_*, and TAKE others from it: mount_setattr(2), Linux 5.12."""
+    change = struct.pack("QQQQ", give, take, 0, 0)
+    _check(
+        _libc.syscall(
+            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(AT_EMPTY_PATH), change, ctypes.c_size_t(len(change))
+        ),
+        "mount_setattr",
+    )
+
+
 def fsopen(filesystem: str) -> int:
     """A descriptor to configure a new superblock of type FILESYSTEM with: fsopen(2), Linux 5.2."""
     return _check(
@@ -210,15 +281,4 @@ def fsmount(context_fd: int, attributes: int) -> int:
     """A descriptor for a detached mount of the superblock behind CONTEXT_FD: fsmount(2), Linux 5.2."""
     return _check(
         _libc.syscall(_long(_SYS_FSMOUNT), _long(context_fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"
-    )
-
-
-def mount_clear_attributes(mount_fd: int, attributes: int) -> None:
-    """Take ATTRIBUTES (MOUNT_ATTR_…) away from the mount behind MOUNT_FD: mount_setattr(2), Linux 5.12."""
-    change = struct.pack("QQQQ", 0, attributes, 0, 0)
-    _check(
-        _libc.syscall(
-            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(AT_EMPTY_PATH), change, ctypes.c_size_t(len(change))
-        ),
-        "mount_setattr",
     )

@@ -205,3 +205,17 @@ def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
     containers.write_text("plugin: crashcart.fleet.containers\nhosts: [nonesuch]\n")
     done = host.run("ansible-inventory", "-i", str(hosts), "-i", str(containers), "--list")
     assert "called 'nonesuch'" in done.stderr
+
+
+def test_tasks_are_in_the_containers_control_groups_and_may_be_confined(inside):
+    """Facts tell the capabilities; the container has no shell to look with."""
+    groups = Path(f"/proc/{host.find_pid(inside.name)}/cgroup").read_text()
+    assert inside("ansible.builtin.command", {"argv": ["cat", "/proc/self/cgroup"]})["stdout"].strip() == groups.strip()
+    read = {"argv": ["grep", "-E", "^(Cap|Seccomp)", "/proc/self/status"]}
+    wanted = [
+        line
+        for line in Path(f"/proc/{host.find_pid(inside.name)}/status").read_text().splitlines()
+        if line.startswith(("Cap", "Seccomp"))
+    ]
+    assert inside("ansible.builtin.command", read)["stdout_lines"] != wanted
+    assert inside("ansible.builtin.command", read, ansible_cart_confined=True)["stdout_lines"] == wanted

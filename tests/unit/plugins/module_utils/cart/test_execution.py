@@ -7,7 +7,15 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, ExecutionError, Result
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
+    DEFAULT_NAMESPACES,
+    NAMESPACES,
+    Command,
+    ExecutionError,
+    Output,
+    Result,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink
 
 
 def parse(**options):
@@ -68,34 +76,75 @@ def test_what_is_no_command_is_refused(options, message):
         parse(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confined": True, "namespaces": ["net"]}, "leave out `namespaces`"),
+        ({"confined": True, "chosen": []}, "leave out `namespaces` and `capabilities`"),
+        ({"namespaces": []}, "name at least one"),
+        ({"chosen": ["net_raw", "cap_nonsense"]}, "none called 'cap_nonsense'; it has CHOWN"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ExecutionError, match=message):
+        parse(cmd="x", **options)
+
+
+def test_choices():
+    assert parse(cmd="x").namespaces == DEFAULT_NAMESPACES
+    assert parse(cmd="x").capabilities is None
+    assert parse(cmd="x", confined=True).namespaces == NAMESPACES
+    assert parse(cmd="x", namespaces=["net"], chosen=["CHOWN", "KILL"]) == Command(
+        ("x",), namespaces=("net",), capabilities=0x21
+    )
+
+
 def make_result(**values):
     return Result(**{"container": "web", "id": "0" * 64, "rc": 0, "start": 1.0, "end": 2.0, **values})
+
+
+def make_sinks(stdout=b"", stderr=b""):
+    sinks = {stream: Sink(None) for stream in STREAMS}
+    sinks["stdout"].write(stdout)
+    sinks["stderr"].write(stderr)
+    return sinks
+
+
+def report(results, sinks, output=None):
+    return execution._report(results, sinks, COMMAND, output or Output())
 
 
 COMMAND = Command(("x",), timeout_s=2.0)
 
 
 def test_report_of_commands_that_ended():
-    (report,) = execution._report([make_result(rc=3, stdout=b"a\nb\n", stderr=b"\xff")], COMMAND)
-    assert report["stdout"] == "a\nb\n"
-    assert report["stdout_lines"] == ["a", "b"]
-    assert report["stderr_lines"] == ["\ufffd"]
-    assert (report["container"], report["rc"], report["timed_out"]) == ("web", 3, False)
-    assert "error" not in report
-    assert "msg" not in report
+    (one,) = report([make_result(rc=3)], [make_sinks(b"a\nb\n", b"\xff")])
+    assert one["stdout"] == "a\nb\n"
+    assert one["stdout_lines"] == ["a", "b"]
+    assert one["stderr_lines"] == ["\ufffd"]
+    assert (one["container"], one["rc"], one["timed_out"]) == ("web", 3, False)
+    assert "error" not in one
+    assert "msg" not in one
+
+
+def test_report_in_base64():
+    (one,) = report([make_result()], [make_sinks(b"\x00\xff")], Output(encoding="base64"))
+    assert (one["stdout"], one["stderr"]) == ("AP8=", "")
+    assert "stdout_lines" not in one
 
 
 def test_report_of_commands_that_failed_names_all_and_keeps_all_results():
     results = [
-        make_result(stdout=b"fine"),
+        make_result(),
         make_result(container="db", error="it is gone"),
         make_result(container="slow", timed_out=True, rc=137),
         make_result(container="slower", timed_out=True, rc=137),
     ]
+    sinks = [make_sinks(b"fine"), make_sinks(), make_sinks(), make_sinks()]
     with pytest.raises(ExecutionError) as caught:
-        execution._report(results, COMMAND)
+        report(results, sinks)
     assert str(caught.value) == "container db: it is gone; killed after 2 s in: slow, slower"
     reports = caught.value.result["results"]
-    assert [report["container"] for report in reports] == ["web", "db", "slow", "slower"]
+    assert [one["container"] for one in reports] == ["web", "db", "slow", "slower"]
     assert reports[0]["stdout"] == "fine"
     assert reports[1]["msg"] == "it is gone"

@@ -7,10 +7,12 @@ import signal
 import subprocess
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Job
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import Server, run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 
@@ -19,12 +21,13 @@ def test_a_container_that_has_just_ended_is_an_error_and_no_hang():
         child.kill()
         child.wait()
         container = Container("a" * 64, "gone", "running", child.pid, "image", {})
-        job = Job(
-            Target(container, process), Command(("true",)), User(), -1, "/dev/crashcart", "/dev/crashcart/bin/true", {}
-        )
+        rights = Rights(0, 0, (), None, no_new_privileges=False)
+        program = "/dev/crashcart/bin/true"
+        job = Job(Target(container, process), Command(("true",)), rights, -1, "/dev/crashcart", program, {}, {})
+        sinks = {stream: Sink(1) for stream in STREAMS}
         signal.alarm(10)  # a hang ends the test run
         with Server() as server:
-            results = run_jobs([job, job], server)
+            results = run_jobs([job, job], [sinks, sinks], server)
         signal.alarm(0)
     assert [(one.container, one.rc) for one in results] == [("gone", -1)] * 2
     assert all("may have just ended" in one.error for one in results)

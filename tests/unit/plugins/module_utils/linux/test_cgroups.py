@@ -127,6 +127,38 @@ def test_nothing_mounted():
     assert find(V1_CGROUP, V2_MOUNTS) is None
 
 
+def find_joins(wanted, own, mounts):
+    joins = cgroups.gen_joins(cgroups.parse_cgroup(wanted), cgroups.parse_cgroup(own), parse_mounts(mounts))
+    return {",".join(membership.controllers): path for membership, path in joins}
+
+
+def test_every_hierarchy_of_version_1_is_joined_where_the_group_is_another():
+    own = (
+        b"12:pids:/\n11:cpuset:/\n10:cpu,cpuacct:/user.slice\n4:memory:/docker/" + ID.encode() + b"\n1:name=systemd:/\n"
+    )
+    assert find_joins(V1_CGROUP, own, V1_MOUNTS) == {
+        "pids": f"/sys/fs/cgroup/pids/docker/{ID}/tasks",
+        "cpuset": "",  # which is not mounted: the caller has to say so
+        "cpu,cpuacct": f"/sys/fs/cgroup/cpu,cpuacct/docker/{ID}/tasks",
+        "name=systemd": f"/sys/fs/cgroup/systemd/docker/{ID}/tasks",
+    }
+
+
+def test_the_one_hierarchy_of_version_2_is_joined():
+    path = f"/sys/fs/cgroup/system.slice/docker-{ID}.scope/cgroup.procs"
+    assert find_joins(V2_CGROUP, b"0::/user.slice\n", V2_MOUNTS) == {"": path}
+
+
+def test_a_hybrid_layout_is_joined_in_both():
+    joins = find_joins(HYBRID_CGROUP, b"0::/\n", HYBRID_MOUNTS)
+    assert joins[""] == "/sys/fs/cgroup/unified/system.slice/containerd.service/cgroup.procs"
+    assert joins["memory"] == f"/sys/fs/cgroup/memory/docker/{ID}/tasks"
+
+
+def test_nobody_joins_where_they_are():
+    assert find_joins(V1_CGROUP, V1_CGROUP, V1_MOUNTS) == {}
+
+
 def test_pids_of_a_group_and_of_those_below(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "threaded").mkdir()

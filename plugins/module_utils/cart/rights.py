@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a command may do, and how its process takes that on, in an order in which each step still may be done."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities import CapabilitySets
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a process may do. Numbers of users and groups are the host's.
+
+    CAPABILITY_SETS None are all that there are. LIMITS are triples of resource, soft and hard limit. LABEL is what
+    labels.find_transition tells. HAS_FILTERS says whether the first process is under seccomp filters, which are to be read from it.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    capability_sets: CapabilitySets | None
+    no_new_privileges: bool
+    limits: tuple[tuple[int, int, int], ...] = ()
+    label: tuple[str, str] = ("", "")
+    has_filters: bool = False
+
+
+def parse_rights(given: dict[str, Any]) -> Rights:
+    """Rights from what asdict made of them and JSON brought."""
+    sets = given["capability_sets"]
+    return Rights(**{**given, "capability_sets": None if sets is None else CapabilitySets(**sets)})
+
+
+def read_filters(pid: int) -> list[bytes]:
+    """The seccomp filters of the first process PID of a container; raises OSError with the way out."""
+    try:
+        return seccomp.read_filters(pid)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the seccomp filter of its first process ({pid}) cannot be read ({error.strerror}): that takes a kernel with"
+            " CONFIG_CHECKPOINT_RESTORE, and nobody else who traces that process; without it attach the tools with"
+            " crashcart_attach and use the runtime's own exec",
+        ) from error
+
+
+def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
+    """Become what RIGHTS say, in the user namespace of USER_NAMESPACE_FD, but for what `seal` does."""
+    for number, soft, hard in rights.limits:
+        if resource.getrlimit(number) != (soft, hard):
+            resource.setrlimit(number, (soft, hard))
+    os.setgroups(rights.groups)
+    os.setresgid(rights.gid, rights.gid, rights.gid)
+    sets = rights.capability_sets
+    if sets is not None:
+        capabilities.keep_over_setuid(True)
+    os.setresuid(rights.uid, rights.uid, rights.uid)
+    if user_namespace_fd is not None:
+        # It gives all capabilities in there, and takes those outside.
+        syscalls.setns(user_namespace_fd, syscalls.CLONE_NEWUSER)
+    if sets is not None:
+        capabilities.keep_over_setuid(False)
+        capabilities.drop_bounding(sets.bounding)
+    if not rights.no_new_privileges:
+        for one in filters:  # this takes CAP_SYS_ADMIN
+            seccomp.install_filter(one)
+    if sets is not None:
+        capabilities.take(sets)
+
+
+def seal(rights: Rights, filters: Sequence[bytes]) -> None:
+    """The last steps before execve, which a filter of the container's may not allow to be followed by others."""
+    if rights.no_new_privileges:
+        syscalls.set_no_new_privileges()
+        for one in filters:
+            seccomp.install_filter(one)

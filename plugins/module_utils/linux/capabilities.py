@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Capabilities of processes: the five sets of one, read from /proc and taken on by the calling process.
+
+A set is a number whose bit N stands for capability N. Source: capabilities(7).
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Iterable, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+# fmt: off
+# By their numbers in the kernel's header.
+NAMES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
+    "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
+    "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
+    "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+)
+# fmt: on
+ALL = (1 << 64) - 1
+
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_SECBIT_NO_SETUID_FIXUP = 4
+_BITS = 64
+
+
+@dataclass(frozen=True)
+class CapabilitySets:
+    """The five sets of a process."""
+
+    inheritable: int
+    permitted: int
+    effective: int
+    bounding: int
+    ambient: int
+
+
+def parse_names(names: Iterable[str]) -> int:
+    """The set of NAMES, with or without CAP_, in any case; raises ValueError for one that Linux does not have."""
+    found = 0
+    for name in names:
+        plain = name.strip().upper()
+        plain = plain[4:] if plain.startswith("CAP_") else plain
+        if plain not in NAMES:
+            raise ValueError(name)
+        found |= 1 << NAMES.index(plain)
+    return found
+
+
+def list_names(capabilities: int) -> list[str]:
+    """The names of those in the set CAPABILITIES."""
+    return [f"CAP_{name}" for number, name in enumerate(NAMES) if capabilities >> number & 1]
+
+
+def parse_sets(status: Mapping[str, str]) -> CapabilitySets:
+    """The sets from the fields of /proc/PID/status."""
+    return CapabilitySets(*(int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")))
+
+
+def drop_bounding(keep: int) -> None:
+    """Take all but KEEP out of the bounding set; needs CAP_SETPCAP."""
+    for number in range(_BITS):
+        if not keep >> number & 1:
+            try:
+                syscalls.prctl(_PR_CAPBSET_DROP, number)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the kernel has no more
+                    return
+                raise
+
+
+def keep_over_setuid(keep: bool) -> None:
+    """Whether a change of user leaves the capabilities alone; needs CAP_SETPCAP."""
+    syscalls.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP if keep else 0)
+
+
+def take(sets: CapabilitySets) -> None:
+    """Make SETS the calling process's, all but the bounding set."""
+    syscalls.capset(sets.effective, sets.permitted, sets.inheritable)
+    syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in range(_BITS):
+        if sets.ambient >> number & 1:
+            syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)

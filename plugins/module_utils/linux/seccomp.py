@@ -1,0 +1,88 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The seccomp filters of a process, read by ptrace and installed in another one.
+
+Sources: ptrace(2), seccomp(2). To be read a process is stopped for some ten microseconds; should its reader be killed
+meanwhile, the kernel lets it go on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+from typing import Any, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+_PTRACE_DETACH = 17
+_PTRACE_SEIZE = 0x4206
+_PTRACE_INTERRUPT = 0x4207
+_PTRACE_SECCOMP_GET_FILTER = 0x420C
+_PTRACE_EVENT_STOP = 128
+_WALL = 0x40000000
+_PR_SET_SECCOMP = 22
+_SECCOMP_MODE_FILTER = 2
+_INSTRUCTION_BYTES = 8
+_STOP_S = 5.0  # a process that hangs in the kernel does not stop
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+
+def read_filters(pid: int) -> list[bytes]:
+    """The filters of thread PID in the order in which they were installed; the calling process must have no other use of SIGALRM.
+
+    Raises OSError: EPERM when somebody traces it already, EINVAL when the kernel was built without CONFIG_CHECKPOINT_RESTORE,
+    ETIMEDOUT when it did not stop. After an error the caller has to end, for only that surely lets go of the process.
+    """
+    syscalls.ptrace(_PTRACE_SEIZE, pid)
+    syscalls.ptrace(_PTRACE_INTERRUPT, pid)
+    pending = _wait_for_stop(pid)
+    try:
+        return list(_gen_filters(pid))
+    finally:
+        syscalls.ptrace(_PTRACE_DETACH, pid, 0, pending)
+
+
+def _wait_for_stop(pid: int) -> int:
+    """Wait until PID has stopped; the signal that it was about to get, for it is to have that after all."""
+
+    def give_up(*_: Any) -> None:
+        raise OSError(errno.ETIMEDOUT, f"it did not stop in {_STOP_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, _STOP_S)
+    try:
+        _pid, status = os.waitpid(pid, _WALL)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if not os.WIFSTOPPED(status):
+        raise OSError(errno.ESRCH, "it has just ended")
+    return 0 if status >> 16 == _PTRACE_EVENT_STOP else os.WSTOPSIG(status)
+
+
+def _gen_filters(pid: int) -> Iterator[bytes]:
+    index = 0
+    while True:
+        try:
+            count = syscalls.ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        buffer = ctypes.create_string_buffer(count * _INSTRUCTION_BYTES)
+        syscalls.ptrace(_PTRACE_SECCOMP_GET_FILTER, pid, index, ctypes.addressof(buffer))
+        yield buffer.raw
+        index += 1
+
+
+def install_filter(instructions: bytes) -> None:
+    """Put the calling thread under one more filter; needs CAP_SYS_ADMIN or no_new_privs."""
+    program = _Program(len(instructions) // _INSTRUCTION_BYTES, instructions)
+    syscalls.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))

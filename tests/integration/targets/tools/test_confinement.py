@@ -1,0 +1,493 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_exec with confined=true: what the container's first process may do and no more, as `docker exec` gives it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import struct
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from support import host
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
+
+NETWORK = ("--network", "none")
+# The same program in both, the container's own. `ulimit -a` is a shell's word for all resource limits.
+LOOK = (
+    "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|Umask):' /proc/self/status;"
+    " cat /proc/self/cgroup; ulimit -a; cat /proc/self/attr/current 2>&1; cat /proc/self/uid_map /proc/self/gid_map;"
+    " for kind in pid net ipc uts cgroup time user; do /bin/busybox readlink /proc/self/ns/$kind; done; pwd"
+)
+DENIES_MKDIR = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+}
+
+
+def confined(name, *argv, **options):
+    """The one result of a confined command in container NAME."""
+    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), confined=True, **options)["results"][
+        0
+    ]
+
+
+def plain(name, *argv, **options):
+    """The one result of a command with the host's capabilities."""
+    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """A seccomp profile that allows all but mkdir."""
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(DENIES_MKDIR))
+    return f"seccomp={path}"
+
+
+CONTAINERS = {
+    "default": (),
+    "user": ("--user", "1234:1235"),
+    "groups": ("--user", "1234:1235", "--group-add", "44", "--group-add", "4444"),
+    "no capabilities": ("--cap-drop", "ALL"),
+    "user without capabilities": ("--cap-drop", "ALL", "--user", "1234"),
+    "more capabilities": ("--cap-add", "SYS_PTRACE", "--cap-add", "NET_ADMIN"),
+    "an administrator": ("--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"),
+    "no new privileges": ("--security-opt", "no-new-privileges"),
+    "no new privileges, user": ("--security-opt", "no-new-privileges", "--user", "1234"),
+    "no seccomp": ("--security-opt", "seccomp=unconfined"),
+    "limits": (
+        "--ulimit",
+        "nofile=77:88",
+        "--ulimit",
+        "core=0",
+        "--ulimit",
+        "nproc=500:600",
+        "--ulimit",
+        "fsize=1000000",
+    ),
+    "memory": ("--memory", "64m", "--pids-limit", "50", "--cpus", "0.5"),
+    "host's pids": ("--pid", "host"),
+    "own control groups": ("--cgroupns", "private"),
+    "read-only": ("--read-only",),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_confined_command_is_as_docker_exec_makes_it(container, kind):
+    name = container(options=(*NETWORK, *CONTAINERS[kind]))
+    wanted = host.docker("exec", name, "/bin/sh", "-c", LOOK)
+    result = confined(name, "/bin/sh", "-c", LOOK)
+    assert result["rc"] == 0, result
+    assert result["stdout"].strip() == wanted
+    assert "CapBnd" in wanted
+
+
+@pytest.mark.parametrize("user", ["root", "app", "1234", "4321:1"])
+@pytest.mark.parametrize("kind", ["default", "user", "no capabilities", "no new privileges", "more capabilities"])
+def test_another_user_is_as_docker_exec_makes_it(container, kind, user):
+    name = container(options=(*NETWORK, *CONTAINERS[kind]))
+    if user == "1234":
+        # Docker gives a mere number the group 0, we the same number.
+        wanted = host.docker("exec", "--user", "1234:1234", name, "/bin/sh", "-c", LOOK)
+    else:
+        wanted = host.docker("exec", "--user", user, name, "/bin/sh", "-c", LOOK)
+    result = confined(name, "/bin/sh", "-c", LOOK, user=user)
+    assert _without_groups(result["stdout"].strip()) == _without_groups(wanted)
+
+
+def _without_groups(text):
+    # Docker lists the own group among the supplementary ones.
+    return [line for line in text.splitlines() if not line.startswith("Groups:")]
+
+
+def test_a_seccomp_filter_holds(container, profile):
+    name = container(options=(*NETWORK, "--security-opt", profile))
+    script = "mkdir /tmp/$0 && echo made"
+    result = confined(name, "bash", "-c", script, "mine")
+    assert (result["rc"], result["stdout"]) == (1, "")
+    assert "Operation not permitted" in result["stderr"]
+    assert plain(name, "bash", "-c", script, "ours")["stdout"] == "made\n"
+
+
+def test_a_filter_and_no_new_privileges_hold_together(container, profile):
+    name = container(options=(*NETWORK, "--security-opt", profile, "--security-opt", "no-new-privileges"))
+    assert "Operation not permitted" in confined(name, "mkdir", "/tmp/mine")["stderr"]
+    assert host.docker("exec", name, "/bin/sh", "-c", LOOK) == confined(name, "/bin/sh", "-c", LOOK)["stdout"].strip()
+
+
+# What Docker's default container may not do, each as one command of the image, and what is said then.
+FORBIDDEN = {
+    "mount": (["/bin/busybox", "mount", "-t", "tmpfs", "x", "/tmp"], "permission denied|Operation not permitted"),
+    "unmount": (["/bin/busybox", "umount", "/dev"], "must be superuser|permission denied|not permitted"),
+    "another namespace": (["nsenter", "-t", "1", "-m", "true"], "Operation not permitted|Permission denied"),
+    "a new namespace": (["unshare", "-m", "true"], "Operation not permitted"),
+    "the kernel's log": (["dmesg"], "Operation not permitted|Permission denied"),
+    "higher limits": (["bash", "-c", "ulimit -n 77 && ulimit -Hn 78"], "Operation not permitted"),
+    "the clock": (["date", "-s", "2020-01-01"], "Operation not permitted"),
+    "the network's settings": (["ip", "link", "set", "lo", "down"], "Operation not permitted"),
+    "the host's name": (["/bin/busybox", "hostname", "other"], "Operation not permitted"),
+    "a block device": (["bash", "-c", "mknod /tmp/loop b 7 0 && head -c 1 /tmp/loop"], "Operation not permitted"),
+    "the kernel's settings": (["bash", "-c", "echo 1 > /proc/sys/kernel/domainname"], "Read-only file system"),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_what_the_container_may_not_do_a_confined_command_may_not(container, what):
+    argv, said = FORBIDDEN[what]
+    name = container()
+    result = confined(name, *argv)
+    assert result["rc"] != 0, result
+    assert re.search(said, result["stderr"]), result
+
+
+@pytest.mark.parametrize("argv", [["chroot", "/", "true"], ["mknod", "/tmp/x", "c", "1", "3"], ["chown", "1", "/tmp"]])
+def test_capabilities_that_the_container_has_dropped_are_missing(container, argv):
+    name = container(options=(*NETWORK, "--cap-drop", "ALL"))
+    result = confined(name, *argv)
+    assert result["rc"] != 0
+    assert "Operation not permitted" in result["stderr"]
+    assert plain(name, "chroot", "/", "/dev/crashcart/bin/true")["rc"] == 0
+
+
+def test_the_workload_is_not_traced_by_another_user(container):
+    name = container()
+    result = confined(name, "timeout", "2", "strace", "-p", "1", user="4321")
+    assert "Operation not permitted" in result["stderr"]
+
+
+def test_a_confined_command_has_no_descriptor_and_no_path_of_the_host(container):
+    name = container()
+    assert confined(name, "ls", "/proc/self/fd")["stdout"].split() == ["0", "1", "2", "3"]  # 3 is the listing's own
+    assert plain(name, "ls", "/proc/self/fd")["stdout"].split() == ["0", "1", "2", "3"]
+    mounts = confined(name, "cat", "/proc/self/mountinfo")["stdout"]
+    assert "/var/lib/crashcart" not in mounts
+    assert "/run/crashcart" not in mounts
+
+
+def test_streams_can_be_opened_by_their_names_by_any_user(container):
+    name = container(options=(*NETWORK, "--user", "1234"))
+    result = confined(name, "bash", "-c", "echo out > /dev/stdout; echo err > /proc/self/fd/2")
+    assert (result["stdout"], result["stderr"]) == ("out\n", "err\n")
+
+
+def test_nothing_privileged_of_ours_is_in_the_pid_namespace(container):
+    """While a confined command runs every process in there has the container's capabilities, or fewer."""
+    name = container()
+    first = host.find_pid(name)
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "2"], confined=True)
+    namespace = os.readlink(f"/proc/{first}/ns/pid")
+    bounding = capabilities.parse_sets(_read_status(first)).bounding
+    seen = set()
+    while process.poll() is None:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{pid}/ns/pid") != namespace:
+                    continue
+                status = _read_status(pid)
+                assert capabilities.parse_sets(status).permitted & ~bounding == 0, (pid, status)
+                if int(pid) != first:
+                    seen.add((status["Name"], os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")))
+            except OSError:
+                continue
+    process.communicate()
+    assert ("sleep", False) in seen
+    assert not [one for one in seen if one[1]], "a process of ours saw the host's files"
+
+
+def _read_status(pid):
+    text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return {line.partition(":")[0]: line.partition(":")[2].strip() for line in text.splitlines()}
+
+
+def _check_untouched(pid):
+    status = _read_status(pid)
+    assert status["TracerPid"] == "0"
+    assert status["State"][0] not in "tT", status["State"]
+
+
+def test_the_first_process_goes_on_after_a_confined_command(container):
+    name = container("busybox", "/bin/sh", "-c", "while /bin/true; do i=$((i+1)); echo $i > /tmp/count; done")
+    for _round in range(5):
+        assert confined(name, "true")["rc"] == 0
+        _check_untouched(host.find_pid(name))
+    before = confined(name, "cat", "/tmp/count")["stdout"]
+    host.wait_until(lambda: confined(name, "cat", "/tmp/count")["stdout"] not in ("", before))
+
+
+def test_a_kill_in_the_middle_lets_the_first_process_go_on(container):
+    """Also of the supervisor, which is the one that stops it: at 40 moments of its life."""
+    name = container()
+    first = host.find_pid(name)
+    for number in range(40):
+        process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], confined=True)
+        time.sleep(0.25 + number * 0.01)
+        killed = [process.pid]
+        if number % 2:
+            killed += [int(pid) for pid in host.run("pgrep", "-P", str(process.pid), check=False).stdout.split()]
+        for pid in killed:
+            with suppress(ProcessLookupError):  # a child of the module that is not the supervisor, and has ended
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        # Where the supervisor was killed its reaper is, too, and what nobody there reaps has no command line.
+        host.wait_until(lambda: len([one for one in host.list_commands(name) if one]) == 1)
+        _check_untouched(first)
+    assert host.docker("inspect", "-f", "{{.State.Running}}", name) == "true"
+
+
+def test_a_traced_first_process_is_named_with_the_way_out(container):
+    name = container()
+    first = host.find_pid(name)
+    syscalls.ptrace(0x4206, first)  # PTRACE_SEIZE
+    try:
+        with pytest.raises(host.ModuleFailed, match=f"{name}: the seccomp filter .*{first}.*crashcart_attach"):
+            confined(name, "true")
+    finally:
+        syscalls.ptrace(0x4207, first)
+        os.waitpid(first, 0x40000000)
+        syscalls.ptrace(17, first)
+    assert confined(name, "true")["rc"] == 0
+
+
+def test_a_stopped_first_process_stays_stopped(container):
+    name = container()
+    first = host.find_pid(name)
+    os.kill(first, signal.SIGSTOP)
+    assert confined(name, "echo", "yes")["stdout"] == "yes\n"
+    assert _read_status(first)["State"][0] == "T"
+    os.kill(first, signal.SIGCONT)
+    host.wait_until(lambda: _read_status(first)["State"][0] == "S")
+
+
+def test_signals_that_come_while_a_filter_is_read_reach_the_first_process(container):
+    """It is traced some ten microseconds at a time; a stream of signals meets that moment."""
+    script = "count() { i=$((i+1)); echo $i > /tmp/count; }; trap count USR1; echo 0 > /tmp/count; while true; do /bin/sleep 0.01 & wait; done"
+    name = container("busybox", "/bin/sh", "-c", script)
+    first = host.find_pid(name)
+    host.wait_until(lambda: plain(name, "cat", "/tmp/count")["stdout"] == "0\n")
+    for number in range(200):
+        os.kill(first, signal.SIGUSR1)
+        child = os.fork()
+        if child == 0:
+            try:
+                seccomp.read_filters(first)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        host.wait_until(lambda n=number: Path(f"/proc/{first}/root/tmp/count").read_text() == f"{n + 1}\n")
+
+
+def test_filters_are_read_in_the_order_of_their_installation():
+    """Two filters of a process on the host: the first one denies what the second one's installation is known by."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    allow = struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)  # BPF_RET | BPF_K, SECCOMP_RET_ALLOW
+    load = struct.pack("HBBI", 0x20, 0, 0, 0)  # BPF_LD | BPF_W | BPF_ABS, nr
+    if child == 0:
+        seccomp.install_filter(allow)
+        seccomp.install_filter(load + allow)
+        os.write(writer, b"x")
+        signal.pause()
+    os.read(reader, 1)
+    try:
+        assert seccomp.read_filters(child) == [allow, load + allow]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("is_confined", [True, False])
+def test_a_command_is_in_the_containers_control_groups(container, is_confined):
+    name = container()
+    groups = host.docker("exec", name, "/bin/cat", "/proc/self/cgroup")
+    assert name not in groups
+    result = host.call_module(
+        "crashcart_exec", containers=[name], argv=["cat", "/proc/self/cgroup"], confined=is_confined
+    )
+    assert result["results"][0]["stdout"].strip() == groups
+
+
+@pytest.mark.parametrize("is_confined", [True, False])
+def test_where_the_containers_memory_ends_the_tool_dies_and_not_the_workload(container, is_confined):
+    name = container(options=(*NETWORK, "--memory", "64m"))
+    first = host.find_pid(name)
+    script = "x = bytearray(200 << 20); print(len(x))"
+    result = host.call_module(
+        "crashcart_exec", containers=[name], argv=["python3", "-c", script], confined=is_confined
+    )["results"][0]
+    assert (result["rc"], result["stdout"]) == (137, ""), result
+    assert host.find_pid(name) == first
+    _check_untouched(first)
+
+
+def test_a_confined_command_has_none_of_the_callers_keys(container):
+    name = container(options=(*NETWORK, "--security-opt", "seccomp=unconfined"))
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = libc.syscall(
+        248, b"user", b"crashcart-test", b"secret", 6, ctypes.c_long(-3)
+    )  # add_key, to the session's keyring
+    assert key > 0
+    read = "import ctypes; print(ctypes.CDLL(None).syscall(250, 11, {}, 0, 0))"  # keyctl, KEYCTL_READ
+    assert confined(name, "python3", "-c", read.format(key))["stdout"] == "-1\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [("namespaces", ["net"]), ("capabilities", ["NET_RAW"])])
+def test_what_does_not_go_together_with_confined_is_refused(container, option, value):
+    with pytest.raises(host.ModuleFailed, match=f"confined.*{option}"):
+        confined(container(), "true", **{option: value})
+
+
+def test_a_paused_container_is_refused(container):
+    name = container()
+    host.docker("pause", name)
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*paused"):
+        confined(name, "true")
+    host.docker("unpause", name)
+
+
+def test_a_command_whose_container_is_paused_ends_when_that_goes_on(container):
+    name = container()
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], confined=True)
+    host.wait_until(lambda: host.runs(name, "sleep 4321"))
+    host.docker("pause", name)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)
+    host.docker("unpause", name)
+    host.wait_until(lambda: len(host.list_commands(name)) == 1)
+
+
+def test_a_container_that_ends_takes_a_command_outside_its_pid_namespace_with_it(container):
+    """Else its control group could not be removed."""
+    name = container()
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], namespaces=["mnt", "net"])
+    host.wait_until(lambda: host.run("pgrep", "-f", "^sleep 4321", check=False).stdout)
+    host.docker("kill", name)
+    with pytest.raises(host.ModuleFailed, match=f"{name}.*ended"):
+        host.parse_result(*process.communicate(timeout=30))
+    assert not host.run("pgrep", "-f", "^sleep 4321", check=False).stdout
+    host.docker("start", name)
+    assert confined(name, "true")["rc"] == 0
+
+
+def test_a_hostile_containers_root_cannot_trace_what_enters(container):
+    """Its processes may trace each other, and try to stop, read and trace whatever of ours appears."""
+    script = (
+        "import os, ctypes, time\n"
+        "libc = ctypes.CDLL(None)\n"
+        "own = set(os.listdir('/proc'))\n"
+        "caught = []\n"
+        "end = time.monotonic() + 4\n"
+        "while time.monotonic() < end:\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        if pid in own: continue\n"
+        "        try:\n"
+        "            target = os.readlink(f'/proc/{pid}/exe')\n"
+        "            if not target.startswith('/dev/crashcart/'): caught.append(target)\n"
+        "        except OSError: pass\n"
+        "print('caught', caught)\n"
+    )
+    name = container()
+    # The spy is a confined command itself: a process with the container's own rights.
+    spy = host.start_module("crashcart_exec", containers=[name], argv=["python3", "-c", script], confined=True)
+    host.wait_until(lambda: any("python3" in one for one in host.list_commands(name)))
+    for _round in range(4):
+        confined(name, "true")
+    result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
+    assert result["stdout"] == "caught []\n", result
+
+
+def test_who_may_trace_cannot_write_to_the_hosts_python(container):
+    """With CAP_SYS_PTRACE a container reaches the program of each process it sees, by /proc/PID/exe."""
+    script = (
+        "import os, time\n"
+        "held = {}\n"
+        "end = time.monotonic() + 4\n"
+        "while time.monotonic() < end:\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        try:\n"
+        "            target = os.readlink(f'/proc/{pid}/exe')\n"
+        "            if target.startswith(('/dev/crashcart/', '/bin/busybox')): continue\n"
+        "            if pid not in held: held[pid] = os.open(f'/proc/{pid}/exe', os.O_PATH)\n"
+        "        except OSError: pass\n"
+        # The file is busy, for this test runs by it; but a mount that is read-only is told of first.
+        "seen = set()\n"
+        "for fd in held.values():\n"
+        "    try: seen.add(os.open(f'/proc/self/fd/{fd}', os.O_WRONLY | os.O_TRUNC))\n"
+        "    except OSError as error: seen.add(error.strerror)\n"
+        "print(seen)\n"
+    )
+    name = container(options=(*NETWORK, "--cap-add", "SYS_PTRACE"))
+    spy = host.start_module("crashcart_exec", containers=[name], argv=["python3", "-c", script], confined=True)
+    host.wait_until(lambda: any("held" in one for one in host.list_commands(name)))
+    for _round in range(4):
+        confined(name, "true")
+    result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
+    assert result["stdout"] == "{'Read-only file system'}\n", result
+
+
+def test_a_process_in_a_user_namespace_is_entered_as_itself():
+    """Where no engine is needed: a root of a user namespace, with groups and names of its own."""
+    with run_in_user_namespace() as pid:
+        look = "import os; print(os.getresuid(), os.getresgid(), os.getgroups(), os.readlink('/proc/self/ns/user'))"
+        name = f"pid:{pid}"
+        namespace = os.readlink(f"/proc/{pid}/ns/user")
+        assert namespace != os.readlink("/proc/self/ns/user")
+        result = confined(name, "python3", "-c", look)
+        assert result["stdout"].strip() == f"(0, 0, 0) (0, 0, 0) [] {namespace}", result
+        status = dict(
+            line.split(":\t", 1)
+            for line in confined(name, "cat", "/proc/self/status")["stdout"].splitlines()
+            if ":\t" in line
+        )
+        wanted = _read_status(pid)
+        assert {field: status[field].split() for field in wanted if field.startswith("Cap")} == {
+            field: wanted[field].split() for field in wanted if field.startswith("Cap")
+        }
+        other = confined(name, "python3", "-c", look, user="7:8")
+        assert other["stdout"].strip() == f"(7, 7, 7) (8, 8, 8) [] {namespace}", other
+        with pytest.raises(host.ModuleFailed, match="its user namespace has no user 70000 with group 70000"):
+            confined(name, "true", user="70000")
+        outside = plain(name, "python3", "-c", look, user="7:8")
+        assert outside["stdout"].startswith("(100007, 100007, 100007) (100008, 100008, 100008)"), outside
+        entered = plain(name, "python3", "-c", look, namespaces=["mnt", "pid", "user"])
+        assert entered["stdout"].strip() == f"(0, 0, 0) (0, 0, 0) [] {namespace}", entered
+
+
+@contextmanager
+def run_in_user_namespace():
+    """A process in user, mount and pid namespaces of its own, whose numbers 0 to 65535 are 100000 to 165535 outside; its pid."""
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.read(ready, 1)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "100000"]
+            os.execvp(words[0], words)
+        finally:
+            os._exit(1)
+    try:
+        host.wait_until(lambda: os.readlink(f"/proc/{child}/ns/user") != os.readlink("/proc/self/ns/user"))
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child}/{name}").write_text("0 100000 65536\n")
+        os.write(go, b"x")
+        pid = int(host.wait_until(Path(f"/proc/{child}/task/{child}/children").read_text))
+        host.wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+        yield pid
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(go)
