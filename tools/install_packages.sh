@@ -16,4 +16,5 @@ echo "installing$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # the list is words
-apt-get install -y -qq --no-install-recommends $missing >/dev/null
+# Another apt may be at work on the machine.
+apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null

@@ -63,19 +63,35 @@ options:
     type: path
   method:
     description:
-      - How the image gets into the container. V(fsmount) moves a detached mount there (Linux 5.8); V(auto) takes the best
-        method that the host has, which is V(fsmount) today.
+      - How the image gets into containers that lack it.
+      - V(fsmount) moves a detached mount there, which needs nothing of the container (Linux 5.2).
+      - V(mknod) mounts the image's block device by the old system call, for older kernels. Its device node is in no container.
+      - V(rslave) mounts the image on the host, in the folder that the container was started with as a volume at O(path), for
+        example C(-v /srv/tools:/dev/crashcart:rslave). All containers with that volume get the tools and lose them together.
+      - V(auto) takes V(fsmount) where the kernel has it, else V(mknod).
     type: str
-    choices: [auto, fsmount]
+    choices: [auto, fsmount, mknod, rslave]
     default: auto
+  ttl:
+    description:
+      - After this time the attachment goes away by itself, for example V(30m) or V(2h), whatever has become of the controller.
+        Tools that still run keep what they use.
+      - A later call with O(ttl) gives it that time anew; one without leaves its end as it is.
+      - One small process on the host, C(crashcart-watchdog), sees to it, and ends when nothing is left to watch.
+    type: str
   busy:
     description:
       - What to do when processes use the tools that are to be detached.
-      - V(fail) names them and leaves the mount. V(lazy) takes the mount out of sight at once; it ends with the last process
-        that uses it.
+      - V(fail) names them and leaves the mount. V(wait) waits for their end, V(kill) kills them, and both name who is left after
+        O(busy_timeout). V(lazy) takes the mount out of sight at once; it ends with the last process that uses it.
     type: str
-    choices: [fail, lazy]
+    choices: [fail, wait, kill, lazy]
     default: fail
+  busy_timeout:
+    description:
+      - How long O(busy=wait) and O(busy=kill) last for each container at most, for example V(30s) or V(5m).
+    type: str
+    default: 30s
 seealso:
   - module: crashcart.fleet.crashcart_image
   - module: crashcart.fleet.crashcart_exec
@@ -97,6 +113,12 @@ EXAMPLES = r"""
     labels:
       com.docker.compose.project: shop
     query: "Config.Healthcheck == null"
+  become: true
+
+- name: Attach for two hours, whatever happens to this controller
+  crashcart.fleet.crashcart_attach:
+    containers: api
+    ttl: 2h
   become: true
 
 - name: Detach everything on the host
@@ -140,27 +162,46 @@ attachments:
       description: How it was attached.
       type: str
       sample: fsmount
+    expires:
+      description: When it goes away by itself, in seconds since the epoch by the host's clock; V(null) when it stays.
+      type: float
+      sample: 1790000000.25
     shell:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
       sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
+method_reason:
+  description: Why this method was chosen for containers that lacked the image.
+  returned: success and O(state=attached)
+  type: str
+  sample: the kernel has detached mounts, which need nothing of the container
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, methods
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 
 def run(module):
     require_root()
     parameters = module.params
     host = options.open_host(module)
+    more = {}
     if parameters["state"] == "attached":
+        method, reason = methods.choose_method(parameters["method"])
+        more["method_reason"] = reason
         containers = options.select(module, host, required=True)
         change = attachments.ensure_attached(
-            containers, parameters["image"] or "default", parameters["path"], check_mode=module.check_mode
+            containers,
+            parameters["image"] or "default",
+            parameters["path"],
+            method,
+            parse_seconds(parameters["ttl"], "ttl"),
+            check_mode=module.check_mode,
         )
     else:
         containers = options.select(module, host, required=False)
@@ -168,15 +209,24 @@ def run(module):
             containers,
             parameters["image"],
             parameters["path"],
-            lazy=parameters["busy"] == "lazy",
+            attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout")),
+            everywhere=all(parameters[name] is None for name in ("containers", "labels", "query", "image", "path")),
             check_mode=module.check_mode,
         )
+    if not module.check_mode:
+        expiry.ensure_watchdog()  # somebody may have killed it
+    ends = {one.place: one.expires for one in expiry.list_expiries()}
     return {
-        "changed": change.before != change.after,
+        "changed": change.is_change,
         "attachments": [
-            {**attachment.as_result(), "shell": attachments.shell_line(attachment, host)} for attachment in change.after
+            {**attachment.as_result(), "expires": ends.get(attachment.place), "shell": shell_line(attachment, host)}
+            for attachment in change.after
         ],
-        "diff": {"before": attachments.describe(change.before), "after": attachments.describe(change.after)},
+        "diff": {
+            "before": attachments.describe(change.before, change.leftovers),
+            "after": attachments.describe(change.after),
+        },
+        **more,
     }
 
 
@@ -187,8 +237,10 @@ def main():
             state=dict(type="str", choices=["attached", "detached"], default="attached"),
             image=dict(type="str"),
             path=dict(type="path"),
-            method=dict(type="str", choices=["auto", "fsmount"], default="auto"),
-            busy=dict(type="str", choices=["fail", "lazy"], default="fail"),
+            method=dict(type="str", choices=["auto", *methods.METHODS], default="auto"),
+            ttl=dict(type="str"),
+            busy=dict(type="str", choices=["fail", "wait", "kill", "lazy"], default="fail"),
+            busy_timeout=dict(type="str", default="30s"),
         ),
         supports_check_mode=True,
     )

@@ -113,6 +113,22 @@ attachments:
   type: list
   elements: dict
   sample: [{container: api, path: /dev/crashcart, image: default}]
+watchdog:
+  description: The process that ends attachments in time, see O(crashcart.fleet.crashcart_attach#module:ttl).
+  returned: success
+  type: dict
+  contains:
+    pid:
+      description: Its pid; V(null) when none runs, which the next call of M(crashcart.fleet.crashcart_attach) mends where it should.
+      type: int
+      sample: 4712
+    attachments:
+      description:
+        - What it watches with C(container), C(path), C(expires) (seconds since the epoch) and C(error), which says why one
+          could not be ended.
+      type: list
+      elements: dict
+      sample: [{container: api, path: /dev/crashcart, expires: 1790000000.25, error: ""}]
 census:
   description: Everything of the collection's on the host, by kind. All lists are empty after a cleanup.
   returned: success
@@ -138,6 +154,11 @@ census:
       type: list
       elements: str
       sample: []
+    watchdogs:
+      description: The watchdog, as long as it runs.
+      type: list
+      elements: str
+      sample: []
     directories:
       description: Directories.
       type: list
@@ -150,7 +171,7 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census, expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
@@ -196,6 +217,7 @@ def run(module):
         "containers": [container.as_result() for container in containers],
         "images": census.describe_images(),
         "attachments": [one.as_result() for one in attachments.list_attachments(containers)],
+        "watchdog": {"pid": expiry.find_watchdog(), "attachments": [one.as_result() for one in expiry.list_expiries()]},
         "census": census.take_census(),
     }
 

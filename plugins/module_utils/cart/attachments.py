@@ -1,48 +1,45 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attach a tool image to running containers, and take it away again.
+"""Attach a tool image to running containers, and take it away again: what is there, what has to change.
 
-The image is a read-only loop device with AUTOCLEAR; each container gets a detached mount of it, moved to its
-place by a child that stands in the container's mount namespace. What is attached is read from the kernel:
-a mount whose loop device has its file in the store.
+What is attached is read from the kernel: a mount in a container that is of an image of the store.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shlex
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Iterator, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import (
+    expiry,
+    methods,
+    placement,
+    store,
+    tool_users,
+    volumes,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.expiry import Expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
     check_running,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
-    TIMEOUT_S,
     Target,
-    hold_lock,
     hold_locks,
     open_targets,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
-    MountNamespace,
-    open_mount_namespace,
-    run_in_mount_namespaces,
-)
-
-MOUNT_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """An image mounted in a container. IMAGE and DIGEST come from the loop device's file; FORMAT is its file system."""
+    """An image mounted in a container: DEVICE is the mount's major:minor, FORMAT its file system.
+
+    HAS_END says whether it ends by itself, as expiry.py tells.
+    """
 
     container: Container
     path: str
@@ -50,6 +47,13 @@ class Attachment:
     digest: str
     device: str
     format: str
+    method: str
+    has_end: bool = False
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where it is: the container's id and the path in it."""
+        return self.container.id, self.path
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an attachment."""
@@ -60,59 +64,45 @@ class Attachment:
             "path": self.path,
             "image": self.image,
             "digest": self.digest,
-            "method": "fsmount",
+            "method": self.method,
         }
 
 
-def find_loop_devices() -> dict[str, tuple[str, str]]:
-    """major:minor of every loop device of the store → name and digest of its image."""
-    found = {}
-    for device in mounts.gen_loop_devices():
-        image = store.parse_path(device.backing_file)
-        if image is not None:
-            found[device.device] = image
-    return found
+@dataclass(frozen=True)
+class Busy:
+    """What a detach does where processes use the tools: CHOICE is fail, wait, kill or lazy; the middle two last TIMEOUT_S at most."""
+
+    choice: str = "fail"
+    timeout_s: float = 30.0
 
 
-def find_attachments(target: Target, loop_devices: dict[str, tuple[str, str]]) -> list[Attachment]:
+def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
     """What of ours is mounted in TARGET, the lowest mount first."""
     return [
-        Attachment(target.container, mount.mount_point, *loop_devices[mount.device], mount.device, mount.filesystem)
-        for mount in target.read_mounts(*(f" {device} " for device in loop_devices))
-        if loop_devices and mount.device in loop_devices
+        Attachment(
+            target.container,
+            one.mount.mount_point,
+            one.name,
+            one.digest,
+            one.mount.device,
+            one.mount.filesystem,
+            methods.find_method(one.mount),
+        )
+        for one in finder.find(target.read_mounts(*finder.needles))
     ]
-
-
-@contextmanager
-def open_image(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
-    """The image's loop device, held for as long as the context lasts (mounts keep it afterwards)."""
-    with hold_lock("image-" + image.digest[:12]):
-        image_fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            loop_fd, device = mounts.loop_open(image_fd)
-        finally:
-            os.close(image_fd)
-    try:
-        yield device
-    finally:
-        os.close(loop_fd)
-
-
-def create_mount(device: str, kind: str) -> int:
-    """A detached read-only mount of the image on block device DEVICE, a file system of KIND, as a descriptor."""
-    return mounts.mount_create(kind, device, MOUNT_ATTRIBUTES)
 
 
 def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[Target]:
     """The targets that lack IMAGE at PATH. Raises ContainerError where something else is mounted there."""
-    loop_devices = find_loop_devices()
+    finder = ImageFinder()
     missing = []
     for target in targets:
         here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
-        if not here:
+        if not here or (here[-1].master and not finder.identify(here[-1])):
+            # Nothing, or an rslave volume, which is there to be mounted over.
             missing.append(target)
             continue
-        found = loop_devices.get(here[-1].device)
+        found = finder.identify(here[-1])
         if found is None:
             raise ContainerError(
                 f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
@@ -126,181 +116,57 @@ def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str)
     return missing
 
 
-def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
-    """Mount IMAGE at PATH in every one of TARGETS (which lack it and are locked)."""
-    with open_image(image) as device, ExitStack() as stack:
-        fds = []
-        for _target in targets:
-            fds.append(create_mount(device.path, image.format))
-            stack.callback(os.close, fds[-1])
-        _run(targets, path, lambda index, parent_fd, name: _attach_here(fds[index], parent_fd, name), "attach to", fds)
-
-
-def detach(targets: Sequence[Target], found: Sequence[Attachment], *, lazy: bool) -> None:
+def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -> None:
     """Unmount FOUND (all of one path, one for each mount) from the locked TARGETS, and remove the empty folder."""
-    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
-    counts = [sum(one.container.id == target.container.id for one in found) for target in targets]
     path = found[0].path
+    if busy.choice in ("wait", "kill"):
+        for target in targets:
+            tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
+    is_lazy = busy.choice == "lazy"
+    from_volumes = {one.container.id for one in found if one.method == "rslave"}
+    if from_volumes:
+        volumes.detach([one for one in targets if one.container.id in from_volumes], path, lazy=is_lazy)
+    others = [one for one in targets if one.container.id not in from_volumes]
+    counts = [sum(one.container.id == target.container.id for one in found) for target in others]
     devices = {os.makedev(*map(int, one.device.split(":"))) for one in found}
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
-        _detach_here(counts[index], devices, flags, parent_fd, name)
+        placement.detach(counts[index], devices, lazy=is_lazy, parent_fd=parent_fd, name=name)
 
-    _run(targets, path, detach_here, "detach from")
-
-
-def foresee(targets: Sequence[Target], path: str) -> None:
-    """Raise ContainerError, as attach would, where nothing can be mounted at PATH in one of TARGETS."""
-    _run(targets, path, lambda _index, parent_fd, name: _foresee(parent_fd, name), "attach to")
-
-
-def _foresee(parent_fd: int, name: str) -> None:
-    if _find_folder(parent_fd, name) or not os.fstatvfs(parent_fd).f_flag & os.ST_RDONLY:
-        return
-    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-
-def _attach_here(mount_fd: int, parent_fd: int, name: str) -> None:
-    found = _find_folder(parent_fd, name)
-    if not found:
-        os.mkdir(name, 0o755, dir_fd=parent_fd)
-    try:
-        target_fd = mounts.open_beneath(parent_fd, name, os.O_PATH | os.O_DIRECTORY)
-        syscalls.move_mount(mount_fd, target_fd)
-        os.close(target_fd)
-    except OSError:
-        if not found:
-            os.rmdir(name, dir_fd=parent_fd)
-        raise
-
-
-def _find_folder(parent_fd: int, name: str) -> bool:
-    """Whether there is a folder to mount on; raises OSError where something else stands there."""
-    try:
-        fd = mounts.open_beneath(parent_fd, name, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise OSError(errno.EEXIST, "what stands there is not a directory") from error
-        raise
-    try:
-        if os.listdir(fd):
-            raise OSError(errno.EEXIST, "the directory there is not empty")
-    finally:
-        os.close(fd)
-    return True
-
-
-def _detach_here(count: int, devices: set[int], flags: int, parent_fd: int, name: str) -> None:
-    os.fchdir(parent_fd)
-    for _mount in range(count):
-        if os.stat(name, follow_symlinks=False).st_dev not in devices:
-            raise OSError(errno.EPERM, "something that is not ours is mounted over the tools; unmount that first")
-        syscalls.umount2(name, flags)
-    _remove_folder(parent_fd, name)
-
-
-def _remove_folder(parent_fd: int, name: str) -> None:
-    # Only a folder that bears our name may be ours; somebody else's was there before and stays.
-    if not name.startswith("crashcart"):
-        return
-    try:
-        os.rmdir(name, dir_fd=parent_fd)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EROFS, errno.ENOTDIR):
-            raise
-
-
-def _run(
-    targets: Sequence[Target],
-    path: str,
-    function: Callable[[int, int, str], Any],
-    verb: str,
-    keep: Sequence[int] = (),
-) -> Any:
-    """FUNCTION(index, descriptor of PATH's parent, PATH's name) inside each of TARGETS; raises if any failed."""
-    parent, name = os.path.split(path)
-    with ExitStack() as stack:
-        namespaces: list[MountNamespace] = []
-        for target in targets:
-            namespace = open_mount_namespace(target.process)
-            stack.callback(namespace.close)
-            namespaces.append(namespace)
-
-        def enter(index: int) -> Any:
-            parent_fd = mounts.open_beneath(namespaces[index].root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                return function(index, parent_fd, name)
-            finally:
-                os.close(parent_fd)
-
-        outcomes = run_in_mount_namespaces(namespaces, enter, keep, TIMEOUT_S)
-    failures = [
-        f"cannot {verb} container {target.container.name} at {path}: {_explain(outcome, target, path)}"
-        for target, outcome in zip(targets, outcomes)
-        if isinstance(outcome, OSError)
-    ]
-    if failures:
-        raise ContainerError("; ".join(failures))
-    return outcomes
-
-
-def _explain(error: OSError, target: Target, path: str) -> str:
-    text = error.strerror or str(error)
-    if error.errno == errno.EBUSY:
-        users = find_users(target, path)
-        names = ", ".join(users) if users else "no process that can be seen (a mount inside it?)"
-        return f"the tools are in use by {names}; end them, or unmount lazily with busy=lazy"
-    if error.errno == errno.EROFS:
-        return f"{text}: give a path on a tmpfs, or over an empty directory that is there"
-    if error.errno == errno.ELOOP:
-        return f"{text}: a symbolic link stands in the way, and none is followed"
-    return text
-
-
-def find_users(target: Target, path: str) -> list[str]:
-    """Processes in TARGET's mount namespace that run from PATH, stand in it or hold it open, as 'name (pid N)'."""
-    namespace = target.process.namespace("mnt")
-    devices = {mount.device for mount in target.read_mounts() if mount.mount_point == path}
-    users = []
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/mnt") == namespace and _uses(entry, path, devices):
-                with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
-                    users.append(f"{file.read().strip()!r} (pid {entry})")
-        except OSError:
-            continue  # it ended while we looked
-    return users
-
-
-def _uses(pid: str, path: str, devices: set[str]) -> bool:
-    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))]
-    for link in links:
-        try:
-            if (os.readlink(link) + "/").startswith(path + "/"):
-                return True
-        except OSError:
-            continue  # closed meanwhile
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            fields = line.split()
-            major, _colon, minor = fields[3].partition(":")
-            if f"{int(major, 16)}:{int(minor, 16)}" in devices:
-                return True
-    return False
+    placement.run_in_targets(others, path, detach_here, "detach from")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What was attached before a call, and what is after it (or would be, in check mode)."""
+    """What was attached before a call, and what is after it (or would be, in check mode).
+
+    LEFTOVERS are phrases for what an attach that was killed has left, or a container that has ended, and what is there no longer.
+    """
 
     before: list[Attachment]
     after: list[Attachment]
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything is other than before."""
+        return self.before != self.after or bool(self.leftovers)
 
 
-def ensure_attached(containers: Sequence[Container], image_name: str, path: str | None, *, check_mode: bool) -> Change:
-    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix)."""
+def ensure_attached(
+    containers: Sequence[Container],
+    image_name: str,
+    path: str | None,
+    method: str = "fsmount",
+    ttl_s: float | None = None,
+    *,
+    check_mode: bool,
+) -> Change:
+    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix).
+
+    METHOD counts where it is not yet. With TTL_S all of these attachments end after that time; without it nothing changes
+    about their end.
+    """
     image = store.get_image(image_name)
     store.check_manifest(image.manifest)
     path = os.path.normpath(path or image.prefix)
@@ -309,19 +175,43 @@ def ensure_attached(containers: Sequence[Container], image_name: str, path: str 
     for container in containers:
         check_running(container)
     with open_targets(containers) as targets:
-        missing = list_missing(targets, image, path)
         before = _find_all(targets, path=path)
-        if not missing:
-            return Change(before, before)
+        missing = list_missing(targets, image, path)
+        known = {attachment.container.id for attachment in before}
+        after = [
+            *before,
+            *(
+                Attachment(target.container, path, image.name, image.digest, "", image.format, method)
+                for target in targets
+                if target.container.id not in known
+            ),
+        ]
+        if ttl_s is not None:
+            after = [replace(attachment, has_end=True) for attachment in after]
         if check_mode:
-            foresee(missing, path)
-        else:
-            with hold_locks([target.container for target in missing]):
-                still_missing = list_missing(missing, image, path)
+            methods.foresee(method, missing, path)
+        elif missing or ttl_s is not None:
+            concerned = targets if ttl_s is not None else missing
+            with hold_locks([target.container for target in concerned]), _expire(concerned, path, ttl_s):
+                still_missing = list_missing(concerned, image, path)
                 if still_missing:
-                    attach(still_missing, image, path)
-        attached = [Attachment(t.container, path, image.name, image.digest, "", image.format) for t in missing]
-        return Change(before, _in_order(containers, before + attached))
+                    methods.attach(method, still_missing, image, path)
+        return Change(before, _in_order(containers, after))
+
+
+@contextmanager
+def _expire(targets: Sequence[Target], path: str, ttl_s: float | None) -> Iterator[None]:
+    """Have what is attached within the context end after TTL_S (None: not). It is settled before, and undone if that fails."""
+    before = {one.name for one in expiry.list_expiries()}
+    settled = [] if ttl_s is None else [Expiry(one.container, path, expiry.read_clock() + ttl_s) for one in targets]
+    if settled:
+        expiry.write(settled)
+    try:
+        expiry.ensure_watchdog()
+        yield
+    except BaseException:
+        expiry.drop([one for one in settled if one.name not in before])
+        raise
 
 
 def _in_order(containers: Sequence[Container], found: Sequence[Attachment]) -> list[Attachment]:
@@ -330,66 +220,103 @@ def _in_order(containers: Sequence[Container], found: Sequence[Attachment]) -> l
 
 
 def ensure_detached(
-    containers: Sequence[Container], image_name: str | None, path: str | None, *, lazy: bool, check_mode: bool
+    containers: Sequence[Container],
+    image_name: str | None,
+    path: str | None,
+    busy: Busy,
+    *,
+    everywhere: bool = False,
+    check_mode: bool,
 ) -> Change:
-    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS."""
+    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; EVERYWHERE means the host's folders of volumes, too."""
     alive = [container for container in containers if container.pid > 1]
     with open_targets(alive, ended_ok=True) as targets:  # nothing is left to detach from those
         before = _find_all(targets, path=path, image=image_name)
-        if check_mode or not before:
-            return Change(before, [])
-        with hold_locks([attachment.container for attachment in before]):
-            present = _find_all(targets, path=path, image=image_name)
-            for place in sorted({attachment.path for attachment in present}):
-                here = [attachment for attachment in present if attachment.path == place]
-                ids = {attachment.container.id for attachment in here}
-                detach([target for target in targets if target.container.id in ids], here, lazy=lazy)
-        return Change(before, _find_all(targets, path=path, image=image_name))
+        if not check_mode and before:
+            with hold_locks([attachment.container for attachment in before]):
+                present = _find_all(targets, path=path, image=image_name)
+                for place in sorted({attachment.path for attachment in present}):
+                    here = [attachment for attachment in present if attachment.path == place]
+                    ids = {attachment.container.id for attachment in here}
+                    detach([target for target in targets if target.container.id in ids], here, busy)
+                    _forget(ids, place)
+        after = [] if check_mode else _find_all(targets, path=path, image=image_name)
+        ids = {attachment.container.id for attachment in before}
+        others = [target for target in targets if target.container.id not in ids]
+        leftovers = _remove_folders(others, [path] if path else _list_prefixes(), check_mode=check_mode)
+    if everywhere:
+        leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
+        if not check_mode:
+            volumes.detach_all(lazy=busy.choice == "lazy")
+            expiry.drop(expiry.list_expiries())  # of containers that have ended
+    return Change(before, after, leftovers)
+
+
+def _list_prefixes() -> list[str]:
+    """Where images of this host are attached."""
+    found = {"/dev/crashcart"}
+    for name in store.list_names():
+        with suppress(store.ImageError):
+            found.add(store.get_image(name).prefix)
+    return sorted(found)
+
+
+def _remove_folders(targets: Sequence[Target], paths: Sequence[str], *, check_mode: bool) -> list[str]:
+    """Remove the empty folders at PATHS that attaches which were killed have left in TARGETS; phrases for them."""
+    found = []
+    for path in paths:
+        theirs = placement.find_folders(targets, path)
+        found += [f"an empty folder {path} in container {target.container.name}" for target in theirs]
+        if theirs and not check_mode:
+            with hold_locks([target.container for target in theirs]):
+                placement.remove_folders(theirs, path)
+    return found
+
+
+def _forget(ids: set[str], path: str) -> None:
+    """Of the containers with IDS nothing ends at PATH any more, since nothing is there."""
+    expiry.drop([one for one in expiry.list_expiries() if one.container.id in ids and one.path == path])
+
+
+def end_attachment(ended: Expiry) -> None:
+    """Take what is attached away because its time has come, out of sight of those who still use it; ENDED is settled then."""
+    with open_targets([ended.container], ended_ok=True) as targets, hold_locks([ended.container]):
+        # Meanwhile somebody may have given it more time, or detached it.
+        if not any(one.name == ended.name and one.deadline <= expiry.read_clock() for one in expiry.list_expiries()):
+            return
+        found = _find_all(targets, path=ended.path)
+        if found:
+            detach(targets, found, Busy("lazy"))
+        expiry.drop([ended])
 
 
 def _find_all(targets: Sequence[Target], *, path: str | None = None, image: str | None = None) -> list[Attachment]:
-    loop_devices = find_loop_devices()
+    finder = ImageFinder()
+    ends = {one.place for one in expiry.list_expiries()}
     return [
-        attachment
+        replace(attachment, has_end=attachment.place in ends)
         for target in targets
-        for attachment in find_attachments(target, loop_devices)
+        for attachment in find_attachments(target, finder)
         if path in (None, attachment.path) and image in (None, attachment.image)
     ]
 
 
-def describe(found: Sequence[Attachment]) -> dict[str, str]:
-    """Attachments for a diff: container and path → image and the beginning of its digest."""
-    return {f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}" for one in found}
-
-
-def shell_line(attachment: Attachment, host: Host) -> str:
-    """The line for the host's terminal that gives an interactive shell."""
-    settings = f"{attachment.path}/etc/crashcart.bashrc"
-    # The container's own settings of its loader would hit the shell before it reads ours.
-    variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD="]
-    shell = [f"{attachment.path}/bin/bash", "--rcfile", settings, "-i"]
-    if "bash" not in _list_tools(attachment):
-        variables.append(f"ENV={settings}")
-        shell = [f"{attachment.path}/bin/sh", "-i"]
-    return shlex.join(host.list_shell_words(attachment.container, variables, shell))
-
-
-def _list_tools(attachment: Attachment) -> Iterable[str]:
-    """Names of the attached image's tools; where the store has another one by now, those that most images have."""
-    image = store.find_image(attachment.image)
-    if image is None or image.digest != attachment.digest:
-        return ("bash",)
-    return image.manifest.get("tools") or ("bash",)
+def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict[str, str]:
+    """Attachments for a diff: container and path → image and the beginning of its digest; LEFTOVERS have a key of their own."""
+    described = {
+        f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}{', ends by itself' if one.has_end else ''}"
+        for one in found
+    }
+    return {**described, "left over": ", ".join(leftovers)} if leftovers else described
 
 
 def list_attachments(containers: Sequence[Container]) -> list[Attachment]:
     """What is attached in CONTAINERS; those that are gone, or whose mounts the caller may not read, have nothing to show."""
-    loop_devices = find_loop_devices()
     found = []
     for container in containers:
         try:
-            with open_targets([container]) as (target,):
-                found += find_attachments(target, loop_devices)
+            with open_targets([container]) as targets:
+                found += _find_all(targets)
         except (ContainerError, PermissionError):
             continue
     return found

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import find_loop_devices
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, processes, tracefs
 
@@ -19,15 +19,13 @@ DIRECTORIES = ("/var/lib/crashcart", RUN)
 
 
 def take_census() -> dict[str, list[Any]]:
-    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes and directories of ours."""
-    devices = find_loop_devices()
+    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, the watchdog and directories of ours."""
     return {
-        "loop_devices": [
-            f"{device.path} ({device.backing_file})" for device in mounts.gen_loop_devices() if device.device in devices
-        ],
-        "mounts": describe_users(list_mount_users(set(devices)), {}),
+        "loop_devices": [f"{device.path} ({device.backing_file})" for device in ImageFinder().loop_devices],
+        "mounts": describe_users(list_mount_users(), {}),
         "instances": _list_instances(),
         "probes": _list_probes(),
+        "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
 
@@ -42,8 +40,9 @@ class MountUser:
     container_id: str
 
 
-def list_mount_users(devices: set[str]) -> list[MountUser]:
-    """Every mount of the block DEVICES (major:minor), one process for each mount namespace."""
+def list_mount_users(image_name: str | None = None) -> list[MountUser]:
+    """Every mount of an image (of that name), one process for each mount namespace."""
+    finder = ImageFinder()
     seen = set()
     found = []
     for pid in sorted(processes.read_pids()):
@@ -52,7 +51,8 @@ def list_mount_users(devices: set[str]) -> list[MountUser]:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            paths = [mount.mount_point for mount in mounts.read_mounts(pid) if mount.device in devices]
+            found_here = finder.find(mounts.read_mounts(pid))
+            paths = [one.mount.mount_point for one in found_here if image_name in (None, one.name)]
             if not paths:
                 continue
             with open(f"/proc/{pid}/cgroup", "rb") as file:
@@ -74,11 +74,6 @@ def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:
         owner = f"container {name}" if user.container_id else f"process {user.comm!r} (pid {user.pid})"
         phrases.append(f"{owner} at {user.path}")
     return phrases
-
-
-def list_image_users(name: str) -> list[MountUser]:
-    """Who has the image called NAME mounted."""
-    return list_mount_users({device for device, (image, _digest) in find_loop_devices().items() if image == name})
 
 
 def _list_instances() -> list[str]:

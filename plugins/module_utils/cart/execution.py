@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import (
-    Attachment,
-    create_mount,
-    find_attachments,
-    find_loop_devices,
-    open_image,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_attachments
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, read_rights
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
+    ImageFinder,
+    create_mount,
+    create_mounts,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
     DEFAULT_NAMESPACES,
     NAMESPACES,
@@ -47,7 +46,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_user
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, gen_loop_devices, read_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 
@@ -151,9 +150,7 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
             own_groups = cgroups.parse_cgroup(file.read())
         for place in places:
             source = place.source
-            device_path = stack.enter_context(_hold(source))
-            mount_fd = create_mount(device_path, source.format)
-            stack.callback(os.close, mount_fd)
+            mount_fd = stack.enter_context(_create_mount(source))
             prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
             variables = read_environment(mount_fd, prefix)
             try:
@@ -226,10 +223,10 @@ def _find_outside(user: User, process: Process) -> User:
 def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[store.StoredImage | Attachment]:
     """For each target the image to mount: the attached one, or the one of the store called IMAGE_NAME."""
     sources: list[store.StoredImage | Attachment] = []
-    loop_devices = find_loop_devices()
+    finder = ImageFinder()
     image: store.StoredImage | None = None
     for target in targets:
-        attached = [one for one in find_attachments(target, loop_devices) if image_name in (None, one.image)]
+        attached = [one for one in find_attachments(target, finder) if image_name in (None, one.image)]
         if attached:
             sources.append(attached[-1])
             continue
@@ -241,20 +238,33 @@ def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[sto
 
 
 @contextmanager
-def _hold(source: store.StoredImage | Attachment) -> Iterator[str]:
-    """The path of the loop device of SOURCE, kept bound for the context."""
+def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
+    """A detached mount of SOURCE, as a descriptor that lasts as long as the context."""
     if isinstance(source, store.StoredImage):
-        with open_image(source) as device:
-            yield device.path
+        with create_mounts(source, 1) as (fd,):
+            yield fd
         return
-    path = next((one.path for one in gen_loop_devices() if one.device == source.device), "")
-    if not path:
-        raise ExecutionError(f"container {source.container.name}: the image was just detached; try again")
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stored = store.find_image(source.image)
+    if stored is not None and stored.digest == source.digest:
+        with create_mounts(stored, 1) as (fd,):
+            yield fd
+        return
+    # Replaced in the store since; its loop device is there for as long as it is attached.
+    device = next((one for one in ImageFinder().loop_devices if one.device == source.device), None)
+    if device is None:
+        raise ExecutionError(
+            f"container {source.container.name}: its image {source.image!r} was replaced in the store or detached just now:"
+            " detach it, or say with image which one to use"
+        )
+    held_fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if source.device not in find_loop_devices():
+        if source.device not in {one.device for one in ImageFinder().loop_devices}:
             raise ExecutionError(f"container {source.container.name}: the image was just detached; try again")
-        yield path
+        fd = create_mount(device.path, source.format)
+    finally:
+        os.close(held_fd)
+    try:
+        yield fd
     finally:
         os.close(fd)
 

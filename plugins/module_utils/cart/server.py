@@ -59,7 +59,7 @@ def _open_read_only(program: str) -> Iterator[int]:
     """
     fd = syscalls.open_tree(-1, os.path.realpath(program), syscalls.OPEN_TREE_CLONE)
     try:
-        syscalls.mount_setattr(fd, syscalls.MOUNT_ATTR_RDONLY)
+        syscalls.mount_setattr(fd, give=syscalls.MOUNT_ATTR_RDONLY)
     except OSError as error:
         if error.errno != errno.ENOSYS:  # before Linux 5.12
             os.close(fd)

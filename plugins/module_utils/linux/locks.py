@@ -18,8 +18,8 @@ class LockTimeout(Exception):
 
 
 @contextmanager
-def lock(path: str, timeout_s: float) -> Iterator[None]:
-    """Hold the exclusive lock of file PATH, made when missing (its directory too, mode 0700)."""
+def lock(path: str, timeout_s: float) -> Iterator[int]:
+    """Hold the exclusive lock of file PATH, made when missing (its directory too, mode 0700); gives the file's descriptor."""
     deadline = time.monotonic() + timeout_s
     while True:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -30,7 +30,7 @@ def lock(path: str, timeout_s: float) -> Iterator[None]:
         try:
             _wait(fd, path, deadline)
             if _is_still(fd, path):
-                yield
+                yield fd
                 return
         finally:
             os.close(fd)
@@ -57,3 +57,25 @@ def _is_still(fd: int, path: str) -> bool:
         return False
     mine = os.fstat(fd)
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def tell_holder(fd: int) -> None:
+    """Write into the locked file FD that this process holds it, for find_holder."""
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode("ascii"), 0)
+
+
+def find_holder(path: str) -> int | None:
+    """The pid that the holder of the lock PATH has told, 0 where it has not yet; None when nobody holds it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        text = os.read(fd, 32)
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from typing import Iterable, Iterator
@@ -20,6 +21,9 @@ from typing import Iterable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
+_LOOP_SET_FD = 0x4C00
+_LOOP_CLR_FD = 0x4C01
+_LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -35,7 +39,11 @@ _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/PID/mountinfo; DEVICE is major:minor, SHARED says whether its events propagate."""
+    """One line of /proc/PID/mountinfo; DEVICE is major:minor.
+
+    PEER_GROUP is the group in which its events propagate, MASTER the one that it receives events from; 0 for none
+    (mount_namespaces(7)).
+    """
 
     mount_id: int
     parent_id: int
@@ -43,7 +51,8 @@ class Mount:
     root: str
     mount_point: str
     options: str
-    shared: bool
+    peer_group: int
+    master: int
     filesystem: str
     source: str
 
@@ -77,6 +86,7 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[Mount]:
             separator = fields.index("-", 6)
             filesystem, source = fields[separator + 1 : separator + 3]
             mount_id, parent_id = int(fields[0]), int(fields[1])
+            groups = [_find_group(fields[6:separator], kind) for kind in ("shared:", "master:")]
         except ValueError:
             continue
         yield Mount(
@@ -86,10 +96,15 @@ def parse_mountinfo(lines: Iterable[str]) -> Iterator[Mount]:
             root=_unescape(fields[3]),
             mount_point=_unescape(fields[4]),
             options=fields[5],
-            shared=any(field.startswith("shared:") for field in fields[6:separator]),
+            peer_group=groups[0],
+            master=groups[1],
             filesystem=filesystem,
             source=_unescape(source),
         )
+
+
+def _find_group(fields: list[str], kind: str) -> int:
+    return next((int(field[len(kind) :]) for field in fields if field.startswith(kind)), 0)
 
 
 def read_mounts(pid: int | str = "self") -> list[Mount]:
@@ -155,9 +170,6 @@ def _loop_is_for(fd: int, wanted: os.stat_result) -> bool:
 
 def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
     backing_file = os.readlink(f"/proc/self/fd/{image_fd}")
-    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
-    info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(backing_file)[:63], b"", b"", 0, 0)
-    config = (struct.pack("II", image_fd, 0) + info).ljust(_LOOP_CONFIG_SIZE, b"\0")
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         while True:
@@ -165,7 +177,7 @@ def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
             device = LoopDevice(number, _read_device(f"loop{number}"), backing_file)
             fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
+                _loop_configure(fd, image_fd, backing_file)
                 return fd, device
             except OSError as error:
                 os.close(fd)
@@ -173,6 +185,26 @@ def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
                     raise
     finally:
         os.close(control)
+
+
+def _loop_configure(loop_fd: int, image_fd: int, backing_file: str) -> None:
+    """Bind the free loop device LOOP_FD to IMAGE_FD, read-only and with AUTOCLEAR; EBUSY when somebody else has taken it."""
+    flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
+    info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(backing_file)[:63], b"", b"", 0, 0)
+    config = (struct.pack("II", image_fd, 0) + info).ljust(_LOOP_CONFIG_SIZE, b"\0")
+    try:
+        fcntl.ioctl(loop_fd, _LOOP_CONFIGURE, config)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTTY):
+            raise
+    # Before Linux 5.8 it takes two steps, and a kill between them leaves a device that the kernel does not free by itself.
+    fcntl.ioctl(loop_fd, _LOOP_SET_FD, image_fd)
+    try:
+        fcntl.ioctl(loop_fd, _LOOP_SET_STATUS64, info)
+    except OSError:
+        fcntl.ioctl(loop_fd, _LOOP_CLR_FD)
+        raise
 
 
 def mount_create(filesystem: str, source: str | None = None, attributes: int = 0, **options: str) -> int:
@@ -195,5 +227,28 @@ def mount_create(filesystem: str, source: str | None = None, attributes: int = 0
 
 def open_beneath(root_fd: int, path: str, flags: int) -> int:
     """A descriptor for PATH below ROOT_FD that no symlink and no '..' can lead elsewhere."""
-    resolve = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH
-    return syscalls.openat2(root_fd, path.strip("/") or ".", flags, resolve)
+    path = path.strip("/") or "."
+    try:
+        return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    return _walk_beneath(root_fd, path.split("/"), flags)
+
+
+def _walk_beneath(root_fd: int, names: list[str], flags: int) -> int:
+    """The same, before Linux 5.6: folder by folder."""
+    if ".." in names:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    fd = os.dup(root_fd)
+    try:
+        for name in names[:-1]:
+            if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            # O_NOFOLLOW: it may have become a link meanwhile.
+            child_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = child_fd
+        return os.open(names[-1], flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)

@@ -66,11 +66,16 @@ def close_all_but(keep: set[int]) -> None:
 
 
 def run_in_mount_namespaces(
-    namespaces: Sequence[MountNamespace], function: Callable[[int], Any], keep: Sequence[int], timeout_s: float
+    namespaces: Sequence[MountNamespace],
+    function: Callable[[int], Any],
+    keep: Sequence[int],
+    timeout_s: float,
+    prepare: Callable[[], None] | None = None,
 ) -> list[Any]:
     """FUNCTION(index) run inside each of NAMESPACES; its result, or the OSError it ended with, by index.
 
-    FUNCTION returns what JSON can hold. KEEP are the descriptors it uses. Each call has TIMEOUT_S.
+    FUNCTION returns what JSON can hold. KEEP are the descriptors it uses. Each call has TIMEOUT_S. A child calls PREPARE
+    before it enters the first one.
     """
     outcomes: list[Any] = []
     while len(outcomes) < len(namespaces):
@@ -78,7 +83,7 @@ def run_in_mount_namespaces(
         reader, writer = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _serve(namespaces, function, first, writer, {writer, *keep})
+            _serve(namespaces, function, first, writer, {writer, *keep}, prepare)
         os.close(writer)
         try:
             outcomes += _collect(reader, len(namespaces) - first, timeout_s)
@@ -97,7 +102,12 @@ def _reap(pid: int, timeout_s: float) -> None:
 
 
 def _serve(
-    namespaces: Sequence[MountNamespace], function: Callable[[int], Any], first: int, writer: int, keep: set[int]
+    namespaces: Sequence[MountNamespace],
+    function: Callable[[int], Any],
+    first: int,
+    writer: int,
+    keep: set[int],
+    prepare: Callable[[], None] | None,
 ) -> NoReturn:
     status = 1
     try:
@@ -108,6 +118,8 @@ def _serve(
         close_all_but(keep)
         for index in range(first, len(namespaces)):
             try:
+                if prepare is not None and index == first:
+                    prepare()
                 enter_mount_namespace(namespaces[index])
                 reply = {"value": function(index)}
             except OSError as error:

@@ -95,12 +95,16 @@ class Process:
         except ProcessLookupError:
             return
 
-    def namespace(self, kind: str) -> str:
-        """The identity of one of its namespaces, such as mnt:[4026531841]; KIND is a name in /proc/PID/ns."""
+    def read_link(self, name: str) -> str:
+        """What the link /proc/PID/NAME says."""
         try:
-            return os.readlink(f"ns/{kind}", dir_fd=self._fd)
+            return os.readlink(name, dir_fd=self._fd)
         except (ProcessLookupError, FileNotFoundError) as error:
             raise ProcessGone(self.pid) from error
+
+    def namespace(self, kind: str) -> str:
+        """The identity of one of its namespaces, such as mnt:[4026531841]; KIND is a name in /proc/PID/ns."""
+        return self.read_link(f"ns/{kind}")
 
     def read_start_ticks(self) -> int:
         """When it started, in clock ticks since boot: with its pid this names it for as long as the host is up (proc(5))."""

@@ -30,6 +30,9 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
@@ -53,6 +56,11 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+
+IN_MOVED_TO = 0x80
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -116,6 +124,12 @@ def mount_make_private(path: str) -> None:
     """Stop all propagation below PATH, recursively: mount_namespaces(7)."""
     flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
     _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rprivate", path)
+
+
+def mount(source: str, target: str, filesystem: str, flags: int) -> None:
+    """Mount the FILESYSTEM on SOURCE at TARGET: mount(2)."""
+    arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(filesystem), ctypes.c_ulong(flags), None)
+    _check(_libc.mount(*arguments), "mount", source)
 
 
 def umount2(path: str, flags: int) -> None:
@@ -182,6 +196,27 @@ def set_process_name(name: str) -> None:
     _check(_libc.prctl(_PR_SET_NAME, name.encode("utf-8"), 0, 0, 0), "prctl")
 
 
+def setfsuid(uid: int) -> None:
+    """Be user UID to file systems: setfsuid(2), which tells no errors."""
+    _libc.setfsuid(ctypes.c_uint32(uid))
+
+
+def setfsgid(gid: int) -> None:
+    """Be group GID to file systems: setfsgid(2)."""
+    _libc.setfsgid(ctypes.c_uint32(gid))
+
+
+def inotify_watch(path: str, events: int) -> int:
+    """A descriptor, not blocking, that is readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
+    fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+    try:
+        _check(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(events)), "inotify_add_watch", path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def pidfd_send_signal(fd: int, signal_number: int) -> None:
     """Send a signal to the process of FD, a pidfd or a descriptor of its /proc/PID: pidfd_send_signal(2), Linux 5.1."""
     _check(_libc.syscall(_long(_SYS_PIDFD_SEND_SIGNAL), _long(fd), _long(signal_number), None, _long(0)), "kill")
@@ -215,17 +250,12 @@ def move_mount(mount_fd: int, to_fd: int) -> None:
     )
 
 
-def mount_setattr(mount_fd: int, attributes: int) -> None:
-    """Give the mount behind MOUNT_FD the MOUNT_ATTR_* in ATTRIBUTES besides those it has: mount_setattr(2), Linux 5.12."""
-    settings = struct.pack("QQQQ", attributes, 0, 0, 0)
+def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0) -> None:
+    """GIVE the mount behind MOUNT_FD some MOUNT_ATTR_*, and TAKE others from it: mount_setattr(2), Linux 5.12."""
+    change = struct.pack("QQQQ", give, take, 0, 0)
     _check(
         _libc.syscall(
-            _long(_SYS_MOUNT_SETATTR),
-            _long(mount_fd),
-            b"",
-            _long(AT_EMPTY_PATH),
-            settings,
-            ctypes.c_size_t(len(settings)),
+            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(AT_EMPTY_PATH), change, ctypes.c_size_t(len(change))
         ),
         "mount_setattr",
     )

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 COLLECTION = "ansible_collections.crashcart.fleet"
@@ -29,6 +31,16 @@ def run(*command: str, check: bool = True, **options: Any) -> subprocess.Complet
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
+
+
+@contextmanager
+def start(*command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """COMMAND at work for as long as the context lasts."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def docker(*arguments: str, check: bool = True, **options: Any) -> str:

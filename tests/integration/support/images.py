@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from typing import Any
 
 from ansible_collections.crashcart.fleet.tools import make_container_image
 from ansible_collections.crashcart.fleet.tools.busybox_archive import find_busybox, make_archive
@@ -87,3 +88,10 @@ def compile_with_musl(folder: str) -> None:
             '#include <stdio.h>\n#include <unistd.h>\nint main() { puts("musl"); fflush(stdout); return pause(); }\n'
         )
     subprocess.run(["musl-gcc", "-o", os.path.join(folder, "wait"), source], check=True)
+
+
+def build(path: os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """A tool image PATH of its own; its manifest."""
+    cache = os.path.expanduser("~/.cache/crashcart")
+    image: dict[str, Any] = host.call_module("crashcart_build", dest=str(path), **{"cache": cache, **options})["image"]
+    return image

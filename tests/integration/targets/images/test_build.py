@@ -17,14 +17,11 @@ import time
 
 import pytest
 from support import host, images
+from support.images import build
 
 IMAGES = "crashcart-test"
 TOOLS = os.path.join(os.path.dirname(__file__), "..", "..", "..", "..", "tools")
 CACHE = os.path.expanduser("~/.cache/crashcart")
-
-
-def build(dest, **options):
-    return host.call_module("crashcart_build", dest=str(dest), **{"cache": CACHE, **options})["image"]
 
 
 def install(*packages):

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 
 import pytest
 from support import host
@@ -138,14 +139,50 @@ def test_what_stands_in_the_way_is_named_and_stays(container):
         assert host.list_loop_devices() == []
 
 
-def test_a_read_only_dev_is_foreseen_and_named(container):
+def change_dev(name, *command):
+    """Run COMMAND, a mount, as root in container NAME, which may not do that itself."""
+    host.run("nsenter", "-t", str(host.find_pid(name)), "-m", "-p", "/bin/busybox", *command)
+
+
+def test_a_dev_that_is_mounted_read_only_gets_a_mount_point_all_the_same(container):
+    name = container("busybox", options=("--network", "none", "--read-only"))
+    change_dev(name, "mount", "-o", "remount,bind,ro", "/dev")
+    mounts = host.read_container_mounts(name)
+    assert host.call_module("crashcart_attach", containers=[name], check_mode=True)["changed"]
+    host.call_module("crashcart_attach", containers=[name])
+    assert host.docker("exec", name, f"{TOOLS}/bash", "-c", "echo yes") == "yes"
+    assert host.run("docker", "exec", name, "/bin/touch", "/dev/x", check=False).returncode != 0
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert host.read_container_mounts(name) == mounts
+    assert "crashcart" not in host.docker("exec", name, "/bin/ls", "/dev")
+
+
+def test_a_dev_whose_file_system_is_read_only_is_foreseen_and_named(container):
     name = container()
-    # Without CAP_SYS_ADMIN the container cannot do it; the host can do it for the test.
-    host.run("nsenter", "-t", str(host.find_pid(name)), "-m", "-p", "/bin/busybox", "mount", "-o", "remount,ro", "/dev")
+    change_dev(name, "mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/dev")
     for check_mode in (True, False):
-        with pytest.raises(host.ModuleFailed, match=f"cannot attach to container {name}.*Read-only.*give a path"):
+        with pytest.raises(host.ModuleFailed, match=f"cannot attach to container {name}.*Read-only.*start it with"):
             host.call_module("crashcart_attach", containers=[name], check_mode=check_mode)
     assert host.list_loop_devices() == []
+
+
+def test_a_dev_of_the_containers_own_files(container):
+    """As where a runtime mounts nothing on /dev: the folder is made among its files, and removed."""
+    name = container()
+    change_dev(name, "umount", "-l", "/dev")
+    host.call_module("crashcart_attach", containers=[name])
+    assert os.path.exists(f"/proc/{host.find_pid(name)}/root{TOOLS}/bash")
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
+
+
+def test_an_empty_folder_of_somebody_else_is_used_and_stays(container):
+    name = container("busybox", "/bin/sh", "-c", "/bin/mkdir /dev/crashcart; /bin/sleep 1000")
+    host.call_module("crashcart_attach", containers=[name])
+    assert host.docker("exec", name, f"{TOOLS}/bash", "-c", "echo yes") == "yes"
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert host.docker("exec", name, "/bin/ls", "-A", "/dev/crashcart") == ""
+    assert not host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
 
 
 def test_a_symlink_on_the_way_is_not_followed(container):
@@ -178,6 +215,39 @@ def test_busy_tools_are_named_and_a_lazy_detach_takes_them_out_of_sight(containe
         assert host.call_module("crashcart_attach", containers=[name], state="detached", busy="lazy")["changed"]
         assert "/dev/crashcart" not in host.read_container_mounts(name)
         user.terminate()
+
+
+@contextmanager
+def busy_tools(name, *command):
+    """COMMAND of the attached tools, at work in container NAME."""
+    with subprocess.Popen(["docker", "exec", name, f"{TOOLS}/{command[0]}", *command[1:]]) as user:
+        host.wait_until(lambda: host.runs(name, " ".join(command)))
+        yield user
+        user.terminate()
+
+
+def test_a_detach_waits_for_busy_tools(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    with busy_tools(name, "sleep", "3"):
+        detached = host.call_module("crashcart_attach", containers=[name], state="detached", busy="wait")
+        assert detached["changed"]
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+    host.call_module("crashcart_attach", containers=[name])
+    with busy_tools(name, "sleep", "1000"), pytest.raises(host.ModuleFailed, match=r"in use by 'sleep' \(pid \d+\)"):
+        host.call_module("crashcart_attach", containers=[name], state="detached", busy="wait", busy_timeout="1s")
+    assert "/dev/crashcart" in host.read_container_mounts(name)
+
+
+def test_a_detach_kills_busy_tools_and_nobody_else(container):
+    name = container("busybox", "/bin/sh", "-c", "/bin/sleep 4321 & wait")
+    host.call_module("crashcart_attach", containers=[name])
+    with busy_tools(name, "bash", "-c", "cd /tmp; exec 9< /dev/crashcart; sleep 1000; true") as user:
+        detached = host.call_module("crashcart_attach", containers=[name], state="detached", busy="kill")
+        assert detached["changed"]
+        assert user.wait(10) == 137
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+    assert host.runs(name, "/bin/sleep 4321")
 
 
 STATES = {
@@ -260,7 +330,7 @@ def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
     records = [engine.refresh(one) for one in engine.list_containers() if one.name in (dying, staying)]
     host.docker("kill", dying)
     host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Running}}", dying) == "false")
-    change = attachments.ensure_detached(records, None, None, lazy=False, check_mode=False)
+    change = attachments.ensure_detached(records, None, None, attachments.Busy(), check_mode=False)
     assert ([one.container.name for one in change.before], change.after) == ([staying], [])
     assert host.list_loop_devices() == []
 

@@ -26,7 +26,7 @@ def _operate(record, states, barrier, failures):
             if state == "attach":
                 attachments.ensure_attached([record], "default", None, check_mode=False)
             else:
-                attachments.ensure_detached([record], None, None, lazy=False, check_mode=False)
+                attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False)
         except BaseException:
             failures.put(traceback.format_exc())
         barrier.wait(60)

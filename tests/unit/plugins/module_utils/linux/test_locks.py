@@ -14,7 +14,12 @@ import time
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import (
+    LockTimeout,
+    find_holder,
+    lock,
+    tell_holder,
+)
 
 
 class Holder:
@@ -155,3 +160,16 @@ def test_many_processes_one_at_a_time(path, tmp_path):
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0, 0]
     assert counter.read_text() == "100"
+
+
+def test_the_holder_is_told_for_as_long_as_it_holds(tmp_path):
+    path = str(tmp_path / "lock")
+    assert find_holder(path) is None
+    with lock(path, 1) as fd:
+        assert find_holder(path) == 0
+        tell_holder(fd)
+        assert find_holder(path) == os.getpid()
+    assert find_holder(path) is None
+    # Whoever looks keeps nobody from taking it.
+    with lock(path, 0.1):
+        assert find_holder(path) == os.getpid()

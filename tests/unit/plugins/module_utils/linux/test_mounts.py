@@ -34,7 +34,8 @@ def test_all_fields_of_a_line():
         root="/mnt1",
         mount_point="/mnt2",
         options="rw,noatime",
-        shared=False,
+        peer_group=0,
+        master=1,
         filesystem="ext3",
         source="/dev/root",
     )
@@ -46,20 +47,20 @@ def test_lines_stay_in_order_and_may_end_with_a_newline():
 
 
 @pytest.mark.parametrize(
-    ("optional", "shared"),
+    ("optional", "groups"),
     [
-        ("", False),
-        ("shared:1 ", True),
-        ("shared:1 master:2 ", True),
-        ("master:2 propagate_from:3 ", False),
-        ("master:2 shared:9 ", True),
-        ("unbindable ", False),
-        ("some_future:tag another ", False),
+        ("", (0, 0)),
+        ("shared:1 ", (1, 0)),
+        ("shared:1 master:2 ", (1, 2)),
+        ("master:2 propagate_from:3 ", (0, 2)),
+        ("master:2 shared:9 ", (9, 2)),
+        ("unbindable ", (0, 0)),
+        ("some_future:tag another ", (0, 0)),
     ],
 )
-def test_any_number_of_optional_fields(optional, shared):
+def test_any_number_of_optional_fields(optional, groups):
     mount = parse_one(f"700 612 7:3 / /dev/crashcart ro {optional}- squashfs /dev/loop3 ro")
-    assert (mount.shared, mount.filesystem, mount.source) == (shared, "squashfs", "/dev/loop3")
+    assert ((mount.peer_group, mount.master), mount.filesystem, mount.source) == (groups, "squashfs", "/dev/loop3")
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,40 @@ def test_a_descriptor_is_not_inherited_by_programs(root):
         assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def old_kernel(monkeypatch):
+    """A kernel without openat2."""
+
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(mounts.syscalls, "openat2", refuse)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_open_beneath_follows_nothing(tmp_path, request, is_old):
+    if is_old:
+        request.getfixturevalue("old_kernel")
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "folder/up").symlink_to("/")
+    root_fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for path, same in (("folder/below", "folder/below"), ("/folder/", "folder"), ("/", ".")):
+            fd = mounts.open_beneath(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+            assert os.fstat(fd).st_ino == os.stat(tmp_path / same).st_ino
+            os.close(fd)
+        for path, wanted in (
+            ("link/below", {errno.ELOOP}),
+            ("folder/up/etc", {errno.ELOOP}),
+            ("link", {errno.ELOOP, errno.ENOTDIR}),
+            ("folder/../..", {errno.EXDEV}),
+            ("nonesuch/x", {errno.ENOENT}),
+        ):
+            with pytest.raises(OSError) as failure:
+                mounts.open_beneath(root_fd, path, os.O_RDONLY | os.O_DIRECTORY)
+            assert failure.value.errno in wanted, path
+    finally:
+        os.close(root_fd)

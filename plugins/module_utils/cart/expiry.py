@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attachments that end by themselves: for each a file that says when, and one watchdog for the host that sees to it.
+
+The file is written before the image is mounted, so whatever a killed module has done ends in time. Times are CLOCK_BOOTTIME,
+which no clock setting moves, and which begins anew with the host, as /run does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Iterator, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+
+FOLDER = os.path.join(RUN, "expiry")
+WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
+_LOCK = "expiry"
+_START_S = 20.0
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """When the attachment at PATH in CONTAINER ends: DEADLINE in seconds of CLOCK_BOOTTIME. ERROR says why it did not."""
+
+    container: Container
+    path: str
+    deadline: float
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.container.short_id}-{hashlib.sha256(self.path.encode()).hexdigest()[:8]}"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Of the attachment: the container's id and the path in it."""
+        return self.container.id, self.path
+
+    @property
+    def expires(self) -> float:
+        """When it ends, in seconds since the epoch by the host's clock."""
+        return round(time.time() + self.deadline - read_clock(), 3)
+
+    def as_result(self) -> dict[str, Any]:
+        """What modules return of it."""
+        return {"container": self.container.name, "path": self.path, "expires": self.expires, "error": self.error}
+
+
+def read_clock() -> float:
+    """Now, in seconds of CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def list_expiries() -> list[Expiry]:
+    """All that there are, the next one first; files that nobody of us has written are passed over."""
+    try:
+        names = [name for name in os.listdir(FOLDER) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+                record = json.load(file)
+            found.append(Expiry(**{**record, "container": Container(**record["container"])}))
+    return sorted(found, key=lambda one: one.deadline)
+
+
+@contextmanager
+def hold() -> Iterator[None]:
+    """Keep others from writing and dropping."""
+    with hold_lock(_LOCK):
+        yield
+
+
+def write(expiries: Sequence[Expiry]) -> None:
+    """Make these what holds for their attachments from now on."""
+    with hold():
+        os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+        for one in expiries:
+            path = os.path.join(FOLDER, one.name)
+            temporary = os.path.join(FOLDER, "." + one.name)
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(asdict(one), file)
+            os.rename(temporary, path)
+
+
+def drop(expiries: Sequence[Expiry]) -> None:
+    """Let these attachments stay, or be gone already."""
+    if not expiries:
+        return
+    with hold():
+        for one in expiries:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(FOLDER, one.name))
+
+
+def find_watchdog() -> int | None:
+    """The pid of the watchdog that runs; None when none does."""
+    return locks.find_holder(WATCHDOG_LOCK)
+
+
+def ensure_watchdog() -> None:
+    """Start a watchdog if there is something to watch and nobody does; raises FleetError when it does not start."""
+    if not list_expiries() or find_watchdog() is not None:
+        return
+    # It imports from where this module came from (a folder, or the archive that Ansible sent), all of it at its start.
+    folder, _slash, _rest = __file__.rpartition("/ansible_collections/crashcart/fleet/")
+    module = __name__.rpartition(".")[0] + ".watchdog"
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import watch; watch(int(sys.argv[2]))"
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code, folder, str(writer)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={"PATH": os.defpath, "LANG": "C"},
+            pass_fds=[writer],
+            start_new_session=True,
+        )
+    finally:
+        os.close(writer)
+    try:
+        ready, _write, _error = select.select([reader], [], [], _START_S)
+        if not (ready and os.read(reader, 1)) and find_watchdog() is None:
+            raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")
+    finally:
+        os.close(reader)

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes that use attached tools: who they are, waiting for them, ending them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
+
+_PAUSE_S = 0.05
+
+
+@dataclass(frozen=True)
+class ToolUser:
+    """A process, by its pid on the host."""
+
+    pid: int
+    comm: str
+
+    def __str__(self) -> str:
+        return f"{self.comm!r} (pid {self.pid})"
+
+
+def find_users(target: Target, path: str) -> list[ToolUser]:
+    """Processes in TARGET's mount namespace that run from PATH, stand in it or hold it open."""
+    return [user for user, process in _gen_users(target, path)]
+
+
+def end_users(target: Target, path: str, timeout_s: float, *, kill: bool) -> None:
+    """Wait until nobody uses the tools at PATH in TARGET any more, for TIMEOUT_S at most; with KILL they are killed meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        is_used = False
+        for _user, process in _gen_users(target, path):
+            is_used = True
+            if kill:
+                process.kill(signal.SIGKILL)
+        if not is_used:
+            return
+        time.sleep(_PAUSE_S)
+
+
+def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
+    """Each with the process held, so that a signal reaches nobody else."""
+    namespace = target.process.namespace("mnt")
+    devices = {mount.device for mount in target.read_mounts() if mount.mount_point == path}
+    for pid in read_pids():
+        with suppress(ProcessGone, OSError), Process(pid) as process:
+            if process.namespace("mnt") == namespace and _uses(process, path, devices):
+                comm = process.read("comm").decode("utf-8", "replace").rstrip("\n")
+                yield ToolUser(pid, comm), process
+
+
+def _uses(process: Process, path: str, devices: set[str]) -> bool:
+    fds_fd = process.open("fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        links = [*(("cwd", "root")), *(f"fd/{fd}" for fd in os.listdir(fds_fd))]
+    finally:
+        os.close(fds_fd)
+    for link in links:
+        with suppress(OSError, ProcessGone):  # closed meanwhile
+            if (process.read_link(link) + "/").startswith(path + "/"):
+                return True
+    for line in process.read("maps").decode("utf-8", "replace").split("\n"):
+        fields = line.split(None, 5)
+        if len(fields) > 3:
+            major, _colon, minor = fields[3].partition(":")
+            if f"{int(major, 16)}:{int(minor, 16)}" in devices:
+                return True
+    return False

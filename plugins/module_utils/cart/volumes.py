@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attach by a volume: a container that was started with a folder of the host as an rslave volume sees what is mounted there.
+
+All containers that share the folder get the tools, and lose them together. The mount stands on the host, so it does not go with
+the container. Source: mount_namespaces(7), propagation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Iterable, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder, create_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+
+_LOCK = "volumes"
+
+
+def find_folder(inside: Iterable[mounts.Mount], on_host: Sequence[mounts.Mount], path: str) -> str | None:
+    """The host's folder whose mounts show at PATH where the mounts INSIDE are seen; None when there is none.
+
+    Of the mounts inside, the last one that covers PATH counts; it has to receive mounts from one ON_HOST.
+    """
+    covering = [one for one in inside if _is_below(path, one.mount_point)]
+    if not covering or not covering[-1].master:
+        return None
+    volume = covering[-1]
+    wanted = os.path.normpath(volume.root + "/" + os.path.relpath(path, volume.mount_point))
+    for one in on_host:
+        if one.peer_group == volume.master and _is_below(wanted, one.root):
+            return os.path.normpath(os.path.join(one.mount_point, os.path.relpath(wanted, one.root)))
+    return None
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def find_folders(targets: Sequence[Target], path: str) -> list[str]:
+    """The host's folders for PATH in TARGETS, each once; raises ContainerError where a target has no such volume."""
+    on_host = mounts.read_mounts()
+    folders = []
+    for target in targets:
+        folder = find_folder(target.read_mounts(), on_host, path)
+        if folder is None:
+            raise ContainerError(
+                f"container {target.container.name} has no rslave volume at {path}: start it with"
+                f" --volume FOLDER:{path}:rslave, FOLDER being in a shared mount of the host, or use method fsmount"
+            )
+        folders.append(folder)
+    return sorted(set(folders))
+
+
+def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
+    """Mount IMAGE in the host's folders that TARGETS have at PATH."""
+    with hold_lock(_LOCK):
+        finder = ImageFinder()
+        taken = {one.mount.mount_point for one in finder.find(mounts.read_mounts())}
+        folders = [folder for folder in find_folders(targets, path) if folder not in taken]
+        with create_mounts(image, len(folders)) as fds:
+            for fd, folder in zip(fds, folders):
+                _attach_at(fd, folder)
+
+
+def _attach_at(mount_fd: int, folder: str) -> None:
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder_fd = mounts.open_beneath(root_fd, folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if os.listdir(folder_fd):
+                raise OSError(errno.EEXIST, "it is not empty, and would be covered")
+            syscalls.move_mount(mount_fd, folder_fd)
+        finally:
+            os.close(folder_fd)
+    except OSError as error:
+        raise ContainerError(f"cannot mount the image in the host's folder {folder}: {error.strerror}") from error
+    finally:
+        os.close(root_fd)
+
+
+def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
+    """Unmount images from the host's folders that TARGETS have at PATH."""
+    # What is seen inside now is the image itself: its own master is the mount on the host.
+    masters = {one.master for target in targets for one in target.read_mounts() if one.mount_point == path}
+    _unmount([one for one in _list_host_mounts() if one.peer_group in masters], lazy=lazy)
+
+
+def list_folders() -> list[str]:
+    """The host's folders on which images are mounted."""
+    return [one.mount_point for one in _list_host_mounts()]
+
+
+def detach_all(*, lazy: bool) -> None:
+    """Unmount every image from the host's folders, whether or not a container still has them."""
+    _unmount(_list_host_mounts(), lazy=lazy)
+
+
+def _list_host_mounts() -> list[mounts.Mount]:
+    return [one.mount for one in ImageFinder().find(mounts.read_mounts())]
+
+
+def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
+    with hold_lock(_LOCK):
+        for mount in reversed(found):
+            try:
+                syscalls.umount2(mount.mount_point, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise ContainerError(
+                        f"the tools in the host's folder {mount.mount_point} are in use; busy=lazy takes them out of sight"
+                    ) from error
+                if error.errno != errno.EINVAL:  # somebody else was faster
+                    raise

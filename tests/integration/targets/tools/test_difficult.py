@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers that other tools fail on, each a real one: attach, a shell's worth of tools, a command, detach, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import pytest
+from support import host, runtimes
+
+BASH = "/dev/crashcart/bin/bash"
+ASK = ("-c", "echo $((40 + 2))")
+
+
+def enter(name, *command):
+    """Run COMMAND of the host as its root in the mount namespace of container NAME, which may not do it itself."""
+    return host.run("nsenter", "-t", str(host.find_pid(name)), "-m", "-p", *command).stdout
+
+
+def check(name, *, ask=("docker", "exec")):
+    """Everything of the tools works in container NAME, and it is afterwards as it was before."""
+    before = host.read_container_mounts(name) if ask != ("podman", "exec") else None
+    assert host.call_module("crashcart_attach", containers=[name])["changed"]
+    if ask:
+        assert host.run(*ask, name, BASH, *ASK).stdout == "42\n"
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK])["results"]
+    assert (result["rc"], result["stdout"]) == (0, "42\n")
+    assert host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
+    if before is not None:
+        assert host.read_container_mounts(name) == before
+        assert not os.path.lexists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
+    host.wait_until(lambda: not host.list_loop_devices())
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK])["results"]
+    assert (result["rc"], result["stdout"]) == (0, "42\n")
+
+
+OPTIONS = {
+    "pid namespace of the host": ("--pid", "host"),
+    "network of the host": ("--network", "host"),
+    "ipc and uts of the host": ("--ipc", "host", "--uts", "host"),
+    "everything shared and everything dropped": (
+        *("--pid", "host", "--network", "host", "--read-only", "--cap-drop", "ALL"),
+        *("--user", "1234:1235", "--security-opt", "no-new-privileges"),
+    ),
+    "no room": ("--memory", "16m", "--pids-limit", "4"),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_options(container, kind):
+    options = OPTIONS[kind]
+    check(container("busybox", options=options if "--network" in options else ("--network", "none", *options)))
+
+
+def test_a_command_in_the_pid_namespace_of_the_host_ends_alone(container):
+    """What it leaves is killed, and no process of the host is."""
+    name = container("busybox", options=("--network", "none", "--pid", "host"))
+    with host.start("sleep", "4321") as stranger:
+        argv = ["bash", "-c", "setsid sleep 4322 >/dev/null 2>&1 & exit 3"]
+        assert host.call_module("crashcart_exec", containers=[name], argv=argv)["results"][0]["rc"] == 3
+        assert stranger.poll() is None
+        assert host.run("pgrep", "-xf", "sleep 4322", check=False).stdout == ""
+
+
+def test_the_pid_namespace_of_another_container(container):
+    first = container()
+    check(container("busybox", options=("--network", "none", "--pid", f"container:{first}")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("mount", "-o", "remount,hidepid=2", "/proc"),
+        ("umount", "-l", "/proc"),
+        ("mount", "-o", "remount,bind,noexec,nosuid", "/dev"),
+        ("mount", "-o", "remount,bind,ro", "/dev"),
+    ],
+    ids=["processes hidden", "no proc", "dev is noexec", "dev is read-only"],
+)
+def test_mounts(container, change):
+    name = container("busybox", options=("--network", "none", "--read-only"))
+    enter(name, "/bin/busybox", *change)
+    if "noexec" in change[-2]:
+        assert "noexec" in host.read_container_mounts(name)
+    check(name, ask=() if change[0] == "umount" else ("docker", "exec"))  # which itself needs /proc
+
+
+def test_a_mount_of_somebody_else_in_the_way(container):
+    name = container()
+    enter(name, "/bin/mkdir", "/dev/crashcart")
+    enter(name, "/bin/busybox", "mount", "-t", "tmpfs", "tmpfs", "/dev/crashcart")
+    before = host.read_container_mounts(name)
+    for state in ("attached", "detached"):
+        if state == "attached":
+            with pytest.raises(host.ModuleFailed, match=f"{name}: /dev/crashcart already holds a mount of tmpfs"):
+                host.call_module("crashcart_attach", containers=[name])
+        else:
+            assert not host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
+        assert host.read_container_mounts(name) == before
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK])["results"]
+    assert result["stdout"] == "42\n"
+
+
+def test_a_restarted_container_starts_without_and_takes_them_again(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    host.docker("restart", "-t", "0", name)
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+    host.wait_until(lambda: not host.list_loop_devices())
+    check(name)
+
+
+def test_a_container_in_a_container(container):
+    """The outer one by its name; the inner one, which no engine of the host knows, by its process."""
+    inner = "exec /bin/busybox unshare -m -p -f /bin/sh -c '/bin/mount -t tmpfs tmpfs /dev; exec /bin/sleep 4321'"
+    options = ("--network", "none", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined")
+    outer = container("busybox", "/bin/sh", "-c", f"{inner} & wait", options=options)
+    host.wait_until(lambda: host.run("pgrep", "-xf", "/bin/sleep 4321", check=False).stdout)
+    pid = host.run("pgrep", "-xf", "/bin/sleep 4321").stdout.strip()
+    host.wait_until(lambda: host.run("cat", f"/proc/{pid}/comm").stdout == "sleep\n")
+    check(outer)
+    (attachment,) = host.call_module("crashcart_attach", containers=[f"pid:{pid}"])["attachments"]
+    assert (
+        host.run("sh", "-c", shlex.join(shlex.split(attachment["shell"])[:-3]) + f" {shlex.join(ASK)}").stdout == "42\n"
+    )
+    assert "/dev/crashcart" not in host.read_container_mounts(outer)
+    assert host.call_module("crashcart_attach", containers=[f"pid:{pid}"], state="detached")["changed"]
+    host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_a_user_namespace():
+    """/dev is a file system of that namespace, in which the host's root is nobody."""
+    with runtimes.run_podman("cc-mapped", "--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"):
+        check("cc-mapped", ask=("podman", "exec"))
+        host.call_module("crashcart_attach", containers=["cc-mapped"])
+        assert host.run("podman", "exec", "cc-mapped", f"{BASH[:-4]}id", "-u").stdout == "0\n"
+        host.call_module("crashcart_attach", containers=["cc-mapped"], state="detached")
+        assert "crashcart" not in host.run("podman", "exec", "cc-mapped", "/bin/ls", "/dev").stdout
+    host.wait_until(lambda: not host.list_loop_devices())

@@ -1,0 +1,176 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""kill -9 of attach, detach, push and cleanup at every system call: the next call, or a cleanup, brings what was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from support import host, images
+from support.killing import kill_everywhere
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+
+FEW = 20  # a function that makes fewer calls than that has not done what it is tested for
+
+
+@pytest.fixture
+def record(container):
+    """A running container as its engine tells it."""
+    name = container()
+    engine = DockerEngine(None)
+    return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+
+
+def attach(record, method="fsmount", ttl_s=None):
+    return attachments.ensure_attached([record], "default", None, method, ttl_s, check_mode=False)
+
+
+def detach(record):
+    return attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False)
+
+
+def count_mounts(record):
+    return host.read_container_mounts(record.name).count(" /dev/crashcart ")
+
+
+def is_clean(record):
+    return (
+        count_mounts(record) == 0
+        and not os.path.exists(f"/proc/{record.pid}/root/dev/crashcart")
+        and not ImageFinder().loop_devices
+    )
+
+
+@pytest.mark.parametrize("method", ["fsmount", "mknod"])
+def test_attach(record, method):
+    def check(_moment):
+        assert count_mounts(record) <= 1
+        attach(record, method)
+        assert count_mounts(record) == 1
+        assert os.listdir(f"/proc/{record.pid}/root/dev/crashcart/bin")
+        detach(record)
+        host.wait_until(lambda: is_clean(record))
+
+    assert kill_everywhere(lambda: attach(record, method), check) > FEW
+
+
+def test_detach_after_a_killed_attach_leaves_nothing(record):
+    """Without an attach between: an empty folder, say, has to go too."""
+
+    def check(_moment):
+        detach(record)
+        host.wait_until(lambda: is_clean(record))
+
+    assert kill_everywhere(lambda: attach(record), check) > FEW
+
+
+def test_detach(record):
+    attach(record)
+
+    def check(_moment):
+        detach(record)
+        host.wait_until(lambda: is_clean(record))
+        attach(record)
+
+    assert kill_everywhere(lambda: detach(record), check) > FEW
+    host.wait_until(lambda: is_clean(record))
+
+
+@pytest.fixture
+def other_expiry(record):
+    """Something else that ends in ten minutes; after the test nothing does, and nobody watches."""
+    yield expiry.Expiry(record, "/dev/other", expiry.read_clock() + 600)
+    expiry.drop(expiry.list_expiries())
+    host.wait_until(lambda: expiry.find_watchdog() is None)
+
+
+def test_attach_for_a_time_ends_in_time_wherever_it_was_killed(record, other_expiry):
+    """What is mounted has an end, or nothing is mounted yet. The watchdog runs for another attachment."""
+    expiry.write([other_expiry])
+    expiry.ensure_watchdog()
+
+    def check(_moment):
+        places = {one.place for one in expiry.list_expiries()}
+        assert count_mounts(record) == 0 or (record.id, "/dev/crashcart") in places
+        detach(record)
+        expiry.drop([one for one in expiry.list_expiries() if one.place != other_expiry.place])
+        host.wait_until(lambda: is_clean(record))
+        assert expiry.find_watchdog() is not None
+
+    assert kill_everywhere(lambda: attach(record, ttl_s=600), check) > FEW
+
+
+def test_starting_the_watchdog(other_expiry):
+    def settle():
+        expiry.write([other_expiry])
+        expiry.ensure_watchdog()
+
+    def check(_moment):
+        expiry.ensure_watchdog()
+        assert (expiry.find_watchdog() is not None) == bool(expiry.list_expiries())
+        expiry.drop([other_expiry])
+        host.wait_until(lambda: expiry.find_watchdog() is None)
+
+    assert kill_everywhere(settle, check, own_calls=True) > FEW
+
+
+@pytest.fixture(scope="module")
+def small_images(tmp_path_factory):
+    """Two small images with their manifests."""
+    folder = tmp_path_factory.mktemp("images")
+    found = []
+    for name, packages in (("one", []), ("two", ["less"])):
+        path = folder / f"{name}.squashfs"
+        images.build(path, sets=["minimal"], packages=packages)
+        found.append((str(path), json.loads(path.with_suffix(".squashfs.json").read_text())))
+    return found
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_push(small_images, replaced):
+    name = "killed"
+    first, second = small_images
+
+    def push(image=second):
+        path, manifest = image
+        return store.install_image(name, manifest["digest"], manifest, path)
+
+    def check(_moment):
+        found = store.find_image(name)
+        assert found is None or found.digest in (first[1]["digest"], second[1]["digest"])
+        assert push().digest == store.describe(name) == second[1]["digest"]
+        assert len(os.listdir(f"{store.STORE}/{name}")) == 2
+        store.remove_image(name)
+        if replaced:
+            push(first)
+
+    try:
+        if replaced:
+            push(first)
+        assert kill_everywhere(push, check) > FEW
+    finally:
+        shutil.rmtree(f"{store.STORE}/{name}", ignore_errors=True)
+
+
+def test_removing_an_image(small_images):
+    name = "killed"
+    path, manifest = small_images[0]
+
+    def check(_moment):
+        if store.describe(name) is not None:
+            store.remove_image(name)
+        assert store.find_image(name) is None
+        assert not os.path.exists(f"{store.STORE}/{name}")
+        store.install_image(name, manifest["digest"], manifest, path)
+
+    store.install_image(name, manifest["digest"], manifest, path)
+    try:
+        assert kill_everywhere(lambda: store.remove_image(name), check) > 3
+    finally:
+        shutil.rmtree(f"{store.STORE}/{name}", ignore_errors=True)
