@@ -227,11 +227,12 @@ def test_tasks_are_in_the_containers_control_groups_and_may_be_confined(inside):
 @pytest.mark.parametrize("inside", ["local", "as_root"], indirect=True)
 def test_a_kill_of_the_hosts_program_leaves_nothing(inside):
     """Of the one that holds the connection's end of the command."""
-    task = threading.Thread(
-        target=lambda: pytest.raises(
-            (host.ModuleFailed, AssertionError), inside, "ansible.builtin.command", {"argv": ["sleep", "4321"]}
-        )
-    )
+
+    def sleep():
+        with pytest.raises((host.ModuleFailed, AssertionError)):
+            inside("ansible.builtin.command", {"argv": ["sleep", "4321"]})
+
+    task = threading.Thread(target=sleep)
     task.start()
     host.wait_until(lambda: host.runs(inside.name, "sleep 4321"), 60)
     # The oldest: its supervisor, which was forked from it, is to end the command.
