@@ -35,9 +35,13 @@ PLAYBOOKS = fleet.ROOT / "playbooks"
 
 
 def on_all(function: Any, hosts: list[fleet.Host]) -> list[Any]:
-    """FUNCTION(host) for all HOSTS at once."""
+    """FUNCTION(host) for all HOSTS at once; where it fails on one, the others' failures are told, too."""
     with ThreadPoolExecutor(len(hosts)) as pool:
-        return list(pool.map(function, hosts))
+        futures = [pool.submit(function, host) for host in hosts]
+    failures = [failure for future in futures if (failure := future.exception())]
+    if len(failures) > 1:
+        raise BaseExceptionGroup("on several hosts", failures)
+    return [future.result() for future in futures]
 
 
 def each(hosts: list[fleet.Host], *functions: Callable[[fleet.Host], Any]) -> None:

@@ -45,6 +45,9 @@ echo {machine_id} >/etc/machine-id
 # Clones have one boot in common; what tells hosts apart by it gets another one to read.
 echo {boot_id} >/run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+# The kernel lets a user namespace mount proc only where it can be seen whole.
+mkdir /run/proc
+mount -t proc proc /run/proc
 # What answers its own address first has the network know it.
 sysctl -q -w net.ipv4.conf.eth0.arp_notify=1
 ip link set eth0 address {mac}

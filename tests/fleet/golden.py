@@ -126,7 +126,7 @@ def _make(folder: Path) -> None:
         shell.run(
             f'systemctl start docker && docker import --change \'CMD ["/bin/sleep", "100000"]\' - {IMAGE}', archive
         )
-        shell.run(f"mkdir -p {TREE}/usr && tar -x -C {TREE}", archive)
+        shell.run(f"mkdir -p {TREE}/usr && tar -x -C {TREE} && chmod 755 {TREE}", archive)
         shell.run(f"podman import --change CMD=/bin/sleep,100000 - {IMAGE}", archive)
         shell.run("sh", _WARMTH.encode())
         for name, loop in CONTAINERS.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -181,9 +182,16 @@ class Machine:
     def cut_power(self) -> None:
         """End it at once: what it had not written to its disk is lost."""
         pid = self.find_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-            self.wait(lambda: self.find_pid() is None, 20, "end on SIGKILL")
+        if pid is None:
+            return
+        pid_fd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+            # Its command line is gone before its locks on the disk are.
+            if not select.select([pid_fd], [], [], 20)[0]:
+                raise MachineError(f"{self.name} did not end on SIGKILL")
+        finally:
+            os.close(pid_fd)
 
 
 def make_mac(folder: Path) -> str:

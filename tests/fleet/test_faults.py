@@ -41,17 +41,20 @@ def fill_a_trace(host):
 
 def slow_down(host, kbit):
     """Let HOST send no faster than KBIT per second."""
-    host.run(f"tc qdisc replace dev eth0 root tbf rate {kbit}kbit burst 16kb latency 200ms")
+    host.run(
+        f"tc qdisc replace dev eth0 root handle 1: tbf rate {kbit}kbit burst 16kb latency 200ms && "
+        "tc qdisc replace dev eth0 parent 1: fq_codel"  # so that others' packets do not wait behind a transfer's
+    )
 
 
 def wait_for_a_part(folder, host, process):
-    """Wait until a part of HOST's staged captures has come to FOLDER; its size, and that of the whole. PROCESS fetches."""
+    """Wait until a part of HOST's staged captures has come to FOLDER; the size of the whole. PROCESS fetches."""
     deadline = time.monotonic() + 120
-    while not (part := measure_part(folder, host)):
+    while not measure_part(folder, host):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "nothing comes"
         time.sleep(0.02)
-    return part
+    return int(host.run(f"stat -c %s {STAGED}"))
 
 
 def measure_part(folder, host):
@@ -64,8 +67,7 @@ def test_a_network_that_comes_back_in_the_middle_of_a_collection(hosts, installe
     on_all(fill_a_trace, hosts)
     slow_down(host, 400)
     process = start_play("collect", dest=str(tmp_path))
-    wait_for_a_part(tmp_path, host, process)
-    whole = int(host.run(f"stat -c %s {STAGED}"))
+    whole = wait_for_a_part(tmp_path, host, process)
     host.machine.call("set_link", name="net", up=False)
     time.sleep(1)  # what was on its way arrives
     part = measure_part(tmp_path, host)
@@ -134,14 +136,11 @@ def cut_while_files_travel(host, folder):
     fill_a_trace(host)
     other = folder / "other.squashfs"
     build(other, ["bash", "coreutils", "iproute2", "strace", "file"])
-    slow_down(host, 50)
-    fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
-    wait_for_a_part(folder, host, fetch)
-    whole = int(host.run(f"stat -c %s {STAGED}"))
-    # In a session of its own: what it says would wait for all that the fetch has in the shared one.
-    sessions = {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "ssh")}
-    push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"}, **sessions)
+    push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"})
     host.run(f"python3 -c '{FREEZE}' '{store.STORE}/other/.crashcart-*'")
+    slow_down(host, 100)
+    fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
+    whole = wait_for_a_part(folder, host, fetch)
     assert (fetch.poll(), push.poll()) == (None, None)
     assert 0 < measure_part(folder, host) < whole
     assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
@@ -163,7 +162,7 @@ def cut_while_attaching(host):
     )
     attach = start_module(host.name, "crashcart_attach", {"containers": "*"})
     host.run(
-        f"until grep crashcart /proc/{first}/mountinfo && grep -q -v '^0' /sys/fs/fuse/connections/*/waiting; do sleep 0.1; done"
+        f"until grep -q ' /dev/crashcart ' /proc/{first}/mountinfo && grep -q -v '^0' /sys/fs/fuse/connections/*/waiting; do sleep 0.1; done"
     )
     host.machine.cut_power()
     assert attach.poll() is None, attach.communicate()

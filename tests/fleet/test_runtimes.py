@@ -17,7 +17,7 @@ from support import every_kernel, images
 
 HOLD = "/bin/sleep 1000"
 # Prints which container it runs in by its first process, and as whom it is root there.
-LOOK = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/self/uid_map)"]
+LOOK = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def check_remapped_docker(host):
     """A second Docker engine, whose containers' root is nobody on the host."""
     docker = "docker -H unix:///run/remapped/docker.sock"
     host.run(
-        "systemd-run -q --unit remapped dockerd -H unix:///run/remapped/docker.sock --data-root /srv/remapped "
+        "systemd-run -q --collect --unit remapped dockerd -H unix:///run/remapped/docker.sock --data-root /srv/remapped "
         "--exec-root /run/remapped --pidfile /run/remapped/pid --containerd-namespace remapped --containerd-plugins-namespace "
         f"remapped-plugins --userns-remap {guest.USER}; until {docker} version >/dev/null 2>&1; do sleep 0.2; done; "
         f"tar -c -C {golden.TREE} . | {docker} import - {golden.IMAGE}; "
@@ -105,7 +105,7 @@ def check_all(host, chosen, owners):
         assert numbers.split()[:2] == ["0", owner], results[name]
     assert call(host.name, "crashcart_attach", {**chosen, "state": "detached"})["changed"]
     for one in attached["attachments"]:
-        assert host.run(f"grep crashcart /proc/{one['pid']}/mountinfo || true") == ""
+        assert host.run(f"grep ' /dev/crashcart ' /proc/{one['pid']}/mountinfo || true") == ""
 
 
 def check_podman(host):
@@ -175,7 +175,7 @@ def check_without_engine(host):
         "set -e; mkdir -p /srv/pod /srv/inner /var/lib/machines\n"
         f"for place in /srv/box-one /var/lib/machines/box-two /srv/box-lxc; do cp -a {golden.TREE} $place; done\n"
         "mkdir -p /srv/box-lxc/dev /srv/box-lxc/proc /srv/box-lxc/sys\n"
-        f"systemd-run -q --unit nspawn systemd-nspawn -q -D /srv/box-one -M box-one --private-network {HOLD}\n"
+        f"systemd-run -q --collect --unit box-one systemd-nspawn -q -D /srv/box-one -M box-one --private-network {HOLD}\n"
         "systemctl start systemd-nspawn@box-two\n"
         "lxc-start -n box-lxc\n"
         f"python3 /root/bundle.py /srv/pod '{json.dumps(POD)}' {HOLD}\n"
@@ -199,5 +199,5 @@ def check_without_engine(host):
     finally:
         host.run(
             f"docker rm -f outer; crun --root /run/crun delete -f {pod_id}; lxc-stop -k -n box-lxc; "
-            "systemctl stop nspawn systemd-nspawn@box-two"
+            "systemctl stop box-one systemd-nspawn@box-two"
         )

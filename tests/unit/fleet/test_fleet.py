@@ -117,9 +117,9 @@ def test_a_pid_that_is_somebody_elses_is_no_machine(tmp_path):
         (tmp_path / "pid").write_text(f"{alike.pid}\n")
         while there.find_pid() is None:
             time.sleep(0.01)
-        threading.Timer(0.1, alike.wait).start()  # somebody has to reap it
         there.cut_power()
         assert there.find_pid() is None
+        assert alike.poll() == -9
 
 
 def test_a_wait_ends_and_shows_the_console(tmp_path):
