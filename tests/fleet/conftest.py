@@ -40,7 +40,7 @@ def on_all(function: Any, hosts: list[fleet.Host]) -> list[Any]:
         futures = [pool.submit(function, host) for host in hosts]
     failures = [failure for future in futures if (failure := future.exception())]
     if len(failures) > 1:
-        raise BaseExceptionGroup("on several hosts", failures)
+        raise AssertionError("\n".join(f"{type(one).__name__}: {one}" for one in failures)) from failures[0]
     return [future.result() for future in futures]
 
 
