@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
 
 _KILL_S = 0.01  # between two rounds of killing
 _GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
@@ -66,6 +67,7 @@ def start(given: dict[str, int], *, confined: bool) -> None:
 def _serve_one(given: dict[str, int], confined: bool) -> NoReturn:
     try:
         os.setsid()
+        close_all_but(set(given.values()))  # above all the caller's end of the channel
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _supervise(None, (given, confined))
     finally:
