@@ -53,8 +53,7 @@ def read_filters(pid: int) -> list[bytes]:
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
     """Become what RIGHTS say, in the user namespace of USER_NAMESPACE_FD, but for what `seal` does."""
     for number, soft, hard in rights.limits:
-        if resource.getrlimit(number) != (soft, hard):
-            resource.setrlimit(number, (soft, hard))
+        _set_limit(number, soft, hard)
     os.setgroups(rights.groups)
     os.setresgid(rights.gid, rights.gid, rights.gid)
     sets = rights.capability_sets
@@ -72,6 +71,18 @@ def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None
             seccomp.install_filter(one)
     if sets is not None:
         capabilities.take(sets)
+
+
+def _set_limit(number: int, soft: int, hard: int) -> None:
+    """Set the limits of resource NUMBER; a caller without CAP_SYS_RESOURCE may not raise its own, and keeps what is lower."""
+    own_soft, own_hard = resource.getrlimit(number)
+    if (own_soft, own_hard) == (soft, hard):
+        return
+    try:
+        resource.setrlimit(number, (soft, hard))
+    except ValueError:
+        is_lower = soft != resource.RLIM_INFINITY and (own_hard == resource.RLIM_INFINITY or soft < own_hard)
+        resource.setrlimit(number, (soft if is_lower else own_hard, own_hard))
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:
