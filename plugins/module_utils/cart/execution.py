@@ -240,12 +240,10 @@ def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[sto
 @contextmanager
 def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
     """A detached mount of SOURCE, as a descriptor that lasts as long as the context."""
-    if isinstance(source, store.StoredImage):
-        with create_mounts(source, 1) as (fd,):
-            yield fd
-        return
-    stored = store.find_image(source.image)
-    if stored is not None and stored.digest == source.digest:
+    stored = source
+    if not isinstance(stored, store.StoredImage):
+        stored = store.StoredImage(stored.image, stored.digest, {"format": stored.format})
+    if isinstance(source, store.StoredImage) or os.path.exists(stored.path):
         with create_mounts(stored, 1) as (fd,):
             yield fd
         return
