@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
 
 _KILL_S = 0.01  # between two rounds of killing
 _GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
+_PATIENCE_ROUNDS = 50
 _MAX_FDS = 64
 _MAX_REPORT_BYTES = 1 << 16
 _KILLED = "the command was killed with its supervisor: the container ended, or somebody in it did that"
@@ -47,6 +48,7 @@ class _Session:
     rc: int | None = None
     is_reaped: bool = False
     is_ending: bool = False
+    rounds: int = 0  # of killing, before it was ready
 
 
 def serve(control_fd: int) -> None:
@@ -109,7 +111,7 @@ def _supervise(control: socket.socket | None, given: tuple[dict[str, int], bool]
             if deadline is not None or session.channel in ready or session.first_process in ready:
                 _begin_to_end(session, poll)
         _reap(sessions, poll)
-        _kill_rests(sessions)
+        _kill_rests(sessions, poll)
         for session in [one for one in sessions if one.is_reaped and not one.namespace]:
             _finish(session, poll)
             sessions.remove(session)
@@ -221,7 +223,7 @@ def _reap(sessions: list[_Session], poll: select.poll) -> None:
                     session.namespace = ""  # its reaper has seen all to their ends
 
 
-def _kill_rests(sessions: list[_Session]) -> None:
+def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
     """Kill what ending sessions have left: all below the reaper, or all in the private mount namespace when that is gone."""
     ending = [session for session in sessions if session.is_ending and (session.namespace or not session.is_reaped)]
     if not ending:
@@ -233,9 +235,6 @@ def _kill_rests(sessions: list[_Session]) -> None:
             if not _kill_all_in(session.namespace, pids):
                 session.namespace = ""
             continue
-        if not session.namespace:  # not ready: nothing of the image runs yet, and what it waits for may never come
-            os.kill(session.pid, signal.SIGKILL)
-            continue
         reapers = {session.pid}
         if session.is_confined:
             reapers.update(pid for pid in pids if parents[pid] == session.pid)
@@ -246,6 +245,13 @@ def _kill_rests(sessions: list[_Session]) -> None:
             if parents[pid] in below and pid not in reapers:
                 below.add(pid)
                 _signal(pid, parents[pid], signal.SIGKILL)
+        if not session.namespace:
+            # Not ready: a command that is about to begin looks whether its report is still read. It must not be the reaper that
+            # goes first, or the command's zombie is the container's. What has no child yet may wait for something that never comes.
+            _close_report(session, poll)
+            session.rounds += 1
+            if below == reapers and session.rounds > _PATIENCE_ROUNDS:
+                os.kill(session.pid, signal.SIGKILL)
 
 
 def _find_depth(pid: int, parents: dict[int, int]) -> int:
