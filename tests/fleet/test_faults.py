@@ -8,6 +8,7 @@ import json
 import subprocess
 import time
 
+import processes
 from conftest import (
     CENSUS,
     NAMES,
@@ -16,7 +17,6 @@ from conftest import (
     build,
     call,
     each,
-    finish,
     list_captures,
     on_all,
     play,
@@ -144,8 +144,8 @@ def cut_while_files_travel(host, folder):
     assert 0 < measure_part(folder, host) < whole
     assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
     host.machine.cut_power()
-    finish(fetch)
-    finish(push)
+    processes.end(fetch)
+    processes.end(push)
     host.boot()
     host.wait_until_up()
     assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
@@ -165,7 +165,7 @@ def cut_while_attaching(host):
     )
     host.machine.cut_power()
     assert attach.poll() is None, attach.communicate()
-    finish(attach)
+    processes.end(attach)
     host.boot()
     host.wait_until_up()
 
