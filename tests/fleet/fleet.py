@@ -190,7 +190,7 @@ def ping() -> int:
         ) from error
 
 
-def start_containers(host: Host, names: Iterable[str] = golden.CONTAINERS) -> None:
+def start_containers(host: Host, names: Iterable[str] = tuple(golden.CONTAINERS)) -> None:
     """Start those called NAMES of the containers that there are to debug, after a boot."""
     host.run(f"systemctl start docker && docker start {' '.join(names)}")
 
