@@ -14,10 +14,11 @@ import pytest
 from conftest import NOISY, call, each, play, same
 from fleet import start_containers
 from support import every_kernel, images
+from support.rights import LOOK
 
 HOLD = "/bin/sleep 1000"
 # Prints which container it runs in by its first process, and as whom it is root there.
-LOOK = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
+WHERE = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
 
 
 @pytest.fixture
@@ -86,8 +87,20 @@ def check_remapped_docker(host):
     chosen = {"docker_host": "unix:///run/remapped/docker.sock", "containers": "mapped"}
     try:
         check_all(host, chosen, {"mapped": "100000"})
+        check_confined(host, docker, chosen)
     finally:
         host.run(f"{docker} rm -f mapped; systemctl stop remapped")
+
+
+def check_confined(host, docker, chosen):
+    """A confined command is as `docker exec` makes it, in the containers that CHOSEN selects."""
+    results = call(host.name, "crashcart_exec", {**chosen, "argv": ["/bin/sh", "-c", LOOK], "confined": True})[
+        "results"
+    ]
+    assert results
+    for one in results:
+        wanted = host.run(f"{docker} exec -i {one['container']} /bin/sh", LOOK.encode())
+        assert (one["rc"], one["stdout"]) == (0, wanted), one
 
 
 def check_all(host, chosen, owners):
@@ -97,7 +110,7 @@ def check_all(host, chosen, owners):
     assert {one["container"] for one in attached["attachments"]} == set(owners)
     for one in attached["attachments"]:
         assert " ro," in host.run(f"grep ' /dev/crashcart ro' /proc/{one['pid']}/mountinfo")
-    results = {one["container"]: one for one in call(host.name, "crashcart_exec", {**chosen, "argv": LOOK})["results"]}
+    results = {one["container"]: one for one in call(host.name, "crashcart_exec", {**chosen, "argv": WHERE})["results"]}
     assert set(results) == set(owners)
     for name, owner in owners.items():
         command, _slash, numbers = results[name]["stdout"].partition("/ ")
@@ -201,3 +214,33 @@ def check_without_engine(host):
             f"docker rm -f outer; crun --root /run/crun delete -f {pod_id}; lxc-stop -k -n box-lxc; "
             "systemctl stop box-one systemd-nspawn@box-two"
         )
+    check_apparmor(host)
+
+
+# Options of `docker run`, and the label that they lead to.
+LABELLED = {
+    "plain": ("", "docker-default (enforce)"),
+    "user": ("--user 1234:1235 --cap-drop ALL", "docker-default (enforce)"),
+    "all": ("--cap-add ALL --security-opt no-new-privileges", "docker-default (enforce)"),
+    "free": ("--privileged", "unconfined"),
+    "trusted": ("--cap-add ALL --security-opt apparmor=unconfined", "unconfined"),
+}
+
+
+def check_apparmor(host):
+    """This machine's kernel has none: a confined command bears the container's label, and may not do what that forbids."""
+    for name, (options, _label) in LABELLED.items():
+        host.run(f"docker run -d --name label-{name} --network none {options} {golden.IMAGE} {HOLD}")
+    try:
+        check_confined(host, "docker", {"containers": "label-*"})
+        # The capabilities of "all" would allow the mount, and so would its seccomp filter: only its profile forbids it.
+        argv = ["/bin/sh", "-c", "cat /proc/self/attr/current; mkdir /m && mount -t tmpfs tmpfs /m"]
+        wish = {"containers": "label-*", "argv": argv, "confined": True}
+        results = {one["container"][len("label-") :]: one for one in call(host.name, "crashcart_exec", wish)["results"]}
+        assert {name: one["stdout"].strip() for name, one in results.items()} == {
+            name: label for name, (_options, label) in LABELLED.items()
+        }
+        assert {name for name, one in results.items() if one["rc"] == 0} == {"free", "trusted"}, results
+        assert "permission denied" in results["all"]["stderr"].lower()
+    finally:
+        host.run(f"docker rm -f {' '.join('label-' + name for name in LABELLED)}")

@@ -28,6 +28,7 @@ FOLDER = os.path.join(RUN, "expiry")
 WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
 _LOCK = "expiry"
 _START_S = 20.0
+_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,15 @@ def ensure_watchdog() -> None:
         )
     finally:
         os.close(writer)
+    deadline = time.monotonic() + _START_S
     try:
-        ready, _write, _error = select.select([reader], [], [], _START_S)
-        if not (ready and os.read(reader, 1)) and find_watchdog() is None:
+        # Until ours is ready (a byte) or has ended, or somebody else's is there, which was started at the same time.
+        while time.monotonic() < deadline and find_watchdog() is None:
+            if select.select([reader], [], [], _PAUSE_S)[0]:
+                if os.read(reader, 1):
+                    return
+                break
+        if find_watchdog() is None:
             raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")
     finally:
         os.close(reader)

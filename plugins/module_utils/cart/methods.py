@@ -53,22 +53,27 @@ def foresee(method: str, targets: Sequence[Target], path: str) -> None:
     if method == "rslave":
         volumes.find_folders(targets, path)
         return
+    host_devices = placement.list_host_devices()
     placement.run_in_targets(
-        targets, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name), "attach to"
+        targets, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices), "attach to"
     )
 
 
 def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
+    host_devices = placement.list_host_devices()
     with create_mounts(image, len(targets)) as fds:
 
         def attach_here(index: int, parent_fd: int, name: str) -> None:
-            placement.attach(lambda target_fd: syscalls.move_mount(fds[index], target_fd), parent_fd, name)
+            placement.attach(
+                lambda target_fd: syscalls.move_mount(fds[index], target_fd), parent_fd, name, host_devices
+            )
 
         placement.run_in_targets(targets, path, attach_here, "attach to", keep=fds)
 
 
 def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
     """The device's node stands in a tmpfs that only the entering process has, and never in a container."""
+    host_devices = placement.list_host_devices()
     with open_loop_device(image) as device:
         number = os.stat(device.path).st_rdev
         node_fds: list[int] = []
@@ -88,6 +93,6 @@ def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: 
             syscalls.mount(f"/{_NODE}", ".", image.format, _MOUNT_FLAGS)
 
         def attach_here(_index: int, parent_fd: int, name: str) -> None:
-            placement.attach(mount_on, parent_fd, name)
+            placement.attach(mount_on, parent_fd, name, host_devices)
 
         placement.run_in_targets(targets, path, attach_here, "attach to", prepare=make_node)

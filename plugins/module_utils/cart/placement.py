@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Callable, Iterator, Sequence
+from typing import AbstractSet, Any, Callable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.tool_users import find_users
@@ -90,20 +90,30 @@ def _explain(error: OSError, target: Target, path: str) -> str:
     return f"{text}: {hint}" if hint else text
 
 
-def foresee(parent_fd: int, name: str) -> None:
+def list_host_devices() -> frozenset[int]:
+    """The devices of what the host has mounted, but for the containers' own roots, which are among that and yet nobody else's."""
+    return frozenset(
+        os.makedev(*map(int, one.device.split(":"))) for one in mounts.read_mounts() if one.filesystem != "overlay"
+    )
+
+
+def foresee(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
     """Raise OSError where attach would, and change nothing."""
     if find_folder(parent_fd, name):
         return
-    with _writable(parent_fd) as fd:
+    with _writable(parent_fd, host_devices) as fd:
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
-def attach(mount_on: Callable[[int], None], parent_fd: int, name: str) -> None:
-    """Have MOUNT_ON(descriptor) mount something on the folder NAME, which is made when it is missing."""
+def attach(mount_on: Callable[[int], None], parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
+    """Have MOUNT_ON(descriptor) mount something on the folder NAME, which is made when it is missing.
+
+    Not in a folder of the host's, on one of HOST_DEVICES, that the container has read-only.
+    """
     found = find_folder(parent_fd, name)
     if not found:
-        _make_folder(parent_fd, name)
+        _make_folder(parent_fd, name, host_devices)
     try:
         target_fd = mounts.open_beneath(parent_fd, name, os.O_PATH | os.O_DIRECTORY)
         try:
@@ -150,10 +160,9 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
     as of a volume, nobody else may have an image there, and of TARGETS that share it the last one removes it.
     """
     places = [_find_place(target.read_mounts(), path) for target in targets]
-    # A container's root is among the host's mounts, too, and yet nobody else's.
-    devices = {one.device for one in mounts.read_mounts() if one.filesystem != "overlay"}
+    devices = list_host_devices()
     taken = set()
-    if any(device in devices for device, _folder in places):
+    if any(os.makedev(*map(int, device.split(":"))) in devices for device, _folder in places):
         taken = _find_taken_places({target.process.namespace("mnt") for target in targets})
     return [place not in taken and place not in places[index + 1 :] for index, place in enumerate(places)]
 
@@ -228,14 +237,14 @@ def remove_folder(parent_fd: int, name: str) -> None:
             raise
 
 
-def _make_folder(parent_fd: int, name: str) -> None:
+def _make_folder(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
     owner = os.fstat(parent_fd)
     os.umask(0)
     # The file system may be of another user namespace, where the host's root is nobody.
     syscalls.setfsgid(owner.st_gid)
     syscalls.setfsuid(owner.st_uid)
     try:
-        with _writable(parent_fd) as fd:
+        with _writable(parent_fd, host_devices) as fd:
             os.mkdir(name, _FOLDER_MODE, dir_fd=fd)
     finally:
         syscalls.setfsuid(0)
@@ -243,15 +252,17 @@ def _make_folder(parent_fd: int, name: str) -> None:
 
 
 @contextmanager
-def _writable(parent_fd: int) -> Iterator[int]:
+def _writable(parent_fd: int, refused: AbstractSet[int] = frozenset()) -> Iterator[int]:
     """The same folder, where it is mounted read-only through a detached mount that is not; its file system may be, nevertheless.
 
     A container's /dev, or its whole root, is mounted read-only to keep its own processes from writing; a mount point of ours
-    is made all the same.
+    is made all the same, but for folders on the devices REFUSED.
     """
     if not os.fstatvfs(parent_fd).f_flag & os.ST_RDONLY:
         yield parent_fd
         return
+    if os.fstat(parent_fd).st_dev in refused:
+        raise OSError(errno.EROFS, "its folder there is the host's, mounted read-only")
     tree_fd = fd = -1
     try:
         try:

@@ -173,10 +173,10 @@ def test_the_command_line_says_what_is_wrong(tmp_path, monkeypatch, capsys, argu
 
 
 STARTER = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, sys.argv[1])
 import processes
-processes.end_all_on_sigterm(lambda: print("cleaned", flush=True))
+processes.end_all_on_sigterm(lambda: os.write(1, b"cleaned\\n"))
 one = processes.start(["sh", "-c", "trap '' TERM; sleep 1000 & echo $!; sleep 1000"])
 print(one.pid, one.stdout.readline(), flush=True)
 time.sleep(1000)

@@ -16,16 +16,11 @@ from pathlib import Path
 
 import pytest
 from support import host
+from support.rights import LOOK
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
 
 NETWORK = ("--network", "none")
-# The same program in both, the container's own. `ulimit -a` is a shell's word for all resource limits.
-LOOK = (
-    "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|Umask):' /proc/self/status;"
-    " cat /proc/self/cgroup; ulimit -a; cat /proc/self/attr/current 2>&1; cat /proc/self/uid_map /proc/self/gid_map;"
-    " for kind in pid net ipc uts cgroup time user; do /bin/busybox readlink /proc/self/ns/$kind; done; pwd"
-)
 DENIES_MKDIR = {
     "defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],

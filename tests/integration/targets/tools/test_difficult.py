@@ -103,6 +103,19 @@ def test_a_mount_of_somebody_else_in_the_way(container):
     assert result["stdout"] == "42\n"
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_folder_of_the_host_that_is_read_only_is_left_alone(container, check_mode):
+    name = container("busybox", options=("--network", "none", "--volume", "/dev:/dev:ro"))
+    with pytest.raises(
+        host.ModuleFailed, match=f"{name} at /dev/crashcart: its folder there is the host's, mounted read-only"
+    ):
+        host.call_module("crashcart_attach", containers=[name], check_mode=check_mode)
+    assert not os.path.lexists("/dev/crashcart")
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK])["results"]
+    assert result["stdout"] == "42\n", result
+    assert not os.path.lexists("/dev/crashcart")
+
+
 def test_a_restarted_container_starts_without_and_takes_them_again(container):
     name = container()
     host.call_module("crashcart_attach", containers=[name])
