@@ -103,6 +103,17 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
         assert re.search(r"^42\r?$", done.stdout, re.M), done.stdout
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_tools_with_an_end_go_after_the_login_has_gone(container, ssh_hosts, pipelining):
+    name = container()
+    options = ("-b", "-i", str(ssh_hosts), "-e", json.dumps({"ansible_pipelining": pipelining}))
+    arguments = {"containers": [name], "docker_host": ENGINE, "ttl": "4s"}
+    assert host.ad_hoc("as_user", "crashcart_attach", arguments, *options)["changed"]
+    assert "/dev/crashcart" in host.read_container_mounts(name)
+    host.wait_until(lambda: "/dev/crashcart" not in host.read_container_mounts(name))
+    host.wait_until(lambda: not host.call_module("crashcart_info")["census"]["watchdogs"])
+
+
 def test_without_become_an_unprivileged_login_is_told_what_is_missing(container, ssh_hosts):
     name = container()
     with pytest.raises(host.ModuleFailed, match="needs root on the host .*become"):
