@@ -101,8 +101,11 @@ import glob, os, signal, sys
 while not glob.glob(sys.argv[1]):
     pass
 for entry in os.listdir("/proc"):
-    if entry.isdigit() and int(entry) != os.getpid() and open(f"/proc/{entry}/comm").read() == "python3\\n":
-        os.kill(int(entry), signal.SIGSTOP)
+    try:
+        if entry.isdigit() and int(entry) != os.getpid() and open(f"/proc/{entry}/comm").read() == "python3\\n":
+            os.kill(int(entry), signal.SIGSTOP)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has just ended
 """
 # Mounts on /dev of the container with the process $1 a file system that never answers.
 HANG = """\

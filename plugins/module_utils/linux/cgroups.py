@@ -65,8 +65,9 @@ def gen_joins(
 ) -> Iterator[tuple[Membership, str]]:
     """For each hierarchy in which WANTED is another group than OWN: the membership, and the file of that group to write 0 to.
 
-    The file is empty where the hierarchy is not mounted. A single-threaded process may use `tasks` of version 1, which needs no lock
-    that the whole host shares.
+    The file is empty where the hierarchy is not mounted. Those without controllers are left out then: they limit nothing, and a
+    container has brought it into being for itself (name=systemd). A single-threaded process may use `tasks` of version 1, which
+    needs no lock that the whole host shares.
     """
     present = set(own)
     for membership in wanted:
@@ -75,6 +76,8 @@ def gen_joins(
         if membership.controllers:
             mount_point = _find_v1_mount_point(membership.controllers[0], mounts)
             name = "tasks"
+            if not mount_point and membership.controllers[0].startswith("name="):
+                continue
         else:
             mount_point = next(
                 (one.mount_point for one in mounts if one.filesystem == "cgroup2" and one.root == "/"), None

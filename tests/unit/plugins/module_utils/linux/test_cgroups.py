@@ -144,6 +144,12 @@ def test_every_hierarchy_of_version_1_is_joined_where_the_group_is_another():
     }
 
 
+def test_a_hierarchy_that_only_tracks_and_is_not_mounted_is_left_alone():
+    wanted = b"1:name=systemd:/machine.slice/box\n" + V2_CGROUP
+    path = f"/sys/fs/cgroup/system.slice/docker-{ID}.scope/cgroup.procs"
+    assert find_joins(wanted, b"1:name=systemd:/\n0::/user.slice\n", V2_MOUNTS) == {"": path}
+
+
 def test_the_one_hierarchy_of_version_2_is_joined():
     path = f"/sys/fs/cgroup/system.slice/docker-{ID}.scope/cgroup.procs"
     assert find_joins(V2_CGROUP, b"0::/user.slice\n", V2_MOUNTS) == {"": path}
