@@ -62,7 +62,7 @@ sanity: setup ## ansible-test's sanity tests on every Python it supports
 unit: setup ## Unit tests on all Pythons that targets have
 	tools/stage_collection.sh $(BUILD)
 	python tools/prepare_ansible_test.py 24.2
-	cd $(STAGED) && for version in $(TARGET_PYTHONS); do ansible-test units --venv --python $$version --color no; done
+	tests/unit.sh $(BUILD) $(TARGET_PYTHONS)
 
 integration: setup ## Tests with a real engine, real containers and a real sshd; TARGET=name for one
 	tools/stage_collection.sh $(BUILD)

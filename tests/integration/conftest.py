@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
         'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
     )
     os.environ.update(ANSIBLE_INVENTORY=str(inventory), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
+    # A shell has what it starts in the background ignore this, and so all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
