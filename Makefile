@@ -77,7 +77,7 @@ readme: setup ## Run the README's commands
 	tests/readme.sh $(BUILD)
 
 fleet: setup ## Tests on three real hosts: Debian guests with their own kernels, engines and ssh
-	PYTHONPATH=$(COLLECTIONS) python -m pytest -c tests/fleet/pytest.ini --rootdir tests/fleet tests/fleet
+	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
 
 fleet-up: setup ## Start guests to try things on; N=3 for their number
 	python tests/fleet/fleet.py up $(or $(N),3)

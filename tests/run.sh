@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# `make test`: each part in turn, with its time; the first that fails ends it. The fleet's guests compute beside the other
-# parts, since neither needs both cores; but most integration tests look at this kernel's state and at time limits, so they
-# are alone.
+# `make test`: each part in turn, with its time; the first that fails ends it. The fleet's guests have kernels of their own and
+# compute beside all other parts, since neither needs both cores all the time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 times=()
@@ -24,11 +23,9 @@ make --no-print-directory fleet >"$log" 2>&1 &
 fleet=$!
 # Also when a part fails or the run is interrupted no guest may go on; by then the fleet's own run may have ended, which is no error.
 trap 'kill "$fleet" 2>/dev/null && wait "$fleet" || true; python3 tests/fleet/fleet.py down' EXIT
-for part in lint sanity unit package readme demo; do
+for part in lint sanity unit package readme demo integration; do
     run "$part"
 done
-# Builds of tool images, and whether their tools start: that minds nobody's company.
-run integration TARGET=images
 echo "== fleet"
 wait "$fleet" || {
     cat "$log"
@@ -36,10 +33,5 @@ wait "$fleet" || {
 }
 tail -n 20 "$log"
 times+=("$(printf '%-12s %4d s, beside the parts above' fleet $((SECONDS - fleet_start)))")
-alone=()
-for target in tests/integration/targets/*; do
-    [ "$target" = tests/integration/targets/images ] || alone+=("$(basename "$target")")
-done
-run integration TARGET="${alone[*]}"
 echo "== all parts passed"
 printf '%s\n' "${times[@]}" "$(printf '%-12s %4d s' total $SECONDS)"

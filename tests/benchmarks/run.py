@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, calls, connection, push, fetch, slowdown. Prints tables in Markdown, with units.
+Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, slowdown. Prints tables in Markdown, with units.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from typing import Any
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
 from support import host, images, sshd
 from tables import print_table
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 PREFIX = "crashcart-test"
 ROUNDS = 5
@@ -99,6 +106,42 @@ def bench_containers(_inventory: Path) -> None:
             ],
         ]
     print_table(f"Per container, in one call for {count} (marginal)", ["what", "ms per container"], rows)
+
+
+def bench_scale(_inventory: Path) -> None:
+    """Attach, exec and detach for ever more containers, as one call spends its time once it knows them and Python runs."""
+    counts = (1, 10, 100, 300)
+    command = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
+
+    def attach(some: list[Container]) -> None:
+        attachments.ensure_attached(some, "default", None, check_mode=False)
+
+    def detach(some: list[Container]) -> None:
+        attachments.ensure_detached(some, None, None, attachments.Busy(), check_mode=False)
+
+    with containers(max(counts)), Server() as server:
+        engine = DockerEngine(None)
+        records = [engine.refresh(one) for one in engine.list_containers()]
+
+        def execute(some: list[Container]) -> None:
+            execution.execute(some, command, None, None, server, Output(), check_mode=False)
+
+        # The loop device is there from the first attach of a call to the last detach of another; keep it for all.
+        image = store.get_image("default")
+        times: dict[tuple[str, int], list[float]] = {}
+        with open_loop_device(image):
+            for _round in range(2 * ROUNDS):
+                for count in counts:  # in turn, so that a slow moment of the machine meets all of them
+                    for name, call in (("attach", attach), ("exec", execute), ("detach", detach)):
+                        start = time.perf_counter()
+                        call(records[:count])
+                        taken = (time.perf_counter() - start) / count * 1000
+                        times.setdefault((name, count), []).append(taken)
+    rows = [
+        [name, *(statistics.median(times[name, count]) for count in counts)] for name in ("attach", "exec", "detach")
+    ]
+    rows.append(["all three", *(sum(row[column] for row in rows) for column in range(1, len(counts) + 1))])
+    print_table("Milliseconds per container, in one call", ["what", *(f"for {count}" for count in counts)], rows)
 
 
 def ansible(inventory: Path, target: str, module: str, arguments: dict[str, Any], *options: str) -> None:
@@ -388,6 +431,7 @@ def _time_first_start(path: str) -> tuple[float, ...]:
 BENCHMARKS = {
     "images": bench_images,
     "containers": bench_containers,
+    "scale": bench_scale,
     "calls": bench_calls,
     "connection": bench_connection,
     "push": bench_push,

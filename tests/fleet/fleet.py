@@ -8,7 +8,9 @@ The hosts are host1, host2, …; what runs lies in build/fleet of the checkout.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -16,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +45,12 @@ echo {machine_id} >/etc/machine-id
 # Clones have one boot in common; what tells hosts apart by it gets another one to read.
 echo {boot_id} >/run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
+# The kernel lets a user namespace mount proc only where it can be seen whole.
+mkdir /run/proc
+mount -t proc proc /run/proc
+# What answers its own address first has the network know it.
+sysctl -q -w net.ipv4.conf.eth0.arp_notify=1
+ip link set eth0 address {mac}
 rm /etc/ssh/ssh_host_*
 ssh-keygen -q -t ed25519 -N '' -C {name} -f /etc/ssh/ssh_host_ed25519_key
 kill -HUP $(cat /run/sshd.pid)
@@ -78,7 +87,11 @@ class Host:
         self.machine.load(base / "state")
         self.machine.wait(lambda: machine.has_banner(self.port), _START_S, "greet by ssh")
         command = _PERSONALIZE.format(
-            now=f"{time.time():.3f}", name=self.name, machine_id=uuid.uuid4().hex, boot_id=uuid.uuid4()
+            now=f"{time.time():.3f}",
+            name=self.name,
+            machine_id=uuid.uuid4().hex,
+            boot_id=uuid.uuid4(),
+            mac=machine.make_mac(self.machine.folder),
         )
         shell = golden.Shell(base, "root", self.port, (base / "host_key.pub").read_text())
         self.host_key = shell.run(command, secrets.token_bytes(512), _START_S).strip()
@@ -104,12 +117,22 @@ class Host:
 
     def run(self, command: str, stdin: bytes = b"", user: str = "root", limit_s: float = 300) -> str:
         """What COMMAND prints on it."""
-        return golden.Shell(self.base, user, self.port, self.host_key).run(command, stdin, limit_s)
+        return golden.Shell(self.base, user, self.port, self.host_key, _make_socket_folder()).run(
+            command, stdin, limit_s
+        )
 
     def shut_off(self) -> None:
         """End it and forget it."""
         self.machine.cut_power()
         shutil.rmtree(self.machine.folder, ignore_errors=True)
+
+
+@functools.cache
+def _make_socket_folder() -> str:
+    """Where the sockets of shared ssh sessions lie while this process runs: their paths must be short, so it is not FOLDER."""
+    folder = tempfile.mkdtemp(prefix="crashcart-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def list_hosts() -> list[Host]:
@@ -167,7 +190,7 @@ def ping() -> int:
 
 
 def start_containers(host: Host) -> None:
-    """Start the containers that there are to debug."""
+    """Start the containers that there are to debug, after a boot."""
     host.run(f"systemctl start docker && docker start {' '.join(golden.CONTAINERS)}")
 
 
@@ -182,8 +205,6 @@ def main(arguments: list[str]) -> int:
         hosts = up(int(count))
         for host in hosts:
             print(f"{host.name}  127.0.0.1:{host.port}  {time.monotonic() - start:.1f} s")
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            list(pool.map(start_containers, hosts))
     elif command == "packages":
         golden.install_packages()
     elif command == "ping":

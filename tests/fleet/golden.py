@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -27,7 +28,8 @@ import machine
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crashcart" / "fleet"
 IMAGE = "crashcart-test/busybox"
-# What waits in every guest to be started, and ends without delay. The second one's loop fails now and then (an emulated
+TREE = "/srv/busybox"  # the same files, for what takes no images
+# What runs in every guest, and ends without delay. The second one's loop fails now and then (an emulated
 # processor has better to do than to fail all the time); who fails is named cat.
 CONTAINERS = {
     "shop-db": "while true; do sleep 60; done",
@@ -39,8 +41,8 @@ _SIZES = "sizes.json"
 _WARMTH = f"""\
 set -e
 systemctl start docker
-docker run --rm --network none {IMAGE} true
 podman run --rm --network none {IMAGE} true
+rm -r /run/libpod  # as on a host where nobody has used Podman since it started: no module asks for it then
 sudo -u {guest.USER} sudo true
 # Into the page cache: what Ansible's modules and ours import.
 python3 -c 'import docker, jmespath, zipfile, ctypes, hashlib, json, selectors, subprocess, tempfile, platform, syslog, zlib'
@@ -57,22 +59,33 @@ def install_packages() -> None:
 def prepare() -> Path:
     """The folder of the golden guest, which is made when it is not in the cache."""
     install_packages()
-    folder = CACHE / _find_key()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w", encoding="ascii") as lock:
+    return keep(CACHE, _find_key(), _make)
+
+
+def keep(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder KEY in CACHE, whole: where it is not, or is damaged, MAKE(folder) fills it. Others wait for that meanwhile."""
+    folder = cache / key
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in CACHE.glob("new-*"):  # of a run that was killed; nobody else is at it while the lock is ours
+        for stale in cache.glob("new-*"):  # of a run that was killed; nobody else is at it while the lock is ours
             machine.Machine(stale / "golden", stale).cut_power()
             shutil.rmtree(stale)
         if folder.exists() and not _is_whole(folder):
             print("the golden guest is damaged and is built anew", file=sys.stderr)
             shutil.rmtree(folder)
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=CACHE, prefix="new-") as new:
-                _make(Path(new))
+            with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as new:
+                make(Path(new))
+                _write_sizes(Path(new))
                 os.rename(new, folder)
                 os.mkdir(new)  # for the context to remove
     return folder
+
+
+def _write_sizes(folder: Path) -> None:
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / _SIZES).write_text(json.dumps(sizes))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -113,24 +126,28 @@ def _make(folder: Path) -> None:
         shell.run(
             f'systemctl start docker && docker import --change \'CMD ["/bin/sleep", "100000"]\' - {IMAGE}', archive
         )
+        shell.run(f"mkdir -p {TREE}/usr && tar -x -C {TREE} && chmod 755 {TREE}", archive)
         shell.run(f"podman import --change CMD=/bin/sleep,100000 - {IMAGE}", archive)
         shell.run("sh", _WARMTH.encode())
         for name, loop in CONTAINERS.items():
-            shell.run(f"docker create --name {name} --stop-signal KILL --network none {IMAGE} sh -c '{loop}' && sync")
+            shell.run(f"docker run -d --name {name} --stop-signal KILL --network none {IMAGE} sh -c '{loop}'")
+        shell.run(f"docker exec {next(iter(CONTAINERS))} true && sync")
         tell("saving it")
         golden.save(folder / "state")
     finally:
         golden.cut_power()
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    (folder / _SIZES).write_text(json.dumps({str(path.relative_to(folder)): path.stat().st_size for path in files}))
     tell("done")
 
 
 class Shell:
-    """Commands by ssh as USER of the guest whose port and public host key are given; FOLDER holds the key for the login."""
+    """Commands by ssh as USER of the guest whose port and public host key are given; FOLDER holds the key for the login.
 
-    def __init__(self, folder: Path, user: str, port: int, host_key: str) -> None:
+    With SHARED, a folder, commands share a session, whose socket lies there: a handshake takes an emulated guest half a second.
+    """
+
+    def __init__(self, folder: Path, user: str, port: int, host_key: str, shared: str | None = None) -> None:
         self._folder = folder
+        self._shared = shared
         self._user = user
         self._port = port
         self._host_key = host_key
@@ -146,9 +163,10 @@ class Shell:
         with tempfile.NamedTemporaryFile("w") as known_hosts:
             known_hosts.write(describe_host_key(self._port, self._host_key))
             known_hosts.flush()
+            share = ("-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", f"ControlPath={self._shared}/%C")
             try:
                 done = subprocess.run(
-                    [*self.make_command(known_hosts.name), command],
+                    [*self.make_command(known_hosts.name), *(share if self._shared else ()), command],
                     input=stdin,
                     capture_output=True,
                     check=False,

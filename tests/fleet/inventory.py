@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An inventory script for Ansible with the hosts of the fleet that `make fleet-up` has started.
 
-All stand in the group `fleet`; Ansible logs in as an unprivileged user who may sudo.
+All stand in the group `fleet`, the first one also in `canary` and the others in `rest`, as for a change that is rolled out. Ansible
+logs in as an unprivileged user who may sudo.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ def main() -> None:
         "ansible_ssh_common_args": known_hosts,
         "ansible_python_interpreter": "/usr/bin/python3",
     }
-    print(json.dumps({"_meta": {"hostvars": variables}, "fleet": {"hosts": list(variables), "vars": common}}))
+    names = list(variables)
+    groups = {
+        "fleet": {"hosts": names, "vars": common},
+        "canary": {"hosts": names[:1]},
+        "rest": {"hosts": names[1:]},
+    }
+    print(json.dumps({"_meta": {"hostvars": variables}, **groups}))
 
 
 if __name__ == "__main__":

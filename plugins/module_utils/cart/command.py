@@ -164,7 +164,16 @@ def _reap_command(
             os._exit(rc)
         if pid == command:
             rc = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            tell(report, {"ended": True})
+            if _has_children():  # most commands leave none, and to look for them takes a while
+                tell(report, {"ended": True})
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return True
+    except ChildProcessError:
+        return False
 
 
 def _become_command(

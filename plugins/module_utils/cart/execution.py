@@ -146,6 +146,8 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts()
+        with open("/proc/self/cgroup", "rb") as file:
+            own_groups = cgroups.parse_cgroup(file.read())
         for place in places:
             source = place.source
             mount_fd = stack.enter_context(_create_mount(source))
@@ -161,16 +163,14 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
                 if command.confined
                 else choose_rights(place.user or User(), command.capabilities)
             )
-            groups = stack.enter_context(_open_groups(place.target, host_mounts))
+            groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
             jobs.append(Job(place.target, command, rights, mount_fd, prefix, program, environment, groups))
         yield jobs
 
 
 @contextmanager
-def _open_groups(target: Target, host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
-    """The control groups of TARGET's first process that are not the caller's, open to be joined: hierarchy → descriptor."""
-    with open("/proc/self/cgroup", "rb") as file:
-        own = cgroups.parse_cgroup(file.read())
+def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
+    """The control groups of TARGET's first process that are not the OWN ones, open to be joined: hierarchy → descriptor."""
     wanted = cgroups.parse_cgroup(target.process.read("cgroup"))
     with ExitStack() as stack:
         groups = {}
@@ -240,12 +240,10 @@ def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[sto
 @contextmanager
 def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
     """A detached mount of SOURCE, as a descriptor that lasts as long as the context."""
-    if isinstance(source, store.StoredImage):
-        with create_mounts(source, 1) as (fd,):
-            yield fd
-        return
-    stored = store.find_image(source.image)
-    if stored is not None and stored.digest == source.digest:
+    stored = source
+    if not isinstance(stored, store.StoredImage):
+        stored = store.StoredImage(stored.image, stored.digest, {"format": stored.format})
+    if isinstance(source, store.StoredImage) or os.path.exists(stored.path):
         with create_mounts(stored, 1) as (fd,):
             yield fd
         return

@@ -109,8 +109,11 @@ def drop(expiries: Sequence[Expiry]) -> None:
 
 
 def find_watchdog() -> int | None:
-    """The pid of the watchdog that runs; None when none does."""
-    return locks.find_holder(WATCHDOG_LOCK)
+    """The pid of the watchdog that runs; None when none does, or when the caller may not see it."""
+    try:
+        return locks.find_holder(WATCHDOG_LOCK)
+    except PermissionError:
+        return None
 
 
 def ensure_watchdog() -> None:

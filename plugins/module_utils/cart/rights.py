@@ -53,8 +53,7 @@ def read_filters(pid: int) -> list[bytes]:
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
     """Become what RIGHTS say, in the user namespace of USER_NAMESPACE_FD, but for what `seal` does."""
     for number, soft, hard in rights.limits:
-        if resource.getrlimit(number) != (soft, hard):
-            resource.setrlimit(number, (soft, hard))
+        _limit(number, soft, hard)
     os.setgroups(rights.groups)
     os.setresgid(rights.gid, rights.gid, rights.gid)
     sets = rights.capability_sets
@@ -72,6 +71,22 @@ def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None
             seccomp.install_filter(one)
     if sets is not None:
         capabilities.take(sets)
+
+
+def _limit(number: int, soft: int, hard: int) -> None:
+    have = resource.getrlimit(number)
+    if have == (soft, hard):
+        return
+    try:
+        resource.setrlimit(number, (soft, hard))
+    except ValueError:
+        # A root without CAP_SYS_RESOURCE raises none; less than the container has is no more than it has.
+        resource.setrlimit(number, (_lower(soft, have[1]), _lower(hard, have[1])))
+
+
+def _lower(one: int, other: int) -> int:
+    infinity = resource.RLIM_INFINITY
+    return other if one == infinity else one if other == infinity else min(one, other)
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:

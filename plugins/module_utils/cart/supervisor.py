@@ -23,9 +23,11 @@ from typing import NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
 
 _KILL_S = 0.01  # between two rounds of killing
 _GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
+_PATIENCE_ROUNDS = 50
 _MAX_FDS = 64
 _MAX_REPORT_BYTES = 1 << 16
 _KILLED = "the command was killed with its supervisor: the container ended, or somebody in it did that"
@@ -46,6 +48,7 @@ class _Session:
     rc: int | None = None
     is_reaped: bool = False
     is_ending: bool = False
+    rounds: int = 0  # of killing, before it was ready
 
 
 def serve(control_fd: int) -> None:
@@ -54,7 +57,7 @@ def serve(control_fd: int) -> None:
     A message is JSON: whether the command is confined, and the names of the descriptors that come with it.
     """
     gc.disable()
-    _supervise(socket.socket(fileno=control_fd), [])
+    _supervise(socket.socket(fileno=control_fd))
 
 
 def start(given: dict[str, int], *, confined: bool) -> None:
@@ -66,78 +69,88 @@ def start(given: dict[str, int], *, confined: bool) -> None:
 def _serve_one(given: dict[str, int], confined: bool) -> NoReturn:
     try:
         os.setsid()
+        close_all_but(set(given.values()))  # above all the caller's end of the channel
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        session = _start(given, confined)
-        kept = {session.channel, session.report, session.first_process} if session else set()
-        for fd in set(given.values()) - kept:
-            os.close(fd)
-        _supervise(None, [session] if session else [])
+        _supervise(None, (given, confined))
     finally:
         os._exit(0)
 
 
-def _supervise(control: socket.socket | None, sessions: list[_Session]) -> None:
-    """See SESSIONS, and those that are ordered through CONTROL, to their ends."""
+def _supervise(control: socket.socket | None, given: tuple[dict[str, int], bool] | None = None) -> None:
+    """See to their ends the command of GIVEN, if there is one, and those that are ordered through CONTROL."""
+    sessions: list[_Session] = []
     woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    poll = select.poll()
+    for fd in [woken] if control is None else [woken, control.fileno()]:
+        poll.register(fd, select.POLLIN)
+    if given is not None:
+        sessions += _start_and_close(*given, poll)
     deadline = None
     while control is not None or sessions:
-        poll = select.poll()
-        for fd in _list_watched(control, woken, sessions):
-            poll.register(fd, select.POLLIN)
         ready = {fd for fd, _event in poll.poll(_KILL_S * 1000 if any(one.is_ending for one in sessions) else None)}
         if control is not None and control.fileno() in ready:
-            if not _take_orders(control, sessions):
+            order = _receive_order(control)
+            if order is not None:
+                sessions += _start_and_close(*order, poll)
+                # Children of ours are again the host's.
+                syscalls.setns(own_pid_namespace, syscalls.CLONE_NEWPID)
+            else:
+                poll.unregister(control.fileno())
                 control, deadline = None, time.monotonic() + _GIVE_UP_S
                 os.dup2(1, 2)  # who waits for the module's errors to end need not wait for this
-            # Children of ours are again the host's.
-            syscalls.setns(own_pid_namespace, syscalls.CLONE_NEWPID)
         with suppress(BlockingIOError):
             os.read(woken, 4096)
         for session in sessions:
-            _read_report(session, ready)
-            session.is_ending |= control is None and deadline is not None
-            if session.first_process in ready:
+            if session.report in ready:
+                _read_report(session, poll)
+            if session.first_process in ready and not session.is_ending:
                 session.error = session.error or _KILLED
-            session.is_ending |= session.channel in ready or session.first_process in ready
-        _reap(sessions)
-        _kill_rests(sessions)
+            if deadline is not None or session.channel in ready or session.first_process in ready:
+                _begin_to_end(session, poll)
+        _reap(sessions, poll)
+        _kill_rests(sessions, poll)
         for session in [one for one in sessions if one.is_reaped and not one.namespace]:
-            _finish(session)
+            _finish(session, poll)
             sessions.remove(session)
         if deadline is not None and time.monotonic() > deadline:
             return
 
 
-def _list_watched(control: socket.socket | None, woken: int, sessions: list[_Session]) -> list[int]:
-    watched = [woken] if control is None else [woken, control.fileno()]
-    for session in sessions:
-        watched += [session.report] if session.report >= 0 else []
-        watched += [] if session.is_ending else [session.channel, session.first_process]
-    return watched
+def _begin_to_end(session: _Session, poll: select.poll) -> None:
+    if not session.is_ending:
+        session.is_ending = True
+        poll.unregister(session.channel)
+        poll.unregister(session.first_process)
 
 
-def _take_orders(control: socket.socket, sessions: list[_Session]) -> bool:
-    """Start the command of one message; false when there will be no more."""
+def _receive_order(control: socket.socket) -> tuple[dict[str, int], bool] | None:
+    """Descriptors by their names, and whether the command is confined; None when there will be no more orders."""
     fds = array.array("i")
     message, ancillary, _flags, _address = control.recvmsg(
         4096, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
     )
     if not message:
-        return False
+        return None
     for _level, _type, data in ancillary:
         fds.frombytes(data)
     order = json.loads(message)
-    given = dict(zip(order["names"], fds))
-    session = _start(given, order["confined"])
-    if session:
-        sessions.append(session)
-    kept = {session.channel, session.report, session.first_process} if session else set()
-    for fd in set(fds) - kept:
+    return dict(zip(order["names"], fds)), order["confined"]
+
+
+def _start_and_close(given: dict[str, int], confined: bool, poll: select.poll) -> list[_Session]:
+    """Start the command of GIVEN, watch it, and close what was for it; no session when it could not be started."""
+    session = _start(given, confined)
+    kept = {session.channel, session.first_process} if session else set()
+    for fd in set(given.values()) - kept:
         os.close(fd)
-    return True
+    if session is None:
+        return []
+    for fd in (session.report, session.channel, session.first_process):
+        poll.register(fd, select.POLLIN)
+    return [session]
 
 
 def _start(given: dict[str, int], confined: bool) -> _Session | None:
@@ -158,23 +171,24 @@ def _start(given: dict[str, int], confined: bool) -> _Session | None:
         return None
 
 
-def _read_report(session: _Session, ready: set[int]) -> None:
+def _read_report(session: _Session, poll: select.poll) -> None:
     """Take what the command's processes say; they may be somebody else's by now, so little is believed."""
-    if session.report < 0 or session.report not in ready:
+    if session.report < 0:
         return
     part = b""
     with suppress(BlockingIOError):
         part = os.read(session.report, 4096)
         session.text += part
     if not part or len(session.text) > _MAX_REPORT_BYTES:
-        _close_report(session)
+        _close_report(session, poll)
     *lines, rest = session.text.split(b"\n")
     session.text = rest
     for line in lines:
         try:
             message = json.loads(line)
             session.error = session.error or str(message.get("error", ""))
-            session.is_ending |= "ended" in message
+            if "ended" in message:
+                _begin_to_end(session, poll)
             if "ready" in message and not session.namespace:
                 session.namespace = os.readlink(f"/proc/{session.pid}/ns/mnt")
                 command.tell(session.channel, {"ready": True})
@@ -182,13 +196,14 @@ def _read_report(session: _Session, ready: set[int]) -> None:
             continue  # no word of ours, or it has ended meanwhile
 
 
-def _close_report(session: _Session) -> None:
+def _close_report(session: _Session, poll: select.poll) -> None:
     if session.report >= 0:
+        poll.unregister(session.report)
         os.close(session.report)
         session.report = -1
 
 
-def _reap(sessions: list[_Session]) -> None:
+def _reap(sessions: list[_Session], poll: select.poll) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -198,8 +213,9 @@ def _reap(sessions: list[_Session]) -> None:
             return
         for session in sessions:
             if session.pid == pid:
-                _read_report(session, {session.report})
-                session.is_reaped = session.is_ending = True
+                _read_report(session, poll)
+                _begin_to_end(session, poll)
+                session.is_reaped = True
                 if os.WIFSIGNALED(status):
                     session.error = session.error or _KILLED
                 else:
@@ -207,7 +223,7 @@ def _reap(sessions: list[_Session]) -> None:
                     session.namespace = ""  # its reaper has seen all to their ends
 
 
-def _kill_rests(sessions: list[_Session]) -> None:
+def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
     """Kill what ending sessions have left: all below the reaper, or all in the private mount namespace when that is gone."""
     ending = [session for session in sessions if session.is_ending and (session.namespace or not session.is_reaped)]
     if not ending:
@@ -219,9 +235,6 @@ def _kill_rests(sessions: list[_Session]) -> None:
             if not _kill_all_in(session.namespace, pids):
                 session.namespace = ""
             continue
-        if not session.namespace:  # not ready: nothing of the image runs yet, and what it waits for may never come
-            os.kill(session.pid, signal.SIGKILL)
-            continue
         reapers = {session.pid}
         if session.is_confined:
             reapers.update(pid for pid in pids if parents[pid] == session.pid)
@@ -232,6 +245,13 @@ def _kill_rests(sessions: list[_Session]) -> None:
             if parents[pid] in below and pid not in reapers:
                 below.add(pid)
                 _signal(pid, parents[pid], signal.SIGKILL)
+        if not session.namespace:
+            # Not ready: a command that is about to begin looks whether its report is still read. It must not be the reaper that
+            # goes first, or the command's zombie is the container's. What has no child yet may wait for something that never comes.
+            _close_report(session, poll)
+            session.rounds += 1
+            if below == reapers and session.rounds > _PATIENCE_ROUNDS:
+                os.kill(session.pid, signal.SIGKILL)
 
 
 def _find_depth(pid: int, parents: dict[int, int]) -> int:
@@ -260,12 +280,12 @@ def _kill_all_in(namespace: str, pids: list[int]) -> bool:
     return found
 
 
-def _finish(session: _Session) -> None:
+def _finish(session: _Session, poll: select.poll) -> None:
     """Tell how it ended, and let go of it."""
     if session.error:
         command.tell(session.channel, {"error": session.error})
     else:
         command.tell(session.channel, {"rc": session.rc})
-    _close_report(session)
+    _close_report(session, poll)
     os.close(session.channel)
     os.close(session.first_process)

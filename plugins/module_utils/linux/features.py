@@ -52,7 +52,8 @@ def _feature(name: str, ok: bool, reason: str) -> Feature:
 def _check_kernel() -> Feature:
     release = os.uname().release
     wanted = ".".join(map(str, _MIN_KERNEL))
-    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, f"Linux {release} is older than {wanted}")
+    reason = f"Linux {release} is older than {wanted}: crashcart_attach works by method mknod, crashcart_exec and the connection do not"
+    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, reason)
 
 
 def _check_mount_api() -> Feature:

@@ -77,17 +77,19 @@ def _list_numbers() -> Iterator[int]:
 _IGNORED = frozenset(_list_numbers())
 
 
-def kill_everywhere(function: Callable[[], object], check: Callable[[int], None], *, own_calls: bool = False) -> int:
-    """Kill FUNCTION() before each of its system calls in turn, and call CHECK(number of the call) after each time.
+def kill_everywhere(
+    function: Callable[[], object], check: Callable[[int], None], *, own_calls: bool = False, step: int = 1
+) -> int:
+    """Kill FUNCTION() before each of its system calls in turn (each STEPth), and call CHECK(number of the call) after each time.
 
     System calls of the processes that it starts count, too, unless OWN_CALLS says that only its own do.
     The number of moments at which it was killed.
     """
-    moment = 0
-    while _run_and_kill(function, moment + 1, own_calls):
-        moment += 1
-        check(moment)
-    return moment
+    count = 0
+    while _run_and_kill(function, count * step + 1, own_calls):
+        count += 1
+        check(count)
+    return count
 
 
 def _run_and_kill(function: Callable[[], object], moment: int, own_calls: bool) -> bool:

@@ -11,22 +11,38 @@ import traceback
 import pytest
 from support import host
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
-ROUNDS = 200
+ROUNDS = 100
+COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
+
+
+def execute(record):
+    with Server() as server:
+        (result,) = execution.execute([record], COMMAND, None, None, server, Output(), check_mode=False)
+    if result["rc"] != 0:
+        raise AssertionError(result)
+
+
+DO = {
+    "attach": lambda record: attachments.ensure_attached([record], "default", None, check_mode=False),
+    "attach for a time": lambda record: attachments.ensure_attached(
+        [record], "default", None, ttl_s=60, check_mode=False
+    ),
+    "detach": lambda record: attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False),
+    "exec": execute,
+}
 
 
 def _operate(record, states, barrier, failures):
     """One operator: does STATES over and over, in step with the others; puts what goes wrong into FAILURES."""
     for number in range(ROUNDS):
-        state = states[number % len(states)]
         barrier.wait(60)
         try:
-            if state == "attach":
-                attachments.ensure_attached([record], "default", None, check_mode=False)
-            else:
-                attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False)
+            DO[states[number % len(states)]](record)
         except BaseException:
             failures.put(traceback.format_exc())
         barrier.wait(60)
@@ -37,7 +53,7 @@ def _operate(record, states, barrier, failures):
     [
         [["attach"], ["attach"], ["attach", "detach"]],
         [["attach"], ["detach"]],
-        [["attach", "detach"], ["detach", "attach"], ["attach"]],
+        [["attach", "detach"], ["detach", "attach"], ["attach for a time", "detach"], ["exec"]],
     ],
     ids=["three attach", "attach against detach", "all against all"],
 )

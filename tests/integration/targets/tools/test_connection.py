@@ -7,8 +7,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -219,3 +222,22 @@ def test_tasks_are_in_the_containers_control_groups_and_may_be_confined(inside):
     ]
     assert inside("ansible.builtin.command", read)["stdout_lines"] != wanted
     assert inside("ansible.builtin.command", read, ansible_cart_confined=True)["stdout_lines"] == wanted
+
+
+@pytest.mark.parametrize("inside", ["local", "as_root"], indirect=True)
+def test_a_kill_of_the_hosts_program_leaves_nothing(inside):
+    """Of the one that holds the connection's end of the command."""
+
+    def sleep():
+        with pytest.raises((host.ModuleFailed, AssertionError)):
+            inside("ansible.builtin.command", {"argv": ["sleep", "4321"]})
+
+    task = threading.Thread(target=sleep)
+    task.start()
+    host.wait_until(lambda: host.runs(inside.name, "sleep 4321"), 60)
+    # The oldest: its supervisor, which was forked from it, is to end the command.
+    pid = host.run("pgrep", "--oldest", "-f", "^[^ ]*python[^ ]* /run/crashcart/lib/").stdout
+    os.kill(int(pid), signal.SIGKILL)
+    host.wait_until(lambda: not host.runs(inside.name, "sleep 4321"))
+    task.join()
+    shutil.rmtree("/run/crashcart/scratch", ignore_errors=True)  # which the killed program would have emptied

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""kill -9 of attach, detach, push and cleanup at every system call: the next call, or a cleanup, brings what was asked for."""
+"""kill -9 of attach, detach, exec, push and cleanup at every system call: the next call, or a cleanup, brings what was asked for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 from support import host, images
 from support.killing import kill_everywhere
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, expiry, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 FEW = 20  # a function that makes fewer calls than that has not done what it is tested for
@@ -47,17 +49,21 @@ def is_clean(record):
     )
 
 
-@pytest.mark.parametrize("method", ["fsmount", "mknod"])
-def test_attach(record, method):
+def test_attach_by_mknod(record):
     def check(_moment):
-        assert count_mounts(record) <= 1
-        attach(record, method)
-        assert count_mounts(record) == 1
-        assert os.listdir(f"/proc/{record.pid}/root/dev/crashcart/bin")
-        detach(record)
-        host.wait_until(lambda: is_clean(record))
+        check_attach(record, "mknod")
 
-    assert kill_everywhere(lambda: attach(record, method), check) > FEW
+    assert kill_everywhere(lambda: attach(record, "mknod"), check) > FEW
+
+
+def check_attach(record, method="fsmount"):
+    """After a killed attach the next one does what was asked for, and a detach takes all of it away."""
+    assert count_mounts(record) <= 1
+    attach(record, method)
+    assert count_mounts(record) == 1
+    assert os.listdir(f"/proc/{record.pid}/root/dev/crashcart/bin")
+    detach(record)
+    host.wait_until(lambda: is_clean(record))
 
 
 def test_detach_after_a_killed_attach_leaves_nothing(record):
@@ -90,7 +96,7 @@ def other_expiry(record):
     host.wait_until(lambda: expiry.find_watchdog() is None)
 
 
-def test_attach_for_a_time_ends_in_time_wherever_it_was_killed(record, other_expiry):
+def test_attach_for_a_time(record, other_expiry):
     """What is mounted has an end, or nothing is mounted yet. The watchdog runs for another attachment."""
     expiry.write([other_expiry])
     expiry.ensure_watchdog()
@@ -98,9 +104,8 @@ def test_attach_for_a_time_ends_in_time_wherever_it_was_killed(record, other_exp
     def check(_moment):
         places = {one.place for one in expiry.list_expiries()}
         assert count_mounts(record) == 0 or (record.id, "/dev/crashcart") in places
-        detach(record)
+        check_attach(record)
         expiry.drop([one for one in expiry.list_expiries() if one.place != other_expiry.place])
-        host.wait_until(lambda: is_clean(record))
         assert expiry.find_watchdog() is not None
 
     assert kill_everywhere(lambda: attach(record, ttl_s=600), check) > FEW
@@ -118,6 +123,29 @@ def test_starting_the_watchdog(other_expiry):
         host.wait_until(lambda: expiry.find_watchdog() is None)
 
     assert kill_everywhere(settle, check, own_calls=True) > FEW
+
+
+@pytest.mark.parametrize(
+    ("own_calls", "step"), [(True, 1), (False, 23)], ids=["at each call", "while its other processes are at theirs"]
+)
+@pytest.mark.parametrize("confined", [False, True])
+def test_exec(record, own_calls, step, confined):
+    command = execution.parse_command(
+        argv=["bash", "-c", "sleep 0.01"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None, confined=confined
+    )
+    mounts = host.read_container_mounts(record.name)
+
+    def execute():
+        with Server() as server:
+            execution.execute([record], command, None, None, server, Output(), check_mode=False)
+
+    def check(_moment):
+        host.wait_until(lambda: is_clean(record) and len(host.list_commands(record.name)) == 1)
+        assert host.read_container_mounts(record.name) == mounts
+        assert host.read_state(record.pid) == "S", "its first process was left stopped"
+
+    assert kill_everywhere(execute, check, own_calls=own_calls, step=step) > FEW
+    execute()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The collection on three real hosts, over ssh with an unprivileged login: what is done every day.
+
+In the order in which they stand these tests, and those of the other files, are one story, from install to cleanup, since each step takes
+its time on emulated hosts; each of them can also be run alone. Where it can be, different hosts do different things at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import fleet
+import golden
+import machine
+import pytest
+from conftest import NAMES, NOISY, call, each, list_captures, on_all, play, same
+
+# One of the hosts is reached without pipelining, so that modules are files there.
+MIXED = ("-e", "ansible_pipelining={{ inventory_hostname != 'host2' }}")
+
+
+def test_hosts_are_themselves(hosts):
+    files = (
+        "/etc/machine-id /proc/sys/kernel/random/boot_id /etc/ssh/ssh_host_ed25519_key.pub /sys/class/net/eth0/address"
+    )
+    profile = f"cat /proc/$(docker inspect -f '{{{{.State.Pid}}}}' {NOISY})/attr/apparmor/current"
+    command = f"{profile}; date +%s; hostname; cat {files}; head -c 8 /dev/urandom | od -An -x"
+    answers = on_all(lambda host: host.run(command).strip().split("\n"), hosts)
+    for profile, date, *others in answers:
+        assert profile == "docker-default (enforce)"
+        assert abs(float(date) - time.time()) < 10
+        assert len(others) == 6
+    for what in range(2, 8):
+        assert len({answer[what] for answer in answers}) == 3, answers
+
+
+def test_guests_that_cannot_start_leave_nothing(hosts, monkeypatch, tmp_path):
+    """Here since the state that they are to take on is damaged."""
+    for path in hosts[0].base.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "state").unlink()
+    (tmp_path / "state").write_bytes(b"no state")
+    monkeypatch.setattr(golden, "prepare", lambda: tmp_path)
+    monkeypatch.setattr(fleet, "FOLDER", tmp_path / "build" / "fleet")
+    with pytest.raises(machine.MachineError):
+        fleet.up(2)
+    assert not list(fleet.FOLDER.glob("*"))
+    assert subprocess.run(["pgrep", "-f", str(fleet.FOLDER)], capture_output=True, check=False).stdout == b""
+
+
+def test_install(installed, image):
+    digest = json.loads(image.with_suffix(".squashfs.json").read_text())["digest"]
+    assert {host: one["image"]["digest"] for host, one in installed.find("Push the tool image").items()} == same(digest)
+    assert all("cgroups v2, Docker 20" in one["msg"] for one in installed.find("Say what the host is").values())
+    for result in installed.find("See what the host can do now").values():
+        info = result["host"]
+        assert (info["cgroups"], info["tracefs"]) == ("v2", "/sys/kernel/tracing")
+        assert {one["ok"] for one in info["features"]} == {True}
+
+
+def test_things_for_single_hosts(hosts, installed, image):
+    each(hosts, refuse_an_unprivileged_login, lambda host: push_without_pipelining(host, image), predict_for_a_group)
+    assert on_all(lambda host: host.run("losetup -a"), hosts) == [""] * 3
+
+
+def refuse_an_unprivileged_login(host):
+    """It is told what it lacks."""
+    info = call(host.name, "crashcart_info", {}, become=False)["host"]
+    features = {one["name"]: one["reason"] for one in info["features"]}
+    assert features["squashfs"] == ""
+    assert "use become" in features["mount_api"]
+    assert "use become" in features["tracefs"]
+    refused = call(host.name, "crashcart_attach", {"containers": "*"}, become=False, check=False)
+    assert "needs root on the host" in refused["msg"]
+
+
+def push_without_pipelining(host, image):
+    """Then modules are files on the host, in the same folder as the image on its way."""
+    pushed = call(host.name, "crashcart_image", {"src": str(image), "name": "again"}, pipelining=False)
+    assert (pushed["changed"], pushed["image"]["name"]) == (True, "again")
+    assert call(host.name, "crashcart_image", {"name": "again", "state": "absent"}, pipelining=False)["changed"]
+    assert host.run("find /root/.ansible /home/*/.ansible -type f 2>/dev/null; true") == ""
+
+
+def predict_for_a_group(_host):
+    """A group that is a part of the fleet, in check mode."""
+    predicted = play("attach", "-l", "rest", "--check")
+    assert predicted.count("changed") == {"host2": 1, "host3": 1}, predicted.output
+
+
+def test_from_attach_to_detach(hosts, installed, tmp_path):
+    """Attach, run, trace, detach, two hosts at a time: with equal results, and nothing is left."""
+    argv = ["bash", "-c", "cat /proc/1/comm; test -e /dev/crashcart/bin/bash"]
+    attach = play("attach", "-l", "fleet", "-f", "2", *MIXED, serial=2)
+    tasks = attach.list_tasks()
+    assert tasks.index(("Attach", "host3")) > tasks.index(("Say how to get a shell", "host2"))
+    run = play("exec trace detach", "-l", "fleet", *MIXED, argv=argv, seconds=4, dest=str(tmp_path))
+    assert run.count("failures") == same(0), run.output
+    for results in (attach.find("Attach"), run.find("Detach")):
+        assert {host: one["changed"] for host, one in results.items()} == same(True), attach.output
+    for one in attach.find("Attach").values():
+        assert sorted(attachment["container"] for attachment in one["attachments"]) == sorted(NAMES)
+    expected = [(name, 0, "sh\n") for name in sorted(NAMES)]
+    for one in run.find("Run").values():
+        assert sorted((each["container"], each["rc"], each["stdout"]) for each in one["results"]) == expected
+    for one in run.find("See what is traced already").values():
+        assert {"kprobe", "uprobe", "synthetic"} <= set(one["available"]["probes"])
+        assert "function_graph" in one["available"]["tracers"]
+
+    captures = [one for one in list_captures(tmp_path) if one["container"] == NOISY]
+    assert len(captures) == 3
+    for capture in captures:
+        failing = [row for row in capture["processes"] if (row["name"], row["syscall"]) == ("cat", "openat")]
+        assert sum(row["errors"].get("ENOENT", 0) for row in failing) >= 1, capture
+    assert on_all(lambda host: host.run("losetup -a; ls /sys/kernel/tracing/instances"), hosts) == [""] * 3

@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What only a host of one's own can suffer: a network that fails, power cuts, a reboot; and then the end of the story, cleanup."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+from conftest import (
+    CENSUS,
+    NAMES,
+    NOISY,
+    Run,
+    build,
+    call,
+    each,
+    finish,
+    list_captures,
+    on_all,
+    play,
+    same,
+    start_module,
+    start_play,
+)
+from fleet import start_containers
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+
+WRITES = 20_000  # of one byte each: a capture of some hundred kB
+STAGED = "/home/*/.ansible/tmp/*/captures"
+TRACED = "losetup -a; ls /sys/kernel/tracing/instances"
+
+
+def fill_a_trace(host):
+    """An instance of the noisy container that holds the traces of WRITES."""
+    call(host.name, "ftrace_instance", {"containers": NOISY, "buffer_size": "8MiB"})
+    host.run(f"docker exec {NOISY} busybox dd if=/dev/zero of=/dev/null bs=1 count={WRITES} 2>/dev/null")
+
+
+def slow_down(host, kbit):
+    """Let HOST send no faster than KBIT per second."""
+    host.run(
+        f"tc qdisc replace dev eth0 root handle 1: tbf rate {kbit}kbit burst 16kb latency 200ms && "
+        "tc qdisc replace dev eth0 parent 1: fq_codel"  # so that others' packets do not wait behind a transfer's
+    )
+
+
+def wait_for_a_part(folder, host, process):
+    """Wait until a part of HOST's staged captures has come to FOLDER; the size of the whole. PROCESS fetches."""
+    deadline = time.monotonic() + 120
+    while not measure_part(folder, host):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing comes"
+        time.sleep(0.02)
+    return int(host.run(f"stat -c %s {STAGED}"))
+
+
+def measure_part(folder, host):
+    """Size of what has come to FOLDER of HOST's staged captures."""
+    return sum(path.stat().st_size for path in folder.glob(f"{host.name}/.crashcart-*/captures"))
+
+
+def test_a_network_that_comes_back_in_the_middle_of_a_collection(hosts, installed, tmp_path):
+    host = hosts[0]
+    on_all(fill_a_trace, hosts)
+    slow_down(host, 400)
+    process = start_play("collect", dest=str(tmp_path))
+    whole = wait_for_a_part(tmp_path, host, process)
+    host.machine.call("set_link", name="net", up=False)
+    time.sleep(1)  # what was on its way arrives
+    part = measure_part(tmp_path, host)
+    time.sleep(4)
+    assert 0 < part == measure_part(tmp_path, host) < whole
+    assert process.poll() is None
+    host.machine.call("set_link", name="net", up=True)
+    run = Run(process)
+    host.run("tc qdisc del dev eth0 root")
+    assert run.count("failures") == same(0), run.output
+    for name in same(0):
+        (path,) = tmp_path.glob(f"{name}/{NOISY}/*.dat")
+        manifest = json.loads(path.with_suffix(".json").read_text())
+        digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+        assert digest == manifest["sha256"]
+        assert manifest["complete"]
+    # dd's own writes to the terminal are a few more.
+    writes = [sum(row["calls"] for row in one["processes"] if is_workload(row)) for one in list_captures(tmp_path)]
+    assert len(writes) == 3
+    assert len(set(writes)) == 1, writes
+    assert WRITES <= writes[0] <= WRITES + 5
+
+
+def is_workload(row):
+    return row["syscall"] == "write" and row["calls"] >= WRITES
+
+
+# Stops all that runs by the name of python3, but itself, as soon as there is a file like $1.
+FREEZE = """\
+import glob, os, signal, sys
+while not glob.glob(sys.argv[1]):
+    pass
+for entry in os.listdir("/proc"):
+    if entry.isdigit() and int(entry) != os.getpid() and open(f"/proc/{entry}/comm").read() == "python3\\n":
+        os.kill(int(entry), signal.SIGSTOP)
+"""
+# Mounts on /dev of the container with the process $1 a file system that never answers.
+HANG = """\
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+fd = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fd},rootmode=40000,user_id=0,group_id=0".encode()
+namespace = os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY)
+if libc.setns(namespace, 0) or libc.mount(b"hang", b"/dev", b"fuse", 0, options):
+    sys.exit(os.strerror(ctypes.get_errno()))
+time.sleep(1000)
+"""
+
+
+def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
+    """The first host's power is cut during a fetch and a push, the second one's during an attach while it traces; the third reboots."""
+    each(hosts, lambda host: cut_while_files_travel(host, tmp_path), cut_while_attaching, reboot_with_tools_attached)
+    on_all(start_containers, hosts)
+
+    # The kernel's state went with the kernel; files are what they were.
+    assert on_all(lambda host: host.run(TRACED), hosts) == [""] * 3
+    run = play("attach exec", argv=["bash", "-c", "cat /proc/1/comm"])
+    assert run.count("failures") == same(0), run.output
+    assert {host: one["changed"] for host, one in run.find("Attach").items()} == same(True)
+    expected = [(name, 0, "sh\n") for name in sorted(NAMES)]
+    for one in run.find("Run").values():
+        assert sorted((each["container"], each["rc"], each["stdout"]) for each in one["results"]) == expected
+
+
+def cut_while_files_travel(host, folder):
+    fill_a_trace(host)
+    other = folder / "other.squashfs"
+    build(other, ["bash", "coreutils", "iproute2", "strace", "file"])
+    push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"})
+    host.run(f"python3 -c '{FREEZE}' '{store.STORE}/other/.crashcart-*'")
+    slow_down(host, 100)
+    fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
+    whole = wait_for_a_part(folder, host, fetch)
+    assert (fetch.poll(), push.poll()) == (None, None)
+    assert 0 < measure_part(folder, host) < whole
+    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
+    host.machine.cut_power()
+    finish(fetch)
+    finish(push)
+    host.boot()
+    host.wait_until_up()
+    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
+    assert not list(folder.glob(f"{host.name}/*/*.dat"))
+
+
+def cut_while_attaching(host):
+    """It has reached one container and stands in the other when the power goes."""
+    call(host.name, "ftrace_instance", {"containers": "*"})
+    first, last = (host.run(f"docker inspect -f '{{{{.State.Pid}}}}' {name}").strip() for name in (NOISY, NAMES[0]))
+    host.run(
+        f"systemd-run -q python3 -c '{HANG}' {last}; until grep -q ' fuse ' /proc/{last}/mountinfo; do sleep 0.1; done"
+    )
+    attach = start_module(host.name, "crashcart_attach", {"containers": "*"})
+    host.run(
+        f"until grep -q ' /dev/crashcart ' /proc/{first}/mountinfo && grep -q -v '^0' /sys/fs/fuse/connections/*/waiting; do sleep 0.1; done"
+    )
+    host.machine.cut_power()
+    assert attach.poll() is None, attach.communicate()
+    finish(attach)
+    host.boot()
+    host.wait_until_up()
+
+
+def reboot_with_tools_attached(host):
+    """What the kernel held is gone with it."""
+    call(host.name, "crashcart_attach", {"containers": NAMES[0]})
+    call(host.name, "ftrace_instance", {"containers": NAMES[0]})
+    before = host.run("cat /proc/sys/kernel/random/boot_id")
+    host.run("systemctl reboot")
+    host.machine.wait(lambda: not is_same_boot(host, before), 300, "reboot")
+
+
+def is_same_boot(host, boot_id):
+    try:
+        return host.run("cat /proc/sys/kernel/random/boot_id", limit_s=20) == boot_id
+    except Exception:
+        return True  # it is on its way down or up
+
+
+def test_cleanup(hosts, installed):
+    """Also of what a push has left that was cut short."""
+    run = play("cleanup")
+    assert run.count("failures") == same(0), run.output
+    assert not any(any(one["census"].values()) for one in run.find("Verify that nothing is left").values()), run.output
+    assert on_all(lambda host: host.run(CENSUS), hosts) == [""] * 3

@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the hosts differ in: a kernel with kprobes, hosts without an engine, and the runtimes that only a real host has."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import golden
+import guest
+import pytest
+from conftest import NOISY, call, each, play, same
+from fleet import start_containers
+from support import every_kernel, images
+
+HOLD = "/bin/sleep 1000"
+# Prints which container it runs in by its first process, and as whom it is root there.
+LOOK = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
+
+
+@pytest.fixture
+def one_without_docker(hosts):
+    """The second host's Docker does not run meanwhile."""
+    hosts[1].run("systemctl stop docker.socket docker.service containerd")
+    yield
+    start_containers(hosts[1])
+
+
+def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_path):
+    """One without an engine, and one that is down; then each has a story of its own."""
+    hosts[2].machine.call("stop")
+    try:
+        run = play("attach", "-l", "fleet", "-T", "10", containers=NOISY)
+    finally:
+        hosts[2].machine.call("cont")
+    assert run.count("changed")["host1"] == 1, run.output
+    assert "no Docker engine answers at unix:///var/run/docker.sock: start it" in run.find("Attach")["host2"]["msg"]
+    assert run.count("unreachable") == {"host1": 0, "host2": 0, "host3": 1}
+    each(hosts, lambda host: check_kernel(host, tmp_path), check_podman, check_without_engine)
+    assert {host.name: host.run("losetup -a | wc -l").strip() for host in hosts} == {**same("0"), "host1": "1"}
+
+
+class Guest:
+    """HOST as the tests for every kernel see it."""
+
+    def __init__(self, host):
+        self._host = host
+        self.run = host.run
+
+    def call(self, module, **arguments):
+        return call(self._host.name, module, arguments)
+
+    def fetch(self, dest, **selection):
+        return self.call("ftrace_fetch", dest=str(dest), **selection)["captures"]
+
+
+def check_kernel(host, folder):
+    """What the integration tests check with this machine's kernel; the container's Python is the host's."""
+    guest_ = Guest(host)
+    host.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    host.run(
+        f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
+        f"{golden.IMAGE} /usr/bin/python3 /workload.py"
+    )
+    every_kernel.wait_for_worker(guest_, "worker")
+    for check in every_kernel.CHECKS:
+        check(guest_, "worker", folder / check.__name__)
+    guest_.call("ftrace_instance", containers=["worker"], state="absent")
+    host.run("docker rm -f worker")
+    check_remapped_docker(host)
+
+
+def check_remapped_docker(host):
+    """A second Docker engine, whose containers' root is nobody on the host."""
+    docker = "docker -H unix:///run/remapped/docker.sock"
+    host.run(
+        "systemd-run -q --collect --unit remapped dockerd -H unix:///run/remapped/docker.sock --data-root /srv/remapped "
+        "--exec-root /run/remapped --pidfile /run/remapped/pid --containerd-namespace remapped --containerd-plugins-namespace "
+        f"remapped-plugins --userns-remap {guest.USER}; until {docker} version >/dev/null 2>&1; do sleep 0.2; done; "
+        f"tar -c -C {golden.TREE} . | {docker} import - {golden.IMAGE}; "
+        f"{docker} run -d --name mapped --network none {golden.IMAGE} {HOLD}"
+    )
+    chosen = {"docker_host": "unix:///run/remapped/docker.sock", "containers": "mapped"}
+    try:
+        check_all(host, chosen, {"mapped": "100000"})
+    finally:
+        host.run(f"{docker} rm -f mapped; systemctl stop remapped")
+
+
+def check_all(host, chosen, owners):
+    """Attach, a command, detach in the containers that CHOSEN selects. OWNERS: the name of each → which user on the host its root is."""
+    attached = call(host.name, "crashcart_attach", chosen)
+    assert attached["changed"]
+    assert {one["container"] for one in attached["attachments"]} == set(owners)
+    for one in attached["attachments"]:
+        assert " ro," in host.run(f"grep ' /dev/crashcart ro' /proc/{one['pid']}/mountinfo")
+    results = {one["container"]: one for one in call(host.name, "crashcart_exec", {**chosen, "argv": LOOK})["results"]}
+    assert set(results) == set(owners)
+    for name, owner in owners.items():
+        command, _slash, numbers = results[name]["stdout"].partition("/ ")
+        assert (results[name]["rc"], HOLD in "/bin/" + command.rpartition("/")[2]) == (0, True), results[name]
+        assert numbers.split()[:2] == ["0", owner], results[name]
+    assert call(host.name, "crashcart_attach", {**chosen, "state": "detached"})["changed"]
+    for one in attached["attachments"]:
+        assert host.run(f"grep ' /dev/crashcart ' /proc/{one['pid']}/mountinfo || true") == ""
+
+
+def check_podman(host):
+    """Rootful and a user's own, with crun, by its own command and by its API; the host's Docker does not run."""
+    uid = host.run(f"id -u {guest.USER}").strip()
+    host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
+    session = f"XDG_RUNTIME_DIR=/run/user/{uid} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus"
+    podman = f"cd / && runuser -u {guest.USER} -- env {session} HOME=/home/{guest.USER} podman"
+    host.run(f"tar -c -C {golden.TREE} . | ({podman} import - busybox)")
+    run = "run -d --network none --name"
+    host.run(f"{podman} {run} own-web localhost/busybox {HOLD}")
+    host.run(f"podman {run} pod-web localhost/{golden.IMAGE} {HOLD}")
+    host.run(f"podman {run} pod-map --uidmap 0:200000:65536 localhost/{golden.IMAGE} {HOLD}")
+    chosen = {"containers": ["pod-*", "own-web"]}
+    try:
+        check_all(host, chosen, {"pod-web": "0", "pod-map": "200000", "own-web": uid})
+        refused = call(host.name, "ftrace_instance", chosen, check=False)
+        assert re.search("is no child of containerd-shim but of 'conmon'.*follow_exec=false", refused["msg"])
+        traced = call(host.name, "ftrace_instance", {"containers": "own-web", "follow_exec": False})
+        assert [one["container"] for one in traced["instances"]] == ["own-web"]
+        assert call(host.name, "ftrace_instance", {"state": "absent"})["changed"]
+        host.run("systemctl start podman.socket")
+        done = call(host.name, "crashcart_exec", {"containers": "pod-web", "argv": ["true"]})
+        assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
+    finally:
+        host.run(f"podman rm -f -t 0 pod-web pod-map; {podman} rm -f -t 0 own-web")
+        host.run(
+            f"systemctl stop podman.socket podman.service; loginctl disable-linger {guest.USER}; rm -r /run/libpod"
+        )
+
+
+# A bundle of the OCI runtimes in the folder $1, with annotations $2 and $3… as its command.
+BUNDLE = """\
+import json, shutil, subprocess, sys
+folder, annotations, *command = sys.argv[1:]
+shutil.copytree("/srv/busybox", folder + "/rootfs")
+subprocess.run(["crun", "spec"], cwd=folder, check=True)
+with open(folder + "/config.json") as file:
+    configuration = json.load(file)
+configuration["process"].update(terminal=False, args=command)
+configuration["annotations"] = json.loads(annotations)
+with open(folder + "/config.json", "w") as file:
+    json.dump(configuration, file)
+"""
+POD = {
+    "io.kubernetes.cri-o.ContainerType": "container",
+    "io.kubernetes.container.name": "app",
+    "io.kubernetes.pod.name": "api-7d9f",
+    "io.kubernetes.pod.namespace": "shop",
+}
+MACHINES = {
+    "/etc/systemd/nspawn/box-two.nspawn": f"[Exec]\nBoot=no\nParameters={HOLD}\nPrivateUsers=300000:65536\n[Network]\nPrivate=yes\n",
+    "/var/lib/lxc/box-lxc/config": "lxc.uts.name = box-lxc\nlxc.rootfs.path = dir:/srv/box-lxc\nlxc.net.0.type = empty\n"
+    f"lxc.mount.auto = proc sys\nlxc.apparmor.profile = unconfined\nlxc.init.cmd = {HOLD}\n",
+}
+
+
+def check_without_engine(host):
+    """systemd-nspawn (by its command, and as a service with a user namespace), LXC, a pod of CRI-O, and a container in a container."""
+    for path, text in MACHINES.items():
+        host.run(f"mkdir -p {Path(path).parent}; cat >{path}", text.encode())
+    host.run("cat >/root/bundle.py", BUNDLE.encode())
+    inner = "/bin/sleep 1000.5"
+    pod_id = "ab" * 32
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    host.run(
+        "set -e; mkdir -p /srv/pod /srv/inner /var/lib/machines\n"
+        f"for place in /srv/box-one /var/lib/machines/box-two /srv/box-lxc; do cp -a {golden.TREE} $place; done\n"
+        "mkdir -p /srv/box-lxc/dev /srv/box-lxc/proc /srv/box-lxc/sys\n"
+        f"systemd-run -q --collect --unit box-one systemd-nspawn -q -D /srv/box-one -M box-one --private-network {HOLD}\n"
+        "systemctl start systemd-nspawn@box-two\n"
+        "lxc-start -n box-lxc\n"
+        f"python3 /root/bundle.py /srv/pod '{json.dumps(POD)}' {HOLD}\n"
+        f"crun --root /run/crun run -d -b /srv/pod {pod_id} </dev/null >/dev/null 2>&1\n"
+        f"python3 /root/bundle.py /srv/inner '{{}}' {inner}\n"
+        f"docker run -d --name outer --privileged --network none {shared} -v /srv/inner:/inner {golden.IMAGE} {HOLD}\n"
+        "docker exec outer crun --root /tmp/crun --cgroup-manager disabled run -d -b /inner nested </dev/null >/dev/null 2>&1\n"
+    )
+    nested = "pid:" + host.run(f"pgrep -x -f '{inner}'").strip()
+    owners = {"box-one": "0", "box-two": "300000", "box-lxc": "0", "shop/api-7d9f/app": "0", "outer": "0", nested: "0"}
+    try:
+        listed = {one["name"]: one["runtime"] for one in call(host.name, "crashcart_info", {})["containers"]}
+        wanted = {
+            "box-one": "systemd-nspawn",
+            "box-two": "systemd-nspawn",
+            "box-lxc": "lxc",
+            "shop/api-7d9f/app": "cri-o",
+        }
+        assert wanted.items() <= listed.items()
+        check_all(host, {"containers": list(owners)}, owners)
+    finally:
+        host.run(
+            f"docker rm -f outer; crun --root /run/crun delete -f {pod_id}; lxc-stop -k -n box-lxc; "
+            "systemctl stop box-one systemd-nspawn@box-two"
+        )
