@@ -48,7 +48,7 @@ def read_record(instance: Instance) -> dict[str, Any]:
         with open(_find_path(instance), encoding="utf-8") as file:
             record: dict[str, Any] = json.load(file)
         return record if record.pop("instance", None) == _identify(instance) else {}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 

@@ -12,6 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events impo
     format_trigger,
     parse_trigger,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.id_filter import make_filter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import TracerRequest, check_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
@@ -108,12 +109,14 @@ def _find_syscall_filters(specification: Specification) -> dict[str, str]:
     numbers = specification.syscalls
     if numbers is None:
         return {}
-    wanted = " || ".join(f"id == {number}" for number in sorted({*numbers.native, *numbers.compat}))
+    wanted = make_filter("id", {*numbers.native, *numbers.compat})
     if not specification.errors_only:
         return {SYS_ENTER: wanted, SYS_EXIT: wanted}
     failed = f"ret < 0 && ret >= -{_MAX_ERRNO}"
-    return {SYS_EXIT: f"({wanted}) && {failed}" if wanted else failed}
+    # What fewest events pass comes first: the kernel looks no further.
+    return {SYS_EXIT: f"{failed} && ({wanted})" if wanted else failed}
 
 
 def _join(noise: str, own: str) -> str:
-    return f"{noise} && ({own})" if noise and own else noise or own
+    # First what fewest events pass and compares numbers: the kernel looks no further.
+    return f"({own}) && {noise}" if noise and own else noise or own

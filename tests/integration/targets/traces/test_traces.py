@@ -249,9 +249,9 @@ def test_a_changed_specification_is_a_change(worker):
     assert host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")["changed"]
     last = host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")
     assert not last["changed"]
-    assert last["instances"][0]["events"]["raw_syscalls:sys_enter"].endswith("(id == 0 || id == 3)")
+    assert last["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0 || id == 3) && ")
     only = host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], compat=False)
-    assert only["instances"][0]["events"]["raw_syscalls:sys_enter"].endswith("(id == 0)")
+    assert only["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0) && ")
 
 
 def test_info_changes_nothing_and_lists_what_there_is(worker):
