@@ -125,6 +125,11 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
     pages = _PartWriter(file)
     losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
     pages_part = pages.finish()
+    try:
+        # Who was born while one CPU was drained may have called on the next one.
+        template.cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+    except TraceError:
+        pass  # those from before the drain will do: the events must not be lost for names
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
     head = _PartWriter(file)
@@ -238,7 +243,7 @@ def _read_head(
         event_formats=events,
         kallsyms=_read_kallsyms() if instance.read("current_tracer") in FUNCTION_TRACERS else b"",
         printk=top.read_bytes("printk_formats"),
-        cmdlines=_format_cmdlines(first_tasks, top.read("saved_cmdlines"), tasks),
+        cmdlines=_read_cmdlines(instance, first_tasks, tasks),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
             (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
@@ -251,6 +256,10 @@ def _read_kallsyms() -> bytes:
     """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions."""
     with open("/proc/kallsyms", "rb") as file:
         return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
+
+
+def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> bytes:
+    return _format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
 
 
 def _format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> bytes:
