@@ -12,8 +12,8 @@ short_description: Attach a tool image to running containers, or detach it
 description:
   - Mounts a tool image of the host's store inside running containers, without a restart and without any help from them
     (they need no shell, no writable root filesystem, no privileges).
-  - The mount is read-only, without setuid and without devices. The host itself gets no mount, and the loop device
-    goes by itself when the last container detaches or ends.
+  - The mount is read-only, without setuid and without devices. The host itself gets no mount (but with O(method=rslave)), and
+    the loop device goes by itself when the last container detaches or ends.
   - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
     Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
 version_added: 0.1.0
@@ -77,6 +77,7 @@ options:
       - After this time the attachment goes away by itself, for example V(30m) or V(2h), whatever has become of the controller.
         Tools that still run keep what they use.
       - A later call with O(ttl) gives it that time anew; one without leaves its end as it is.
+      - It does not go with O(method=rslave).
       - One small process on the host, C(crashcart-watchdog), sees to it, and ends when nothing is left to watch.
     type: str
   busy:
@@ -84,6 +85,7 @@ options:
       - What to do when processes use the tools that are to be detached.
       - V(fail) names them and leaves the mount. V(wait) waits for their end, V(kill) kills them, and both name who is left after
         O(busy_timeout). V(lazy) takes the mount out of sight at once; it ends with the last process that uses it.
+      - Of tools in an rslave volume only the selected containers' users are named, waited for or killed.
     type: str
     choices: [fail, wait, kill, lazy]
     default: fail
@@ -182,8 +184,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, methods
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+
+SELECTING = ("containers", "labels", "query")
 
 
 def run(module):
@@ -192,6 +197,10 @@ def run(module):
     host = options.open_host(module)
     more = {}
     if parameters["state"] == "attached":
+        if parameters["method"] == "rslave" and parameters["ttl"] is not None:
+            raise ContainerError(
+                "ttl does not go with method=rslave: its mount is the host's and outlives the container"
+            )
         method, reason = methods.choose_method(parameters["method"])
         more["method_reason"] = reason
         containers = options.select(module, host, required=True)
@@ -210,7 +219,7 @@ def run(module):
             parameters["image"],
             parameters["path"],
             attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout")),
-            everywhere=all(parameters[name] is None for name in ("containers", "labels", "query", "image", "path")),
+            everywhere=all(parameters[name] is None for name in (*SELECTING, "docker_host", "image", "path")),
             check_mode=module.check_mode,
         )
     if not module.check_mode:

@@ -24,6 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 
 import fleet
 import golden
+import processes
 
 NAMES = tuple(golden.CONTAINERS)
 NOISY = "shop-web"  # the one whose loop fails again and again
@@ -61,6 +62,16 @@ def list_captures(folder: Path) -> list[dict[str, Any]]:
     return captures
 
 
+def pytest_configure() -> None:
+    """Whoever ends the tests ends all that they have started."""
+    processes.end_all_on_sigterm(fleet.down)
+
+
+def pytest_unconfigure() -> None:
+    """Nothing runs on, however the tests have ended."""
+    processes.end_all()
+
+
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[list[fleet.Host]]:
     """Three hosts that run, each with the containers of NAMES. They are ended after the tests."""
@@ -92,14 +103,8 @@ def _environment(**more: str) -> dict[str, str]:
 
 def start_ansible(command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start `ansible` or `ansible-playbook` (COMMAND) with the fleet's inventory."""
-    return subprocess.Popen(
-        [command, "-i", str(fleet.INVENTORY), "-i", str(fleet.ROOT / "inventory"), *arguments],
-        cwd=fleet.ROOT,
-        env=_environment(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    inventories = ("-i", str(fleet.INVENTORY), "-i", str(fleet.ROOT / "inventory"))
+    return processes.start([command, *inventories, *arguments], cwd=fleet.ROOT, env=_environment(**environment))
 
 
 class Run:
@@ -156,12 +161,6 @@ def start_module(host: str, module: str, arguments: dict[str, Any], **environmen
     """Start one module on one HOST with become."""
     options = ("-b", "-m", f"crashcart.fleet.{module}", "-a", json.dumps(arguments))
     return start_ansible("ansible", host, *options, **environment)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """End what talks to a host that is gone, and its ssh with it."""
-    process.terminate()
-    process.communicate(timeout=60)
 
 
 def call(

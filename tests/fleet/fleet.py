@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -189,9 +190,9 @@ def ping() -> int:
         ) from error
 
 
-def start_containers(host: Host) -> None:
-    """Start the containers that there are to debug, after a boot."""
-    host.run(f"systemctl start docker && docker start {' '.join(golden.CONTAINERS)}")
+def start_containers(host: Host, names: Iterable[str] = tuple(golden.CONTAINERS)) -> None:
+    """Start those called NAMES of the containers that there are to debug, after a boot."""
+    host.run(f"systemctl start docker && docker start {' '.join(names)}")
 
 
 def main(arguments: list[str]) -> int:

@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
     hold_locks,
     open_targets,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
             methods.find_method(one.mount),
         )
         for one in finder.find(target.read_mounts(*finder.needles))
+        # Elsewhere it is seen by the way: where a container has the host's folders, and one of them is another's volume.
+        if os.path.basename(one.mount.mount_point).startswith("crashcart")
     ]
 
 
@@ -126,12 +129,16 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -
     from_volumes = {one.container.id for one in found if one.method == "rslave"}
     if from_volumes:
         volumes.detach([one for one in targets if one.container.id in from_volumes], path, lazy=is_lazy)
-    others = [one for one in targets if one.container.id not in from_volumes]
-    counts = [sum(one.container.id == target.container.id for one in found) for target in others]
-    devices = {os.makedev(*map(int, one.device.split(":"))) for one in found}
+    own = [one for one in found if one.method != "rslave"]
+    others = [target for target in targets if any(one.container.id == target.container.id for one in own)]
+    counts = [sum(one.container.id == target.container.id for one in own) for target in others]
+    devices = {os.makedev(*map(int, one.device.split(":"))) for one in own}
+    removable = placement.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
         placement.detach(counts[index], devices, lazy=is_lazy, parent_fd=parent_fd, name=name)
+        if removable[index]:
+            placement.remove_our_folder(parent_fd, name)
 
     placement.run_in_targets(others, path, detach_here, "detach from")
 
@@ -201,7 +208,7 @@ def ensure_attached(
 
 @contextmanager
 def _expire(targets: Sequence[Target], path: str, ttl_s: float | None) -> Iterator[None]:
-    """Have what is attached within the context end after TTL_S (None: not). It is settled before, and undone if that fails."""
+    """Have what is attached within the context end after TTL_S (None: not). It is settled before; where nothing came of it, it is undone."""
     before = {one.name for one in expiry.list_expiries()}
     settled = [] if ttl_s is None else [Expiry(one.container, path, expiry.read_clock() + ttl_s) for one in targets]
     if settled:
@@ -210,7 +217,9 @@ def _expire(targets: Sequence[Target], path: str, ttl_s: float | None) -> Iterat
         expiry.ensure_watchdog()
         yield
     except BaseException:
-        expiry.drop([one for one in settled if one.name not in before])
+        with suppress(ContainerError, ProcessGone):  # else the watchdog drops what is of no use
+            mounted = {attachment.place for attachment in _find_all(targets, path=path)}
+            expiry.drop([one for one in settled if one.name not in before and one.place not in mounted])
         raise
 
 
@@ -229,8 +238,10 @@ def ensure_detached(
     check_mode: bool,
 ) -> Change:
     """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; EVERYWHERE means the host's folders of volumes, too."""
+    path = os.path.normpath(path) if path else None
     alive = [container for container in containers if container.pid > 1]
-    with open_targets(alive, ended_ok=True) as targets:  # nothing is left to detach from those
+    # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere) as targets:
         before = _find_all(targets, path=path, image=image_name)
         if not check_mode and before:
             with hold_locks([attachment.container for attachment in before]):
@@ -239,16 +250,20 @@ def ensure_detached(
                     here = [attachment for attachment in present if attachment.path == place]
                     ids = {attachment.container.id for attachment in here}
                     detach([target for target in targets if target.container.id in ids], here, busy)
-                    _forget(ids, place)
         after = [] if check_mode else _find_all(targets, path=path, image=image_name)
         ids = {attachment.container.id for attachment in before}
         others = [target for target in targets if target.container.id not in ids]
         leftovers = _remove_folders(others, [path] if path else _list_prefixes(), check_mode=check_mode)
+        if not check_mode:
+            _forget(targets, path)
     if everywhere:
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
             volumes.detach_all(lazy=busy.choice == "lazy")
-            expiry.drop(expiry.list_expiries())  # of containers that have ended
+            for (
+                one
+            ) in expiry.list_expiries():  # of what no runtime lists: processes named by pid, containers that have ended
+                end_attachment(one)
     return Change(before, after, leftovers)
 
 
@@ -266,6 +281,8 @@ def _remove_folders(targets: Sequence[Target], paths: Sequence[str], *, check_mo
     found = []
     for path in paths:
         theirs = placement.find_folders(targets, path)
+        removable = placement.find_removable(theirs, path)
+        theirs = [target for target, ok in zip(theirs, removable) if ok]
         found += [f"an empty folder {path} in container {target.container.name}" for target in theirs]
         if theirs and not check_mode:
             with hold_locks([target.container for target in theirs]):
@@ -273,16 +290,22 @@ def _remove_folders(targets: Sequence[Target], paths: Sequence[str], *, check_mo
     return found
 
 
-def _forget(ids: set[str], path: str) -> None:
-    """Of the containers with IDS nothing ends at PATH any more, since nothing is there."""
-    expiry.drop([one for one in expiry.list_expiries() if one.container.id in ids and one.path == path])
+def _forget(targets: Sequence[Target], path: str | None) -> None:
+    """Where nothing is attached in TARGETS (at PATH) nothing has an end any more, also where a killed attach has settled one."""
+    ids = {target.container.id for target in targets}
+    settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
+    if not settled:
+        return
+    with hold_locks([one.container for one in settled]):  # who holds one may be about to mount
+        mounted = {attachment.place for attachment in _find_all(targets)}
+        expiry.drop([one for one in settled if one.place not in mounted])
 
 
-def end_attachment(ended: Expiry) -> None:
-    """Take what is attached away because its time has come, out of sight of those who still use it; ENDED is settled then."""
+def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
+    """Take what is attached away, out of sight of those who still use it, and have it settled; with DUE_ONLY if its time has come."""
     with open_targets([ended.container], ended_ok=True) as targets, hold_locks([ended.container]):
         # Meanwhile somebody may have given it more time, or detached it.
-        if not any(one.name == ended.name and one.deadline <= expiry.read_clock() for one in expiry.list_expiries()):
+        if due_only and ended not in expiry.list_expiries():
             return
         found = _find_all(targets, path=ended.path)
         if found:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
@@ -68,15 +68,16 @@ def list_expiries() -> list[Expiry]:
     """All that there are, the next one first; files that nobody of us has written are passed over."""
     try:
         names = [name for name in os.listdir(FOLDER) if not name.startswith(".")]
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
-    found = []
-    for name in names:
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
-                record = json.load(file)
-            found.append(Expiry(**{**record, "container": Container(**record["container"])}))
-    return sorted(found, key=lambda one: one.deadline)
+    return sorted(filter(None, map(_read, names)), key=lambda one: one.deadline)
+
+
+def _read(name: str) -> Expiry | None:
+    with suppress(OSError, ValueError, TypeError, KeyError), open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+        record = json.load(file)
+        return Expiry(**{**record, "container": Container(**record["container"])})
+    return None
 
 
 @contextmanager
@@ -91,21 +92,31 @@ def write(expiries: Sequence[Expiry]) -> None:
     with hold():
         os.makedirs(FOLDER, mode=0o700, exist_ok=True)
         for one in expiries:
-            path = os.path.join(FOLDER, one.name)
-            temporary = os.path.join(FOLDER, "." + one.name)
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(asdict(one), file)
-            os.rename(temporary, path)
+            _write(one)
+
+
+def _write(one: Expiry) -> None:
+    temporary = os.path.join(FOLDER, "." + one.name)
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(asdict(one), file)
+    os.rename(temporary, os.path.join(FOLDER, one.name))
 
 
 def drop(expiries: Sequence[Expiry]) -> None:
-    """Let these attachments stay, or be gone already."""
+    """Let these attachments stay, or be gone already. What was settled anew since is left as it is."""
     if not expiries:
         return
     with hold():
         for one in expiries:
-            with suppress(FileNotFoundError):
+            if _read(one.name) == one:
                 os.unlink(os.path.join(FOLDER, one.name))
+
+
+def postpone(one: Expiry, delay_s: float, error: str) -> None:
+    """Have it ended in DELAY_S at the earliest, since ERROR has kept it from that; unless it was settled anew since."""
+    with hold():
+        if _read(one.name) == one:
+            _write(replace(one, deadline=max(one.deadline, read_clock() + delay_s), error=error))
 
 
 def find_watchdog() -> int | None:

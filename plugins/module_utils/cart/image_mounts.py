@@ -16,9 +16,15 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 
 MOUNT_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+
+NO_DETACHED_MOUNTS = (
+    "the kernel has no detached mounts (Linux 5.2), so only crashcart_attach works here, by method mknod; use 'docker exec' and"
+    " the like with what it attaches"
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,7 @@ def create_mount(device: str, kind: str) -> int:
         return mounts.mount_create(kind, device, MOUNT_ATTRIBUTES)
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            raise store.ImageError(
-                "the kernel has no detached mounts (Linux 5.2), so only crashcart_attach works here, by method mknod;"
-                " use 'docker exec' and the like with what it attaches"
-            ) from error
+            raise FleetError(NO_DETACHED_MOUNTS) from error
         raise
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Callable, Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.tool_users import find_users
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, Target
@@ -22,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
     open_mount_namespace,
     run_in_mount_namespaces,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_pids
 
 _FOLDER_MODE = 0o111  # by which a folder that we have made is known; what is mounted there covers it
 _FOLDER_TIMEOUT_S = 5.0
@@ -133,12 +135,56 @@ def find_folder(parent_fd: int, name: str) -> bool:
 
 
 def detach(count: int, devices: set[int], *, lazy: bool, parent_fd: int, name: str) -> None:
-    """Unmount COUNT mounts of DEVICES from NAME, and remove the folder if it is ours and empty."""
+    """Unmount COUNT mounts of DEVICES from NAME."""
     os.fchdir(parent_fd)
     for _mount in range(count):
         if os.stat(name, follow_symlinks=False).st_dev not in devices:
             raise OSError(errno.EPERM, "something that is not ours is mounted over the tools; unmount that first")
         syscalls.umount2(name, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
+
+
+def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
+    """For each of TARGETS whether the folder PATH may be removed there once nothing is mounted on it.
+
+    To remove a folder is to take away what others have mounted on it in their namespaces. So where the folder above is the host's,
+    as of a volume, nobody else may have an image there, and of TARGETS that share it the last one removes it.
+    """
+    places = [_find_place(target.read_mounts(), path) for target in targets]
+    # A container's root is among the host's mounts, too, and yet nobody else's.
+    devices = {one.device for one in mounts.read_mounts() if one.filesystem != "overlay"}
+    taken = set()
+    if any(device in devices for device, _folder in places):
+        taken = _find_taken_places({target.process.namespace("mnt") for target in targets})
+    return [place not in taken and place not in places[index + 1 :] for index, place in enumerate(places)]
+
+
+def _find_place(found: Sequence[mounts.Mount], path: str) -> tuple[str, str]:
+    """Where the folder PATH is among the mounts FOUND: the device and the path in its file system."""
+    above = [one for one in found if path.startswith(one.mount_point.rstrip("/") + "/")]
+    mount = sorted(above, key=lambda one: len(one.mount_point))[-1]
+    return mount.device, os.path.normpath(f"{mount.root}/{os.path.relpath(path, mount.mount_point)}")
+
+
+def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
+    """The folders on which images are mounted in mount namespaces other than the KNOWN ones."""
+    finder = ImageFinder()
+    seen = set(known)
+    taken = set()
+    for pid in read_pids():
+        with suppress(OSError):  # it has ended
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            found = mounts.read_mounts(pid)
+            for one in finder.find(found):
+                above = [mount for mount in found if mount.mount_id == one.mount.parent_id]
+                taken |= {_find_place(above, one.mount.mount_point)} if above else set()
+    return taken
+
+
+def remove_our_folder(parent_fd: int, name: str) -> None:
+    """Remove the folder NAME if an attach has made it."""
     if is_our_folder(parent_fd, name):
         remove_folder(parent_fd, name)
 
@@ -167,8 +213,7 @@ def remove_folders(targets: Sequence[Target], path: str) -> None:
     """Remove these, where they are still what they were."""
 
     def remove(_index: int, parent_fd: int, name: str) -> None:
-        if is_our_folder(parent_fd, name):
-            remove_folder(parent_fd, name)
+        remove_our_folder(parent_fd, name)
 
     run_in_targets(targets, path, remove, "clean up in")
 

@@ -16,7 +16,9 @@ from dataclasses import asdict
 from typing import Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command, supervisor
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import NO_DETACHED_MOUNTS
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 
@@ -57,7 +59,12 @@ def _open_read_only(program: str) -> Iterator[int]:
     Processes that were started by it enter containers, and /proc/PID/exe is a way to the file: whoever may trace them there
     (CAP_SYS_PTRACE) must not be able to write to it.
     """
-    fd = syscalls.open_tree(-1, os.path.realpath(program), syscalls.OPEN_TREE_CLONE)
+    try:
+        fd = syscalls.open_tree(-1, os.path.realpath(program), syscalls.OPEN_TREE_CLONE)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise FleetError(NO_DETACHED_MOUNTS) from error
+        raise
     try:
         syscalls.mount_setattr(fd, give=syscalls.MOUNT_ATTR_RDONLY)
     except OSError as error:

@@ -86,7 +86,11 @@ def _attach_at(mount_fd: int, folder: str) -> None:
 def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
     """Unmount images from the host's folders that TARGETS have at PATH."""
     # What is seen inside now is the image itself: its own master is the mount on the host.
-    masters = {one.master for target in targets for one in target.read_mounts() if one.mount_point == path}
+    finder = ImageFinder()
+    inside = [
+        one.mount for target in targets for one in finder.find(target.read_mounts()) if one.mount.mount_point == path
+    ]
+    masters = {one.master for one in inside if one.master}
     _unmount([one for one in _list_host_mounts() if one.peer_group in masters], lazy=lazy)
 
 
@@ -107,6 +111,11 @@ def _list_host_mounts() -> list[mounts.Mount]:
 def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
     with hold_lock(_LOCK):
         for mount in reversed(found):
+            if os.lstat(mount.mount_point).st_dev != os.makedev(*map(int, mount.device.split(":"))):
+                raise ContainerError(
+                    f"something that is not ours is mounted over the tools in the host's folder {mount.mount_point}: unmount"
+                    " that first"
+                )
             try:
                 syscalls.umount2(mount.mount_point, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
             except OSError as error:

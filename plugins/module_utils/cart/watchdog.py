@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import select
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import end_attachment
@@ -37,12 +36,14 @@ def watch(ready_fd: int) -> None:
             os.write(ready_fd, b"+")
         os.close(ready_fd)
         while os.path.isdir(expiry.FOLDER):  # a cleanup may have taken it, and wants none of ours made again
-            wait_s = _end_due()
-            with expiry.hold():
-                if not expiry.list_expiries():
-                    # In this order: who writes the next one looks after that whether a watchdog runs.
-                    stack.close()
-                    return
+            wait_s = _RETRY_S
+            with suppress(FleetError, OSError):  # a full /run, say, or a lock that somebody keeps: then later
+                wait_s = _end_due()
+                with expiry.hold():
+                    if not expiry.list_expiries():
+                        # In this order: who writes the next one looks after that whether a watchdog runs.
+                        stack.close()
+                        return
             select.select([events_fd], [], [], wait_s)
             with suppress(BlockingIOError):
                 os.read(events_fd, 65536)
@@ -71,12 +72,12 @@ def _end_due() -> float:
     for one in expiry.list_expiries():
         try:
             if one.deadline <= expiry.read_clock():
-                end_attachment(one)
+                end_attachment(one, due_only=True)
             else:
                 with open_targets([one.container], ended_ok=True) as targets:
                     if not targets:
                         expiry.drop([one])
         except (FleetError, OSError) as error:
-            expiry.write([replace(one, deadline=expiry.read_clock() + _RETRY_S, error=str(error))])
+            expiry.postpone(one, _RETRY_S, str(error))
     left = expiry.list_expiries()
     return min(_LOOK_S, max(0.0, left[0].deadline - expiry.read_clock())) if left else 0.0

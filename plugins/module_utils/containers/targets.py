@@ -44,10 +44,12 @@ class Target:
 
 
 @contextmanager
-def open_targets(containers: Sequence[Container], *, ended_ok: bool = False) -> Iterator[list[Target]]:
+def open_targets(
+    containers: Sequence[Container], *, ended_ok: bool = False, refused_ok: bool = False
+) -> Iterator[list[Target]]:
     """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched.
 
-    With ENDED_OK those that have just ended are left out.
+    With ENDED_OK those that have just ended are left out, with REFUSED_OK also those whose process is not what its runtime says.
     """
     with ExitStack() as stack:
         targets = []
@@ -56,6 +58,9 @@ def open_targets(containers: Sequence[Container], *, ended_ok: bool = False) -> 
                 targets.append(Target(container, stack.enter_context(open_process(container))))
             except ContainerGoneError:
                 if not ended_ok:
+                    raise
+            except ContainerError:
+                if not refused_ok:
                     raise
         try:
             yield targets

@@ -21,6 +21,7 @@ import fleet
 import golden
 import guest
 import machine
+import processes
 
 
 class Maker:
@@ -169,3 +170,47 @@ def test_the_command_line_says_what_is_wrong(tmp_path, monkeypatch, capsys, argu
         assert code == 1
         said = str(error)
     assert says in said
+
+
+STARTER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import processes
+processes.end_all_on_sigterm(lambda: print("cleaned", flush=True))
+one = processes.start(["sh", "-c", "trap '' TERM; sleep 1000 & echo $!; sleep 1000"])
+print(one.pid, one.stdout.readline(), flush=True)
+time.sleep(1000)
+"""
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_the_end_of(pids):
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_told_to_end_leaves_no_process():
+    command = [sys.executable, "-c", STARTER, str(Path(fleet.__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        pids = [int(word) for word in (run.stdout.readline() + run.stdout.readline()).split()]
+        assert len(pids) == 2
+        assert all(map(is_alive, pids))
+        run.terminate()
+        assert run.stdout.read() == "cleaned\n"
+        assert run.wait() == 128 + 15
+    wait_for_the_end_of(pids)
+
+
+def test_what_does_not_mind_being_ended_is_killed_with_its_children():
+    process = processes.start(["sh", "-c", "trap '' TERM; sleep 1000 & echo $!; sleep 1000"])
+    pids = [process.pid, int(process.stdout.readline())]
+    processes.end(process, patience_s=0.1)
+    wait_for_the_end_of(pids)

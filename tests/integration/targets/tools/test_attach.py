@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from contextlib import contextmanager
@@ -382,3 +383,28 @@ def test_the_shell_line_gives_a_shell_with_the_tools(container):
     )
     assert "42-/dev/crashcart/lib/terminfo" in done.stdout
     assert shlex.split(line)[0] == "docker"
+
+
+def test_a_detach_leaves_the_tools_of_others_who_share_the_folder(container, tmp_path):
+    """To remove a folder would unmount what other containers have mounted on it."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    os.mknod(folder / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # which runc wants to see
+    options = ("--network", "none", "-v", f"{folder}:/dev")
+    one, two, three = (container("busybox", options=options) for _number in range(3))
+    host.call_module("crashcart_attach", containers=[one, two])
+    assert host.call_module("crashcart_attach", containers=[one], state="detached")["changed"]
+    assert not host.call_module("crashcart_attach", containers=[three], state="detached")["changed"]
+    assert os.path.exists(f"/proc/{host.find_pid(two)}/root{TOOLS}/bash")
+    assert host.call_module("crashcart_attach", containers=[two], state="detached")["changed"]
+    assert "crashcart" not in os.listdir(folder)
+    host.call_module("crashcart_attach", containers=[one, two, three])
+    assert host.call_module("crashcart_attach", containers=[one, two, three], state="detached")["changed"]
+    assert "crashcart" not in os.listdir(folder)
+
+
+def test_detach_takes_a_path_as_people_write_it(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    assert host.call_module("crashcart_attach", containers=[name], state="detached", path="/dev/crashcart/")["changed"]
+    assert "/dev/crashcart" not in host.read_container_mounts(name)

@@ -10,7 +10,10 @@ import subprocess
 import time
 
 import pytest
-from support import host
+from support import host, runtimes
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 
 def attach(name, **options):
@@ -127,3 +130,43 @@ def test_many_operators_share_one_watchdog(container):
 def test_a_wrong_time_is_named(container):
     with pytest.raises(host.ModuleFailed, match="ttl: 'soon' is not a time"):
         attach(container(), ttl="soon")
+
+
+def test_what_is_attached_has_its_end_also_where_others_failed(container):
+    good = container()
+    bad = container("busybox", "/bin/sh", "-c", "/bin/touch /dev/crashcart; /bin/sleep 1000")
+    host.wait_until(lambda: os.path.exists(f"/proc/{host.find_pid(bad)}/root/dev/crashcart"))
+    with pytest.raises(host.ModuleFailed, match=f"{bad}.*not a directory"):
+        host.call_module("crashcart_attach", containers=[good, bad], ttl="4s")
+    if is_attached(good):
+        assert [one["container"] for one in find_watchdog()["attachments"]] == [good]
+    host.wait_until(lambda: not is_attached(good))
+
+
+def test_everything_means_also_what_only_a_pid_names(container):
+    name = container()
+    pid = host.find_pid(name)
+    assert attach(f"pid:{pid}", ttl="60s")["changed"]
+    host.docker("pause", name)
+    host.docker("unpause", name)
+    with runtimes.run_unshared() as other:
+        attach(f"pid:{other}", ttl="60s")
+        assert host.call_module("crashcart_attach", state="detached")["changed"]
+        with open(f"/proc/{other}/mountinfo", encoding="utf-8") as file:
+            assert "squashfs" not in file.read()
+    assert not is_attached(name)
+
+
+def test_a_killed_call_settles_nothing_for_the_next_attachment(container):
+    """What a killed attach has settled is forgotten with a detach, though nothing was mounted."""
+    name = container()
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    expiry.write([expiry.Expiry(record, "/dev/crashcart", expiry.read_clock() + 600)])
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert attach(name)["attachments"][0]["expires"] is None
+
+
+def test_a_volume_takes_no_time(container):
+    with pytest.raises(host.ModuleFailed, match="ttl does not go with method=rslave"):
+        attach(container(), method="rslave", ttl="1h")

@@ -21,12 +21,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
 FEW = 20  # a function that makes fewer calls than that has not done what it is tested for
 
 
-@pytest.fixture
-def record(container):
-    """A running container as its engine tells it."""
-    name = container()
+def find_record(name):
+    """The running container NAME as its engine tells it."""
     engine = DockerEngine(None)
     return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+
+
+@pytest.fixture
+def record(container):
+    """A running container."""
+    return find_record(container())
 
 
 def attach(record, method="fsmount", ttl_s=None):
@@ -89,9 +93,9 @@ def test_detach(record):
 
 
 @pytest.fixture
-def other_expiry(record):
-    """Something else that ends in ten minutes; after the test nothing does, and nobody watches."""
-    yield expiry.Expiry(record, "/dev/other", expiry.read_clock() + 600)
+def other_expiry(container):
+    """Of another container something that ends in ten minutes; after the test nothing does, and nobody watches."""
+    yield expiry.Expiry(find_record(container()), "/dev/other", expiry.read_clock() + 600)
     expiry.drop(expiry.list_expiries())
     host.wait_until(lambda: expiry.find_watchdog() is None)
 

@@ -192,3 +192,17 @@ def test_an_erofs_image_goes_by_a_loop_device_where_it_has_to(container, erofs_i
     assert len(host.list_loop_devices()) == 1
     assert detach(name)
     host.wait_until(lambda: not host.list_loop_devices())
+
+
+def test_a_mount_over_the_tools_in_a_volume_is_not_ours_to_unmount(container, volume):
+    name = container("busybox", options=with_volume(volume))
+    attach(name, method="rslave")
+    host.run("mount", "-t", "tmpfs", "tmpfs", str(volume))
+    try:
+        with pytest.raises(host.ModuleFailed, match=f"mounted over the tools in the host's folder {volume}"):
+            host.call_module("crashcart_attach", state="detached")
+        assert host.run("findmnt", "-n", "-o", "FSTYPE", str(volume)).stdout.splitlines()[-1] == "tmpfs"
+    finally:
+        host.run("umount", str(volume))
+    assert host.call_module("crashcart_attach", state="detached")["changed"]
+    host.wait_until(lambda: not host.list_loop_devices())
