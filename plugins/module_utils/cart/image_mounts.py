@@ -40,9 +40,10 @@ class ImageFinder:
     """Knows mounts of images, by the loop devices that there are when it is made."""
 
     def __init__(self) -> None:
-        found = ((one, store.parse_path(one.backing_file)) for one in mounts.gen_loop_devices())
+        devices = list(mounts.gen_loop_devices())
+        found = ((one, store.parse_path(one.backing_file)) for one in devices)
         self._images = {device.device: image for device, image in found if image is not None}
-        self.loop_devices = [one for one in mounts.gen_loop_devices() if one.device in self._images]
+        self.loop_devices = [one for one in devices if one.device in self._images]
         folders = {store.STORE, os.path.realpath(store.STORE)}
         # What the line of such a mount in mountinfo has to hold: most lines need not be parsed.
         self.needles = (*(f" {device} " for device in self._images), *(f" - erofs {folder}/" for folder in folders))
