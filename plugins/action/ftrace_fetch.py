@@ -19,6 +19,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _CHUNK = 1 << 20
+_ONLY_IN_FILE = ("tasks", "first_tasks", "syscalls", "compat_syscalls")
 _TRANSFER_ERRORS = (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError, AnsibleError)
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):
             del capture["pages"], capture["head"]
             # These are in the manifest's file; in a result they would only be in the way.
             capture["manifest"] = {
-                name: value for name, value in capture["manifest"].items() if name not in ("tasks", "syscalls")
+                name: value for name, value in capture["manifest"].items() if name not in _ONLY_IN_FILE
             }
 
 

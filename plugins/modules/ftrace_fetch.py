@@ -119,9 +119,23 @@ captures:
           type: str
           sample: mono
         clock_offset_ns:
-          description: Nanoseconds to add to a time stamp to get real time.
+          description: Nanoseconds to add to a time stamp to get real time, as measured at the end.
           type: int
           sample: 1790000000000000000
+        time:
+          description:
+            - The same, measured when the trace began (C(start)) and when it was stopped or, while it runs, fetched (C(end)), each with its
+              uncertainty and the real time of the measurement. V(null) where nobody saw the start, or for clocks that only the kernel reads.
+          type: dict
+          sample: {start: {offset_ns: 1790000000000000000, uncertainty_ns: 80, real_time_ns: 1790000001000000000}}
+        boot_id:
+          description: Identity of the host's boot; time stamps of two captures are of one clock where it is the same.
+          type: str
+          sample: 6d6f3c7e-93a5-4a94-9a0e-0a0a3f7b7c11
+        specification:
+          description: What was asked for.
+          type: dict
+          sample: {profile: errors}
         sha256:
           description: Digest of the trace file.
           type: str

@@ -10,7 +10,8 @@ DOCUMENTATION = r"""
 module: ftrace_info
 short_description: Say what is traced on a host and what could be
 description:
-  - Lists the trace instances of ours with their settings and the kernel's counters, and what the kernel offers to trace.
+  - Lists the trace instances of ours with their settings and the kernel's counters, what the kernel offers to trace, and why not what
+    it does not. Changes nothing, so it can be asked before a run.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -65,7 +66,7 @@ instances:
   elements: dict
   sample: [{name: crashcart-3f4e1c0c9b0b, container: api, state: started}]
 available:
-  description: What the kernel offers.
+  description: What the kernel offers; V(null) where its tracefs is not mounted or cannot be read.
   returned: success
   type: dict
   contains:
@@ -88,24 +89,55 @@ available:
       type: list
       elements: str
       sample: [uprobe]
+features:
+  description: What this host can trace, and why not what it cannot.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The feature; a tracer that the kernel lacks stands here by its name.
+      type: str
+      sample: hist_triggers
+    ok:
+      description: Whether it is there.
+      type: bool
+      sample: false
+    reason:
+      description: Why not, with the kernel's option or the next step.
+      type: str
+      sample: the kernel has no histograms (CONFIG_HIST_TRIGGERS)
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features, tracefs
+
+
+def list_features(available):
+    found = {one.name: vars(one) for one in features.list_trace_features()}
+    for name, reason in tracers.list_missing(available["tracers"]).items() if available else ():
+        found.setdefault(name, {"name": name, "ok": False, "reason": reason})
+    return list(found.values())
 
 
 def run(module):
     require_root()
-    root = tracefs.find_tracefs()
+    try:
+        root = tracefs.find_tracefs()
+        available = tracefs.list_available(root)
+    except tracefs.TraceError:
+        # The features say why.
+        return {"changed": False, "instances": [], "available": None, "features": list_features(None)}
     found = selection.select_instances(module, root, untraced_ok=True)
     return {
         "changed": False,
         "instances": [one.as_result() for one in found],
-        "available": tracefs.list_available(root),
+        "available": available,
+        "features": list_features(available),
     }
 
 

@@ -54,12 +54,30 @@ options:
     type: str
     choices: [started, stopped, absent]
     default: started
+  profile:
+    description:
+      - A ready answer to a question, to which O(syscalls) and O(events) add. The measured cost of each is in C(docs/benchmarks.md).
+      - V(errors) records system calls that fail, V(syscalls) all of them, V(files) those that name files or change their attributes,
+        V(network) those of sockets beside TCP's states, resets and retransmissions, V(exec) those that start, signal and end
+        processes beside forks, ends and signals, V(startup) what a program looks for while it starts.
+      - V(sched) records when threads run, wait, wake and move; V(memory) what the page cache and the kernel's objects for
+        directory entries and inodes grow by (these on kernels whose events say names of caches), page faults, reclaim, and calls that change
+        mappings. What an event does for somebody else, such as an interrupt, is booked on whom it interrupts.
+    type: str
+    choices: [errors, syscalls, files, network, sched, exec, memory, startup]
   syscalls:
     description:
-      - Names of the system calls to record, filtered in the kernel. Without it all are recorded.
+      - Names of the system calls to record, or shell globs of such, filtered in the kernel; V(*) means all.
+      - Without any of O(syscalls), O(errors_only), O(events), O(profile) and O(tracer) all are recorded.
     type: list
     elements: str
     default: []
+  compat:
+    description:
+      - Record the O(syscalls) of 32-bit programs as well, on x86_64 and arm64. Their numbers are those of other calls in 64-bit
+        programs, and the kernel cannot tell them apart, so some of those are recorded, too, and left out of reports.
+    type: bool
+    default: true
   errors_only:
     description:
       - Record only calls that fail. Then their beginnings, and so their arguments and times, are not in the trace.
@@ -67,7 +85,39 @@ options:
     default: false
   events:
     description:
-      - More events to record, as V(system:name).
+      - Events to record, as V(system:name), where both may be shell globs, such as V(sched:*) or V(syscalls:sys_enter_open*).
+      - Or dictionaries with C(name) (the same), C(filter) (in the kernel's language, such as C(prev_prio < 100)) and C(triggers), a
+        list of what the event sets off, each as C(ACTION[:COUNT] [if CONDITION]). Actions are C(stacktrace), C(traceoff), C(traceon),
+        C(enable_event:SYSTEM:NAME), C(disable_event:SYSTEM:NAME) and, where the kernel has them, C(snapshot) and C(hist:keys=FIELD).
+        They are set off by processes of the container only, and reach its own trace only.
+      - Of several entries for one event the last one counts. The kernel gives events of the system C(syscalls) for 64-bit programs only.
+    type: list
+    elements: raw
+    default: []
+  tracer:
+    description:
+      - The tracer of the instance. V(nop) records events only; with another one no system calls are recorded unless O(syscalls) asks for them.
+      - V(function) records calls of the kernel's own functions, V(function_graph) their times, too, by the container's threads; what
+        C(docker exec) starts is not followed by these two.
+      - V(function_graph) needs Linux 6.11; before that it is for one user per host, the top instance, which is not ours.
+      - The others record the longest time that interrupts or preemption were off, or that it took a woken thread to run. They look at
+        the host as a whole, and there is one user of them per host, always.
+      - A change of the tracer empties the buffer (the kernel's way). O(state=absent) gives the tracer back; with O(state=stopped) it
+        stays set, as taking it away would empty the buffer.
+    type: str
+    choices: [nop, function, function_graph, irqsoff, preemptoff, preemptirqsoff, wakeup, wakeup_rt, wakeup_dl]
+    default: nop
+  functions:
+    description:
+      - Functions of the kernel to trace, or globs of such, for O(tracer=function) and O(tracer=function_graph). Without it all are,
+        and these are tens of thousands, some of them called a million times per second.
+      - Their depth cannot be limited, since the kernel has one such limit for the whole host.
+    type: list
+    elements: str
+    default: []
+  notrace:
+    description:
+      - Functions of the kernel to leave out, or globs of such.
     type: list
     elements: str
     default: []
@@ -120,6 +170,22 @@ EXAMPLES = r"""
     buffer_size: 8MiB
   become: true
 
+- name: Record what the page cache grows by
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    profile: memory
+  become: true
+
+- name: Record who is woken, and from where in the kernel a short sleep comes
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    events:
+      - sched:sched_wak*
+      - name: syscalls:sys_enter_clock_nanosleep
+        filter: flags == 0
+        triggers: [stacktrace]
+  become: true
+
 - name: Remove every instance of ours
   crashcart.fleet.ftrace_instance:
     state: absent
@@ -165,6 +231,14 @@ instances:
       description: What it records, event to filter.
       type: dict
       sample: {"raw_syscalls:sys_exit": "ret < 0 && ret >= -4095"}
+    triggers:
+      description: What its events set off, in the kernel's words.
+      type: dict
+      sample: {"sched:sched_switch": ["stacktrace:unlimited if common_pid >= 0"]}
+    tracer:
+      description: Its tracer.
+      type: str
+      sample: nop
     pids:
       description: Number of threads that it follows now.
       type: int
@@ -180,26 +254,29 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, selection, specification
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names, tracefs
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    instances,
+    profiles,
+    selection,
+    specification,
+    tracers,
+    wishes,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
 def run_started(module, root):
     parameters = module.params
-    settings = specification.find_settings(
-        specification.Specification(
-            events=tuple(parameters["events"]),
-            syscalls=tuple(syscall_names.find_number(name) for name in parameters["syscalls"]),
-            errors_only=parameters["errors_only"],
-            buffer_kb=parse_bytes(parameters["buffer_size"], "buffer_size") // 1024,
-            clock=parameters["clock"],
-            follow_exec=parameters["follow_exec"],
-        )
-    )
+    wish = wishes.find_specification(parameters, root)
+    settings = specification.find_settings(wish)
     containers = options.select(module, options.open_host(module), required=True)
     changed, before, after = instances.ensure_started(
-        containers, root, settings, follow_exec=parameters["follow_exec"], check_mode=module.check_mode
+        containers,
+        root,
+        settings,
+        follow_exec=parameters["follow_exec"],
+        check_mode=module.check_mode,
+        described=wishes.describe(parameters, wish),
     )
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
     return {
@@ -235,9 +312,14 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             state=dict(type="str", choices=["started", "stopped", "absent"], default="started"),
+            profile=dict(type="str", choices=list(profiles.PROFILES)),
             syscalls=dict(type="list", elements="str", default=[]),
+            compat=dict(type="bool", default=True),
             errors_only=dict(type="bool", default=False),
-            events=dict(type="list", elements="str", default=[]),
+            events=dict(type="list", elements="raw", default=[]),
+            tracer=dict(type="str", choices=list(tracers.OPTIONS), default="nop"),
+            functions=dict(type="list", elements="str", default=[]),
+            notrace=dict(type="list", elements="str", default=[]),
             buffer_size=dict(type="str", default="2MiB"),
             mode=dict(type="str", choices=["ring"], default="ring"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),

@@ -55,6 +55,11 @@ options:
     elements: str
     choices: [json, text]
     default: [json, text]
+  min_latency:
+    description:
+      - Leave out system calls that took less time than this, for example V(10ms), and those of which only one end is in the trace.
+        The kernel cannot filter by it, so what it costs to record them is not saved.
+    type: str
 requirements:
   - Python 3.11 or later and numpy, on the controller
 seealso:
@@ -111,6 +116,10 @@ summary:
           description: How many events there are.
           type: int
           sample: 12345
+        event_counts:
+          description: How many events there are of each kind.
+          type: dict
+          sample: {"raw_syscalls:sys_exit": 12345}
         duration_s:
           description: Time between the first and the last event in seconds.
           type: float
@@ -134,13 +143,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report im
     write_report,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 
 def run(module):
     if NUMPY_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
     parameters = module.params
-    summary = summarize_source(parameters["src"])
+    summary = summarize_source(
+        parameters["src"], int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
+    )
     changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
     for one in summary["captures"]:
         del one["programs"], one["processes"]
@@ -152,6 +164,7 @@ def main():
         argument_spec=dict(
             src=dict(type="path", required=True),
             dest=dict(type="path", required=True),
+            min_latency=dict(type="str"),
             formats=dict(type="list", elements="str", choices=["json", "text"], default=["json", "text"]),
         ),
         supports_check_mode=True,

@@ -66,7 +66,8 @@ class Batch:
             word = int(self._gather(np.array([event]), field.offset, 4, signed=False)[0])
             first, size = start + (word & 0xFFFF), word >> 16
         else:
-            first, size = start + field.offset, field.size
+            # A text of open length, such as a marker's, reaches to the record's end.
+            first, size = start + field.offset, field.size or end - start
         raw = self.data[first : min(first + size, end)].tobytes()
         return raw.partition(b"\0")[0].decode("utf-8", "replace")
 

@@ -73,7 +73,7 @@ def parse_format(text: str, system: str) -> EventFormat:
 def read_formats(head: Head) -> dict[str, EventFormat]:
     """The formats in HEAD, by system:name."""
     formats = {}
-    for system, texts in head.event_formats.items():
+    for system, texts in (("ftrace", head.ftrace_formats), *head.event_formats.items()):
         for text in texts:
             parsed = parse_format(text.decode("utf-8", "replace"), system)
             formats[f"{system}:{parsed.name}"] = parsed

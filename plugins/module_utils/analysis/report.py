@@ -18,6 +18,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat im
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
 _MAX_TEXT_ROWS = 40
+# What every trace has: calls, which the table is of, and what processes have their names from.
+_OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 
 
 def list_captures(source: str) -> list[str]:
@@ -56,7 +58,7 @@ def _is_sound(manifest: Any) -> bool:
     if not isinstance(manifest, dict):
         return False
     offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
-    tasks, syscalls, container = (manifest.get(name) for name in ("tasks", "syscalls", "container"))
+    container = manifest.get("container")
     return (
         (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
         and (lost is None or _is_int(lost))
@@ -66,8 +68,9 @@ def _is_sound(manifest: Any) -> bool:
             or (isinstance(container, dict) and all(_is_text(container.get(n)) for n in ("id", "name")))
         )
         and all(_is_text(manifest.get(name)) for name in ("host", "inventory_hostname"))
-        and (syscalls is None or (isinstance(syscalls, dict) and all(_is_syscall(*pair) for pair in syscalls.items())))
-        and (tasks is None or (isinstance(tasks, list) and all(_is_task(task) for task in tasks)))
+        and all(_are_syscalls(manifest.get(name)) for name in ("syscalls", "compat_syscalls"))
+        and all(_are_tasks(manifest.get(name)) for name in ("tasks", "first_tasks"))
+        and _is_specification(manifest.get("specification"))
     )
 
 
@@ -79,8 +82,31 @@ def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is_syscall(number: str, name: Any) -> bool:
-    return number.isascii() and number.isdigit() and len(number) < 10 and isinstance(name, str)
+def _are_syscalls(names: Any) -> bool:
+    return names is None or (
+        isinstance(names, dict)
+        and all(
+            number.isascii() and number.isdigit() and len(number) < 10 and isinstance(name, str)
+            for number, name in names.items()
+        )
+    )
+
+
+def _are_tasks(tasks: Any) -> bool:
+    return tasks is None or (isinstance(tasks, list) and all(map(_is_task, tasks)))
+
+
+def _is_specification(specification: Any) -> bool:
+    if specification is None:
+        return True
+    wanted = specification.get("syscalls") if isinstance(specification, dict) else 0
+    return wanted is None or (
+        isinstance(wanted, dict)
+        and all(
+            isinstance(numbers, list) and all(_is_int(number) and 0 <= number < 1 << 30 for number in numbers)
+            for numbers in (wanted.get("native", []), wanted.get("compat", []))
+        )
+    )
 
 
 def _is_task(task: Any) -> bool:
@@ -88,12 +114,12 @@ def _is_task(task: Any) -> bool:
     return isinstance(task, dict) and all(_is_int(task.get(n)) for n in numbers) and isinstance(task.get("comm"), str)
 
 
-def summarize_capture(capture: str, root: str) -> dict[str, Any]:
+def summarize_capture(capture: str, root: str, min_latency_ns: int = 0) -> dict[str, Any]:
     """What summary.json says of CAPTURE; its path is given relative to ROOT."""
     manifest = read_manifest(capture)
     try:
         with open(capture, "rb") as file:
-            table = summarize(Trace(file), manifest)
+            table = summarize(Trace(file), manifest, min_latency_ns)
     except TraceFileError as error:
         raise FleetError(f"{capture}: {error}") from error
     container = manifest.get("container") or {}
@@ -107,6 +133,9 @@ def summarize_capture(capture: str, root: str) -> dict[str, Any]:
         "start": _real_time(table.first_time, manifest),
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
+        "event_counts": table.counts,
+        "functions": table.functions,
+        "min_latency_ns": min_latency_ns,
         "programs": [_describe(row) for row in table.programs],
         "processes": [_describe(row) for row in table.processes],
         "errors": _sum_errors(table),
@@ -151,6 +180,16 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
         yield "  no system call was recorded"
     else:
         yield from _gen_table([_cells(row) for row in rows])
+    if one["min_latency_ns"]:
+        yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
+    others = [
+        f"{_clean(name)} {count}" for name, count in one["event_counts"].items() if not name.startswith(_OWN_EVENTS)
+    ]
+    if others:
+        yield f"  other events: {', '.join(others)}"
+    if one["functions"]:
+        most = list(one["functions"].items())[:_MAX_TEXT_ROWS]
+        yield f"  functions of the kernel: {', '.join(f'{_clean(name)} {count}' for name, count in most)}"
     if len(one["programs"]) > _MAX_TEXT_ROWS:
         yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
     yield ""
@@ -185,10 +224,11 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def summarize_source(source: str) -> dict[str, Any]:
-    """What summary.json holds for SOURCE, a capture or a folder."""
+def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
+    """What summary.json holds for SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer."""
     root = source if os.path.isdir(source) else os.path.dirname(source) or "."
-    return {"captures": [summarize_capture(capture, root) for capture in list_captures(source)]}
+    captures = [summarize_capture(capture, root, min_latency_ns) for capture in list_captures(source)]
+    return {"captures": captures}
 
 
 def write_report(

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Collection, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 
@@ -22,6 +24,8 @@ _MAX_ERRNO = 4095
 _NO_SYSCALL = -1
 # A child's first event is its exit, with 0, from the call that its parent made.
 _CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
+# Whatever their entry was called, their exit bears the number of the new program's execve.
+_EXECS = frozenset({"execve", "execveat"})
 # Beyond what programs see: the kernel restarts these calls, or turns them into EINTR (include/linux/errno.h).
 _RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
 
@@ -42,6 +46,7 @@ class SyscallRow:
     measured: int
     total_ns: int
     p99_ns: int | None
+    compat: bool = False  # a 32-bit program's
 
     @property
     def failures(self) -> int:
@@ -53,7 +58,8 @@ class SyscallRow:
 class TraceTable:
     """A trace's rows by process, and by name for all processes of a name; most failures first, then most calls.
 
-    Times are nanoseconds of the trace's clock.
+    Times are nanoseconds of the trace's clock. COUNTS has the number of all events by system:name,
+    FUNCTIONS that of calls of the kernel's functions, where these were traced.
     """
 
     processes: list[SyscallRow]
@@ -61,6 +67,8 @@ class TraceTable:
     events: int
     first_time: int
     last_time: int
+    counts: dict[str, int] = field(default_factory=dict)
+    functions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,24 +89,38 @@ def name_errno(number: int) -> str:
     return errno.errorcode.get(number) or _RESTARTS.get(number) or f"errno {number}"
 
 
-def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
-    """The table of TRACE; MANIFEST names its system calls and its tasks."""
-    names = TaskNames(manifest.get("tasks") or [], trace.head.cmdlines)
-    events = 0
+def summarize(trace: Trace, manifest: dict[str, Any], min_latency_ns: int = 0) -> TraceTable:
+    """The table of TRACE; MANIFEST names its system calls and its tasks. Calls shorter than MIN_LATENCY_NS, or of which
+    only one end is in the trace, are left out where that is not 0."""
+    first_tasks = manifest.get("first_tasks") or []
+    last_tasks = manifest.get("tasks") or []
+    names = TaskNames([*first_tasks, *last_tasks], trace.head.cmdlines)
+    compat = CompatTasks(first_tasks, last_tasks)
+    functions = FunctionCounts()
+    events: Counter[int] = Counter()
     enters: list[list[Ints]] = []
     exits: list[list[Ints]] = []
     first, last = 1 << 62, 0
     for batch in trace.gen_batches():
         if not batch.times.size:
             continue
-        events += int(batch.times.size)
+        events.update(dict(zip(*(column.tolist() for column in np.unique(batch.types, return_counts=True)))))
         first, last = min(first, int(batch.times.min())), max(last, int(batch.times.max()))
         names.feed(batch, trace.formats)
+        compat.feed(batch, trace.formats)
+        functions.feed(batch, trace.formats)
         enters.append(_columns(batch, trace, _SYS_ENTER, None))
         exits.append(_columns(batch, trace, _SYS_EXIT, "ret"))
     names.finish()
-    syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
-    calls = _drop_births(pair_calls(_join(enters), _join(exits)), syscalls)
+    compat.finish()
+    all_enters, all_exits = _join(enters), _join(exits)
+    for tids, times, numbers, _values in (all_enters, all_exits):
+        compat.mark(tids, times, numbers)
+    syscalls = _read_names(manifest)
+    calls = pair_calls(all_enters, all_exits, execs=[number for number, name in syscalls.items() if name in _EXECS])
+    calls = _select(calls, ~_find_births(calls, syscalls) & _find_wanted(calls, manifest))
+    if min_latency_ns:
+        calls = _select(calls, calls.measured & (calls.durations >= min_latency_ns))
     pids, name_numbers, known_names = _identify(calls, names)
     tables = []
     for first_key in (pids, np.zeros_like(pids)):
@@ -106,13 +128,37 @@ def summarize(trace: Trace, manifest: dict[str, Any]) -> TraceTable:
         for members in _gen_groups([first_key, name_numbers, calls.numbers]):
             rows.append(_make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls))
         tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
-    return TraceTable(tables[0], tables[1], events, first if events else 0, last)
+    by_number = {one.id: name for name, one in trace.formats.items()}
+    counts = {by_number.get(number, f"event {number}"): count for number, count in sorted(events.items())}
+    called = functions.names(trace.head.kallsyms)
+    return TraceTable(tables[0], tables[1], sum(events.values()), first if events else 0, last, counts, called)
 
 
-def _drop_births(calls: _Calls, syscalls: dict[int, str]) -> _Calls:
-    clones = [number for number, name in syscalls.items() if name in _CLONES]
-    kept = ~(np.isin(calls.numbers, clones) & calls.has_ended & ~calls.measured & (calls.results == 0))
+def _read_names(manifest: dict[str, Any]) -> dict[int, str]:
+    """Names of system calls by number, those of 32-bit programs by COMPAT and their number."""
+    names = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
+    names.update({int(number) + COMPAT: name for number, name in (manifest.get("compat_syscalls") or {}).items()})
+    return names
+
+
+def _find_wanted(calls: _Calls, manifest: dict[str, Any]) -> Bools:
+    """Which calls were asked for: the kernel's filter knows numbers only, and takes two architectures' for one another."""
+    wanted = (manifest.get("specification") or {}).get("syscalls") or {}
+    native, compat = wanted.get("native") or [], wanted.get("compat") or []
+    if not native and not compat:
+        return np.ones(calls.numbers.size, bool)
+    kept: Bools = np.isin(calls.numbers, [*native, *(number + COMPAT for number in compat)])
+    return kept
+
+
+def _select(calls: _Calls, kept: Bools) -> _Calls:
     return _Calls(**{name: column[kept] for name, column in vars(calls).items()})
+
+
+def _find_births(calls: _Calls, syscalls: dict[int, str]) -> Bools:
+    clones = [number for number, name in syscalls.items() if name in _CLONES]
+    births: Bools = np.isin(calls.numbers, clones) & calls.has_ended & ~calls.measured & (calls.results == 0)
+    return births
 
 
 def _columns(batch: Batch, trace: Trace, event: str, value: str | None) -> list[Ints]:
@@ -132,10 +178,11 @@ def _join(parts: list[list[Ints]]) -> list[Ints]:
     return [np.concatenate(column) for column in zip(*parts)]
 
 
-def pair_calls(enters: list[Ints], exits: list[Ints]) -> _Calls:
+def pair_calls(enters: list[Ints], exits: list[Ints], execs: Collection[int] = ()) -> _Calls:
     """Calls from the events of entry and exit (each: threads, times, numbers, results).
 
-    An exit belongs to the event before it in its thread if that is the entry of the same call. What finds no partner is
+    An exit belongs to the event before it in its thread if that is the entry of the same call, or both are of EXECS (the
+    numbers of all calls that bring another program, maybe of another architecture). What finds no partner is
     a call, too: it was under way when the trace began or ended, or its partner was lost. The exit of rt_sigreturn has the
     number -1 and the registers of what the signal had interrupted, so it is no result.
     """
@@ -145,7 +192,8 @@ def pair_calls(enters: list[Ints], exits: list[Ints]) -> _Calls:
     tids, times, numbers, results, is_exit = (column[order] for column in (tids, times, numbers, results, is_exit))
     is_pair = np.zeros(tids.size, bool)  # true at an exit whose entry stands before it
     is_return = is_exit & (numbers == _NO_SYSCALL)
-    is_same = (numbers[1:] == numbers[:-1]) | is_return[1:]
+    is_exec = np.isin(numbers, list(execs))
+    is_same = (numbers[1:] == numbers[:-1]) | is_return[1:] | (is_exec[1:] & is_exec[:-1])
     is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & (tids[1:] == tids[:-1]) & is_same
     numbers[1:] = np.where(is_pair[1:], numbers[:-1], numbers[1:])
     results = np.where(is_return, 0, results)
@@ -189,12 +237,13 @@ def _make_row(
         name=name,
         pids=own_pids,
         container_pid=names.find_container_pid(own_pids[0]) if len(own_pids) == 1 else None,
-        syscall=syscalls.get(number, f"syscall {number}"),
+        syscall=syscalls.get(number, f"syscall {number % COMPAT}"),
         calls=int(members.size),
         errors=dict(Counter(name_errno(-value) for value in results[failed].tolist()).most_common()),
         measured=int(durations.size),
         total_ns=int(durations.sum()),
         p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
+        compat=number >= COMPAT,
     )
 
 

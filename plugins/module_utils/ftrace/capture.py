@@ -14,16 +14,18 @@ import platform
 import time
 import zlib
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO, Callable, Dict
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes, syscall_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import FUNCTION_TRACERS
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance, TraceError
 
 _COMPRESSION_LEVEL = 1
-_MAX_TASKS = 65536
+Task = Dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,22 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
     cpus = instance.list_cpus()
     page_size = _read_page_size(instance)
     # Before the drain: what fails here must fail while the events are still in the kernel.
-    names = syscall_names.list_names()
-    tasks = list_tasks(one)
-    template = _read_head(instance, page_size, tasks, cpus)
+    names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
+    record = records.read_record(instance)
+    first_tasks, tasks = record.get("tasks", []), list_tasks(one.container)
+    template = _read_head(instance, page_size, first_tasks, tasks, cpus)
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    clock_offset_ns = _read_clock_offset(instance.read_clock())
+    # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
+    is_tracing = instance.is_tracing()
+    end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
     pages = _PartWriter(file)
     losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
     pages_part = pages.finish()
+    try:
+        # Who was born while one CPU was drained may have called on the next one.
+        template.cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+    except TraceError:
+        pass  # those from before the drain will do: the events must not be lost for names
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
     head = _PartWriter(file)
@@ -129,13 +139,17 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         "container": _describe_container(one),
         "instance": instance.name,
         "clock": instance.read_clock(),
-        "clock_offset_ns": clock_offset_ns,
+        "clock_offset_ns": end["offset_ns"],
+        "time": {"start": record.get("start"), "end": end},
+        "specification": record.get("specification"),
         "fetched": time.time(),
-        "tracing": instance.is_tracing(),
+        "tracing": is_tracing,
         "buffer_kb": instance.read("buffer_size_kb"),
         "events": instance.read_events(),
-        "tasks": [vars(task) for task in tasks],
+        "first_tasks": first_tasks,
+        "tasks": tasks,
         "syscalls": {str(number): name for number, name in names.items()},
+        "compat_syscalls": {str(number): name for number, name in compat_names.items()},
         **summarize_loss(before, after, losses),
     }
     return {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}
@@ -209,7 +223,9 @@ def _read_page_size(instance: Instance) -> int:
     raise TraceError("events/header_page of tracefs does not say how long a page is")
 
 
-def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], cpus: list[int]) -> tracedat.Head:
+def _read_head(
+    instance: Instance, page_size: int, first_tasks: list[Task], tasks: list[Task], cpus: list[int]
+) -> tracedat.Head:
     events: dict[str, list[bytes]] = {}
     for event in instance.read_events():
         system, name = event.split(":")
@@ -225,8 +241,9 @@ def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], 
         header_event=instance.read_bytes("events/header_event"),
         ftrace_formats=[top.read_bytes(f"events/ftrace/{name}/format") for name in names],
         event_formats=events,
+        kallsyms=_read_kallsyms() if instance.read("current_tracer") in FUNCTION_TRACERS else b"",
         printk=top.read_bytes("printk_formats"),
-        cmdlines=_format_cmdlines(tasks, top.read("saved_cmdlines")),
+        cmdlines=_read_cmdlines(instance, first_tasks, tasks),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
             (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
@@ -235,14 +252,24 @@ def _read_head(instance: Instance, page_size: int, tasks: list[processes.Task], 
     )
 
 
-def _format_cmdlines(tasks: list[processes.Task], saved: str) -> bytes:
-    """Lines of 'tid comm': the container's threads of now, and before them what the kernel remembers of others."""
-    names = {}
+def _read_kallsyms() -> bytes:
+    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions."""
+    with open("/proc/kallsyms", "rb") as file:
+        return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
+
+
+def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> bytes:
+    return _format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
+
+
+def _format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> bytes:
+    """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
+    names = {task["tid"]: task["comm"] for task in first_tasks}
     for line in saved.split("\n"):
         tid, space, comm = line.partition(" ")
         if tid.isdigit() and space:
             names[int(tid)] = comm
-    names.update((task.tid, task.comm) for task in tasks)
+    names.update((task["tid"], task["comm"]) for task in tasks)
     lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
     return "".join(lines).encode("ascii")
 
@@ -252,25 +279,14 @@ def make_printable(text: str) -> str:
     return "".join(character if " " <= character <= "~" else "?" for character in text)
 
 
-def list_tasks(one: TraceInstance) -> list[processes.Task]:
-    """The threads of the container that live now."""
-    if one.container is None or one.container.pid <= 1:
-        return []
-    try:
-        with processes.Process(one.container.pid) as process:
-            directory = cgroups.find_container_directory(process.read("cgroup"))
-    except processes.ProcessGone:
-        return []
-    pids = sorted({one.container.pid, *(cgroups.gen_pids(directory) if directory else ())})
-    tids = [tid for pid in pids for tid in processes.read_threads(pid)][:_MAX_TASKS]
-    return [task for task in map(processes.read_task, tids) if task is not None]
-
-
 def _describe_host() -> dict[str, Any]:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read().strip()
     uname = platform.uname()
-    return {"host": uname.node, "kernel": uname.release, "arch": uname.machine, "boot_id": boot_id}
+    return {
+        "host": uname.node,
+        "kernel": uname.release,
+        "arch": uname.machine,
+        "boot_id": records.read_boot_id(),
+    }
 
 
 def _describe_container(one: TraceInstance) -> dict[str, Any]:
@@ -278,16 +294,3 @@ def _describe_container(one: TraceInstance) -> dict[str, Any]:
         return {"id": one.container_id, "name": one.container_name, "image": None, "labels": {}}
     container = one.container
     return {"id": container.id, "name": container.name, "image": container.image, "labels": container.labels}
-
-
-def _read_clock_offset(clock: str) -> int | None:
-    """Nanoseconds to add to a time stamp of CLOCK to get real time; None for clocks that user space cannot read."""
-    clocks = {
-        "mono": time.CLOCK_MONOTONIC,
-        "mono_raw": time.CLOCK_MONOTONIC_RAW,
-        "boot": getattr(time, "CLOCK_BOOTTIME", None),
-    }
-    number = clocks.get(clock)
-    if number is None:
-        return None
-    return time.time_ns() - time.clock_gettime_ns(number)

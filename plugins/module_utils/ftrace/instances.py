@@ -16,15 +16,24 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
+    check_possible,
+    configure,
+    parse_buffer_kb,
+    read_settings,
+    read_triggers,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 NAME_PREFIX = "crashcart-"
+_EVENT_PIDS = "set_event_pid"
 _SHIM_NAME = "containerd-shim"
 _MAX_ROUNDS = 100
 _MAX_REWRITES = 5
-_PAGE_KB = 4
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,11 @@ class TraceInstance:
             "clock": instance.read_clock(),
             "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
             "events": instance.read_events(),
-            "pids": len(instance.read_event_pids()),
+            "triggers": read_triggers(instance),
+            "tracer": instance.read("current_tracer"),
+            "pids": len(instance.read_pids(_EVENT_PIDS)),
             "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
         }
-
-
-def parse_buffer_kb(text: str) -> int:
-    """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
-    words = text.split()
-    return int(words[0]) if words and words[0].isdigit() else 0
 
 
 def find_instance(root: str, container: Container) -> TraceInstance:
@@ -93,17 +98,6 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
         for name in names
         if name.startswith(NAME_PREFIX)
     ]
-
-
-def read_settings(instance: Instance, wanted: Settings) -> Settings:
-    """The present values of the files that WANTED names, and all enabled events."""
-    files = {name: instance.read(name) for name in wanted.files}
-    files["trace_clock"] = instance.read_clock()
-    # The kernel rounds a buffer up to whole pages, and newer ones say so.
-    wanted_kb = int(wanted.files["buffer_size_kb"])
-    if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
-        files["buffer_size_kb"] = str(wanted_kb)
-    return Settings(files, instance.read_events())
 
 
 def list_threads(target: Target, *, follow_exec: bool) -> set[int]:
@@ -129,55 +123,89 @@ def find_shim(target: Target) -> int:
     return parent
 
 
-def find_missing(instance: Instance, list_tids: Callable[[], set[int]]) -> set[int]:
-    """Threads that LIST_TIDS names, that live, and that INSTANCE does not record."""
+def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = _EVENT_PIDS) -> set[int]:
+    """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
     # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
     wanted = list_tids()
-    missing = wanted - instance.read_event_pids()
+    missing = wanted - instance.read_pids(file)
     return {tid for tid in missing if processes.is_alive(tid)}
 
 
-def cover_threads(instance: Instance, list_tids: Callable[[], set[int]]) -> bool:
-    """Record the threads that LIST_TIDS names; whether any had to be added.
+def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = _EVENT_PIDS) -> bool:
+    """Record the threads that LIST_TIDS names, by control file FILE; whether any had to be added.
 
     The kernel adds new threads of recorded ones (event-fork) and drops dead ones. A thread that starts between our look and
     our write is found by looking again. One that dies there stays in the list, and its number may go to a stranger one
     day: while nothing is recorded yet, such a list is written anew, a few times if need be.
     """
-    changed = _add_missing(instance, list_tids)
+    changed = _add_missing(instance, list_tids, file)
     for _round in range(_MAX_REWRITES):
-        if instance.is_tracing() or all(processes.is_alive(tid) for tid in instance.read_event_pids()):
+        if instance.is_tracing() or all(processes.is_alive(tid) for tid in instance.read_pids(file)):
             break
-        instance.write("set_event_pid", "")
-        _add_missing(instance, list_tids)
-    if not instance.read_event_pids():
+        instance.write(file, "")
+        _add_missing(instance, list_tids, file)
+    if not instance.read_pids(file):
         # The kernel would take an empty list for all processes of the host.
         raise TraceError(f"no thread for trace instance {instance.name} is left: its container has just ended")
     return changed
 
 
-def _add_missing(instance: Instance, list_tids: Callable[[], set[int]]) -> bool:
+def _add_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str) -> bool:
     changed = False
     for _round in range(_MAX_ROUNDS):
-        missing = find_missing(instance, list_tids)
+        missing = find_missing(instance, list_tids, file)
         if not missing:
             break
-        instance.add_event_pids(missing)
+        instance.add_pids(file, missing)
         changed = True
     return changed
 
 
+@dataclass(frozen=True)
+class _Followed:
+    """Who is to be recorded in INSTANCE: control files, and for each who lists the threads in it."""
+
+    instance: Instance
+    lists: dict[str, Callable[[], set[int]]]
+
+    def cover(self) -> bool:
+        """Record them; whether any had to be added."""
+        changed = [cover_threads(self.instance, list_tids, file) for file, list_tids in self.lists.items()]
+        return any(changed)
+
+    def is_missing(self) -> bool:
+        """Whether any has to be added."""
+        return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
+
+
+def _find_followed(instance: Instance, target: Target, settings: Settings, *, follow_exec: bool) -> _Followed:
+    lists: dict[str, Callable[[], set[int]]] = {_EVENT_PIDS: partial(list_threads, target, follow_exec=follow_exec)}
+    if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
+        # No filter could keep the runtime's functions out, as those of events do.
+        lists[tracers.PIDS] = partial(list_threads, target, follow_exec=False)
+    return _Followed(instance, lists)
+
+
 def ensure_started(
-    containers: Sequence[Container], root: str, settings: Settings, *, follow_exec: bool, check_mode: bool
+    containers: Sequence[Container],
+    root: str,
+    settings: Settings,
+    *,
+    follow_exec: bool,
+    check_mode: bool,
+    described: dict[str, Any] | None = None,
 ) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """See to it that each of CONTAINERS is traced by SETTINGS: changed, and before and after for a diff."""
+    """See to it that each of CONTAINERS is traced by SETTINGS: changed, and before and after for a diff.
+
+    DESCRIBED is what was asked for, for the manifest.
+    """
     changed = False
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     made: list[TraceInstance] = []  # to be taken away again if a later one fails: nobody would know of them
     for container in containers:
         check_running(container)
-    _check_possible(root, settings, len(containers))
+    check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
     with open_targets(containers) as targets:
         for target in targets:
             if follow_exec:
@@ -193,78 +221,52 @@ def ensure_started(
                 before[name] = {"state": "started" if is_on else "stopped", **vars(present)} if present else None
                 after[name] = {"state": "started", **vars(settings)}
                 one_changed = before[name] != after[name]
-                list_tids = partial(list_threads, target, follow_exec=follow_exec)
+                followed = _find_followed(instance, target, settings, follow_exec=follow_exec)
                 if check_mode:
-                    changed |= one_changed or bool(find_missing(instance, list_tids))
+                    changed |= one_changed or followed.is_missing()
                     continue
                 if one_changed:
                     try:
-                        _configure(instance, present, settings, list_tids)
+                        configure(instance, present, settings, followed.cover)
                     except BaseException:
                         remove(made)
                         raise
                     if present is None:
                         made.append(TraceInstance(instance, target.container))
-                changed |= one_changed or cover_threads(instance, list_tids)
+                one_changed = followed.cover() or one_changed
+                if one_changed:
+                    _note_start(instance, target.container, settings, described)
+                changed |= one_changed
     return changed, before, after
 
 
-def _check_possible(root: str, settings: Settings, count: int) -> None:
-    """Raise TraceError for events that the kernel does not have, and for buffers that the host has no memory for."""
-    for event in settings.events:
-        folder = os.path.join(root, "events", *event.split(":"))
-        if not os.path.isdir(folder):
-            raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists those it has")
-        if not all(os.path.exists(os.path.join(folder, name)) for name in ("enable", "filter")):
-            raise TraceError(f"event {event!r} is the kernel's own and cannot be switched on; choose another")
-    cpus = len(Instance(root, "..").list_cpus())
-    buffer_kb = int(settings.files["buffer_size_kb"])
-    with open("/proc/meminfo", encoding="ascii") as file:
-        available_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    if buffer_kb * cpus * count > available_kb // 2:
-        raise TraceError(
-            f"buffer_size: {buffer_kb} KiB on {cpus} CPUs for {count} containers is {buffer_kb * cpus * count} KiB,"
-            f" more than half of the {available_kb} KiB that the host has free: ask for less"
-        )
-
-
-def _configure(
-    instance: Instance, present: Settings | None, settings: Settings, list_tids: Callable[[], set[int]]
-) -> None:
-    """Bring INSTANCE to SETTINGS and start it; where that fails it is as it was before, or gone if it was made here."""
-    was_on = present is not None and instance.is_tracing()
-    if present is None:
-        instance.create()
-    try:
-        instance.trace_off()
-        _write_settings(instance, present, settings)
-        cover_threads(instance, list_tids)
-        instance.trace_on()
-    except BaseException:
-        if present is None:
-            instance.remove()
-        else:
-            _write_settings(instance, None, present)
-            if was_on:
-                instance.trace_on()
-        raise
-
-
-def _write_settings(instance: Instance, present: Settings | None, settings: Settings) -> None:
-    """Bring INSTANCE to SETTINGS; what is so in PRESENT already is left alone."""
-    for name, value in settings.files.items():
-        if present is None or present.files[name] != value:
-            instance.write(name, value)
-    if present is None or present.events != settings.events:
-        instance.events_disable()
-        for event, event_filter in settings.events.items():
-            instance.event_enable(event, event_filter)
+def _note_start(instance: Instance, container: Container, settings: Settings, described: dict[str, Any] | None) -> None:
+    """Keep what the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
+    before = records.read_record(instance)
+    start = clocks.measure_offset(settings.files["trace_clock"])
+    if before.get("clock") == settings.files["trace_clock"]:
+        start = before.get("start") or start
+    tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
+    record = {
+        "clock": settings.files["trace_clock"],
+        "start": start,
+        "specification": described or before.get("specification"),
+        "tasks": list(tasks.values()),
+    }
+    records.write_record(instance, record)
 
 
 def stop(found: Sequence[TraceInstance]) -> None:
     """Stop recording in all of FOUND; they keep what they have."""
     for one in found:
-        one.instance.trace_off()
+        with hold_lock("trace-" + one.short_id):
+            if not one.instance.is_tracing():
+                continue
+            one.instance.trace_off()
+            record = records.read_record(one.instance)
+            if record:
+                end = clocks.measure_offset(one.instance.read_clock())
+                records.write_record(one.instance, {**record, "end": end})
 
 
 def remove(found: Sequence[TraceInstance]) -> None:
@@ -272,3 +274,4 @@ def remove(found: Sequence[TraceInstance]) -> None:
     for one in found:
         with hold_lock("trace-" + one.short_id):
             one.instance.remove()
+            records.remove_record(one.instance)

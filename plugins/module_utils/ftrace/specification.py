@@ -1,18 +1,27 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to trace, as the user says it, and the settings of an instance that it comes to. Pure."""
+"""What to trace, and the settings of an instance that it comes to. Pure."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
+from typing import Mapping
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import (
+    EventRequest,
+    format_trigger,
+    parse_trigger,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.id_filter import make_filter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import TracerRequest, check_request
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
 
 SYS_ENTER = "raw_syscalls:sys_enter"
 SYS_EXIT = "raw_syscalls:sys_exit"
-# Without these nobody could say later which process an event was of.
-PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename")
+# Without these nobody could say later which process an event was of. The last one comes after an exec of a 64-bit
+# program only, and so tells those from 32-bit ones, whose system calls have other numbers.
+PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename", "syscalls:sys_exit_execve")
 # `docker exec` starts below the container's shim, and so do the runtime's own processes. Until runc hands over to the
 # program it is called runc:[2:INIT]; "exe" is its copy of itself.
 _RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "exe"'
@@ -21,7 +30,8 @@ _RENAME_NOISE = (
     '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && '
     '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "exe"'
 )
-_EVENT_NAME = re.compile(r"[A-Za-z0-9_-]+:[A-Za-z0-9_-]+\Z")
+# A trigger without a condition is set off by every process of the host, one with a condition by those of the instance.
+_ANYBODY_OF_OURS = "common_pid >= 0"
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page
 _MAX_ERRNO = 4095
 _MIN_BUFFER_KB = 8  # two pages
@@ -29,58 +39,84 @@ _MIN_BUFFER_KB = 8  # two pages
 
 @dataclass(frozen=True)
 class Specification:
-    """What to trace. SYSCALLS are numbers (empty: all); BUFFER_KB is per CPU, in units of 1024 bytes."""
+    """What to trace. SYSCALLS None means none of them; BUFFER_KB is per CPU, in units of 1024 bytes."""
 
-    events: tuple[str, ...] = ()
-    syscalls: tuple[int, ...] = ()
+    events: Mapping[str, EventRequest] = field(default_factory=dict)
+    syscalls: SyscallNumbers | None = field(default_factory=SyscallNumbers)
     errors_only: bool = False
     buffer_kb: int = 2048
     clock: str = "mono"
     follow_exec: bool = True
+    tracer: TracerRequest = field(default_factory=TracerRequest)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The state of an instance: control file → value, and event → filter."""
+    """The state of an instance: control file → value, event → filter, event → triggers.
+
+    SWITCHED are events that triggers switch on, and their filters: whether they are on is no matter of settings.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     events: dict[str, str] = field(default_factory=dict)
+    triggers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    switched: dict[str, str] = field(default_factory=dict)
 
 
 def find_settings(specification: Specification) -> Settings:
     """The settings that SPECIFICATION comes to; raises TraceError for what no kernel would take."""
-    for event in specification.events:
-        if not _EVENT_NAME.match(event):
-            raise TraceError(f"{event!r} is not an event: write system:name, for example sched:sched_switch")
     if specification.buffer_kb < _MIN_BUFFER_KB:
         raise TraceError(
             f"buffer_size: {specification.buffer_kb} KiB is less than the kernel takes: ask for 8KiB or more"
         )
-    events = dict.fromkeys((*specification.events, *PROCESS_EVENTS), "")
-    wanted = " || ".join(f"id == {number}" for number in sorted(specification.syscalls))
-    if specification.errors_only:
-        failed = f"ret < 0 && ret >= -{_MAX_ERRNO}"
-        events[SYS_EXIT] = f"({wanted}) && {failed}" if wanted else failed
-    else:
-        events[SYS_ENTER] = events[SYS_EXIT] = wanted
-    if specification.follow_exec:
-        events = {
-            event: _join(_RENAME_NOISE if event == "task:task_rename" else _RUNTIME_NOISE, own)
-            for event, own in events.items()
-        }
-    for event, text in events.items():
-        if len(text) > _MAX_FILTER_BYTES:
-            raise TraceError(f"the filter for {event} is longer than the kernel takes: name fewer syscalls")
-    return Settings(
+    check_request(specification.tracer)
+    requests = specification.events
+    events = {**{event: one.filter for event, one in requests.items()}, **dict.fromkeys(PROCESS_EVENTS, "")}
+    for event in PROCESS_EVENTS:
+        if event in requests and requests[event].filter:
+            raise TraceError(f"{event} takes no filter: it is recorded always, as processes have their names from it")
+    for event, text in _find_syscall_filters(specification).items():
+        events[event] = events.get(event) or text
+    triggers = {event: one.triggers for event, one in sorted(requests.items()) if one.triggers}
+    targets = {parse_trigger(text).target for texts in triggers.values() for text in texts}
+    noise = _RUNTIME_NOISE if specification.follow_exec else ""
+    settings = Settings(
         files={
             "trace_clock": specification.clock,
             "buffer_size_kb": str(specification.buffer_kb),
             "options/overwrite": "1",
             "options/event-fork": "1",
+            **specification.tracer.find_files(),
         },
-        events=events,
+        events={
+            event: _join(_RENAME_NOISE if noise and event == "task:task_rename" else noise, own)
+            for event, own in events.items()
+        },
+        triggers={
+            event: tuple(format_trigger(text, noise or _ANYBODY_OF_OURS) for text in texts)
+            for event, texts in triggers.items()
+        },
+        switched=dict.fromkeys((target for target in sorted(filter(None, targets)) if target not in events), noise),
     )
+    for event, text in settings.events.items():
+        if len(text) > _MAX_FILTER_BYTES:
+            raise TraceError(f"the filter for {event} is longer than the kernel takes: name fewer syscalls")
+    return settings
+
+
+def _find_syscall_filters(specification: Specification) -> dict[str, str]:
+    """Events of system calls and their filters."""
+    numbers = specification.syscalls
+    if numbers is None:
+        return {}
+    wanted = make_filter("id", {*numbers.native, *numbers.compat})
+    if not specification.errors_only:
+        return {SYS_ENTER: wanted, SYS_EXIT: wanted}
+    failed = f"ret < 0 && ret >= -{_MAX_ERRNO}"
+    # What fewest events pass comes first: the kernel looks no further.
+    return {SYS_EXIT: f"{failed} && ({wanted})" if wanted else failed}
 
 
 def _join(noise: str, own: str) -> str:
-    return f"{noise} && ({own})" if own else noise
+    # First what fewest events pass and compares numbers: the kernel looks no further.
+    return f"({own}) && {noise}" if noise and own else noise or own

@@ -56,6 +56,7 @@ class Head:
     header_event: bytes
     ftrace_formats: list[bytes]
     event_formats: dict[str, list[bytes]]
+    kallsyms: bytes = b""
     printk: bytes = b""
     cmdlines: bytes = b""
     options: list[tuple[int, bytes]] = field(default_factory=list)
@@ -78,7 +79,7 @@ def pack_head(head: Head, cpu_sizes: list[int]) -> bytes:
     for system, formats in head.event_formats.items():
         parts += [system.encode("ascii") + b"\0", _pack_formats(formats)]
     parts += [
-        struct.pack("I", 0),  # kallsyms: only function events need them
+        struct.pack("I", len(head.kallsyms)) + head.kallsyms,
         struct.pack("I", len(head.printk)) + head.printk,
         struct.pack("Q", len(head.cmdlines)) + head.cmdlines,
         struct.pack("I", len(cpu_sizes)),
@@ -156,8 +157,8 @@ def read_head(file: BinaryIO) -> Head:
     for _system in range(reader.number("I")):
         name = reader.text()
         event_formats[name] = reader.formats()
-    reader.take(reader.number("I"))
-    head = Head(page_size, header_page, header_event, ftrace_formats, event_formats)
+    kallsyms = reader.take(reader.number("I"))
+    head = Head(page_size, header_page, header_event, ftrace_formats, event_formats, kallsyms=kallsyms)
     head.printk = reader.take(reader.number("I"))
     head.cmdlines = reader.take(reader.number("Q"))
     cpus = reader.number("I")

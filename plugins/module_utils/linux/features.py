@@ -35,7 +35,7 @@ def list_features() -> list[Feature]:
         *(check_filesystem(name) for name in ("squashfs", "erofs", "ext4")),
         _check_loop(),
         _check_cgroups(),
-        *_check_tracefs(),
+        *list_trace_features(),
         _check_syscall_names(),
     ]
 
@@ -93,13 +93,17 @@ def _check_cgroups() -> Feature:
     return _feature("cgroups", cgroups.find_version(read_mounts()) != "none", "no cgroup filesystem is mounted")
 
 
-def _check_tracefs() -> list[Feature]:
+def list_trace_features() -> list[Feature]:
+    """What the kernel can trace."""
     try:
         root = tracefs.find_tracefs()
     except tracefs.TraceError as error:
         return [Feature("tracefs", False, str(error))]
     if not os.access(root, os.R_OK | os.X_OK):
         return [Feature("tracefs", False, f"{root} needs root: use become")]
+    refusal = _try_to_read(os.path.join(root, "available_tracers"))
+    if refusal:
+        return [Feature("tracefs", False, refusal)]
     needed = {
         "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
@@ -108,6 +112,7 @@ def _check_tracefs() -> list[Feature]:
         "kprobes": ("kprobe_events", "the kernel has no probes of its functions (CONFIG_KPROBE_EVENTS)"),
         "uprobes": ("uprobe_events", "the kernel has no probes of programs (CONFIG_UPROBE_EVENTS)"),
         "hist_triggers": ("events/sched/sched_switch/hist", "the kernel has no histograms (CONFIG_HIST_TRIGGERS)"),
+        "snapshot": ("snapshot", "the kernel takes no snapshots of a trace (CONFIG_TRACER_SNAPSHOT)"),
     }
     checks = [
         _feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
@@ -115,7 +120,36 @@ def _check_tracefs() -> list[Feature]:
     with open(os.path.join(root, "available_tracers"), encoding="ascii") as file:
         reason = "the kernel has no function_graph tracer (CONFIG_FUNCTION_GRAPH_TRACER)"
         checks.append(_feature("function_graph", "function_graph" in file.read().split(), reason))
-    return [Feature("tracefs", True, ""), *checks]
+    functions = os.path.join(root, "available_filter_functions")
+    reason = (
+        _try_to_read(functions)
+        if os.path.exists(functions)
+        else "the kernel cannot trace its functions (CONFIG_FUNCTION_TRACER, CONFIG_DYNAMIC_FTRACE)"
+    )
+    return [Feature("tracefs", True, ""), *checks, Feature("function", not reason, reason)]
+
+
+def _try_to_read(path: str) -> str:
+    """Why PATH of tracefs cannot be read, and what to do; '' when it can."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+        return ""
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            return f"{path}: {error.strerror}"
+    if _read_lockdown() == "confidentiality":
+        return f"{path}: the kernel is locked down (lockdown=confidentiality on its command line, or secure boot)"
+    return f"{path}: Operation not permitted, by a security module or by whoever runs this virtual machine"
+
+
+def _read_lockdown() -> str:
+    """The kernel's lockdown: none, integrity or confidentiality; '' where it has none or does not say."""
+    try:
+        with open("/sys/kernel/security/lockdown", encoding="ascii") as file:
+            return tracefs.parse_selected(file.read())
+    except OSError:
+        return ""
 
 
 def _check_syscall_names() -> Feature:

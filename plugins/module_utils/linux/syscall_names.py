@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Names and numbers of system calls, from libseccomp, which every host of runc has.
 
+A machine may run programs of a second, 32-bit architecture, whose system calls have numbers of their own: compat.
 Source: seccomp_syscall_resolve_name(3).
 """
 
@@ -9,12 +10,28 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import difflib
+import fnmatch
+from dataclasses import dataclass
+from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 _LIBRARY = "libseccomp.so.2"
 # The highest number in use is below 500; the rest of the range is for kernels to come.
 _MAX_NUMBER = 1024
+# SCMP_ARCH_* of seccomp.h: x86_64 → x86, aarch64 → arm, s390x → s390. Other 64-bit kernels run no 32-bit programs today.
+_COMPAT = {0xC000003E: 0x40000003, 0xC00000B7: 0x40000028, 0x80000016: 0x16}
+# Calls that a 32-bit program may make as one call with a number inside; the library has them as -101… and -201….
+_MULTIPLEXERS = {1: "socketcall", 2: "ipc"}
+
+
+@dataclass(frozen=True)
+class SyscallNumbers:
+    """Numbers of system calls on this machine's own architecture, and on its 32-bit one; both empty means every call."""
+
+    native: tuple[int, ...] = ()
+    compat: tuple[int, ...] = ()
 
 
 def _load() -> ctypes.CDLL:
@@ -40,12 +57,67 @@ def find_number(name: str) -> int:
 def list_names() -> dict[int, str]:
     """All system calls of this machine, number → name."""
     library = _load()
+    return _list_names(library, library.seccomp_arch_native())
+
+
+def list_compat_names() -> dict[int, str]:
+    """All system calls of this machine's 32-bit architecture, number → name; none where it has no such."""
+    library = _load()
+    compat = _COMPAT.get(library.seccomp_arch_native())
+    return _list_names(library, compat) if compat is not None else {}
+
+
+def _list_names(library: ctypes.CDLL, architecture: int) -> dict[int, str]:
     libc = ctypes.CDLL(None)
-    native = ctypes.c_uint32(library.seccomp_arch_native())
     names = {}
     for number in range(_MAX_NUMBER):
-        address = library.seccomp_syscall_resolve_num_arch(native, number)
+        address = library.seccomp_syscall_resolve_num_arch(ctypes.c_uint32(architecture), number)
         if address:
             names[number] = ctypes.string_at(address).decode("ascii")
             libc.free(ctypes.c_void_p(address))
     return names
+
+
+def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = False) -> SyscallNumbers:
+    """The numbers of the calls that PATTERNS (names or shell globs) mean; '*' for every call gives empty tuples.
+
+    Without COMPAT those of this machine's own architecture only. A pattern that means no call raises FleetError,
+    which names near ones, unless MISSING_OK.
+    """
+    if "*" in patterns:
+        return SyscallNumbers()
+    native = list_names()
+    second = list_compat_names()
+    known = sorted({*native.values(), *second.values()})
+    wanted: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(known, pattern) if any(c in pattern for c in "*?[") else {pattern} & set(known)
+        if not found and not missing_ok:
+            near = ", ".join(difflib.get_close_matches(pattern, known)) or "none like it"
+            raise FleetError(f"this machine has no system call {pattern!r}; near ones: {near}")
+        wanted.update(found)
+    multiplexers = _find_multiplexers(wanted) if compat and second else set()
+    numbers = SyscallNumbers(
+        tuple(sorted(number for number, name in native.items() if name in wanted)),
+        tuple(sorted(number for number, name in second.items() if name in wanted | multiplexers)) if compat else (),
+    )
+    if not numbers.native and not numbers.compat:
+        raise FleetError(f"only 32-bit programs have {', '.join(sorted(wanted)) or 'such a call'}: use compat=true")
+    return numbers
+
+
+def join_numbers(parts: Sequence[SyscallNumbers]) -> SyscallNumbers:
+    """All calls that any of PARTS means."""
+    if any(part == SyscallNumbers() for part in parts):
+        return SyscallNumbers()
+    return SyscallNumbers(
+        tuple(sorted({number for part in parts for number in part.native})),
+        tuple(sorted({number for part in parts for number in part.compat})),
+    )
+
+
+def _find_multiplexers(names: set[str]) -> set[str]:
+    library = _load()
+    compat = ctypes.c_uint32(_COMPAT[library.seccomp_arch_native()])
+    numbers = (int(library.seccomp_syscall_resolve_name_arch(compat, name.encode("ascii"))) for name in names)
+    return {_MULTIPLEXERS[-number // 100] for number in numbers if -300 < number < -100 and -number // 100 in (1, 2)}

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 MOUNT_POINT = "/sys/kernel/tracing"
 _REMOVE_TIMEOUT_S = 3.0
 _PIDS_PER_WRITE = 200
+_COMMAND = "  Command: "
 
 
 class TraceError(FleetError):
@@ -36,6 +37,10 @@ class CpuStatistics:
     bytes: int
     dropped: int
     read: int
+
+
+def _folder(event: str) -> str:
+    return f"events/{event.replace(':', '/')}"
 
 
 def find_tracefs() -> str:
@@ -87,6 +92,20 @@ def list_available(root: str) -> dict[str, Any]:
     }
 
 
+def parse_last_error(text: str) -> str:
+    """The newest entry of the text of error_log on one line, '' for none; the place of the error is marked by '<here>'."""
+    start = max(text.rfind("\n["), 0 if text.startswith("[") else -1)
+    if start < 0:
+        return ""
+    lines = text[start:].strip("\n").split("\n")
+    message = lines[0].partition("] ")[2].strip()
+    if len(lines) < 3 or not lines[1].startswith(_COMMAND):
+        return message
+    command, place = lines[1], lines[2].find("^")
+    marked = f"{command[:place]}<here>{command[place:]}" if place >= len(_COMMAND) else command
+    return f"{message} in {marked[len(_COMMAND) :]}"
+
+
 class Instance:
     """The instance called NAME below the tracefs at ROOT; it need not exist."""
 
@@ -111,7 +130,10 @@ class Instance:
 
     def remove(self) -> None:
         """Take it away, with all it has recorded. For a moment the kernel may find it busy: then again, then say by whom."""
-        for name, value in (("tracing_on", "0"), ("events/enable", "0"), ("set_event_pid", "")):
+        for name, value in (
+            *(("tracing_on", "0"), ("events/enable", "0"), ("set_event_pid", "")),
+            ("current_tracer", "nop"),
+        ):
             try:
                 self.write(name, value)
             except TraceError:
@@ -174,9 +196,10 @@ class Instance:
 
     def _read_error_log(self) -> str:
         try:
-            return "; " + self.read("error_log") if self.read("error_log") else ""
+            text = parse_last_error(self.read("error_log"))
         except TraceError:
-            return ""
+            return ""  # before Linux 5.2 there is none
+        return f"; it says: {text}" if text else ""
 
     def is_tracing(self) -> bool:
         """Whether events are recorded."""
@@ -195,33 +218,64 @@ class Instance:
         return parse_selected(self.read("trace_clock"))
 
     def read_events(self) -> dict[str, str]:
-        """Enabled events as system:name → filter ('' for none)."""
+        """Enabled events as system:name → filter ('' for none); those that a trigger is to enable are not."""
         events = {}
         for line in self.read("set_event").splitlines():
             name = line.split()[0]
-            text = self.read(f"events/{name.replace(':', '/')}/filter")
-            events[name] = "" if text == "none" else text
+            if self.read(f"{_folder(name)}/enable").startswith("1"):
+                text = self.read(f"{_folder(name)}/filter")
+                events[name] = "" if text == "none" else text
         return events
 
     def event_enable(self, event: str, event_filter: str) -> None:
         """Record EVENT (system:name) where EVENT_FILTER lets it pass ('' for always)."""
-        folder = f"events/{event.replace(':', '/')}"
-        self.write(f"{folder}/filter", event_filter or "0")
-        self.write(f"{folder}/enable", "1")
+        self.event_filter(event, event_filter)
+        self.write(f"{_folder(event)}/enable", "1")
+
+    def event_filter(self, event: str, event_filter: str) -> None:
+        """Let EVENT pass where EVENT_FILTER says so, once it is enabled."""
+        # "0" takes a filter away, and would be noted as an error where there is none.
+        if event_filter or self.read(f"{_folder(event)}/filter") != "none":
+            self.write(f"{_folder(event)}/filter", event_filter or "0")
 
     def events_disable(self) -> None:
         """Record no event any more."""
         self.write("events/enable", "0")
 
-    def read_event_pids(self) -> set[int]:
-        """The threads whose events are recorded; empty means those of all."""
-        return {int(word) for word in self.read("set_event_pid").split() if word.isdigit()}
+    def read_triggers(self, event: str) -> str:
+        """What EVENT sets off, in the kernel's words."""
+        return self.read(f"{_folder(event)}/trigger")
 
-    def add_event_pids(self, tids: Iterable[int]) -> None:
-        """Record the events of TIDS, too."""
+    def trigger_write(self, event: str, text: str) -> None:
+        """Let EVENT set off what TEXT says; after an exclamation mark, no longer."""
+        # O_TRUNC would take away histograms, and no other triggers.
+        self._write(f"{_folder(event)}/trigger", text, 0)
+
+    def read_pids(self, name: str) -> set[int]:
+        """The threads in control file NAME, such as set_event_pid; empty means those of all processes."""
+        return {int(word) for word in self.read(name).split() if word.isdigit()}
+
+    def add_pids(self, name: str, tids: Iterable[int]) -> None:
+        """Put TIDS into control file NAME, too."""
         wanted = sorted(tids)
         for start in range(0, len(wanted), _PIDS_PER_WRITE):
-            self._write("set_event_pid", " ".join(map(str, wanted[start : start + _PIDS_PER_WRITE])) + "\n", 0)
+            self._write(name, " ".join(map(str, wanted[start : start + _PIDS_PER_WRITE])) + "\n", 0)
+
+    def write_patterns(self, name: str, patterns: Iterable[str]) -> None:
+        """Let control file NAME, such as set_ftrace_filter, hold PATTERNS and no others."""
+        pattern = ""
+        try:
+            # The kernel takes one at a time, and applies all of them at the end.
+            fd = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
+            try:
+                for pattern in patterns:
+                    os.write(fd, f"{pattern}\n".encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise TraceError(
+                f"the kernel refuses {pattern!r} for {name} of trace instance {self.name}: {error.strerror}"
+            ) from error
 
     def list_cpus(self) -> list[int]:
         """The CPUs that have a ring buffer."""

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
-from support import host
+from support import compat_program, host
 from support.workload_counts import COUNTS
 
 
@@ -125,20 +126,209 @@ def check_executed(machine: Machine, worker: str, folder: Path) -> None:
     assert "containerd-shim" not in text
 
 
+def check_32_bit_program(machine: Machine, worker: str, folder: Path) -> None:
+    """The calls of a 32-bit program bear their own names, whether all are recorded or some, from its first one on."""
+    program = base64.b64encode(compat_program.make()).decode()
+    machine.run(
+        f"echo {program} | base64 -d >/tmp/compat && chmod 755 /tmp/compat && docker cp /tmp/compat {worker}:/compat"
+    )
+    machine.run("rm /tmp/compat")
+    some = {name: compat_program.COUNTS[name] for name in ("open", "connect")}
+    for number, (options, wanted) in enumerate(
+        (({}, compat_program.COUNTS), ({"syscalls": ["open", "connect"]}, some))
+    ):
+        machine.call("ftrace_instance", containers=[worker], **options)
+        machine.run(f"docker exec {worker} /compat")
+        place = folder / str(number)
+        machine.fetch(place, containers=[worker])
+        (summary,) = report(place, place / "report")
+        counted = count(
+            {"processes": [row for row in summary["processes"] if row["name"] == "compat" and row["compat"]]}
+        )
+        # Its execve ends as its own, and began as the runtime's, which is left out.
+        rest_of_own = {name: counted.pop(name, None) for name in ("exit", "execve")}
+        assert counted == wanted, (counted, rest_of_own)
+        rest = {row["syscall"] for row in summary["processes"] if row["name"] == "compat" and not row["compat"]}
+        assert rest <= {"execve"}, rest
+
+
+def check_events(machine: Machine, worker: str, folder: Path) -> None:
+    """Events by name and glob, with a filter and a trigger, of this container's processes alone."""
+    write = {"name": "syscalls:sys_enter_write", "filter": "count == 1", "triggers": ["stacktrace"]}
+    arguments = {"containers": [worker], "events": ["sched:sched_wak*", "syscalls:sys_enter_conn*", write]}
+    machine.call("ftrace_instance", state="absent", containers=[worker])
+    (made,) = machine.call("ftrace_instance", **arguments)["instances"]
+    assert {"sched:sched_waking", "sched:sched_wakeup", "sched:sched_wakeup_new"} <= set(made["events"])
+    assert "raw_syscalls:sys_enter" not in made["events"]
+    assert not machine.call("ftrace_instance", **arguments)["changed"]
+    run_workload(machine, worker)
+    machine.fetch(folder, containers=[worker])
+    (summary,) = report(folder, folder / "report")
+    # The last of the workload's writes is a word.
+    writes = COUNTS["write"][0] - 1
+    counts = summary["event_counts"]
+    assert (counts["syscalls:sys_enter_write"], counts["syscalls:sys_enter_connect"]) == (writes, COUNTS["connect"][0])
+    # A trigger is set off by what its event's own filter leaves out, too: one more stack of the word's write.
+    assert counts["ftrace:kernel_stack"] in (writes, writes + 1)
+    changed = machine.call("ftrace_instance", **{**arguments, "events": ["sched:sched_wak*"]})
+    assert changed["changed"]
+    assert changed["instances"][0]["triggers"] == {}
+
+
+def check_triggers(machine: Machine, worker: str, folder: Path) -> None:
+    """Triggers are set off by the container's processes, not by the host's, and switch its own trace."""
+    remove = "/usr/bin/python3 -S -c 'import os; os.rmdir(\"/nonesuch\")' || true"
+    event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff:1", "enable_event:sched:sched_switch"]}
+    machine.call("ftrace_instance", containers=[worker], events=[event])
+    machine.run(f"{remove}; rmdir /nonesuch || true")
+    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    assert (info["state"], "sched:sched_switch" in info["events"]) == ("started", False)
+    machine.run(f"docker exec {worker} {remove}")
+    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    assert (info["state"], "sched:sched_switch" in info["events"]) == ("stopped", True)
+    # That it stopped the trace is a difference, what it switched and that it has run down is none; started anew, it counts anew.
+    assert machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
+    assert not machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
+    machine.run(f"docker exec {worker} {remove}")
+    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    assert info["state"] == "stopped"
+    offered = machine.run(f"cat {host.TRACEFS}/events/sched/sched_waking/trigger")
+    hist = {"name": "sched:sched_waking", "triggers": ["hist:keys=pid"]}
+    if "hist" in offered:
+        machine.call("ftrace_instance", containers=[worker], events=[hist])
+        assert not machine.call("ftrace_instance", containers=[worker], events=[hist])["changed"]
+    else:
+        assert "CONFIG_HIST_TRIGGERS" in refuse(machine, containers=[worker], events=[hist])
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+
+
+def check_refusals(machine: Machine, worker: str, folder: Path) -> None:
+    """What the kernel refuses is said in its own words, and leaves nothing."""
+    bad_filter = {"name": "sched:sched_switch", "filter": "nonesuch == 1"}
+    bad_trigger = {"name": "sched:sched_switch", "triggers": ["stacktrace if nonesuch == 1"]}
+    for options, wanted in (
+        ({"events": [bad_filter]}, "Field not found in .*nonesuch ?<here> ?== 1"),
+        ({"events": [bad_trigger]}, "Field not found in .*nonesuch ?<here> ?== 1"),
+        ({"events": ["sched:sched_swich"]}, "near ones: sched:sched_switch"),
+        ({"syscalls": ["opnat"]}, "near ones: openat"),
+    ):
+        assert re.search(wanted, refuse(machine, containers=[worker], **options))
+    assert machine.run(f"ls {host.TRACEFS}/instances | grep crashcart || true") == ""
+
+
+def refuse(machine: Machine, **arguments: Any) -> str:
+    """What ftrace_instance says when it fails."""
+    try:
+        machine.call("ftrace_instance", **arguments)
+    except (host.ModuleFailed, AssertionError) as error:
+        return str(error)
+    raise AssertionError("it did not fail")
+
+
+def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
+    """Functions of the kernel can be traced, or the reason why not is said before anything is changed."""
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
+    wish = {"containers": [worker], "tracer": "function", "functions": ["vfs_*"], "notrace": ["vfs_fsync*"]}
+    if machine.run(f"head -c 1 {host.TRACEFS}/available_filter_functions || true"):
+        assert "near ones: vfs_write" in refuse(machine, **{**wish, "functions": ["vfs_writ"]})
+        (made,) = machine.call("ftrace_instance", **wish)["instances"]
+        assert (made["tracer"], "raw_syscalls:sys_enter" in made["events"]) == ("function", False)
+        assert not machine.call("ftrace_instance", **wish)["changed"]
+        run_workload(machine, worker)
+        machine.run("rmdir /nonesuch || true")
+        (capture,) = machine.fetch(folder, containers=[worker])
+        (summary,) = report(folder, folder / "report")
+        # Its last write is to the log, the others to a device, whose writes are the same function.
+        assert summary["functions"]["vfs_write"] == COUNTS["write"][0]
+        assert "vfs_rmdir" not in summary["functions"]
+        assert sum(summary["functions"].values()) == summary["event_counts"]["ftrace:function"]
+        text = subprocess.run(
+            ["trace-cmd", "report", capture["path"]], capture_output=True, text=True, check=True
+        ).stdout
+        lines = [line for line in text.splitlines() if " function: " in line]
+        assert len(lines) == summary["event_counts"]["ftrace:function"]
+        assert sum(bool(re.search(r" function: +vfs_write(\s|$)", line)) for line in lines) == COUNTS["write"][0]
+    else:
+        assert "functions cannot be traced on this host" in refuse(machine, **wish)
+    for tracer, option in (
+        ("function_graph", "GRAPH_TRACER"),
+        ("irqsoff", "IRQSOFF_TRACER"),
+        ("wakeup", "SCHED_TRACER"),
+    ):
+        if tracer not in tracers:
+            assert option in refuse(machine, containers=[worker], tracer=tracer)
+    if "function_graph" in tracers and machine.run("uname -r") < "6.11":
+        assert "before Linux 6.11" in refuse(machine, containers=[worker], tracer="function_graph")
+    assert "are for the tracers" in refuse(machine, containers=[worker], functions=["vfs_write"])
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    assert machine.run(f"cat {host.TRACEFS}/current_tracer; ls {host.TRACEFS}/instances").split() == ["nop"]
+
+
+def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
+    """Every profile can be had, and tells of what it is for."""
+    # Event, or system call with "()", of which the workload or an exec must have left some.
+    wanted = {
+        "errors": "connect()",
+        "syscalls": "write()",
+        "files": "openat()",
+        "network": "socket()",
+        "sched": "sched:sched_switch",
+        "exec": "sched:sched_process_exit",
+        "memory": "mmap()",
+        "startup": "openat()",
+    }
+    for profile, sign in wanted.items():
+        machine.call("ftrace_instance", containers=[worker], profile=profile)
+        run_workload(machine, worker)
+        machine.run(f"docker exec {worker} /usr/bin/python3 -S -c ''")
+        place = folder / profile
+        machine.fetch(place, containers=[worker])
+        (summary,) = report(place, place / "report")
+        calls = {f"{row['syscall']}()" for row in summary["programs"]}
+        assert sign in {*calls, *summary["event_counts"]}, (profile, summary["event_counts"])
+        if profile == "errors":
+            assert sum(row["calls"] for row in summary["programs"]) == sum(summary["errors"].values())
+        machine.call("ftrace_instance", containers=[worker], state="absent")
+
+
 def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) -> None:
     """A feature is there if and only if the kernel has it, and the reason names the kernel's option."""
     features = {one["name"]: one for one in machine.call("crashcart_info")["host"]["features"]}
     tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
-    there = machine.run(f"cd {host.TRACEFS}; ls -d kprobe_events uprobe_events events/sched/sched_switch/hist || true")
+    there = machine.run(
+        f"cd {host.TRACEFS}; ls -d kprobe_events uprobe_events snapshot events/sched/sched_switch/hist || true"
+    )
     for name, is_there, option in (
         ("kprobes", "kprobe_events" in there, "CONFIG_KPROBE_EVENTS"),
         ("uprobes", "uprobe_events" in there, "CONFIG_UPROBE_EVENTS"),
         ("hist_triggers", "hist" in there, "CONFIG_HIST_TRIGGERS"),
+        ("snapshot", "snapshot" in there, "CONFIG_TRACER_SNAPSHOT"),
         ("function_graph", "function_graph" in tracers, "CONFIG_FUNCTION_GRAPH_TRACER"),
     ):
         assert features[name]["ok"] == is_there, name
         assert (option in features[name]["reason"]) == (not is_there), name
+    of_traces = {one["name"]: one for one in machine.call("ftrace_info")["features"]}
+    assert of_traces == {**of_traces, **{name: one for name, one in features.items() if name in of_traces}}
+    can_be_read = machine.run(f"head -c 1 {host.TRACEFS}/available_filter_functions || true") != ""
+    assert of_traces["function"]["ok"] == can_be_read
+    assert ("Operation not permitted" in of_traces["function"]["reason"]) == (not can_be_read)
+    for tracer, option in (("irqsoff", "CONFIG_IRQSOFF_TRACER"), ("wakeup", "CONFIG_SCHED_TRACER")):
+        assert (tracer in of_traces) == (tracer not in tracers)
+        assert tracer in tracers or option in of_traces[tracer]["reason"]
 
 
 # In an order in which one container serves all of them: a check may leave an instance and a pinned process.
-CHECKS = (check_what_is_missing_is_named, check_exact_counts, check_filters, check_executed, check_loss)
+CHECKS = (
+    check_what_is_missing_is_named,
+    check_refusals,
+    check_exact_counts,
+    check_filters,
+    check_executed,
+    check_32_bit_program,
+    check_events,
+    check_triggers,
+    check_tracers,
+    check_profiles,
+    check_loss,
+)

@@ -8,7 +8,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 from support import every_kernel, host, workload_counts
@@ -45,6 +48,7 @@ def worker(container):
 
 
 def fetch(dest, **selection):
+    """The captures that ftrace_fetch brings to DEST."""
     return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
 
 
@@ -245,7 +249,9 @@ def test_a_changed_specification_is_a_change(worker):
     assert host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")["changed"]
     last = host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], buffer_size="64KiB")
     assert not last["changed"]
-    assert last["instances"][0]["events"]["raw_syscalls:sys_enter"].endswith("(id == 0)")
+    assert last["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0 || id == 3) && ")
+    only = host.call_module("ftrace_instance", containers=[worker], syscalls=["read"], compat=False)
+    assert only["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0) && ")
 
 
 def test_info_changes_nothing_and_lists_what_there_is(worker):
@@ -410,3 +416,147 @@ def test_an_empty_selection_is_not_everything(worker, state):
         host.call_module("crashcart_attach", labels={}, state="detached")
     assert len(host.list_instances()) == 1
     assert host.call_module("ftrace_info")["instances"][0]["state"] == "started"
+
+
+def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
+    loops = {
+        "id": container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/id >/dev/null; /bin/sleep 0.1; done")
+    }
+    loops["ls"] = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/ls >/dev/null; /bin/sleep 0.1; done")
+    host.call_module("ftrace_instance", containers=list(loops.values()), profile="exec")
+    time.sleep(1)
+    names = {}
+    for capture in fetch(tmp_path, containers=list(loops.values())):
+        (summary,) = report(Path(capture["path"]), tmp_path / "report")
+        names[capture["manifest"]["container"]["name"]] = {row["name"] for row in summary["processes"]}
+    for program, name in loops.items():
+        (other,) = set(loops) - {program}
+        assert program in names[name] and other not in names[name]
+    host.call_module("ftrace_instance", containers=[loops["id"]], state="absent")
+    (left,) = host.call_module("ftrace_info")["instances"]
+    assert (left["container"], left["state"]) == (loops["ls"], "started")
+    time.sleep(0.5)
+    (capture,) = fetch(tmp_path / "later", containers=[loops["ls"]])
+    assert capture["manifest"]["entries"] > 0
+
+
+def test_foreign_instances_and_probes_with_their_settings_are_never_touched(worker, tmp_path):
+    foreign = f"{host.TRACEFS}/instances/somebody-elses"
+    probe = "somebody/ours"
+    os.mkdir(foreign)
+    try:
+        events = os.open(f"{host.TRACEFS}/uprobe_events", os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(events, f"p:{probe} /bin/true:0x1000\n".encode())
+        finally:
+            os.close(events)
+        for file, value in (
+            ("events/sched/sched_switch/filter", "prev_pid == 1"),
+            ("events/sched/sched_switch/trigger", "stacktrace:3 if prev_pid == 1"),
+            ("events/sched/sched_switch/enable", "1"),
+            (f"events/{probe}/enable", "1"),
+            ("set_event_pid", "1"),
+        ):
+            with open(f"{foreign}/{file}", "w", encoding="ascii") as opened:
+                opened.write(value)
+
+        def read_all():
+            files = ("set_event", "set_event_pid", "tracing_on", "trace_clock", "current_tracer", "buffer_size_kb")
+            files += tuple(f"events/sched/sched_switch/{name}" for name in ("filter", "trigger"))
+            texts = {file: open(f"{foreign}/{file}", encoding="ascii").read() for file in files}
+            return {**texts, "probes": open(f"{host.TRACEFS}/uprobe_events", encoding="ascii").read()}
+
+        before = read_all()
+        switch = {"name": "sched:sched_switch", "filter": "next_pid == 1", "triggers": ["stacktrace"]}
+        host.call_module("ftrace_instance", containers=[worker], events=[switch], clock="boot")
+        fetch(tmp_path, containers=[worker])
+        host.call_module("ftrace_instance", containers=[worker], state="stopped")
+        host.call_module("ftrace_instance", state="absent")
+        assert read_all() == before
+        assert "stacktrace" in before["events/sched/sched_switch/trigger"]
+    finally:
+        with open(f"{foreign}/events/enable", "w", encoding="ascii") as opened:
+            opened.write("0")
+        os.rmdir(foreign)
+        events = os.open(f"{host.TRACEFS}/uprobe_events", os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(events, f"-:{probe}\n".encode())
+        finally:
+            os.close(events)
+
+
+def test_time_is_measured_at_the_start_and_at_the_end(worker, tmp_path):
+    began = time.time_ns()
+    host.call_module("ftrace_instance", containers=[worker])
+    started = time.time_ns()
+    run_workload(worker)
+    host.call_module("ftrace_instance", containers=[worker], state="stopped")
+    stopped = time.time_ns()
+    time.sleep(1)
+    manifest = fetch(tmp_path, containers=[worker])[0]["manifest"]
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        assert manifest["boot_id"] == file.read().strip()
+    start, end = manifest["time"]["start"], manifest["time"]["end"]
+    assert manifest["clock"] == "mono"
+    assert began < start["real_time_ns"] < started < end["real_time_ns"] < stopped
+    real_offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    for one in (start, end):
+        assert 0 < one["uncertainty_ns"] < 1_000_000
+        assert abs(one["offset_ns"] - real_offset) < 100_000_000
+    assert manifest["clock_offset_ns"] == end["offset_ns"]
+    (capture,) = report(tmp_path, tmp_path / "report")
+    first = datetime.fromisoformat(capture["start"]).timestamp() * 1e9
+    assert start["real_time_ns"] - 5e6 < first < end["real_time_ns"]
+
+
+def test_a_running_trace_ends_with_its_fetch_and_a_clock_of_the_kernels_own_has_no_offset(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], clock="global")
+    run_workload(worker)
+    before = time.time_ns()
+    manifest = fetch(tmp_path, containers=[worker])[0]["manifest"]
+    assert manifest["time"]["end"]["real_time_ns"] > before
+    assert manifest["time"]["end"]["offset_ns"] is None
+    assert manifest["clock_offset_ns"] is None
+
+
+def test_who_was_there_at_the_start_is_known_at_the_end(container, tmp_path):
+    """A process that ends before the fetch: its name and its number in the container come from the start."""
+    child = "    time.sleep(2)\n    os.access('/nonesuch', 0)\n    os._exit(0)\n"
+    program = f"import os, time\nif os.fork() == 0:\n{child}os.wait()\ntime.sleep(1000)"
+    name = container("python", "/usr/bin/python3", "-S", "-c", program)
+    time.sleep(0.5)
+    host.call_module("ftrace_instance", containers=[name])
+    time.sleep(3)
+    fetch(tmp_path, containers=[name])
+    (capture,) = report(tmp_path, tmp_path / "report")
+    (row,) = [row for row in capture["processes"] if row["syscall"] in ("access", "faccessat2")]
+    assert row["container_pid"] not in (None, 1)
+    assert row["name"] == "python3"
+
+
+def test_without_tracefs_the_reason_is_said_and_the_next_step():
+    """In a mount namespace of its own, so that nobody else misses it."""
+    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_version": "2.19"}})
+    command = f"umount -a -t tracefs; exec {sys.executable} -m {host.COLLECTION}.plugins.modules."
+    texts = {}
+    for module in ("ftrace_info", "ftrace_instance"):
+        done = host.run("unshare", "-m", "sh", "-c", command + module, input=arguments, check=False)
+        texts[module] = json.loads(done.stdout)
+    assert (texts["ftrace_info"]["available"], texts["ftrace_info"]["instances"]) == (None, [])
+    (feature,) = texts["ftrace_info"]["features"]
+    assert (feature["name"], feature["ok"]) == ("tracefs", False)
+    assert "apply the role crashcart.fleet.install" in feature["reason"]
+    assert texts["ftrace_instance"]["msg"] == feature["reason"]
+
+
+def test_short_calls_can_be_left_out_of_a_report(container, tmp_path):
+    name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/sleep 0.2; done")
+    host.call_module("ftrace_instance", containers=[name], profile="syscalls")
+    time.sleep(1)
+    fetch(tmp_path / "in", containers=[name])
+    arguments = {"src": str(tmp_path / "in"), "dest": str(tmp_path / "out"), "min_latency": "150ms"}
+    host.call_module("ftrace_report", **arguments)
+    (capture,) = json.loads((tmp_path / "out/summary.json").read_text())["captures"]
+    assert {row["syscall"] for row in capture["programs"]} <= {"clock_nanosleep", "nanosleep", "wait4"}
+    assert capture["programs"]
+    assert "only calls of 150 ms and longer" in (tmp_path / "out/summary.txt").read_text()

@@ -68,6 +68,13 @@ SCHED_PROCESS_EXEC = (
     + "\tfield:pid_t old_pid;\toffset:16;\tsize:4;\tsigned:1;\n\n"
     + 'print fmt: "filename=%s pid=%d old_pid=%d", __get_str(filename), REC->pid, REC->old_pid\n'
 )
+SYS_EXIT_EXECVE = (
+    "name: sys_exit_execve\nID: 877\n"
+    + _COMMON
+    + "\tfield:int __syscall_nr;\toffset:8;\tsize:4;\tsigned:1;\n"
+    + "\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;\n\n"
+    + 'print fmt: "0x%lx", REC->ret\n'
+)
 CLONE_THREAD = 0x10000
 # As small as a trace.dat may have them, so that tests see many.
 PAGE_SIZE = 512
@@ -99,6 +106,10 @@ def make_rename_without_pid(tid, old, new):
 
 def make_exec(tid, path):
     return make_record(365, tid, struct.pack("HHii", 20, len(path) + 1, tid, tid) + path + b"\0")
+
+
+def make_exit_of_exec(tid):
+    return make_record(877, tid, struct.pack("i4xq", 59, 0))
 
 
 def _header(kind, delta):
@@ -148,6 +159,7 @@ def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b""):
             "raw_syscalls": [SYS_ENTER.encode(), SYS_EXIT.encode()],
             "task": [rename_format.encode(), TASK_NEWTASK.encode()],
             "sched": [SCHED_PROCESS_EXEC.encode()],
+            "syscalls": [SYS_EXIT_EXECVE.encode()],
         },
         cmdlines=cmdlines,
     )

@@ -13,9 +13,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.capture import CpuLoss
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Task
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics
 
 
 def make_statistics(entries=0, overrun=0, commit_overrun=0, dropped=0, read=0):
@@ -82,9 +80,10 @@ def test_printable(text, printable):
 
 
 def test_command_names_of_now_replace_those_the_kernel_remembers():
-    tasks = [Task(20, 20, "new", 1), Task(5, 5, "evil\n9 root\x1b", 2), Task(7, 7, "", 3), Task(8, 8, "x" * 40, 4)]
-    text = capture._format_cmdlines(tasks, "20 old\n30 other name\nnonsense\n31\nx y\n")
-    assert text == b"5 evil?9 root?\n7 ?\n8 " + b"x" * 15 + b"\n20 new\n30 other name\n"
+    tasks = [{"tid": tid, "comm": comm} for tid, comm in ((20, "new"), (5, "evil\n9 root\x1b"), (7, ""), (8, "x" * 40))]
+    first = [{"tid": 20, "comm": "oldest"}, {"tid": 30, "comm": "older"}, {"tid": 40, "comm": "forgotten"}]
+    text = capture._format_cmdlines(first, "20 old\n30 other name\nnonsense\n31\nx y\n", tasks)
+    assert text == b"5 evil?9 root?\n7 ?\n8 " + b"x" * 15 + b"\n20 new\n30 other name\n40 forgotten\n"
 
 
 def test_parts_stand_one_after_the_other_and_are_verifiable(tmp_path):
@@ -123,7 +122,3 @@ def test_a_link_in_place_of_the_staged_file_is_not_followed(tmp_path):
     with pytest.raises(OSError):
         capture.create_stage(path)
     assert not os.path.lexists(str(tmp_path / "victim"))
-
-
-def test_a_container_that_is_gone_has_no_tasks(tmp_path):
-    assert capture.list_tasks(TraceInstance(Instance(str(tmp_path), "crashcart-0123456789ab"), None)) == []

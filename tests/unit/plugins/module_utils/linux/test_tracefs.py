@@ -72,3 +72,21 @@ def test_an_instance_that_is_not_there_is_named(tmp_path):
         instance.is_tracing()
     with pytest.raises(tracefs.TraceError, match="no tracing instances"):
         instance.create()
+
+
+LOG = """\
+[  100.1] event filter parse error: error: Field not found
+  Command: old == 1
+           ^
+[ 4130.711728] event filter parse error: error: Field not found
+  Command: common_pid >= 0 && (nonesuch == 1)
+                               ^
+"""
+
+
+def test_the_kernels_newest_error():
+    assert tracefs.parse_last_error(LOG) == (
+        "event filter parse error: error: Field not found in common_pid >= 0 && (<here>nonesuch == 1)"
+    )
+    assert tracefs.parse_last_error("") == ""
+    assert tracefs.parse_last_error("[ 1.0] something\n") == "something"

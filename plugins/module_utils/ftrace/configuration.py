@@ -1,0 +1,172 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The settings of one trace instance: read them, see whether they can be had, bring the instance to them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Iterable, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import events as event_words
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import parse_release
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+_PAGE_KB = 4
+
+
+def parse_buffer_kb(text: str) -> int:
+    """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
+    words = text.split()
+    return int(words[0]) if words and words[0].isdigit() else 0
+
+
+def read_triggers(instance: Instance) -> dict[str, list[str]]:
+    """The triggers of all enabled events, as the kernel shows them."""
+    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in instance.read_events()}
+    return {event: triggers for event, triggers in found.items() if triggers}
+
+
+def read_settings(instance: Instance, wanted: Settings) -> Settings:
+    """The present values of the files that WANTED names, all enabled events, and their triggers.
+
+    What is as good as wanted reads as wanted: a buffer that the kernel has rounded up, a trigger that has run down.
+    """
+    files = {name: instance.read(name) for name in wanted.files}
+    files["trace_clock"] = instance.read_clock()
+    # The kernel rounds a buffer up to whole pages, and newer ones say so.
+    wanted_kb = int(wanted.files["buffer_size_kb"])
+    if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
+        files["buffer_size_kb"] = str(wanted_kb)
+    for name in set(files) & {tracers.FILTER, tracers.NOTRACE}:
+        known = tracers.list_functions(instance.root)
+        present = tracers.parse_filter(files[name])
+        is_same = present == tracers.find_functions(wanted.files[name], known)
+        files[name] = wanted.files[name] if is_same else " ".join(sorted(present))
+    enabled = {event: text for event, text in instance.read_events().items() if event not in wanted.switched}
+    triggers = {
+        event: match_triggers(wanted.triggers.get(event, ()), present)
+        for event, present in read_triggers(instance).items()
+    }
+    return Settings(files, enabled, triggers, wanted.switched)
+
+
+def match_triggers(wanted: tuple[str, ...], present: Iterable[str]) -> tuple[str, ...]:
+    """PRESENT triggers of an event, in the words and the order of WANTED where they are the same."""
+    left = sorted(present)
+    matched = []
+    for one in wanted:
+        same = next((text for text in left if event_words.is_same_trigger(one, text)), None)
+        if same is not None:
+            left.remove(same)
+            matched.append(one)
+    return (*matched, *map(event_words.format_present, left))
+
+
+def check_possible(root: str, settings: Settings, names: Sequence[str]) -> None:
+    """Raise TraceError, before anything is changed, for what the kernel does not have or allow, and for buffers that the
+    host has no memory for, for instances called NAMES."""
+    files = settings.files
+    request = tracers.TracerRequest(
+        files.get("current_tracer", "nop"),
+        tuple(files.get(tracers.FILTER, "").split()),
+        tuple(files.get(tracers.NOTRACE, "").split()),
+    )
+    tracers.check_possible(root, request, names, parse_release(os.uname().release))
+    for event in settings.events:
+        folder = os.path.join(root, "events", *event.split(":"))
+        if not os.path.isdir(folder):
+            raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists those it has")
+        if not all(os.path.exists(os.path.join(folder, name)) for name in ("enable", "filter")):
+            raise TraceError(f"event {event!r} is the kernel's own and cannot be switched on; choose another")
+    if settings.triggers:
+        event_words.check_triggers(settings.triggers, list_offered_triggers(root))
+    cpus = len(Instance(root, "..").list_cpus())
+    buffer_kb = int(settings.files["buffer_size_kb"])
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    wanted_kb = buffer_kb * cpus * len(names)
+    if wanted_kb > available_kb // 2:
+        raise TraceError(
+            f"buffer_size: {buffer_kb} KiB on {cpus} CPUs for {len(names)} containers is {wanted_kb} KiB,"
+            f" more than half of the {available_kb} KiB that the host has free: ask for less"
+        )
+
+
+def list_offered_triggers(root: str) -> list[str]:
+    """Names of the triggers that the kernel of the tracefs at ROOT offers."""
+    top = Instance(root, "..")
+    for event in top.read("available_events").splitlines():
+        # An event that somebody's trigger is on shows that instead.
+        offered = event_words.parse_available_triggers(top.read_triggers(event))
+        if offered:
+            return offered
+    return []
+
+
+def has_field(root: str, event: str, name: str) -> bool:
+    """Whether EVENT of the kernel of the tracefs at ROOT has a field called NAME."""
+    text = Instance(root, "..").read(f"events/{event.replace(':', '/')}/format")
+    return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)
+
+
+def configure(instance: Instance, present: Settings | None, settings: Settings, cover: Callable[[], Any]) -> None:
+    """Bring INSTANCE to SETTINGS, COVER its threads, and start it.
+
+    Where that fails it is as it was before, or gone if it was made here.
+    """
+    was_on = present is not None and instance.is_tracing()
+    if present is None:
+        instance.create()
+    try:
+        instance.trace_off()
+        # The triggers of a stopped trace have run down maybe: they begin anew with it.
+        is_same = present is not None and (was_on or not settings.triggers)
+        _write_settings(instance, present, settings, keep_events=is_same)
+        cover()
+        instance.trace_on()
+    except BaseException:
+        if present is None:
+            instance.remove()
+        else:
+            # What was written meanwhile is known by its events only, and these may have been written in part.
+            clear_events(instance, {*settings.events, *present.events})
+            _write_settings(instance, None, present, keep_events=False)
+            if was_on:
+                instance.trace_on()
+        raise
+
+
+def _write_settings(instance: Instance, present: Settings | None, settings: Settings, *, keep_events: bool) -> None:
+    """Bring INSTANCE to SETTINGS; what is so in PRESENT already is left alone, events and triggers only with KEEP_EVENTS."""
+    for name, value in settings.files.items():
+        if present is None or present.files[name] != value:
+            if name in (tracers.FILTER, tracers.NOTRACE):
+                instance.write_patterns(name, value.split())
+            else:
+                instance.write(name, value)
+    if present is not None:
+        if keep_events and (present.events, present.triggers) == (settings.events, settings.triggers):
+            return
+        clear_events(instance, present.events)
+    for event, event_filter in settings.switched.items():
+        instance.event_filter(event, event_filter)
+    for event, triggers in settings.triggers.items():
+        for text in triggers:
+            # Of a trigger's condition that is refused older kernels do not say why, of a filter they do.
+            instance.event_filter(event, event_words.parse_trigger(text).condition)
+    # Filters first: an event that is on without its own would record others for a moment.
+    for event, event_filter in settings.events.items():
+        instance.event_enable(event, event_filter)
+    for event, triggers in settings.triggers.items():
+        for text in triggers:
+            instance.trigger_write(event, text)
+
+
+def clear_events(instance: Instance, events: Iterable[str]) -> None:
+    """Record no event in INSTANCE any more, and take away the triggers of EVENTS."""
+    instance.events_disable()
+    for event in events:
+        for text in event_words.parse_triggers(instance.read_triggers(event)):
+            instance.trigger_write(event, event_words.format_removal(text))

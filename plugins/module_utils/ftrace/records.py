@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What was known when a trace began and cannot be read from the kernel later: who was there, what time it was, what was asked for.
+
+A record is no state: without it a capture says less, and is right all the same. It belongs to one instance of one boot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
+
+_FOLDER = os.path.join(RUN, "traces")
+
+
+def read_boot_id() -> str:
+    """The identity of this boot of the host."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _find_path(instance: Instance) -> str:
+    return os.path.join(_FOLDER, instance.name + ".json")
+
+
+def _identify(instance: Instance) -> dict[str, Any]:
+    status = os.stat(instance.path)
+    return {"boot_id": read_boot_id(), "inode": status.st_ino, "made_ns": status.st_ctime_ns}
+
+
+def write_record(instance: Instance, record: dict[str, Any]) -> None:
+    """Keep RECORD of INSTANCE in place of the one there was."""
+    os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
+    path = _find_path(instance)
+    fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump({**record, "instance": _identify(instance)}, file)
+    os.rename(path + ".part", path)
+
+
+def read_record(instance: Instance) -> dict[str, Any]:
+    """The record of INSTANCE; empty when there is none, or it is of another one of that name."""
+    try:
+        with open(_find_path(instance), encoding="utf-8") as file:
+            record: dict[str, Any] = json.load(file)
+        return record if record.pop("instance", None) == _identify(instance) else {}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def remove_record(instance: Instance) -> None:
+    """Forget the record of INSTANCE, and the folder with the last one."""
+    for path in (_find_path(instance), _find_path(instance) + ".part"):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(_FOLDER)
+    except OSError:
+        return  # others are there, or it never was

@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What we count is what strace counts, and what we read of a capture is what trace-cmd reads, field by field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support import compat_program, every_kernel, host
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+
+WORK = """
+import os, threading
+def work():
+    for _number in range(25): os.access('/nonesuch', 0)
+    for _number in range(10):
+        try: os.close(99)
+        except OSError: pass
+"""
+THREADS = """
+threads = [threading.Thread(target=work) for _number in range(6)]
+[one.start() for one in threads]; [one.join() for one in threads]
+"""
+FORKS = """
+for _number in range(5):
+    child = os.fork()
+    if child == 0: work(); os._exit(0)
+    os.waitpid(child, 0)
+"""
+PROGRAMS = {
+    "single": ["/usr/bin/python3", "-S", "-E", "-c", WORK + "work()"],
+    "threads": ["/usr/bin/python3", "-S", "-E", "-c", WORK + THREADS],
+    "forks": ["/usr/bin/python3", "-S", "-E", "-c", WORK + FORKS],
+    "compat": ["/compat"],
+}
+SCHED = {
+    "sched:sched_switch": ("prev_pid", "prev_prio", "prev_state", "next_pid", "next_prio"),
+    "sched:sched_waking": ("pid", "prio", "target_cpu"),
+    "raw_syscalls:sys_exit": ("id", "ret"),
+}
+
+
+def parse_strace(text):
+    """Calls and errors by name from all tables of strace -c: it has one for each architecture."""
+    table = {}
+    for words in (line.split() for line in text.splitlines()):
+        if len(words) in (2, 3) and words[0].isidentifier() and all(word.isdigit() for word in words[1:]):
+            calls, errors = table.get(words[0], (0, 0))
+            table[words[0]] = (calls + int(words[1]), errors + int(words[2] if len(words) == 3 else 0))
+    table.pop("total", None)
+    return table
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_strace_counts_what_we_count(container, tmp_path, program):
+    name = container("python")
+    path = tmp_path / "compat"
+    path.write_bytes(compat_program.make())
+    path.chmod(0o755)
+    host.docker("cp", str(path), f"{name}:/compat")
+    # Both look at one run of the program: strace is in the trace, too, by its own name.
+    host.call_module("crashcart_attach", containers=[name])
+    host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB")
+    strace = ["/dev/crashcart/bin/strace", "-f", "-c", "-U", "name,calls,errors"]
+    theirs = parse_strace(host.run("docker", "exec", name, *strace, *PROGRAMS[program]).stderr)
+    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [name]})["captures"]
+    assert capture["manifest"]["complete"]
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    pid = host.find_pid(name)
+    own = [row for row in summary["processes"] if row["pids"] != [pid] and row["name"] in ("python3", "compat")]
+    counted = every_kernel.count({"processes": own})
+    ours = {syscall: (one["calls"], sum(one["errors"].values())) for syscall, one in counted.items()}
+    # strace counts what comes back.
+    for syscall in ("exit", "exit_group"):
+        ours.pop(syscall, None)
+    assert len(theirs) >= 5
+    assert ours == theirs
+
+
+def read_ours(path, event, fields):
+    """Time, thread and FIELDS of every EVENT in the capture PATH."""
+    rows = []
+    with open(path, "rb") as file:
+        trace = Trace(file)
+        known = trace.formats[event]
+        for batch in trace.gen_batches():
+            events = batch.select(known.id)
+            columns = [batch.integers(events, known.field(field)).tolist() for field in fields]
+            rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), *columns)
+    return sorted(rows)
+
+
+def read_theirs(lines, event, fields):
+    """The same of the lines of trace-cmd report -R -t."""
+    rows = []
+    for line in lines:
+        found = re.match(r" *.*-(\d+) +\[\d+\].* (\d+)\.(\d{9}): +(\S+): +(.*)", line)
+        if found and found[4] == event.partition(":")[2]:
+            values = dict(re.findall(r"(\w+)=(-?\w+)", found[5]))
+            rows.append((int(found[2] + found[3]), int(found[1]), *(_parse(values[field]) for field in fields)))
+    return sorted(rows)
+
+
+def _parse(text):
+    number = int(text, 16 if text.startswith("0x") else 10)
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def test_trace_cmd_reads_the_same_fields(container, tmp_path):
+    name = container("python")
+    every_kernel.wait_for_worker(every_kernel_here, name)
+    (made,) = host.call_module("ftrace_instance", containers=[name], syscalls=["*"], events=["sched:sched_*"])[
+        "instances"
+    ]
+    every_kernel.run_workload(every_kernel_here, name)
+    words = [f"word {number} of the application" for number in range(20)]
+    marker = Path(host.TRACEFS, "instances", made["name"], "trace_marker")
+    for word in words:
+        marker.write_text(word)
+    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [name]})["captures"]
+    lines = host.run("trace-cmd", "report", "-R", "-t", capture["path"]).stdout.splitlines()
+    for event, fields in SCHED.items():
+        ours = read_ours(capture["path"], event, fields)
+        assert len(ours) > 10, event
+        assert ours == read_theirs(lines, event, fields), event
+    with open(capture["path"], "rb") as file:
+        trace = Trace(file)
+        known = trace.formats["ftrace:print"]
+        found = [
+            batch.text(event, known.field("buf")).strip()
+            for batch in trace.gen_batches()
+            for event in batch.select(known.id).tolist()
+        ]
+    assert sorted(found) == sorted(words)
+    assert [word for word in words if not any(word in line for line in lines)] == []
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    assert sum(summary["event_counts"].values()) == len(lines) - 1
+
+
+class Here:
+    """This machine, as much of it as a workload needs."""
+
+    def run(self, command):
+        return host.run("sh", "-c", command).stdout
+
+
+every_kernel_here = Here()

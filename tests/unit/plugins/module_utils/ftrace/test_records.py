@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is kept of a trace's start, and whom it belongs to; and clocks beside real time."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
+
+NAME = "crashcart-0123456789ab"
+
+
+@pytest.fixture
+def instance(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_FOLDER", str(tmp_path / "traces"))
+    os.makedirs(str(tmp_path / "instances" / NAME))
+    return Instance(str(tmp_path), NAME)
+
+
+def test_a_record_is_kept_and_forgotten(instance, tmp_path):
+    assert records.read_record(instance) == {}
+    records.write_record(instance, {"tasks": [{"tid": 5}]})
+    records.write_record(instance, {"tasks": [{"tid": 6}]})
+    assert records.read_record(instance) == {"tasks": [{"tid": 6}]}
+    assert os.listdir(str(tmp_path / "traces")) == [NAME + ".json"]
+    records.remove_record(instance)
+    records.remove_record(instance)
+    assert not (tmp_path / "traces").exists()
+
+
+def test_a_record_of_an_earlier_instance_of_that_name_is_none(instance):
+    records.write_record(instance, {"tasks": []})
+    os.rename(instance.path, instance.path + "-old")  # keeps the inode, so that the new one has another
+    os.mkdir(instance.path)
+    assert records.read_record(instance) == {}
+
+
+def test_a_record_of_an_earlier_boot_is_none(instance, monkeypatch):
+    records.write_record(instance, {"tasks": []})
+    monkeypatch.setattr(records, "read_boot_id", lambda: "another")
+    assert records.read_record(instance) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"tasks": []}'])
+def test_a_damaged_record_is_none(instance, tmp_path, text):
+    records.write_record(instance, {})
+    (tmp_path / "traces" / (NAME + ".json")).write_text(text)
+    assert records.read_record(instance) == {}
+
+
+@pytest.mark.parametrize("clock", ["mono", "mono_raw", "boot"])
+def test_an_offset_leads_to_real_time(clock):
+    numbers = {"mono": time.CLOCK_MONOTONIC, "mono_raw": time.CLOCK_MONOTONIC_RAW, "boot": time.CLOCK_BOOTTIME}
+    found = clocks.measure_offset(clock)
+    now = time.clock_gettime_ns(numbers[clock]) + found["offset_ns"]
+    assert 0 < found["uncertainty_ns"] < 10_000_000
+    assert abs(now - time.time_ns()) < 1_000_000_000
+
+
+def test_a_clock_that_only_the_kernel_reads():
+    found = clocks.measure_offset("global")
+    assert (found["offset_ns"], found["uncertainty_ns"]) == (None, None)
+    assert found["real_time_ns"] > 0

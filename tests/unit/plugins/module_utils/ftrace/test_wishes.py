@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From options to what is asked of a kernel, here one that is made of files."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import wishes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import PROFILES
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import find_settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
+
+try:
+    ctypes.CDLL("libseccomp.so.2")
+except OSError:
+    pytest.skip("libseccomp is not on this machine", allow_module_level=True)
+
+ALLOC = "kmem:kmem_cache_alloc"
+DEFAULTS = {
+    "profile": None,
+    "syscalls": [],
+    "compat": True,
+    "errors_only": False,
+    "events": [],
+    "buffer_size": "2MiB",
+    "clock": "mono",
+    "follow_exec": True,
+    "tracer": "nop",
+    "functions": [],
+    "notrace": [],
+}
+
+
+def find(tmp_path, field="name", **parameters):
+    (tmp_path / "available_events").write_text(f"{ALLOC}\nsched:sched_switch\nsched:sched_waking\n")
+    folder = tmp_path / "events" / "kmem" / "kmem_cache_alloc"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "format").write_text(f"\tfield:__data_loc char[] {field};\toffset:24;\tsize:4;\tsigned:0;\n")
+    (tmp_path / "instances").mkdir(exist_ok=True)
+    return wishes.find_specification({**DEFAULTS, **parameters}, str(tmp_path))
+
+
+def test_without_a_wish_all_system_calls(tmp_path):
+    assert find(tmp_path).syscalls == SyscallNumbers()
+
+
+@pytest.mark.parametrize(
+    "wish", [{"events": ["sched:*"]}, {"profile": "sched"}, {"tracer": "function", "functions": ["vfs_*"]}]
+)
+def test_who_wishes_for_something_else_gets_no_system_calls(tmp_path, wish):
+    assert find(tmp_path, **wish).syscalls is None
+    assert find(tmp_path, **wish, syscalls=["*"]).syscalls == SyscallNumbers()
+    assert find(tmp_path, **wish, errors_only=True).syscalls == SyscallNumbers()
+    number = syscall_names.find_number("read")
+    assert find(tmp_path, **wish, syscalls=["read"], compat=False).syscalls == SyscallNumbers((number,))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_fits_into_a_kernels_filter(tmp_path, profile):
+    assert find_settings(find(tmp_path, profile=profile)).events
+
+
+def test_a_profile_and_more(tmp_path):
+    found = find(tmp_path, profile="sched", events=["kmem:*"], syscalls=["read"])
+    assert set(found.events) == {ALLOC, "sched:sched_switch", "sched:sched_waking"}
+    assert find(tmp_path, profile="errors").errors_only
+
+
+def test_an_event_whose_field_a_kernel_lacks_is_left_out_of_a_profile(tmp_path):
+    assert "dentry" in find(tmp_path, profile="memory").events[ALLOC].filter
+    assert find(tmp_path, profile="memory", field="nome").events == {}
+
+
+def test_what_was_asked_for_in_the_manifest(tmp_path):
+    parameters = {**DEFAULTS, "profile": "sched"}
+    described = wishes.describe(parameters, find(tmp_path, profile="sched"))
+    assert described["profile"] == "sched"
+    assert described["events"] == ["sched:sched_switch", "sched:sched_waking"]
+    assert described["syscalls"] is None
+    assert described["tracer"]["tracer"] == "nop"
