@@ -144,6 +144,78 @@ options:
         containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
     type: bool
     default: true
+  paths:
+    description:
+      - Record also the paths that the recorded system calls are given (V(openat), V(stat), V(execve), V(unlink) and their kin), so that
+        reports name them beside the calls that fail.
+      - By the best way that the kernel has, which the result names - the calls' own events (Linux 6.19), probes of these events,
+        probes of the kernel's functions, or probes of the container's C library. All but the last show 64-bit programs' calls only and
+        all of those; the last one what is called through the library.
+      - With O(errors_only) the paths of calls that succeed are in the trace, too, as nobody knows beforehand.
+    type: bool
+    default: false
+  paths_by:
+    description:
+      - The way to the paths, where not the best one is wanted.
+    type: str
+    choices: [auto, event, eprobe, kprobe, uprobe]
+    default: auto
+  probes:
+    description:
+      - Events of your own, which are recorded beside the others. Probes are defined once per host; these are in a group of the container's
+        own (C(crashcart_) and the beginning of its id), are on in its instance only, and are removed with it.
+      - Other definitions than before empty the buffer of the instance (the kernel's way).
+      - Any process that comes by a probe is held up for a moment, those of other containers and of the host, too (a probe of a program sits in
+        its file, which containers of one image share); recorded are the container's alone.
+      - A probe of a program holds the container's file system until it is removed, as an open file would.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - Name of the event - letters, digits and underscores. Names that begin with C(path_) are those of O(paths).
+        type: str
+        required: true
+      type:
+        description:
+          - V(kprobe) and V(kretprobe) sit on the begin and the end of a function of the kernel, V(uprobe) and V(uretprobe) of one of a
+            program or library of the container, V(eprobe) on another event.
+        type: str
+        choices: [kprobe, kretprobe, eprobe, uprobe, uretprobe]
+        required: true
+      function:
+        description:
+          - For V(kprobe) and V(kretprobe) the function of the kernel, as C(NAME) or C(NAME+OFFSET).
+        type: str
+      event:
+        description:
+          - For V(eprobe) the event, as C(system:name).
+        type: str
+      binary:
+        description:
+          - For V(uprobe) and V(uretprobe) the absolute path of the program or library inside the container. Symbolic links lead to
+            where they do in there.
+        type: str
+      symbol:
+        description:
+          - The function of O(probes[].binary), by the names that the dynamic linker knows, or those that strip has left.
+        type: str
+      offset:
+        description:
+          - Instead of O(probes[].symbol), where in the file the code is, in bytes. It must be where an instruction begins, else the
+            programs that run it crash.
+        type: str
+      arguments:
+        description:
+          - What to record, name to fetch argument in the kernel's language, such as V(+0(%di\):ustring), V($retval) or, for an eprobe,
+            V(+0($filename\):ustring).
+        type: dict
+        default: {}
+      filter:
+        description:
+          - Record only where this is true, in the kernel's language of filters, over the names of the arguments.
+        type: str
 seealso:
   - module: crashcart.fleet.ftrace_fetch
   - module: crashcart.fleet.ftrace_report
@@ -184,6 +256,32 @@ EXAMPLES = r"""
       - name: syscalls:sys_enter_clock_nanosleep
         filter: flags == 0
         triggers: [stacktrace]
+  become: true
+
+- name: Record which paths calls fail on
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    errors_only: true
+    paths: true
+  become: true
+
+- name: Record who asks for which host, in the C library of the container
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    probes:
+      - name: getaddrinfo
+        type: uprobe
+        binary: /lib/x86_64-linux-gnu/libc.so.6
+        symbol: getaddrinfo
+        arguments:
+          host: "+0(%di):ustring"
+      - name: getaddrinfo_end
+        type: uretprobe
+        binary: /lib/x86_64-linux-gnu/libc.so.6
+        symbol: getaddrinfo
+        arguments:
+          result: $retval:s32
+        filter: result != 0
   become: true
 
 - name: Remove every instance of ours
@@ -239,6 +337,16 @@ instances:
       description: Its tracer.
       type: str
       sample: nop
+    probes:
+      description: Its probes, name to definition, as the kernel shows it.
+      type: dict
+      sample: {getaddrinfo: "p:crashcart_3f4e1c0c9b0b_5d41402a/getaddrinfo /proc/self/fd/9:0x10a2b0 host=+0(%di):ustring"}
+    paths:
+      description:
+        - How paths are recorded (C(by)), why so, and of which of the calls they are C(missing), in results of O(state=started) only;
+          V(null) without O(paths).
+      type: dict
+      sample: {by: eprobe, why: "event: the kernel's events of system calls have no text (Linux 6.19); ...", missing: []}
     pids:
       description: Number of threads that it follows now.
       type: int
@@ -256,13 +364,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
+    paths,
     profiles,
     selection,
     specification,
     tracers,
     wishes,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, tracefs
 
 
 def run_started(module, root):
@@ -277,11 +386,16 @@ def run_started(module, root):
         follow_exec=parameters["follow_exec"],
         check_mode=module.check_mode,
         described=wishes.describe(parameters, wish),
+        probes=wish.list_probes(),
     )
+    changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
+    way = wish.paths.as_result() if wish.paths else None
     return {
         "changed": changed,
-        "instances": [{**one.as_result(), "created": before[one.container.name] is None} for one in found],
+        "instances": [
+            {**one.as_result(), "created": before[one.container.name] is None, "paths": way} for one in found
+        ],
         "diff": {"before": before, "after": after},
     }
 
@@ -294,8 +408,9 @@ def run_ended(module, root):
     if not module.check_mode:
         (instances.stop if state == "stopped" else instances.remove)(found)
     left = [] if module.check_mode or state == "absent" else found
+    leftovers = state == "absent" and instances.remove_leftovers(root, check_mode=module.check_mode)
     return {
-        "changed": before != after,
+        "changed": before != after or leftovers,
         "instances": [one.as_result() for one in left],
         "diff": {"before": before, "after": after},
     }
@@ -324,6 +439,24 @@ def main():
             mode=dict(type="str", choices=["ring"], default="ring"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
+            probes=dict(
+                type="list",
+                elements="dict",
+                default=[],
+                options=dict(
+                    name=dict(type="str", required=True),
+                    type=dict(type="str", required=True, choices=list(dynamic_events.TYPES)),
+                    function=dict(type="str"),
+                    event=dict(type="str"),
+                    binary=dict(type="str"),
+                    symbol=dict(type="str"),
+                    offset=dict(type="str"),
+                    arguments=dict(type="dict", default={}),
+                    filter=dict(type="str"),
+                ),
+            ),
+            paths=dict(type="bool", default=False),
+            paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
         ),
         supports_check_mode=True,
     )
