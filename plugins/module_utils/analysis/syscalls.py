@@ -9,11 +9,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Collection, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_paths import PathEvents
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.paths import PathEvents
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 
 if TYPE_CHECKING:
