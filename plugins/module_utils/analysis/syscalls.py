@@ -277,6 +277,8 @@ def _make_row(
 def _list_paths(paths: Ints, results: Ints, names: list[str]) -> list[PathUse]:
     """The use of each of PATHS (numbers of NAMES), one entry per call; RESULTS are errors, or 0."""
     is_known = paths >= 0
+    if not is_known.any():
+        return []
     uses: dict[int, Counter[int]] = {}
     pairs, counts = np.unique(np.stack([paths[is_known], results[is_known]]), axis=1, return_counts=True)
     for path, result, count in zip(*pairs.tolist(), counts.tolist()):

@@ -18,6 +18,7 @@ from typing import Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 _MAX_TABLE = 256 << 20  # bytes of symbols, or of their names
+_MAX_READ = 1 << 30  # bytes for all questions about one file
 _MAX_CANDIDATES = 65536
 _CHUNK = 3 << 20  # a multiple of the sizes of both kinds of symbols
 _MAX_NAME = 4096
@@ -61,6 +62,7 @@ class ElfFile:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.size = os.fstat(fd).st_size
+        self._left = _MAX_READ
         ident = self._read(0, 16, "its head")
         if ident[:4] != b"\x7fELF" or ident[4] not in (1, 2):
             raise ElfError("it is no ELF file")
@@ -77,6 +79,9 @@ class ElfFile:
     def _read(self, offset: int, size: int, what: str) -> bytes:
         if offset + size > self.size:
             raise ElfError(f"it is damaged: {what} would lie beyond its end")
+        self._left -= size
+        if self._left < 0:
+            raise ElfError("its symbols are more than is looked through: give an offset")
         data = os.pread(self._fd, size, offset)
         if len(data) != size:
             raise ElfError("it was cut short while it was read")
@@ -113,13 +118,12 @@ class ElfFile:
             return None
         name = symbol.encode("utf-8", "surrogateescape")
         for kind in (_SHT_DYNSYM, _SHT_SYMTAB):
-            found = [one for index in self._list_tables(kind) for one in self._find_symbols(index, name)]
+            # A file has one of each at most (gABI).
+            table = next((index for index, one in enumerate(self._sections) if one.type == kind), None)
+            found = self._find_symbols(table, name) if table is not None else []
             if found:
                 return self._locate(found, symbol)
         return None
-
-    def _list_tables(self, kind: int) -> list[int]:
-        return [index for index, one in enumerate(self._sections) if one.type == kind]
 
     def _find_symbols(self, table: int, name: bytes) -> list[_Symbol]:
         """Defined functions called NAME in the symbols of section TABLE; of several versions the default one."""

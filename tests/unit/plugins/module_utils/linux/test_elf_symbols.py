@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import elf_symbols
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.elf_symbols import ElfError, ElfFile
 
 FUNC, OBJECT, IFUNC = 2, 1, 10
@@ -198,6 +199,18 @@ def test_a_table_that_is_said_to_be_huge_is_not_read(tmp_path):
     body[place + 32 : place + 40] = size
     with pytest.raises(ElfError, match="more than is looked through"):
         find(tmp_path, bytes(body), "f")
+
+
+def test_all_that_is_read_of_a_file_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(elf_symbols, "_MAX_READ", 2000)
+    path = tmp_path / "elf"
+    path.write_bytes(bytes(Made(dynsym=[symbol("f")]).body))
+    with opened(path) as fd:
+        elf = ElfFile(fd)
+        assert elf.find_offset("f") == CODE_OFFSET
+        with pytest.raises(ElfError, match="more than is looked through"):
+            for _number in range(100):
+                elf.find_offset("f")
 
 
 def test_a_file_that_shrinks_is_named(tmp_path):
