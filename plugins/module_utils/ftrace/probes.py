@@ -37,6 +37,19 @@ _PLACES = {
     "uretprobe": {"binary", "symbol", "offset"},
 }
 
+# The option probes of modules; parse_request reads an entry.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "type": {"type": "str", "required": True, "choices": list(TYPES)},
+    "function": {"type": "str"},
+    "event": {"type": "str"},
+    "binary": {"type": "str"},
+    "symbol": {"type": "str"},
+    "offset": {"type": "str"},
+    "arguments": {"type": "dict", "default": {}},
+    "filter": {"type": "str"},
+}
+
 
 @dataclass(frozen=True)
 class ProbeRequest:
