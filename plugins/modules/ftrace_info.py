@@ -85,7 +85,7 @@ available:
       elements: str
       sample: [local, global, mono]
     probes:
-      description: Kinds of dynamic events that can be defined, from V(kprobe), V(uprobe) and V(synthetic).
+      description: Kinds of dynamic events that can be defined, from V(eprobe), V(kprobe), V(uprobe) and V(synthetic).
       type: list
       elements: str
       sample: [uprobe]
@@ -114,7 +114,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, tracers
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, features, tracefs
 
 
 def list_features(available):
@@ -128,7 +128,7 @@ def run(module):
     require_root()
     try:
         root = tracefs.find_tracefs()
-        available = tracefs.list_available(root)
+        available = {**tracefs.list_available(root), "probes": dynamic_events.list_kinds(root)}
     except tracefs.TraceError:
         # The features say why.
         return {"changed": False, "instances": [], "available": None, "features": list_features(None)}

@@ -21,6 +21,7 @@ author:
 extends_documentation_fragment:
   - crashcart.fleet.attributes
   - crashcart.fleet.containers
+  - crashcart.fleet.probes
 attributes:
   action_group:
     support: full
@@ -186,6 +187,32 @@ EXAMPLES = r"""
         triggers: [stacktrace]
   become: true
 
+- name: Record which paths calls fail on
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    errors_only: true
+    paths: true
+  become: true
+
+- name: Record who asks for which host, in the C library of the container
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    probes:
+      - name: getaddrinfo
+        type: uprobe
+        binary: /lib/x86_64-linux-gnu/libc.so.6
+        symbol: getaddrinfo
+        arguments:
+          host: "+0(%di):ustring"
+      - name: getaddrinfo_end
+        type: uretprobe
+        binary: /lib/x86_64-linux-gnu/libc.so.6
+        symbol: getaddrinfo
+        arguments:
+          result: $retval:s32
+        filter: result != 0
+  become: true
+
 - name: Remove every instance of ours
   crashcart.fleet.ftrace_instance:
     state: absent
@@ -239,6 +266,16 @@ instances:
       description: Its tracer.
       type: str
       sample: nop
+    probes:
+      description: Its probes, name to definition, as the kernel shows it.
+      type: dict
+      sample: {getaddrinfo: "p:crashcart_3f4e1c0c9b0b_5d41402a/getaddrinfo /proc/self/fd/9:0x10a2b0 host=+0(%di):ustring"}
+    paths:
+      description:
+        - How paths are recorded (C(by)), why so, and of which of the calls they are C(missing), in results of O(state=started) only;
+          V(null) without O(paths).
+      type: dict
+      sample: {by: eprobe, why: "event: the kernel's events of system calls have no text (Linux 6.19); ...", missing: []}
     pids:
       description: Number of threads that it follows now.
       type: int
@@ -256,6 +293,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
+    paths,
+    probes,
     profiles,
     selection,
     specification,
@@ -277,11 +316,16 @@ def run_started(module, root):
         follow_exec=parameters["follow_exec"],
         check_mode=module.check_mode,
         described=wishes.describe(parameters, wish),
+        probes=wish.list_probes(),
     )
+    changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
+    way = wish.paths.as_result() if wish.paths else None
     return {
         "changed": changed,
-        "instances": [{**one.as_result(), "created": before[one.container.name] is None} for one in found],
+        "instances": [
+            {**one.as_result(), "created": before[one.container.name] is None, "paths": way} for one in found
+        ],
         "diff": {"before": before, "after": after},
     }
 
@@ -294,8 +338,9 @@ def run_ended(module, root):
     if not module.check_mode:
         (instances.stop if state == "stopped" else instances.remove)(found)
     left = [] if module.check_mode or state == "absent" else found
+    leftovers = state == "absent" and instances.remove_leftovers(root, check_mode=module.check_mode)
     return {
-        "changed": before != after,
+        "changed": before != after or leftovers,
         "instances": [one.as_result() for one in left],
         "diff": {"before": before, "after": after},
     }
@@ -324,6 +369,9 @@ def main():
             mode=dict(type="str", choices=["ring"], default="ring"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
+            probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
+            paths=dict(type="bool", default=False),
+            paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
         ),
         supports_check_mode=True,
     )

@@ -71,6 +71,17 @@ class Batch:
         raw = self.data[first : min(first + size, end)].tobytes()
         return raw.partition(b"\0")[0].decode("utf-8", "replace")
 
+    def texts(self, events: Ints, field: Field) -> list[str]:
+        """The dynamic text FIELD of each of EVENTS (indices)."""
+        words = self._gather(events, field.offset, 4, signed=False)
+        starts = self.records[events]
+        firsts = starts + (words & 0xFFFF)
+        ends = np.minimum(firsts + (words >> 16), starts + self.lengths[events])
+        return [
+            self.data[first:end].tobytes().partition(b"\0")[0].decode("utf-8", "replace")
+            for first, end in zip(firsts.tolist(), ends.tolist())
+        ]
+
 
 class Trace:
     """A trace.dat open for reading."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any, Iterator
@@ -13,12 +14,14 @@ from typing import Any, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
 _MAX_TEXT_ROWS = 40
 # What every trace has: calls, which the table is of, and what processes have their names from.
+_PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 
 
@@ -180,10 +183,13 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
         yield "  no system call was recorded"
     else:
         yield from _gen_table([_cells(row) for row in rows])
+    yield from _gen_failed_paths(one["programs"])
     if one["min_latency_ns"]:
         yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
     others = [
-        f"{_clean(name)} {count}" for name, count in one["event_counts"].items() if not name.startswith(_OWN_EVENTS)
+        f"{_clean(_shorten(name))} {count}"
+        for name, count in one["event_counts"].items()
+        if not name.startswith(_OWN_EVENTS) and not _PATH_EVENT.match(name)
     ]
     if others:
         yield f"  other events: {', '.join(others)}"
@@ -193,6 +199,23 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     if len(one["programs"]) > _MAX_TEXT_ROWS:
         yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
     yield ""
+
+
+def _shorten(event: str) -> str:
+    """EVENT, if a probe of ours, without the group that it has on its host."""
+    system, _colon, name = event.partition(":")
+    return f"probe {name}" if system.startswith(GROUP_PREFIX) else event
+
+
+def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines with the paths that calls failed on, most failures first."""
+    failed = [(row, use) for row in rows for use in row["paths"] if use["errors"]]
+    failed.sort(key=lambda pair: -sum(pair[1]["errors"].values()))
+    if failed:
+        yield "  paths of calls that failed:"
+    for row, use in failed[:_MAX_TEXT_ROWS]:
+        errors = ", ".join(f"{name} {count}" for name, count in use["errors"].items())
+        yield f"    {_clean(row['name'])} {_clean(row['syscall'])} {_clean(use['path'])!r}: {errors}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Collection, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_paths import PathEvents
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts
@@ -22,12 +23,22 @@ _SYS_ENTER = "raw_syscalls:sys_enter"
 _SYS_EXIT = "raw_syscalls:sys_exit"
 _MAX_ERRNO = 4095
 _NO_SYSCALL = -1
+_MAX_PATHS = 10  # of a row; a table is to be read
 # A child's first event is its exit, with 0, from the call that its parent made.
 _CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 # Whatever their entry was called, their exit bears the number of the new program's execve.
 _EXECS = frozenset({"execve", "execveat"})
 # Beyond what programs see: the kernel restarts these calls, or turns them into EINTR (include/linux/errno.h).
 _RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
+
+
+@dataclass(frozen=True)
+class PathUse:
+    """How many calls were given PATH, and how many of them ended with which error."""
+
+    path: str
+    calls: int
+    errors: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class SyscallRow:
     total_ns: int
     p99_ns: int | None
     compat: bool = False  # a 32-bit program's
+    paths: list[PathUse] = field(default_factory=list)  # where they are recorded, those that most calls fail on first
 
     @property
     def failures(self) -> int:
@@ -82,6 +94,7 @@ class _Calls:
     results: Ints
     has_ended: Bools
     measured: Bools
+    paths: Ints  # numbers of PathEvents.names, -1 for none
 
 
 def name_errno(number: int) -> str:
@@ -97,6 +110,7 @@ def summarize(trace: Trace, manifest: dict[str, Any], min_latency_ns: int = 0) -
     names = TaskNames([*first_tasks, *last_tasks], trace.head.cmdlines)
     compat = CompatTasks(first_tasks, last_tasks)
     functions = FunctionCounts()
+    path_events = PathEvents(trace.formats)
     events: Counter[int] = Counter()
     enters: list[list[Ints]] = []
     exits: list[list[Ints]] = []
@@ -109,6 +123,7 @@ def summarize(trace: Trace, manifest: dict[str, Any], min_latency_ns: int = 0) -
         names.feed(batch, trace.formats)
         compat.feed(batch, trace.formats)
         functions.feed(batch, trace.formats)
+        path_events.feed(batch)
         enters.append(_columns(batch, trace, _SYS_ENTER, None))
         exits.append(_columns(batch, trace, _SYS_EXIT, "ret"))
     names.finish()
@@ -118,15 +133,19 @@ def summarize(trace: Trace, manifest: dict[str, Any], min_latency_ns: int = 0) -
         compat.mark(tids, times, numbers)
     syscalls = _read_names(manifest)
     calls = pair_calls(all_enters, all_exits, execs=[number for number, name in syscalls.items() if name in _EXECS])
+    calls = replace(calls, paths=path_events.find(calls.tids, calls.times, calls.numbers, syscalls))
     calls = _select(calls, ~_find_births(calls, syscalls) & _find_wanted(calls, manifest))
     if min_latency_ns:
         calls = _select(calls, calls.measured & (calls.durations >= min_latency_ns))
     pids, name_numbers, known_names = _identify(calls, names)
+    path_names = path_events.names
     tables = []
     for first_key in (pids, np.zeros_like(pids)):
         rows = []
         for members in _gen_groups([first_key, name_numbers, calls.numbers]):
-            rows.append(_make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls))
+            rows.append(
+                _make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls, path_names)
+            )
         tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
     by_number = {one.id: name for name, one in trace.formats.items()}
     counts = {by_number.get(number, f"event {number}"): count for number, count in sorted(events.items())}
@@ -210,6 +229,7 @@ def pair_calls(enters: list[Ints], exits: list[Ints], execs: Collection[int] = (
         results=results[is_call],
         has_ended=is_exit[is_call],
         measured=is_pair[is_call],
+        paths=np.full(int(is_call.sum()), -1, np.int64),
     )
 
 
@@ -226,7 +246,13 @@ def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
 
 
 def _make_row(
-    calls: _Calls, members: Ints, pids: Ints, name: str, names: TaskNames, syscalls: dict[int, str]
+    calls: _Calls,
+    members: Ints,
+    pids: Ints,
+    name: str,
+    names: TaskNames,
+    syscalls: dict[int, str],
+    path_names: list[str],
 ) -> SyscallRow:
     number = int(calls.numbers[members[0]])
     results = calls.results[members]
@@ -244,7 +270,28 @@ def _make_row(
         total_ns=int(durations.sum()),
         p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
         compat=number >= COMPAT,
+        paths=_list_paths(calls.paths[members], np.where(failed, results, 0), path_names),
     )
+
+
+def _list_paths(paths: Ints, results: Ints, names: list[str]) -> list[PathUse]:
+    """The use of each of PATHS (numbers of NAMES), one entry per call; RESULTS are errors, or 0."""
+    is_known = paths >= 0
+    if not is_known.any():
+        return []
+    uses: dict[int, Counter[int]] = {}
+    pairs, counts = np.unique(np.stack([paths[is_known], results[is_known]]), axis=1, return_counts=True)
+    for path, result, count in zip(*pairs.tolist(), counts.tolist()):
+        uses.setdefault(path, Counter())[result] += count
+    rows = [
+        PathUse(
+            names[path],
+            sum(use.values()),
+            {name_errno(-result): count for result, count in use.most_common() if result},
+        )
+        for path, use in uses.items()
+    ]
+    return sorted(rows, key=lambda row: (-sum(row.errors.values()), -row.calls, row.path))[:_MAX_PATHS]
 
 
 def _identify(calls: _Calls, names: TaskNames) -> tuple[Ints, Ints, list[str]]:

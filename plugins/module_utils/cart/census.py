@@ -12,7 +12,7 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, processes, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, mounts, processes, tracefs
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
 DIRECTORIES = ("/var/lib/crashcart", RUN)
@@ -86,9 +86,8 @@ def _list_instances() -> list[str]:
 
 def _list_probes() -> list[str]:
     try:
-        with open(os.path.join(tracefs.find_tracefs(), "dynamic_events"), encoding="utf-8", errors="replace") as file:
-            return [line.strip() for line in file if line.split(" ")[0].partition(":")[2].startswith("crashcart")]
-    except (tracefs.TraceError, OSError):
+        return [one.line for one in dynamic_events.list_probes(tracefs.find_tracefs(), "crashcart")]
+    except tracefs.TraceError:
         return []
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Sequence
@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, probe_points, records, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
     check_possible,
     configure,
@@ -24,7 +24,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configurati
     read_settings,
     read_triggers,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
@@ -76,6 +77,7 @@ class TraceInstance:
             "events": instance.read_events(),
             "triggers": read_triggers(instance),
             "tracer": instance.read("current_tracer"),
+            "probes": {one.name: one.line for one in probe_points.list_own(instance, self.short_id)},
             "pids": len(instance.read_pids(_EVENT_PIDS)),
             "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
         }
@@ -194,10 +196,11 @@ def ensure_started(
     follow_exec: bool,
     check_mode: bool,
     described: dict[str, Any] | None = None,
+    probes: Sequence[ProbeRequest] = (),
 ) -> tuple[bool, dict[str, Any], dict[str, Any]]:
     """See to it that each of CONTAINERS is traced by SETTINGS: changed, and before and after for a diff.
 
-    DESCRIBED is what was asked for, for the manifest.
+    PROBES are recorded besides. DESCRIBED is what was asked for, for the manifest.
     """
     changed = False
     before: dict[str, Any] = {}
@@ -206,20 +209,23 @@ def ensure_started(
     for container in containers:
         check_running(container)
     check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
-    with open_targets(containers) as targets:
+    probe_points.check_possible(root, probes)
+    with open_targets(containers) as targets, ExitStack() as binaries:
         for target in targets:
             if follow_exec:
                 find_shim(target)
-        for target in targets:
+        bound = [probe_points.bind(target, probes, binaries) for target in targets]
+        for target, own_probes in zip(targets, bound):
             name = target.container.name
             instance = find_instance(root, target.container).instance
+            wanted = add_probes(settings, own_probes.list_events(), follow_exec=follow_exec)
             with ExitStack() as stack:
                 if not check_mode:
                     stack.enter_context(hold_lock("trace-" + target.container.short_id))
-                present = read_settings(instance, settings) if instance.exists() else None
+                present = read_settings(instance, wanted) if instance.exists() else None
                 is_on = present is not None and instance.is_tracing()
                 before[name] = {"state": "started" if is_on else "stopped", **vars(present)} if present else None
-                after[name] = {"state": "started", **vars(settings)}
+                after[name] = {"state": "started", **vars(wanted)}
                 one_changed = before[name] != after[name]
                 followed = _find_followed(instance, target, settings, follow_exec=follow_exec)
                 if check_mode:
@@ -227,13 +233,17 @@ def ensure_started(
                     continue
                 if one_changed:
                     try:
-                        configure(instance, present, settings, followed.cover)
+                        probe_points.define(root, own_probes)
+                        configure(instance, present, wanted, followed.cover)
                     except BaseException:
+                        with suppress(TraceError):
+                            probe_points.remove_unused(instance, target.container.short_id)
                         remove(made)
                         raise
                     if present is None:
                         made.append(TraceInstance(instance, target.container))
                 one_changed = followed.cover() or one_changed
+                one_changed |= probe_points.remove_unused(instance, target.container.short_id)
                 if one_changed:
                     _note_start(instance, target.container, settings, described)
                 changed |= one_changed
@@ -275,3 +285,11 @@ def remove(found: Sequence[TraceInstance]) -> None:
         with hold_lock("trace-" + one.short_id):
             one.instance.remove()
             records.remove_record(one.instance)
+            probe_points.remove_unused(one.instance, one.short_id)
+
+
+def remove_leftovers(root: str, *, check_mode: bool) -> bool:
+    """Remove the probes of instances that are gone, as after a killed task; whether there were any."""
+    if check_mode:
+        return bool(probe_points.list_orphans(root, NAME_PREFIX))
+    return probe_points.remove_orphans(root, NAME_PREFIX)

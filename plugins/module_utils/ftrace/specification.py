@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import (
@@ -13,6 +13,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events impo
     parse_trigger,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.id_filter import make_filter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.paths import PathPlan
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest, check_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import TracerRequest, check_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
@@ -48,6 +50,12 @@ class Specification:
     clock: str = "mono"
     follow_exec: bool = True
     tracer: TracerRequest = field(default_factory=TracerRequest)
+    probes: tuple[ProbeRequest, ...] = ()
+    paths: PathPlan | None = None
+
+    def list_probes(self) -> tuple[ProbeRequest, ...]:
+        """All probes, with those for paths."""
+        return (*self.probes, *(self.paths.probes if self.paths else ()))
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,11 @@ def find_settings(specification: Specification) -> Settings:
             f"buffer_size: {specification.buffer_kb} KiB is less than the kernel takes: ask for 8KiB or more"
         )
     check_request(specification.tracer)
+    check_names(specification.probes)
     requests = specification.events
-    events = {**{event: one.filter for event, one in requests.items()}, **dict.fromkeys(PROCESS_EVENTS, "")}
+    events = dict.fromkeys(specification.paths.events if specification.paths else (), "")
+    events.update({event: one.filter for event, one in requests.items()})
+    events.update(dict.fromkeys(PROCESS_EVENTS, ""))
     for event in PROCESS_EVENTS:
         if event in requests and requests[event].filter:
             raise TraceError(f"{event} takes no filter: it is recorded always, as processes have their names from it")
@@ -102,6 +113,12 @@ def find_settings(specification: Specification) -> Settings:
         if len(text) > _MAX_FILTER_BYTES:
             raise TraceError(f"the filter for {event} is longer than the kernel takes: name fewer syscalls")
     return settings
+
+
+def add_probes(settings: Settings, probes: Mapping[str, str], *, follow_exec: bool) -> Settings:
+    """SETTINGS, and the events of PROBES (event → filter) of one container."""
+    noise = _RUNTIME_NOISE if follow_exec else ""
+    return replace(settings, events={**settings.events, **{event: _join(noise, own) for event, own in probes.items()}})
 
 
 def _find_syscall_filters(specification: Specification) -> dict[str, str]:

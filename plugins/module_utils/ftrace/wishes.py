@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import paths, probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest, parse_request, resolve
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import PROFILES, Profile
@@ -24,9 +25,10 @@ def find_specification(parameters: Mapping[str, Any], root: str) -> Specificatio
     """What PARAMETERS ask of the kernel of the tracefs at ROOT. Raises FleetError for what it does not have."""
     profile = PROFILES[parameters["profile"]] if parameters["profile"] else Profile()
     own = [parse_request(entry) for entry in parameters["events"]]
+    syscalls = _find_syscalls(parameters, profile)
     return Specification(
         events=_find_events([*profile.events, *own], root),
-        syscalls=_find_syscalls(parameters, profile),
+        syscalls=syscalls,
         errors_only=parameters["errors_only"] or profile.errors_only,
         buffer_kb=parse_bytes(parameters["buffer_size"], "buffer_size") // 1024,
         clock=parameters["clock"],
@@ -36,6 +38,10 @@ def find_specification(parameters: Mapping[str, Any], root: str) -> Specificatio
             functions=tuple(parameters["functions"]),
             notrace=tuple(parameters["notrace"]),
         ),
+        probes=tuple(map(probes.parse_request, parameters["probes"])),
+        paths=paths.find_plan(root, paths.list_calls(syscalls), parameters["paths_by"])
+        if parameters["paths"]
+        else None,
     )
 
 
@@ -47,6 +53,8 @@ def describe(parameters: Mapping[str, Any], specification: Specification) -> dic
         "events": sorted(specification.events),
         "tracer": vars(specification.tracer),
         "syscalls": vars(specification.syscalls) if specification.syscalls is not None else None,
+        "probes": [vars(one) for one in specification.probes],
+        "paths": specification.paths.as_result() if specification.paths else None,
     }
 
 
@@ -72,5 +80,7 @@ def _find_syscalls(parameters: Mapping[str, Any], profile: Profile) -> SyscallNu
         parts.append(find_numbers(parameters["syscalls"], compat=compat))
     if parts:
         return join_numbers(parts)
-    is_nothing_named = not parameters["events"] and not parameters["profile"] and parameters["tracer"] == "nop"
+    is_nothing_named = (
+        not any(parameters[name] for name in ("events", "profile", "probes")) and parameters["tracer"] == "nop"
+    )
     return SyscallNumbers() if is_nothing_named or parameters["errors_only"] else None

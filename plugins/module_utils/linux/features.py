@@ -12,7 +12,13 @@ import subprocess
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscall_names, syscalls, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    cgroups,
+    dynamic_events,
+    syscall_names,
+    syscalls,
+    tracefs,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 
 _MIN_KERNEL = (5, 8)
@@ -109,14 +115,14 @@ def list_trace_features() -> list[Feature]:
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
         "event_fork": ("options/event-fork", "the kernel cannot follow children (event-fork, Linux 4.8)"),
         # Nothing needs these, but who looks for a cause wants to know whether they can be had.
-        "kprobes": ("kprobe_events", "the kernel has no probes of its functions (CONFIG_KPROBE_EVENTS)"),
-        "uprobes": ("uprobe_events", "the kernel has no probes of programs (CONFIG_UPROBE_EVENTS)"),
         "hist_triggers": ("events/sched/sched_switch/hist", "the kernel has no histograms (CONFIG_HIST_TRIGGERS)"),
         "snapshot": ("snapshot", "the kernel takes no snapshots of a trace (CONFIG_TRACER_SNAPSHOT)"),
     }
     checks = [
         _feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
     ]
+    missing = dynamic_events.find_missing_kinds(root)
+    checks += [_feature(f"{kind}s", kind not in missing, missing.get(kind, "")) for kind in dynamic_events.KINDS]
     with open(os.path.join(root, "available_tracers"), encoding="ascii") as file:
         reason = "the kernel has no function_graph tracer (CONFIG_FUNCTION_GRAPH_TRACER)"
         checks.append(_feature("function_graph", "function_graph" in file.read().split(), reason))

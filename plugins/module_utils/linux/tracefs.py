@@ -76,19 +76,16 @@ def parse_statistics(text: str) -> CpuStatistics:
 
 
 def list_available(root: str) -> dict[str, Any]:
-    """What the kernel of the tracefs at ROOT can trace: events by system, tracers, clocks, kinds of probes."""
+    """What the kernel of the tracefs at ROOT can trace: events by system, tracers, clocks."""
     top = Instance(root, "..")
     events: dict[str, list[str]] = {}
     for line in top.read("available_events").splitlines():
         system, _colon, name = line.partition(":")
         events.setdefault(system, []).append(name)
-    kinds = {"kprobe": "kprobe_events", "uprobe": "uprobe_events", "synthetic": "synthetic_events"}
-    probes = [kind for kind, file in kinds.items() if os.path.exists(os.path.join(root, file))]
     return {
         "events": events,
         "tracers": top.read("available_tracers").split(),
         "clocks": top.read("trace_clock").replace("[", "").replace("]", "").split(),
-        "probes": sorted(probes),
     }
 
 

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Protocol
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from support import compat_program, host
 from support.workload_counts import COUNTS
 
@@ -292,15 +293,165 @@ def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
         machine.call("ftrace_instance", containers=[worker], state="absent")
 
 
+LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
+# Probes that see the workload's 300 calls of openat, of which 100 fail, each in its own way; and the kernel's option for it.
+PROBES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "CONFIG_UPROBE_EVENTS",
+        {"type": "uprobe", "binary": LIBC, "symbol": "open64", "arguments": {"path": "+0(%di):ustring"}},
+    ),
+    (
+        "CONFIG_UPROBE_EVENTS",
+        {"type": "uretprobe", "binary": LIBC, "symbol": "open64", "arguments": {"result": "$retval:s32"}},
+    ),
+    (
+        "CONFIG_KPROBE_EVENTS",
+        {"type": "kprobe", "function": "do_sys_openat2", "arguments": {"path": "+0($arg2):ustring"}},
+    ),
+    (
+        "CONFIG_KPROBE_EVENTS",
+        {"type": "kretprobe", "function": "do_sys_openat2", "arguments": {"result": "$retval:s64"}},
+    ),
+    (
+        "CONFIG_EPROBE_EVENTS",
+        {"type": "eprobe", "event": "syscalls:sys_enter_openat", "arguments": {"path": "+0($filename):ustring"}},
+    ),
+)
+
+
+def list_probes(machine: Machine) -> str:
+    """The kernel's lists of probes."""
+    return machine.run(f"cat {host.TRACEFS}/dynamic_events {host.TRACEFS}/[ku]probe_events 2>/dev/null || true")
+
+
+def read_texts(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
+    """Time, thread and the field NAME of every EVENT of the capture PATH, by our decoder."""
+    rows: list[tuple[int, int, str]] = []
+    with open(path, "rb") as file:
+        trace = Trace(file)
+        (known,) = (one for one in trace.formats.values() if one.name == event)
+        field = known.field(name)
+        for batch in trace.gen_batches():
+            events = batch.select(known.id)
+            read = batch.texts if field.is_dynamic else batch.integers
+            values = map(str, read(events, field))
+            rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), values)
+    return sorted(rows)
+
+
+def read_texts_by_trace_cmd(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
+    """The same by trace-cmd."""
+    text = subprocess.run(["trace-cmd", "report", "-t", path], capture_output=True, text=True, check=True).stdout
+    pattern = re.compile(rf" *.*-(\d+) +\[\d+\].* (\d+)\.(\d{{9}}): +{event}: .*\b{name}=\"?([^\"]*?)\"?$", re.M)
+    return sorted((int(one[2] + one[3]), int(one[1]), one[4]) for one in pattern.finditer(text))
+
+
+def check_probes(machine: Machine, worker: str, folder: Path) -> None:
+    """Every type of probe that the kernel has sees each call once, and a type that it lacks is refused with the kernel's option."""
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    for number, (option, probe) in enumerate(PROBES):
+        kind = probe["type"].replace("ret", "")
+        (field,) = probe["arguments"]
+        wish = {"containers": [worker], "probes": [{"name": "opening", **probe}]}
+        if not features[f"{kind}s"]:
+            assert option in refuse(machine, **wish)
+            assert list_probes(machine) == ""
+            continue
+        (made,) = machine.call("ftrace_instance", **wish)["instances"]
+        assert not machine.call("ftrace_instance", **wish)["changed"]
+        assert list(made["probes"]) == ["opening"]
+        assert "raw_syscalls:sys_enter" not in made["events"]
+        run_workload(machine, worker)
+        machine.run("cat /etc/hostname")
+        place = folder / str(number)
+        (capture,) = machine.fetch(place, containers=[worker])
+        rows = read_texts(capture["path"], "opening", field)
+        assert rows == read_texts_by_trace_cmd(capture["path"], "opening", field)
+        calls, errors = COUNTS["openat"]
+        values = [value for _time, _tid, value in rows]
+        assert len(values) == calls, probe
+        failed = [value for value in values if value.startswith("/nonesuch/") or value in ("-1", "-2")]
+        assert len(failed) == errors["ENOENT"], probe
+        # A filter goes by the probe's own arguments; what is new in it is no new probe.
+        event_filter = "result < 0" if field == "result" else 'path ~ "/nonesuch/*"'
+        filtered = {**wish, "probes": [{**wish["probes"][0], "filter": event_filter}]}
+        before = list_probes(machine)
+        assert machine.call("ftrace_instance", **filtered)["changed"]
+        assert list_probes(machine) == before
+        run_workload(machine, worker)
+        (capture,) = machine.fetch(place / "filtered", containers=[worker])
+        assert len(read_texts(capture["path"], "opening", field)) == errors["ENOENT"], probe
+        # What the kernel refuses is said in its words, and nothing changes.
+        bad = {**wish, "probes": [{**wish["probes"][0], "arguments": {"x": "+0(%nonesuch):u8"}}]}
+        said = refuse(machine, **bad)
+        assert re.search("Invalid argument; it says: .*(register|argument|%nonesuch)", said), said
+        bad = {**wish, "probes": [{**wish["probes"][0], "filter": "nonesuch == 1"}]}
+        assert re.search("Field not found in .*nonesuch ?<here> ?== 1", refuse(machine, **bad))
+        assert list_probes(machine) == before
+        (left,) = machine.call("ftrace_info", containers=[worker])["instances"]
+        assert list(left["probes"]) == ["opening"]
+        machine.call("ftrace_instance", containers=[worker], state="absent")
+        assert list_probes(machine) == ""
+
+
+def check_paths(machine: Machine, worker: str, folder: Path) -> None:
+    """Paths stand beside the calls that fail, by every way that the kernel has; the best one is chosen and named."""
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    opening = machine.run(f"cat {host.TRACEFS}/events/syscalls/sys_enter_openat/format")
+    ways = {
+        "event": "__data_loc char[] __filename_val" in opening,
+        **{way: features[f"{way}s"] for way in ("eprobe", "kprobe", "uprobe")},
+    }
+    best = next(way for way, is_there in ways.items() if is_there)
+    for way, is_there in {"auto": True, **ways}.items():
+        # The instance is another each time: what it had before would go with the probes.
+        wish = {"containers": [worker], "paths": True, "paths_by": way, "buffer_size": "8MiB"}
+        if not is_there:
+            assert f"cannot be recorded on this host: {way}: the kernel" in refuse(machine, **wish)
+            continue
+        (made,) = machine.call("ftrace_instance", **wish)["instances"]
+        assert made["paths"]["by"] == (best if way == "auto" else way)
+        for worse in list(ways)[: list(ways).index(best)]:
+            assert (f"{worse}: the kernel" in made["paths"]["why"]) == (way == "auto")
+        assert not machine.call("ftrace_instance", **wish)["changed"]
+        run_workload(machine, worker)
+        place = folder / way
+        (capture,) = machine.fetch(place, containers=[worker])
+        assert capture["manifest"]["specification"]["paths"] == made["paths"]
+        (summary,) = report(place, place / "report")
+        calls, errors = COUNTS["openat"]
+        assert count(summary)["openat"] == {"calls": calls, "errors": errors}
+        (row,) = (one for one in summary["programs"] if one["syscall"] == "openat")
+        # Each is asked for once; ten of them stand in the row.
+        assert [use["errors"] for use in row["paths"]] == [{"ENOENT": 1}] * 10
+        assert all(re.fullmatch(r"/nonesuch/\d+", use["path"]) for use in row["paths"])
+        (connecting,) = (one for one in summary["programs"] if one["syscall"] == "connect")
+        assert connecting["paths"] == []
+        assert "  paths of calls that failed:\n    python3 openat '/nonesuch/" in (
+            (place / "report" / "summary.txt").read_text()
+        )
+        # Only of the calls that are recorded, and nothing of paths where none takes one.
+        (some,) = machine.call("ftrace_instance", **{**wish, "syscalls": ["unlink"]})["instances"]
+        assert not [event for event in {*some["probes"], *some["events"]} if "open" in event]
+        machine.call("ftrace_instance", containers=[worker], state="absent")
+        assert list_probes(machine) == ""
+    assert "none of the system calls to record takes a path" in refuse(
+        machine, containers=[worker], paths=True, syscalls=["connect"]
+    )
+
+
 def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) -> None:
     """A feature is there if and only if the kernel has it, and the reason names the kernel's option."""
     features = {one["name"]: one for one in machine.call("crashcart_info")["host"]["features"]}
     tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
     there = machine.run(
-        f"cd {host.TRACEFS}; ls -d kprobe_events uprobe_events snapshot events/sched/sched_switch/hist || true"
+        f"grep -o -m1 eprobe_dyn_event_create /proc/kallsyms; cd {host.TRACEFS}; "
+        "ls -d kprobe_events uprobe_events snapshot events/sched/sched_switch/hist || true"
     )
     for name, is_there, option in (
         ("kprobes", "kprobe_events" in there, "CONFIG_KPROBE_EVENTS"),
+        ("eprobes", "eprobe_dyn_event_create" in there, "CONFIG_EPROBE_EVENTS"),
         ("uprobes", "uprobe_events" in there, "CONFIG_UPROBE_EVENTS"),
         ("hist_triggers", "hist" in there, "CONFIG_HIST_TRIGGERS"),
         ("snapshot", "snapshot" in there, "CONFIG_TRACER_SNAPSHOT"),
@@ -329,6 +480,8 @@ CHECKS = (
     check_events,
     check_triggers,
     check_tracers,
+    check_probes,
+    check_paths,
     check_profiles,
     check_loss,
 )

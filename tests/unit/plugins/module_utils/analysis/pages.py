@@ -75,6 +75,18 @@ SYS_EXIT_EXECVE = (
     + "\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;\n\n"
     + 'print fmt: "0x%lx", REC->ret\n'
 )
+
+
+def make_path_format(name, number, *fields):
+    """The format of an event with texts, each of FIELDS one, after eight bytes of something else."""
+    lines = [
+        f"\tfield:__data_loc char[] {field};\toffset:{16 + 4 * index};\tsize:4;\tsigned:1;\n"
+        for index, field in enumerate(fields)
+    ]
+    pointer = "\tfield:unsigned long __probe_ip;\toffset:8;\tsize:8;\tsigned:0;\n"
+    return (f"name: {name}\nID: {number}\n" + _COMMON + pointer + "".join(lines) + 'print fmt: "(%lx)"\n').encode()
+
+
 CLONE_THREAD = 0x10000
 # As small as a trace.dat may have them, so that tests see many.
 PAGE_SIZE = 512
@@ -106,6 +118,16 @@ def make_rename_without_pid(tid, old, new):
 
 def make_exec(tid, path):
     return make_record(365, tid, struct.pack("HHii", 20, len(path) + 1, tid, tid) + path + b"\0")
+
+
+def make_paths(number, tid, *texts):
+    """An event of a format of make_path_format."""
+    place = 16 + 4 * len(texts)
+    words = b""
+    for text in texts:
+        words += struct.pack("HH", place, len(text) + 1)
+        place += len(text) + 1
+    return make_record(number, tid, bytes(8) + words + b"".join(text + b"\0" for text in texts))
 
 
 def make_exit_of_exec(tid):
@@ -148,8 +170,8 @@ def pack_page(time, events, commit=None, size=PAGE_SIZE):
     return struct.pack("QQ", time, len(body) if commit is None else commit) + body.ljust(size - 16, b"\0")
 
 
-def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b""):
-    """A trace.dat of the pages of CPUS, a list of pages for each."""
+def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b"", more_formats=None):
+    """A trace.dat of the pages of CPUS, a list of pages for each; MORE_FORMATS has formats by system."""
     head = tracedat.Head(
         page_size=PAGE_SIZE,
         header_page=b"",
@@ -160,6 +182,7 @@ def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b""):
             "task": [rename_format.encode(), TASK_NEWTASK.encode()],
             "sched": [SCHED_PROCESS_EXEC.encode()],
             "syscalls": [SYS_EXIT_EXECVE.encode()],
+            **(more_formats or {}),
         },
         cmdlines=cmdlines,
     )

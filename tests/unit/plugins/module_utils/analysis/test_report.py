@@ -32,6 +32,7 @@ def make_row(name="web", syscall="read", **values):
         "total_ns": 4500000,
         "p99_ns": 2500,
         "failures": 3,
+        "paths": [],
         **values,
     }
 

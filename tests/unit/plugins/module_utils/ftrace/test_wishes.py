@@ -32,6 +32,9 @@ DEFAULTS = {
     "tracer": "nop",
     "functions": [],
     "notrace": [],
+    "probes": [],
+    "paths": False,
+    "paths_by": "auto",
 }
 
 

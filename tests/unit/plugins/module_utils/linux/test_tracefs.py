@@ -55,13 +55,10 @@ def test_what_a_kernel_can_trace_is_read_from_its_files(tmp_path):
     (tmp_path / "available_events").write_text("sched:sched_switch\nsched:sched_process_exec\nraw_syscalls:sys_exit\n")
     (tmp_path / "available_tracers").write_text("function nop\n")
     (tmp_path / "trace_clock").write_text("local [global] mono\n")
-    (tmp_path / "uprobe_events").write_text("")
-    (tmp_path / "kprobe_events").write_text("")
     assert tracefs.list_available(str(tmp_path)) == {
         "events": {"sched": ["sched_switch", "sched_process_exec"], "raw_syscalls": ["sys_exit"]},
         "tracers": ["function", "nop"],
         "clocks": ["local", "global", "mono"],
-        "probes": ["kprobe", "uprobe"],
     }
 
 

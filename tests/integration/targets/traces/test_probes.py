@@ -1,0 +1,344 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Probes of programs in hostile containers, shared by containers, left by killed tasks, and wanted by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from support import every_kernel, host, killing
+from support.every_kernel import LIBC, read_texts
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, probe_points
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import parse_request
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Specification, find_settings
+
+PYTHON = "/usr/bin/python3"
+OPEN = {
+    "name": "opening",
+    "type": "uprobe",
+    "binary": LIBC,
+    "symbol": "open64",
+    "arguments": {"path": "+0(%di):ustring"},
+}
+
+
+class Here:
+    """This machine, as much of it as a workload needs."""
+
+    def run(self, command):
+        return host.run("sh", "-c", command).stdout
+
+
+HERE = Here()
+
+
+def read_probes():
+    """All probes of programs on this host."""
+    return Path(host.TRACEFS, "uprobe_events").read_text()
+
+
+def write_event(file, text):
+    fd = os.open(f"{host.TRACEFS}/{file}", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    before = read_probes()
+    yield
+    host.call_module("ftrace_instance", state="absent")
+    assert read_probes() == before
+    assert host.list_instances() == []
+
+
+@pytest.fixture
+def worker(container):
+    name = container("python")
+    every_kernel.wait_for_worker(HERE, name)
+    return name
+
+
+def run_python(name, code, check=True):
+    """Run CODE in container NAME."""
+    return host.run("docker", "exec", name, PYTHON, "-S", "-E", "-c", code, check=check)
+
+
+def fetch(dest, **selection):
+    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
+
+
+def refuse(**arguments):
+    with pytest.raises(host.ModuleFailed) as failure:
+        host.call_module("ftrace_instance", **arguments)
+    return str(failure.value)
+
+
+def test_a_path_may_hold_anything(worker, tmp_path):
+    odd = '/od d"\n:0x12 #'
+    run_python(
+        worker,
+        f"import shutil; shutil.copyfile('/lib/x86_64-linux-gnu/libz.so.1', {odd!r}); import os; os.symlink({odd!r}, '/link')",
+    )
+    for number, path in enumerate((odd, "/link", "/../../link", "/proc/../link")):
+        probe = {"name": "version", "type": "uprobe", "binary": path, "symbol": "zlibVersion"}
+        (made,) = host.call_module("ftrace_instance", containers=[worker], probes=[probe])["instances"]
+        assert list(made["probes"]) == ["version"]
+        run_python(worker, f"import ctypes; ctypes.CDLL({odd!r}).zlibVersion()")
+        (capture,) = fetch(tmp_path / str(number), containers=[worker])
+        assert len(read_texts(capture["path"], "version", "__probe_ip")) == 1
+
+
+def test_no_link_leads_out(worker, tmp_path):
+    outside = tmp_path / "libz.so.1"
+    outside.write_bytes(Path(LIBC).read_bytes())
+    links = {"/out": str(outside), "/up": "../../../../../../../../.." + str(outside), "/magic": f"/proc/1/root{LIBC}"}
+    code = f"import os\nfor name, to in {links!r}.items(): os.symlink(to, name)\nos.symlink('/loop', '/loop')"
+    run_python(worker, code)
+    before = read_probes()
+    for path, wanted in (
+        ("/out", "there is no such file"),
+        ("/up", "there is no such file"),
+        (str(outside), "there is no such file"),
+        ("/magic", "none of those is followed"),
+        (f"/proc/1/root{LIBC}", "none of those is followed"),
+        ("/loop", "too many symbolic links"),
+        ("/lib", "is no regular file"),
+        ("/dev/null", "is no regular file"),
+        ("/workload.py", "it is no ELF file"),
+        ("/workload.py/x", "there is no such file"),
+    ):
+        said = refuse(containers=[worker], probes=[{**OPEN, "binary": path}])
+        assert re.search(f"{re.escape(path)}'? of container {worker}.*{wanted}", said), said
+    assert read_probes() == before
+    assert host.list_instances() == []
+
+
+def test_what_a_program_does_not_have_is_named(worker):
+    for change, wanted in (
+        ({"symbol": "nonesuch"}, "has no function 'nonesuch'; strip may have"),
+        ({"symbol": "memcpy"}, "chosen when a program starts"),
+        ({"symbol": "environ"}, "has no function 'environ'"),
+        ({"symbol": None, "offset": "0x10"}, "there is no code at offset 0x10"),
+        ({"symbol": None, "offset": str(1 << 60)}, "there is no code at offset"),
+        ({"arguments": {"x": "$retval"}}, "retval"),
+    ):
+        assert wanted in refuse(containers=[worker], probes=[{**OPEN, **change}])
+    assert host.list_instances() == []
+
+
+def test_a_probe_by_offset_is_that_of_the_function(worker):
+    (made,) = host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["instances"]
+    offset = re.search(r":(0x[0-9a-f]+) path=", made["probes"]["opening"])[1]
+    by_offset = {**OPEN, "symbol": None, "offset": offset}
+    assert not host.call_module("ftrace_instance", containers=[worker], probes=[by_offset])["changed"]
+
+
+def test_the_same_probe_in_two_containers_of_one_image(worker, container, tmp_path):
+    other = container("python")
+    every_kernel.wait_for_worker(HERE, other)
+    host.call_module("ftrace_instance", containers=[worker, other], probes=[OPEN])
+    assert read_probes().count("/opening") == 2
+    every_kernel.run_workload(HERE, worker)
+    sizes = {}
+    for capture in fetch(tmp_path, containers=[worker, other]):
+        sizes[capture["manifest"]["container"]["name"]] = len(read_texts(capture["path"], "opening", "path"))
+    # They share the file that the probes sit in, and see their own processes only.
+    assert sizes == {worker: 300, other: 0}
+    host.call_module("ftrace_instance", containers=[other], state="absent")
+    assert read_probes().count("/opening") == 1
+    every_kernel.run_workload(HERE, worker)
+    (capture,) = fetch(tmp_path / "later", containers=[worker])
+    assert len(read_texts(capture["path"], "opening", "path")) == 300
+
+
+def test_other_probes_take_the_place_of_the_first_ones(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])
+    first = read_probes()
+    closing = {"name": "closing", "type": "uprobe", "binary": LIBC, "symbol": "close"}
+    foreseen = host.call_module("ftrace_instance", check_mode=True, diff=True, containers=[worker], probes=[closing])
+    assert foreseen["changed"]
+    assert any("closing" in event for event in foreseen["diff"]["after"][worker]["events"])
+    assert read_probes() == first
+    (made,) = host.call_module("ftrace_instance", containers=[worker], probes=[closing])["instances"]
+    assert list(made["probes"]) == ["closing"]
+    assert "opening" not in read_probes()
+    every_kernel.run_workload(HERE, worker)
+    (capture,) = fetch(tmp_path, containers=[worker])
+    assert len(read_texts(capture["path"], "closing", "__probe_ip")) >= 200
+    # A start that fails brings back what was.
+    before = read_probes()
+    refuse(containers=[worker], probes=[OPEN], events=[{"name": "sched:sched_switch", "filter": "nonesuch == 1"}])
+    assert read_probes() == before
+    (left,) = host.call_module("ftrace_info", containers=[worker])["instances"]
+    assert (list(left["probes"]), left["state"]) == (["closing"], "started")
+
+
+def test_a_container_that_has_changed_its_program_gets_a_new_probe(worker, tmp_path):
+    run_python(worker, "import shutil; shutil.copyfile('/lib/x86_64-linux-gnu/libz.so.1', '/lib.so')")
+    probe = {"name": "version", "type": "uprobe", "binary": "/lib.so", "symbol": "zlibVersion"}
+    host.call_module("ftrace_instance", containers=[worker], probes=[probe])
+    assert not host.call_module("ftrace_instance", containers=[worker], probes=[probe])["changed"]
+    run_python(worker, "import os, shutil; shutil.copyfile('/lib.so', '/lib2.so'); os.rename('/lib2.so', '/lib.so')")
+    assert host.call_module("ftrace_instance", containers=[worker], probes=[probe])["changed"]
+    run_python(worker, "import ctypes; ctypes.CDLL('/lib.so').zlibVersion()")
+    (capture,) = fetch(tmp_path, containers=[worker])
+    assert len(read_texts(capture["path"], "version", "__probe_ip")) == 1
+
+
+def test_a_probe_holds_no_container_back(worker):
+    host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])
+    host.docker("restart", "-t", "0", worker)
+    every_kernel.wait_for_worker(HERE, worker)
+    # It has another file system now, and so another file.
+    assert host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
+    assert not host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
+    assert read_probes().count("/opening") == 1
+    host.docker("rm", "-f", worker)
+    assert host.call_module("ftrace_instance", state="absent")["changed"]
+    assert "opening" not in read_probes()
+
+
+def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
+    engine = DockerEngine(os.environ["DOCKER_HOST"])
+    (found,) = (one for one in engine.list_containers() if one.name == worker)
+    found = engine.refresh(found)
+    define = probe_points.define
+
+    def define_and_kill(root, probes):
+        define(root, probes)
+        host.docker("kill", worker)
+
+    monkeypatch.setattr(probe_points, "define", define_and_kill)
+    before = read_probes()
+    with pytest.raises((ContainerError, instances.TraceError), match="has just ended"):
+        instances.ensure_started(
+            [found],
+            host.TRACEFS,
+            find_settings(Specification(syscalls=None)),
+            follow_exec=True,
+            check_mode=False,
+            probes=[parse_request(OPEN)],
+        )
+    assert read_probes() == before
+    assert host.list_instances() == []
+
+
+def test_a_probe_that_somebody_uses_is_named_and_removed_later(worker):
+    host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])
+    group = re.search(r"p:(crashcart_\w+)/opening", read_probes())[1]
+    foreign = Path(host.TRACEFS, "instances", "somebody-elses")
+    foreign.mkdir()
+    try:
+        (foreign / "events" / group / "enable").write_text("1")
+        assert "it is on in somebody-elses, switch it off there" in refuse(containers=[worker], state="absent")
+        # Not even the next trace of anybody is kept from it for long: what is said is said again.
+        assert "it is on in somebody-elses" in refuse(state="absent")
+        assert group in read_probes()
+        (foreign / "events" / group / "enable").write_text("0")
+    finally:
+        foreign.rmdir()
+    # Its instance is gone: now it is a leftover.
+    assert host.call_module("ftrace_instance", check_mode=True, state="absent")["changed"]
+    assert group in read_probes()
+    assert host.call_module("ftrace_instance", state="absent")["changed"]
+    assert group not in read_probes()
+
+
+def test_leftovers_are_found_by_anyones_next_start_and_foreign_ones_are_not(worker, tmp_path):
+    ours, foreign = "crashcart_0123456789ab_5d41402a/left", "crashcartoons/left"
+    write_event("uprobe_events", f"p:{foreign} /bin/true:0x1000\n")
+    try:
+        write_event("uprobe_events", f"p:{ours} /bin/true:0x1000\n")
+        census = host.call_module("crashcart_info")["census"]["probes"]
+        assert any(ours in line for line in census)
+        assert host.call_module("ftrace_instance", containers=[worker])["changed"]
+        assert ours not in read_probes()
+        assert foreign in read_probes()
+        assert not host.call_module("ftrace_instance", containers=[worker])["changed"]
+    finally:
+        write_event("uprobe_events", f"-:{foreign}\n")
+
+
+def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(worker):
+    before = read_probes()
+
+    def start():
+        host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
+        engine = DockerEngine(os.environ["DOCKER_HOST"])
+        (found,) = (one for one in engine.list_containers() if one.name == worker)
+        instances.ensure_started(
+            [engine.refresh(found)],
+            host.TRACEFS,
+            find_settings(Specification(syscalls=None)),
+            follow_exec=True,
+            check_mode=False,
+            described={"asked": host_module},
+            probes=[parse_request(OPEN)],
+        )
+
+    def check(number):
+        host.call_module("ftrace_instance", state="absent")
+        assert read_probes() == before, number
+        assert host.list_instances() == [], number
+
+    assert killing.kill_everywhere(start, check, own_calls=True) > 20
+
+    def end():
+        instances.remove(instances.list_instances(host.TRACEFS, []))
+
+    def check_end(number):
+        host.call_module("ftrace_instance", state="absent")
+        assert read_probes() == before, number
+        start()
+
+    start()
+    assert killing.kill_everywhere(end, check_end, own_calls=True) > 3
+
+
+def test_without_a_c_library_there_are_no_paths(container):
+    name = container("static")
+    said = refuse(containers=[name], paths=True)
+    assert f"container {name} has none of /lib/x86_64-linux-gnu/libc.so.6" in said
+    assert "make their system calls by themselves" in said
+    assert host.list_instances() == []
+
+
+def test_paths_of_failures_alone(worker, tmp_path):
+    host.call_module(
+        "ftrace_instance", containers=[worker], errors_only=True, paths=True, syscalls=["openat", "unlink"]
+    )
+    every_kernel.run_workload(HERE, worker)
+    run_python(worker, "import os\nfor _number in range(3):\n try: os.unlink('/nonesuch/file')\n except OSError: pass")
+    fetch(tmp_path, containers=[worker])
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    uses = {row["syscall"]: row["paths"] for row in summary["programs"]}
+    assert uses["unlink"] == [{"path": "/nonesuch/file", "calls": 3, "errors": {"ENOENT": 3}}]
+    assert all(use["errors"] for use in uses["openat"])
+
+
+def test_paths_of_many_calls_and_of_a_shell(container, tmp_path):
+    name = container("debian", "/bin/bash", "-c", 'while read line; do eval "$line"; done < <(sleep 1000)')
+    host.call_module("ftrace_instance", containers=[name], paths=True, buffer_size="8MiB")
+    commands = (
+        "cd /tmp; cat /nonesuch/cat; ls /nonesuch/ls; rm /nonesuch/rm; mkdir /nonesuch/mkdir/x; rmdir /nonesuch/rmdir;"
+        " mv /nonesuch/mv /x; ln -s a /nonesuch/ln; chmod 1 /nonesuch/chmod; /nonesuch/exec; touch /nonesuch/touch;"
+        " readlink /nonesuch/readlink; truncate -s 0 /nonesuch/truncate; cd /nonesuch/cd; exec /nonesuch/exec2"
+    )
+    host.run("docker", "exec", name, "/bin/bash", "-c", commands, check=False)
+    fetch(tmp_path, containers=[name])
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    failed = {use["path"] for row in summary["processes"] for use in row["paths"] if use["errors"]}
+    wanted = {"cat", "ls", "rm", "mkdir/x", "rmdir", "chmod", "exec", "touch", "cd", "exec2", "truncate"}
+    assert {f"/nonesuch/{one}" for one in wanted} <= failed
+    assert any("/nonesuch/mv" in path for path in failed)
+    assert any("/nonesuch/ln" in path for path in failed)
