@@ -11,9 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import select
-import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,12 +19,11 @@ from typing import Any, Iterator, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
 
 FOLDER = os.path.join(RUN, "expiry")
 WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
 _LOCK = "expiry"
-_START_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -131,27 +127,7 @@ def ensure_watchdog() -> None:
     """Start a watchdog if there is something to watch and nobody does; raises FleetError when it does not start."""
     if not list_expiries() or find_watchdog() is not None:
         return
-    # It imports from where this module came from (a folder, or the archive that Ansible sent), all of it at its start.
-    folder, _slash, _rest = __file__.rpartition("/ansible_collections/crashcart/fleet/")
-    module = __name__.rpartition(".")[0] + ".watchdog"
-    code = f"import sys; sys.path.insert(0, sys.argv[1]); from {module} import watch; watch(int(sys.argv[2]))"
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code, folder, str(writer)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env={"PATH": os.defpath, "LANG": "C"},
-            pass_fds=[writer],
-            start_new_session=True,
-        )
-    finally:
-        os.close(writer)
-    try:
-        ready, _write, _error = select.select([reader], [], [], _START_S)
-        if not (ready and os.read(reader, 1)) and find_watchdog() is None:
-            raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")
-    finally:
-        os.close(reader)
+    from ansible_collections.crashcart.fleet.plugins.module_utils.cart.watchdog import watch  # which needs this file
+
+    if not background.start_daemon(watch) and find_watchdog() is None:
+        raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")

@@ -19,21 +19,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import comman
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import NO_DETACHED_MOUNTS
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, syscalls
 
 
 class Server:
     """The supervisor of a module's commands, a small process of its own. Use as a context manager."""
 
     def __enter__(self) -> Server:
-        # It imports from where this module came from: a folder, or the archive that Ansible sent.
-        folder = supervisor.__file__.rpartition("/ansible_collections/crashcart/fleet/")[0]
-        code = f"import sys; sys.path.insert(0, sys.argv[1]); from {supervisor.__name__} import serve; serve(int(sys.argv[2]))"
         self._control, far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far_control, _open_read_only(sys.executable) as python:
             fd = far_control.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code, folder, str(fd)],
+                background.make_command(supervisor.serve, fd),
                 executable=f"/proc/self/fd/{python}",
                 pass_fds=[fd, python],
                 stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import end_attachment
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks, mounts, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 
 _TITLE = "crashcart-watchdog"
 _TAKE_OVER_S = 5.0  # in which one that is ending has ended
@@ -27,14 +27,12 @@ _RETRY_S = 10.0
 def watch(ready_fd: int) -> None:
     """End attachments in time until none is left; READY_FD gets a byte when this process is the host's watchdog."""
     processes.set_title(_TITLE)
-    _leave_control_groups()
+    background.leave_control_groups()
     with suppress(locks.LockTimeout), ExitStack() as stack:
         lock_fd = stack.enter_context(locks.lock(expiry.WATCHDOG_LOCK, _TAKE_OVER_S))
         locks.tell_holder(lock_fd)
         events_fd = _watch_folder()
-        with suppress(BrokenPipeError):  # whoever has started us may have been killed since
-            os.write(ready_fd, b"+")
-        os.close(ready_fd)
+        background.tell_ready(ready_fd)
         while os.path.isdir(expiry.FOLDER):  # a cleanup may have taken it, and wants none of ours made again
             wait_s = _RETRY_S
             with suppress(FleetError, OSError):  # a full /run, say, or a lock that somebody keeps: then later
@@ -47,17 +45,6 @@ def watch(ready_fd: int) -> None:
             select.select([events_fd], [], [], wait_s)
             with suppress(BlockingIOError):
                 os.read(events_fd, 65536)
-
-
-def _leave_control_groups() -> None:
-    """Move to the root of each hierarchy: else a login's end may end this process, too (KillUserProcesses of logind.conf(5))."""
-    for mount in mounts.read_mounts():
-        if mount.filesystem in ("cgroup", "cgroup2") and mount.root == "/":
-            # Where that is not allowed the login's group is as good as it gets.
-            with suppress(OSError), open(
-                os.path.join(mount.mount_point, "cgroup.procs"), "w", encoding="ascii"
-            ) as file:
-                file.write("0")
 
 
 def _watch_folder() -> int:

@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Small Pythons of our own beside the module: they import from where this file came from, a folder or the archive that Ansible sent.
+
+Ansible sends what a module imports, so whoever starts a function here has to import it, be it within a function.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Callable
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
+
+_START_S = 20.0
+
+
+def make_command(function: Callable[..., None], *numbers: int) -> list[str]:
+    """The command that runs FUNCTION(*NUMBERS), one of a module's own, in a Python without site packages and user settings."""
+    folder = __file__.rpartition("/ansible_collections/crashcart/fleet/")[0]
+    name = function.__name__
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); from {function.__module__} import {name}; {name}(*map(int, sys.argv[2:]))"
+    return [sys.executable, "-I", "-S", "-c", code, folder, *map(str, numbers)]
+
+
+def start_daemon(function: Callable[[int], None]) -> bool:
+    """Start FUNCTION(READY_FD) in a process of its own session that holds no file of ours; whether it has written to READY_FD in time.
+
+    All that it imports is read by then, so the archive may go.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        subprocess.Popen(
+            make_command(function, writer),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={"PATH": os.defpath, "LANG": "C"},
+            pass_fds=[writer],
+            start_new_session=True,
+        )
+    finally:
+        os.close(writer)
+    try:
+        ready, _write, _error = select.select([reader], [], [], _START_S)
+        return bool(ready and os.read(reader, 1))
+    finally:
+        os.close(reader)
+
+
+def tell_ready(ready_fd: int) -> None:
+    """Tell whoever has started this process, who may have been killed since, that it runs."""
+    with suppress(BrokenPipeError):
+        os.write(ready_fd, b"+")
+    os.close(ready_fd)
+
+
+def leave_control_groups() -> None:
+    """Move to the root of each hierarchy: else a login's end may end this process, too (KillUserProcesses of logind.conf(5))."""
+    for mount in mounts.read_mounts():
+        if mount.filesystem in ("cgroup", "cgroup2") and mount.root == "/":
+            # Where that is not allowed the login's group is as good as it gets.
+            with suppress(OSError), open(
+                os.path.join(mount.mount_point, "cgroup.procs"), "w", encoding="ascii"
+            ) as file:
+                file.write("0")
