@@ -48,6 +48,7 @@ class Specification:
     clock: str = "mono"
     follow_exec: bool = True
     tracer: TracerRequest = field(default_factory=TracerRequest)
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def find_settings(specification: Specification) -> Settings:
             "buffer_size_kb": str(specification.buffer_kb),
             "options/overwrite": "1",
             "options/event-fork": "1",
+            # Where a recorder drains the buffer, tracing stops with that.
+            "options/disable_on_free": "1" if specification.is_recorded else "0",
             **specification.tracer.find_files(),
         },
         events={
