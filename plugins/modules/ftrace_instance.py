@@ -176,8 +176,8 @@ options:
   when_full:
     description:
       - For O(mode=record). What to do when O(max_size) is reached, or when less than O(min_free) is free.
-      - V(stop), the default, stops the trace with all that it has; nothing is lost. V(rotate) removes the oldest segments, whose events are counted
-        as lost. While a fetch reads a recording nothing of it is removed, and it may outgrow O(max_size) for that time.
+      - V(stop), the default, stops the trace with all that it has; nothing is lost. V(rotate) removes the oldest segments, whose events are
+        counted as lost. While a fetch reads a recording nothing of it is removed, and it may outgrow O(max_size) for that time.
     type: str
     choices: [stop, rotate]
   min_free:

@@ -20,7 +20,7 @@ DIRECTORIES = ("/var/lib/crashcart", RUN)
 
 
 def take_census() -> dict[str, list[Any]]:
-    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, the watchdog, the recorder and directories of ours."""
+    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, processes and directories of ours."""
     return {
         "loop_devices": [f"{device.path} ({device.backing_file})" for device in ImageFinder().loop_devices],
         "mounts": describe_users(list_mount_users(), {}),

@@ -160,7 +160,7 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         "limits": record.get("limits", {}),
         "stopped": record.get("stopped"),
         "buffer_kb": instance.read("buffer_size_kb"),
-        "events": instance.read_events(),
+        "events": instance.read_events() or record.get("events", {}),
         "first_tasks": first_tasks,
         "tasks": tasks,
         "syscalls": {str(number): name for number, name in names.items()},
@@ -244,7 +244,7 @@ def read_head(
     """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
     events: dict[str, list[bytes]] = {}
     # Of a trace that its limits have ended no event is on any more.
-    for event in sorted({*record.get("events", []), *instance.read_events()}):
+    for event in sorted({**record.get("events", {}), **instance.read_events()}):
         system, name = event.split(":")
         events.setdefault(system, []).append(instance.read_bytes(f"events/{system}/{name}/format"))
     top = Instance(instance.root, "..")  # the files that instances lack

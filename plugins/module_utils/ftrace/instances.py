@@ -288,7 +288,7 @@ def _describe_start(
         "start": start,
         "specification": described or before.get("specification"),
         "tasks": list(tasks.values()),
-        "events": sorted({*before.get("events", []), *settings.events, *settings.switched}),
+        "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": limits.describe(),
     }
 

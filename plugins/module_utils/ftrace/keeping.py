@@ -131,19 +131,12 @@ def list_watched() -> list[dict[str, Any]]:
     ]
 
 
-def list_recorded_containers(known: Sequence[str]) -> list[Container]:
-    """Containers of recordings whose ids are not KNOWN: they are gone, and can be chosen all the same."""
+def list_recorded_containers(present: Sequence[Container]) -> list[Container]:
+    """Containers of recordings that are not among those PRESENT: they are gone, and can be chosen by name as long as nobody else has it."""
+    taken = {*(one.id for one in present), *(one.name for one in present)}
     found = {}
     for name in recordings.list_names():
-        container = recordings.list_recordings(name)[-1].about["container"]
-        if container["id"] not in known:
-            found[container["id"]] = Container(
-                container["id"],
-                container["name"],
-                "gone",
-                0,
-                container["image"],
-                container["labels"],
-                container["runtime"],
-            )
+        one = recordings.list_recordings(name)[-1].about["container"]
+        if taken.isdisjoint((one["id"], one["name"])):
+            found[one["id"]] = Container(state="gone", pid=0, **one)
     return list(found.values())

@@ -197,7 +197,8 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
     now = time.time()
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
     path = os.path.join(FOLDER, name, stamp)
-    os.makedirs(path, mode=0o700)
+    for folder in (FOLDER, os.path.dirname(path), path):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     try:
         with open(os.path.join(path, HEAD), "wb") as file:
             file.write(head)

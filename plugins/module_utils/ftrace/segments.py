@@ -139,6 +139,7 @@ class SegmentWriter:
         if not self._current_bytes and not any(
             recordings.subtract(after, self._counters[cpu]) for cpu, after in counters.items()
         ):
+            self._begun_s = time.monotonic()
             return
         self._finish(counters)
         self._begin_segment()

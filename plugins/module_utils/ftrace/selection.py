@@ -29,7 +29,8 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     host = options.open_host(module)
     selector = options.parse_selector(module, host)
     listed = options.list_candidates(module, host, selector)
-    listed += keeping.list_recorded_containers([one.id for one in listed])
+    if selector.query is None:  # which asks the runtime about each
+        listed += keeping.list_recorded_containers(listed)
     instances = list_instances(root, listed)
     orphans = [one for one in instances if one.container is None]
     gone = {one.container_id for one in orphans}
@@ -52,7 +53,7 @@ def _select_all(module: Any, root: str) -> list[TraceInstance]:
     try:
         host = options.open_host(module)
         listed = host.list_containers()
-        listed += keeping.list_recorded_containers([one.id for one in listed])
+        listed += keeping.list_recorded_containers(listed)
         return [_refresh(one, host) for one in list_instances(root, listed)]
     except ContainerError:
         return list_instances(root, keeping.list_recorded_containers([]))
