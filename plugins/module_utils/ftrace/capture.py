@@ -14,7 +14,7 @@ import platform
 import time
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -207,26 +207,34 @@ def _drain(
     """Copy the pages that CPU's buffer holds. Writers may go on; it ends after one buffer's length at the latest."""
     limit = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
     count = lost = unknown = 0
-    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        while count < limit:
-            try:
-                page = os.read(fd, page_size)
-            except BlockingIOError:
-                break
-            if not page:
-                break
-            missed, is_known = tracedat.read_loss(page)
-            lost += missed
-            unknown += not is_known
-            write(page.ljust(page_size, b"\0"))
-            count += 1
-    finally:
-        os.close(fd)
+    for page in gen_pages(instance, cpu, page_size):
+        missed, is_known = tracedat.read_loss(page)
+        lost += missed
+        unknown += not is_known
+        write(page)
+        count += 1
+        if count == limit:
+            break
     if unknown and before.read == 0:
         # Nobody has read before us: the kernel's counter since the start is the number.
         return CpuLoss(count, max(lost, before.overrun), True)
     return CpuLoss(count, lost, unknown == 0)
+
+
+def gen_pages(instance: Instance, cpu: int, page_size: int) -> Iterator[bytes]:
+    """The pages that CPU's buffer of INSTANCE holds, taken out of it."""
+    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                page = os.read(fd, page_size)
+            except BlockingIOError:
+                return
+            if not page:
+                return
+            yield page.ljust(page_size, b"\0")
+    finally:
+        os.close(fd)
 
 
 def read_page_size(instance: Instance) -> int:

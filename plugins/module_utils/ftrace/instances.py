@@ -257,7 +257,7 @@ def ensure_started(
                     continue
                 if one_changed:
                     try:
-                        if keeping.end(instance.name) and present is not None:
+                        if keeping.end(instance) and present is not None:
                             present = read_settings(instance, settings)
                         configure(instance, present, settings, partial(begin, instance, target, followed))
                     except BaseException:
@@ -303,14 +303,14 @@ def stop(found: Sequence[TraceInstance]) -> None:
                 if record:
                     end = clocks.measure_offset(one.instance.read_clock())
                     records.write_record(one.instance, {**record, "end": end})
-            keeping.end(one.instance.name)
+            keeping.end(one.instance)
 
 
 def remove(found: Sequence[TraceInstance]) -> None:
     """Remove all of FOUND with what they have recorded, in files, too."""
     for one in found:
         with hold_lock("trace-" + one.short_id):
-            keeping.end(one.instance.name)
+            keeping.end(one.instance)
             one.instance.remove()
             records.remove_record(one.instance)
             recordings.remove_all(one.instance.name)

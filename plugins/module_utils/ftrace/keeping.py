@@ -19,7 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits, check_buffers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
-STOP_ON_FREE = "options/disable_on_free"
+_STOP_ON_FREE = "options/disable_on_free"
 
 
 def read_limits(name: str) -> dict[str, Any]:
@@ -96,9 +96,12 @@ def renew(name: str, limits: Limits) -> None:
         orders.write_order(replace(order, deadline=orders.find_deadline(limits)))
 
 
-def end(name: str) -> bool:
-    """Have nobody look after instance NAME any more; its recording is finished then. Whether there was anything to end."""
-    return orders.withdraw(name)
+def end(instance: Instance) -> bool:
+    """Have nobody look after INSTANCE any more; its recording is finished then. Whether there was anything to end."""
+    was_kept = orders.withdraw(instance.name)
+    for recording in recordings.list_recordings(instance.name)[-1:]:
+        recording.settle(instance)
+    return was_kept
 
 
 def describe_state(instance: Instance) -> dict[str, Any]:
@@ -109,13 +112,17 @@ def describe_state(instance: Instance) -> dict[str, Any]:
     stopped = records.read_record(instance).get("stopped") if exists else None
     if stopped is None and found and not (exists and instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
-    is_recorded = instance.read(STOP_ON_FREE) == "1" if exists else bool(found)
     return {
-        "mode": "record" if is_recorded else "ring",
+        "mode": "record" if (is_recorded(instance) if exists else found) else "ring",
         "stopped": stopped,
         "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,
         "recordings": [one.as_result() for one in found],
     }
+
+
+def is_recorded(instance: Instance) -> bool:
+    """Whether INSTANCE is set up to be recorded to files."""
+    return instance.read(_STOP_ON_FREE) == "1"
 
 
 def list_watched() -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     clocks,
+    keeping,
     recordings,
     records,
     tracedat,
@@ -25,7 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 
 
 def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
-    """What can be fetched of FOUND, older recordings first; a buffer that is being recorded is left to its recorder."""
+    """What can be fetched of FOUND, older recordings first."""
     sources = []
     for one in found:
         own = recordings.list_recordings(one.instance.name)
@@ -33,9 +34,8 @@ def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
             size = sum(sum(segment.sizes.values()) for segment in recording.list_segments())
             take = partial(capture_recording, recording, one)
             sources.append(capture.Source(one.container_name, size, take))
-        is_free = one.instance.exists() and not any(recording.is_running for recording in own)
-        # What a recorder's death, or a full disk, has left there; after a recording's own end there is nothing.
-        if is_free and (not own or capture.count_entries(one)):
+        # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
+        if one.instance.exists() and not (own and keeping.is_recorded(one.instance)):
             size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
             sources.append(capture.Source(one.container_name, size, partial(capture.capture, one)))
     return sources
@@ -58,17 +58,25 @@ def capture_recording(recording: Recording, one: TraceInstance, file: BinaryIO) 
         about, record, end = recording.about, recording.about["record"], recording.read_end()
         segments = [segment for segment in recording.list_segments() if segment.end is not None or end is not None]
         is_same_boot = about["boot_id"] == records.read_boot_id()
-        instance = one.instance if is_same_boot and _is_same(one.instance, about) else None
+        instance = one.instance if recording.is_of(one.instance) else None
         tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
+        has_rest = instance is not None and end is not None and _is_last(recording) and keeping.is_recorded(instance)
+        counters = recordings.read_counters(instance) if instance and has_rest else (end or {}).get("counters")
         pages = capture.PartWriter(file)
         sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
+        rest = dict.fromkeys(sizes, 0)
         for cpu in sizes:
             for piece in recordings.gen_pages(segments, cpu):
                 whole = len(piece) - len(piece) % about["page_size"]
                 pages.write(piece[:whole])
                 sizes[cpu] += whole
+            # A recorder's death, or a full disk, leaves a page or two in the buffer.
+            for page in capture.gen_pages(instance, cpu, about["page_size"]) if instance and has_rest else ():
+                pages.write(page)
+                sizes[cpu] += len(page)
+                rest[cpu] += tracedat.count_events(page, about["page_size"])
         pages_part = pages.finish()
-        loss = summarize_loss(recording, segments, end, instance, sizes)
+        loss = summarize_loss(recording, segments, end, counters, sizes, rest)
         head = capture.PartWriter(file)
         head.write(tracedat.pack_head(_read_head(recording, loss, end, instance, tasks), list(sizes.values())))
         now = clocks.measure_offset(about["clock"]) if is_same_boot else None
@@ -95,33 +103,32 @@ def capture_recording(recording: Recording, one: TraceInstance, file: BinaryIO) 
             **loss,
         }
         taken = {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}
-        recordings.forget_fetched(recording, segments)
+        recordings.forget_fetched(recording, segments, has_ended=end is not None)
         return taken
 
 
-def _is_same(instance: Instance, about: dict[str, Any]) -> bool:
-    try:
-        return bool(os.stat(instance.path).st_ino == about["inode"])
-    except FileNotFoundError:
-        return False
+def _is_last(recording: Recording) -> bool:
+    return recordings.list_recordings(recording.name)[-1].path == recording.path
 
 
 def summarize_loss(
     recording: Recording,
     segments: Sequence[Segment],
     end: dict[str, Any] | None,
-    instance: Instance | None,
+    counters: dict[str, recordings.Counters] | None,
     sizes: dict[int, int],
+    rest: dict[int, int],
 ) -> dict[str, Any]:
     """The manifest's accounts of SEGMENTS: events in them and lost while they were written, in what was rotated away before, and after the last.
 
-    INSTANCE is None when it is gone: what the recorder's death has cost then nobody can tell.
+    COUNTERS are the kernel's after all that; without them nobody can tell what the recorder's death has cost. SIZES are bytes of pages,
+    REST events that were still in the buffer, for each CPU.
     """
     page_size = recording.about["page_size"]
     cpus = {
         cpu: {
             "cpu": cpu,
-            "entries": 0,
+            "entries": rest[cpu],
             "overrun": 0,
             "dropped": 0,
             "lost": 0,
@@ -133,22 +140,22 @@ def summarize_loss(
     unwritten = 0
     for segment in segments:
         after = segment.end
-        if after is None and instance is not None:
+        if after is None and counters is not None:
             # The recorder died here: what it had read, and is in no file, is lost, and what the buffers lost when they shrank.
-            after = {"cpus": recordings.read_counters(instance)}
+            after = {"cpus": counters}
         for cpu, row in cpus.items():
             begin = segment.begin["cpus"].get(str(cpu))
-            counters = after["cpus"].get(str(cpu)) if after else None
+            last = after["cpus"].get(str(cpu)) if after else None
             written = None if segment.end is not None else _count_events(segment, cpu, page_size)
-            if counters is None or begin is None:
+            if last is None or begin is None:
                 row["entries"] += written or 0
                 row["exact"] &= begin is None
                 continue
-            read = recordings.subtract(counters, begin, ("read",))
+            read = recordings.subtract(last, begin, ("read",))
             row["entries"] += read if written is None else written
-            row["overrun"] += recordings.subtract(counters, begin, ("overrun",))
-            row["dropped"] += recordings.subtract(counters, begin, ("dropped", "commit_overrun"))
-            row["lost"] += recordings.subtract(counters, begin) + (0 if written is None else read - written)
+            row["overrun"] += recordings.subtract(last, begin, ("overrun",))
+            row["dropped"] += recordings.subtract(last, begin, ("dropped", "commit_overrun"))
+            row["lost"] += recordings.subtract(last, begin) + (0 if written is None else read - written)
         unwritten += (segment.end or {}).get("unwritten", 0)
     rotated = recording.read_rotated()
     lost = sum(row["lost"] for row in cpus.values()) + unwritten + rotated["events"] + rotated["lost"]

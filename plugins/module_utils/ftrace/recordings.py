@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, records
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
@@ -95,6 +95,20 @@ class Recording:
         if end is None and not self.is_running:
             end = read_json(path) or {"why": DIED}  # it may have ended between the two looks
         return end
+
+    def is_of(self, instance: Instance) -> bool:
+        """Whether it was made of INSTANCE, and not of another one of that name or in another boot."""
+        try:
+            inode = os.stat(instance.path).st_ino
+        except FileNotFoundError:
+            return False
+        return bool(self.about["inode"] == inode and self.about["boot_id"] == records.read_boot_id())
+
+    def settle(self, instance: Instance) -> None:
+        """Where the recorder died, note what the kernel has counted, before INSTANCE counts on for something else."""
+        end = self.read_end()
+        if end == {"why": DIED} and self.is_of(instance):
+            write_json(os.path.join(self.path, END), {**end, "counters": read_counters(instance)})
 
     def list_segments(self) -> list[Segment]:
         """Its segments in order; what was rotated away and is still there does not count."""
@@ -268,9 +282,8 @@ def rotate(path: str, number: int) -> bool:
         return False
 
 
-def forget_fetched(recording: Recording, segments: list[Segment]) -> None:
+def forget_fetched(recording: Recording, segments: list[Segment], *, has_ended: bool) -> None:
     """Take SEGMENTS, which were fetched, away with the account of what was rotated before; all of it when it has ended."""
-    has_ended = recording.read_end() is not None
     for segment in segments:
         shutil.rmtree(segment.path, ignore_errors=True)
     with suppress(FileNotFoundError):

@@ -48,7 +48,7 @@ def make_recording(segments=()):
 
 def summarize(recording, segments, end):
     size = sum(segment.sizes.get(0, 0) for segment in segments)
-    return recorded.summarize_loss(recording, segments, end, None, {0: size})
+    return recorded.summarize_loss(recording, segments, end, None, {0: size}, {0: 0})
 
 
 def test_what_nobody_has_written_to_is_none(store):
@@ -131,9 +131,9 @@ def test_what_was_fetched_is_forgotten_and_with_the_last_all(store):
     recording = make_recording([(make_counters(2), PAGE), (make_counters(4), PAGE)])
     recordings.write_json(os.path.join(recording.path, "end.json"), {"why": None, "lost": 0})
     first, second = recording.list_segments()
-    recordings.forget_fetched(recording, [first])
+    recordings.forget_fetched(recording, [first], has_ended=True)
     assert [segment.number for segment in recording.list_segments()] == [2]
-    recordings.forget_fetched(recording, [second])
+    recordings.forget_fetched(recording, [second], has_ended=True)
     assert not os.path.exists(recordings.FOLDER)
 
 
