@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, orders, recordings, records
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Brake
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.orders import Order
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import Full, SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recording_writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
@@ -41,7 +41,7 @@ class Keeper:
         self.order = order
         self._instance = Instance(order.root, order.name)
         self._stack = ExitStack()
-        self.writer: SegmentWriter | None = None
+        self.writer: RecordingWriter | None = None
         self._drained_s = time.monotonic()
         with ExitStack() as stack:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
@@ -55,7 +55,7 @@ class Keeper:
                 stack.callback(os.close, self._container_fd)
                 process.read_start_ticks()  # raises when the pid was somebody else's by now
                 about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
-                self.writer = SegmentWriter(self._instance, order.run, order.limits, about["page_size"])
+                self.writer = RecordingWriter(self._instance, order.run, order.limits, about["page_size"])
             events, self._lost_before = self._count()
             self._brake = Brake(order.limits.max_rate, time.monotonic(), events) if order.limits.max_rate else None
             stack.callback(os.ftruncate, lock_fd, 0)

@@ -35,7 +35,7 @@ class _Finished:
     ended_s: float
 
 
-class SegmentWriter:
+class RecordingWriter:
     """Drains INSTANCE to the recording in folder PATH. While it is open, tracing stops with this process (free_buffer)."""
 
     def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int) -> None:
