@@ -129,6 +129,20 @@ watchdog:
       type: list
       elements: dict
       sample: [{container: api, path: /dev/crashcart, expires: 1790000000.25, error: ""}]
+recorder:
+  description: The process that drains traces to files and ends traces in time, see O(crashcart.fleet.ftrace_instance#module:mode).
+  returned: success
+  type: dict
+  contains:
+    pid:
+      description: Its pid; V(null) when none runs, which the next call of M(crashcart.fleet.ftrace_instance) mends where it should.
+      type: int
+      sample: 4713
+    traces:
+      description: What it looks after with C(instance), C(container), C(mode) and C(expires) (seconds since the epoch).
+      type: list
+      elements: dict
+      sample: [{instance: crashcart-3f4e1c0c9b0b, container: api, mode: record, expires: 1790000000.25}]
 census:
   description: Everything of the collection's on the host, by kind. All lists are empty after a cleanup.
   returned: success
@@ -159,6 +173,11 @@ census:
       type: list
       elements: str
       sample: []
+    recorders:
+      description: The recorder, as long as it runs.
+      type: list
+      elements: str
+      sample: []
     directories:
       description: Directories.
       type: list
@@ -177,6 +196,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import keeping, orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts, tracefs
 
 
@@ -218,6 +238,7 @@ def run(module):
         "images": census.describe_images(),
         "attachments": [one.as_result() for one in attachments.list_attachments(containers)],
         "watchdog": {"pid": expiry.find_watchdog(), "attachments": [one.as_result() for one in expiry.list_expiries()]},
+        "recorder": {"pid": orders.find_recorder(), "traces": keeping.list_watched()},
         "census": census.take_census(),
     }
 

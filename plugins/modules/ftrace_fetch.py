@@ -12,7 +12,9 @@ short_description: Bring the traces of containers to the controller
 description:
   - Drains the ring buffers of trace instances and writes each as a C(trace.dat) file on the controller, which
     M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read.
-  - What is fetched is gone from the kernel. Tracing goes on where it was on; the next fetch brings what came since.
+  - What was recorded to files (O(crashcart.fleet.ftrace_instance#module:mode=record)) comes as well, one capture for each recording, also of
+    containers that are gone; of a recording that goes on, all up to now.
+  - What is fetched is gone from the kernel and from the host's files. Tracing goes on where it was on; the next fetch brings what came since.
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
 version_added: 0.1.0
 author:
@@ -101,6 +103,18 @@ captures:
           description: Whether that number is exact; if not, at least so many were lost.
           type: bool
           sample: true
+        mode:
+          description: V(ring) or V(record).
+          type: str
+          sample: record
+        stopped:
+          description: Why the trace stopped by itself, such as a limit or the recorder's death; V(null) where it did not.
+          type: str
+          sample: its ttl is over
+        rotated:
+          description: Of a recording, C(segments), C(events) and C(bytes) that had to make room since the last fetch; they count as lost.
+          type: dict
+          sample: {segments: 0, events: 0, bytes: 0}
         entries:
           description: How many events the buffers held.
           type: int
@@ -146,7 +160,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, selection
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
@@ -154,9 +168,9 @@ def run(module):
     require_root()
     found = selection.select_instances(module, tracefs.find_tracefs())
     if module.check_mode:
-        counts = [capture.count_entries(one) for one in found]
+        counts = [recorded.count_entries(one) for one in found]
         return {"changed": any(counts), "captures": []}
-    captures = capture.stage(found, module.params["_stage"])
+    captures = capture.stage(recorded.list_sources(found), module.params["_stage"])
     return {"changed": any(one["manifest"]["pages"] for one in captures), "captures": captures}
 
 

@@ -60,7 +60,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 instances:
-  description: The instances as M(crashcart.fleet.ftrace_instance) returns them.
+  description:
+    - The instances as M(crashcart.fleet.ftrace_instance) returns them, and those that are gone and of which recordings are left in files.
   returned: success
   type: list
   elements: dict

@@ -129,10 +129,62 @@ options:
     default: 2MiB
   mode:
     description:
-      - V(ring) keeps the newest events and overwrites the oldest; how many were lost is counted.
+      - V(ring) keeps the newest events in the kernel and overwrites the oldest; how many were lost is counted.
+      - V(record) loses nothing. One small process on the host, C(crashcart-recorder), drains the ring buffers of all its recordings to files
+        below C(/var/lib/crashcart/traces), in segments. It belongs to no login, yields to the host's services (niceness 5), and takes
+        time in proportion to the events, which O(max_rate) bounds. M(crashcart.fleet.ftrace_fetch) brings the files, also while it goes on.
+      - A recording ends with O(state=stopped), by its limits, and when the container's first process ends. It keeps its files until they are
+        fetched or O(state=absent) removes them, also when the instance, the container or the boot are gone.
+      - If the recorder dies, the kernel stops the trace, and the capture says so.
+      - A change of anything ends a recording and begins another; each gives a capture of its own.
     type: str
-    choices: [ring]
+    choices: [ring, record]
     default: ring
+  ttl:
+    description:
+      - After this time the trace stops by itself, for example V(30m) or V(2h), whatever has become of the controller. It keeps what it
+        has, for M(crashcart.fleet.ftrace_fetch), and its events are switched off, so that it costs the host no time any more; the ring buffer's
+        memory is free with O(state=absent) only, of a recording at once.
+      - A later call with O(ttl) gives it that time anew.
+    type: str
+  max_rate:
+    description:
+      - A brake. The trace stops when it records more events per second than this; it may be ahead of that by what it allows in five seconds,
+        for bursts. Lost and overwritten events count, too.
+      - What stopped it is in C(stopped), here, in M(crashcart.fleet.ftrace_info) and in the manifest.
+    type: int
+  max_loss:
+    description:
+      - A brake for O(mode=record). The recording stops when more events than this were lost.
+    type: int
+  max_size:
+    description:
+      - For O(mode=record). Bytes that the files of one recording take at most, for example V(4GiB), by default V(1GiB). At least four times
+        the ring buffers of all CPUs.
+    type: str
+  max_age:
+    description:
+      - For O(mode=record). What is older goes, for example V(1h), and is counted as lost.
+    type: str
+  rotate_size:
+    description:
+      - For O(mode=record). A segment ends with this size, by default V(64MiB), and only finished ones can make room.
+    type: str
+  rotate_time:
+    description:
+      - For O(mode=record). A segment ends after this time, by default V(1m).
+    type: str
+  when_full:
+    description:
+      - For O(mode=record). What to do when O(max_size) is reached, or when less than O(min_free) is free.
+      - V(stop), the default, stops the trace with all that it has; nothing is lost. V(rotate) removes the oldest segments, whose events are
+        counted as lost. While a fetch reads a recording nothing of it is removed, and it may outgrow O(max_size) for that time.
+    type: str
+    choices: [stop, rotate]
+  min_free:
+    description:
+      - For O(mode=record). What stays free where the files are, by default V(512MiB).
+    type: str
   clock:
     description:
       - The clock of the time stamps, one of the kernel's trace clocks.
@@ -213,6 +265,25 @@ EXAMPLES = r"""
         filter: result != 0
   become: true
 
+- name: Record every system call of the next hour, but not more than 4 GiB
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    profile: syscalls
+    mode: record
+    buffer_size: 8MiB
+    max_size: 4GiB
+    when_full: rotate
+    ttl: 1h
+  become: true
+
+- name: Keep a flight recorder running that stops when it costs too much, or after a day
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    profile: errors
+    max_rate: 20000
+    ttl: 1d
+  become: true
+
 - name: Remove every instance of ours
   crashcart.fleet.ftrace_instance:
     state: absent
@@ -285,6 +356,25 @@ instances:
       type: list
       elements: dict
       sample: [{cpu: 0, entries: 12, overrun: 0, dropped: 0}]
+    mode:
+      description: V(ring) or V(record).
+      type: str
+      sample: record
+    stopped:
+      description: Why it stopped by itself; V(null) where it did not.
+      type: str
+      sample: its ttl is over
+    expires:
+      description: When its O(ttl) is over, in seconds since the epoch by the host's clock; V(null) where it has none.
+      type: float
+      sample: 1790000000.25
+    recordings:
+      description:
+        - What of it is in files, the oldest first, with C(path), C(started) (seconds since the epoch), C(recording) (whether it goes on),
+          C(stopped) (why it ended by itself), C(segments), C(size) (bytes) and C(rotated) (events that had to make room).
+      type: list
+      elements: dict
+      sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -293,6 +383,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
+    limits,
+    orders,
     paths,
     probes,
     profiles,
@@ -306,6 +398,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import trace
 
 def run_started(module, root):
     parameters = module.params
+    wanted = limits.parse_limits(parameters)
     wish = wishes.find_specification(parameters, root)
     settings = specification.find_settings(wish)
     containers = options.select(module, options.open_host(module), required=True)
@@ -317,6 +410,7 @@ def run_started(module, root):
         check_mode=module.check_mode,
         described=wishes.describe(parameters, wish),
         probes=wish.list_probes(),
+        limits=wanted,
     )
     changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
@@ -349,7 +443,10 @@ def run_ended(module, root):
 def run(module):
     require_root()
     root = tracefs.find_tracefs()
-    return run_started(module, root) if module.params["state"] == "started" else run_ended(module, root)
+    result = run_started(module, root) if module.params["state"] == "started" else run_ended(module, root)
+    if not module.check_mode:
+        orders.ensure_recorder()  # somebody may have killed it
+    return result
 
 
 def main():
@@ -366,7 +463,16 @@ def main():
             functions=dict(type="list", elements="str", default=[]),
             notrace=dict(type="list", elements="str", default=[]),
             buffer_size=dict(type="str", default="2MiB"),
-            mode=dict(type="str", choices=["ring"], default="ring"),
+            mode=dict(type="str", choices=["ring", "record"], default="ring"),
+            ttl=dict(type="str"),
+            max_rate=dict(type="int"),
+            max_loss=dict(type="int"),
+            max_size=dict(type="str"),
+            max_age=dict(type="str"),
+            rotate_size=dict(type="str"),
+            rotate_time=dict(type="str"),
+            when_full=dict(type="str", choices=["stop", "rotate"]),
+            min_free=dict(type="str"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),

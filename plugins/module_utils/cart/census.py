@@ -12,20 +12,28 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, mounts, processes, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    dynamic_events,
+    locks,
+    mounts,
+    processes,
+    tracefs,
+)
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
+_RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")  # of the process that ftrace/ starts
 DIRECTORIES = ("/var/lib/crashcart", RUN)
 
 
 def take_census() -> dict[str, list[Any]]:
-    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, the watchdog and directories of ours."""
+    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, processes and directories of ours."""
     return {
         "loop_devices": [f"{device.path} ({device.backing_file})" for device in ImageFinder().loop_devices],
         "mounts": describe_users(list_mount_users(), {}),
         "instances": _list_instances(),
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
+        "recorders": _list_recorders(),
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
 
@@ -82,6 +90,14 @@ def _list_instances() -> list[str]:
         return sorted(name for name in os.listdir(folder) if name.startswith("crashcart"))
     except (tracefs.TraceError, OSError):
         return []
+
+
+def _list_recorders() -> list[str]:
+    try:
+        pid = locks.find_holder(_RECORDER_LOCK)
+    except PermissionError:
+        return []
+    return [] if pid is None else [f"pid {pid}"]
 
 
 def _list_probes() -> list[str]:

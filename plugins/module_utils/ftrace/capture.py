@@ -14,15 +14,18 @@ import platform
 import time
 import zlib
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Dict
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracedat
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import FUNCTION_TRACERS
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance, TraceError
+
+if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
+    from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 
 _COMPRESSION_LEVEL = 1
 Task = Dict[str, Any]
@@ -37,7 +40,16 @@ class Part:
     sha256: str
 
 
-class _PartWriter:
+@dataclass(frozen=True)
+class Source:
+    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages it has, TAKE moves them to a staging file."""
+
+    label: str
+    size: int
+    take: Callable[[BinaryIO], dict[str, Any]]
+
+
+class PartWriter:
     """Writes one compressed part to FILE."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -69,20 +81,20 @@ def count_entries(one: TraceInstance) -> int:
     return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
 
 
-def stage(found: list[TraceInstance], path: str) -> list[dict[str, Any]]:
-    """Drain all of FOUND into the new file PATH: a capture's manifest and places for each.
+def stage(sources: list[Source], path: str) -> list[dict[str, Any]]:
+    """Move all of SOURCES into the new file PATH: a capture's manifest and places for each.
 
     Where one of them fails after others were drained, the TraceError holds those in its result: they are nowhere else.
     """
-    check_room(path, found)
+    check_room(path, sources)
     captures: list[dict[str, Any]] = []
     failures = []
     with create_stage(path) as file:
-        for one in found:
+        for source in sources:
             try:
-                captures.append(capture(one, file))
+                captures.append(source.take(file))
             except (OSError, FleetError) as error:
-                failures.append(f"{one.container_name}: {error}")
+                failures.append(f"{source.label}: {error}")
     if failures:
         raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", captures=captures)
     return captures
@@ -96,9 +108,9 @@ def create_stage(path: str) -> BinaryIO:
     return os.fdopen(fd, "wb")
 
 
-def check_room(path: str, found: list[TraceInstance]) -> None:
-    """Raise TraceError unless the file system of PATH can take all that FOUND hold: what is drained is gone from the kernel."""
-    needed = sum(one.instance.read_statistics(cpu).bytes for one in found for cpu in one.instance.list_cpus())
+def check_room(path: str, sources: list[Source]) -> None:
+    """Raise TraceError unless the file system of PATH can take all that SOURCES hold: what is drained is gone from the kernel."""
+    needed = sum(source.size for source in sources)
     place = os.statvfs(os.path.dirname(path))
     free = place.f_bavail * place.f_frsize
     if free < needed + (1 << 20):
@@ -112,17 +124,17 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
     """Drain ONE instance into FILE: its manifest and the places of its two parts."""
     instance = one.instance
     cpus = instance.list_cpus()
-    page_size = _read_page_size(instance)
+    page_size = read_page_size(instance)
     # Before the drain: what fails here must fail while the events are still in the kernel.
     names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
     record = records.read_record(instance)
     first_tasks, tasks = record.get("tasks", []), list_tasks(one.container)
-    template = _read_head(instance, page_size, first_tasks, tasks, cpus)
+    template = read_head(instance, page_size, record, tasks, cpus)
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
     is_tracing = instance.is_tracing()
     end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
-    pages = _PartWriter(file)
+    pages = PartWriter(file)
     losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
     pages_part = pages.finish()
     try:
@@ -132,11 +144,11 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         pass  # those from before the drain will do: the events must not be lost for names
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
-    head = _PartWriter(file)
+    head = PartWriter(file)
     head.write(tracedat.pack_head(template, sizes))
     manifest = {
-        **_describe_host(),
-        "container": _describe_container(one),
+        **describe_host(),
+        "container": describe_container(one.container) if one.container else _describe_gone(one),
         "instance": instance.name,
         "clock": instance.read_clock(),
         "clock_offset_ns": end["offset_ns"],
@@ -144,8 +156,11 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         "specification": record.get("specification"),
         "fetched": time.time(),
         "tracing": is_tracing,
+        "mode": "ring",
+        "limits": record.get("limits", {}),
+        "stopped": record.get("stopped"),
         "buffer_kb": instance.read("buffer_size_kb"),
-        "events": instance.read_events(),
+        "events": instance.read_events() or record.get("events", {}),
         "first_tasks": first_tasks,
         "tasks": tasks,
         "syscalls": {str(number): name for number, name in names.items()},
@@ -192,29 +207,37 @@ def _drain(
     """Copy the pages that CPU's buffer holds. Writers may go on; it ends after one buffer's length at the latest."""
     limit = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
     count = lost = unknown = 0
-    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        while count < limit:
-            try:
-                page = os.read(fd, page_size)
-            except BlockingIOError:
-                break
-            if not page:
-                break
-            missed, is_known = tracedat.read_loss(page)
-            lost += missed
-            unknown += not is_known
-            write(page.ljust(page_size, b"\0"))
-            count += 1
-    finally:
-        os.close(fd)
+    for page in gen_pages(instance, cpu, page_size):
+        missed, is_known = tracedat.read_loss(page)
+        lost += missed
+        unknown += not is_known
+        write(page)
+        count += 1
+        if count == limit:
+            break
     if unknown and before.read == 0:
         # Nobody has read before us: the kernel's counter since the start is the number.
         return CpuLoss(count, max(lost, before.overrun), True)
     return CpuLoss(count, lost, unknown == 0)
 
 
-def _read_page_size(instance: Instance) -> int:
+def gen_pages(instance: Instance, cpu: int, page_size: int) -> Iterator[bytes]:
+    """The pages that CPU's buffer of INSTANCE holds, taken out of it."""
+    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                page = os.read(fd, page_size)
+            except BlockingIOError:
+                return
+            if not page:
+                return
+            yield page.ljust(page_size, b"\0")
+    finally:
+        os.close(fd)
+
+
+def read_page_size(instance: Instance) -> int:
     """Bytes of one page of the ring buffer, from the format of its data field."""
     for line in instance.read("events/header_page").splitlines():
         if "data" in line:
@@ -223,11 +246,13 @@ def _read_page_size(instance: Instance) -> int:
     raise TraceError("events/header_page of tracefs does not say how long a page is")
 
 
-def _read_head(
-    instance: Instance, page_size: int, first_tasks: list[Task], tasks: list[Task], cpus: list[int]
+def read_head(
+    instance: Instance, page_size: int, record: dict[str, Any], tasks: list[Task], cpus: list[int]
 ) -> tracedat.Head:
+    """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
     events: dict[str, list[bytes]] = {}
-    for event in instance.read_events():
+    # Of a trace that its limits have ended no event is on any more.
+    for event in sorted({**record.get("events", {}), **instance.read_events()}):
         system, name = event.split(":")
         events.setdefault(system, []).append(instance.read_bytes(f"events/{system}/{name}/format"))
     top = Instance(instance.root, "..")  # the files that instances lack
@@ -243,7 +268,7 @@ def _read_head(
         event_formats=events,
         kallsyms=_read_kallsyms() if instance.read("current_tracer") in FUNCTION_TRACERS else b"",
         printk=top.read_bytes("printk_formats"),
-        cmdlines=_read_cmdlines(instance, first_tasks, tasks),
+        cmdlines=_read_cmdlines(instance, record.get("tasks", []), tasks),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
             (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
@@ -259,10 +284,10 @@ def _read_kallsyms() -> bytes:
 
 
 def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> bytes:
-    return _format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
+    return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
 
 
-def _format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> bytes:
+def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> bytes:
     """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
     names = {task["tid"]: task["comm"] for task in first_tasks}
     for line in saved.split("\n"):
@@ -279,7 +304,8 @@ def make_printable(text: str) -> str:
     return "".join(character if " " <= character <= "~" else "?" for character in text)
 
 
-def _describe_host() -> dict[str, Any]:
+def describe_host() -> dict[str, Any]:
+    """What a manifest says of the host."""
     uname = platform.uname()
     return {
         "host": uname.node,
@@ -289,8 +315,10 @@ def _describe_host() -> dict[str, Any]:
     }
 
 
-def _describe_container(one: TraceInstance) -> dict[str, Any]:
-    if one.container is None:
-        return {"id": one.container_id, "name": one.container_name, "image": None, "labels": {}}
-    container = one.container
-    return {"id": container.id, "name": container.name, "image": container.image, "labels": container.labels}
+def describe_container(container: Container) -> dict[str, Any]:
+    """What a manifest says of CONTAINER."""
+    return {name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}
+
+
+def _describe_gone(one: TraceInstance) -> dict[str, Any]:
+    return {"id": one.container_id, "name": one.container_name, "image": None, "labels": {}, "runtime": None}

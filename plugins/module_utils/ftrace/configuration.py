@@ -142,10 +142,7 @@ def _write_settings(instance: Instance, present: Settings | None, settings: Sett
     """Bring INSTANCE to SETTINGS; what is so in PRESENT already is left alone, events and triggers only with KEEP_EVENTS."""
     for name, value in settings.files.items():
         if present is None or present.files[name] != value:
-            if name in (tracers.FILTER, tracers.NOTRACE):
-                instance.write_patterns(name, value.split())
-            else:
-                instance.write(name, value)
+            _write_file(instance, name, value)
     if present is not None:
         if keep_events and (present.events, present.triggers) == (settings.events, settings.triggers):
             return
@@ -162,6 +159,22 @@ def _write_settings(instance: Instance, present: Settings | None, settings: Sett
     for event, triggers in settings.triggers.items():
         for text in triggers:
             instance.trigger_write(event, text)
+
+
+def _write_file(instance: Instance, name: str, value: str) -> None:
+    if name in (tracers.FILTER, tracers.NOTRACE):
+        instance.write_patterns(name, value.split())
+        return
+    try:
+        instance.write(name, value)
+    except TraceError as error:
+        if name != "buffer_size_kb":
+            raise
+        cpus = len(instance.list_cpus())
+        raise TraceError(
+            f"buffer_size: the kernel does not give {value} KiB on each of {cpus} CPUs, {int(value) * cpus} KiB in all:"
+            f" ask for less ({error})"
+        ) from error
 
 
 def clear_events(instance: Instance, events: Iterable[str]) -> None:

@@ -16,7 +16,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, probe_points, records, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    clocks,
+    keeping,
+    probe_points,
+    recordings,
+    records,
+    tracers,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
     check_possible,
     configure,
@@ -24,6 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configurati
     read_settings,
     read_triggers,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import NO_LIMITS, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
@@ -61,16 +69,26 @@ class TraceInstance:
 
     def find_state(self) -> str:
         """Its state in the words of ftrace_instance."""
-        return "started" if self.instance.is_tracing() else "stopped"
+        return "started" if self.instance.exists() and self.instance.is_tracing() else "stopped"
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of an instance."""
+        """What modules return of an instance, or of what is left of one in recordings."""
         instance = self.instance
+        names = {"name": instance.name, "container": self.container_name, "id": self.container_id}
+        if not instance.exists():
+            nothing: dict[str, Any] = {
+                "clock": None,
+                "buffer_kb": 0,
+                "events": {},
+                "triggers": {},
+                "tracer": None,
+                "pids": 0,
+                "cpus": [],
+            }
+            return {**names, "state": self.find_state(), **nothing, **keeping.describe_state(instance)}
         statistics = {cpu: vars(instance.read_statistics(cpu)) for cpu in instance.list_cpus()}
         return {
-            "name": instance.name,
-            "container": self.container_name,
-            "id": self.container_id,
+            **names,
             "state": self.find_state(),
             "clock": instance.read_clock(),
             "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
@@ -80,6 +98,7 @@ class TraceInstance:
             "probes": {one.name: one.line for one in probe_points.list_own(instance, self.short_id)},
             "pids": len(instance.read_pids(_EVENT_PIDS)),
             "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
+            **keeping.describe_state(instance),
         }
 
 
@@ -89,12 +108,13 @@ def find_instance(root: str, container: Container) -> TraceInstance:
 
 
 def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
-    """All instances of ours below the tracefs at ROOT, with those of CONTAINERS that they belong to."""
+    """All instances of ours below the tracefs at ROOT, and those of which recordings are left, with those of CONTAINERS that they are of."""
     by_id = {container.short_id: container for container in containers}
     try:
-        names = sorted(os.listdir(os.path.join(root, "instances")))
+        present = os.listdir(os.path.join(root, "instances"))
     except FileNotFoundError:
-        return []
+        present = []
+    names = sorted({*present, *recordings.list_names()})
     return [
         TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
         for name in names
@@ -197,18 +217,27 @@ def ensure_started(
     check_mode: bool,
     described: dict[str, Any] | None = None,
     probes: Sequence[ProbeRequest] = (),
+    limits: Limits = NO_LIMITS,
 ) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """See to it that each of CONTAINERS is traced by SETTINGS: changed, and before and after for a diff.
+    """See to it that each of CONTAINERS is traced by SETTINGS within LIMITS: changed, and before and after for a diff.
 
     PROBES are recorded besides. DESCRIBED is what was asked for, for the manifest.
     """
     changed = False
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
+    make_record = partial(_describe_start, described=described, limits=limits)
+
+    def begin(instance: Instance, target: Target, wanted: Settings, followed: _Followed) -> None:
+        followed.cover()
+        if limits.is_kept:
+            keeping.begin(instance, target.container, limits, make_record(instance, target.container, wanted))
+
     made: list[TraceInstance] = []  # to be taken away again if a later one fails: nobody would know of them
     for container in containers:
         check_running(container)
     check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
+    keeping.check_possible(limits, root, int(settings.files["buffer_size_kb"]))
     probe_points.check_possible(root, probes)
     with open_targets(containers) as targets, ExitStack() as binaries:
         for target in targets:
@@ -224,8 +253,10 @@ def ensure_started(
                     stack.enter_context(hold_lock("trace-" + target.container.short_id))
                 present = read_settings(instance, wanted) if instance.exists() else None
                 is_on = present is not None and instance.is_tracing()
-                before[name] = {"state": "started" if is_on else "stopped", **vars(present)} if present else None
-                after[name] = {"state": "started", **vars(wanted)}
+                kept = keeping.read_limits(instance.name)
+                state = {"state": "started" if is_on else "stopped"}
+                before[name] = {**state, **vars(present), "limits": kept} if present else None
+                after[name] = {"state": "started", **vars(wanted), "limits": limits.describe()}
                 one_changed = before[name] != after[name]
                 followed = _find_followed(instance, target, settings, follow_exec=follow_exec)
                 if check_mode:
@@ -233,8 +264,10 @@ def ensure_started(
                     continue
                 if one_changed:
                     try:
+                        if keeping.end(instance) and present is not None:
+                            present = read_settings(instance, wanted)
                         probe_points.define(root, own_probes)
-                        configure(instance, present, wanted, followed.cover)
+                        configure(instance, present, wanted, partial(begin, instance, target, wanted, followed))
                     except BaseException:
                         with suppress(TraceError):
                             probe_points.remove_unused(instance, target.container.short_id)
@@ -242,50 +275,57 @@ def ensure_started(
                         raise
                     if present is None:
                         made.append(TraceInstance(instance, target.container))
+                elif limits.ttl_s is not None:
+                    keeping.renew(instance.name, limits)
                 one_changed = followed.cover() or one_changed
                 one_changed |= probe_points.remove_unused(instance, target.container.short_id)
                 if one_changed:
-                    _note_start(instance, target.container, settings, described)
+                    records.write_record(instance, make_record(instance, target.container, wanted))
                 changed |= one_changed
     return changed, before, after
 
 
-def _note_start(instance: Instance, container: Container, settings: Settings, described: dict[str, Any] | None) -> None:
-    """Keep what the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
+def _describe_start(
+    instance: Instance, container: Container, settings: Settings, *, described: dict[str, Any] | None, limits: Limits
+) -> dict[str, Any]:
+    """What the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
     before = records.read_record(instance)
     start = clocks.measure_offset(settings.files["trace_clock"])
     if before.get("clock") == settings.files["trace_clock"]:
         start = before.get("start") or start
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
-    record = {
+    return {
         "clock": settings.files["trace_clock"],
         "start": start,
         "specification": described or before.get("specification"),
         "tasks": list(tasks.values()),
+        "events": {**before.get("events", {}), **settings.switched, **settings.events},
+        "limits": limits.describe(),
     }
-    records.write_record(instance, record)
 
 
 def stop(found: Sequence[TraceInstance]) -> None:
     """Stop recording in all of FOUND; they keep what they have."""
     for one in found:
         with hold_lock("trace-" + one.short_id):
-            if not one.instance.is_tracing():
-                continue
-            one.instance.trace_off()
-            record = records.read_record(one.instance)
-            if record:
-                end = clocks.measure_offset(one.instance.read_clock())
-                records.write_record(one.instance, {**record, "end": end})
+            if one.find_state() == "started":
+                one.instance.trace_off()
+                record = records.read_record(one.instance)
+                if record:
+                    end = clocks.measure_offset(one.instance.read_clock())
+                    records.write_record(one.instance, {**record, "end": end})
+            keeping.end(one.instance)
 
 
 def remove(found: Sequence[TraceInstance]) -> None:
-    """Remove all of FOUND with what they have recorded."""
+    """Remove all of FOUND with what they have recorded, in files, too."""
     for one in found:
         with hold_lock("trace-" + one.short_id):
+            keeping.end(one.instance)
             one.instance.remove()
             records.remove_record(one.instance)
             probe_points.remove_unused(one.instance, one.short_id)
+            recordings.remove_all(one.instance.name)
 
 
 def remove_leftovers(root: str, *, check_mode: bool) -> bool:

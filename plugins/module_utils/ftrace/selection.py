@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import keeping
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
 
 
@@ -28,6 +29,8 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     host = options.open_host(module)
     selector = options.parse_selector(module, host)
     listed = options.list_candidates(module, host, selector)
+    if selector.query is None:  # which asks the runtime about each
+        listed += keeping.list_recorded_containers(listed)
     instances = list_instances(root, listed)
     orphans = [one for one in instances if one.container is None]
     gone = {one.container_id for one in orphans}
@@ -49,13 +52,15 @@ def _select_all(module: Any, root: str) -> list[TraceInstance]:
     """All instances of ours. The runtimes only say their containers' names, and may be gone."""
     try:
         host = options.open_host(module)
-        return [_refresh(one, host) for one in list_instances(root, host.list_containers())]
+        listed = host.list_containers()
+        listed += keeping.list_recorded_containers(listed)
+        return [_refresh(one, host) for one in list_instances(root, listed)]
     except ContainerError:
-        return list_instances(root, [])
+        return list_instances(root, keeping.list_recorded_containers([]))
 
 
 def _refresh(one: TraceInstance, host: Host) -> TraceInstance:
-    if one.container is None:
+    if one.container is None or one.container.state == "gone":
         return one
     try:
         return TraceInstance(one.instance, host.refresh(one.container))

@@ -52,6 +52,7 @@ class Specification:
     tracer: TracerRequest = field(default_factory=TracerRequest)
     probes: tuple[ProbeRequest, ...] = ()
     paths: PathPlan | None = None
+    is_recorded: bool = False
 
     def list_probes(self) -> tuple[ProbeRequest, ...]:
         """All probes, with those for paths."""
@@ -97,6 +98,8 @@ def find_settings(specification: Specification) -> Settings:
             "buffer_size_kb": str(specification.buffer_kb),
             "options/overwrite": "1",
             "options/event-fork": "1",
+            # Where a recorder drains the buffer, tracing stops with that.
+            "options/disable_on_free": "1" if specification.is_recorded else "0",
             **specification.tracer.find_files(),
         },
         events={

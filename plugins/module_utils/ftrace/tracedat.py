@@ -32,6 +32,8 @@ PAGE_HEADER_SIZE = 16
 _COMMIT_MASK = (1 << 20) - 1
 _MISSED_EVENTS = 1 << 31
 _MISSED_STORED = 1 << 30
+# Kinds of entries in a page beside events (ring-buffer: type_len).
+_PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 
 
 class TraceFileError(FleetError):
@@ -194,3 +196,30 @@ def read_loss(page: bytes) -> tuple[int, bool]:
     if not stored:
         return 0, False
     return int(struct.unpack_from("Q", page, PAGE_HEADER_SIZE + size)[0]), True
+
+
+def count_events(pages: bytes, page_size: int) -> int:
+    """How many events PAGES, whole ones of the ring buffer, hold; padding and time stamps of their own are none."""
+    count = 0
+    for start in range(0, len(pages) - page_size + 1, page_size):
+        size, _missed, _stored = unpack_commit(struct.unpack_from("Q", pages, start + 8)[0])
+        place = start + PAGE_HEADER_SIZE
+        end = min(place + size, start + page_size)
+        while place + 4 <= end:
+            word = struct.unpack_from("I", pages, place)[0]
+            is_little = sys.byteorder == "little"
+            kind, delta = (word & 31, word >> 5) if is_little else (word >> 27, word & 0x7FFFFFF)
+            if kind == _PADDING and delta == 0:
+                break  # up to the page's end
+            if kind in (_TIME_EXTEND, _TIME_STAMP):
+                place += 8
+                continue
+            if kind in (0, _PADDING):
+                if place + 8 > end:
+                    break
+                length = struct.unpack_from("I", pages, place + 4)[0]
+                place += 4 + (length + 3 & ~3)
+            else:
+                place += 4 + 4 * kind
+            count += kind != _PADDING
+    return count

@@ -33,6 +33,7 @@ def find_specification(parameters: Mapping[str, Any], root: str) -> Specificatio
         buffer_kb=parse_bytes(parameters["buffer_size"], "buffer_size") // 1024,
         clock=parameters["clock"],
         follow_exec=parameters["follow_exec"],
+        is_recorded=parameters["mode"] == "record",
         tracer=TracerRequest(
             tracer=parameters["tracer"],
             functions=tuple(parameters["functions"]),

@@ -107,7 +107,7 @@ def _make_arguments(check_mode: bool, diff: bool, arguments: dict[str, Any]) -> 
 
 
 def start_module(
-    module: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any
+    module: str, /, *, check_mode: bool = False, diff: bool = False, new_session: bool = False, **arguments: Any
 ) -> subprocess.Popen[str]:
     """The same as a program of its own, as Ansible starts it, and without waiting for its end."""
     process = subprocess.Popen(
@@ -117,6 +117,7 @@ def start_module(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        start_new_session=new_session,
     )
     assert process.stdin is not None
     process.stdin.write(_make_arguments(check_mode, diff, arguments))

@@ -159,9 +159,10 @@ def test_an_unwritable_destination_loses_nothing_silently(container, tmp_path):
 
 
 def test_cleanup_takes_everything_and_install_brings_it_back(container):
-    name = container()
+    name, other = container(), container()
     host.playbook("attach", containers=name)
     host.call_module("ftrace_instance", containers=[name])
+    host.call_module("ftrace_instance", containers=[other], mode="record", ttl="1h")
     state = host.read_host_state()
     host.playbook("cleanup", "--check")
     assert host.read_host_state() == state

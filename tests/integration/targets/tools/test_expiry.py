@@ -57,6 +57,12 @@ def test_it_goes_away_in_time_and_the_watchdog_with_it(container):
     assert host.call_module("crashcart_attach", containers=[staying])["attachments"][0]["expires"] is None
 
 
+def test_the_watchdog_comes_with_the_module_that_ansible_sends(container):
+    """From the archive, where only is what the module imports."""
+    host.ad_hoc("localhost", "crashcart_attach", {"containers": [container()], "ttl": "60s"})
+    assert find_watchdog()["pid"] is not None
+
+
 def test_it_belongs_to_nobody(container):
     """Neither to the session nor to the control group of the login that has started it, and it holds none of its files."""
     attach(container(), ttl="60s")

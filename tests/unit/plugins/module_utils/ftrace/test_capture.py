@@ -82,7 +82,7 @@ def test_printable(text, printable):
 def test_command_names_of_now_replace_those_the_kernel_remembers():
     tasks = [{"tid": tid, "comm": comm} for tid, comm in ((20, "new"), (5, "evil\n9 root\x1b"), (7, ""), (8, "x" * 40))]
     first = [{"tid": 20, "comm": "oldest"}, {"tid": 30, "comm": "older"}, {"tid": 40, "comm": "forgotten"}]
-    text = capture._format_cmdlines(first, "20 old\n30 other name\nnonsense\n31\nx y\n", tasks)
+    text = capture.format_cmdlines(first, "20 old\n30 other name\nnonsense\n31\nx y\n", tasks)
     assert text == b"5 evil?9 root?\n7 ?\n8 " + b"x" * 15 + b"\n20 new\n30 other name\n40 forgotten\n"
 
 
@@ -92,7 +92,7 @@ def test_parts_stand_one_after_the_other_and_are_verifiable(tmp_path):
     with capture.create_stage(path) as file:
         parts = []
         for content in contents:
-            writer = capture._PartWriter(file)
+            writer = capture.PartWriter(file)
             for piece in content:
                 writer.write(piece)
             parts.append(writer.finish())

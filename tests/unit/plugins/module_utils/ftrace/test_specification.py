@@ -37,6 +37,7 @@ def test_all_system_calls_by_default():
         "buffer_size_kb": "2048",
         "options/overwrite": "1",
         "options/event-fork": "1",
+        "options/disable_on_free": "0",
         "current_tracer": "nop",
     }
 

@@ -28,6 +28,7 @@ DEFAULTS = {
     "events": [],
     "buffer_size": "2MiB",
     "clock": "mono",
+    "mode": "ring",
     "follow_exec": True,
     "tracer": "nop",
     "functions": [],

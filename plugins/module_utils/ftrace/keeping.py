@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The modules' side of traces that somebody looks after: have that begin, see what is so, have it end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    capture,
+    orders,
+    recordings,
+    records,
+    tracedat,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits, check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+_STOP_ON_FREE = "options/disable_on_free"
+
+
+def read_limits(name: str) -> dict[str, Any]:
+    """By what limits instance NAME is looked after now, as Limits.describe tells; empty when nobody does."""
+    order = orders.read_order(name)
+    return order.limits.describe() if order is not None and orders.is_taken(name) else {}
+
+
+def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
+    """Raise TraceError, before anything is changed, where there is no room for a recording through buffers of BUFFER_KB per CPU."""
+    if not limits.is_recorded:
+        return
+    check_buffers(limits, buffer_kb * 1024 * len(Instance(root, "..").list_cpus()))
+    place = recordings.FOLDER
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = recordings.find_free(place)
+    if free < limits.min_free:
+        raise TraceError(
+            f"{place} has {free >> 20} MiB free, less than min_free ({limits.min_free >> 20} MiB): make room, or ask for less"
+        )
+
+
+def begin(instance: Instance, container: Container, limits: Limits, record: dict[str, Any]) -> None:
+    """Have INSTANCE, which is set up and does not trace yet, looked after by LIMITS; RECORD is what is known of its start."""
+    run = ""
+    if limits.is_recorded:
+        for path in recordings.list_unbegun(instance.name):
+            recordings.remove(path)
+        run = recordings.create(instance.name, *describe(instance, container, limits, record))
+    order = orders.Order(
+        instance.name,
+        instance.root,
+        os.stat(instance.path).st_ino,
+        container,
+        limits,
+        orders.find_deadline(limits),
+        run,
+    )
+    try:
+        orders.place(order)
+    except BaseException:
+        if run:
+            recordings.remove(run)
+        raise
+
+
+def describe(
+    instance: Instance, container: Container, limits: Limits, record: dict[str, Any]
+) -> tuple[dict[str, Any], bytes]:
+    """What has to be known of INSTANCE beside its pages once it is gone, and the head of a trace.dat without any pages."""
+    page_size = capture.read_page_size(instance)
+    head = capture.read_head(instance, page_size, record, [], [])
+    about = {
+        **capture.describe_host(),
+        "container": capture.describe_container(container),
+        "instance": instance.name,
+        "clock": instance.read_clock(),
+        "buffer_kb": instance.read("buffer_size_kb"),
+        "events": instance.read_events(),
+        "page_size": page_size,
+        "cpus": instance.list_cpus(),
+        "record": record,
+        "limits": limits.describe(),
+        "inode": os.stat(instance.path).st_ino,
+    }
+    return about, tracedat.pack_head(head, [])
+
+
+def renew(name: str, limits: Limits) -> None:
+    """Give instance NAME its ttl anew."""
+    order = orders.read_order(name)
+    if order is not None and order.deadline is not None:
+        orders.write_order(replace(order, deadline=orders.find_deadline(limits)))
+
+
+def end(instance: Instance) -> bool:
+    """Have nobody look after INSTANCE any more; its recording is finished then. Whether there was anything to end."""
+    was_kept = orders.withdraw(instance.name)
+    for recording in recordings.list_recordings(instance.name)[-1:]:
+        recording.settle(instance)
+    return was_kept
+
+
+def describe_state(instance: Instance) -> dict[str, Any]:
+    """What modules return of INSTANCE, whether it exists or not, beside its settings."""
+    order = orders.read_order(instance.name)
+    found = recordings.list_recordings(instance.name)
+    exists = instance.exists()
+    stopped = records.read_record(instance).get("stopped") if exists else None
+    if stopped is None and found and not (exists and instance.is_tracing()):
+        stopped = found[-1].as_result()["stopped"]
+    return {
+        "mode": "record" if (is_recorded(instance) if exists else found) else "ring",
+        "stopped": stopped,
+        "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,
+        "recordings": [one.as_result() for one in found],
+    }
+
+
+def is_recorded(instance: Instance) -> bool:
+    """Whether INSTANCE is set up to be recorded to files."""
+    return instance.read(_STOP_ON_FREE) == "1"
+
+
+def list_watched() -> list[dict[str, Any]]:
+    """What the recorder looks after, as modules return it."""
+    return [
+        {
+            "instance": one.name,
+            "container": one.container.name,
+            "mode": "record" if one.run else "ring",
+            "expires": one.expires,
+        }
+        for one in orders.list_orders()
+    ]
+
+
+def list_recorded_containers(present: Sequence[Container]) -> list[Container]:
+    """Containers of recordings that are not among those PRESENT: they are gone, and can be chosen by name as long as nobody else has it."""
+    taken = {*(one.id for one in present), *(one.name for one in present)}
+    found = {}
+    for name in recordings.list_names():
+        one = recordings.list_recordings(name)[-1].about["container"]
+        if taken.isdisjoint((one["id"], one["name"])):
+            found[one["id"]] = Container(state="gone", pid=0, **one)
+    return list(found.values())

@@ -1,0 +1,230 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's one recorder: a small process that drains traces to files, and ends traces by their limits, as orders.py tells it.
+
+It belongs to no module and no login, as the watchdog of cart/ does. One thread drains all CPUs of all recordings in turn: reading is
+a move of pages, and what bounds it is the disk. Its niceness makes it yield to the host's services, not to the point of loss.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import open_process
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, orders, recordings, records
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Brake
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.orders import Order
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recording_writer import Full, RecordingWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+_TITLE = "crashcart-recorder"
+_NICENESS = 5
+_TAKE_OVER_S = 5.0  # in which one that is ending has ended
+_PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at once that something is in them
+_LOOK_S = 0.25  # between two looks at limits, at most
+_DRAIN_S = 5.0  # after which a buffer is drained that is not half full
+TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
+
+
+class Keeper:
+    """Looks after one trace as ORDER says; holds its lock as long as it does."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._instance = Instance(order.root, order.name)
+        self._stack = ExitStack()
+        self.writer: RecordingWriter | None = None
+        self._drained_s = time.monotonic()
+        with ExitStack() as stack:
+            lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
+            if os.stat(self._instance.path).st_ino != order.inode:
+                raise TraceError("the trace instance was removed, and another one has its name")
+            # An exit of the first process is the end of the container.
+            self._container_fd: int | None = None
+            if order.run:
+                process = stack.enter_context(open_process(order.container))
+                self._container_fd = syscalls.pidfd_open(process.pid)
+                stack.callback(os.close, self._container_fd)
+                process.read_start_ticks()  # raises when the pid was somebody else's by now
+                about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
+                self.writer = RecordingWriter(self._instance, order.run, order.limits, about["page_size"])
+            events, self._lost_before = self._count()
+            self._brake = Brake(order.limits.max_rate, time.monotonic(), events) if order.limits.max_rate else None
+            stack.callback(os.ftruncate, lock_fd, 0)
+            locks.tell_holder(lock_fd)
+            self._stack = stack.pop_all()
+
+    def _count(self) -> tuple[int, int]:
+        """Events that were recorded since the instance was made, and of these that were lost."""
+        counters = recordings.read_counters(self._instance).values()
+        lost = sum(one["overrun"] + one["dropped"] + one["commit_overrun"] for one in counters)
+        return lost + sum(one["entries"] + one["read"] for one in counters), lost
+
+    def work(self, *, is_ready: bool, is_due: bool) -> str | None:
+        """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""
+        try:
+            if self.writer is not None:
+                if is_ready or time.monotonic() - self._drained_s > _DRAIN_S:
+                    self.writer.drain()
+                    self._drained_s = time.monotonic()
+                if is_due:
+                    self.writer.tend()
+            return self._find_end() if is_due else None
+        except Full as full:
+            return str(full)
+        except (FleetError, OSError) as error:
+            return f"the recorder met an error: {error}"
+
+    def _find_end(self) -> str | None:
+        limits = self.order.limits
+        if self.order.deadline is not None and self.order.deadline <= orders.read_clock():
+            return TTL_IS_OVER
+        if self._container_fd is not None and select.select([self._container_fd], [], [], 0)[0]:
+            return CONTAINER_ENDED
+        if limits.max_rate is None and limits.max_loss is None:
+            return None
+        events, lost = self._count()
+        if limits.max_loss is not None and lost - self._lost_before > limits.max_loss:
+            return f"it lost {lost - self._lost_before} events, more than max_loss ({limits.max_loss}) allows"
+        return self._brake.look(time.monotonic(), events) if self._brake else None
+
+    def end(self, why: str | None) -> None:
+        """Stop the trace, for the reason WHY of its own (None: its order was withdrawn), finish the recording, forget the order."""
+        try:
+            if why is not None or self.writer is not None:
+                self._instance.trace_off()
+            if why is not None:
+                # Nobody looks after the host's cost any more: system calls that are traced take a slower path.
+                self._instance.events_disable()
+                self._note(why)
+            if self.writer is not None:
+                self.writer.close({"why": why, **self._describe_end()})
+            if why is not None:
+                orders.drop_order(self.order.name, self.order.run)
+        finally:
+            if self.writer is not None:
+                self.writer.close_files()
+            self._stack.close()
+
+    def _describe_end(self) -> dict[str, Any]:
+        return {
+            "time": clocks.measure_offset(self._instance.read_clock()),
+            "tasks": list_tasks(self.order.container),
+            "saved_cmdlines": Instance(self._instance.root, "..").read("saved_cmdlines"),
+        }
+
+    def _note(self, why: str) -> None:
+        record = records.read_record(self._instance)
+        end = clocks.measure_offset(self._instance.read_clock())
+        with suppress(OSError):
+            records.write_record(self._instance, {**record, "end": end, "stopped": why})
+
+
+class _Terminated(BaseException):
+    """The host shuts down, or its root wants this process to end."""
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise _Terminated
+
+
+def record(ready_fd: int) -> None:
+    """Look after traces until there is no order left; READY_FD gets a byte when this process is the host's recorder."""
+    processes.set_title(_TITLE)
+    background.leave_control_groups()
+    os.nice(_NICENESS)
+    keepers: dict[str, Keeper] = {}
+    with suppress(locks.LockTimeout), ExitStack() as stack:
+        lock_fd = stack.enter_context(locks.lock(orders.RECORDER_LOCK, _TAKE_OVER_S))
+        locks.tell_holder(lock_fd)
+        changes = syscalls.IN_MOVED_TO | syscalls.IN_DELETE | syscalls.IN_DELETE_SELF | syscalls.IN_MOVE_SELF
+        os.makedirs(orders.FOLDER, mode=0o700, exist_ok=True)
+        events_fd = syscalls.inotify_watch(orders.FOLDER, changes)
+        background.tell_ready(ready_fd)
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            while os.path.isdir(orders.FOLDER):  # a cleanup may have taken it, and wants none of ours made again
+                _follow_orders(keepers)
+                if not keepers:
+                    with suppress(FleetError, OSError), orders.hold():
+                        if not orders.list_orders():
+                            # In this order: who writes the next one looks after that whether a recorder runs.
+                            stack.close()
+                            return
+                _work(keepers, events_fd)
+            why = "everything of ours was cleaned up"
+        except _Terminated:
+            why = "the recorder was terminated"
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for keeper in keepers.values():
+            _end(keeper, why)
+
+
+def _follow_orders(keepers: dict[str, Keeper]) -> None:
+    """Take on what is new, and let go of what was withdrawn."""
+    found = {order.name: order for order in orders.list_orders()}
+    for name, keeper in list(keepers.items()):
+        order = found.get(name)
+        if order is not None and (order.run, order.inode, order.limits.describe()) == (
+            keeper.order.run,
+            keeper.order.inode,
+            keeper.order.limits.describe(),
+        ):
+            keeper.order = order  # with more time, maybe
+        else:
+            _end(keepers.pop(name), None)
+    for name, order in found.items():
+        if name not in keepers:
+            try:
+                _take(order, keepers)
+            except (FleetError, OSError, TypeError, processes.ProcessGone, locks.LockTimeout) as error:
+                orders.refuse(order, str(error))
+
+
+def _take(order: Order, keepers: dict[str, Keeper]) -> None:
+    if not os.path.isdir(os.path.join(order.root, "instances", order.name)):
+        orders.drop_order(order.name, order.run)
+    elif order.run and recordings.has_begun(order.run):
+        # Whoever has begun it died, and tracing stopped with it.
+        orders.drop_order(order.name, order.run)
+    else:
+        keepers[order.name] = Keeper(order)
+
+
+def _end(keeper: Keeper, why: str | None) -> None:
+    with suppress(FleetError, OSError):  # the instance may be gone; the files say what they can
+        keeper.end(why)
+
+
+def _work(keepers: dict[str, Keeper], events_fd: int) -> None:
+    """One round: wait until there is something to do, drain, and see to limits."""
+    poller = select.poll()
+    poller.register(events_fd, select.POLLIN)
+    owners = {}
+    for name, keeper in keepers.items():
+        for fd in keeper.writer.sources.values() if keeper.writer else ():
+            poller.register(fd, select.POLLIN)
+            owners[fd] = name
+    until_s = time.monotonic() + _LOOK_S
+    is_due = False
+    while not is_due:
+        ready = {fd for fd, _event in poller.poll(max(0.0, until_s - time.monotonic()) * 1000)}
+        is_due = events_fd in ready or time.monotonic() >= until_s
+        busy = {owners[fd] for fd in ready if fd in owners}
+        for name, keeper in list(keepers.items()):
+            why = keeper.work(is_ready=name in busy, is_due=is_due)
+            if why is not None:
+                _end(keepers.pop(name), why)
+                is_due = True  # its files are closed: they must not be polled any more
+        if busy and not is_due:
+            time.sleep(_PACE_S)
+    with suppress(BlockingIOError):
+        os.read(events_fd, 65536)

@@ -1,0 +1,524 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Traces that are recorded to files, and traces that end by themselves, on real containers with the machine's own kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import support
+from support import host
+from support.every_kernel import count, report
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+STORE = "/var/lib/crashcart/traces"
+PROGRAM = Path(support.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
+# Small, so that bounds are met soon; min_free is of no interest on a machine that runs tests.
+SMALL = {"mode": "record", "buffer_size": "256KiB", "syscalls": ["getppid"], "compat": False, "min_free": "1MiB"}
+
+
+@pytest.fixture
+def storm(container):
+    """Starts containers that make known numbers of getppid: storm(SECONDS, RATE) → name."""
+
+    def start(seconds=1.0, rate=100_000):
+        name = container("python", "/usr/bin/python3", "-S", "-c", PROGRAM, str(seconds), str(rate))
+        host.wait_until(lambda: "ready" in host.docker("logs", name))
+        return name
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def nobody_left():
+    """After each test no recorder is left, and no file of any recording."""
+    yield
+    host.call_module("ftrace_instance", state="absent")
+    host.wait_until(lambda: find_recorder()["pid"] is None)
+    assert not os.path.exists(STORE)
+
+
+def find_recorder():
+    return host.call_module("crashcart_info")["recorder"]
+
+
+def begin(name):
+    host.docker("kill", "--signal", "USR1", name)
+
+
+def finish(name, times=1, timeout_s=60):
+    """How many calls the last round of container NAME made, once that is over."""
+    host.wait_until(lambda: host.docker("logs", name).count("calls") >= times, timeout_s)
+    return int(host.docker("logs", name).split("calls ")[-1].split()[0])
+
+
+def run_storm(name, times=1):
+    begin(name)
+    return finish(name, times)
+
+
+def fetch(dest, **selection):
+    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
+
+
+def info(name):
+    (instance,) = host.call_module("ftrace_info", containers=[name])["instances"]
+    return instance
+
+
+def find_folder(name):
+    return f"{STORE}/crashcart-{host.docker('inspect', '-f', '{{.Id}}', name)[:12]}"
+
+
+def find_size(path):
+    """Bytes of all pages below PATH."""
+    total = 0
+    for folder, _folders, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size if name.startswith("cpu") else 0
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def count_calls(folder):
+    """Events of getppid in all captures below FOLDER: beginnings and ends of calls."""
+    return sum(
+        captured["event_counts"].get("raw_syscalls:sys_enter", 0)
+        + captured["event_counts"].get("raw_syscalls:sys_exit", 0)
+        for captured in report(folder, folder / "report")
+    )
+
+
+@contextmanager
+def small_store(size):
+    """The folder of recordings as a file system of its own, of SIZE."""
+    os.makedirs(STORE)
+    host.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", STORE)
+    try:
+        yield
+    finally:
+        host.run("umount", "-l", STORE)
+        os.rmdir(STORE)
+
+
+def test_nothing_is_lost_at_a_million_events_per_second(storm, tmp_path):
+    name = storm(5, 600_000)
+    host.call_module("ftrace_instance", containers=[name], mode="record", buffer_size="8MiB", max_size="4GiB")
+    begun = time.monotonic()
+    calls = run_storm(name)
+    taken_s = time.monotonic() - begun
+    stopped = host.call_module("ftrace_instance", containers=[name], state="stopped")["instances"][0]
+    assert (stopped["state"], stopped["mode"], stopped["stopped"]) == ("stopped", "record", None)
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["lost"], manifest["lost_exact"]) == (True, 0, True)
+    assert manifest["entries"] / taken_s > 900_000
+    (captured,) = report(tmp_path, tmp_path / "report")
+    assert captured["events"] == manifest["entries"]
+    assert count(captured)["getppid"]["calls"] == calls
+    # What was fetched is gone, and the buffers' memory is free.
+    assert not os.path.exists(find_folder(name))
+    assert info(name)["buffer_kb"] < 64
+    assert fetch(tmp_path / "again", containers=[name])[0]["path"] is None
+
+
+def test_what_a_slow_recorder_loses_is_counted_exactly(storm, tmp_path):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    pid = find_recorder()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        calls = run_storm(name)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    calls += run_storm(name, 2)
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert manifest["lost"] > 100_000
+    assert (manifest["complete"], manifest["lost_exact"]) == (False, True)
+    assert manifest["lost"] == sum(cpu["overrun"] for cpu in manifest["cpus"])
+    assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
+    text = host.run("trace-cmd", "report", capture["path"]).stdout
+    assert "EVENTS DROPPED" in text
+
+
+def test_what_has_to_make_room_is_counted_and_the_bound_holds(storm, tmp_path):
+    name = storm(3, 200_000)
+    limits = {"max_size": "4MiB", "rotate_size": "512KiB", "when_full": "rotate"}
+    host.call_module("ftrace_instance", containers=[name], **SMALL, **limits)
+    folder = find_folder(name)
+    begin(name)
+    sizes = []
+    while "calls" not in host.docker("logs", name):
+        sizes.append(find_size(folder))
+        assert info(name)["state"] == "started"
+    calls = finish(name)
+    assert max(sizes) <= 4 << 20
+    assert info(name)["recordings"][0]["rotated"] > 0
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    assert find_size(folder) <= 4 << 20
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["lost_exact"], manifest["stopped"]) == (False, True, None)
+    assert manifest["rotated"]["events"] == manifest["lost"] > 0
+    assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
+
+
+def test_a_full_recording_stops_complete(storm, tmp_path):
+    name = storm(3, 200_000)
+    host.call_module("ftrace_instance", containers=[name], **SMALL, max_size="4MiB", rotate_size="512KiB")
+    calls = run_storm(name)
+    stopped = info(name)
+    assert (stopped["state"], stopped["events"]) == ("stopped", {})
+    assert stopped["stopped"] == f"it reached max_size ({4 << 20} bytes)"
+    assert 2 << 20 < find_size(find_folder(name)) <= 4 << 20
+    host.wait_until(lambda: find_recorder()["pid"] is None)
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["lost"], manifest["stopped"]) == (True, 0, stopped["stopped"])
+    assert 0 < count_calls(tmp_path) < 2 * calls
+
+
+def test_segments_end_in_time_and_what_is_too_old_goes(storm, tmp_path):
+    name = storm(5, 2000)
+    host.call_module("ftrace_instance", containers=[name], **SMALL, rotate_time="500ms", max_age="2s")
+    begin(name)
+    host.wait_until(lambda: info(name)["recordings"][0]["rotated"] > 0)
+    (recording,) = info(name)["recordings"]
+    assert recording["recording"] and 2 <= recording["segments"] <= 8
+    calls = finish(name)
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert manifest["lost"] == manifest["rotated"]["events"] > 0
+    assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
+
+
+def test_some_room_stays_free(storm, tmp_path):
+    with small_store("24m"):
+        name = storm(3, 300_000)
+        host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "12MiB"})
+        run_storm(name)
+        stopped = info(name)["stopped"]
+        assert "MiB free, less than min_free (12 MiB)" in stopped
+        place = os.statvfs(STORE)
+        assert place.f_bavail * place.f_frsize > 10 << 20
+        (capture,) = fetch(tmp_path, containers=[name])
+        assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, stopped)
+        with pytest.raises(host.ModuleFailed, match="MiB free, less than min_free"):
+            host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "100MiB"})
+
+
+def test_a_full_disk_stops_the_trace_and_every_event_is_accounted_for(storm, tmp_path):
+    with small_store("4m"):
+        name = storm(3, 300_000)
+        # Nothing is kept free: another program, say, fills the disk.
+        host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "1B"})
+        root = f"{host.TRACEFS}/instances/{info(name)['name']}"
+        run_storm(name)
+        assert info(name)["stopped"].endswith("No space left on device")
+        statistics = [Instance(host.TRACEFS, os.path.basename(root)).read_statistics(cpu) for cpu in (0, 1)]
+        recorded = sum(one.read + one.entries + one.overrun + one.dropped for one in statistics)
+        (capture,) = fetch(tmp_path, containers=[name])
+        manifest = capture["manifest"]
+        assert (manifest["complete"], manifest["lost_exact"]) == (False, True)
+        (captured,) = report(tmp_path, tmp_path / "report")
+        assert captured["events"] == manifest["entries"]
+        assert captured["events"] + manifest["lost"] == recorded
+
+
+def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
+    name = storm(3, 50_000)
+    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    begin(name)
+    time.sleep(1)
+    assert info(name)["state"] == "started"
+    os.kill(find_recorder()["pid"], signal.SIGKILL)
+    host.wait_until(lambda: info(name)["state"] == "stopped")
+    assert info(name)["stopped"] == "the recorder died"
+    calls = finish(name)
+    statistics = [Instance(host.TRACEFS, info(name)["name"]).read_statistics(cpu) for cpu in (0, 1)]
+    recorded = sum(one.read + one.entries + one.overrun + one.dropped for one in statistics)
+    assert 0 < recorded < 2 * calls
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["stopped"]) == (False, "the recorder died")
+    assert manifest["lost_exact"]
+    (captured,) = report(tmp_path, tmp_path / "report")
+    assert captured["events"] == manifest["entries"]
+    assert captured["events"] + manifest["lost"] == recorded
+    # The next start begins anew, and says that it changes something.
+    assert host.call_module("ftrace_instance", containers=[name], **SMALL)["changed"]
+    calls = run_storm(name, 2)
+    (again,) = fetch(tmp_path / "again", containers=[name])
+    assert again["manifest"]["complete"]
+    assert count_calls(tmp_path / "again") == 2 * calls
+
+
+def test_it_survives_the_login_that_began_it(storm, ssh_hosts, tmp_path):
+    name = storm()
+    arguments = {"containers": [name], "docker_host": os.environ["DOCKER_HOST"], **SMALL, "ttl": "60s"}
+    host.ad_hoc("as_user", "ftrace_instance", arguments, "-b", "-i", str(ssh_hosts))
+    recorder = find_recorder()
+    pid = recorder["pid"]
+    assert [(one["container"], one["mode"]) for one in recorder["traces"]] == [(name, "record")]
+    assert os.getsid(pid) == pid
+    assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3)} == {"/dev/null"}
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+        assert {line.rstrip("\n").split(":", 2)[2] for line in file} == {"/"}
+    with open(f"/proc/{pid}/cmdline", encoding="ascii") as file:
+        assert file.read().strip("\0") == "crashcart-recorder"
+    calls = run_storm(name)
+    (capture,) = fetch(tmp_path, containers=[name])
+    assert capture["manifest"]["complete"]
+    assert count_calls(tmp_path) == 2 * calls
+
+
+def test_a_session_that_is_killed_leaves_the_recorder(storm, tmp_path):
+    name = storm()
+    process = host.start_module("ftrace_instance", new_session=True, containers=[name], **SMALL)
+    host.parse_result(*process.communicate(timeout=60))
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    calls = run_storm(name)
+    fetch(tmp_path, containers=[name])
+    assert count_calls(tmp_path) == 2 * calls
+
+
+def test_the_containers_end_ends_it_and_nothing_is_lost(storm, tmp_path):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    calls = run_storm(name)
+    host.docker("kill", name)
+    host.wait_until(lambda: info(name)["stopped"] == "the container ended")
+    host.wait_until(lambda: find_recorder()["pid"] is None)
+    (capture,) = fetch(tmp_path, containers=[name])
+    assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, "the container ended")
+    assert count_calls(tmp_path) == 2 * calls
+
+
+def test_a_recording_outlives_instance_and_container(storm, tmp_path):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    calls = run_storm(name)
+    instance = info(name)["name"]
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    # As after a reboot.
+    Instance(host.TRACEFS, instance).remove()
+    os.unlink(f"/run/crashcart/traces/{instance}.json")
+    host.docker("rm", "-f", name)
+    (listed,) = host.call_module("ftrace_info")["instances"]
+    assert (listed["name"], listed["container"], listed["state"], listed["mode"]) == (
+        instance,
+        name,
+        "stopped",
+        "record",
+    )
+    (capture,) = fetch(tmp_path, containers=[name])
+    assert (capture["manifest"]["complete"], capture["manifest"]["container"]["name"]) == (True, name)
+    (captured,) = report(tmp_path, tmp_path / "report")
+    assert count(captured)["getppid"]["calls"] == calls
+    assert {row["name"] for row in captured["processes"]} == {"python3"}
+    assert host.call_module("ftrace_info")["instances"] == []
+
+
+def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
+    name = storm(3, 100_000)
+    host.call_module("ftrace_instance", containers=[name], **SMALL, rotate_size="512KiB")
+    begin(name)
+    for number in range(3):
+        time.sleep(0.5)
+        (capture,) = fetch(tmp_path / "parts", containers=[name])
+        assert (capture["manifest"]["complete"], capture["manifest"]["tracing"]) == (True, True), number
+        assert capture["manifest"]["entries"] > 1000
+    calls = finish(name)
+    (capture,) = fetch(tmp_path / "parts", containers=[name])
+    assert capture["manifest"]["tracing"]
+    assert info(name)["state"] == "started"
+    assert count_calls(tmp_path / "parts") == 2 * calls
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_a_trace_ends_in_time_and_keeps_what_it_has(storm, tmp_path, mode):
+    name = storm(0.5)
+    options = {**(SMALL if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "32MiB"}), "ttl": "4s"}
+    began = time.time()
+    (made,) = host.call_module("ftrace_instance", containers=[name], **options)["instances"]
+    assert began + 3.5 < made["expires"] < time.time() + 4
+    assert [one["mode"] for one in find_recorder()["traces"]] == [mode]
+    calls = run_storm(name)
+    host.wait_until(lambda: info(name)["state"] == "stopped")
+    assert 3.8 < time.time() - began < 7
+    ended = info(name)
+    # No event is on any more, so the host's other processes take the fast path again.
+    assert (ended["stopped"], ended["events"], ended["expires"]) == ("its ttl is over", {}, None)
+    host.wait_until(lambda: find_recorder()["pid"] is None)
+    run_storm(name, 2)
+    (capture,) = fetch(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["stopped"], manifest["mode"]) == (True, "its ttl is over", mode)
+    assert manifest["time"]["end"]["real_time_ns"] / 1e9 < began + 7
+    assert count_calls(tmp_path) == 2 * calls
+    assert host.call_module("ftrace_instance", containers=[name], **options)["changed"]
+    assert info(name)["stopped"] is None
+
+
+def test_more_time_is_no_change(storm):
+    name = storm()
+    first = host.call_module("ftrace_instance", containers=[name], ttl="3s")["instances"][0]
+    again = host.call_module("ftrace_instance", containers=[name], ttl="3s")
+    assert not again["changed"]
+    assert again["instances"][0]["expires"] > first["expires"]
+    time.sleep(1.5)
+    host.call_module("ftrace_instance", containers=[name], ttl="3s")
+    time.sleep(2)
+    assert info(name)["state"] == "started"
+    host.wait_until(lambda: info(name)["state"] == "stopped")
+
+
+def test_a_killed_recorder_is_missed_by_the_next_call(storm):
+    name, other = storm(), storm()
+    host.call_module("ftrace_instance", containers=[name], ttl="4s")
+    os.kill(find_recorder()["pid"], signal.SIGKILL)
+    host.wait_until(lambda: find_recorder()["pid"] is None)
+    # A flight recorder in the kernel's memory needs nobody.
+    assert info(name)["state"] == "started"
+    host.call_module("ftrace_instance", containers=[other])
+    assert find_recorder()["pid"] is not None
+    host.wait_until(lambda: info(name)["stopped"] == "its ttl is over")
+    assert info(other)["state"] == "started"
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_a_storm_brakes(storm, tmp_path, mode):
+    name = storm(3, 200_000)
+    options = SMALL if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "1MiB"}
+    host.call_module("ftrace_instance", containers=[name], **options, max_rate=20_000)
+    time.sleep(1)
+    assert info(name)["state"] == "started"
+    calls = run_storm(name)
+    stopped = info(name)
+    assert (stopped["state"], stopped["events"]) == ("stopped", {})
+    assert stopped["stopped"].endswith("events per second, more than max_rate (20000) allows")
+    (capture,) = fetch(tmp_path, containers=[name])
+    assert capture["manifest"]["stopped"] == stopped["stopped"]
+    assert capture["manifest"]["complete"] == (mode == "record")
+    # It took what five seconds may bring, and what came until the next look.
+    assert 100_000 < capture["manifest"]["entries"] + capture["manifest"]["lost"] < calls
+    assert mode == "ring" or count_calls(tmp_path) == capture["manifest"]["entries"]
+
+
+def test_a_loss_over_the_budget_brakes(storm, tmp_path):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], **SMALL, max_loss=1000)
+    pid = find_recorder()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        run_storm(name)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    host.wait_until(lambda: info(name)["state"] == "stopped")
+    (capture,) = fetch(tmp_path, containers=[name])
+    assert f"it lost {capture['manifest']['lost']} events, more than max_loss (1000)" in capture["manifest"]["stopped"]
+
+
+def test_two_containers_are_recorded_at_once_by_one_recorder(storm, tmp_path):
+    names = [storm(2, 100_000), storm(2, 50_000)]
+    host.call_module("ftrace_instance", containers=names, **SMALL)
+    assert host.run("pgrep", "-xc", "crashcart-recor").stdout == "1\n"
+    for name in names:
+        begin(name)
+    calls = {name: finish(name) for name in names}
+    host.call_module("ftrace_instance", containers=names[:1], state="absent")
+    assert info(names[1])["state"] == "started"
+    (capture,) = fetch(tmp_path, containers=names)
+    assert (capture["manifest"]["container"]["name"], capture["manifest"]["complete"]) == (names[1], True)
+    assert count_calls(tmp_path) == 2 * calls[names[1]]
+
+
+def test_every_state_of_a_recording_twice_and_in_check_mode(storm):
+    name = storm()
+
+    def call(state, **options):
+        settings = SMALL if state == "started" else {}
+        return host.call_module("ftrace_instance", containers=[name], state=state, diff=True, **settings, **options)
+
+    for state in ("started", "stopped", "absent"):
+        before = host.read_host_state()
+        predicted = call(state, check_mode=True)
+        assert host.read_host_state() == before
+        real = call(state)
+        assert predicted["changed"] and real["changed"], state
+        assert predicted["diff"] == real["diff"]
+        assert not call(state, check_mode=True)["changed"]
+        assert not call(state)["changed"], state
+    assert not os.path.exists(STORE)
+
+
+def test_another_limit_and_another_mode_are_changes(storm, tmp_path):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], syscalls=["getppid"], compat=False, buffer_size="8MiB")
+    calls = run_storm(name)
+    # What the ring holds comes along.
+    assert host.call_module("ftrace_instance", containers=[name], **SMALL)["changed"]
+    calls += run_storm(name, 2)
+    assert host.call_module("ftrace_instance", containers=[name], **SMALL, max_size="2GiB")["changed"]
+    calls += run_storm(name, 3)
+    assert host.call_module("ftrace_instance", containers=[name], syscalls=["getppid"], compat=False)["changed"]
+    kept = info(name)
+    assert (kept["mode"], [one["recording"] for one in kept["recordings"]]) == ("ring", [False, False])
+    captures = fetch(tmp_path, containers=[name])
+    assert all(one["manifest"]["complete"] for one in captures)
+    assert count_calls(tmp_path) == 2 * calls
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"max_loss": 3}, "max_loss is for mode=record"),
+        ({"when_full": "rotate"}, "when_full is for mode=record"),
+        ({"ttl": "soon"}, "ttl: 'soon' is not a time"),
+        ({"max_rate": 0}, "max_rate: 0 is too small"),
+        ({"mode": "record", "max_size": "1MiB"}, "less than four times the ring buffers of all CPUs"),
+        ({"mode": "record", "max_size": "much"}, "max_size: 'much' is not a size"),
+    ],
+)
+def test_limits_that_do_not_fit_are_named_and_leave_nothing(storm, options, wanted):
+    with pytest.raises(host.ModuleFailed, match=wanted):
+        host.call_module("ftrace_instance", containers=[storm()], **options)
+    assert host.list_instances() == []
+
+
+def test_a_buffer_that_the_kernel_refuses_is_named_with_its_size(storm):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name])
+    instance = Instance(host.TRACEFS, info(name)["name"])
+    settings = specification.find_settings(specification.Specification(buffer_kb=1 << 30, follow_exec=False))
+    before = configuration.read_settings(instance, settings)
+    with pytest.raises(TraceError, match=f"does not give {1 << 30} KiB on each of 2 CPUs, {1 << 31} KiB in all"):
+        configuration.configure(instance, before, settings, lambda: None)
+    assert info(name)["state"] == "started"
+
+
+def test_a_recorders_files_are_nobody_elses(storm):
+    name = storm()
+    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    for folder, folders, _names in os.walk(STORE):
+        assert all(os.stat(os.path.join(folder, one)).st_mode & 0o077 == 0 for one in folders)
+    orders = json.loads(Path(f"/run/crashcart/recorder/{info(name)['name']}").read_text())
+    assert orders["container"]["name"] == name
