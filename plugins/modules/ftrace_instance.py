@@ -398,23 +398,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import trace
 
 def run_started(module, root):
     parameters = module.params
-    wanted = limits.parse_limits(parameters)
-    wish = wishes.find_specification(parameters, root)
-    settings = specification.find_settings(wish)
-    containers = options.select(module, options.open_host(module), required=True)
-    changed, before, after = instances.ensure_started(
-        containers,
-        root,
-        settings,
+    wanted = wishes.find_specification(parameters, root)
+    wish = instances.Wish(
+        settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
-        check_mode=module.check_mode,
-        described=wishes.describe(parameters, wish),
-        probes=wish.list_probes(),
-        limits=wanted,
+        probes=wanted.list_probes(),
+        limits=limits.parse_limits(parameters),
+        described=wishes.describe(parameters, wanted),
     )
+    containers = options.select(module, options.open_host(module), required=True)
+    changed, before, after = instances.ensure_started(containers, root, wish, check_mode=module.check_mode)
     changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
-    way = wish.paths.as_result() if wish.paths else None
+    way = wanted.paths.as_result() if wanted.paths else None
     return {
         "changed": changed,
         "instances": [

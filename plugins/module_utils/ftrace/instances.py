@@ -208,86 +208,105 @@ def _find_followed(instance: Instance, target: Target, settings: Settings, *, fo
     return _Followed(instance, lists)
 
 
-def ensure_started(
-    containers: Sequence[Container],
-    root: str,
-    settings: Settings,
-    *,
-    follow_exec: bool,
-    check_mode: bool,
-    described: dict[str, Any] | None = None,
-    probes: Sequence[ProbeRequest] = (),
-    limits: Limits = NO_LIMITS,
-) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """See to it that each of CONTAINERS is traced by SETTINGS within LIMITS: changed, and before and after for a diff.
+@dataclass(frozen=True)
+class Wish:
+    """What to trace by SETTINGS and PROBES, of whom, within which LIMITS; DESCRIBED is what was asked for, for the manifest."""
 
-    PROBES are recorded besides. DESCRIBED is what was asked for, for the manifest.
-    """
+    settings: Settings
+    follow_exec: bool
+    probes: Sequence[ProbeRequest] = ()
+    limits: Limits = NO_LIMITS
+    described: dict[str, Any] | None = None
+
+
+def ensure_started(
+    containers: Sequence[Container], root: str, wish: Wish, *, check_mode: bool
+) -> tuple[bool, dict[str, Any], dict[str, Any]]:
+    """See to it that each of CONTAINERS is traced as WISH says: changed, and before and after for a diff."""
     changed = False
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
-    make_record = partial(_describe_start, described=described, limits=limits)
-
-    def begin(instance: Instance, target: Target, wanted: Settings, followed: _Followed) -> None:
-        followed.cover()
-        if limits.is_kept:
-            keeping.begin(instance, target.container, limits, make_record(instance, target.container, wanted))
-
     made: list[TraceInstance] = []  # to be taken away again if a later one fails: nobody would know of them
     for container in containers:
         check_running(container)
+    settings = wish.settings
     check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
-    keeping.check_possible(limits, root, int(settings.files["buffer_size_kb"]))
-    probe_points.check_possible(root, probes)
+    keeping.check_possible(wish.limits, root, int(settings.files["buffer_size_kb"]))
+    probe_points.check_possible(root, wish.probes)
     with open_targets(containers) as targets, ExitStack() as binaries:
         for target in targets:
-            if follow_exec:
+            if wish.follow_exec:
                 find_shim(target)
-        bound = [probe_points.bind(target, probes, binaries) for target in targets]
+        bound = [probe_points.bind(target, wish.probes, binaries) for target in targets]
         for target, own_probes in zip(targets, bound):
-            name = target.container.name
-            instance = find_instance(root, target.container).instance
-            wanted = add_probes(settings, own_probes.list_events(), follow_exec=follow_exec)
+            one = find_instance(root, target.container)
+            wanted = add_probes(settings, own_probes.list_events(), follow_exec=wish.follow_exec)
             with ExitStack() as stack:
                 if not check_mode:
                     stack.enter_context(hold_lock("trace-" + target.container.short_id))
-                present = read_settings(instance, wanted) if instance.exists() else None
-                is_on = present is not None and instance.is_tracing()
-                kept = keeping.read_limits(instance.name)
+                present = read_settings(one.instance, wanted) if one.instance.exists() else None
+                is_on = present is not None and one.instance.is_tracing()
+                kept = keeping.read_limits(one.instance.name)
                 state = {"state": "started" if is_on else "stopped"}
+                name = target.container.name
                 before[name] = {**state, **vars(present), "limits": kept} if present else None
-                after[name] = {"state": "started", **vars(wanted), "limits": limits.describe()}
-                one_changed = before[name] != after[name]
-                followed = _find_followed(instance, target, settings, follow_exec=follow_exec)
+                after[name] = {"state": "started", **vars(wanted), "limits": wish.limits.describe()}
+                is_other = before[name] != after[name]
+                followed = _find_followed(one.instance, target, settings, follow_exec=wish.follow_exec)
                 if check_mode:
-                    changed |= one_changed or followed.is_missing()
+                    changed |= is_other or followed.is_missing()
                     continue
-                if one_changed:
-                    try:
-                        if keeping.end(instance) and present is not None:
-                            present = read_settings(instance, wanted)
-                        probe_points.define(root, own_probes)
-                        configure(instance, present, wanted, partial(begin, instance, target, wanted, followed))
-                    except BaseException:
-                        with suppress(TraceError):
-                            probe_points.remove_unused(instance, target.container.short_id)
-                        remove(made)
-                        raise
-                    if present is None:
-                        made.append(TraceInstance(instance, target.container))
-                elif limits.ttl_s is not None:
-                    keeping.renew(instance.name, limits)
-                one_changed = followed.cover() or one_changed
-                one_changed |= probe_points.remove_unused(instance, target.container.short_id)
-                if one_changed:
-                    records.write_record(instance, make_record(instance, target.container, wanted))
-                changed |= one_changed
+                try:
+                    changed |= _start(
+                        one.instance, target, wish, wanted, own_probes, followed, present, is_other=is_other
+                    )
+                except BaseException:
+                    remove(made)
+                    raise
+                if present is None:
+                    made.append(one)
     return changed, before, after
 
 
-def _describe_start(
-    instance: Instance, container: Container, settings: Settings, *, described: dict[str, Any] | None, limits: Limits
-) -> dict[str, Any]:
+def _start(
+    instance: Instance,
+    target: Target,
+    wish: Wish,
+    wanted: Settings,
+    probes: probe_points.ProbeSet,
+    followed: _Followed,
+    present: Settings | None,
+    *,
+    is_other: bool,
+) -> bool:
+    """Trace TARGET in INSTANCE, whose PRESENT settings are other than WANTED or not; whether anything had to be done."""
+    container = target.container
+
+    def begin() -> None:
+        followed.cover()
+        if wish.limits.is_kept:
+            keeping.begin(instance, container, wish.limits, _describe_start(instance, container, wish, wanted))
+
+    if is_other:
+        try:
+            if keeping.end(instance) and present is not None:
+                present = read_settings(instance, wanted)
+            probe_points.define(instance.root, probes)
+            configure(instance, present, wanted, begin)
+        except BaseException:
+            with suppress(TraceError):
+                probe_points.remove_unused(instance, container.short_id)
+            raise
+    elif wish.limits.ttl_s is not None:
+        keeping.renew(instance.name, wish.limits)
+    changed = followed.cover() or is_other
+    changed |= probe_points.remove_unused(instance, container.short_id)
+    if changed:
+        records.write_record(instance, _describe_start(instance, container, wish, wanted))
+    return changed
+
+
+def _describe_start(instance: Instance, container: Container, wish: Wish, settings: Settings) -> dict[str, Any]:
     """What the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
     before = records.read_record(instance)
     start = clocks.measure_offset(settings.files["trace_clock"])
@@ -297,10 +316,10 @@ def _describe_start(
     return {
         "clock": settings.files["trace_clock"],
         "start": start,
-        "specification": described or before.get("specification"),
+        "specification": wish.described or before.get("specification"),
         "tasks": list(tasks.values()),
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
-        "limits": limits.describe(),
+        "limits": wish.limits.describe(),
     }
 
 

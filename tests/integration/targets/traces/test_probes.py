@@ -224,10 +224,8 @@ def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
         instances.ensure_started(
             [found],
             host.TRACEFS,
-            find_settings(Specification(syscalls=None)),
-            follow_exec=True,
+            instances.Wish(find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]),
             check_mode=False,
-            probes=[parse_request(OPEN)],
         )
     assert read_probes() == before
     assert host.list_instances() == []
@@ -279,11 +277,13 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         instances.ensure_started(
             [engine.refresh(found)],
             host.TRACEFS,
-            find_settings(Specification(syscalls=None)),
-            follow_exec=True,
+            instances.Wish(
+                find_settings(Specification(syscalls=None)),
+                follow_exec=True,
+                probes=[parse_request(OPEN)],
+                described={"asked": host_module},
+            ),
             check_mode=False,
-            described={"asked": host_module},
-            probes=[parse_request(OPEN)],
         )
 
     def check(number):

@@ -212,7 +212,7 @@ def test_a_refused_change_leaves_the_trace_as_it_was(worker):
     settings = specification.find_settings(specification.Specification(clock="mono", follow_exec=False))
     settings.events["sched:sched_switch"] = "nonesuch == 1"
     with pytest.raises(TraceError, match="nonesuch"):
-        instances.ensure_started([record], root, settings, follow_exec=False, check_mode=False)
+        instances.ensure_started([record], root, instances.Wish(settings, follow_exec=False), check_mode=False)
     assert host.read_host_state()["instances"] == before
 
 
