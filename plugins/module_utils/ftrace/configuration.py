@@ -128,6 +128,11 @@ def configure(
     try:
         # Only now: probes whose instance there is are nobody's leftovers.
         define()
+    except BaseException:
+        if present is None:
+            instance.remove()
+        raise
+    try:
         instance.trace_off()
         # The triggers of a stopped trace have run down maybe: they begin anew with it.
         is_same = present is not None and (was_on or not settings.triggers)
