@@ -318,7 +318,7 @@ def run_started(module, root):
         described=wishes.describe(parameters, wish),
         probes=wish.list_probes(),
     )
-    changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
+    changed |= instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
     way = wish.paths.as_result() if wish.paths else None
     return {
@@ -338,7 +338,7 @@ def run_ended(module, root):
     if not module.check_mode:
         (instances.stop if state == "stopped" else instances.remove)(found)
     left = [] if module.check_mode or state == "absent" else found
-    leftovers = state == "absent" and instances.remove_leftovers(root, check_mode=module.check_mode)
+    leftovers = state == "absent" and instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
     return {
         "changed": before != after or leftovers,
         "instances": [one.as_result() for one in left],

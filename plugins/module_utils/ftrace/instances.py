@@ -233,17 +233,17 @@ def ensure_started(
                     continue
                 if one_changed:
                     try:
-                        probe_points.define(root, own_probes)
-                        configure(instance, present, wanted, followed.cover)
+                        define = partial(probe_points.define, root, own_probes)
+                        configure(instance, present, wanted, followed.cover, define)
                     except BaseException:
                         with suppress(TraceError):
-                            probe_points.remove_unused(instance, target.container.short_id)
+                            probe_points.remove_unused(instance, target.container.short_id, busy_ok=True)
                         remove(made)
                         raise
                     if present is None:
                         made.append(TraceInstance(instance, target.container))
                 one_changed = followed.cover() or one_changed
-                one_changed |= probe_points.remove_unused(instance, target.container.short_id)
+                one_changed |= probe_points.remove_unused(instance, target.container.short_id, busy_ok=True)
                 if one_changed:
                     _note_start(instance, target.container, settings, described)
                 changed |= one_changed
@@ -285,11 +285,15 @@ def remove(found: Sequence[TraceInstance]) -> None:
         with hold_lock("trace-" + one.short_id):
             one.instance.remove()
             records.remove_record(one.instance)
-            probe_points.remove_unused(one.instance, one.short_id)
+            # What others have switched on is a leftover from now on.
+            probe_points.remove_unused(one.instance, one.short_id, busy_ok=True)
 
 
-def remove_leftovers(root: str, *, check_mode: bool) -> bool:
-    """Remove the probes of instances that are gone, as after a killed task; whether there were any."""
+def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
+    """Remove the probes of instances that are gone, as after a killed task; whether there were any.
+
+    Raises TraceError for those that others have switched on, unless BUSY_OK.
+    """
     if check_mode:
         return bool(probe_points.list_orphans(root, NAME_PREFIX))
-    return probe_points.remove_orphans(root, NAME_PREFIX)
+    return probe_points.remove_orphans(root, NAME_PREFIX, busy_ok=busy_ok)
