@@ -202,8 +202,22 @@ def ensure_attached(
             with hold_locks([target.container for target in concerned]), _expire(concerned, path, ttl_s):
                 still_missing = list_missing(concerned, image, path)
                 if still_missing:
-                    methods.attach(method, still_missing, image, path)
+                    with _telling_change(targets, before, path=path):
+                        methods.attach(method, still_missing, image, path)
         return Change(before, _in_order(containers, after))
+
+
+@contextmanager
+def _telling_change(targets: Sequence[Target], before: Sequence[Attachment], **chosen: str | None) -> Iterator[None]:
+    """Have a ContainerError tell what of the CHOSEN is attached then, and that it is other than BEFORE, when some of TARGETS had their way."""
+    try:
+        yield
+    except ContainerError as error:
+        after = _find_all(targets, **chosen)
+        places = [attachment.place for attachment in after]
+        is_change = places != [attachment.place for attachment in before]
+        error.result.update(changed=is_change, attachments=[attachment.as_result() for attachment in after])
+        raise
 
 
 @contextmanager
@@ -246,10 +260,11 @@ def ensure_detached(
         if not check_mode and before:
             with hold_locks([attachment.container for attachment in before]):
                 present = _find_all(targets, path=path, image=image_name)
-                for place in sorted({attachment.path for attachment in present}):
-                    here = [attachment for attachment in present if attachment.path == place]
-                    ids = {attachment.container.id for attachment in here}
-                    detach([target for target in targets if target.container.id in ids], here, busy)
+                with _telling_change(targets, present, path=path, image=image_name):
+                    for place in sorted({attachment.path for attachment in present}):
+                        here = [attachment for attachment in present if attachment.path == place]
+                        ids = {attachment.container.id for attachment in here}
+                        detach([target for target in targets if target.container.id in ids], here, busy)
         after = [] if check_mode else _find_all(targets, path=path, image=image_name)
         ids = {attachment.container.id for attachment in before}
         others = [target for target in targets if target.container.id not in ids]

@@ -188,7 +188,7 @@ def test_cleanup_fails_and_names_what_is_left(container):
         host.wait_until(lambda: host.runs(name, "sleep 1000"))
         failed = host.playbook("cleanup", check=False)
         assert failed.returncode != 0
-        assert "/dev/loop" in failed.stdout
+        assert re.search(r"/dev/loop\d+ .* in use by 'sleep' \(pid \d+\)", " ".join(failed.stdout.split()))
         user.terminate()
     host.docker("kill", name)
     host.playbook("cleanup")
