@@ -163,8 +163,9 @@ def test_cleanup_takes_everything_and_install_brings_it_back(container):
     host.playbook("attach", containers=name)
     host.call_module("ftrace_instance", containers=[name])
     # As a task that was killed leaves it.
-    with open(f"{host.TRACEFS}/uprobe_events", "a", encoding="ascii") as events:
-        events.write("p:crashcart_0123456789ab_00000000/left /bin/true:0x1000\n")
+    events_fd = os.open(f"{host.TRACEFS}/uprobe_events", os.O_WRONLY | os.O_APPEND)
+    os.write(events_fd, b"p:crashcart_0123456789ab_00000000/left /bin/true:0x1000\n")
+    os.close(events_fd)
     state = host.read_host_state()
     host.playbook("cleanup", "--check")
     assert host.read_host_state() == state
