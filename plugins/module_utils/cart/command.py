@@ -59,7 +59,9 @@ def run(given: dict[str, int]) -> NoReturn:
             order = json.load(file)
         rights = rights_.parse_rights(order["rights"])
         filters = rights_.read_filters(order["first_process"]) if rights.has_filters else []
-        if select.select([given[FIRST_PROCESS]], [], [], 0)[0]:
+        first_process = select.poll()
+        first_process.register(given[FIRST_PROCESS], select.POLLIN)
+        if first_process.poll(0):
             raise OSError(errno.ESRCH, "the container has just ended")  # and its number may have been somebody else's
         _enter(given, order, rights)
         user_namespace_fd = given.get("user")
