@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
     hold_locks,
     open_targets,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 
@@ -132,7 +133,7 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -
     own = [one for one in found if one.method != "rslave"]
     others = [target for target in targets if any(one.container.id == target.container.id for one in own)]
     counts = [sum(one.container.id == target.container.id for one in own) for target in others]
-    devices = {os.makedev(*map(int, one.device.split(":"))) for one in own}
+    devices = {parse_device(one.device) for one in own}
     removable = placement.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
@@ -275,9 +276,8 @@ def ensure_detached(
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
             volumes.detach_all(lazy=busy.choice == "lazy")
-            for (
-                one
-            ) in expiry.list_expiries():  # of what no runtime lists: processes named by pid, containers that have ended
+            # Of what no runtime lists: processes named by pid, containers that have ended.
+            for one in expiry.list_expiries():
                 end_attachment(one)
     return Change(before, after, leftovers)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 
 _PAUSE_S = 0.05
@@ -60,7 +61,7 @@ def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
 
 def find_device_users(device: str) -> list[str]:
     """Processes, wherever they are, that run from the file system on DEVICE (major:minor), stand in it or hold it open."""
-    number = os.makedev(*map(int, device.split(":")))
+    number = parse_device(device)
     found = []
     for pid in read_pids():
         with suppress(ProcessGone, OSError), Process(pid) as process:

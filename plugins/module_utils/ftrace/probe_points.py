@@ -135,9 +135,7 @@ def _open_binary(target: Target, path: str, stack: ExitStack) -> _Binary | None:
     try:
         # First without opening it: a device or a pipe does something when it is opened.
         place_fd = syscalls.openat2(root_fd, path, os.O_PATH, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
