@@ -23,7 +23,8 @@ description:
 notes:
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
   - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
-  - Tasks with C(async) do not outlive their call.
+  - Tasks with C(async) are refused, as everything ends with its call.
+  - C(TMPDIR) is a folder that lives as long as the task, so M(ansible.builtin.tempfile) needs its O(ansible.builtin.tempfile#module:path).
 options:
   container:
     description:
@@ -214,6 +215,11 @@ class Connection(ConnectionBase):
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         """Run the shell command CMD in the container; exit code, stdout, stderr."""
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+        if "ANSIBLE_ASYNC_DIR=" in cmd:
+            raise AnsibleError(
+                "a task with async does not work in a container, where everything ends with its call: run it without, or give its"
+                " program to crashcart_exec on the host, with async there"
+            )
         return self._enter(["sh", "-c", self._unwrap(cmd)], in_data)
 
     def _unwrap(self, command: str) -> str:
@@ -349,8 +355,8 @@ class Connection(ConnectionBase):
             return rc, stdout, line
         message = json.loads(line)
         if "error" in message:
-            container = self.get_option("container")
-            raise AnsibleConnectionFailure(f"container {container} on {self.get_option('host')}: {message['error']}")
+            text = f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}"
+            raise AnsibleError(text) if message["is_wish"] else AnsibleConnectionFailure(text)
         return message["rc"], stdout, stderr
 
     def close(self) -> None:

@@ -14,7 +14,8 @@ author:
   - crashcart.fleet contributors (@crashcart-fleet)
 description:
   - Asks the hosts that other inventory sources have named before it for their containers, of all runtimes, and adds each running one
-    as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection).
+    as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection). Containers of one name in several runtimes of a
+    host are called CONTAINER.RUNTIME.HOST, and in one runtime by the beginning of their id in its place.
   - The hosts are reached by their own connection variables, which their containers inherit.
   - Its file's name ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources it has to come after the
     others by its name.
@@ -59,6 +60,7 @@ hosts: [web1, web2]
 """
 
 import functools
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -109,8 +111,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                     raise AnsibleParserError(f"containers of {name}: {answer}")
                 self.display.warning(f"the containers of {name} are left out: {answer}")
                 continue
-            for container in answer:
-                self._add(name, variables[name], container)
+            for container, short_name in zip(answer, _name(answer)):
+                self._add(f"{short_name}.{name}", name, variables[name], container)
 
     def _choose_hosts(self) -> list[str]:
         names: dict[str, None] = {}
@@ -148,8 +150,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         connection.set_options(task_keys={"remote_user": context.remote_user}, var_options=options)
         return connection
 
-    def _add(self, host: str, variables: dict[str, Any], container: dict[str, Any]) -> None:
-        name = f"{container['name']}.{host}"
+    def _add(self, name: str, host: str, variables: dict[str, Any], container: dict[str, Any]) -> None:
         self.inventory.add_host(name, group=_GROUP)
         known = list_link_variables()
         values = {key: value for key, value in variables.items() if key in known and key != "inventory_hostname"}
@@ -170,6 +171,21 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         self._set_composite_vars(self.get_option("compose"), values, name, strict=strict)
         self._add_host_to_composed_groups(self.get_option("groups"), values, name, strict=strict)
         self._add_host_to_keyed_groups(self.get_option("keyed_groups"), values, name, strict=strict)
+
+
+def _name(containers: list[dict[str, Any]]) -> list[str]:
+    """A name for each of a host's CONTAINERS; those of one name bear their runtime, too, or the beginning of their id."""
+    plain = Counter(one["name"] for one in containers)
+    longer = Counter(f"{one['name']}.{one['runtime']}" for one in containers)
+    names = []
+    for one in containers:
+        name = one["name"]
+        if plain[name] > 1:
+            name = f"{name}.{one['runtime']}"
+            if longer[name] > 1 or name in plain:
+                name = f"{one['name']}.{one['id'][:12]}"
+        names.append(name)
+    return names
 
 
 def _ask(connection: Any) -> list[dict[str, Any]] | str:

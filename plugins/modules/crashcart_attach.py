@@ -131,8 +131,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 attachments:
-  description: The selected containers' attachments as they are after the task.
-  returned: success
+  description: The selected containers' attachments as they are after the task, also where it failed at some of them.
+  returned: success, and when the containers were reached
   type: list
   elements: dict
   contains:

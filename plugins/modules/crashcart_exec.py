@@ -100,7 +100,8 @@ options:
     description:
       - Which of the container's namespaces to enter. By default C(mnt), C(pid), C(net), C(ipc) and C(uts).
       - Without V(mnt) the command sees the host's files, with the image at its prefix beside them; V([net]) is the case of C(nsenter -n),
-        where a bare name is the image's program and a path the host's. O(user) is then a user of the host.
+        where a bare name is the image's program and a path the host's. O(user) is then a user of the host. C(/proc) is the host's, too,
+        also with V(pid).
     type: list
     elements: str
     choices: [mnt, pid, net, ipc, uts, cgroup, time, user]
@@ -115,7 +116,7 @@ options:
     type: str
   max_output:
     description:
-      - How much of each output stream of a container is kept, for example V(512KiB) or V(64MiB). The rest is counted and dropped.
+      - How much of each output stream of a container is kept, for example V(100B), V(512KiB) or V(64MiB). The rest is counted and dropped.
       - By default V(4MiB) in results, and all of it in files (O(dest)).
     type: str
   encoding:

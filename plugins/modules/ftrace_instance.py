@@ -408,7 +408,7 @@ def run_started(module, root):
     )
     containers = options.select(module, options.open_host(module), required=True)
     changed, before, after = instances.ensure_started(containers, root, wish, check_mode=module.check_mode)
-    changed |= instances.remove_leftovers(root, check_mode=module.check_mode)
+    changed |= instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
     found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
     way = wanted.paths.as_result() if wanted.paths else None
     return {
@@ -428,7 +428,7 @@ def run_ended(module, root):
     if not module.check_mode:
         (instances.stop if state == "stopped" else instances.remove)(found)
     left = [] if module.check_mode or state == "absent" else found
-    leftovers = state == "absent" and instances.remove_leftovers(root, check_mode=module.check_mode)
+    leftovers = state == "absent" and instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
     return {
         "changed": before != after or leftovers,
         "instances": [one.as_result() for one in left],

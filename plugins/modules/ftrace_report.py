@@ -12,6 +12,7 @@ short_description: Summarize fetched traces per process and system call
 description:
   - Reads captures that M(crashcart.fleet.ftrace_fetch) has brought home and says for each process and system call how often it
     was called, with which errors it failed, and how long it took.
+  - Where paths were recorded (C(paths) of M(crashcart.fleet.ftrace_instance)), it names those that calls were given, with the errors on each.
   - Runs where the captures are. In a play over hosts use C(delegate_to=localhost) with C(run_once=true), and C(become=false).
 version_added: 0.1.0
 author:

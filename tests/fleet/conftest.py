@@ -179,5 +179,5 @@ def call(
         assert path.exists(), output + errors
         result: dict[str, Any] = json.loads(path.read_text())
     if check:
-        assert process.returncode == 0, result
+        assert process.returncode == 0, str(result)  # of a text pytest cuts nothing
     return result

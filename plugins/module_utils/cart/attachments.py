@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
     hold_locks,
     open_targets,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 
@@ -132,7 +133,7 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -
     own = [one for one in found if one.method != "rslave"]
     others = [target for target in targets if any(one.container.id == target.container.id for one in own)]
     counts = [sum(one.container.id == target.container.id for one in own) for target in others]
-    devices = {os.makedev(*map(int, one.device.split(":"))) for one in own}
+    devices = {parse_device(one.device) for one in own}
     removable = placement.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
@@ -202,8 +203,22 @@ def ensure_attached(
             with hold_locks([target.container for target in concerned]), _expire(concerned, path, ttl_s):
                 still_missing = list_missing(concerned, image, path)
                 if still_missing:
-                    methods.attach(method, still_missing, image, path)
+                    with _telling_change(targets, before, path=path):
+                        methods.attach(method, still_missing, image, path)
         return Change(before, _in_order(containers, after))
+
+
+@contextmanager
+def _telling_change(targets: Sequence[Target], before: Sequence[Attachment], **chosen: str | None) -> Iterator[None]:
+    """Have a ContainerError tell what of the CHOSEN is attached then, and that it is other than BEFORE, when some of TARGETS had their way."""
+    try:
+        yield
+    except ContainerError as error:
+        after = _find_all(targets, **chosen)
+        places = [attachment.place for attachment in after]
+        is_change = places != [attachment.place for attachment in before]
+        error.result.update(changed=is_change, attachments=[attachment.as_result() for attachment in after])
+        raise
 
 
 @contextmanager
@@ -246,10 +261,11 @@ def ensure_detached(
         if not check_mode and before:
             with hold_locks([attachment.container for attachment in before]):
                 present = _find_all(targets, path=path, image=image_name)
-                for place in sorted({attachment.path for attachment in present}):
-                    here = [attachment for attachment in present if attachment.path == place]
-                    ids = {attachment.container.id for attachment in here}
-                    detach([target for target in targets if target.container.id in ids], here, busy)
+                with _telling_change(targets, present, path=path, image=image_name):
+                    for place in sorted({attachment.path for attachment in present}):
+                        here = [attachment for attachment in present if attachment.path == place]
+                        ids = {attachment.container.id for attachment in here}
+                        detach([target for target in targets if target.container.id in ids], here, busy)
         after = [] if check_mode else _find_all(targets, path=path, image=image_name)
         ids = {attachment.container.id for attachment in before}
         others = [target for target in targets if target.container.id not in ids]
@@ -260,9 +276,8 @@ def ensure_detached(
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
             volumes.detach_all(lazy=busy.choice == "lazy")
-            for (
-                one
-            ) in expiry.list_expiries():  # of what no runtime lists: processes named by pid, containers that have ended
+            # Of what no runtime lists: processes named by pid, containers that have ended.
+            for one in expiry.list_expiries():
                 end_attachment(one)
     return Change(before, after, leftovers)
 

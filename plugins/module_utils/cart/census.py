@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store, tool_users
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
@@ -28,7 +28,7 @@ DIRECTORIES = ("/var/lib/crashcart", RUN)
 def take_census() -> dict[str, list[Any]]:
     """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, processes and directories of ours."""
     return {
-        "loop_devices": [f"{device.path} ({device.backing_file})" for device in ImageFinder().loop_devices],
+        "loop_devices": [_describe_loop_device(device) for device in ImageFinder().loop_devices],
         "mounts": describe_users(list_mount_users(), {}),
         "instances": _list_instances(),
         "probes": _list_probes(),
@@ -36,6 +36,15 @@ def take_census() -> dict[str, list[Any]]:
         "recorders": _list_recorders(),
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
+
+
+def _describe_loop_device(device: mounts.LoopDevice) -> str:
+    """Its node and its file; where that is gone also who keeps it, since no mount may show that any more (busy=lazy)."""
+    text = f"{device.path} ({device.backing_file})"
+    if not device.backing_file.endswith(" (deleted)"):
+        return text
+    users = ", ".join(tool_users.find_device_users(device.device)) or "no process that can be seen"
+    return f"{text}, in use by {users}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def run(given: dict[str, int]) -> NoReturn:
             order = json.load(file)
         rights = rights_.parse_rights(order["rights"])
         filters = rights_.read_filters(order["first_process"]) if rights.has_filters else []
-        if select.select([given[FIRST_PROCESS]], [], [], 0)[0]:
+        first_process = select.poll()
+        first_process.register(given[FIRST_PROCESS], select.POLLIN)
+        if first_process.poll(0):
             raise OSError(errno.ESRCH, "the container has just ended")  # and its number may have been somebody else's
         _enter(given, order, rights)
         user_namespace_fd = given.get("user")
@@ -184,7 +186,10 @@ def _become_command(
         if not order["confined"]:
             rights_.take(rights, filters, user_namespace_fd)
         # With the rights that the command has: it must not stand where it could not go.
-        os.chdir(order["chdir"])
+        try:
+            os.chdir(order["chdir"])
+        except OSError as error:
+            raise OSError(error.errno, f"it cannot stand in {order['chdir']!r} (chdir): {error.strerror}") from error
         # Should somebody kill the reaper, the command goes with it.
         _end_with_parent(report)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -193,6 +198,6 @@ def _become_command(
         rights_.seal(rights, filters)
         os.execve(order["program"], order["argv"], order["environment"])
     except BaseException as error:
-        tell(report, {"error": f"cannot run {order['program']}: {error}"})
+        tell(report, {"error": f"cannot run {order['program']}: {_explain(error)}"})
     finally:
         os._exit(RC_FAILED)

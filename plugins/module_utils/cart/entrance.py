@@ -8,6 +8,7 @@ What it has to say beside the command's own output goes to stderr as the last li
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,12 +39,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import UserError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 PREFIX = "/dev/crashcart"
 SCRATCH = os.path.join(RUN, "scratch")
 SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # where commands see their connection's folder
+_FORGOTTEN_S = 3600.0  # after which nobody comes back to a folder that no command uses
 RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
 
 
@@ -79,7 +83,7 @@ def main() -> int:
         require_root()
         rc = _carry_out(order)
     except (FleetError, OSError) as error:
-        return _tell(order, {"error": str(error)})
+        return _tell(order, {"error": str(error), "is_wish": isinstance(error, UserError)})
     return _tell(order, {"rc": rc}) if rc == 255 else rc
 
 
@@ -165,8 +169,25 @@ def _open_scratch(name: str, job: Job) -> int:
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)
         os.chown(folder, job.rights.uid, job.rights.gid)
+    os.utime(folder)
+    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)  # until this process ends
+    _remove_forgotten()
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW
     return syscalls.open_tree(-1, folder, flags)
+
+
+def _remove_forgotten() -> None:
+    """Remove the folders of connections whose controller was killed: there is no other that would."""
+    for name in os.listdir(SCRATCH):
+        folder = os.path.join(SCRATCH, name)
+        with suppress(OSError):  # in use, or gone
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(fd).st_mtime > _FORGOTTEN_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(fd)
 
 
 def _wait(channel: socket.socket) -> int:

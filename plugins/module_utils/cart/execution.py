@@ -44,7 +44,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError, find_user
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
@@ -70,6 +70,11 @@ def parse_command(
     texts = [*words, *map(str, env), *map(str, env.values()), chdir]
     if not words or not words[0]:
         raise ExecutionError("the command is empty: give a program's name first")
+    valueless = [name for name, value in env.items() if value is None]
+    if valueless:
+        raise ExecutionError(
+            f"env: {', '.join(map(str, valueless))} has no value; leave it out, or give it an empty text"
+        )
     if any("\0" in text for text in texts) or any("=" in name or not name for name in env):
         raise ExecutionError(
             "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
@@ -205,7 +210,7 @@ def _find_user_in(target: Target, spec: str | None, command: Command) -> User | 
         user = find_user("0:0" if spec is None else spec, root_fd)
         return _find_outside(user, target.process) if inside or "user" in command.namespaces else user
     except ContainerError as error:
-        raise ContainerError(f"container {target.container.name}: {error}") from error
+        raise type(error)(f"container {target.container.name}: {error}") from error
     finally:
         os.close(root_fd)
 
@@ -215,7 +220,7 @@ def _find_outside(user: User, process: Process) -> User:
     uids, gids = (id_maps.parse_id_map(process.read(name)) for name in ("uid_map", "gid_map"))
     uid, gid = id_maps.find_outside(user.uid, uids), id_maps.find_outside(user.gid, gids)
     if uid is None or gid is None:
-        raise ContainerError(f"its user namespace has no user {user.uid} with group {user.gid}")
+        raise UserError(f"its user namespace has no user {user.uid} with group {user.gid}")
     groups = (id_maps.find_outside(group, gids) for group in user.groups)
     return User(uid, gid, tuple(group for group in groups if group is not None))
 

@@ -92,9 +92,7 @@ def _explain(error: OSError, target: Target, path: str) -> str:
 
 def list_host_devices() -> frozenset[int]:
     """The devices of what the host has mounted, but for the containers' own roots, which are among that and yet nobody else's."""
-    return frozenset(
-        os.makedev(*map(int, one.device.split(":"))) for one in mounts.read_mounts() if one.filesystem != "overlay"
-    )
+    return frozenset(mounts.parse_device(one.device) for one in mounts.read_mounts() if one.filesystem != "overlay")
 
 
 def foresee(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
@@ -162,7 +160,7 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
     places = [_find_place(target.read_mounts(), path) for target in targets]
     devices = list_host_devices()
     taken = set()
-    if any(os.makedev(*map(int, device.split(":"))) in devices for device, _folder in places):
+    if any(mounts.parse_device(device) in devices for device, _folder in places):
         taken = _find_taken_places({target.process.namespace("mnt") for target in targets})
     return [place not in taken and place not in places[index + 1 :] for index, place in enumerate(places)]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 
 _PAUSE_S = 0.05
@@ -58,16 +59,38 @@ def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
                 yield ToolUser(pid, comm), process
 
 
-def _uses(process: Process, path: str, devices: set[str]) -> bool:
+def find_device_users(device: str) -> list[str]:
+    """Processes, wherever they are, that run from the file system on DEVICE (major:minor), stand in it or hold it open."""
+    number = parse_device(device)
+    found = []
+    for pid in read_pids():
+        with suppress(ProcessGone, OSError), Process(pid) as process:
+            is_user = _maps(process, {device})
+            for link in [] if is_user else _list_links(process):
+                with suppress(OSError):  # closed meanwhile
+                    is_user = is_user or os.stat(f"/proc/{pid}/{link}").st_dev == number
+            if is_user:
+                found.append(str(ToolUser(pid, process.read("comm").decode("utf-8", "replace").rstrip("\n"))))
+    return found
+
+
+def _list_links(process: Process) -> list[str]:
     fds_fd = process.open("fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        links = [*(("cwd", "root")), *(f"fd/{fd}" for fd in os.listdir(fds_fd))]
+        return ["cwd", "root", *(f"fd/{fd}" for fd in os.listdir(fds_fd))]
     finally:
         os.close(fds_fd)
-    for link in links:
+
+
+def _uses(process: Process, path: str, devices: set[str]) -> bool:
+    for link in _list_links(process):
         with suppress(OSError, ProcessGone):  # closed meanwhile
             if (process.read_link(link) + "/").startswith(path + "/"):
                 return True
+    return _maps(process, devices)
+
+
+def _maps(process: Process, devices: set[str]) -> bool:
     for line in process.read("maps").decode("utf-8", "replace").split("\n"):
         fields = line.split(None, 5)
         if len(fields) > 3:

@@ -111,7 +111,7 @@ def _list_host_mounts() -> list[mounts.Mount]:
 def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
     with hold_lock(_LOCK):
         for mount in reversed(found):
-            if os.lstat(mount.mount_point).st_dev != os.makedev(*map(int, mount.device.split(":"))):
+            if os.lstat(mount.mount_point).st_dev != mounts.parse_device(mount.device):
                 raise ContainerError(
                     f"something that is not ours is mounted over the tools in the host's folder {mount.mount_point}: unmount"
                     " that first"

@@ -14,6 +14,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import sysca
 _NO_ID = 2**32 - 1
 
 
+class UserError(ContainerError):
+    """There is no such user in the container."""
+
+
 @dataclass(frozen=True)
 class User:
     """Whom a command runs as, in numbers."""
@@ -32,7 +36,7 @@ def find_user(spec: str, root_fd: int) -> User:
         fields = line.split(":")
         if len(fields) >= 4 and fields[0] == spec and _is_id(fields[2]) and _is_id(fields[3]):
             return User(int(fields[2]), int(fields[3]), _find_groups(spec, root_fd))
-    raise ContainerError(f"no user is called {spec!r} in its /etc/passwd; give numbers as UID or UID:GID")
+    raise UserError(f"no user is called {spec!r} in its /etc/passwd; give numbers as UID or UID:GID")
 
 
 def _is_id(text: str) -> bool:

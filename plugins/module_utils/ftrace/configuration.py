@@ -111,14 +111,27 @@ def has_field(root: str, event: str, name: str) -> bool:
     return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)
 
 
-def configure(instance: Instance, present: Settings | None, settings: Settings, cover: Callable[[], Any]) -> None:
-    """Bring INSTANCE to SETTINGS, COVER its threads, and start it.
+def configure(
+    instance: Instance,
+    present: Settings | None,
+    settings: Settings,
+    cover: Callable[[], Any],
+    define: Callable[[], Any],
+) -> None:
+    """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, COVER its threads, and start it.
 
     Where that fails it is as it was before, or gone if it was made here.
     """
     was_on = present is not None and instance.is_tracing()
     if present is None:
         instance.create()
+    try:
+        # Only now: probes whose instance there is are nobody's leftovers.
+        define()
+    except BaseException:
+        if present is None:
+            instance.remove()
+        raise
     try:
         instance.trace_off()
         # The triggers of a stopped trace have run down maybe: they begin anew with it.

@@ -291,16 +291,15 @@ def _start(
         try:
             if keeping.end(instance) and present is not None:
                 present = read_settings(instance, wanted)
-            probe_points.define(instance.root, probes)
-            configure(instance, present, wanted, begin)
+            configure(instance, present, wanted, begin, partial(probe_points.define, instance.root, probes))
         except BaseException:
             with suppress(TraceError):
-                probe_points.remove_unused(instance, container.short_id)
+                probe_points.remove_unused(instance, container.short_id, busy_ok=True)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
     changed = followed.cover() or is_other
-    changed |= probe_points.remove_unused(instance, container.short_id)
+    changed |= probe_points.remove_unused(instance, container.short_id, busy_ok=True)
     if changed:
         records.write_record(instance, _describe_start(instance, container, wish, wanted))
     return changed
@@ -343,12 +342,16 @@ def remove(found: Sequence[TraceInstance]) -> None:
             keeping.end(one.instance)
             one.instance.remove()
             records.remove_record(one.instance)
-            probe_points.remove_unused(one.instance, one.short_id)
+            # What others have switched on is a leftover from now on.
+            probe_points.remove_unused(one.instance, one.short_id, busy_ok=True)
             recordings.remove_all(one.instance.name)
 
 
-def remove_leftovers(root: str, *, check_mode: bool) -> bool:
-    """Remove the probes of instances that are gone, as after a killed task; whether there were any."""
+def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
+    """Remove the probes of instances that are gone, as after a killed task; whether there were any.
+
+    Raises TraceError for those that others have switched on, unless BUSY_OK.
+    """
     if check_mode:
         return bool(probe_points.list_orphans(root, NAME_PREFIX))
-    return probe_points.remove_orphans(root, NAME_PREFIX)
+    return probe_points.remove_orphans(root, NAME_PREFIX, busy_ok=busy_ok)

@@ -30,6 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.elf_symbols 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _GROUP = re.compile(rf"{GROUP_PREFIX}([0-9a-f]{{{SHORT_ID_LENGTH}}})_")
+_REMOVE_TIMEOUT_S = 3.0
 _HINTS = {
     errno.ENOSYS: "it takes openat2 (Linux 5.6)",
     errno.ELOOP: "too many symbolic links, or one of /proc, and none of those is followed",
@@ -134,9 +135,7 @@ def _open_binary(target: Target, path: str, stack: ExitStack) -> _Binary | None:
     try:
         # First without opening it: a device or a pipe does something when it is opened.
         place_fd = syscalls.openat2(root_fd, path, os.O_PATH, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
@@ -171,14 +170,26 @@ def list_own(instance: Instance, short_id: str) -> list[dynamic_events.Probe]:
     return [one for one in found if dynamic_events.is_on(instance, one.event)]
 
 
-def remove_unused(instance: Instance, short_id: str) -> bool:
-    """Remove the probes of the container with SHORT_ID that are not on in INSTANCE; whether there were any."""
+def remove_unused(instance: Instance, short_id: str, *, busy_ok: bool = False) -> bool:
+    """Remove the probes of the container with SHORT_ID that are not on in INSTANCE; whether any was removed.
+
+    Raises TraceError for those that others have switched on, unless BUSY_OK.
+    """
     found = dynamic_events.list_probes(instance.root, f"{GROUP_PREFIX}{short_id}_")
     is_there = instance.exists()
-    unused = [one for one in found if not is_there or not dynamic_events.is_on(instance, one.event)]
-    for one in unused:
-        dynamic_events.remove(instance.root, one)
-    return bool(unused)
+    removed = False
+    failures: list[str] = []
+    for one in found:
+        if is_there and dynamic_events.is_on(instance, one.event):
+            continue
+        try:
+            dynamic_events.remove(instance.root, one, _REMOVE_TIMEOUT_S if not failures else 0.0)
+            removed = True
+        except TraceError as error:
+            failures.append(str(error))
+    if failures and not busy_ok:
+        raise TraceError("; ".join(failures))
+    return removed
 
 
 def list_orphans(root: str, prefix: str) -> set[str]:
@@ -188,12 +199,12 @@ def list_orphans(root: str, prefix: str) -> set[str]:
     return {short_id for short_id in short_ids if not Instance(root, prefix + short_id).exists()}
 
 
-def remove_orphans(root: str, prefix: str) -> bool:
-    """Remove the probes of those; whether there were any."""
+def remove_orphans(root: str, prefix: str, *, busy_ok: bool) -> bool:
+    """Remove the probes of those; whether any was removed. Raises TraceError as remove_unused does."""
     removed = False
     for short_id in sorted(list_orphans(root, prefix)):
         with hold_lock("trace-" + short_id):
             # Somebody may have made the instance meanwhile.
             if not Instance(root, prefix + short_id).exists():
-                removed |= remove_unused(Instance(root, prefix + short_id), short_id)
+                removed |= remove_unused(Instance(root, prefix + short_id), short_id, busy_ok=busy_ok)
     return removed

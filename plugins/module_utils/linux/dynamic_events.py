@@ -37,7 +37,6 @@ _MISSING = {
 # The list of events says nothing of eprobes, and the kernel's own help names them whether it has them or not.
 _EPROBE_FUNCTION = b" eprobe_dyn_event_create"
 _LINE = re.compile(r"[a-z]\d*:(?P<group>\w+)/(?P<name>\w+)(?: (?P<rest>.*))?\Z")
-_REMOVE_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,12 @@ def _find_reason(root: str, line: str) -> str:
     return f"; it says: {text}" if text.replace("<here>", "").endswith(line) else ""
 
 
-def remove(root: str, probe: Probe) -> None:
-    """Remove PROBE; raises TraceError, which names the users, while somebody has it switched on."""
-    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+def remove(root: str, probe: Probe, timeout_s: float) -> None:
+    """Remove PROBE; raises TraceError, which names the users, if somebody has it switched on.
+
+    Where no instance has (perf may), it is tried again for TIMEOUT_S.
+    """
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             _append(root, probe.file, f"-:{probe.group}/{probe.name}")

@@ -63,8 +63,8 @@ class ElfFile:
         self._fd = fd
         self.size = os.fstat(fd).st_size
         self._left = _MAX_READ
-        ident = self._read(0, 16, "its head")
-        if ident[:4] != b"\x7fELF" or ident[4] not in (1, 2):
+        ident = os.pread(fd, 16, 0)
+        if len(ident) < 16 or ident[:4] != b"\x7fELF" or ident[4] not in (1, 2):
             raise ElfError("it is no ELF file")
         if ident[5] != (1 if sys.byteorder == "little" else 2):
             raise ElfError("it is for machines of the other byte order")

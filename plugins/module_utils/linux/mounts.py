@@ -57,6 +57,11 @@ class Mount:
     source: str
 
 
+def parse_device(text: str) -> int:
+    """The number of a device, as stat(2) gives it, from major:minor."""
+    return os.makedev(*map(int, text.split(":")))
+
+
 @dataclass(frozen=True)
 class LoopDevice:
     """A bound loop device: its number, its major:minor as mountinfo writes it, and the path its file had.

@@ -135,8 +135,10 @@ def _collect(reader: int, count: int, timeout_s: float) -> list[Any]:
     outcomes: list[Any] = []
     buffer = b""
     deadline = time.monotonic() + timeout_s
+    poll = select.poll()  # select(2) takes no descriptor above 1023, and some hundred containers need that many
+    poll.register(reader, select.POLLIN)
     while len(outcomes) < count:
-        ready, _write, _error = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         part = os.read(reader, 65536) if ready else b""
         if not part:
             reason = "the helper ended without a word" if ready else f"it took more than {timeout_s:g} s"

@@ -294,28 +294,13 @@ def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
 
 
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
-# Probes that see the workload's 300 calls of openat, of which 100 fail, each in its own way; and the kernel's option for it.
-PROBES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "CONFIG_UPROBE_EVENTS",
-        {"type": "uprobe", "binary": LIBC, "symbol": "open64", "arguments": {"path": "+0(%di):ustring"}},
-    ),
-    (
-        "CONFIG_UPROBE_EVENTS",
-        {"type": "uretprobe", "binary": LIBC, "symbol": "open64", "arguments": {"result": "$retval:s32"}},
-    ),
-    (
-        "CONFIG_KPROBE_EVENTS",
-        {"type": "kprobe", "function": "do_sys_openat2", "arguments": {"path": "+0($arg2):ustring"}},
-    ),
-    (
-        "CONFIG_KPROBE_EVENTS",
-        {"type": "kretprobe", "function": "do_sys_openat2", "arguments": {"result": "$retval:s64"}},
-    ),
-    (
-        "CONFIG_EPROBE_EVENTS",
-        {"type": "eprobe", "event": "syscalls:sys_enter_openat", "arguments": {"path": "+0($filename):ustring"}},
-    ),
+# Probes that see the workload's 300 calls of openat, of which 100 fail, each in its own way.
+PROBES: tuple[dict[str, Any], ...] = (
+    {"type": "uprobe", "binary": LIBC, "symbol": "open64", "arguments": {"path": "+0(%di):ustring"}},
+    {"type": "uretprobe", "binary": LIBC, "symbol": "open64", "arguments": {"result": "$retval:s32"}},
+    {"type": "kprobe", "function": "do_sys_openat2", "arguments": {"path": "+0($arg2):ustring"}},
+    {"type": "kretprobe", "function": "do_sys_openat2", "arguments": {"result": "$retval:s64"}},
+    {"type": "eprobe", "event": "syscalls:sys_enter_openat", "arguments": {"path": "+0($filename):ustring"}},
 )
 
 
@@ -350,49 +335,52 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
     """Every type of probe that the kernel has sees each call once, and a type that it lacks is refused with the kernel's option."""
     machine.call("ftrace_instance", containers=[worker], state="absent")
     features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
-    for number, (option, probe) in enumerate(PROBES):
+    wanted = []
+    for probe in ({"name": f"my_{one['type']}", **one} for one in PROBES):
         kind = probe["type"].replace("ret", "")
+        if features[f"{kind}s"]:
+            wanted.append(probe)
+        else:
+            assert f"CONFIG_{kind.upper()}_EVENTS" in refuse(machine, containers=[worker], probes=[probe])
+    assert wanted
+    assert list_probes(machine) == ""
+    names = sorted(one["name"] for one in wanted)
+    calls, errors = COUNTS["openat"]
+    (made,) = machine.call("ftrace_instance", containers=[worker], probes=wanted)["instances"]
+    assert not machine.call("ftrace_instance", containers=[worker], probes=wanted)["changed"]
+    assert (sorted(made["probes"]), "raw_syscalls:sys_enter" in made["events"]) == (names, False)
+    run_workload(machine, worker)
+    machine.run("cat /etc/hostname")
+    (capture,) = machine.fetch(folder / "all", containers=[worker])
+    for probe in wanted:
         (field,) = probe["arguments"]
-        wish = {"containers": [worker], "probes": [{"name": "opening", **probe}]}
-        if not features[f"{kind}s"]:
-            assert option in refuse(machine, **wish)
-            assert list_probes(machine) == ""
-            continue
-        (made,) = machine.call("ftrace_instance", **wish)["instances"]
-        assert not machine.call("ftrace_instance", **wish)["changed"]
-        assert list(made["probes"]) == ["opening"]
-        assert "raw_syscalls:sys_enter" not in made["events"]
-        run_workload(machine, worker)
-        machine.run("cat /etc/hostname")
-        place = folder / str(number)
-        (capture,) = machine.fetch(place, containers=[worker])
-        rows = read_texts(capture["path"], "opening", field)
-        assert rows == read_texts_by_trace_cmd(capture["path"], "opening", field)
-        calls, errors = COUNTS["openat"]
+        rows = read_texts(capture["path"], probe["name"], field)
+        assert rows == read_texts_by_trace_cmd(capture["path"], probe["name"], field)
         values = [value for _time, _tid, value in rows]
-        assert len(values) == calls, probe
         failed = [value for value in values if value.startswith("/nonesuch/") or value in ("-1", "-2")]
-        assert len(failed) == errors["ENOENT"], probe
-        # A filter goes by the probe's own arguments; what is new in it is no new probe.
-        event_filter = "result < 0" if field == "result" else 'path ~ "/nonesuch/*"'
-        filtered = {**wish, "probes": [{**wish["probes"][0], "filter": event_filter}]}
-        before = list_probes(machine)
-        assert machine.call("ftrace_instance", **filtered)["changed"]
-        assert list_probes(machine) == before
-        run_workload(machine, worker)
-        (capture,) = machine.fetch(place / "filtered", containers=[worker])
-        assert len(read_texts(capture["path"], "opening", field)) == errors["ENOENT"], probe
-        # What the kernel refuses is said in its words, and nothing changes.
-        bad = {**wish, "probes": [{**wish["probes"][0], "arguments": {"x": "+0(%nonesuch):u8"}}]}
-        said = refuse(machine, **bad)
-        assert re.search("Invalid argument; it says: .*(register|argument|%nonesuch)", said), said
-        bad = {**wish, "probes": [{**wish["probes"][0], "filter": "nonesuch == 1"}]}
-        assert re.search("Field not found in .*nonesuch ?<here> ?== 1", refuse(machine, **bad))
-        assert list_probes(machine) == before
-        (left,) = machine.call("ftrace_info", containers=[worker])["instances"]
-        assert list(left["probes"]) == ["opening"]
-        machine.call("ftrace_instance", containers=[worker], state="absent")
-        assert list_probes(machine) == ""
+        assert (len(values), len(failed)) == (calls, errors["ENOENT"]), probe
+    # A filter goes by the probe's own arguments; with another one it is the same probe.
+    before = list_probes(machine)
+    filters = {"result": "result < 0", "path": 'path ~ "/nonesuch/*"'}
+    filtered = [{**one, "filter": filters[next(iter(one["arguments"]))]} for one in wanted]
+    assert machine.call("ftrace_instance", containers=[worker], probes=filtered)["changed"]
+    assert list_probes(machine) == before
+    run_workload(machine, worker)
+    (capture,) = machine.fetch(folder / "filtered", containers=[worker])
+    for probe in wanted:
+        (field,) = probe["arguments"]
+        assert len(read_texts(capture["path"], probe["name"], field)) == errors["ENOENT"], probe
+    # What the kernel refuses is said in its words, and nothing changes.
+    for probe in wanted:
+        said = refuse(machine, containers=[worker], probes=[{**probe, "arguments": {"x": "+0(%nonesuch):u8"}}])
+        assert re.search("refuses the probe .*Invalid argument; it says: .*nonesuch", said), said
+    bad = {**wanted[0], "filter": "nonesuch == 1"}
+    assert re.search("Field not found in .*nonesuch ?<here> ?== 1", refuse(machine, containers=[worker], probes=[bad]))
+    assert list_probes(machine) == before
+    (left,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    assert sorted(left["probes"]) == names
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    assert list_probes(machine) == ""
 
 
 def check_paths(machine: Machine, worker: str, folder: Path) -> None:
@@ -403,42 +391,44 @@ def check_paths(machine: Machine, worker: str, folder: Path) -> None:
         "event": "__data_loc char[] __filename_val" in opening,
         **{way: features[f"{way}s"] for way in ("eprobe", "kprobe", "uprobe")},
     }
-    best = next(way for way, is_there in ways.items() if is_there)
-    for way, is_there in {"auto": True, **ways}.items():
-        # The instance is another each time: what it had before would go with the probes.
-        wish = {"containers": [worker], "paths": True, "paths_by": way, "buffer_size": "8MiB"}
-        if not is_there:
-            assert f"cannot be recorded on this host: {way}: the kernel" in refuse(machine, **wish)
-            continue
-        (made,) = machine.call("ftrace_instance", **wish)["instances"]
-        assert made["paths"]["by"] == (best if way == "auto" else way)
-        for worse in list(ways)[: list(ways).index(best)]:
-            assert (f"{worse}: the kernel" in made["paths"]["why"]) == (way == "auto")
-        assert not machine.call("ftrace_instance", **wish)["changed"]
-        run_workload(machine, worker)
-        place = folder / way
-        (capture,) = machine.fetch(place, containers=[worker])
-        assert capture["manifest"]["specification"]["paths"] == made["paths"]
-        (summary,) = report(place, place / "report")
-        calls, errors = COUNTS["openat"]
-        assert count(summary)["openat"] == {"calls": calls, "errors": errors}
-        (row,) = (one for one in summary["programs"] if one["syscall"] == "openat")
-        # Each is asked for once; ten of them stand in the row.
-        assert [use["errors"] for use in row["paths"]] == [{"ENOENT": 1}] * 10
-        assert all(re.fullmatch(r"/nonesuch/\d+", use["path"]) for use in row["paths"])
-        (connecting,) = (one for one in summary["programs"] if one["syscall"] == "connect")
-        assert connecting["paths"] == []
-        assert "  paths of calls that failed:\n    python3 openat '/nonesuch/" in (
-            (place / "report" / "summary.txt").read_text()
-        )
-        # Only of the calls that are recorded, and nothing of paths where none takes one.
-        (some,) = machine.call("ftrace_instance", **{**wish, "syscalls": ["unlink"]})["instances"]
-        assert not [event for event in {*some["probes"], *some["events"]} if "open" in event]
-        machine.call("ftrace_instance", containers=[worker], state="absent")
-        assert list_probes(machine) == ""
-    assert "none of the system calls to record takes a path" in refuse(
-        machine, containers=[worker], paths=True, syscalls=["connect"]
-    )
+    wish = {"containers": [worker], "paths": True, "buffer_size": "8MiB"}
+    best, *others = [way for way, is_there in ways.items() if is_there]
+    (made,) = machine.call("ftrace_instance", **wish)["instances"]
+    assert made["paths"]["by"] == best
+    for worse in list(ways)[: list(ways).index(best)]:
+        assert f"{worse}: the kernel" in made["paths"]["why"]
+        assert f"cannot be recorded on this host: {worse}: the kernel" in refuse(machine, **wish, paths_by=worse)
+    assert not machine.call("ftrace_instance", **wish)["changed"]
+    check_paths_of_workload(machine, worker, folder / "best", made["paths"])
+    for way in others:
+        (changed,) = machine.call("ftrace_instance", **wish, paths_by=way)["instances"]
+        assert changed["paths"]["by"] == way
+        check_paths_of_workload(machine, worker, folder / way, changed["paths"])
+    # Of the calls that are recorded only, and none where none of these takes one.
+    (some,) = machine.call("ftrace_instance", **wish, syscalls=["unlink"])["instances"]
+    assert not [event for event in (*some["probes"], *some["events"]) if "open" in event]
+    said = refuse(machine, **wish, syscalls=["connect"])
+    assert "none of the system calls to record takes a path" in said
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    assert list_probes(machine) == ""
+
+
+def check_paths_of_workload(machine: Machine, worker: str, folder: Path, plan: dict[str, Any]) -> None:
+    """One round of the workload with its paths, which are recorded by PLAN."""
+    run_workload(machine, worker)
+    (capture,) = machine.fetch(folder, containers=[worker])
+    assert capture["manifest"]["specification"]["paths"] == plan
+    (summary,) = report(folder, folder / "report")
+    calls, errors = COUNTS["openat"]
+    assert count(summary)["openat"] == {"calls": calls, "errors": errors}
+    (row,) = (one for one in summary["programs"] if one["syscall"] == "openat")
+    # Each is asked for once; ten of them stand in the row.
+    assert [use["errors"] for use in row["paths"]] == [{"ENOENT": 1}] * 10, (plan, row["paths"])
+    assert all(re.fullmatch(r"/nonesuch/\d+", use["path"]) for use in row["paths"]), row["paths"]
+    (connecting,) = (one for one in summary["programs"] if one["syscall"] == "connect")
+    assert connecting["paths"] == []
+    text = (folder / "report" / "summary.txt").read_text()
+    assert "  paths of calls that failed:\n    python3 openat '/nonesuch/" in text
 
 
 def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) -> None:

@@ -125,6 +125,26 @@ def test_check_mode_predicts_and_touches_nothing(container, attached):
         assert bool(predicted["diff"]["after"]) == (state == "attached")
 
 
+def test_what_was_done_before_a_failure_is_told(container):
+    good, bad = container(), container("busybox", "/bin/sh", "-c", "/bin/touch /dev/crashcart; /bin/sleep 1000")
+    host.wait_until(lambda: "crashcart" in host.docker("exec", bad, "/bin/ls", "/dev"))
+    with pytest.raises(host.ModuleFailed, match=f"attach to container {bad}") as failed:
+        host.call_module("crashcart_attach", containers=[bad, good])
+    told = [one["container"] for one in failed.value.result["attachments"]]
+    assert (failed.value.result["changed"], told) == (True, [good])
+    assert "/dev/crashcart" in host.read_container_mounts(good)
+    other = container()
+    host.call_module("crashcart_attach", containers=[other])
+    host.docker("exec", "-d", "-w", "/dev/crashcart/bin", good, "/bin/sleep", "1000")
+    with pytest.raises(host.ModuleFailed, match=f"detach from container {good}.*sleep") as failed:
+        host.call_module("crashcart_attach", containers=[good, other], state="detached")
+    told = [one["container"] for one in failed.value.result["attachments"]]
+    assert (failed.value.result["changed"], told) == (True, [good])
+    with pytest.raises(host.ModuleFailed) as failed:
+        host.call_module("crashcart_attach", containers=[good, other], state="detached")
+    assert not failed.value.result["changed"]
+
+
 def test_what_stands_in_the_way_is_named_and_stays(container):
     for command, wanted in (
         ("/bin/mkdir /dev/crashcart; /bin/touch /dev/crashcart/mine", "not empty"),

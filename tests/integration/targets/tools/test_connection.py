@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -148,6 +149,31 @@ def test_modules_that_look_at_the_container(inside, python_image, container, tmp
     image["ansible_cart_container"] = container("debian", options=("--network", "none", "-v", mount))
     packages = inside("ansible.builtin.package_facts", **image)["ansible_facts"]["packages"]
     assert [one["version"] for one in packages["hello"]] == ["2.10-3"]
+
+
+def test_what_does_not_work_there_fails_by_itself_and_leaves_nothing(inside):
+    with pytest.raises(host.ModuleFailed, match="async does not work in a container"):
+        inside("ansible.builtin.command", {"_raw_params": "/dev/crashcart/bin/sleep 1"}, "-B", "20", "-P", "1")
+    with pytest.raises(host.ModuleFailed, match="no user is called 'nonesuch'") as failed:
+        inside("ansible.builtin.command", {"_raw_params": "/dev/crashcart/bin/id"}, "-b", "--become-user", "nonesuch")
+    assert not failed.value.result.get("unreachable")
+
+
+def test_the_folders_of_killed_controllers_go_in_time(inside):
+    scratch = Path("/run/crashcart/scratch")
+    old, used, new = (scratch / name for name in ("old", "used", "new"))
+    for folder in (old, used, new):
+        folder.mkdir(parents=True, mode=0o700)
+        (folder / "secret").write_text("of a task")
+    for folder in (old, used):
+        os.utime(folder, (1e9, 1e9))
+    fd = os.open(used, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)  # as a command does
+    inside("ansible.builtin.ping")
+    assert sorted(scratch.iterdir()) == [new, used]
+    os.close(fd)
+    for folder in (used, new):
+        shutil.rmtree(folder)
 
 
 def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):

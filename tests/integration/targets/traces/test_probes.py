@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support import every_kernel, host, killing
+from support import every_kernel, host, images, killing
 from support.every_kernel import LIBC, read_texts
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
@@ -151,7 +151,8 @@ def test_the_same_probe_in_two_containers_of_one_image(worker, container, tmp_pa
     every_kernel.run_workload(HERE, worker)
     sizes = {}
     for capture in fetch(tmp_path, containers=[worker, other]):
-        sizes[capture["manifest"]["container"]["name"]] = len(read_texts(capture["path"], "opening", "path"))
+        rows = read_texts(capture["path"], "opening", "path") if capture["path"] else []
+        sizes[capture["manifest"]["container"]["name"]] = len(rows)
     # They share the file that the probes sit in, and see their own processes only.
     assert sizes == {worker: 300, other: 0}
     host.call_module("ftrace_instance", containers=[other], state="absent")
@@ -239,8 +240,10 @@ def test_a_probe_that_somebody_uses_is_named_and_removed_later(worker):
     try:
         (foreign / "events" / group / "enable").write_text("1")
         assert "it is on in somebody-elses, switch it off there" in refuse(containers=[worker], state="absent")
-        # Not even the next trace of anybody is kept from it for long: what is said is said again.
+        # Said again to whoever wants everything gone, and no matter to whoever starts another trace.
         assert "it is on in somebody-elses" in refuse(state="absent")
+        assert host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
+        refuse(containers=[worker], state="absent")
         assert group in read_probes()
         (foreign / "events" / group / "enable").write_text("0")
     finally:
@@ -291,7 +294,8 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         assert read_probes() == before, number
         assert host.list_instances() == [], number
 
-    assert killing.kill_everywhere(start, check, own_calls=True) > 20
+    # Some of some hundred moments: each costs a look by a module.
+    assert killing.kill_everywhere(start, check, own_calls=True, step=7) > 10
 
     def end():
         instances.remove(instances.list_instances(host.TRACEFS, []))
@@ -302,7 +306,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         start()
 
     start()
-    assert killing.kill_everywhere(end, check_end, own_calls=True) > 3
+    assert killing.kill_everywhere(end, check_end, own_calls=True, step=3) > 3
 
 
 def test_without_a_c_library_there_are_no_paths(container):
@@ -327,7 +331,8 @@ def test_paths_of_failures_alone(worker, tmp_path):
 
 
 def test_paths_of_many_calls_and_of_a_shell(container, tmp_path):
-    name = container("debian", "/bin/bash", "-c", 'while read line; do eval "$line"; done < <(sleep 1000)')
+    images.make("crashcart-test", "debian")
+    name = container("debian")
     host.call_module("ftrace_instance", containers=[name], paths=True, buffer_size="8MiB")
     commands = (
         "cd /tmp; cat /nonesuch/cat; ls /nonesuch/ls; rm /nonesuch/rm; mkdir /nonesuch/mkdir/x; rmdir /nonesuch/rmdir;"

@@ -511,7 +511,7 @@ def test_a_buffer_that_the_kernel_refuses_is_named_with_its_size(storm):
     settings = specification.find_settings(specification.Specification(buffer_kb=1 << 30, follow_exec=False))
     before = configuration.read_settings(instance, settings)
     with pytest.raises(TraceError, match=f"does not give {1 << 30} KiB on each of 2 CPUs, {1 << 31} KiB in all"):
-        configuration.configure(instance, before, settings, lambda: None)
+        configuration.configure(instance, before, settings, lambda: None, lambda: None)
     assert info(name)["state"] == "started"
 
 

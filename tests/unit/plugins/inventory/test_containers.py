@@ -34,6 +34,21 @@ def test_groups(kinds, groups):
     assert containers._list_groups("web-1", CONTAINER, kinds) == groups
 
 
+def test_no_two_containers_of_a_host_share_a_name():
+    def make(name, runtime, number):
+        return {"name": name, "runtime": runtime, "id": f"{number:x}" * 64}
+
+    found = [
+        make("api", "docker", 1),
+        make("dup", "docker", 2),
+        make("dup", "podman", 3),
+        make("dup.podman", "docker", 4),
+    ]
+    found += [make("same", "containerd", 5), make("same", "containerd", 6)]
+    names = containers._name(found)
+    assert names == ["api", "dup.docker", f"dup.{'3' * 12}", "dup.podman", f"same.{'5' * 12}", f"same.{'6' * 12}"]
+
+
 def test_the_become_of_a_host_is_the_hosts_affair():
     variables = {
         "ansible_become": True,

@@ -8,11 +8,13 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.id_filter import make_filter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import (
     PROCESS_EVENTS,
     SYS_ENTER,
     SYS_EXIT,
     Specification,
+    add_probes,
     find_settings,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
@@ -154,3 +156,18 @@ def test_a_filter_that_no_kernel_takes_is_refused():
         find(syscalls=range(1, 2 * limit + 2, 2))
     with pytest.raises(TraceError):
         find(syscalls=range(1, 2 * limit, 2), follow_exec=True)
+
+
+def test_probes_of_a_container_keep_the_runtime_out():
+    settings = find(syscalls=None, follow_exec=True)
+    more = add_probes(settings, {"crashcart_x:a": "", "crashcart_x:b": "ret < 0"}, follow_exec=True)
+    assert {**settings.events, **more.events} == more.events
+    assert more.events["crashcart_x:a"] == settings.events["sched:sched_process_exec"]
+    assert more.events["crashcart_x:b"] == f"(ret < 0) && {more.events['crashcart_x:a']}"
+    alone = add_probes(find(), {"crashcart_x:b": "ret < 0"}, follow_exec=False)
+    assert alone.events["crashcart_x:b"] == "ret < 0"
+
+
+def test_two_probes_of_one_name():
+    with pytest.raises(TraceError, match="probe a: there are two"):
+        find(probes=(ProbeRequest("a", "kprobe", "vfs_read"), ProbeRequest("a", "kprobe", "vfs_write")))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 
 import pytest
 
@@ -13,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import find_settings
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
 
 try:
     ctypes.CDLL("libseccomp.so.2")
@@ -39,6 +41,9 @@ DEFAULTS = {
 }
 
 
+PROBE = {"name": "p", "type": "kprobe", "function": "vfs_read", "arguments": {"a": "%di"}, "filter": "a == 1"}
+
+
 def find(tmp_path, field="name", **parameters):
     (tmp_path / "available_events").write_text(f"{ALLOC}\nsched:sched_switch\nsched:sched_waking\n")
     folder = tmp_path / "events" / "kmem" / "kmem_cache_alloc"
@@ -53,7 +58,13 @@ def test_without_a_wish_all_system_calls(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wish", [{"events": ["sched:*"]}, {"profile": "sched"}, {"tracer": "function", "functions": ["vfs_*"]}]
+    "wish",
+    [
+        {"events": ["sched:*"]},
+        {"profile": "sched"},
+        {"tracer": "function", "functions": ["vfs_*"]},
+        {"probes": [PROBE]},
+    ],
 )
 def test_who_wishes_for_something_else_gets_no_system_calls(tmp_path, wish):
     assert find(tmp_path, **wish).syscalls is None
@@ -86,3 +97,27 @@ def test_what_was_asked_for_in_the_manifest(tmp_path):
     assert described["events"] == ["sched:sched_switch", "sched:sched_waking"]
     assert described["syscalls"] is None
     assert described["tracer"]["tracer"] == "nop"
+
+
+def test_probes_and_paths_in_the_manifest(tmp_path):
+    folder = tmp_path / "events" / "syscalls" / "sys_enter_openat"
+    folder.mkdir(parents=True)
+    (folder / "format").write_text(
+        "\tfield:int dfd;\toffset:16;\n\tfield:__data_loc char[] __filename_val;\toffset:48;\n"
+    )
+    wish = {"probes": [PROBE], "paths": True, "syscalls": ["openat", "unlink"]}
+    found = find(tmp_path, **wish)
+    assert (
+        find_settings(found).events["syscalls:sys_enter_openat"]
+        == find_settings(found).events["sched:sched_process_exec"]
+    )
+    described = json.loads(json.dumps(wishes.describe({**DEFAULTS, **wish}, found)))
+    assert described["probes"][0]["name"] == "p"
+    assert (described["paths"]["by"], described["paths"]["missing"]) == ("event", ["unlink"])
+
+
+def test_what_no_kernel_has_is_no_way_to_paths(tmp_path):
+    with pytest.raises(
+        TraceError, match="the paths of system calls cannot be recorded on this host: event: .*; uprobe: "
+    ):
+        find(tmp_path, paths=True)

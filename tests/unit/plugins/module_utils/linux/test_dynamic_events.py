@@ -76,7 +76,7 @@ def test_a_definition_is_added_to_what_is_there(root):
 
 def test_a_removal_is_added_too(root):
     probe = dynamic_events.parse_probes(TEXT, "uprobe_events")[0]
-    dynamic_events.remove(str(root), probe)
+    dynamic_events.remove(str(root), probe, 1.0)
     assert (root / "uprobe_events").read_text() == TEXT + f"-:{OURS}/open\n"
 
 
