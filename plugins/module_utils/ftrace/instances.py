@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, staging, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
     check_possible,
     configure,
@@ -275,3 +275,4 @@ def remove(found: Sequence[TraceInstance]) -> None:
         with hold_lock("trace-" + one.short_id):
             one.instance.remove()
             records.remove_record(one.instance)
+            staging.remove_kept(one.instance.name)
