@@ -110,11 +110,12 @@ def recover() -> None:
 def prune(alive: Sequence[str]) -> None:
     """Remove what is kept of instances that are not ALIVE, and the oldest of what is kept over the bound."""
     kept = [one for one in list_segments() if one.state == KEPT]
-    total = sum(one.size for one in kept)
-    for one in kept:
-        if one.instance not in alive or total > MAX_KEPT:
-            os.unlink(one.path)
-            total -= one.size
+    gone = [one for one in kept if one.instance not in alive]
+    left = [one for one in kept if one.instance in alive]
+    while sum(one.size for one in left) > MAX_KEPT:
+        gone.append(left.pop(0))
+    for one in gone:
+        os.unlink(one.path)
 
 
 def remove_kept(instance: str) -> None:
