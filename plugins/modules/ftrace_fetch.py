@@ -14,8 +14,9 @@ description:
     M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read.
   - What is drained is gone from the kernel and lies in C(/var/lib/crashcart/captures) on the host until it is at home. Tracing goes on
     where it was on; the next fetch brings what came since.
-  - Where a transfer breaks, or the module is killed, nothing is lost. The next fetch of anything from that host brings first what was
-    left, and continues at the byte where the transfer to the same O(dest) stopped.
+  - Where a transfer breaks nothing is lost. The next fetch of anything from that host brings first what was left, and continues at the
+    byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
+    in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
 version_added: 0.1.0
 author:

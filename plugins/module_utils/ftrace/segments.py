@@ -64,9 +64,8 @@ class SegmentWriter:
         self._write_packed(_HEAD, tracedat.pack_head(head, []))
 
     def write_document(self, document: dict[str, Any]) -> None:
-        """Add what there is to be said of the capture, and see that all of it is with the kernel."""
+        """Add what there is to be said of the capture."""
         self._write_packed(_DOCUMENT, json.dumps(document).encode("utf-8"))
-        self._file.flush()
 
     def _write_packed(self, number: int, data: bytes) -> None:
         self._write(number, self.make_compressor()(data), len(data))
@@ -74,6 +73,7 @@ class SegmentWriter:
     def _write(self, number: int, packed: bytes, size: int) -> None:
         with self._lock:
             self._file.write(_NUMBER.pack(number) + tracedat.pack_chunk(packed, size))
+            self._file.flush()  # what the kernel has nobody can kill
 
 
 @dataclass(frozen=True)
