@@ -53,11 +53,12 @@ def check_wish(path: str, files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         raise ContainerError(
             f"expose: files are some of {', '.join(FILES)}, not {', '.join(unknown) or 'none of them'}"
         )
-    if not path.startswith("/") or os.path.normpath(path) in _DENIED or "\0" in path:
+    normal = os.path.normpath("/" + path.strip("/"))  # of two slashes at the front normpath would keep both
+    if not path.startswith("/") or normal in _DENIED or "\0" in path:
         raise ContainerError(
             f"expose: {path!r} is no folder to show files in: name one of its own, as /dev/crashcart-trace"
         )
-    return os.path.normpath(path), tuple(dict.fromkeys(files))
+    return normal, tuple(dict.fromkeys(files))
 
 
 def is_exposure(mount: mounts.Mount) -> bool:
