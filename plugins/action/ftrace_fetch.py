@@ -15,6 +15,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
@@ -37,6 +38,10 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
+        if arguments.get("format") == "text" and NUMPY_IMPORT_ERROR:
+            raise AnsibleActionFail(
+                "format: text needs numpy on the controller: install python3-numpy, or use format: dat"
+            )
         host = str(variables.get("inventory_hostname", "localhost"))
         folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
         arrivals = Arrivals(folder)

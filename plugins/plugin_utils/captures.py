@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import replace
 from typing import Any, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
     Segment,
@@ -40,8 +42,8 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         manifest = segment.document
         segment.head.cmdlines = str(manifest.pop("cmdlines", "")).encode("utf-8", "replace")
         container = manifest.get("container")
-        if not isinstance(container, dict) or not isinstance(container.get("name"), str):
-            raise SegmentError("the manifest of a segment names no container")
+        if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
+            raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
         manifest["pages"] = sum(
             one.size // segment.head.page_size for found in segment.chunks.values() for one in found
         )
@@ -59,9 +61,6 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         with open(files["json"], "w", encoding="utf-8") as text:
             json.dump(manifest, text, indent=1)
         if with_text:
-            # numpy is wanted for this only.
-            from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
-
             files["txt"] = os.path.join(work, "trace.txt")
             write_text(files["dat"], manifest, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))

@@ -44,7 +44,7 @@ def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
 
 
 def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
-    first, last = manifest.get("first_tasks", []), manifest.get("tasks", [])
+    first, last = manifest.get("first_tasks") or [], manifest.get("tasks") or []
     tasks = TaskNames([*first, *last], trace.head.cmdlines)
     compat = CompatTasks(first, last)
     for batch in trace.gen_batches():
@@ -52,18 +52,17 @@ def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
         compat.feed(batch, trace.formats)
     tasks.finish()
     compat.finish()
-    syscalls = {int(number): name for number, name in manifest.get("syscalls", {}).items()}
-    syscalls.update((int(number) + COMPAT, name) for number, name in manifest.get("compat_syscalls", {}).items())
+    syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
+    syscalls.update((int(number) + COMPAT, name) for number, name in (manifest.get("compat_syscalls") or {}).items())
     return _Names(tasks, compat, syscalls)
 
 
 def _describe(manifest: dict[str, Any]) -> str:
     lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {manifest.get('lost')} events lost"
-    container = manifest.get("container", {}).get("name", "")
-    words = f"container {container} on {manifest.get('inventory_hostname', manifest.get('host', ''))}, clock"
+    container, where = manifest["container"]["name"], manifest["inventory_hostname"]
+    words = f"container {container} on {where}, clock {manifest.get('clock')}, {lost}"
     return (
-        f"# {_clean(words)} {_clean(str(manifest.get('clock', '')))}, {lost}\n"
-        "# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
+        f"# {_clean(words)}\n# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
     )
 
 

@@ -51,6 +51,8 @@ def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: boo
     With CONSUME what HOME has is removed from the host. Raises TraceError with the same in its result where some could
     not be drained.
     """
+    if not found and not staging.list_segments():  # nothing of ours is made where there is nothing
+        return {"changed": False, "transfer": None, "empty": [], "cursor": str(home.cursor), "warnings": []}
     with staging.hold_folder():
         staging.recover()
         staging.prune([one.instance.name for one in list_instances(root, [])])

@@ -197,9 +197,19 @@ def test_a_hostile_name_of_a_container_stays_in_the_folder(tmp_path, name):
     assert os.path.dirname(os.path.dirname(path)) == str(tmp_path / "web1")
 
 
-@pytest.mark.parametrize("manifest", [{}, {"container": None}, {"container": {"name": 7}}, {"container": []}])
-def test_a_manifest_that_names_no_container(tmp_path, manifest):
-    with pytest.raises(FleetError, match="names no container"):
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"container": None},
+        {"container": {"name": 7}},
+        {"container": []},
+        {**MANIFEST, "tasks": [{"tid": "x"}]},
+        {**MANIFEST, "syscalls": {"a": "b"}},
+    ],
+)
+def test_a_manifest_that_no_host_writes(tmp_path, manifest):
+    with pytest.raises(FleetError, match="not what a host writes"):
         assemble(write_segment(tmp_path / NAME, "zlib", make_pages(1), manifest), tmp_path)
 
 
