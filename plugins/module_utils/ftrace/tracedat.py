@@ -203,7 +203,7 @@ class _Reader:
             raise TraceFileError(f"a section of {count} bytes in the head of a trace is not believable")
         data = self._file.read(count)
         if len(data) != count:
-            raise TraceFileError("the trace is cut short in its head")
+            raise TraceFileError("the trace is cut short")
         return data
 
     def expect(self, wanted: bytes) -> None:

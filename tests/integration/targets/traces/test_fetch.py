@@ -226,7 +226,10 @@ def test_what_is_not_consumed_stays_for_others_until_its_instance_goes(worker, t
     assert all(
         one["path"] is None or int(first["cursor"]) / 1e9 < one["manifest"]["fetched"] + 1 for one in later["captures"]
     )
+    told = host.call_module("ftrace_info")["captures"]
+    assert {one["state"] for one in told} == {"kept"}
     kept = [name for name in list_staged() if name.endswith(".kept")]
+    assert len(told) == len(kept)
     assert len(kept) >= 2
     assert all(stat.S_IMODE((FOLDER / name).stat().st_mode) == 0o600 for name in kept)
     host.call_module("ftrace_instance", containers=[worker], state="absent")
