@@ -196,6 +196,29 @@ options:
         containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
     type: bool
     default: true
+  expose:
+    description:
+      - Show files of the trace inside the container, so that it sees its own trace, or writes lines of its own into it. They stand in a
+        read-only folder, belong to the user of the container's first process, and lead nowhere else. They go with O(state=absent), when this is
+        left out at another start, and when the container ends.
+      - Needs Linux 5.12. A container that may mount (in a user namespace of its own, too) can take the read-only away from V(trace) and
+        empty its own trace.
+    type: dict
+    suboptions:
+      path:
+        description:
+          - Folder in the container, made when it is missing; one that is there has to be empty. V(/sys/kernel/tracing) is where many programs
+            look for C(trace_marker).
+        type: str
+        default: /dev/crashcart-trace
+      files:
+        description:
+          - V(trace) is what the buffer holds, as text. V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
+            once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
+        type: list
+        elements: str
+        choices: [trace, trace_pipe, trace_marker]
+        default: [trace, trace_marker]
 seealso:
   - module: crashcart.fleet.ftrace_fetch
   - module: crashcart.fleet.ftrace_report
@@ -257,6 +280,14 @@ EXAMPLES = r"""
     ttl: 1d
   become: true
 
+- name: Let the application write its own lines into its trace, with echo done >/dev/crashcart-trace/trace_marker
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    errors_only: true
+    expose:
+      files: [trace_marker]
+  become: true
+
 - name: Remove every instance of ours
   crashcart.fleet.ftrace_instance:
     state: absent
@@ -306,6 +337,10 @@ instances:
       description: What its events set off, in the kernel's words.
       type: dict
       sample: {"sched:sched_switch": ["stacktrace:unlimited if common_pid >= 0"]}
+    exposed:
+      description: The folder in the container that shows files of it, and which ones; V(null) where none does.
+      type: dict
+      sample: {path: /dev/crashcart-trace, files: [trace, trace_marker]}
     tracer:
       description: Its tracer.
       type: str
@@ -342,7 +377,9 @@ instances:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
@@ -362,7 +399,11 @@ def run_started(module, root):
     wanted = limits.parse_limits(parameters)
     wish = wishes.find_specification(parameters, root)
     settings = specification.find_settings(wish)
+    shown = parameters["expose"]
+    path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
     containers = options.select(module, options.open_host(module), required=True)
+    if path:
+        exposure.foresee(containers, path)
     changed, before, after = instances.ensure_started(
         containers,
         root,
@@ -372,12 +413,46 @@ def run_started(module, root):
         described=wishes.describe(parameters, wish),
         limits=wanted,
     )
-    found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
+    found = [instances.find_instance(root, container) for container in containers]
+    by_name = {one.instance.name: one.container for one in found}
+    try:
+        changed |= exposure.ensure_exposed(by_name, root, path, files, check_mode=module.check_mode)
+    except BaseException:
+        made = [one for one in found if before[one.container.name] is None and not module.check_mode]
+        exposure.remove([one.container for one in made])
+        instances.remove(made)
+        raise
+    results = [] if module.check_mode else describe(found)
     return {
         "changed": changed,
-        "instances": [{**one.as_result(), "created": before[one.container.name] is None} for one in found],
+        "instances": [{**one, "created": before[one["container"]] is None} for one in results],
         "diff": {"before": before, "after": after},
     }
+
+
+def describe(found):
+    exposed = exposure.list_exposed([one.container for one in found if one.container is not None])
+    results = []
+    for one in found:
+        shown = exposed.get(one.instance.name)
+        what = {"path": shown.path, "files": list(shown.files)} if shown else None
+        results.append({**one.as_result(), "exposed": what})
+    return results
+
+
+def remove(module, found):
+    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed."""
+    names = {one.instance.name for one in found}
+    holders = {one.container.id: one.container for one in found if one.container is not None}
+    if all(module.params[name] is None for name in ("containers", "labels", "query")):
+        try:
+            holders.update((one.id, one) for one in options.open_host(module).list_containers())
+        except ContainerError:
+            pass  # no engine answers: those of the instances' containers are all that is known
+        names = None
+    left = exposure.remove(holders.values(), names)
+    instances.remove(found)
+    return left
 
 
 def run_ended(module, root):
@@ -385,12 +460,15 @@ def run_ended(module, root):
     found = selection.select_instances(module, root, untraced_ok=True)
     before = {one.instance.name: one.find_state() for one in found}
     after = dict.fromkeys(before, "stopped") if state == "stopped" else {}
-    if not module.check_mode:
-        (instances.stop if state == "stopped" else instances.remove)(found)
-    left = [] if module.check_mode or state == "absent" else found
+    left = []
+    if not module.check_mode and state == "stopped":
+        instances.stop(found)
+    elif not module.check_mode:
+        left = remove(module, found)
+    stay = [] if module.check_mode or state == "absent" else found
     return {
-        "changed": before != after,
-        "instances": [one.as_result() for one in left],
+        "changed": before != after or bool(left),
+        "instances": describe(stay),
         "diff": {"before": before, "after": after},
     }
 
@@ -430,6 +508,18 @@ def main():
             min_free=dict(type="str"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
+            expose=dict(
+                type="dict",
+                options=dict(
+                    path=dict(type="str", default="/dev/crashcart-trace"),
+                    files=dict(
+                        type="list",
+                        elements="str",
+                        choices=list(exposure.FILES),
+                        default=["trace", "trace_marker"],
+                    ),
+                ),
+            ),
         ),
         supports_check_mode=True,
     )

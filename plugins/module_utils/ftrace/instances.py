@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     keeping,
     recordings,
     records,
+    staging,
     tracers,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
@@ -314,3 +315,4 @@ def remove(found: Sequence[TraceInstance]) -> None:
             one.instance.remove()
             records.remove_record(one.instance)
             recordings.remove_all(one.instance.name)
+            staging.remove_kept(one.instance.name)
