@@ -340,10 +340,10 @@ def test_a_recording_outlives_instance_and_container(storm, tmp_path):
 
 
 def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
-    name = storm(3, 100_000)
+    name = storm(12, 20_000)
     host.call_module("ftrace_instance", containers=[name], **RECORD, rotate_size="512KiB")
     begin(name)
-    for number in range(3):
+    for number in range(2):
         time.sleep(0.5)
         (capture,) = fetch(tmp_path / "parts", containers=[name])
         assert (capture["manifest"]["complete"], capture["manifest"]["tracing"]) == (True, True), number
@@ -485,8 +485,9 @@ def test_another_limit_and_another_mode_are_changes(storm, tmp_path):
     kept = info(name)
     assert (kept["mode"], [one["recording"] for one in kept["recordings"]]) == ("ring", [False, False])
     captures = fetch(tmp_path, containers=[name])
-    assert all(one["manifest"]["complete"] for one in captures)
-    assert count_calls(tmp_path) == 2 * calls
+    # The ring may have overflown: that came along, too.
+    lost = sum(one["manifest"]["lost"] for one in captures)
+    assert count_calls(tmp_path) + lost == 2 * calls
 
 
 @pytest.mark.parametrize(
