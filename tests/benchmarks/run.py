@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown, record. Prints tables in Markdown.
+Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
-import recording
 from support import host, images, sshd
 from tables import print_table
 
@@ -471,12 +470,6 @@ def _time_first_start(path: str) -> tuple[float, ...]:
         os.rmdir("/dev/crashcart")
 
 
-def bench_record(_inventory: Path) -> None:
-    """A recording of twenty seconds at several rates, beside trace-cmd."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        recording.measure(PREFIX, folder)
-
-
 BENCHMARKS = {
     "images": bench_images,
     "containers": bench_containers,
@@ -487,7 +480,6 @@ BENCHMARKS = {
     "fetch": bench_fetch,
     "drain": bench_drain,
     "slowdown": bench_slowdown,
-    "record": bench_record,
 }
 
 
