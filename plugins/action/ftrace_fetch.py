@@ -1,27 +1,32 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's half of ftrace_fetch: bring the staged captures home, verify them, and put them together as trace.dat."""
+"""The controller's half of ftrace_fetch: bring home what the host has staged, verify it, and make trace.dat files of it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
+import shlex
 import tempfile
-import zlib
-from datetime import datetime, timezone
-from typing import Any, BinaryIO
+from contextlib import suppress
+from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
-_CHUNK = 1 << 20
-_ONLY_IN_FILE = ("tasks", "first_tasks", "syscalls", "compat_syscalls")
-_TRANSFER_ERRORS = (OSError, zlib.error, ValueError, KeyError, TypeError, OverflowError, AnsibleError)
-_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+_ONLY_IN_FILE = ("tasks", "first_tasks", "syscalls", "compat_syscalls", "cmdlines")
+_TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
+_TRANSFER = re.compile(re.escape(staging.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
+# What is kept on a host is bounded; older captures than so many are not looked for there.
+_MAX_STAMPS = 256
 
 
 class ActionModule(ActionBase):
@@ -33,110 +38,113 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        stage = None
+        if arguments.get("format") == "text" and NUMPY_IMPORT_ERROR:
+            raise AnsibleActionFail(
+                "format: text needs numpy on the controller: install python3-numpy, or use format: dat"
+            )
         host = str(variables.get("inventory_hostname", "localhost"))
         folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
+        arrivals = Arrivals(folder)
+        arguments["_parts"] = arrivals.list_parts()
+        arguments["_stamps"] = _list_stamps(folder)
+        arguments["_methods"] = compression.list_available()
         if not self._task.check_mode:
             try:
                 os.makedirs(folder, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
-            # The login user's folder: the transfer needs no become, and no reading of the whole file into memory.
-            stage = self._connection._shell.join_path(self._make_tmp_path(), "captures")
-            arguments["_stage"] = stage
+            # Whom the transfer runs as: it needs no become, and no reading of the whole file into memory.
+            arguments["_owned"] = self._make_tmp_path()
         result: dict[str, Any] = self._execute_module(
             module_name="crashcart.fleet.ftrace_fetch", module_args=arguments, task_vars=task_vars
         )
-        # A task that failed may have drained some of the instances before.
-        if stage is not None and result.get("captures"):
-            try:
-                self._bring_home(result["captures"], stage, folder, host)
-            except BaseException as error:
-                # The events are gone from the kernel: what is staged is the only copy, so nobody may clean it up.
-                self._connection._shell.tmpdir = None
-                kept = f"they are kept on the host in {stage}, as zlib streams"
-                if not isinstance(error, _TRANSFER_ERRORS):  # the task's time is over, or the user has had enough
-                    self._display.warning(f"{host}: the captures could not be brought home; {kept}")
-                    raise
-                raise AnsibleActionFail(f"the captures could not be brought home ({error}); {kept}") from error
+        # A task that failed may have drained some of the instances before; in check mode there is no transfer to speak of.
+        if "transfer" in result:
+            captures = [{"path": None, "manifest": manifest} for manifest in result.pop("empty")]
+            transfer = result.pop("transfer")
+            if transfer is not None:
+                captures = [*self._fetch(transfer, folder, host, arrivals), *captures]
+            for capture in captures:
+                # These are in the manifest's file; in a result they would only be in the way.
+                manifest = capture["manifest"]
+                capture["manifest"] = {name: manifest[name] for name in manifest if name not in _ONLY_IN_FILE}
+            result["captures"] = captures
         self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
 
-    def _bring_home(self, captures: list[dict[str, Any]], stage: str, folder: str, host: str) -> None:
-        filled = [capture for capture in captures if capture["manifest"]["pages"]]
-        for capture in captures:
-            capture["path"] = None
-        if filled:
-            with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
-                staged = os.path.join(work, "captures")
+    def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
+        """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
+        kept = f"they are kept on the host in {staging.FOLDER}, and the next fetch brings them"
+        try:
+            whole = self._bring_home(transfer, folder, arrivals)
+            captures, damaged = self._assemble(whole, folder, host)
+        except _TRANSFER_ERRORS as error:
+            raise AnsibleActionFail(f"the captures could not be brought home ({error}); {kept}") from error
+        except BaseException:  # the task's time is over, or the user has had enough
+            self._display.warning(f"{host}: the captures could not be brought home; {kept}")
+            raise
+        self._acknowledge(transfer)
+        for path in whole:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        arrivals.clean()
+        if damaged:
+            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"captures": captures})
+        return captures
+
+    def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:
+        """The paths of the segments of TRANSFER, all of them."""
+        if not _TRANSFER.match(str(transfer["path"])):
+            raise ArrivalError(f"{transfer['path']!r} is no transfer")
+        with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
+            local = os.path.join(work, "transfer")
+            try:
                 with uncompressed(self._connection):
-                    self._connection.fetch_file(stage, staged)
-                with open(staged, "rb") as file:
-                    for capture in filled:
-                        capture["manifest"]["inventory_hostname"] = host
-                        capture["path"] = _assemble(capture, file, folder, work)
-        for capture in captures:
-            del capture["pages"], capture["head"]
-            # These are in the manifest's file; in a result they would only be in the way.
-            capture["manifest"] = {
-                name: value for name, value in capture["manifest"].items() if name not in _ONLY_IN_FILE
-            }
+                    self._connection.fetch_file(transfer["path"], local)
+            finally:
+                # What has arrived stays, also of a transfer that broke, and the next fetch goes on behind it.
+                open(local, "ab").close()
+                whole = arrivals.take(transfer, local)
+        if len(whole) != len(transfer["segments"]):
+            raise ArrivalError("the transfer is cut short")
+        return whole
+
+    def _assemble(self, whole: list[str], folder: str, host: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Captures of the segments WHOLE, and what is to be said of those that cannot be read: as they are, they are at home, too."""
+        captures: list[dict[str, Any]] = []
+        damaged = []
+        version = int(self._task.args.get("dat_version", 7))
+        with_text = self._task.args.get("format") == "text"
+        for path in whole:
+            try:
+                target, manifest = assemble(path, folder, host, version=version, with_text=with_text)
+                captures.append({"path": target, "manifest": manifest})
+            except FleetError as error:
+                aside = os.path.join(folder, os.path.basename(path) + ".segment")
+                os.rename(path, aside)
+                damaged.append(f"a capture is damaged ({error}); it is in {aside} as it came")
+        return captures, damaged
+
+    def _acknowledge(self, transfer: dict[str, Any]) -> None:
+        """Have the host remove what is home now, or keep it for others. Where it does not hear it, the next fetch says it again."""
+        names = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == staging.NEW]
+        others = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == staging.KEPT]
+        paths = [os.path.join(staging.FOLDER, name) for name in names]
+        commands = [["rm", "-f", transfer["path"]]]
+        if boolean(self._task.args.get("consume", True)):
+            commands[0] += [f"{path}.{staging.NEW}" for path in paths]
+            commands[0] += [f"{staging.FOLDER}/{name}.{staging.KEPT}" for name in others]
+        else:
+            commands += [["mv", "-f", f"{path}.{staging.NEW}", f"{path}.{staging.KEPT}"] for path in paths]
+        done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
+        if done["rc"] != 0:
+            self._display.warning(f"the host still has captures that are home: {done['stderr']}")
 
 
-def make_file_name(text: str) -> str:
-    """TEXT as the name of one file: nothing in it can lead to another folder."""
-    name = _UNFIT.sub("_", text)
-    return name if name.strip(".") else "_" + name
-
-
-def _assemble(capture: dict[str, Any], staged: BinaryIO, folder: str, work: str) -> str:
-    """Write head and pages of CAPTURE as one trace.dat and its manifest beside it; the path of the trace."""
-    manifest = capture["manifest"]
-    temporary = os.path.join(work, "trace.dat")
-    whole = hashlib.sha256()
-    with open(temporary, "wb") as file:
-        for part in ("head", "pages"):
-            _copy_part(capture[part], staged, file, whole)
-        manifest["size"] = file.tell()
-    manifest["sha256"] = whole.hexdigest()
-    target = os.path.join(folder, make_file_name(manifest["container"]["name"]))
-    os.makedirs(target, exist_ok=True)
-    stamp = datetime.fromtimestamp(manifest["fetched"], timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    path = os.path.join(target, stamp + ".dat")
-    manifest_file = os.path.join(work, "manifest.json")
-    with open(manifest_file, "w", encoding="utf-8") as file_:
-        json.dump(manifest, file_, indent=1)
-    os.rename(temporary, path)
-    os.rename(manifest_file, os.path.join(target, stamp + ".json"))
-    return path
-
-
-def _copy_part(part: dict[str, Any], staged: BinaryIO, file: BinaryIO, whole: Any) -> None:
-    """Decompress PART of STAGED into FILE, as a stream, and verify it."""
-    own = hashlib.sha256()
-    staged.seek(part["offset"])
-    left = int(part["size"])
-    decompressor = zlib.decompressobj()
-    while left > 0:
-        chunk = staged.read(min(left, _CHUNK))
-        if not chunk:
-            raise ValueError("the staged file is cut short")
-        left -= len(chunk)
-        # Bounded pieces: a hostile host must not fill the controller's memory with a few bytes.
-        while chunk:
-            if decompressor.eof:
-                raise ValueError("a part is longer than its zlib stream")
-            data = decompressor.decompress(chunk, _CHUNK)
-            chunk = decompressor.unconsumed_tail
-            for consumer in (own, whole):
-                consumer.update(data)
-            file.write(data)
-    data = decompressor.flush()
-    for consumer in (own, whole):
-        consumer.update(data)
-    file.write(data)
-    if not decompressor.eof:
-        raise ValueError("a part is shorter than its zlib stream")
-    if own.hexdigest() != part["sha256"]:
-        raise ValueError(f"the sha256 of what arrived is {own.hexdigest()}, where the host says {part['sha256']}")
+def _list_stamps(folder: str) -> list[str]:
+    """Names of the newest captures below FOLDER."""
+    stamps = {
+        name[: -len(".dat")] for _folder, _folders, names in os.walk(folder) for name in names if name.endswith(".dat")
+    }
+    return sorted(stamps)[-_MAX_STAMPS:]

@@ -154,7 +154,7 @@ census:
       elements: str
       sample: []
     mounts:
-      description: Mounts of images, in containers and in commands that run.
+      description: Mounts of images, in containers and in commands that run, and folders in which containers are shown their traces.
       type: list
       elements: str
       sample: []

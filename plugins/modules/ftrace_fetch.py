@@ -14,7 +14,11 @@ description:
     M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read.
   - What was recorded to files (O(crashcart.fleet.ftrace_instance#module:mode=record)) comes as well, one capture for each recording, also of
     containers that are gone; of a recording that goes on, all up to now.
-  - What is fetched is gone from the kernel and from the host's files. Tracing goes on where it was on; the next fetch brings what came since.
+  - What is drained is gone from the kernel, or from a recording's files, and lies in C(/var/lib/crashcart/captures) on the host until it is
+    at home. Tracing goes on where it was on; the next fetch brings what came since.
+  - Where a transfer breaks nothing is lost. The next fetch of anything from that host brings first what was left, and continues at the
+    byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
+    in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
 version_added: 0.1.0
 author:
@@ -54,9 +58,52 @@ options:
       - Folder on the controller. Captures go to C(DEST/HOST/CONTAINER/STAMP.dat), manifests to C(STAMP.json) beside them.
     type: path
     required: true
-  _stage:
+  format:
     description:
-      - Internal. The file on the host to put the captures into, given by the action plugin.
+      - V(dat) writes a C(trace.dat). V(text) writes C(STAMP.txt) beside it as well, a line for each event, like those of C(trace-cmd report),
+        with the container's numbers of processes beside the host's. The controller makes it, not the host, and needs numpy for it.
+    type: str
+    choices: [dat, text]
+    default: dat
+  dat_version:
+    description:
+      - Version of the C(trace.dat). V(7) is compressed by zstd where the host has libzstd, and not compressed where it has not. V(6), which is
+        never compressed, is for C(trace-cmd) before 3.0.
+    type: int
+    choices: [6, 7]
+    default: 7
+  consume:
+    description:
+      - Whether the host may forget what is brought home. With V(false) it is kept there, compressed, until a fetch with V(true) has it or its
+        instance is removed, so that others can fetch it, too. What is kept on a host is bounded by 1 GiB; the oldest goes first.
+      - The kernel gives no copy of a buffer, so what is fetched is gone from there either way. Tracing is never stopped.
+    type: bool
+    default: true
+  cursor:
+    description:
+      - Bring only what was drained after the fetch that returned this cursor. For what is kept on the host (O(consume=false)) when O(dest)
+        holds the earlier captures no more; those that it holds are not brought again anyway.
+    type: str
+  _parts:
+    description:
+      - Internal. Names of segments and how many bytes of them are at home, given by the action plugin.
+    type: dict
+    default: {}
+  _stamps:
+    description:
+      - Internal. Stamps of the captures that are at home.
+    type: list
+    elements: str
+    default: []
+  _methods:
+    description:
+      - Internal. Compressions that the controller reads.
+    type: list
+    elements: str
+    default: []
+  _owned:
+    description:
+      - Internal. A folder on the host that the login user has made.
     type: path
 seealso:
   - module: crashcart.fleet.ftrace_instance
@@ -71,14 +118,27 @@ EXAMPLES = r"""
   become: true
   register: fetched
 
+- name: Look at a flight recorder, and leave what it shows for others
+  crashcart.fleet.ftrace_fetch:
+    containers: api
+    dest: traces
+    format: text
+    consume: false
+  become: true
+
 - name: Stop if events were lost
   ansible.builtin.assert:
     that: fetched.captures | map(attribute='manifest.complete') is all
 """
 
 RETURN = r"""
+cursor:
+  description: What O(cursor) takes, to get only what is drained later. Without anything fetched it is the one that was given.
+  returned: success
+  type: str
+  sample: "1790000000123456789"
 captures:
-  description: One entry for each instance.
+  description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
   returned: success
   type: list
   elements: dict
@@ -159,19 +219,29 @@ captures:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, selection, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
 def run(module):
     require_root()
-    found = selection.select_instances(module, tracefs.find_tracefs())
+    parameters = module.params
+    cursor = parameters["cursor"] or "0"
+    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 20:
+        raise FleetError(f"cursor: {cursor!r} is none: give one that an earlier fetch from this host has returned")
+    home = fetching.Home(
+        parts=parameters["_parts"],
+        stamps=parameters["_stamps"],
+        cursor=int(cursor),
+        methods=parameters["_methods"],
+        owner=staging.find_owner(parameters["_owned"]),
+    )
+    root = tracefs.find_tracefs()
+    found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
     if module.check_mode:
-        counts = [recorded.count_entries(one) for one in found]
-        return {"changed": any(counts), "captures": []}
-    captures = capture.stage(recorded.list_sources(found), module.params["_stage"])
-    return {"changed": any(one["manifest"]["pages"] for one in captures), "captures": captures}
+        return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
+    return fetching.fetch(found, root, home, consume=parameters["consume"])
 
 
 def main():
@@ -179,7 +249,14 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             dest=dict(type="path", required=True),
-            _stage=dict(type="path"),
+            format=dict(type="str", choices=["dat", "text"], default="dat"),
+            dat_version=dict(type="int", choices=[6, 7], default=7),
+            consume=dict(type="bool", default=True),
+            cursor=dict(type="str"),
+            _parts=dict(type="dict", default={}),
+            _stamps=dict(type="list", elements="str", default=[]),
+            _methods=dict(type="list", elements="str", default=[]),
+            _owned=dict(type="path"),
         ),
         supports_check_mode=True,
     )

@@ -66,6 +66,28 @@ instances:
   type: list
   elements: dict
   sample: [{name: crashcart-3f4e1c0c9b0b, container: api, state: started}]
+captures:
+  description: What was drained and lies on the host, the oldest first. M(crashcart.fleet.ftrace_fetch) brings what waits.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    instance:
+      description: The instance that it is of.
+      type: str
+      sample: crashcart-3f4e1c0c9b0b
+    state:
+      description: V(new) waits to be brought home, V(kept) was and stays for others, V(part) is being drained, or its fetch was killed.
+      type: str
+      sample: new
+    size:
+      description: Its size in bytes, compressed.
+      type: int
+      sample: 204800
+    drained:
+      description: When, in seconds since the epoch.
+      type: float
+      sample: 1790000000.25
 available:
   description: What the kernel offers; V(null) where its tracefs is not mounted or cannot be read.
   returned: success
@@ -114,7 +136,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, staging, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, features, tracefs
 
 
@@ -125,6 +147,13 @@ def list_features(available):
     return list(found.values())
 
 
+def list_captures():
+    return [
+        {"instance": one.instance, "state": one.state, "size": one.size, "drained": one.stamp_ns / 1e9}
+        for one in staging.list_segments()
+    ]
+
+
 def run(module):
     require_root()
     try:
@@ -132,11 +161,18 @@ def run(module):
         available = {**tracefs.list_available(root), "probes": dynamic_events.list_kinds(root)}
     except tracefs.TraceError:
         # The features say why.
-        return {"changed": False, "instances": [], "available": None, "features": list_features(None)}
+        return {
+            "changed": False,
+            "instances": [],
+            "captures": list_captures(),
+            "available": None,
+            "features": list_features(None),
+        }
     found = selection.select_instances(module, root, untraced_ok=True)
     return {
         "changed": False,
         "instances": [one.as_result() for one in found],
+        "captures": list_captures(),
         "available": available,
         "features": list_features(available),
     }

@@ -125,6 +125,8 @@ options:
   buffer_size:
     description:
       - Size of the ring buffer for each CPU, for example V(2MiB).
+      - With O(mode=record) it bridges the time until the recorder comes, on a busy host some tens of milliseconds. An event of a system call
+        takes about 50 bytes, so V(8MiB) holds those of 160 ms at a million per second.
     type: str
     default: 2MiB
   mode:
@@ -197,6 +199,29 @@ options:
         containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
     type: bool
     default: true
+  expose:
+    description:
+      - Show files of the trace inside the container, so that it sees its own trace, or writes lines of its own into it. They stand in a
+        read-only folder, belong to the user of the container's first process, and lead nowhere else. They go with O(state=absent), when this is
+        left out at another start, and when the container ends.
+      - Needs Linux 5.12. A container that may mount (in a user namespace of its own, too) can take the read-only away from V(trace) and
+        empty its own trace.
+    type: dict
+    suboptions:
+      path:
+        description:
+          - Folder in the container, made when it is missing; one that is there has to be empty. V(/sys/kernel/tracing) is where many programs
+            look for C(trace_marker).
+        type: str
+        default: /dev/crashcart-trace
+      files:
+        description:
+          - V(trace) is what the buffer holds, as text. V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
+            once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
+        type: list
+        elements: str
+        choices: [trace, trace_pipe, trace_marker]
+        default: [trace, trace_marker]
 seealso:
   - module: crashcart.fleet.ftrace_fetch
   - module: crashcart.fleet.ftrace_report
@@ -284,6 +309,14 @@ EXAMPLES = r"""
     ttl: 1d
   become: true
 
+- name: Let the application write its own lines into its trace, with echo done >/dev/crashcart-trace/trace_marker
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    errors_only: true
+    expose:
+      files: [trace_marker]
+  become: true
+
 - name: Remove every instance of ours
   crashcart.fleet.ftrace_instance:
     state: absent
@@ -333,6 +366,10 @@ instances:
       description: What its events set off, in the kernel's words.
       type: dict
       sample: {"sched:sched_switch": ["stacktrace:unlimited if common_pid >= 0"]}
+    exposed:
+      description: The folder in the container that shows files of it, and which ones; V(null) where none does.
+      type: dict
+      sample: {path: /dev/crashcart-trace, files: [trace, trace_marker]}
     tracer:
       description: Its tracer.
       type: str
@@ -379,7 +416,9 @@ instances:
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
@@ -406,18 +445,54 @@ def run_started(module, root):
         limits=limits.parse_limits(parameters),
         described=wishes.describe(parameters, wanted),
     )
+    shown = parameters["expose"]
+    path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
     containers = options.select(module, options.open_host(module), required=True)
+    if path:
+        exposure.foresee(containers, path)
     changed, before, after = instances.ensure_started(containers, root, wish, check_mode=module.check_mode)
     changed |= instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
-    found = [] if module.check_mode else [instances.find_instance(root, container) for container in containers]
+    found = [instances.find_instance(root, container) for container in containers]
+    by_name = {one.instance.name: one.container for one in found}
+    try:
+        changed |= exposure.ensure_exposed(by_name, root, path, files, check_mode=module.check_mode)
+    except BaseException:
+        made = [one for one in found if before[one.container.name] is None and not module.check_mode]
+        exposure.remove([one.container for one in made])
+        instances.remove(made)
+        raise
     way = wanted.paths.as_result() if wanted.paths else None
+    results = [] if module.check_mode else describe(found)
     return {
         "changed": changed,
-        "instances": [
-            {**one.as_result(), "created": before[one.container.name] is None, "paths": way} for one in found
-        ],
+        "instances": [{**one, "created": before[one["container"]] is None, "paths": way} for one in results],
         "diff": {"before": before, "after": after},
     }
+
+
+def describe(found):
+    exposed = exposure.list_exposed([one.container for one in found if one.container is not None])
+    results = []
+    for one in found:
+        shown = exposed.get(one.instance.name)
+        what = {"path": shown.path, "files": list(shown.files)} if shown else None
+        results.append({**one.as_result(), "exposed": what})
+    return results
+
+
+def remove(module, found):
+    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed."""
+    names = {one.instance.name for one in found}
+    holders = {one.container.id: one.container for one in found if one.container is not None}
+    if all(module.params[name] is None for name in ("containers", "labels", "query")):
+        try:
+            holders.update((one.id, one) for one in options.open_host(module).list_containers())
+        except ContainerError:
+            pass  # no engine answers: those of the instances' containers are all that is known
+        names = None
+    left = exposure.remove(holders.values(), names)
+    instances.remove(found)
+    return left
 
 
 def run_ended(module, root):
@@ -425,13 +500,17 @@ def run_ended(module, root):
     found = selection.select_instances(module, root, untraced_ok=True)
     before = {one.instance.name: one.find_state() for one in found}
     after = dict.fromkeys(before, "stopped") if state == "stopped" else {}
-    if not module.check_mode:
-        (instances.stop if state == "stopped" else instances.remove)(found)
-    left = [] if module.check_mode or state == "absent" else found
-    leftovers = state == "absent" and instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
+    left = []
+    leftovers = False
+    if not module.check_mode and state == "stopped":
+        instances.stop(found)
+    elif state == "absent":
+        left = [] if module.check_mode else remove(module, found)
+        leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
+    stay = [] if module.check_mode or state == "absent" else found
     return {
-        "changed": before != after or leftovers,
-        "instances": [one.as_result() for one in left],
+        "changed": before != after or bool(left) or leftovers,
+        "instances": describe(stay),
         "diff": {"before": before, "after": after},
     }
 
@@ -474,6 +553,18 @@ def main():
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
             paths=dict(type="bool", default=False),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
+            expose=dict(
+                type="dict",
+                options=dict(
+                    path=dict(type="str", default="/dev/crashcart-trace"),
+                    files=dict(
+                        type="list",
+                        elements="str",
+                        choices=list(exposure.FILES),
+                        default=["trace", "trace_marker"],
+                    ),
+                ),
+            ),
         ),
         supports_check_mode=True,
     )

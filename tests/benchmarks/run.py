@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, slowdown, record. Prints tables in Markdown, with units.
+Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
-import recording
 from support import host, images, sshd
 from tables import print_table
 
@@ -31,6 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import O
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import staging
 
 PREFIX = "crashcart-test"
 ROUNDS = 5
@@ -341,6 +341,47 @@ def bench_fetch(inventory: Path) -> None:
     print_table("Fetch with become over ssh", headings, rows)
 
 
+def bench_drain(_inventory: Path) -> None:
+    """What a fetch costs the host's CPUs: the module's own process, from start to end, and what of it is for events."""
+    rows: list[list[Any]] = []
+    with containers(1) as (name,), tempfile.TemporaryDirectory() as folder:
+        host.call_module("crashcart_attach", containers=[name])
+
+        def fetch(events: int, methods: list[str]) -> tuple[float, float, int, int]:
+            """CPU and wall time in seconds, events and bytes of the segment."""
+            host.call_module(
+                "ftrace_instance", containers=[name], buffer_size="128MiB", syscalls=["read", "write"], state="started"
+            )
+            dd = f"/dev/crashcart/bin/dd if=/dev/zero of=/dev/null bs=1 count={events // 8} 2>/dev/null"
+            script = f"for cpu in 0 1; do /dev/crashcart/bin/taskset -c $cpu {dd} & done; wait"
+            host.docker("exec", name, "/dev/crashcart/bin/bash", "-c", script)
+            host.call_module("ftrace_instance", containers=[name], state="stopped")
+            before, start = os.times(), time.perf_counter()
+            process = host.start_module("ftrace_fetch", containers=[name], dest=folder, _methods=methods)
+            transfer = host.parse_result(*process.communicate())["transfer"]
+            wall, after = time.perf_counter() - start, os.times()
+            cpu = after.children_user + after.children_system - before.children_user - before.children_system
+            host.call_module("ftrace_instance", containers=[name], state="absent")
+            for file in Path(staging.FOLDER).iterdir():
+                file.unlink()
+            return cpu, wall, events, transfer["size"]
+
+        for methods in (["zstd"], ["zlib"]):
+            few, many = (fetch(count, methods) for count in (80_000, 4_000_000))
+            per_million = (many[0] - few[0]) / (many[2] - few[2]) * 1e6
+            rows.append([methods[0], many[2] / 1e6, many[3] / 1e6, many[1], many[0], few[0], per_million])
+    headings = [
+        "compression",
+        "million events",
+        "MB",
+        "s",
+        "CPU, s",
+        "CPU of a small one, s",
+        "CPU per million events, s",
+    ]
+    print_table("Fetch, on the host", headings, rows)
+
+
 def bench_slowdown(_inventory: Path) -> None:
     """dd, one byte a time: the worst case for every tracer."""
     count = 200_000
@@ -429,12 +470,6 @@ def _time_first_start(path: str) -> tuple[float, ...]:
         os.rmdir("/dev/crashcart")
 
 
-def bench_record(_inventory: Path) -> None:
-    """A recording of twenty seconds at several rates, beside trace-cmd."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        recording.measure(PREFIX, folder)
-
-
 BENCHMARKS = {
     "images": bench_images,
     "containers": bench_containers,
@@ -443,8 +478,8 @@ BENCHMARKS = {
     "connection": bench_connection,
     "push": bench_push,
     "fetch": bench_fetch,
+    "drain": bench_drain,
     "slowdown": bench_slowdown,
-    "record": bench_record,
 }
 
 

@@ -18,7 +18,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import trac
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bytes, Ints, Times
 
-_PAGES_PER_BATCH = 4096
 _PADDING = 29
 _TIME_EXTEND = 30
 _TIME_STAMP = 31
@@ -93,16 +92,13 @@ class Trace:
 
     def gen_batches(self) -> Iterator[Batch]:
         """Batches CPU by CPU, each CPU in the order of time."""
-        page_size = self.head.page_size
         for place in self.head.cpus:
-            self._file.seek(place.offset)
-            left = place.size
-            while left > 0:
-                data = self._file.read(min(left, _PAGES_PER_BATCH * page_size))
-                if len(data) < page_size:
-                    raise tracedat.TraceFileError(f"the trace is cut short in the pages of CPU {place.cpu}")
-                left -= len(data)
-                yield decode_pages(np.frombuffer(data, np.uint8), page_size, place.cpu)
+            yield from self.gen_cpu_batches(place)
+
+    def gen_cpu_batches(self, place: tracedat.CpuPages, block_size: int = tracedat.BLOCK) -> Iterator[Batch]:
+        """Batches of the one CPU at PLACE, each of some BLOCK_SIZE bytes of pages; those of several CPUs may be asked for in turn."""
+        for block in tracedat.gen_page_blocks(self._file, self.head, place, block_size):
+            yield decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
 
 
 def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import Head, TraceFileError
 
@@ -26,6 +26,7 @@ class Field:
     is_signed: bool
     is_dynamic: bool  # the record holds offset and length of a text behind it
     is_array: bool
+    type: str = field(default="", compare=False)  # in C
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def parse_format(text: str, system: str) -> EventFormat:
                 is_signed=match["signed"] == "1",
                 is_dynamic=match["type"].startswith("__data_loc"),
                 is_array=match["array"] is not None,
+                type=match["type"],
             )
     if not name or not re.fullmatch(r"[0-9]{1,9}", number):
         raise TraceFileError(f"an event format of system {system!r} has no name or no number")

@@ -49,14 +49,14 @@ def read_manifest(capture: str) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise FleetError(f"the manifest {path} is damaged: {error}") from error
-    if not _is_sound(manifest):
+    if not is_sound(manifest):
         raise FleetError(
             f"the manifest {path} is not what ftrace_fetch writes; fetch again, or remove it to do without"
         )
     return manifest  # type: ignore[no-any-return]
 
 
-def _is_sound(manifest: Any) -> bool:
+def is_sound(manifest: Any) -> bool:
     """Whether MANIFEST has the form that the analysis relies on: it came from a host."""
     if not isinstance(manifest, dict):
         return False

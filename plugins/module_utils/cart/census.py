@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, store, tool_users
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, exposure, store, tool_users
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
@@ -58,7 +58,7 @@ class MountUser:
 
 
 def list_mount_users(image_name: str | None = None) -> list[MountUser]:
-    """Every mount of an image (of that name), one process for each mount namespace."""
+    """Every mount of an image (of that name), and where no name is given every folder of exposed files, one process for each mount namespace."""
     finder = ImageFinder()
     seen = set()
     found = []
@@ -68,8 +68,10 @@ def list_mount_users(image_name: str | None = None) -> list[MountUser]:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            found_here = finder.find(mounts.read_mounts(pid))
-            paths = [one.mount.mount_point for one in found_here if image_name in (None, one.name)]
+            here = mounts.read_mounts(pid)
+            paths = [one.mount.mount_point for one in finder.find(here) if image_name in (None, one.name)]
+            if image_name is None:
+                paths += [one.mount_point for one in filter(exposure.is_exposure, here)]
             if not paths:
                 continue
             with open(f"/proc/{pid}/cgroup", "rb") as file:

@@ -1,24 +1,27 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Drain trace instances into one staging file on the host, as the parts of trace.dat files, and account for what was lost.
-
-The staging file holds zlib streams one after the other: for each capture the pages of all its CPUs, then its head,
-which can only be written when the sizes are known. The controller puts them together.
-"""
+"""Drain trace instances into segments on the host, and account for what was lost."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, records, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    clocks,
+    compression,
+    drain,
+    records,
+    staging,
+    tracedat,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain, CpuLoss
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import FUNCTION_TRACERS
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
@@ -27,53 +30,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
     from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 
-_COMPRESSION_LEVEL = 1
 Task = Dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A zlib stream in the staging file: where it begins and ends, in bytes, and the sha256 of its content."""
-
-    offset: int
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Source:
-    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages it has, TAKE moves them to a staging file."""
+    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages it has.
+
+    TAKE moves them to a writer and gives the manifest; FINISH is called when they are safe in a segment.
+    """
 
     label: str
+    instance: Instance
     size: int
-    take: Callable[[BinaryIO], dict[str, Any]]
-
-
-class PartWriter:
-    """Writes one compressed part to FILE."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._start = file.tell()
-        self._compressor = zlib.compressobj(_COMPRESSION_LEVEL)
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._file.write(self._compressor.compress(data))
-
-    def finish(self) -> Part:
-        self._file.write(self._compressor.flush())
-        return Part(self._start, self._file.tell() - self._start, self._hash.hexdigest())
-
-
-@dataclass(frozen=True)
-class CpuLoss:
-    """What happened to the events of one CPU in this capture. EXACT is false when more than LOST may be gone."""
-
-    pages: int
-    lost: int
-    exact: bool
+    take: Callable[[SegmentWriter], dict[str, Any]]
+    finish: Callable[[], None] = lambda: None
 
 
 def count_entries(one: TraceInstance) -> int:
@@ -81,47 +52,35 @@ def count_entries(one: TraceInstance) -> int:
     return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
 
 
-def stage(sources: list[Source], path: str) -> list[dict[str, Any]]:
-    """Move all of SOURCES into the new file PATH: a capture's manifest and places for each.
+def stage(sources: Sequence[Source], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Move each of SOURCES into a segment of its own, compressed by one of METHODS; the manifests of those that held no event.
 
-    Where one of them fails after others were drained, the TraceError holds those in its result: they are nowhere else.
+    The caller holds the folder of segments. Raises TraceError that names those that failed, when all were tried.
     """
-    check_room(path, sources)
-    captures: list[dict[str, Any]] = []
+    staging.check_room(sum(source.size for source in sources))
+    method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
+    empty: list[dict[str, Any]] = []
     failures = []
-    with create_stage(path) as file:
-        for source in sources:
-            try:
-                captures.append(source.take(file))
-            except (OSError, FleetError) as error:
-                failures.append(f"{source.label}: {error}")
+    for source in sources:
+        try:
+            with staging.create_segment(source.instance) as file:
+                manifest = source.take(SegmentWriter(file, method))
+            if manifest["pages"]:
+                staging.finish_segment(file)
+            else:
+                empty.append(manifest)
+            source.finish()
+            failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
+        except (OSError, FleetError) as error:
+            failures.append(f"{source.label}: {error}")
+    staging.recover()
     if failures:
-        raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", captures=captures)
-    return captures
+        raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", empty=empty)
+    return empty
 
 
-def create_stage(path: str) -> BinaryIO:
-    """The new staging file PATH, for the owner of its folder, whom the transfer runs as."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    owner = os.stat(os.path.dirname(path))
-    os.fchown(fd, owner.st_uid, owner.st_gid)
-    return os.fdopen(fd, "wb")
-
-
-def check_room(path: str, sources: list[Source]) -> None:
-    """Raise TraceError unless the file system of PATH can take all that SOURCES hold: what is drained is gone from the kernel."""
-    needed = sum(source.size for source in sources)
-    place = os.statvfs(os.path.dirname(path))
-    free = place.f_bavail * place.f_frsize
-    if free < needed + (1 << 20):
-        raise TraceError(
-            f"{os.path.dirname(path)} has {free >> 10} KiB free and the traces hold up to {needed >> 10} KiB:"
-            " make room, or set ansible_remote_tmp to a place that has it"
-        )
-
-
-def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
-    """Drain ONE instance into FILE: its manifest and the places of its two parts."""
+def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
+    """Drain ONE instance by WRITER: its manifest."""
     instance = one.instance
     cpus = instance.list_cpus()
     page_size = read_page_size(instance)
@@ -129,23 +88,11 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
     names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
     record = records.read_record(instance)
     first_tasks, tasks = record.get("tasks", []), list_tasks(one.container)
-    template = read_head(instance, page_size, record, tasks, cpus)
+    cmdlines = _read_cmdlines(instance, first_tasks, tasks)
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
     is_tracing = instance.is_tracing()
     end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
-    pages = PartWriter(file)
-    losses = {cpu: _drain(instance, cpu, page_size, before[cpu], pages.write) for cpu in cpus}
-    pages_part = pages.finish()
-    try:
-        # Who was born while one CPU was drained may have called on the next one.
-        template.cmdlines = _read_cmdlines(instance, first_tasks, tasks)
-    except TraceError:
-        pass  # those from before the drain will do: the events must not be lost for names
-    after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    sizes = [losses[cpu].pages * page_size if cpu in losses else 0 for cpu in range(max(cpus) + 1)]
-    head = PartWriter(file)
-    head.write(tracedat.pack_head(template, sizes))
     manifest = {
         **describe_host(),
         "container": describe_container(one.container) if one.container else _describe_gone(one),
@@ -165,28 +112,38 @@ def capture(one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
         "tasks": tasks,
         "syscalls": {str(number): name for number, name in names.items()},
         "compat_syscalls": {str(number): name for number, name in compat_names.items()},
-        **summarize_loss(before, after, losses),
     }
-    return {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}
+    # Should we be killed from here on, this is what is known of what was drained till then.
+    interrupted = {cpu: CpuDrain(unknown=1, error="the fetch was killed") for cpu in cpus}
+    writer.write_head(read_head(instance, page_size, record, cpus))
+    writer.write_document({**manifest, **summarize_loss(before, before, interrupted), "cmdlines": cmdlines})
+    drained = drain.drain(instance, cpus, page_size, writer)
+    try:
+        # Who was born while one CPU was drained may have called on the next one.
+        cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+    except TraceError:
+        pass  # those from before the drain will do: the events must not be lost for names
+    after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
+    manifest.update(summarize_loss(before, after, drained))
+    writer.write_document({**manifest, "cmdlines": cmdlines})
+    return manifest
 
 
 def summarize_loss(
-    before: dict[int, CpuStatistics], after: dict[int, CpuStatistics], losses: dict[int, CpuLoss]
+    before: dict[int, CpuStatistics], after: dict[int, CpuStatistics], drained: dict[int, CpuDrain]
 ) -> dict[str, Any]:
     """The manifest's accounts: per CPU the kernel's counters since the trace began, and what is missing in this capture."""
-    cpus = []
-    for cpu, loss in losses.items():
-        entries = before[cpu].entries
-        cpus.append(
-            {
-                "cpu": cpu,
-                **vars(after[cpu]),
-                "entries": entries,
-                "pages": loss.pages,
-                "lost": loss.lost,
-                "exact": loss.exact,
-            }
-        )
+    losses: dict[int, CpuLoss] = {cpu: one.judge(before[cpu]) for cpu, one in drained.items()}
+    cpus = [
+        {
+            "cpu": cpu,
+            **vars(after[cpu]),
+            "entries": before[cpu].entries,
+            **vars(loss),
+            "error": drained[cpu].error,
+        }
+        for cpu, loss in losses.items()
+    ]
     lost = sum(loss.lost for loss in losses.values())
     # These two stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
     refused = sum(one.dropped + one.commit_overrun for one in after.values())
@@ -201,42 +158,6 @@ def summarize_loss(
     }
 
 
-def _drain(
-    instance: Instance, cpu: int, page_size: int, before: CpuStatistics, write: Callable[[bytes], None]
-) -> CpuLoss:
-    """Copy the pages that CPU's buffer holds. Writers may go on; it ends after one buffer's length at the latest."""
-    limit = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
-    count = lost = unknown = 0
-    for page in gen_pages(instance, cpu, page_size):
-        missed, is_known = tracedat.read_loss(page)
-        lost += missed
-        unknown += not is_known
-        write(page)
-        count += 1
-        if count == limit:
-            break
-    if unknown and before.read == 0:
-        # Nobody has read before us: the kernel's counter since the start is the number.
-        return CpuLoss(count, max(lost, before.overrun), True)
-    return CpuLoss(count, lost, unknown == 0)
-
-
-def gen_pages(instance: Instance, cpu: int, page_size: int) -> Iterator[bytes]:
-    """The pages that CPU's buffer of INSTANCE holds, taken out of it."""
-    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        while True:
-            try:
-                page = os.read(fd, page_size)
-            except BlockingIOError:
-                return
-            if not page:
-                return
-            yield page.ljust(page_size, b"\0")
-    finally:
-        os.close(fd)
-
-
 def read_page_size(instance: Instance) -> int:
     """Bytes of one page of the ring buffer, from the format of its data field."""
     for line in instance.read("events/header_page").splitlines():
@@ -246,9 +167,7 @@ def read_page_size(instance: Instance) -> int:
     raise TraceError("events/header_page of tracefs does not say how long a page is")
 
 
-def read_head(
-    instance: Instance, page_size: int, record: dict[str, Any], tasks: list[Task], cpus: list[int]
-) -> tracedat.Head:
+def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> tracedat.Head:
     """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
     events: dict[str, list[bytes]] = {}
     # Of a trace that its limits have ended no event is on any more.
@@ -268,7 +187,6 @@ def read_head(
         event_formats=events,
         kallsyms=_read_kallsyms() if instance.read("current_tracer") in FUNCTION_TRACERS else b"",
         printk=top.read_bytes("printk_formats"),
-        cmdlines=_read_cmdlines(instance, record.get("tasks", []), tasks),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
             (tracedat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
@@ -283,11 +201,11 @@ def _read_kallsyms() -> bytes:
         return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
 
 
-def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> bytes:
+def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> str:
     return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
 
 
-def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> bytes:
+def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> str:
     """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
     names = {task["tid"]: task["comm"] for task in first_tasks}
     for line in saved.split("\n"):
@@ -296,7 +214,7 @@ def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> b
             names[int(tid)] = comm
     names.update((task["tid"], task["comm"]) for task in tasks)
     lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
-    return "".join(lines).encode("ascii")
+    return "".join(lines)
 
 
 def make_printable(text: str) -> str:

@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     probe_points,
     recordings,
     records,
+    staging,
     tracers,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import (
@@ -345,6 +346,7 @@ def remove(found: Sequence[TraceInstance]) -> None:
             # What others have switched on is a leftover from now on.
             probe_points.remove_unused(one.instance, one.short_id, busy_ok=True)
             recordings.remove_all(one.instance.name)
+            staging.remove_kept(one.instance.name)
 
 
 def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:

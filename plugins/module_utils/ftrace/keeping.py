@@ -72,7 +72,7 @@ def describe(
 ) -> tuple[dict[str, Any], bytes]:
     """What has to be known of INSTANCE beside its pages once it is gone, and the head of a trace.dat without any pages."""
     page_size = capture.read_page_size(instance)
-    head = capture.read_head(instance, page_size, record, [], [])
+    head = capture.read_head(instance, page_size, record, [])
     about = {
         **capture.describe_host(),
         "container": capture.describe_container(container),

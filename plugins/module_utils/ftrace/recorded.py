@@ -7,12 +7,14 @@ from __future__ import annotations
 import io
 import os
 import time
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, BinaryIO, Sequence
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     clocks,
+    drain,
     keeping,
     recordings,
     records,
@@ -20,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recordings import Recording, Segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
@@ -31,13 +34,13 @@ def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
     for one in found:
         own = recordings.list_recordings(one.instance.name)
         for recording in own:
+            taking = _Taking(recording, one)
             size = sum(sum(segment.sizes.values()) for segment in recording.list_segments())
-            take = partial(capture_recording, recording, one)
-            sources.append(capture.Source(one.container_name, size, take))
+            sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
         # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
         if one.instance.exists() and not (own and keeping.is_recorded(one.instance)):
             size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-            sources.append(capture.Source(one.container_name, size, partial(capture.capture, one)))
+            sources.append(capture.Source(one.container_name, one.instance, size, partial(capture.capture, one)))
     return sources
 
 
@@ -49,62 +52,103 @@ def count_entries(one: TraceInstance) -> int:
     return waiting
 
 
-def capture_recording(recording: Recording, one: TraceInstance, file: BinaryIO) -> dict[str, Any]:
-    """Put what is finished of RECORDING into FILE and take it away: its manifest and the places of its two parts."""
+class _Taking:
+    """RECORDING on its way into a segment; until finish() no file of it is removed, and the recorder rotates none away."""
+
+    def __init__(self, recording: Recording, one: TraceInstance) -> None:
+        self._recording = recording
+        self._one = one
+        self._stack = ExitStack()
+        self._segments: list[Segment] = []
+        self._has_ended = False
+
+    def take(self, writer: SegmentWriter) -> dict[str, Any]:
+        """Copy what is finished into WRITER: the manifest, which comes last, so that a copy that was killed is none."""
+        recording = self._recording
+        if recording.is_running:
+            recordings.ask_to_finish(recording)
+        with ExitStack() as stack:
+            stack.enter_context(recordings.hold(recording.path))
+            end = recording.read_end()
+            self._segments = [one for one in recording.list_segments() if one.end is not None or end is not None]
+            self._has_ended = end is not None
+            manifest = _copy(recording, self._segments, end, self._one, writer)
+            self._stack = stack.pop_all()
+        return manifest
+
+    def finish(self) -> None:
+        """Take away what was copied."""
+        with self._stack:
+            recordings.forget_fetched(self._recording, self._segments, has_ended=self._has_ended)
+
+
+def _copy(
+    recording: Recording,
+    segments: list[Segment],
+    end: dict[str, Any] | None,
+    one: TraceInstance,
+    writer: SegmentWriter,
+) -> dict[str, Any]:
     names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
-    if recording.is_running:
-        recordings.ask_to_finish(recording)
-    with recordings.hold(recording.path):
-        about, record, end = recording.about, recording.about["record"], recording.read_end()
-        segments = [segment for segment in recording.list_segments() if segment.end is not None or end is not None]
-        is_same_boot = about["boot_id"] == records.read_boot_id()
-        instance = one.instance if recording.is_of(one.instance) else None
-        tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
-        has_rest = instance is not None and end is not None and _is_last(recording) and keeping.is_recorded(instance)
-        counters = recordings.read_counters(instance) if instance and has_rest else (end or {}).get("counters")
-        pages = capture.PartWriter(file)
-        sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
-        rest = dict.fromkeys(sizes, 0)
-        for cpu in sizes:
-            for piece in recordings.gen_pages(segments, cpu):
-                whole = len(piece) - len(piece) % about["page_size"]
-                pages.write(piece[:whole])
-                sizes[cpu] += whole
-            # A recorder's death, or a full disk, leaves a page or two in the buffer.
-            for page in capture.gen_pages(instance, cpu, about["page_size"]) if instance and has_rest else ():
-                pages.write(page)
-                sizes[cpu] += len(page)
-                rest[cpu] += tracedat.count_events(page, about["page_size"])
-        pages_part = pages.finish()
-        loss = summarize_loss(recording, segments, end, counters, sizes, rest)
-        head = capture.PartWriter(file)
-        head.write(tracedat.pack_head(_read_head(recording, loss, end, instance, tasks), list(sizes.values())))
-        now = clocks.measure_offset(about["clock"]) if is_same_boot else None
-        time_of_end = (end or {}).get("time") or now or record.get("start") or {"offset_ns": None}
-        container = one.container
-        manifest = {
-            **{
-                name: about[name]
-                for name in ("host", "kernel", "arch", "boot_id", "instance", "clock", "buffer_kb", "events")
-            },
-            "container": capture.describe_container(container) if container else about["container"],
-            "clock_offset_ns": time_of_end["offset_ns"],
-            "time": {"start": record.get("start"), "end": time_of_end},
-            "specification": record.get("specification"),
-            "fetched": time.time(),
-            "tracing": end is None,
-            "mode": "record",
-            "limits": about["limits"],
-            "first_tasks": record.get("tasks", []),
-            "tasks": tasks,
-            "syscalls": {str(number): name for number, name in names.items()},
-            "compat_syscalls": {str(number): name for number, name in compat_names.items()},
-            "stopped": end["why"] if end else None,
-            **loss,
-        }
-        taken = {"manifest": manifest, "pages": vars(pages_part), "head": vars(head.finish())}
-        recordings.forget_fetched(recording, segments, has_ended=end is not None)
-        return taken
+    about, record = recording.about, recording.about["record"]
+    page_size = about["page_size"]
+    is_same_boot = about["boot_id"] == records.read_boot_id()
+    instance = one.instance if recording.is_of(one.instance) else None
+    has_rest = instance is not None and end is not None and _is_last(recording) and keeping.is_recorded(instance)
+    counters = recordings.read_counters(instance) if instance and has_rest else (end or {}).get("counters")
+    tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
+    sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
+    rest = dict.fromkeys(sizes, 0)
+    for cpu in sizes:
+        for segment in segments:
+            sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
+        # A recorder's death, or a full disk, leaves a page or two in the buffer.
+        for page in drain.gen_pages(instance, cpu, page_size) if instance and has_rest else ():
+            writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
+            sizes[cpu] += len(page)
+            rest[cpu] += tracedat.count_events(page, page_size)
+    loss = summarize_loss(recording, segments, end, counters, sizes, rest)
+    now = clocks.measure_offset(about["clock"]) if is_same_boot else None
+    time_of_end = (end or {}).get("time") or now or record.get("start") or {"offset_ns": None}
+    manifest = {
+        **{
+            name: about[name]
+            for name in ("host", "kernel", "arch", "boot_id", "instance", "clock", "buffer_kb", "events")
+        },
+        "container": capture.describe_container(one.container) if one.container else about["container"],
+        "clock_offset_ns": time_of_end["offset_ns"],
+        "time": {"start": record.get("start"), "end": time_of_end},
+        "specification": record.get("specification"),
+        "fetched": time.time(),
+        "tracing": end is None,
+        "mode": "record",
+        "limits": about["limits"],
+        "first_tasks": record.get("tasks", []),
+        "tasks": tasks,
+        "syscalls": {str(number): name for number, name in names.items()},
+        "compat_syscalls": {str(number): name for number, name in compat_names.items()},
+        "stopped": end["why"] if end else None,
+        **loss,
+    }
+    writer.write_head(_read_head(recording, loss))
+    saved = _read_saved_cmdlines(end, instance)
+    cmdlines = capture.format_cmdlines(record.get("tasks", []), saved, tasks)
+    writer.write_document({**manifest, "cmdlines": cmdlines})
+    return manifest
+
+
+def _copy_file(path: str, page_size: int, cpu: int, writer: SegmentWriter) -> int:
+    """Copy the whole pages of file PATH into WRITER; bytes of pages. Raises TraceError: the file stays then, for another fetch."""
+    try:
+        file = open(path, "rb", buffering=0)
+    except FileNotFoundError:
+        return 0
+    with file:
+        pages = os.fstat(file.fileno()).st_size // page_size
+        copied = drain.copy_pages(lambda places: os.readv(file.fileno(), places), page_size, pages, cpu, writer)
+    if copied.error or copied.pages != pages:
+        raise TraceError(f"{path} cannot be copied: {copied.error or 'it was cut short meanwhile'}")
+    return pages * page_size
 
 
 def _is_last(recording: Recording) -> bool:
@@ -134,6 +178,7 @@ def summarize_loss(
             "lost": 0,
             "exact": True,
             "pages": size // page_size,
+            "error": "",
         }
         for cpu, size in sizes.items()
     }
@@ -178,23 +223,19 @@ def _count_events(segment: Segment, cpu: int, page_size: int) -> int:
     return sum(tracedat.count_events(piece, page_size) for piece in recordings.gen_pages([segment], cpu))
 
 
-def _read_head(
-    recording: Recording,
-    loss: dict[str, Any],
-    end: dict[str, Any] | None,
-    instance: Instance | None,
-    tasks: list[capture.Task],
-) -> tracedat.Head:
+def _read_head(recording: Recording, loss: dict[str, Any]) -> tracedat.Head:
     with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
         head = tracedat.read_head(io.BytesIO(file.read()))
-    saved = (end or {}).get("saved_cmdlines")
-    if saved is None and instance is not None:
-        try:
-            saved = Instance(instance.root, "..").read("saved_cmdlines")
-        except TraceError:
-            saved = None  # the events must not be lost for names
-    head.cmdlines = capture.format_cmdlines(recording.about["record"].get("tasks", []), saved or "", tasks)
     for row in loss["cpus"]:
         text = f"CPU: {row['cpu']}\nentries: {row['entries']}\noverrun: {row['overrun']}\ndropped events: {row['dropped']}\n\n\0"
         head.options.append((tracedat.OPTION_CPUSTAT, text.encode("ascii")))
     return head
+
+
+def _read_saved_cmdlines(end: dict[str, Any] | None, instance: Instance | None) -> str:
+    if end is not None and "saved_cmdlines" in end:
+        return str(end["saved_cmdlines"])
+    try:
+        return Instance(instance.root, "..").read("saved_cmdlines") if instance is not None else ""
+    except TraceError:
+        return ""  # the events must not be lost for names

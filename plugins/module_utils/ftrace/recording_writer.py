@@ -64,7 +64,11 @@ class RecordingWriter:
                 self.sources[cpu] = os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags)
                 size_kb = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0])
                 self._buffer_pages[cpu] = size_kb * 1024 // (page_size - tracedat.PAGE_HEADER_SIZE) + 2
-            self._counters = recordings.read_counters(instance)
+            # What the buffers hold from before comes along; where nobody has read before, so does what they have lost.
+            none = dict.fromkeys(("overrun", "dropped", "commit_overrun"), 0)
+            self._counters = {
+                cpu: one if one["read"] else {**one, **none} for cpu, one in recordings.read_counters(instance).items()
+            }
             recordings.begin(path)
             self._begin_segment()
         except BaseException:

@@ -145,19 +145,41 @@ class Instance:
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     users = ", ".join(self._find_users()) or "no process that can be seen"
+                    self._free_buffer()
                     raise TraceError(
-                        f"cannot remove trace instance {self.name}: {error.strerror}; its files are held open by {users}"
+                        f"cannot remove trace instance {self.name}: {error.strerror}; its files are held open by {users}. It records"
+                        " nothing any more; end what holds it, and try again"
                     ) from error
                 time.sleep(0.01)
 
+    def _free_buffer(self) -> None:
+        """Give the memory back where somebody else, such as a container that is shown a file, keeps the instance from going."""
+        try:
+            self.write("free_buffer", "0")
+        except TraceError:
+            return  # it has gone after all, or the kernel has none: then the memory goes with the instance
+
     def _find_users(self) -> Iterator[str]:
-        for pid in os.listdir("/proc"):
+        # By inode: what a container has open it has by a mount of its own, under another path.
+        own = set()
+        for folder, _folders, names in os.walk(self.path):
+            if not folder.startswith(self.path + "/events"):
+                own |= {
+                    (one.st_dev, one.st_ino) for one in map(os.stat, (os.path.join(folder, name) for name in names))
+                }
+        for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                names = os.listdir(f"/proc/{pid}/fd")
             except OSError:
                 continue
-            if any(link.startswith(self.path + "/") for link in links):
-                yield f"pid {pid}"
+            for name in names:
+                try:
+                    status = os.stat(f"/proc/{pid}/fd/{name}")
+                except OSError:
+                    continue
+                if (status.st_dev, status.st_ino) in own:
+                    yield f"pid {pid}"
+                    break
 
     def read(self, name: str) -> str:
         """The text of control file NAME without the last newline."""

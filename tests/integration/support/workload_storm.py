@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-PIECE = 2000
+PIECE = 200  # comes as a burst, which small buffers have to hold
 
 seconds, rate = float(sys.argv[1]), int(sys.argv[2])
 call = os.getppid

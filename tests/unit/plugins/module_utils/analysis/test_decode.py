@@ -409,12 +409,11 @@ def test_a_whole_trace_cpu_by_cpu():
     assert [(batch.cpu, batch.times.tolist()) for batch in trace.gen_batches()] == [(0, [100, 300]), (2, [200])]
 
 
-def test_more_pages_than_one_batch_takes(monkeypatch):
-    monkeypatch.setattr(decode, "_PAGES_PER_BATCH", 2)
+def test_more_pages_than_one_batch_takes():
     trace = decode.Trace(
         io.BytesIO(pages.pack_trace([[pages.pack_page(number, [pages.pack_event(A)]) for number in range(5)]]))
     )
-    batches = list(trace.gen_batches())
+    batches = list(trace.gen_cpu_batches(trace.head.cpus[0], 2 * SIZE))
     assert [batch.times.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
 
 

@@ -153,10 +153,10 @@ def test_an_unbelievable_length_is_refused_before_it_is_read():
     assert file.most < 1 << 16
 
 
-@pytest.mark.parametrize("version", [b"7\0", b"5\0", b"66"])
+@pytest.mark.parametrize("version", [b"8\0", b"5\0", b"66"])
 def test_another_version_is_refused(version):
     packed = tracedat.pack_head(make_head(), [])
-    with pytest.raises(TraceFileError, match="version 6"):
+    with pytest.raises(TraceFileError, match="version 6 or 7"):
         read(packed[:10] + version + packed[12:])
 
 

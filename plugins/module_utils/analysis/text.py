@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A capture as text, a line for each event in the order of time, like those of `trace-cmd report`, and who it was in the container beside it."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Iterator, Tuple
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import CpuPages
+
+if TYPE_CHECKING:
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
+
+# One block of each CPU is in memory at a time.
+_BLOCK = 1 << 20
+_RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
+_Row = Tuple[int, int, str]  # time, number in its CPU's order, line
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Who threads were, and what numbers of system calls mean."""
+
+    tasks: TaskNames
+    compat: CompatTasks
+    syscalls: dict[int, str]
+
+
+def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
+    """Write the trace.dat CAPTURE, of which MANIFEST tells, as text to PATH. Raises TraceFileError where it is damaged."""
+    with open(capture, "rb") as file, open(path, "w", encoding="utf-8") as text:
+        trace = Trace(file)
+        names = _find_names(trace, manifest)
+        text.write(_describe(manifest))
+        rows = heapq.merge(*(_gen_rows(trace, place, names) for place in trace.head.cpus))
+        text.writelines(f"{line}\n" for _time, _number, line in rows)
+
+
+def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
+    first, last = manifest.get("first_tasks") or [], manifest.get("tasks") or []
+    tasks = TaskNames([*first, *last], trace.head.cmdlines)
+    compat = CompatTasks(first, last)
+    for batch in trace.gen_batches():
+        tasks.feed(batch, trace.formats)
+        compat.feed(batch, trace.formats)
+    tasks.finish()
+    compat.finish()
+    syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
+    syscalls.update((int(number) + COMPAT, name) for number, name in (manifest.get("compat_syscalls") or {}).items())
+    return _Names(tasks, compat, syscalls)
+
+
+def _describe(manifest: dict[str, Any]) -> str:
+    lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {manifest.get('lost')} events lost"
+    container, where = manifest["container"]["name"], manifest["inventory_hostname"]
+    words = f"container {container} on {where}, clock {manifest.get('clock')}, {lost}"
+    return (
+        f"# {_clean(words)}\n# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
+    )
+
+
+def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
+    by_number = {known.id: (name, known) for name, known in trace.formats.items()}
+    count = 0
+    for batch in trace.gen_cpu_batches(place, _BLOCK):
+        texts: dict[int, str] = {}
+        for number in np.unique(batch.types).tolist():
+            name, known = by_number.get(number, ("", None))
+            events = batch.select(number)
+            found = _list_fields(batch, events, name, known, names) if known else ["?"] * len(events)
+            label = known.name if known else f"event {number}"
+            texts.update((event, f"{label}: {text}") for event, text in zip(events.tolist(), found))
+        for event, (time, tid) in enumerate(zip(batch.times.tolist(), batch.tids.tolist())):
+            seconds, nanoseconds = divmod(time, 10**9)
+            comm = _clean(names.tasks.find_name(tid, time))
+            inside = names.tasks.find_container_pid(tid)
+            line = (
+                f"{comm:>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{batch.cpu:03d}]"
+                f" {seconds:6d}.{nanoseconds:09d}: {texts[event]}"
+            )
+            # Times do not go back on one CPU, and the number keeps its order.
+            count += 1
+            yield time, count, line
+
+
+def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, names: _Names) -> list[str]:
+    """The fields of each of EVENTS, which are all of the form KNOWN."""
+    columns = []
+    for field in known.fields.values():
+        if field.name.startswith("common_"):
+            continue
+        if name in _RAW_SYSCALLS and field.name == "id":
+            columns.append([f"id={text}" for text in _list_syscalls(batch, events, field, names)])
+        else:
+            columns.append([f"{field.name}={value}" for value in _list_values(batch, events, field)])
+    return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
+
+
+def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> list[str]:
+    numbers = batch.integers(events, field)
+    plain = numbers.tolist()
+    names.compat.mark(batch.tids[events], batch.times[events], numbers)
+    return [f"{number} ({_clean(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
+
+
+def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
+    if "char" in field.type and (field.is_array or field.is_dynamic):
+        return [_clean(batch.text(event, field)) for event in events.tolist()]
+    if field.is_array or field.size not in (1, 2, 4, 8):
+        # Of words where that fits, as the arguments of a system call are; else of bytes.
+        width = 8 if "long" in field.type and field.size % 8 == 0 else 1
+        places = [
+            Field("", place, width, False, False, False)
+            for place in range(field.offset, field.offset + field.size, width)
+        ]
+        parts = [batch.integers(events, place).tolist() for place in places[:64]]
+        return [f"({', '.join(f'{value & (256**width - 1):x}' for value in values)})" for values in zip(*parts)] or [
+            "()"
+        ] * len(events)
+    values = batch.integers(events, field).tolist()
+    if field.is_signed or field.size < 8:
+        return list(map(str, values))
+    return [f"{value & 0xFFFFFFFFFFFFFFFF:#x}" for value in values]
+
+
+def _clean(text: str) -> str:
+    """TEXT on one line, without what a terminal might obey."""
+    return "".join(character if character.isprintable() else "?" for character in text.rstrip("\n"))

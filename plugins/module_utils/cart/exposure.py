@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Single files of a container's trace instance shown inside the container, in a read-only tmpfs of our own at a chosen folder.
+
+The files are detached mounts of tracefs' own (open_tree), for reading only but for the marker, so no way leads from them to the
+settings. They belong to the user of the container's first process. What is shown is read from the container's mount table: the
+tmpfs is called after the instance. Source: ftrace.rst, open_tree(2), mount_setattr(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Iterable, Mapping, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    Target,
+    hold_locks,
+    open_targets,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+
+# File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
+FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
+_LABEL = re.compile(r"crashcart-[0-9a-f]{12}\S*\Z")
+_SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_DENIED = frozenset({"/", "/dev", "/proc", "/sys"})
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """FILES of the instance called INSTANCE, seen in the folder PATH of a container; DEVICE is that of the tmpfs there."""
+
+    instance: str
+    path: str
+    files: tuple[str, ...]
+    device: str = ""
+
+    def is_as(self, other: Exposure) -> bool:
+        """Whether OTHER shows the same."""
+        return (self.instance, self.path, sorted(self.files)) == (other.instance, other.path, sorted(other.files))
+
+
+def check_wish(path: str, files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """PATH and FILES as they can be mounted; raises ContainerError for those that cannot be anywhere."""
+    unknown = sorted(set(files) - set(FILES))
+    if unknown or not files:
+        raise ContainerError(
+            f"expose: files are some of {', '.join(FILES)}, not {', '.join(unknown) or 'none of them'}"
+        )
+    normal = os.path.normpath("/" + path.strip("/"))  # of two slashes at the front normpath would keep both
+    if not path.startswith("/") or normal in _DENIED or "\0" in path:
+        raise ContainerError(
+            f"expose: {path!r} is no folder to show files in: name one of its own, as /dev/crashcart-trace"
+        )
+    return normal, tuple(dict.fromkeys(files))
+
+
+def is_exposure(mount: mounts.Mount) -> bool:
+    """Whether MOUNT is a folder of exposed files."""
+    return mount.filesystem == "tmpfs" and mount.root == "/" and _LABEL.match(mount.source) is not None
+
+
+def find_exposures(found: Sequence[mounts.Mount]) -> list[Exposure]:
+    """What the mounts FOUND of one mount namespace show."""
+    exposures = []
+    for folder in filter(is_exposure, found):
+        inside = {os.path.basename(one.mount_point) for one in found if one.parent_id == folder.mount_id}
+        files = tuple(name for name in FILES if name in inside)
+        exposures.append(Exposure(folder.source, folder.mount_point, files, folder.device))
+    return exposures
+
+
+def foresee(containers: Sequence[Container], path: str) -> None:
+    """Raise ContainerError where nothing can be shown at PATH in one of CONTAINERS, and change nothing."""
+    with open_targets(containers) as targets:
+        free = [target for target in targets if not any(one.path == path for one in _read_exposures(target))]
+        _check_free(free, path)
+        placement.run_in_targets(
+            free, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name), "expose a trace in"
+        )
+
+
+def _read_exposures(target: Target) -> list[Exposure]:
+    return find_exposures(target.read_mounts(" tracefs ", " tmpfs crashcart-"))
+
+
+def _check_free(targets: Sequence[Target], path: str) -> None:
+    for target in targets:
+        here = [one for one in target.read_mounts(f" {path} ") if one.mount_point == path]
+        if here:
+            raise ContainerError(
+                f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
+                f" ({here[-1].filesystem}) that is not ours; choose another folder"
+            )
+
+
+def ensure_exposed(
+    instances: Mapping[str, Container], root: str, path: str | None, files: Sequence[str], *, check_mode: bool
+) -> bool:
+    """See to it that each of INSTANCES, name to container, shows FILES in its container at PATH and nothing elsewhere; None: nothing at all.
+
+    ROOT is where tracefs is mounted. Whether anything was (or in check mode would be) changed.
+    """
+    by_container = {container.id: name for name, container in instances.items()}
+    changed = False
+    with open_targets(list(instances.values())) as targets:
+        for target in targets:
+            name = by_container[target.container.id]
+            wanted = [Exposure(name, path, tuple(files))] if path else []
+            present = _read_exposures(target)
+            superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
+            missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
+            changed |= bool(superfluous or missing)
+            if check_mode or not (superfluous or missing):
+                continue
+            with hold_locks([target.container]):
+                _remove(target, superfluous)
+                for one in missing:
+                    _check_free([target], one.path)
+                    _expose(target, one, os.path.join(root, "instances", name))
+    return changed
+
+
+def remove(containers: Iterable[Container], gone: Iterable[str] | None = None) -> list[str]:
+    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS; the folders they were in, as phrases."""
+    names = None if gone is None else set(gone)
+    phrases = []
+    alive = [container for container in containers if container.pid > 1]
+    with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
+        for target in targets:
+            found = [one for one in _read_exposures(target) if names is None or one.instance in names]
+            if found:
+                with hold_locks([target.container]):
+                    _remove(target, found)
+                phrases += [f"{one.path} in container {target.container.name}" for one in found]
+    return phrases
+
+
+def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
+    """What is shown in CONTAINERS, by the name of the instance."""
+    alive = [container for container in containers if container.pid > 1]
+    with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
+        return {one.instance: one for target in targets for one in _read_exposures(target)}
+
+
+def _remove(target: Target, found: Sequence[Exposure]) -> None:
+    for one in found:
+        removable = placement.find_removable([target], one.path)[0]
+        device = os.makedev(*map(int, one.device.split(":")))
+
+        def detach(_index: int, parent_fd: int, name: str, device: int = device, removable: bool = removable) -> None:
+            # Out of sight also where a process of the container has a file open.
+            placement.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
+            if removable:
+                placement.remove_our_folder(parent_fd, name)
+
+        placement.run_in_targets([target], one.path, detach, "take an exposed trace out of")
+
+
+def _expose(target: Target, wish: Exposure, folder: str) -> None:
+    uid, gid = _find_user(target)
+    with ExitStack() as stack:
+        cover_fd = _create_cover(wish)
+        stack.callback(os.close, cover_fd)
+        fds = {}
+        for name in wish.files:
+            fds[name] = _clone_file(os.path.join(folder, name), FILES[name], uid, gid)
+            stack.callback(os.close, fds[name])
+
+        def mount_on(target_fd: int) -> None:
+            syscalls.move_mount(cover_fd, target_fd)
+            try:
+                for name, fd in fds.items():
+                    place_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=cover_fd)
+                    syscalls.move_mount(fd, place_fd)
+                    os.close(place_fd)
+                syscalls.mount_setattr(cover_fd, give=syscalls.MOUNT_ATTR_RDONLY)
+            except OSError:
+                os.fchdir(cover_fd)
+                with suppress(OSError):
+                    syscalls.umount2(".", syscalls.MNT_DETACH)
+                raise
+
+        placement.run_in_targets(
+            [target],
+            wish.path,
+            lambda _index, parent_fd, name: placement.attach(mount_on, parent_fd, name),
+            "expose a trace in",
+            keep=[cover_fd, *fds.values()],
+        )
+
+
+def _find_user(target: Target) -> tuple[int, int]:
+    """User and group of the container's first process, as the host numbers them."""
+    status = target.process.read("status").decode("utf-8", "replace")
+    numbers = {line.partition(":")[0]: line.split()[1:] for line in status.splitlines()}
+    return int(numbers["Uid"][3]), int(numbers["Gid"][3])
+
+
+def _create_cover(wish: Exposure) -> int:
+    """A detached tmpfs that is called after the instance and holds an empty file for each one of WISH."""
+    context = syscalls.fsopen("tmpfs")
+    try:
+        for key, value in (("source", wish.instance), ("size", "4k"), ("nr_inodes", "16"), ("mode", "0555")):
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        fd = syscalls.fsmount(context, _SAFE)
+    finally:
+        os.close(context)
+    for name in wish.files:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o000, dir_fd=fd))
+    return fd
+
+
+def _clone_file(path: str, mode: int, uid: int, gid: int) -> int:
+    """A detached mount of the file PATH alone, which becomes UID's and GID's with MODE."""
+    os.chown(path, uid, gid, follow_symlinks=False)
+    os.chmod(path, mode)
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = syscalls.open_tree(root_fd, path, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
+    finally:
+        os.close(root_fd)
+    try:
+        syscalls.mount_setattr(fd, give=_SAFE | (0 if mode & 0o200 else syscalls.MOUNT_ATTR_RDONLY))
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.ENOSYS:
+            raise ContainerError(
+                "expose needs Linux 5.12 (mount_setattr): this kernel cannot make a file read-only"
+            ) from error
+        raise
+    return fd

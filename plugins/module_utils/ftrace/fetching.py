@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's half of a fetch: drain, and offer what is not at home yet.
+
+A fetch moves what the kernel holds into segments (staging.py) and offers those that its controller lacks. What no controller has
+is offered to every fetch, what is kept for others to those that select its instance.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import find_stamp
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.staging import Staged
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
+
+
+@dataclass(frozen=True)
+class Home:
+    """What a controller has: bytes of segments that a broken transfer has left, stamps of whole captures, and all up to CURSOR.
+
+    METHODS are the compressions that it reads, OWNER (user and group) whom it logs in as.
+    """
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+    stamps: Sequence[str] = ()
+    cursor: int = 0
+    methods: Sequence[str] = ()
+    owner: tuple[int, int] = (0, 0)
+
+    def has(self, one: Staged) -> bool:
+        """Whether all of ONE is there, or is not asked for."""
+        return one.stamp_ns <= self.cursor or find_stamp(one.name) in self.stamps
+
+
+def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
+    """Whether fetch would bring anything."""
+    names = {one.instance.name for one in found}
+    return any(map(recorded.count_entries, found)) or any(
+        not home.has(one) and (one.state != staging.KEPT or one.instance in names) for one in staging.list_segments()
+    )
+
+
+def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: bool) -> dict[str, Any]:
+    """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event, warnings.
+
+    With CONSUME what HOME has is removed from the host. Raises TraceError with the same in its result where some could
+    not be drained.
+    """
+    if not found and not staging.list_segments():  # nothing of ours is made where there is nothing
+        return {"changed": False, "transfer": None, "empty": [], "cursor": str(home.cursor), "warnings": []}
+    with staging.hold_folder():
+        staging.recover()
+        staging.prune([one.instance.name for one in list_instances(root, [])])
+        warnings = []
+        left = [one for one in staging.list_segments() if one.state == staging.NEW]
+        if staging.is_in_transfer():
+            # Those of a transfer of ours that broke are nobody else's.
+            others = [one for one in left if one.name not in home.parts and not home.has(one)]
+            left = [one for one in left if one not in others]
+            if others:
+                warnings.append(
+                    f"{len(others)} earlier captures are being brought home by another fetch, or by one that broke less than a"
+                    " minute ago; the next fetch brings those that are left"
+                )
+        before = {one.name for one in staging.list_segments()}
+        failure, empty = None, []
+        try:
+            empty = capture.stage(recorded.list_sources(found), home.methods)
+        except TraceError as error:
+            failure, empty = error, error.result.get("empty", [])
+        names = {one.instance.name for one in found}
+        present = staging.list_segments()
+        kept = [one for one in present if one.state == staging.KEPT and one.instance in names]
+        candidates = sorted(
+            [*left, *kept, *(one for one in present if one.name not in before)], key=lambda one: one.stamp_ns
+        )
+        chosen = []
+        for one in candidates:
+            if not home.has(one):
+                chosen.append(one)
+            elif consume:
+                os.unlink(one.path)
+            elif one.state == staging.NEW:  # it arrived, and the word of that did not
+                os.rename(one.path, one.path[: -len(staging.NEW)] + staging.KEPT)
+        transfer = staging.make_transfer(chosen, home.parts, home.owner)
+    result = {
+        "changed": bool(chosen),
+        "transfer": transfer,
+        "empty": empty,
+        "cursor": str(max([home.cursor, *(one.stamp_ns for one in candidates)])),
+        "warnings": warnings,
+    }
+    if failure is not None:
+        raise TraceError(str(failure), **result)
+    return result

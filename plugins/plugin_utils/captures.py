@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A segment that has arrived becomes a trace.dat with its manifest, and a text beside it where one is wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import replace
+from typing import Any, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
+    Segment,
+    SegmentError,
+    find_stamp,
+    read_segment,
+)
+
+_BLOCK = 1 << 20
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def make_file_name(text: str) -> str:
+    """TEXT as the name of one file: nothing in it can lead to another folder."""
+    name = _UNFIT.sub("_", text)
+    return name if name.strip(".") else "_" + name
+
+
+def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
+    """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and its manifest.
+
+    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then.
+    """
+    with open(path, "rb") as file, tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
+        segment = read_segment(file)
+        manifest = segment.document
+        segment.head.cmdlines = str(manifest.pop("cmdlines", "")).encode("utf-8", "replace")
+        container = manifest.get("container")
+        if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
+            raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
+        manifest["pages"] = sum(
+            one.size // segment.head.page_size for found in segment.chunks.values() for one in found
+        )
+        manifest["inventory_hostname"] = host
+        stamp = find_stamp(os.path.basename(path))
+        files = {"dat": os.path.join(work, "trace.dat")}
+        digest = hashlib.sha256()
+        with open(files["dat"], "wb") as trace:
+            for block in gen_trace(segment, version):
+                digest.update(block)
+                trace.write(block)
+            manifest["size"] = trace.tell()
+        manifest["sha256"] = digest.hexdigest()
+        files["json"] = os.path.join(work, "manifest.json")
+        with open(files["json"], "w", encoding="utf-8") as text:
+            json.dump(manifest, text, indent=1)
+        if with_text:
+            files["txt"] = os.path.join(work, "trace.txt")
+            write_text(files["dat"], manifest, files["txt"])
+        target = os.path.join(folder, make_file_name(container["name"]))
+        os.makedirs(target, exist_ok=True)
+        # The trace comes last: where it is, all of it is.
+        for ending in sorted(files, key="dat".__eq__):
+            os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
+        return os.path.join(target, stamp + ".dat"), manifest
+
+
+def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
+    """The bytes of the trace.dat of VERSION that SEGMENT comes to.
+
+    Chunks of zstd go into version 7 as they are; else the pages are written plain.
+    """
+    cpus = range(max(segment.chunks, default=-1) + 1)
+    is_copied = version == 7 and segment.compression == compression.ZSTD
+    if is_copied:
+        count_size = len(tracedat.pack_count(0))
+        sizes = [
+            sum(tracedat.CHUNK_HEADER_SIZE + one.packed for one in segment.chunks[cpu]) + count_size
+            if cpu in segment.chunks
+            else 0
+            for cpu in cpus
+        ]
+    else:
+        sizes = [sum(one.size for one in segment.chunks.get(cpu, ())) for cpu in cpus]
+    head = replace(
+        segment.head, version=version, compression=compression.ZSTD if is_copied else compression.NONE, cpus=[]
+    )
+    yield tracedat.pack_head(head, sizes)
+    for cpu in cpus:
+        chunks = segment.chunks.get(cpu, [])
+        if is_copied and chunks:
+            yield tracedat.pack_count(len(chunks))
+        for chunk in chunks:
+            yield segment.read_packed(chunk) if is_copied else segment.read_chunk(chunk)

@@ -1,0 +1,285 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A segment becomes a trace.dat of either version, a manifest and a text, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import struct
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+pytest.importorskip("numpy")
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
+
+NAME = "crashcart-0123456789ab.01795302900250000000"
+STAMP = "20261121T231500.250000Z"
+SWITCH = """name: sys_exit
+ID: 442
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
+\tfield:unsigned char common_preempt_count;\toffset:3;\tsize:1;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:long id;\toffset:8;\tsize:8;\tsigned:1;
+\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;
+
+print fmt: "NR %ld = %ld", REC->id, REC->ret
+"""
+MARK = """name: print
+ID: 5
+format:
+\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
+\tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
+\tfield:unsigned char common_preempt_count;\toffset:3;\tsize:1;\tsigned:0;
+\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;
+
+\tfield:unsigned long ip;\toffset:8;\tsize:8;\tsigned:0;
+\tfield:char buf[];\toffset:16;\tsize:0;\tsigned:0;
+
+print fmt: "%s", REC->buf
+"""
+HEAD = tracedat.Head(
+    4096, b"page", b"event", [MARK.encode()], {"raw_syscalls": [SWITCH.encode()]}, options=[(4, b"local [mono]\0")]
+)
+MANIFEST = {
+    "container": {"name": "api"},
+    "complete": True,
+    "clock": "mono",
+    "tasks": [{"tid": 4711, "tgid": 4711, "comm": "worker", "container_tid": 17}],
+    "syscalls": {"1": "write"},
+    "cmdlines": "4711 worker\n4712 other\n",
+}
+
+
+def pack_event(number, tid, data, delta):
+    body = struct.pack("=HBBi", number, 0, 0, tid) + data
+    return struct.pack("I", len(body) // 4 | delta << 5) + body
+
+
+def make_page(time, events):
+    body = b"".join(events)
+    return (struct.pack("QQ", time, len(body)) + body).ljust(4096, b"\0")
+
+
+def make_pages(count):
+    """Pages of two CPUs; each has an exit of write by 4711 and one of an unknown call by 4712."""
+    return {
+        cpu: [
+            make_page(
+                10**9 * (number + 1) + cpu,
+                [
+                    pack_event(442, 4711, struct.pack("qq", 1, number), 100),
+                    pack_event(442, 4712, struct.pack("qq", 9, -2), 100),
+                ],
+            )
+            for number in range(count)
+        ]
+        for cpu in (0, 2)
+    }
+
+
+def write_segment(path, method, cpus, manifest=MANIFEST, chunk_pages=3):
+    with open(path, "wb") as file:
+        writer = SegmentWriter(file, method)
+        writer.write_head(HEAD)
+        compress = writer.make_compressor()
+        for cpu, pages in cpus.items():
+            for start in range(0, len(pages), chunk_pages):
+                data = b"".join(pages[start : start + chunk_pages])
+                writer.write_chunk(cpu, compress(data), len(data))
+        writer.write_document(manifest)
+    return str(path)
+
+
+def assemble(path, tmp_path, version=7, with_text=False):
+    return captures.assemble(path, str(tmp_path / "web1"), "web1", version=version, with_text=with_text)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path):
+    (tmp_path / "web1").mkdir()
+
+
+def list_files(path):
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), path) for folder, _f, names in os.walk(path) for name in names
+    )
+
+
+def read_trace(path):
+    with open(path, "rb") as file:
+        trace = Trace(file)
+        cpus = {
+            place.cpu: b"".join(tracedat.gen_page_blocks(file, trace.head, place))
+            for place in trace.head.cpus
+            if place.size
+        }
+    return trace.head, cpus
+
+
+@pytest.mark.parametrize("method", compression.list_available())
+@pytest.mark.parametrize("version", [6, 7])
+def test_every_version_from_every_compression(tmp_path, method, version):
+    cpus = make_pages(10)
+    path, manifest = assemble(write_segment(tmp_path / NAME, method, cpus), tmp_path, version)
+    assert path == str(tmp_path / "web1" / "api" / f"{STAMP}.dat")
+    head, found = read_trace(path)
+    assert found == {cpu: b"".join(pages) for cpu, pages in cpus.items()}
+    assert (head.version, head.cmdlines) == (version, b"4711 worker\n4712 other\n")
+    assert (head.compression == "zstd") == (version == 7 and method == "zstd")
+    with open(path, "rb") as file:
+        content = file.read()
+    with open(path[: -len(".dat")] + ".json", encoding="utf-8") as text:
+        assert json.load(text) == manifest
+    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
+    assert (manifest["size"], manifest["pages"], manifest["inventory_hostname"]) == (len(content), 20, "web1")
+    assert list_files(tmp_path / "web1") == [f"api/{STAMP}.dat", f"api/{STAMP}.json"]
+
+
+def test_chunks_of_zstd_are_copied_as_they_are(tmp_path, monkeypatch):
+    path = write_segment(tmp_path / NAME, compression.ZSTD, make_pages(10))
+    monkeypatch.setattr(captures.Segment, "read_chunk", None)
+    assemble(path, tmp_path)
+
+
+def test_the_same_segment_again_gives_the_same_file(tmp_path):
+    path = write_segment(tmp_path / NAME, compression.ZSTD, make_pages(10))
+    first, second = assemble(path, tmp_path), assemble(path, tmp_path)
+    assert first == second
+    assert len(list_files(tmp_path / "web1")) == 2
+
+
+def test_the_text_has_every_event_in_the_order_of_time(tmp_path):
+    path = write_segment(tmp_path / NAME, compression.ZSTD, make_pages(500))
+    target, _manifest = assemble(path, tmp_path, with_text=True)
+    with open(target[: -len(".dat")] + ".txt", encoding="utf-8") as text:
+        lines = text.read().splitlines()
+    assert lines[0] == "# container api on web1, clock mono, complete"
+    assert len(lines) == 2 + 500 * 2 * 2
+    assert lines[2] == "          worker-4711        (17) [000]      1.000000100: sys_exit: id=1 (write) ret=0"
+    assert lines[3] == "          worker-4711        (17) [002]      1.000000102: sys_exit: id=1 (write) ret=0"
+    assert lines[4] == "           other-4712         (-) [000]      1.000000200: sys_exit: id=9 (?) ret=-2"
+    times = [float(line.split("]")[1].split(":")[0]) for line in lines[2:]]
+    assert times == sorted(times)
+
+
+def test_a_hostile_marker_stays_on_its_line(tmp_path):
+    mark = b"\x1b[2J evil\nline\r\n\0\0\0"
+    mark += bytes(-len(mark) % 4)
+    page = make_page(1, [pack_event(5, 4711, struct.pack("Q", 0) + mark, 1)])
+    path = write_segment(tmp_path / NAME, compression.ZSTD, {0: [page]})
+    target, _manifest = assemble(path, tmp_path, with_text=True)
+    with open(target[: -len(".dat")] + ".txt", encoding="utf-8", newline="") as text:
+        content = text.read()
+    assert "buf=?[2J evil?line?" in content
+    assert content.count("\n") == 3
+    assert "\x1b" not in content
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/etc", "..", "a\0b"])
+def test_a_hostile_name_of_a_container_stays_in_the_folder(tmp_path, name):
+    manifest = {**MANIFEST, "container": {"name": name}}
+    path, _manifest = assemble(write_segment(tmp_path / NAME, "zlib", make_pages(1), manifest), tmp_path)
+    assert os.path.dirname(os.path.dirname(path)) == str(tmp_path / "web1")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"container": None},
+        {"container": {"name": 7}},
+        {"container": []},
+        {**MANIFEST, "tasks": [{"tid": "x"}]},
+        {**MANIFEST, "syscalls": {"a": "b"}},
+    ],
+)
+def test_a_manifest_that_no_host_writes(tmp_path, manifest):
+    with pytest.raises(FleetError, match="not what a host writes"):
+        assemble(write_segment(tmp_path / NAME, "zlib", make_pages(1), manifest), tmp_path)
+
+
+def test_damage_anywhere_gives_a_trace_or_an_error_of_ours_and_leaves_nothing(tmp_path):
+    path = write_segment(tmp_path / NAME, compression.ZSTD, make_pages(3))
+    with open(path, "rb") as file:
+        content = file.read()
+    refused = 0
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x41
+        with open(path, "wb") as file:
+            file.write(damaged)
+        try:
+            target, _manifest = assemble(path, tmp_path, version=6)
+        except FleetError:
+            refused += 1
+            assert list_files(tmp_path / "web1") == []
+            continue
+        os.unlink(target)
+        os.unlink(target[: -len(".dat")] + ".json")
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("web1", "web1"),
+        ("web1.example.com", "web1.example.com"),
+        ("a_b-c.d", "a_b-c.d"),
+        ("../../etc/passwd", ".._.._etc_passwd"),
+        ("/etc", "_etc"),
+        ("a/b\\c", "a_b_c"),
+        ("..", "_.."),
+        (".", "_."),
+        ("...", "_..."),
+        ("", "_"),
+        ("a\0b\nc", "a_b_c"),
+        ("größe", "gr__e"),
+        ("[::1]:22", "___1__22"),
+        ("\x1b[31m", "__31m"),
+    ],
+)
+def test_file_name(text, name):
+    assert captures.make_file_name(text) == name
+
+
+def test_no_file_name_leads_to_another_folder():
+    source = random.Random(31)
+    for _round in range(3000):
+        text = "".join(source.choice("./\\a\0~\n-") for _index in range(source.randrange(8)))
+        name = captures.make_file_name(text)
+        assert os.path.normpath(os.path.join("/dest", name)) == "/dest/" + name
+
+
+def test_a_few_bytes_that_become_many_do_not_fill_the_memory(tmp_path):
+    import tracemalloc
+
+    file = io.BytesIO()
+    writer = SegmentWriter(file, "zlib")
+    writer.write_head(HEAD)
+    compress = writer.make_compressor()
+    plain = bytes(4096 * 512)
+    for _number in range(60):
+        writer.write_chunk(0, compress(plain), len(plain))
+    writer.write_document(MANIFEST)
+    path = tmp_path / NAME
+    path.write_bytes(file.getvalue())
+    tracemalloc.start()
+    assemble(str(path), tmp_path, version=6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
