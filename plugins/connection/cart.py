@@ -119,7 +119,6 @@ all:
           ansible_cart_container: db
 """
 
-import ast
 import copy
 import functools
 import hashlib
@@ -146,6 +145,13 @@ _LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of
 _IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
 _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
 _MISSING = "crashcart: the program is not there"
+# What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
+_UNPACK = (
+    "import io, os, shutil, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77); "
+    "zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())).extractall(part)\n"
+    "try: os.rename(part, place)\n"
+    "except OSError: shutil.rmtree(part)"  # another connection was faster
+)
 
 
 class Connection(ConnectionBase):
@@ -324,15 +330,15 @@ class Connection(ConnectionBase):
     def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
         """Have the host's program carry out ORDER; the program is sent there when it is missing."""
         self._connect()
-        digest, program = _pack_program()
-        path = f"{_LIBRARY}/{digest}.pyz"
+        digest, files = _read_program()
+        path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
         run = f"exec {python} {path} {shlex.quote(order.as_json())}"
-        command = f"test -f {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
+        command = f"test -d {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
         outcome = self._run_on_host(command, in_data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
-            install = f"umask 77 && mkdir -p {_LIBRARY} && cat > {path}.$$ && mv {path}.$$ {path}"
-            rc, _stdout, stderr = self._run_on_host(install, program)
+            install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
+            rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
                 raise AnsibleConnectionFailure(
                     f"the host has no place for a program: {stderr.decode('utf-8', 'replace').strip()}"
@@ -382,33 +388,27 @@ def list_link_variables() -> list[str]:
 
 
 @functools.lru_cache(maxsize=None)
-def _pack_program() -> tuple[str, bytes]:
-    """The host's program: an archive of the entrance and of all of this collection that it imports, and its sha256."""
-    sources: dict[str, bytes] = {}
-    _collect(entrance.__name__, sources)
-    sources["__main__.py"] = f"from {entrance.__name__} import main\n\nraise SystemExit(main())\n".encode("ascii")
+def _read_program() -> tuple[str, dict[str, bytes]]:
+    """The host's program, by a digest and by files: the entrance, and all of this collection that it may import."""
+    start = f"from {entrance.__name__} import main\n\nraise SystemExit(main())\n"
+    files = {"__main__.py": start.encode("ascii")}
+    top = entrance.__name__.split(".")[:-2]  # the package of module_utils
+    for folder in ("", "cart", "containers", "linux"):
+        place = os.path.join(_MODULE_UTILS, folder)
+        for name in sorted(os.listdir(place)):
+            if name.endswith(".py"):
+                with open(os.path.join(place, name), "rb") as file:
+                    files["/".join([*top, *folder.split(), name])] = file.read()
+    for name in list(files):
+        while name := os.path.dirname(name):
+            files.setdefault(f"{name}/__init__.py", b"")
+    return hashlib.sha256(repr(sorted(files.items())).encode("ascii")).hexdigest(), files
+
+
+def _pack(files: dict[str, bytes]) -> bytes:
+    """A zip archive of FILES."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in sorted(sources.items()):
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # ZipInfo: no time stamp, so one digest
-    return hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue()
-
-
-def _collect(module: str, sources: dict[str, bytes]) -> None:
-    """Put the source of MODULE, and of what it imports of this collection, into SOURCES."""
-    path = module.replace(".", "/") + ".py"
-    place = path.partition("/plugins/module_utils/")[2]
-    file_path = os.path.join(_MODULE_UTILS, place)
-    if path in sources or not os.path.isfile(file_path):
-        return  # known, or a folder, or a name in a module
-    with open(file_path, "rb") as file:
-        sources[path] = file.read()
-    folder = os.path.dirname(path)
-    while folder:
-        sources.setdefault(folder + "/__init__.py", b"")
-        folder = os.path.dirname(folder)
-    for node in ast.walk(ast.parse(sources[path])):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ansible_collections.crashcart.fleet."):
-            _collect(str(node.module), sources)
-            for alias in node.names:
-                _collect(f"{node.module}.{alias.name}", sources)
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()

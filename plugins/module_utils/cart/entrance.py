@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The host's half of the connection plugin: one command in one container, on the descriptors that ssh gave this process.
 
-It is run as a program on the host, out of an archive that the plugin has put there. Its one argument is an Order as JSON.
+It is run as a program on the host, out of a folder that the plugin has put there. Its one argument is an Order as JSON.
 What it has to say beside the command's own output goes to stderr as the last line, after a token that only the plugin knows.
 """
 

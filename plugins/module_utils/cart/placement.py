@@ -92,7 +92,7 @@ def _explain(error: OSError, target: Target, path: str) -> str:
 
 def list_host_devices() -> frozenset[int]:
     """The devices of what the host has mounted, but for the containers' own roots, which are among that and yet nobody else's."""
-    return frozenset(mounts.parse_device(one.device) for one in mounts.read_mounts() if one.filesystem != "overlay")
+    return frozenset(mounts.list_devices(but="overlay"))
 
 
 def foresee(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:

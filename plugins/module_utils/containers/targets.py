@@ -15,12 +15,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     open_process,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, open_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_all
 
 RUN = "/run/crashcart"
 TIMEOUT_S = 30.0
+# Descriptors: for a container those of its process, namespaces, mounts, control groups and pipes; and what a module has besides.
+_FILES_EACH = 16
+_FILES_BESIDES = 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def open_targets(
 
     With ENDED_OK those that have just ended are left out, with REFUSED_OK also those whose process is not what its runtime says.
     """
-    with ExitStack() as stack:
+    # A command does not inherit it: its supervisor was started before.
+    with open_files.allow(_FILES_BESIDES + _FILES_EACH * len(containers)), ExitStack() as stack:
         targets = []
         for container in containers:
             try:

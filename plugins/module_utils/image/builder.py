@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
-from ansible_collections.crashcart.fleet.plugins.module_utils.image import filesystems, relocate, sources
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import bytecode, filesystems, relocate, sources
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
     Package,
     PrivateApt,
@@ -29,7 +29,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
 # Goes up whenever the same sources would make another image.
-BUILDER_VERSION = 3
+BUILDER_VERSION = 4
 _WORK = ".crashcart-build-"
 
 _BASHRC = """\
@@ -270,6 +270,9 @@ def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) 
     )
     manifest.update({"problems": relocation.problems, "left_out": sorted(tree.dropped)})
     _write_settings(tree.path, request.prefix, manifest)
+    trouble = bytecode.compile_library(tree.path, request.prefix)
+    if trouble:
+        tell(trouble)
     tell(f"packing {request.format}")
     filesystems.make(tree.path, image, request.format)
     return manifest

@@ -44,7 +44,7 @@ def _set_times(tree: str) -> None:
 def _make_squashfs(tree: str, image: str) -> None:
     times = ["-all-time", str(FILE_TIME), "-mkfs-time", str(FILE_TIME)]
     options = ["-noappend", "-all-root", "-no-xattrs", *times, "-no-progress", "-quiet"]
-    _run("mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "12", "-b", "256K", *options)
+    _run("mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "14", "-b", "256K", *options)
 
 
 def _make_erofs(tree: str, image: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -44,6 +45,40 @@ def wait_for_quiet(name):
         changes = list_changes(name)
         time.sleep(0.5)
     return changes
+
+
+@contextmanager
+def open_files(soft, taken=0):
+    """This process, and what it starts, may open SOFT files, and has opened TAKEN."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    fds = [os.open("/", os.O_PATH | os.O_CLOEXEC) for _number in range(taken)]
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_containers_than_a_login_may_open_files_for(container):
+    names = [container() for _number in range(12)]
+    with open_files(48):
+        assert host.call_module("crashcart_attach", containers=names)["changed"]
+        told = host.call_module("crashcart_exec", containers=names[:2], argv=["bash", "-c", "ulimit -Sn"])["results"]
+        assert [one["stdout"] for one in told] == ["48\n"] * 2  # a command does not have more than it would without us
+        assert host.call_module("crashcart_attach", containers=names, state="detached")["changed"]
+
+
+def test_descriptors_above_those_that_select_takes(container):
+    name = container()
+    engine = DockerEngine(None)
+    (found,) = (engine.refresh(one) for one in engine.list_containers() if one.name == name)
+    with open_files(4096, taken=1100):
+        attachments.ensure_attached([found], "default", None, check_mode=False)
+        assert len(attachments.list_attachments([found])) == 1
+        attachments.ensure_detached([found], None, None, attachments.Busy(), check_mode=False)
+    assert host.call_module("crashcart_info", containers=[name])["attachments"] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

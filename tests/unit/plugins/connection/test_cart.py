@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -20,13 +18,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entran
 
 
 def test_the_program_is_whole_and_always_the_same(tmp_path):
-    digest, content = cart._pack_program()
-    cart._pack_program.cache_clear()
-    assert cart._pack_program() == (digest, content)
-    names = zipfile.ZipFile(io.BytesIO(content)).namelist()
-    assert not [name for name in names if "/image/" in name or "/ftrace/" in name or "/analysis/" in name]
-    path = tmp_path / "program.pyz"
-    path.write_bytes(content)
+    digest, files = cart._read_program()
+    cart._read_program.cache_clear()
+    assert cart._read_program() == (digest, files)
+    assert not [name for name in files if "/image/" in name or "/ftrace/" in name or "/analysis/" in name]
+    path = tmp_path / "lib" / digest
+    for _connection in range(2):
+        subprocess.run([sys.executable, "-c", cart._UNPACK, str(path)], input=cart._pack(files), check=True)
+    assert [one.name for one in path.parent.iterdir()] == [digest]
     order = entrance.Order(token="mark:", container="", argv=[], docker_host="unix:///nonesuch")
     done = subprocess.run(
         [sys.executable, "-I", str(path), order.as_json()], cwd="/", capture_output=True, text=True, check=False
