@@ -81,8 +81,12 @@ def foresee(containers: Sequence[Container], path: str) -> None:
     with open_targets(containers) as targets:
         free = [target for target in targets if not any(one.path == path for one in _read_exposures(target))]
         _check_free(free, path)
+        host_devices = placement.list_host_devices()
         placement.run_in_targets(
-            free, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name), "expose a trace in"
+            free,
+            path,
+            lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices),
+            "expose a trace in",
         )
 
 
@@ -152,7 +156,7 @@ def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
 def _remove(target: Target, found: Sequence[Exposure]) -> None:
     for one in found:
         removable = placement.find_removable([target], one.path)[0]
-        device = os.makedev(*map(int, one.device.split(":")))
+        device = mounts.parse_device(one.device)
 
         def detach(_index: int, parent_fd: int, name: str, device: int = device, removable: bool = removable) -> None:
             # Out of sight also where a process of the container has a file open.
@@ -165,6 +169,7 @@ def _remove(target: Target, found: Sequence[Exposure]) -> None:
 
 def _expose(target: Target, wish: Exposure, folder: str) -> None:
     uid, gid = _find_user(target)
+    host_devices = placement.list_host_devices()
     with ExitStack() as stack:
         cover_fd = _create_cover(wish)
         stack.callback(os.close, cover_fd)
@@ -190,7 +195,7 @@ def _expose(target: Target, wish: Exposure, folder: str) -> None:
         placement.run_in_targets(
             [target],
             wish.path,
-            lambda _index, parent_fd, name: placement.attach(mount_on, parent_fd, name),
+            lambda _index, parent_fd, name: placement.attach(mount_on, parent_fd, name, host_devices),
             "expose a trace in",
             keep=[cover_fd, *fds.values()],
         )
