@@ -216,7 +216,8 @@ options:
         default: /dev/crashcart-trace
       files:
         description:
-          - V(trace) is what the buffer holds, as text. V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
+          - V(trace) is what the buffer holds, as text. A process that is traced itself never comes to its end, since each read is one more
+            event; so read a part of it (C(head -c 1000000 trace)). V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
             once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
         type: list
         elements: str
@@ -486,7 +487,7 @@ def remove(module, found):
     holders = {one.container.id: one.container for one in found if one.container is not None}
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         try:
-            holders.update((one.id, one) for one in options.open_host(module).list_containers())
+            holders.update((one.id, one) for one in options.select(module, options.open_host(module), required=False))
         except ContainerError:
             pass  # no engine answers: those of the instances' containers are all that is known
         names = None

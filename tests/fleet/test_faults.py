@@ -29,7 +29,7 @@ from fleet import start_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 
 WRITES = 20_000  # of one byte each: a capture of some hundred kB
-STAGED = "/home/*/.ansible/tmp/*/captures"
+STAGED = "/var/lib/crashcart/captures/transfer-*"
 TRACED = "losetup -a; ls /sys/kernel/tracing/instances"
 
 
@@ -59,7 +59,7 @@ def wait_for_a_part(folder, host, process):
 
 def measure_part(folder, host):
     """Size of what has come to FOLDER of HOST's staged captures."""
-    return sum(path.stat().st_size for path in folder.glob(f"{host.name}/.crashcart-*/captures"))
+    return sum(path.stat().st_size for path in folder.glob(f"{host.name}/.crashcart-*/transfer"))
 
 
 def test_a_network_that_comes_back_in_the_middle_of_a_collection(hosts, installed, tmp_path):

@@ -15,6 +15,7 @@ from support import every_kernel, host
 
 PATH = "/dev/crashcart-trace"
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/id >/dev/null; /bin/sleep 0.1; done")
+MOUNTS = ("--network", "none", "--cap-add", "SYS_ADMIN")
 USER = ("--network", "none", "--user", "1234:4321")
 
 
@@ -28,6 +29,11 @@ def inside(name, script, check=True):
     return host.run("docker", "exec", name, "/bin/sh", "-c", script, check=check)
 
 
+def read_trace(name):
+    """The begin of what container NAME sees of its trace: who reads is traced, too, and so there is always more to read."""
+    return inside(name, f"head -c 300000 {PATH}/trace").stdout
+
+
 def list_mounts(name):
     return [line for line in host.read_container_mounts(name).splitlines() if "crashcart" in line]
 
@@ -39,7 +45,7 @@ def fetch_text(name, folder):
     return capture["path"], Path(capture["path"]).with_suffix(".txt").read_text()
 
 
-@pytest.mark.parametrize("options", [("--network", "none"), USER, ("--network", "none", "--read-only", *USER)])
+@pytest.mark.parametrize("options", [("--network", "none"), USER, ("--read-only", *USER)])
 def test_a_container_sees_its_trace_and_writes_lines_of_its_own(container, tmp_path, options):
     name = container(*LOOP, options=options)
     result = expose(name)
@@ -54,7 +60,7 @@ def test_a_container_sees_its_trace_and_writes_lines_of_its_own(container, tmp_p
     ]
     inside(name, f"echo 'I was here' >{PATH}/trace_marker")
     time.sleep(0.5)
-    seen = inside(name, f"cat {PATH}/trace").stdout
+    seen = read_trace(name)
     assert "I was here" in seen
     assert "sys_enter" in seen
     path, text = fetch_text(name, tmp_path)
@@ -222,11 +228,11 @@ def test_two_containers_see_their_own_trace_only(container, tmp_path):
     for name in names:
         inside(name, f"echo 'word of {name}.' >{PATH}/trace_marker")
     for name in names:
-        seen = inside(name, f"cat {PATH}/trace").stdout
+        seen = read_trace(name)
         assert [f"word of {other}." in seen for other in names] == [other == name for other in names]
     host.call_module("ftrace_instance", containers=[names[0]], state="absent")
     assert list_mounts(names[0]) == []
-    assert "word of" in inside(names[1], f"cat {PATH}/trace").stdout
+    assert "word of" in read_trace(names[1])
 
 
 def test_check_mode_changes_nothing(container):
@@ -245,12 +251,12 @@ def test_a_restarted_container_is_shown_its_trace_again(container):
     assert list_mounts(name) == []
     assert expose(name)["changed"]
     inside(name, f"echo again >{PATH}/trace_marker")
-    assert "again" in inside(name, f"cat {PATH}/trace").stdout
+    assert "again" in read_trace(name)
 
 
 def test_a_tmpfs_that_the_containers_root_calls_as_ours_is_only_its_own_affair(container):
-    """A privileged container mounts what looks like ours: it is taken away there, and nothing else happens."""
-    name = container(*LOOP, options=("--network", "none", "--privileged"))
+    """A container that may mount has what looks like ours: it is taken away there, and nothing else happens."""
+    name = container(*LOOP, options=(*MOUNTS, "--security-opt", "seccomp=unconfined"))
     inside(name, "mkdir /tmp/x && mount -t tmpfs crashcart-0123456789ab /tmp/x")
     host.call_module("ftrace_instance", state="absent")
     assert list_mounts(name) == []
