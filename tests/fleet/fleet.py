@@ -122,6 +122,11 @@ class Host:
             command, stdin, limit_s
         )
 
+    def make_ssh_command(self) -> list[str]:
+        """The ssh command of a root shell on it."""
+        shell = golden.Shell(self.base, "root", self.port, self.host_key)
+        return shell.make_command(str(FOLDER / "known_hosts"))
+
     def shut_off(self) -> None:
         """End it and forget it."""
         self.machine.cut_power()
@@ -217,8 +222,7 @@ def main(arguments: list[str]) -> int:
                 f"{rest[0]} does not run; running: {' '.join(h.name for h in list_hosts() if h.is_running) or 'none'}"
             )
             return 1
-        shell = golden.Shell(host.base, "root", host.port, host.host_key)
-        os.execvp("ssh", [*shell.make_command(str(FOLDER / "known_hosts")), *rest[1:]])
+        os.execvp("ssh", [*host.make_ssh_command(), *rest[1:]])
     elif command == "down":
         down()
     elif command == "clean":

@@ -13,6 +13,7 @@ import guest
 import pytest
 from conftest import NOISY, call, each, play, same
 from fleet import start_containers
+from modules import ModuleServer
 from support import every_kernel, images
 from support.rights import LOOK
 
@@ -46,30 +47,32 @@ def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_pat
 class Guest:
     """HOST as the tests for every kernel see it."""
 
-    def __init__(self, host):
+    def __init__(self, host, server):
         self._host = host
+        self._server = server
         self.run = host.run
 
     def call(self, module, **arguments):
-        return call(self._host.name, module, arguments)
+        return self._server.call(module, arguments)
 
     def fetch(self, dest, **selection):
-        return self.call("ftrace_fetch", dest=str(dest), **selection)["captures"]
+        return call(self._host.name, "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
 
 
 def check_kernel(host, folder):
     """What the integration tests check with this machine's kernel; the container's Python is the host's."""
-    guest_ = Guest(host)
     host.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
     shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
     host.run(
         f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
         f"{golden.IMAGE} /usr/bin/python3 /workload.py"
     )
-    every_kernel.wait_for_worker(guest_, "worker")
-    for check in every_kernel.CHECKS:
-        check(guest_, "worker", folder / check.__name__)
-    guest_.call("ftrace_instance", containers=["worker"], state="absent")
+    with ModuleServer(host) as server:
+        guest_ = Guest(host, server)
+        every_kernel.wait_for_worker(guest_, "worker")
+        for check in every_kernel.CHECKS:
+            check(guest_, "worker", folder / check.__name__)
+        guest_.call("ftrace_instance", containers=["worker"], state="absent")
     host.run("docker rm -f worker")
     check_remapped_docker(host)
 

@@ -326,25 +326,25 @@ def test_a_mirror_that_is_gone_is_named(tmp_path):
     assert os.listdir(tmp_path) == ["c"]
 
 
-@pytest.mark.parametrize(
-    ("step", "number"),
-    [
-        *((step, signal.SIGINT) for step in ("fetching", "unpacking", "relocating", "packing")),
-        ("relocating", signal.SIGTERM),
-        ("packing", signal.SIGKILL),
-    ],
+INTERRUPTIONS = (
+    *((step, signal.SIGINT) for step in ("fetching", "unpacking", "relocating", "packing")),
+    ("relocating", signal.SIGTERM),
+    ("packing", signal.SIGKILL),
 )
-def test_an_interrupted_build_leaves_nothing(tmp_path, step, number):
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
     dest = tmp_path / "out" / "image"
-    progress = tmp_path / "progress"
-    what = {"packages": ["bash", "gdb"], "cache": str(tmp_path / "cache") if step == "fetching" else CACHE}
-    process = host.start_module("crashcart_build", dest=str(dest), _progress=str(progress), **what)
-    host.wait_until(lambda: progress.exists() and step in progress.read_text(), 60)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert not dest.exists()
-    left = os.listdir(dest.parent) if dest.parent.exists() else []
-    assert left == [] or number == signal.SIGKILL
+    what = {"packages": ["bash", "gdb"], "cache": str(tmp_path / "cache")}
+    for step, number in INTERRUPTIONS:
+        progress = tmp_path / f"progress-{step}-{number}"
+        process = host.start_module("crashcart_build", dest=str(dest), _progress=str(progress), **what)
+        host.wait_until(lambda file=progress, word=step: file.exists() and word in file.read_text(), 60)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert not dest.exists(), step
+        left = os.listdir(dest.parent) if dest.parent.exists() else []
+        assert left == [] or number == signal.SIGKILL, step
     # What a killed build could not tidy up the next one does, and what the cache has is whole.
     assert build(dest, **what)["size"] > 0
     assert sorted(os.listdir(dest.parent)) == ["image", "image.json"]

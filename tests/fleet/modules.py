@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The collection's modules on a guest without Ansible around them, for tests of what they do there and not of how they get there."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import ansible
+import fleet
+import processes
+from support.host import ModuleFailed
+
+_PLACE = "/run/modules"
+_SUPPORT = fleet.ROOT / "tests/integration/support"
+
+
+class ModuleServer:
+    """A process on HOST that runs modules, one at a time. Use as a context manager."""
+
+    def __init__(self, host: fleet.Host) -> None:
+        self._host = host
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> ModuleServer:
+        self._host.run(f"mkdir -p {_PLACE} && tar -xz -C {_PLACE}", _pack())
+        command = f"cd {_PLACE} && exec python3 -m support.module_server"
+        self._process = processes.start([*self._host.make_ssh_command(), command], stdin=subprocess.PIPE)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process is not None
+        processes.end(self._process)
+
+    def call(self, module: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The result of MODULE; raises ModuleFailed."""
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps([module, arguments]) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        result: dict[str, Any] = json.loads(line)
+        if result.get("failed"):
+            raise ModuleFailed(result)
+        return result
+
+
+def _pack() -> bytes:
+    """An archive of what a target gets from Ansible, of the collection's modules, and of the server."""
+    top = Path(ansible.__file__).parent
+    places = {
+        "ansible/module_utils": top / "module_utils",
+        "ansible_collections/crashcart/fleet/plugins/modules": fleet.ROOT / "plugins/modules",
+        "ansible_collections/crashcart/fleet/plugins/module_utils": fleet.ROOT / "plugins/module_utils",
+        **{f"support/{name}.py": _SUPPORT / f"{name}.py" for name in ("__init__", "host", "module_server")},
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for name, path in places.items():
+            archive.add(path, name, filter=lambda member: None if "__pycache__" in member.name else member)
+        archive.addfile(tarfile.TarInfo("ansible/__init__.py"))  # the controller's wants the controller's packages
+    return buffer.getvalue()
