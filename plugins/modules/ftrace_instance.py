@@ -217,8 +217,9 @@ options:
       files:
         description:
           - V(trace) is what the buffer holds, as text. A process that is traced itself never comes to its end, since each read is one more
-            event; so read a part of it (C(head -c 1000000 trace)). V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
-            once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
+            event; so read a part of it (C(head -c 1000000 trace)).
+          - V(trace_marker) takes lines to be put into the trace.
+          - V(trace_pipe) gives each event once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
         type: list
         elements: str
         choices: [trace, trace_pipe, trace_marker]
