@@ -161,8 +161,9 @@ options:
         default: /dev/crashcart-trace
       files:
         description:
-          - V(trace) is what the buffer holds, as text. V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event
-            once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
+          - V(trace) is what the buffer holds, as text; who reads it while it records the reader's own calls never comes to its end.
+            V(trace_marker) takes lines to be put into the trace. V(trace_pipe) gives each event once, and what the container has read from it
+            M(crashcart.fleet.ftrace_fetch) does not bring.
         type: list
         elements: str
         choices: [trace, trace_pipe, trace_marker]
