@@ -353,7 +353,7 @@ def remove(module, found):
     holders = {one.container.id: one.container for one in found if one.container is not None}
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         try:
-            holders.update((one.id, one) for one in options.open_host(module).list_containers())
+            holders.update((one.id, one) for one in options.select(module, options.open_host(module), required=False))
         except ContainerError:
             pass  # no engine answers: those of the instances' containers are all that is known
         names = None
