@@ -157,7 +157,7 @@ def test_a_transfer_that_broke_goes_on_at_its_byte(worker, ssh_hosts, tmp_path, 
     assert done.returncode != 0
     assert "the next fetch brings them" in " ".join((done.stdout + done.stderr).split())
     (staged,) = FOLDER.glob("*.new")
-    (part,) = (dest / login / ".crashcart-parts").iterdir()
+    (part,) = (dest / login / ".crashcart-parts").glob("crashcart-*")
     assert part.name == staged.name[: -len(".new")]
     content = staged.read_bytes()
     assert 0 < part.stat().st_size < len(content)
