@@ -46,6 +46,7 @@ class ActionModule(ActionBase):
         folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
         arrivals = Arrivals(folder)
         arguments["_parts"] = arrivals.list_parts()
+        arguments["_broken"] = arrivals.find_broken()
         arguments["_stamps"] = _list_stamps(folder)
         arguments["_methods"] = compression.list_available()
         if not self._task.check_mode:

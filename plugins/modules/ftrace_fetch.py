@@ -89,6 +89,11 @@ options:
       - Internal. Names of segments and how many bytes of them are at home, given by the action plugin.
     type: dict
     default: {}
+  _broken:
+    description:
+      - Internal. The transfer on the host that broke.
+    type: str
+    default: ""
   _stamps:
     description:
       - Internal. Stamps of the captures that are at home.
@@ -232,6 +237,7 @@ def run(module):
         raise FleetError(f"cursor: {cursor!r} is none: give one that an earlier fetch from this host has returned")
     home = fetching.Home(
         parts=parameters["_parts"],
+        broken=parameters["_broken"],
         stamps=parameters["_stamps"],
         cursor=int(cursor),
         methods=parameters["_methods"],
@@ -254,6 +260,7 @@ def main():
             consume=dict(type="bool", default=True),
             cursor=dict(type="str"),
             _parts=dict(type="dict", default={}),
+            _broken=dict(type="str", default=""),
             _stamps=dict(type="list", elements="str", default=[]),
             _methods=dict(type="list", elements="str", default=[]),
             _owned=dict(type="path"),

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 _FOLDER = ".crashcart-parts"
 _NAME = re.compile(r"crashcart-[\w.-]+\.\d{20}\Z", re.ASCII)
+_TRANSFER = "transfer"
 _BLOCK = 1 << 20
 
 
@@ -36,12 +37,20 @@ class Arrivals:
             return {name: os.stat(os.path.join(self._folder, name)).st_size for name in names}
         return {}
 
+    def find_broken(self) -> str:
+        """The path on the host of the transfer that broke; '' for none."""
+        with suppress(FileNotFoundError), open(os.path.join(self._folder, _TRANSFER), encoding="utf-8") as file:
+            return file.read()
+        return ""
+
     def take(self, transfer: dict[str, Any], path: str) -> list[str]:
         """Put what is in the file PATH of TRANSFER, which may have broken, with the parts; the segments that are whole, as paths.
 
         Raises ArrivalError where a segment is not what the host says; what is wrong is removed, and comes again.
         """
         os.makedirs(self._folder, exist_ok=True)
+        with open(os.path.join(self._folder, _TRANSFER), "w", encoding="utf-8") as text:
+            text.write(str(transfer["path"]))
         wanted = {check_name(segment["name"]): segment for segment in transfer["segments"]}
         for name in set(self.list_parts()) - set(wanted):
             os.unlink(self.find_path(name))  # somebody else has fetched it
@@ -72,9 +81,12 @@ class Arrivals:
         return os.path.join(self._folder, check_name(name))
 
     def clean(self) -> None:
-        """Remove the folder when no part is left in it."""
-        with suppress(OSError):
-            os.rmdir(self._folder)
+        """Remove the folder, where no part is left in it."""
+        if not self.list_parts():
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, _TRANSFER))
+            with suppress(OSError):
+                os.rmdir(self._folder)
 
 
 def check_name(name: Any) -> str:

@@ -21,12 +21,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 
 @dataclass(frozen=True)
 class Home:
-    """What a controller has: bytes of segments that a broken transfer has left, stamps of whole captures, and all up to CURSOR.
+    """What a controller has: bytes of segments that a BROKEN transfer has left, stamps of whole captures, and all up to CURSOR.
 
     METHODS are the compressions that it reads, OWNER (user and group) whom it logs in as.
     """
 
     parts: Mapping[str, int] = field(default_factory=dict)
+    broken: str = ""
     stamps: Sequence[str] = ()
     cursor: int = 0
     methods: Sequence[str] = ()
@@ -56,6 +57,7 @@ def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: boo
     with staging.hold_folder():
         staging.recover()
         staging.prune([one.instance.name for one in list_instances(root, [])])
+        staging.drop_transfer(home.broken)
         warnings = []
         left = [one for one in staging.list_segments() if one.state == staging.NEW]
         if staging.is_in_transfer():

@@ -28,6 +28,7 @@ NEW, KEPT = "new", "kept"
 _PART = "part"
 _NAME = re.compile(r"(?P<instance>crashcart-[\w.-]+)\.(?P<stamp>\d{20})\.(?P<state>part|new|kept)\Z")
 _TRANSFER = "transfer-"
+_TRANSFER_NAME = re.compile(_TRANSFER + r"[0-9a-f]{16}\Z")
 # A transfer begins that soon after the module has ended; later somebody has it open, or it broke.
 _GRACE_S = 60.0
 MAX_WAITING = 4 << 30
@@ -140,6 +141,13 @@ def check_room(needed: int) -> None:
             f"{FOLDER} has {free >> 10} KiB free and the traces hold up to {needed >> 10} KiB: make room there, or mount a"
             " file system that has it"
         )
+
+
+def drop_transfer(path: str) -> None:
+    """Remove the transfer PATH, of which its reader says that it broke; what is none is left alone."""
+    if _TRANSFER_NAME.match(os.path.basename(path)):
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(FOLDER, os.path.basename(path)))
 
 
 def is_in_transfer() -> bool:

@@ -76,7 +76,7 @@ def test_both_versions_hold_the_same_events_for_us_and_for_trace_cmd(worker, tmp
     host.call_module("ftrace_instance", containers=[worker], state="stopped")
     # One segment, made into a file of either version.
     (seven,) = fetch(tmp_path / "7", containers=[worker], consume=False)["captures"]
-    (six,) = fetch(tmp_path / "6", containers=[worker], dat_version=6)["captures"]
+    (six,) = (one for one in fetch(tmp_path / "6", containers=[worker], dat_version=6)["captures"] if one["path"])
     assert open(seven["path"], "rb").read(12)[10:] == b"7\0"
     assert open(six["path"], "rb").read(12)[10:] == b"6\0"
     assert os.path.getsize(seven["path"]) < os.path.getsize(six["path"]) / 4
@@ -157,7 +157,7 @@ def test_a_transfer_that_broke_goes_on_at_its_byte(worker, ssh_hosts, tmp_path, 
     assert done.returncode != 0
     assert "the next fetch brings them" in " ".join((done.stdout + done.stderr).split())
     (staged,) = FOLDER.glob("*.new")
-    (part,) = (dest / login / ".crashcart-parts").iterdir()
+    (part,) = (dest / login / ".crashcart-parts").glob("crashcart-*")
     assert part.name == staged.name[: -len(".new")]
     content = staged.read_bytes()
     assert 0 < part.stat().st_size < len(content)
@@ -198,7 +198,7 @@ def test_what_another_fetch_brings_home_is_left_to_it(worker, tmp_path):
     first = host.call_module("ftrace_fetch", **arguments)["transfer"]
     run_workload(worker)
     second = host.call_module("ftrace_fetch", **arguments)
-    assert "brought home by another fetch" in second["warnings"][0]
+    assert "brought home by another fetch" in str(second["warnings"])
     names = [[segment["name"] for segment in one["segments"]] for one in (first, second["transfer"])]
     assert (len(names[0]), len(names[1])) == (1, 1)
     assert names[0] != names[1]
@@ -268,7 +268,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
         run_workload(worker)
         rounds.append(1)
 
-    moments = kill_everywhere(drain, look, step=61)
+    moments = kill_everywhere(drain, look, step=29)
     assert moments > 5
     for file in FOLDER.glob("transfer-*"):
         file.unlink()

@@ -31,7 +31,9 @@ def make_transfer(have, contents=CONTENTS):
         }
         for name, content in contents.items()
     ]
-    return {"segments": segments}, b"".join(content[have.get(name, 0) :] for name, content in contents.items())
+    return {"path": "/the/transfer", "segments": segments}, b"".join(
+        content[have.get(name, 0) :] for name, content in contents.items()
+    )
 
 
 def take(arrivals, transfer, data, tmp_path):
@@ -118,10 +120,13 @@ def test_a_host_that_goes_on_elsewhere_begins_anew(tmp_path):
 )
 def test_names_that_are_none(tmp_path, name):
     arrivals = Arrivals(str(tmp_path / "in"))
-    transfer = {"segments": [{"name": name, "state": "new", "size": 1, "start": 0, "sha256": ""}]}
+    transfer = {
+        "path": "/the/transfer",
+        "segments": [{"name": name, "state": "new", "size": 1, "start": 0, "sha256": ""}],
+    }
     with pytest.raises(ArrivalError, match="is no name of a segment"):
         take(arrivals, transfer, b"x", tmp_path)
-    assert os.listdir(tmp_path / "in" / ".crashcart-parts") == []
+    assert os.listdir(tmp_path / "in" / ".crashcart-parts") == ["transfer"]
 
 
 def test_the_folder_goes_with_the_last_part(tmp_path):
@@ -129,8 +134,9 @@ def test_the_folder_goes_with_the_last_part(tmp_path):
     transfer, data = make_transfer({})
     for path in take(arrivals, transfer, data, tmp_path):
         arrivals.clean()
+        assert arrivals.find_broken() == "/the/transfer"
         assert os.path.exists(path)
         os.unlink(path)
     arrivals.clean()
     assert os.listdir(tmp_path) == ["transfer"]
-    assert arrivals.list_parts() == {}
+    assert (arrivals.list_parts(), arrivals.find_broken()) == ({}, "")

@@ -11,6 +11,7 @@ import os
 import random
 import struct
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -92,10 +93,10 @@ def make_pages(count):
     }
 
 
-def write_segment(path, method, cpus, manifest=MANIFEST, chunk_pages=3):
+def write_segment(path, method, cpus, manifest=MANIFEST, chunk_pages=3, head=HEAD):
     with open(path, "wb") as file:
         writer = SegmentWriter(file, method)
-        writer.write_head(HEAD)
+        writer.write_head(head)
         compress = writer.make_compressor()
         for cpu, pages in cpus.items():
             for start in range(0, len(pages), chunk_pages):
@@ -188,6 +189,22 @@ def test_a_hostile_marker_stays_on_its_line(tmp_path):
     assert "buf=?[2J evil?line?" in content
     assert content.count("\n") == 3
     assert "\x1b" not in content
+
+
+def test_arguments_of_a_call_are_words(tmp_path):
+    enter = SWITCH.replace("name: sys_exit\nID: 442", "name: sys_enter\nID: 443").replace(
+        "\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;\n",
+        "\tfield:unsigned long args[6];\toffset:16;\tsize:48;\tsigned:0;\n\tfield:u64 flags;\toffset:64;\tsize:8;\tsigned:0;\n",
+    )
+    head = replace(HEAD, event_formats={"raw_syscalls": [enter.encode()]})
+    event = pack_event(443, 4711, struct.pack("q6QQ", 1, 3, 0x7FFF0000, 1, 0, 0, (1 << 64) - 1, 1 << 63), 1)
+    path = write_segment(tmp_path / NAME, compression.ZSTD, {0: [make_page(1, [event])]}, head=head)
+    target, _manifest = assemble(path, tmp_path, with_text=True)
+    with open(target[: -len(".dat")] + ".txt", encoding="utf-8") as text:
+        line = text.read().splitlines()[-1]
+    assert line.endswith(
+        "sys_enter: id=1 (write) args=(3, 7fff0000, 1, 0, 0, ffffffffffffffff) flags=0x8000000000000000"
+    )
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/etc", "..", "a\0b"])

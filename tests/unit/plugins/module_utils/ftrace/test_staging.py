@@ -182,6 +182,17 @@ def test_a_transfer_is_there_for_a_moment_or_as_long_as_somebody_reads_it(monkey
     assert len(staging.list_segments()) == 3
 
 
+def test_a_transfer_that_broke_is_removed_at_its_readers_word_and_nothing_else_is():
+    transfer, _data = offer({})
+    before = list_files()
+    for path in ("", "/etc/passwd", transfer["segments"][0]["name"], "../transfer-0123", before[0], "transfer-"):
+        staging.drop_transfer(path)
+    assert list_files() == before
+    staging.drop_transfer(transfer["path"])
+    staging.drop_transfer(transfer["path"])
+    assert list_files() == [name for name in before if not name.startswith("transfer")]
+
+
 def test_the_owner_is_that_of_a_folder(tmp_path):
     assert staging.find_owner(None) == (0, 0)
     assert staging.find_owner(str(tmp_path)) == OWNER
