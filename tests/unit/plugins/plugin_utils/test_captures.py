@@ -93,7 +93,7 @@ def make_pages(count):
     }
 
 
-def write_segment(path, method, cpus, manifest=MANIFEST, chunk_pages=3, head=HEAD):
+def write_segment(path, method, cpus, manifest=None, chunk_pages=3, head=HEAD):
     with open(path, "wb") as file:
         writer = SegmentWriter(file, method)
         writer.write_head(head)
@@ -102,7 +102,7 @@ def write_segment(path, method, cpus, manifest=MANIFEST, chunk_pages=3, head=HEA
             for start in range(0, len(pages), chunk_pages):
                 data = b"".join(pages[start : start + chunk_pages])
                 writer.write_chunk(cpu, compress(data), len(data))
-        writer.write_document(manifest)
+        writer.write_document(MANIFEST if manifest is None else manifest)
     return str(path)
 
 
