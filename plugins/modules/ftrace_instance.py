@@ -197,8 +197,17 @@ options:
     description:
       - Record also what C(docker exec) starts in the container. Processes of the runtime itself (named runc or
         containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
+      - Containers of containerd (Docker's, too) have an ancestor of all that is exec'ed, and nothing is missed. Of others (C(podman exec))
+        the recorder looks for new processes twenty times a second. RV(instances[].followed) and the manifest say which, and what may be missed.
     type: bool
     default: true
+  follow_tools:
+    description:
+      - Record also the commands of M(crashcart.fleet.crashcart_exec) and of the connection P(crashcart.fleet.cart#connection) in the container,
+        those that run already and those that start later.
+    type: bool
+    default: false
+    version_added: 0.1.0
   expose:
     description:
       - Show files of the trace inside the container, so that it sees its own trace, or writes lines of its own into it. They stand in a
@@ -390,6 +399,12 @@ instances:
       description: Number of threads that it follows now.
       type: int
       sample: 17
+    followed:
+      description:
+        - How new processes of the container come to be recorded, with C(exec) (C(descent), C(watch) or C(none)), C(tools) (whether
+          commands of ours are) and C(may_be_missed) (what of them, V(null) for nothing); V(null) where it is not known.
+      type: dict
+      sample: {exec: descent, tools: false, may_be_missed: null}
     cpus:
       description: The kernel's counters for each CPU.
       type: list
@@ -443,6 +458,7 @@ def run_started(module, root):
     wish = instances.Wish(
         settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
+        follow_tools=parameters["follow_tools"],
         probes=wanted.list_probes(),
         limits=limits.parse_limits(parameters),
         described=wishes.describe(parameters, wanted),
@@ -552,6 +568,7 @@ def main():
             min_free=dict(type="str"),
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
+            follow_tools=dict(type="bool", default=False),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
             paths=dict(type="bool", default=False),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),

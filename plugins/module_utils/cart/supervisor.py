@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import comman
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
 
+_TITLE = "crashcart-supervisor"  # a trace of the container knows tools by it (ftrace/following.py)
 _KILL_S = 0.01  # between two rounds of killing
 _GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
 _PATIENCE_ROUNDS = 50
@@ -78,6 +79,7 @@ def _serve_one(given: dict[str, int], confined: bool) -> NoReturn:
 
 def _supervise(control: socket.socket | None, given: tuple[dict[str, int], bool] | None = None) -> None:
     """See to their ends the command of GIVEN, if there is one, and those that are ordered through CONTROL."""
+    processes.set_title(_TITLE)
     sessions: list[_Session] = []
     woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

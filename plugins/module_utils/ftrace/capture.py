@@ -105,6 +105,7 @@ def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
         "tracing": is_tracing,
         "mode": "ring",
         "limits": record.get("limits", {}),
+        "followed": record.get("followed"),
         "stopped": record.get("stopped"),
         "buffer_kb": instance.read("buffer_size_kb"),
         "events": instance.read_events() or record.get("events", {}),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Callable, Sequence
 
@@ -32,16 +32,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configurati
     read_settings,
     read_triggers,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import (
+    EVENT_PIDS,
+    NOBODY,
+    Following,
+    find_following,
+    list_threads,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import NO_LIMITS, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 NAME_PREFIX = "crashcart-"
-_EVENT_PIDS = "set_event_pid"
-_SHIM_NAME = "containerd-shim"
 _MAX_ROUNDS = 100
 _MAX_REWRITES = 5
 
@@ -84,6 +89,7 @@ class TraceInstance:
                 "triggers": {},
                 "tracer": None,
                 "pids": 0,
+                "followed": None,
                 "cpus": [],
             }
             return {**names, "state": self.find_state(), **nothing, **keeping.describe_state(instance)}
@@ -97,7 +103,8 @@ class TraceInstance:
             "triggers": read_triggers(instance),
             "tracer": instance.read("current_tracer"),
             "probes": {one.name: one.line for one in probe_points.list_own(instance, self.short_id)},
-            "pids": len(instance.read_pids(_EVENT_PIDS)),
+            "pids": len(instance.read_pids(EVENT_PIDS)),
+            "followed": records.read_record(instance).get("followed"),
             "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
             **keeping.describe_state(instance),
         }
@@ -123,30 +130,7 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
     ]
 
 
-def list_threads(target: Target, *, follow_exec: bool) -> set[int]:
-    """Threads whose events belong to the container, as the host numbers them: with FOLLOW_EXEC its shim's, too,
-    of which everything that `docker exec` starts descends."""
-    directory = cgroups.find_container_directory(target.process.read("cgroup"))
-    pids = {target.process.pid, *(cgroups.gen_pids(directory) if directory else ())}
-    if follow_exec:
-        pids.add(find_shim(target))
-    return {tid for pid in pids for tid in processes.read_threads(pid)}
-
-
-def find_shim(target: Target) -> int:
-    """The pid of the container's shim; raises TraceError when its parent is none."""
-    parent = processes.read_parent(target.process.pid)
-    task = processes.read_task(parent) if parent > 1 else None
-    if task is None or not task.comm.startswith(_SHIM_NAME):
-        name = repr(task.comm) if task else "the host's first process"
-        raise TraceError(
-            f"container {target.container.name} is no child of {_SHIM_NAME} but of {name}, so what is exec'ed in it cannot"
-            " be followed: use follow_exec=false"
-        )
-    return parent
-
-
-def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = _EVENT_PIDS) -> set[int]:
+def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> set[int]:
     """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
     # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
     wanted = list_tids()
@@ -154,7 +138,7 @@ def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: st
     return {tid for tid in missing if processes.is_alive(tid)}
 
 
-def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = _EVENT_PIDS) -> bool:
+def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> bool:
     """Record the threads that LIST_TIDS names, by control file FILE; whether any had to be added.
 
     The kernel adds new threads of recorded ones (event-fork) and drops dead ones. A thread that starts between our look and
@@ -201,20 +185,25 @@ class _Followed:
         return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
 
 
-def _find_followed(instance: Instance, target: Target, settings: Settings, *, follow_exec: bool) -> _Followed:
-    lists: dict[str, Callable[[], set[int]]] = {_EVENT_PIDS: partial(list_threads, target, follow_exec=follow_exec)}
+def _find_followed(instance: Instance, target: Target, settings: Settings, following: Following) -> _Followed:
+    lists: dict[str, Callable[[], set[int]]] = {EVENT_PIDS: partial(list_threads, target, following)}
     if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
         # No filter could keep the runtime's functions out, as those of events do.
-        lists[tracers.PIDS] = partial(list_threads, target, follow_exec=False)
+        lists[tracers.PIDS] = partial(list_threads, target, replace(following, shim=None))
     return _Followed(instance, lists)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to trace by SETTINGS and PROBES, of whom, within which LIMITS; DESCRIBED is what was asked for, for the manifest."""
+    """What to trace by SETTINGS and PROBES, of whom, within which LIMITS; DESCRIBED is what was asked for, for the manifest.
+
+    FOLLOWING is how that is done for one container.
+    """
 
     settings: Settings
     follow_exec: bool
+    follow_tools: bool = False
+    following: Following = NOBODY
     probes: Sequence[ProbeRequest] = ()
     limits: Limits = NO_LIMITS
     described: dict[str, Any] | None = None
@@ -235,12 +224,12 @@ def ensure_started(
     keeping.check_possible(wish.limits, root, int(settings.files["buffer_size_kb"]))
     probe_points.check_possible(root, wish.probes)
     with open_targets(containers) as targets, ExitStack() as binaries:
-        for target in targets:
-            if wish.follow_exec:
-                find_shim(target)
         bound = [probe_points.bind(target, wish.probes, binaries) for target in targets]
         for target, own_probes in zip(targets, bound):
             one = find_instance(root, target.container)
+            following = find_following(target, follow_exec=wish.follow_exec, tools=wish.follow_tools)
+            limits = replace(wish.limits, watch=following.is_watched, tools=following.tools)
+            own = replace(wish, following=following, limits=limits)
             wanted = add_probes(settings, own_probes.list_events(), follow_exec=wish.follow_exec)
             with ExitStack() as stack:
                 if not check_mode:
@@ -251,15 +240,15 @@ def ensure_started(
                 state = {"state": "started" if is_on else "stopped"}
                 name = target.container.name
                 before[name] = {**state, **vars(present), "limits": kept} if present else None
-                after[name] = {"state": "started", **vars(wanted), "limits": wish.limits.describe()}
+                after[name] = {"state": "started", **vars(wanted), "limits": limits.describe()}
                 is_other = before[name] != after[name]
-                followed = _find_followed(one.instance, target, settings, follow_exec=wish.follow_exec)
+                followed = _find_followed(one.instance, target, settings, following)
                 if check_mode:
                     changed |= is_other or followed.is_missing()
                     continue
                 try:
                     changed |= _start(
-                        one.instance, target, wish, wanted, own_probes, followed, present, is_other=is_other
+                        one.instance, target, own, wanted, own_probes, followed, present, is_other=is_other
                     )
                 except BaseException:
                     remove(made)
@@ -320,6 +309,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         "tasks": list(tasks.values()),
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": wish.limits.describe(),
+        "followed": wish.following.describe(),
     }
 
 

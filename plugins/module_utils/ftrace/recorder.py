@@ -17,12 +17,24 @@ from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import open_process
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks, orders, recordings, records
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    clocks,
+    following,
+    orders,
+    recordings,
+    records,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Brake
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recording_writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    background,
+    cgroups,
+    locks,
+    processes,
+    syscalls,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _TITLE = "crashcart-recorder"
@@ -56,6 +68,11 @@ class Keeper:
                 process.read_start_ticks()  # raises when the pid was somebody else's by now
                 about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
                 self.writer = RecordingWriter(self._instance, order.run, order.limits, about["page_size"])
+            self._group: str | None = None
+            self._known: set[int] = set()
+            if order.limits.watch:
+                with open_process(order.container) as process:
+                    self._group = cgroups.find_container_directory(process.read("cgroup"))
             events, self._lost_before = self._count()
             self._brake = Brake(order.limits.max_rate, time.monotonic(), events) if order.limits.max_rate else None
             stack.callback(os.ftruncate, lock_fd, 0)
@@ -68,6 +85,23 @@ class Keeper:
         lost = sum(one["overrun"] + one["dropped"] + one["commit_overrun"] for one in counters)
         return lost + sum(one["entries"] + one["read"] for one in counters), lost
 
+    @property
+    def look_s(self) -> float:
+        """Seconds between two looks at it."""
+        return following.LOOK_S if self._group else _LOOK_S
+
+    def _follow(self, group: str) -> None:
+        """Record the threads of processes that have come into the control GROUP since the last look, and are nobody's children there."""
+        pids = set(cgroups.gen_pids(group))
+        new = pids - self._known
+        if new and not self.order.limits.tools:
+            new -= following.find_tools(pids, processes.read_parent, following.read_comm)
+        self._known = pids
+        tids = {tid for pid in new for tid in processes.read_threads(pid)}
+        if tids:
+            missing = tids - self._instance.read_pids(following.EVENT_PIDS)
+            self._instance.add_pids(following.EVENT_PIDS, {tid for tid in missing if processes.is_alive(tid)})
+
     def work(self, *, is_ready: bool, is_due: bool) -> str | None:
         """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""
         try:
@@ -77,6 +111,8 @@ class Keeper:
                     self._drained_s = time.monotonic()
                 if is_due:
                     self.writer.tend()
+            if is_due and self._group:
+                self._follow(self._group)
             return self._find_end() if is_due else None
         except Full as full:
             return str(full)
@@ -213,7 +249,7 @@ def _work(keepers: dict[str, Keeper], events_fd: int) -> None:
         for fd in keeper.writer.sources.values() if keeper.writer else ():
             poller.register(fd, select.POLLIN)
             owners[fd] = name
-    until_s = time.monotonic() + _LOOK_S
+    until_s = time.monotonic() + min([_LOOK_S, *(keeper.look_s for keeper in keepers.values())])
     is_due = False
     while not is_due:
         ready = {fd for fd, _event in poller.poll(max(0.0, until_s - time.monotonic()) * 1000)}

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import host, runtimes
+from support import every_kernel, host, runtimes
 from support.host import ModuleFailed
 
 SHELL = "/dev/crashcart/bin/bash"
@@ -175,3 +175,28 @@ def test_traces_of_runc_without_following_exec(others, tmp_path):
     finally:
         host.call_module("ftrace_instance", state="absent")
     assert host.list_instances() == []
+
+
+@pytest.mark.parametrize("name", ["cc-podman", "cc-runc"])
+def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, name):
+    (instance,) = host.call_module("ftrace_instance", containers=[name])["instances"]
+    try:
+        assert instance["followed"] == {
+            "exec": "watch",
+            "tools": False,
+            "may_be_missed": "of what is exec'ed the first 50 ms, and all that ends sooner",
+        }
+        assert not host.call_module("ftrace_instance", containers=[name])["changed"]
+        engine = ["runc"] if name == "cc-runc" else ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
+        done = host.run(*engine, "exec", name, "/bin/sh", "-c", "/bin/sleep 1; /bin/rmdir /nonesuch", check=False)
+        assert "nonesuch" in done.stderr, done
+        host.call_module("crashcart_exec", containers=[name], argv=["bash", "-c", "sleep 0.5; mkdir /proc/nonesuch"])
+        (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"containers": [name], "dest": str(tmp_path)})["captures"]
+        assert capture["manifest"]["followed"] == instance["followed"]
+        (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+        calls = every_kernel.count(summary)
+        assert calls["rmdir"] == {"calls": 1, "errors": {"ENOENT": 1}}
+        assert "mkdir" not in calls  # a tool of ours
+    finally:
+        assert host.call_module("ftrace_instance", state="absent")["changed"]
+    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)

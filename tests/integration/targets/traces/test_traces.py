@@ -560,3 +560,26 @@ def test_short_calls_can_be_left_out_of_a_report(container, tmp_path):
     assert {row["syscall"] for row in capture["programs"]} <= {"clock_nanosleep", "nanosleep", "wait4"}
     assert capture["programs"]
     assert "only calls of 150 ms and longer" in (tmp_path / "out/summary.txt").read_text()
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_tools_are_in_a_trace_if_that_is_asked_for(container, tmp_path, tools):
+    """One that runs when the trace begins, and one that starts later; what `docker exec` starts is there in any case."""
+    name = container()
+
+    def start(seconds, call):
+        script = f"sleep {seconds}; {call}; true"
+        return host.start_module("crashcart_exec", containers=[name], argv=["bash", "-c", script])
+
+    first = start(4, "mkdir /proc/nonesuch")
+    host.wait_until(lambda: host.runs(name, "mkdir /proc/nonesuch; true"))
+    made = host.call_module("ftrace_instance", containers=[name], follow_tools=tools)["instances"][0]["followed"]
+    assert (made["exec"], made["tools"], made["may_be_missed"] is None) == ("descent", tools, not tools)
+    second = start(0.5, "rmdir /proc/nonesuch")
+    host.docker("exec", name, "/bin/busybox", "ln", "/nonesuch", "/proc/x", check=False)
+    for process in (first, second):
+        host.parse_result(*process.communicate(timeout=60))
+    fetch(tmp_path, containers=[name])
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    found = every_kernel.count(summary).keys() & {"mkdir", "rmdir", "link", "linkat"}
+    assert {call[:4] for call in found} == ({"link", "mkdi", "rmdi"} if tools else {"link"})

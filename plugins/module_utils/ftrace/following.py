@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whose events belong to a container: its control group's processes, what its runtime starts in it later, and tools of ours or not.
+
+The kernel follows the children of who is followed (event-fork). Everything that `docker exec` starts descends from the container's
+shim, so that is followed, too, and nothing is missed. Other runtimes have no such ancestor: there the recorder looks at the control
+group again and again, and misses what happens between two looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+
+_SHIM_NAME = "containerd-shim"
+_SUPERVISOR = (
+    "crashcart-super"  # what the kernel keeps of the name of the process that starts tools (cart/supervisor.py)
+)
+EVENT_PIDS = "set_event_pid"
+LOOK_S = 0.05  # between two looks at a control group
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a container's processes are found: SHIM is the one of which all that is exec'ed descends, None where there is none
+    or nobody asked; WATCH_EXEC and TOOLS say whether what is exec'ed without one, and our tools, are looked for while it is traced."""
+
+    shim: int | None = None
+    watch_exec: bool = False
+    tools: bool = False
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody has to look at the control group while the container is traced."""
+        return self.watch_exec or self.tools
+
+    def describe(self) -> dict[str, Any]:
+        """For results and manifests: `exec` (descent, watch or none), `tools`, and what MAY_BE_MISSED."""
+        exec_ = "descent" if self.shim else "watch" if self.watch_exec else "none"
+        missed = [name for name, is_so in (("what is exec'ed", self.watch_exec), ("tools", self.tools)) if is_so]
+        return {
+            "exec": exec_,
+            "tools": self.tools,
+            "may_be_missed": f"of {' and '.join(missed)} the first {LOOK_S * 1000:g} ms, and all that ends sooner"
+            if missed
+            else None,
+        }
+
+
+NOBODY = Following()
+
+
+def find_following(target: Target, *, follow_exec: bool, tools: bool) -> Following:
+    """The best way to follow TARGET as asked."""
+    shim = find_shim(target) if follow_exec else None
+    return Following(shim, watch_exec=follow_exec and shim is None, tools=tools)
+
+
+def find_shim(target: Target) -> int | None:
+    """The pid of the container's shim; None where its parent is none."""
+    parent = processes.read_parent(target.process.pid)
+    task = processes.read_task(parent) if parent > 1 else None
+    return parent if task is not None and task.comm.startswith(_SHIM_NAME) else None
+
+
+def list_threads(target: Target, following: Following) -> set[int]:
+    """Threads whose events belong to the container now, as the host numbers them."""
+    directory = cgroups.find_container_directory(target.process.read("cgroup"))
+    pids = {target.process.pid, *(list_members(directory, tools=following.tools) if directory else ())}
+    if following.shim is not None:
+        pids.add(following.shim)
+    return {tid for pid in pids for tid in processes.read_threads(pid)}
+
+
+def list_members(directory: str, *, tools: bool) -> set[int]:
+    """Pids in the control group DIRECTORY; without TOOLS those are left out that crashcart_exec or a task of the connection has started."""
+    pids = set(cgroups.gen_pids(directory))
+    return pids if tools else pids - find_tools(pids, processes.read_parent, read_comm)
+
+
+def read_comm(pid: int) -> str:
+    """The name of process PID; '' when it has ended."""
+    task = processes.read_task(pid)
+    return task.comm if task else ""
+
+
+def find_tools(pids: set[int], find_parent: Callable[[int], int], find_comm: Callable[[int], str]) -> set[int]:
+    """Those of PIDS whose first ancestor outside is a supervisor of ours. No process of the container can make itself one of these."""
+    parents: dict[int, int] = {}
+    tops: dict[int, int] = {}
+    for pid in pids:
+        chain = [pid]
+        while chain[-1] in pids and chain[-1] not in tops and len(chain) <= len(pids) + 1:
+            parents.setdefault(chain[-1], find_parent(chain[-1]))
+            chain.append(parents[chain[-1]])
+        top = tops.get(chain[-1], chain[-1])
+        tops.update(dict.fromkeys((one for one in chain if one in pids), top))
+    ours = {top for top in set(tops.values()) if top > 1 and find_comm(top) == _SUPERVISOR}
+    return {pid for pid, top in tops.items() if top in ours}
