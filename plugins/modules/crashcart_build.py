@@ -231,7 +231,6 @@ image:
 
 import os
 import signal
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -311,7 +310,8 @@ def run(module):
         return {"changed": not is_current, "image": describe(before if is_current else None, dest)}
     # Beside the image there has to be room for a container's files; /tmp may be in memory.
     beside = os.path.dirname(os.path.abspath(dest))
-    with tempfile.TemporaryDirectory(dir=beside if os.path.isdir(beside) else None) as folder:
+    os.makedirs(beside, exist_ok=True)
+    with builder.open_work_folder(beside) as folder:
         plan = builder.Plan(
             request,
             parameters["cache"],

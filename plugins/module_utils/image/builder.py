@@ -203,7 +203,7 @@ def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
     os.umask(0o022)  # others than the builder have to be able to read what is in the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
-    with _open_work_folder(folder) as work:
+    with open_work_folder(folder) as work:
         image = os.path.join(work, "image")
         if made is not None:
             tell(f"copying {made.component.label}")
@@ -221,7 +221,7 @@ def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
 
 
 @contextmanager
-def _open_work_folder(folder: str) -> Iterator[str]:
+def open_work_folder(folder: str) -> Iterator[str]:
     """A new folder in FOLDER, locked for as long as it is there; those of builds that were killed are removed."""
     for name in os.listdir(folder):
         if name.startswith(_WORK):
