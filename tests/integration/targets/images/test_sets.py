@@ -64,16 +64,21 @@ def execute(name, *argv, **options):
     return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the sets' images are built."""
+    return tmp_path_factory.mktemp("sets")
+
+
 @pytest.fixture(scope="module", params=list(SETS))
-def tools(request, tmp_path_factory):
+def tools(request, folder):
     """The name of a set, whose image is in the host's store by that name."""
     name = request.param
-    path = tmp_path_factory.mktemp("sets") / f"{name}.squashfs"
+    path = folder / f"{name}.squashfs"
     host.call_module("crashcart_build", dest=str(path), sets=[name], cache="~/.cache/crashcart")
     host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": f"set-{name}"})
     yield name
     host.call_module("crashcart_image", name=f"set-{name}", state="absent")
-    path.unlink()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,12 +147,12 @@ def test_curl_speaks_tls(container):
     assert "certificate" in refusal and "(60)" in refusal
 
 
-def test_manifests(tmp_path):
-    path = tmp_path / "default.squashfs"
-    image = host.call_module("crashcart_build", dest=str(path), cache="~/.cache/crashcart")["image"]
+def test_manifests(folder):
+    path = folder / "default.squashfs"  # which is there already if the other tests have run
+    image = host.call_module("crashcart_build", dest=str(path), sets=["default"], cache="~/.cache/crashcart")["image"]
     assert image["size"] < 60_000_000
     assert image["tools"]["gdb"].startswith("gdb ")
-    manifest = json.loads((tmp_path / "default.squashfs.json").read_text())
+    manifest = json.loads((folder / "default.squashfs.json").read_text())
     inside = json.loads(host.run("unsquashfs", "-cat", str(path), "etc/crashcart.json").stdout)
     assert {**inside, "digest": image["digest"], "size": image["size"]} == manifest
     bash = next(one for one in manifest["components"] if one["name"] == "bash")

@@ -228,6 +228,6 @@ def test_an_image_cannot_hold_itself(tmp_path):
 
 def test_what_a_killed_build_has_left_is_removed_and_what_another_works_in_is_not(tmp_path):
     (tmp_path / ".crashcart-build-dead" / "tree").mkdir(parents=True)
-    with builder._open_work_folder(str(tmp_path)) as first, builder._open_work_folder(str(tmp_path)) as second:
+    with builder.open_work_folder(str(tmp_path)) as first, builder.open_work_folder(str(tmp_path)) as second:
         assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second])
     assert list(tmp_path.iterdir()) == []
