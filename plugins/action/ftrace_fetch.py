@@ -44,11 +44,6 @@ class ActionModule(ActionBase):
             )
         host = str(variables.get("inventory_hostname", "localhost"))
         folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
-        arrivals = Arrivals(folder)
-        arguments["_parts"] = arrivals.list_parts()
-        arguments["_broken"] = arrivals.find_broken()
-        arguments["_stamps"] = _list_stamps(folder)
-        arguments["_methods"] = compression.list_available()
         if not self._task.check_mode:
             try:
                 os.makedirs(folder, exist_ok=True)
@@ -57,6 +52,11 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
             # Whom the transfer runs as: it needs no become, and no reading of the whole file into memory.
             arguments["_owned"] = self._make_tmp_path()
+        arrivals = Arrivals(folder)
+        arguments["_parts"] = arrivals.list_parts()
+        arguments["_broken"] = arrivals.find_broken()
+        arguments["_stamps"] = _list_stamps(folder)
+        arguments["_methods"] = compression.list_available()
         result: dict[str, Any] = self._execute_module(
             module_name="crashcart.fleet.ftrace_fetch", module_args=arguments, task_vars=task_vars
         )

@@ -32,7 +32,7 @@ class Arrivals:
 
     def list_parts(self) -> dict[str, int]:
         """Names of segments that a broken transfer has left here, and the bytes there are."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             names = [name for name in os.listdir(self._folder) if _NAME.match(name)]
             return {name: os.stat(os.path.join(self._folder, name)).st_size for name in names}
         return {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def container() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="session")
-def ssh_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def ssh_hosts() -> Iterator[Path]:
     """An inventory with this machine over ssh: `as_root` logs in as root, `as_user` as an unprivileged user with sudo."""
-    with sshd.serve(tmp_path_factory.mktemp("sshd")) as inventory:
+    # Not below pytest's folder: another pytest that starts meanwhile closes that to others, and sshd reads keys as the user.
+    with tempfile.TemporaryDirectory(prefix="crashcart-sshd-") as folder, sshd.serve(Path(folder)) as inventory:
         yield inventory
