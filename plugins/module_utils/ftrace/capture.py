@@ -171,10 +171,14 @@ def read_page_size(instance: Instance) -> int:
 def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> tracedat.Head:
     """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
     events: dict[str, list[bytes]] = {}
+    present = instance.read_events()
     # Of a trace that its limits have ended no event is on any more.
-    for event in sorted({**record.get("events", {}), **instance.read_events()}):
+    for event in sorted({**record.get("events", {}), **present}):
         system, name = event.split(":")
-        events.setdefault(system, []).append(instance.read_bytes(f"events/{system}/{name}/format"))
+        folder = f"events/{system}/{name}"
+        # A probe that is no longer wished for has gone.
+        if event in present or os.path.isdir(os.path.join(instance.path, folder)):
+            events.setdefault(system, []).append(instance.read_bytes(f"{folder}/format"))
     top = Instance(instance.root, "..")  # the files that instances lack
     ftrace_folder = os.path.join(top.path, "events/ftrace")
     names = sorted(name for name in os.listdir(ftrace_folder) if os.path.isdir(os.path.join(ftrace_folder, name)))
