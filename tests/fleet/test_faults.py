@@ -140,12 +140,12 @@ def cut_while_files_travel(host, folder):
     build(other, ["bash", "coreutils", "iproute2", "strace", "file"])
     push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"})
     host.run(f"python3 -c '{FREEZE}' '{store.STORE}/other/.crashcart-*'")
-    slow_down(host, 100)
+    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
+    slow_down(host, 40)
     fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
     whole = wait_for_a_part(folder, host, fetch)
     assert (fetch.poll(), push.poll()) == (None, None)
     assert 0 < measure_part(folder, host) < whole
-    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
     host.machine.cut_power()
     processes.end(fetch)
     processes.end(push)
