@@ -33,10 +33,10 @@ STAGED = "/var/lib/crashcart/captures/transfer-*"
 TRACED = "losetup -a; ls /sys/kernel/tracing/instances"
 
 
-def fill_a_trace(host):
-    """An instance of the noisy container that holds the traces of WRITES."""
+def fill_a_trace(host, writes=WRITES):
+    """An instance of the noisy container that holds the traces of so many WRITES."""
     call(host.name, "ftrace_instance", {"containers": NOISY, "buffer_size": "8MiB"})
-    host.run(f"docker exec {NOISY} busybox dd if=/dev/zero of=/dev/null bs=1 count={WRITES} 2>/dev/null")
+    host.run(f"docker exec {NOISY} busybox dd if=/dev/zero of=/dev/null bs=1 count={writes} 2>/dev/null")
 
 
 def slow_down(host, kbit):
@@ -135,13 +135,13 @@ def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
 
 
 def cut_while_files_travel(host, folder):
-    fill_a_trace(host)
+    fill_a_trace(host, 4 * WRITES)
     other = folder / "other.squashfs"
     build(other, ["bash", "coreutils", "iproute2", "strace", "file"])
     push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"})
     host.run(f"python3 -c '{FREEZE}' '{store.STORE}/other/.crashcart-*'")
     assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
-    slow_down(host, 40)
+    slow_down(host, 100)
     fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
     whole = wait_for_a_part(folder, host, fetch)
     assert (fetch.poll(), push.poll()) == (None, None)
