@@ -228,7 +228,7 @@ def run(module):
         "host": {
             "kernel": os.uname().release,
             "arch": find_architecture(),
-            "cgroups": cgroups.find_version(mounts.read_mounts()),
+            "cgroups": cgroups.find_version(mounts.read_mounts("self", " - cgroup")),
             "tracefs": find_tracefs(),
             "engine": version,
             "engine_error": engine_error,

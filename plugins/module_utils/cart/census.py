@@ -33,7 +33,7 @@ def take_census() -> dict[str, list[Any]]:
         "instances": _list_instances(),
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
-        "recorders": _list_recorders(),
+        "recorders": [f"pid {pid}" for pid in (locks.find_holder(_RECORDER_LOCK),) if pid is not None],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
 
@@ -101,14 +101,6 @@ def _list_instances() -> list[str]:
         return sorted(name for name in os.listdir(folder) if name.startswith("crashcart"))
     except (tracefs.TraceError, OSError):
         return []
-
-
-def _list_recorders() -> list[str]:
-    try:
-        pid = locks.find_holder(_RECORDER_LOCK)
-    except PermissionError:
-        return []
-    return [] if pid is None else [f"pid {pid}"]
 
 
 def _list_probes() -> list[str]:

@@ -150,7 +150,7 @@ def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
     """COMMAND for each of PLACES, each with a mount of its image."""
     with ExitStack() as stack:
         jobs = []
-        host_mounts = read_mounts(needle=" - cgroup")
+        host_mounts = read_mounts("self", " - cgroup")
         with open("/proc/self/cgroup", "rb") as file:
             own_groups = cgroups.parse_cgroup(file.read())
         for place in places:

@@ -157,6 +157,8 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
     To remove a folder is to take away what others have mounted on it in their namespaces. So where the folder above is the host's,
     as of a volume, nobody else may have an image there, and of TARGETS that share it the last one removes it.
     """
+    if not targets:  # as most often: the host's table of mounts, which may be long, is of no interest then
+        return []
     places = [_find_place(target.read_mounts(), path) for target in targets]
     devices = list_host_devices()
     taken = set()

@@ -17,7 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, open_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 RUN = "/run/crashcart"
 TIMEOUT_S = 30.0
@@ -37,13 +37,11 @@ class Target:
         """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time."""
         fd = self.process.open("mountinfo")
         try:
-            text = read_all(fd).decode("utf-8", "surrogateescape")
+            return mounts.read_open_mounts(fd, *needles)
         except OSError as error:  # EINVAL: its namespaces went while it died
             raise ContainerGoneError(f"container {self.container.name} has just ended") from error
         finally:
             os.close(fd)
-        lines = text.split("\n")
-        return list(mounts.parse_mountinfo(line for line in lines if not needles or any(n in line for n in needles)))
 
 
 @contextmanager

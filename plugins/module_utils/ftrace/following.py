@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _SHIM_NAME = "containerd-shim"
 _SUPERVISOR = (
@@ -75,10 +76,18 @@ def list_threads(target: Target, following: Following) -> set[int]:
     return {tid for pid in pids for tid in processes.read_threads(pid)}
 
 
+def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> set[int]:
+    """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
+    # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
+    wanted = list_tids()
+    missing = wanted - instance.read_pids(file)
+    return {tid for tid in missing if processes.is_alive(tid)}
+
+
 def list_members(directory: str, *, tools: bool) -> set[int]:
     """Pids in the control group DIRECTORY; without TOOLS those are left out that crashcart_exec or a task of the connection has started."""
     pids = set(cgroups.gen_pids(directory))
-    return pids if tools else pids - find_tools(pids, processes.read_parent, read_comm)
+    return pids if tools else pids - find_tools(pids, pids, processes.read_parent, read_comm)
 
 
 def read_comm(pid: int) -> str:
@@ -87,16 +96,19 @@ def read_comm(pid: int) -> str:
     return task.comm if task else ""
 
 
-def find_tools(pids: set[int], find_parent: Callable[[int], int], find_comm: Callable[[int], str]) -> set[int]:
-    """Those of PIDS whose first ancestor outside is a supervisor of ours. No process of the container can make itself one of these."""
-    parents: dict[int, int] = {}
+def find_tools(
+    pids: set[int], group: set[int], find_parent: Callable[[int], int], find_comm: Callable[[int], str]
+) -> set[int]:
+    """Those of PIDS, which are in GROUP, whose first ancestor outside of it is a supervisor of ours.
+
+    No process of the container can make itself one of these.
+    """
     tops: dict[int, int] = {}
     for pid in pids:
         chain = [pid]
-        while chain[-1] in pids and chain[-1] not in tops and len(chain) <= len(pids) + 1:
-            parents.setdefault(chain[-1], find_parent(chain[-1]))
-            chain.append(parents[chain[-1]])
+        while chain[-1] in group and chain[-1] not in tops and len(chain) <= len(group) + 1:
+            chain.append(find_parent(chain[-1]))
         top = tops.get(chain[-1], chain[-1])
-        tops.update(dict.fromkeys((one for one in chain if one in pids), top))
+        tops.update(dict.fromkeys((one for one in chain if one in group), top))
     ours = {top for top in set(tops.values()) if top > 1 and find_comm(top) == _SUPERVISOR}
-    return {pid for pid, top in tops.items() if top in ours}
+    return {pid for pid in pids if tops[pid] in ours}

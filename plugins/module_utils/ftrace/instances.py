@@ -37,6 +37,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following i
     NOBODY,
     Following,
     find_following,
+    find_missing,
     list_threads,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import NO_LIMITS, Limits
@@ -89,7 +90,6 @@ class TraceInstance:
                 "triggers": {},
                 "tracer": None,
                 "pids": 0,
-                "followed": None,
                 "cpus": [],
             }
             return {**names, "state": self.find_state(), **nothing, **keeping.describe_state(instance)}
@@ -104,7 +104,6 @@ class TraceInstance:
             "tracer": instance.read("current_tracer"),
             "probes": {one.name: one.line for one in probe_points.list_own(instance, self.short_id)},
             "pids": len(instance.read_pids(EVENT_PIDS)),
-            "followed": records.read_record(instance).get("followed"),
             "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
             **keeping.describe_state(instance),
         }
@@ -128,14 +127,6 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
         for name in names
         if name.startswith(NAME_PREFIX)
     ]
-
-
-def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> set[int]:
-    """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
-    # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
-    wanted = list_tids()
-    missing = wanted - instance.read_pids(file)
-    return {tid for tid in missing if processes.is_alive(tid)}
 
 
 def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> bool:

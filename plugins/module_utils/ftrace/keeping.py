@@ -109,12 +109,14 @@ def describe_state(instance: Instance) -> dict[str, Any]:
     order = orders.read_order(instance.name)
     found = recordings.list_recordings(instance.name)
     exists = instance.exists()
-    stopped = records.read_record(instance).get("stopped") if exists else None
+    record = records.read_record(instance) if exists else {}
+    stopped = record.get("stopped")
     if stopped is None and found and not (exists and instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
     return {
         "mode": "record" if (is_recorded(instance) if exists else found) else "ring",
         "stopped": stopped,
+        "followed": record.get("followed"),
         "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,
         "recordings": [one.as_result() for one in found],
     }

@@ -126,10 +126,7 @@ def drop_order(name: str, run: str | None = None) -> bool:
 
 def is_taken(name: str) -> bool:
     """Whether the recorder looks after instance NAME now."""
-    try:
-        return locks.find_holder(find_lock(name)) is not None
-    except PermissionError:
-        return False
+    return locks.find_holder(find_lock(name)) is not None
 
 
 def _is_taken_on(name: str) -> bool:
@@ -140,10 +137,7 @@ def _is_taken_on(name: str) -> bool:
 
 def find_recorder() -> int | None:
     """The pid of the recorder that runs; None when none does, or when the caller may not see it."""
-    try:
-        return locks.find_holder(RECORDER_LOCK)
-    except PermissionError:
-        return None
+    return locks.find_holder(RECORDER_LOCK)
 
 
 def ensure_recorder() -> None:

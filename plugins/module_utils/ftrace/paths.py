@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.path_calls import (
@@ -73,7 +73,7 @@ def find_plan(root: str, calls: Iterable[str], by: str, machine: str = "") -> Pa
         except TraceError as error:
             reasons.append(f"{way}: {error}")
             continue
-        return PathPlan(plan.by, "; ".join([*reasons, plan.why]), plan.events, plan.probes, plan.missing)
+        return replace(plan, why="; ".join([*reasons, plan.why]))
     raise TraceError(f"the paths of system calls cannot be recorded on this host: {'; '.join(reasons)}")
 
 
@@ -99,19 +99,11 @@ def _plan_by_event(root: str, calls: list[str], _machine: str) -> PathPlan:
 
 def _plan_by_eprobe(root: str, calls: list[str], _machine: str) -> PathPlan:
     _check_kind(root, "eprobe")
-    probes, missing = [], []
-    for call in calls:
-        fields, positions = _list_fields(root, call), find_positions(call)
-        if len(fields) <= max(positions):
-            missing.append(call)
-            continue
-        place = f"syscalls/sys_enter_{name_in_kernel(call)}"
-        pointers = [f"${fields[position][1]}" for position in positions]
-        probes.append(ProbeRequest(PATH_PREFIX + call, "eprobe", place, arguments=_fetch(pointers)))
-    if not probes:
-        raise TraceError("the kernel has no events of system calls (CONFIG_FTRACE_SYSCALLS)")
-    why = "probes of the events of system calls read them; what is not in memory at that moment cannot be read"
-    return PathPlan("eprobe", why, (), tuple(probes), tuple(missing))
+
+    def find_pointer(fields: list[tuple[str, str]], position: int) -> str:
+        return f"${fields[position][1]}"
+
+    return _plan_in_kernel(root, calls, "eprobe", "syscalls/sys_enter_", find_pointer, "the events of system calls")
 
 
 def _plan_by_kprobe(root: str, calls: list[str], machine: str) -> PathPlan:
@@ -119,21 +111,36 @@ def _plan_by_kprobe(root: str, calls: list[str], machine: str) -> PathPlan:
     prefix = _KERNEL_FUNCTION.get(machine)
     if prefix is None:
         raise TraceError(f"where the kernel has a call's arguments on {machine} is not known here")
+
+    def find_pointer(_fields: list[tuple[str, str]], position: int) -> str:
+        return f"+{_REGISTERS[machine][position]}({_FIRST_ARGUMENT[machine]})"
+
+    # A call's event is made from its function, so where there is that there is this.
+    return _plan_in_kernel(root, calls, "kprobe", prefix, find_pointer, "the kernel's functions")
+
+
+def _plan_in_kernel(
+    root: str,
+    calls: list[str],
+    kind: str,
+    prefix: str,
+    find_pointer: Callable[[list[tuple[str, str]], int], str],
+    place: str,
+) -> PathPlan:
+    """Probes of KIND, of what is called PREFIX and the call's name. FIND_POINTER gives by the event's fields where its argument at a
+    position is; PLACE says in words where the probes are."""
     probes, missing = [], []
     for call in calls:
-        # A call's event is made from its function, so there is that, too.
-        if not _list_fields(root, call):
+        fields, positions = _list_fields(root, call), find_positions(call)
+        if len(fields) <= max(positions):
             missing.append(call)
             continue
-        first, registers = _FIRST_ARGUMENT[machine], _REGISTERS[machine]
-        pointers = [f"+{registers[position]}({first})" for position in find_positions(call)]
-        probes.append(
-            ProbeRequest(PATH_PREFIX + call, "kprobe", prefix + name_in_kernel(call), arguments=_fetch(pointers))
-        )
+        pointers = [find_pointer(fields, position) for position in positions]
+        probes.append(ProbeRequest(PATH_PREFIX + call, kind, prefix + name_in_kernel(call), arguments=_fetch(pointers)))
     if not probes:
         raise TraceError("the kernel has no events of system calls (CONFIG_FTRACE_SYSCALLS)")
-    why = "probes of the kernel's functions read them; what is not in memory at that moment cannot be read"
-    return PathPlan("kprobe", why, (), tuple(probes), tuple(missing))
+    why = f"probes of {place} read them; what is not in memory at that moment cannot be read"
+    return PathPlan(kind, why, (), tuple(probes), tuple(missing))
 
 
 def _plan_by_uprobe(root: str, calls: list[str], machine: str) -> PathPlan:

@@ -95,12 +95,11 @@ class Keeper:
         pids = set(cgroups.gen_pids(group))
         new = pids - self._known
         if new and not self.order.limits.tools:
-            new -= following.find_tools(pids, processes.read_parent, following.read_comm)
+            new -= following.find_tools(new, pids, processes.read_parent, following.read_comm)
         self._known = pids
         tids = {tid for pid in new for tid in processes.read_threads(pid)}
         if tids:
-            missing = tids - self._instance.read_pids(following.EVENT_PIDS)
-            self._instance.add_pids(following.EVENT_PIDS, {tid for tid in missing if processes.is_alive(tid)})
+            self._instance.add_pids(following.EVENT_PIDS, following.find_missing(self._instance, lambda: tids))
 
     def work(self, *, is_ready: bool, is_due: bool) -> str | None:
         """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""

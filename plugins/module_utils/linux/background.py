@@ -70,7 +70,7 @@ def tell_ready(ready_fd: int) -> None:
 
 def leave_control_groups() -> None:
     """Move to the root of each hierarchy: else a login's end may end this process, too (KillUserProcesses of logind.conf(5))."""
-    for mount in mounts.read_mounts():
+    for mount in mounts.read_mounts("self", " - cgroup"):
         if mount.filesystem in ("cgroup", "cgroup2") and mount.root == "/":
             # Where that is not allowed the login's group is as good as it gets.
             with suppress(OSError), open(

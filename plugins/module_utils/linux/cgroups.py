@@ -109,4 +109,4 @@ def gen_pids(directory: str) -> Iterator[int]:
 
 def find_container_directory(process_cgroup: bytes) -> str | None:
     """The cgroup folder on the host for a process, from its /proc/PID/cgroup."""
-    return find_directory(parse_cgroup(process_cgroup), read_mounts(needle=" - cgroup"))
+    return find_directory(parse_cgroup(process_cgroup), read_mounts("self", " - cgroup"))

@@ -96,7 +96,9 @@ def _check_loop() -> Feature:
 
 
 def _check_cgroups() -> Feature:
-    return _feature("cgroups", cgroups.find_version(read_mounts()) != "none", "no cgroup filesystem is mounted")
+    return _feature(
+        "cgroups", cgroups.find_version(read_mounts("self", " - cgroup")) != "none", "no cgroup filesystem is mounted"
+    )
 
 
 def list_trace_features() -> list[Feature]:

@@ -66,10 +66,11 @@ def tell_holder(fd: int) -> None:
 
 
 def find_holder(path: str) -> int | None:
-    """The pid that the holder of the lock PATH has told, 0 where it has not yet; None when nobody holds it."""
+    """The pid that the holder of the lock PATH has told, 0 where it has not yet; None when nobody holds it, or when the caller may
+    not see it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

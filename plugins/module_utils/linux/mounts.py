@@ -112,23 +112,33 @@ def _find_group(fields: list[str], kind: str) -> int:
     return next((int(field[len(kind) :]) for field in fields if field.startswith(kind)), 0)
 
 
-def read_mounts(pid: int | str = "self", needle: str = "") -> list[Mount]:
-    """The mounts that process PID sees, of those whose line holds NEEDLE; raises OSError when it has ended."""
-    # A host with hundreds of containers has a thousand: to look for a word takes a fraction of reading a line.
-    return list(parse_mountinfo(line for line in _read_lines(pid) if needle in line))
-
-
-def _read_lines(pid: int | str) -> list[str]:
+def read_mounts(pid: int | str = "self", *needles: str) -> list[Mount]:
+    """The mounts that process PID sees, with NEEDLES as read_open_mounts has them; raises OSError when it has ended."""
     fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return read_all(fd).decode("utf-8", "surrogateescape").split("\n")
+        return read_open_mounts(fd, *needles)
     finally:
         os.close(fd)
 
 
+def read_open_mounts(fd: int, *needles: str) -> list[Mount]:
+    """The mounts in the mountinfo that is open as FD; with NEEDLES only those whose line holds one of them.
+
+    A host with hundreds of containers has a thousand mounts: to look for a word takes a fraction of reading a line.
+    """
+    lines = _read_lines(fd)
+    return list(parse_mountinfo(line for line in lines if not needles or any(needle in line for needle in needles)))
+
+
+def _read_lines(fd: int) -> list[str]:
+    return read_all(fd).decode("utf-8", "surrogateescape").split("\n")
+
+
 def list_devices(*, but: str) -> set[int]:
     """The devices of this process's mounts that are not of file system BUT, as stat(2) gives them."""
-    devices = {line.split(" ", 3)[2] for line in _read_lines("self") if line and f" - {but} " not in line}
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        lines = _read_lines(file.fileno())
+    devices = {line.split(" ", 3)[2] for line in lines if line and f" - {but} " not in line}
     return {parse_device(device) for device in devices}
 
 

@@ -45,7 +45,8 @@ def _folder(event: str) -> str:
 
 def find_tracefs() -> str:
     """Where tracefs is mounted; raises TraceError when it is not."""
-    points = [mount.mount_point for mount in read_mounts() if mount.filesystem == "tracefs" and mount.root == "/"]
+    found = read_mounts("self", " - tracefs ")
+    points = [mount.mount_point for mount in found if mount.filesystem == "tracefs" and mount.root == "/"]
     if not points:
         raise TraceError(
             f"tracefs is not mounted: apply the role crashcart.fleet.install, or 'mount -t tracefs tracefs {MOUNT_POINT}'"

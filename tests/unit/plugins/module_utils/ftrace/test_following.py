@@ -15,7 +15,7 @@ PARENTS = {10: 5, 11: 10, 12: 11, 20: 6, 21: 20, 22: 21, 30: 7, 31: 30, 40: 1, 5
 
 def find(pids, parents=None, names=None):
     parents, names = parents or PARENTS, names or NAMES
-    return find_tools(set(pids), lambda pid: parents.get(pid, 0), lambda pid: names.get(pid, ""))
+    return find_tools(set(pids), set(pids), lambda pid: parents.get(pid, 0), lambda pid: names.get(pid, ""))
 
 
 def test_tools_are_those_below_a_supervisor():

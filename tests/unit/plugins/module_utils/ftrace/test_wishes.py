@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 
 import pytest
@@ -15,11 +14,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specificati
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import SyscallNumbers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
-
-try:
-    ctypes.CDLL("libseccomp.so.2")
-except OSError:
-    pytest.skip("libseccomp is not on this machine", allow_module_level=True)
 
 ALLOC = "kmem:kmem_cache_alloc"
 DEFAULTS = {
