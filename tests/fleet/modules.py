@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
@@ -15,6 +16,10 @@ import ansible
 import fleet
 import processes
 from support.host import ModuleFailed
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Arrivals
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble
 
 _PLACE = "/run/modules"
 _SUPPORT = fleet.ROOT / "tests/integration/support"
@@ -49,6 +54,25 @@ class ModuleServer:
         if result.get("failed"):
             raise ModuleFailed(result)
         return result
+
+    def fetch(self, dest: Path, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+        """The captures of ftrace_fetch, below DEST: what its action does, with one command in place of Ansible's connection."""
+        folder = dest / self._host.name
+        folder.mkdir(parents=True)
+        wish = {"dest": str(dest), "_methods": compression.list_available(), **arguments}
+        result = self.call("ftrace_fetch", wish)
+        captures = [{"path": None, "manifest": manifest} for manifest in result["empty"]]
+        transfer = result["transfer"]
+        if transfer is not None:
+            path = transfer["path"]
+            local = folder / "transfer"
+            local.write_bytes(
+                base64.b64decode(self._host.run(f"base64 {path} && rm {path} {staging.FOLDER}/*.{staging.NEW}"))
+            )
+            for segment in Arrivals(str(folder)).take(transfer, str(local)):
+                target, manifest = assemble(segment, str(folder), self._host.name, version=7, with_text=False)
+                captures.append({"path": target, "manifest": manifest})
+        return captures
 
 
 def _pack() -> bytes:

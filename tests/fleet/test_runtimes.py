@@ -10,7 +10,7 @@ from pathlib import Path
 import golden
 import guest
 import pytest
-from conftest import NOISY, call, each, play, same
+from conftest import NOISY, each, play, same
 from fleet import start_containers
 from modules import ModuleServer
 from support import every_kernel, images
@@ -39,15 +39,19 @@ def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_pat
     assert run.count("changed")["host1"] == 1, run.output
     assert "no Docker engine answers at unix:///var/run/docker.sock: start it" in run.find("Attach")["host2"]["msg"]
     assert run.count("unreachable") == {"host1": 0, "host2": 0, "host3": 1}
-    each(hosts, lambda host: check_kernel(host, tmp_path), check_podman, check_without_engine)
+    each(
+        hosts,
+        lambda host: tell(host, lambda guest_: check_kernel(guest_, tmp_path)),
+        lambda host: tell(host, check_podman, check_remapped_docker),
+        lambda host: tell(host, check_without_engine, check_apparmor),
+    )
     assert {host.name: host.run("losetup -a | wc -l").strip() for host in hosts} == {**same("0"), "host1": "1"}
 
 
 class Guest:
-    """HOST as the tests for every kernel see it."""
+    """HOST as the tests for every kernel see it, with modules run by SERVER."""
 
     def __init__(self, host, server):
-        self._host = host
         self._server = server
         self.run = host.run
 
@@ -55,7 +59,14 @@ class Guest:
         return self._server.call(module, arguments)
 
     def fetch(self, dest, **selection):
-        return call(self._host.name, "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
+        return self._server.fetch(dest, selection)
+
+
+def tell(host, *stories):
+    """Run STORIES on HOST one after the other."""
+    with ModuleServer(host) as server:
+        for story in stories:
+            story(Guest(host, server))
 
 
 def check_kernel(host, folder):
@@ -66,14 +77,11 @@ def check_kernel(host, folder):
         f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
         f"{golden.IMAGE} /usr/bin/python3 /workload.py"
     )
-    with ModuleServer(host) as server:
-        guest_ = Guest(host, server)
-        every_kernel.wait_for_worker(guest_, "worker")
-        for check in every_kernel.CHECKS:
-            check(guest_, "worker", folder / check.__name__)
-        guest_.call("ftrace_instance", containers=["worker"], state="absent")
+    every_kernel.wait_for_worker(host, "worker")
+    for check in every_kernel.CHECKS:
+        check(host, "worker", folder / check.__name__)
+    host.call("ftrace_instance", containers=["worker"], state="absent")
     host.run("docker rm -f worker")
-    check_remapped_docker(host)
 
 
 def check_remapped_docker(host):
@@ -96,9 +104,7 @@ def check_remapped_docker(host):
 
 def check_confined(host, docker, chosen):
     """A confined command is as `docker exec` makes it, in the containers that CHOSEN selects."""
-    results = call(host.name, "crashcart_exec", {**chosen, "argv": ["/bin/sh", "-c", LOOK], "confined": True})[
-        "results"
-    ]
+    results = host.call("crashcart_exec", **chosen, argv=["/bin/sh", "-c", LOOK], confined=True)["results"]
     assert results
     for one in results:
         wanted = host.run(f"{docker} exec -i {one['container']} /bin/sh", LOOK.encode())
@@ -107,18 +113,18 @@ def check_confined(host, docker, chosen):
 
 def check_all(host, chosen, owners):
     """Attach, a command, detach in the containers that CHOSEN selects. OWNERS: the name of each → which user on the host its root is."""
-    attached = call(host.name, "crashcart_attach", chosen)
+    attached = host.call("crashcart_attach", **chosen)
     assert attached["changed"]
     assert {one["container"] for one in attached["attachments"]} == set(owners)
     for one in attached["attachments"]:
         assert " ro," in host.run(f"grep ' /dev/crashcart ro' /proc/{one['pid']}/mountinfo")
-    results = {one["container"]: one for one in call(host.name, "crashcart_exec", {**chosen, "argv": WHERE})["results"]}
+    results = {one["container"]: one for one in host.call("crashcart_exec", **chosen, argv=WHERE)["results"]}
     assert set(results) == set(owners)
     for name, owner in owners.items():
         command, _slash, numbers = results[name]["stdout"].partition("/ ")
         assert (results[name]["rc"], HOLD in "/bin/" + command.rpartition("/")[2]) == (0, True), results[name]
         assert numbers.split()[:2] == ["0", owner], results[name]
-    assert call(host.name, "crashcart_attach", {**chosen, "state": "detached"})["changed"]
+    assert host.call("crashcart_attach", **chosen, state="detached")["changed"]
     for one in attached["attachments"]:
         assert host.run(f"grep ' /dev/crashcart ' /proc/{one['pid']}/mountinfo || true") == ""
 
@@ -137,11 +143,11 @@ def check_podman(host):
     chosen = {"containers": ["pod-*", "own-web"]}
     try:
         check_all(host, chosen, {"pod-web": "0", "pod-map": "200000", "own-web": uid})
-        traced = call(host.name, "ftrace_instance", {"containers": ["own-web", "pod-web"]})["instances"]
+        traced = host.call("ftrace_instance", containers=["own-web", "pod-web"])["instances"]
         assert {one["container"]: one["followed"]["exec"] for one in traced} == {"own-web": "watch", "pod-web": "watch"}
-        assert call(host.name, "ftrace_instance", {"state": "absent"})["changed"]
+        assert host.call("ftrace_instance", state="absent")["changed"]
         host.run("systemctl start podman.socket")
-        done = call(host.name, "crashcart_exec", {"containers": "pod-web", "argv": ["true"]})
+        done = host.call("crashcart_exec", containers="pod-web", argv=["true"])
         assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
     finally:
         host.run(f"podman rm -f -t 0 pod-web pod-map; {podman} rm -f -t 0 own-web")
@@ -200,7 +206,7 @@ def check_without_engine(host):
     nested = "pid:" + host.run(f"pgrep -x -f '{inner}'").strip()
     owners = {"box-one": "0", "box-two": "300000", "box-lxc": "0", "shop/api-7d9f/app": "0", "outer": "0", nested: "0"}
     try:
-        listed = {one["name"]: one["runtime"] for one in call(host.name, "crashcart_info", {})["containers"]}
+        listed = {one["name"]: one["runtime"] for one in host.call("crashcart_info")["containers"]}
         wanted = {
             "box-one": "systemd-nspawn",
             "box-two": "systemd-nspawn",
@@ -214,7 +220,6 @@ def check_without_engine(host):
             f"docker rm -f outer; crun --root /run/crun delete -f {pod_id}; lxc-stop -k -n box-lxc; "
             "systemctl stop box-one systemd-nspawn@box-two"
         )
-    check_apparmor(host)
 
 
 # Options of `docker run`, and the label that they lead to.
@@ -236,7 +241,7 @@ def check_apparmor(host):
         # The capabilities of "all" would allow the mount, and so would its seccomp filter: only its profile forbids it.
         argv = ["/bin/sh", "-c", "cat /proc/self/attr/current; mkdir /m && mount -t tmpfs tmpfs /m"]
         wish = {"containers": "label-*", "argv": argv, "confined": True}
-        results = {one["container"][len("label-") :]: one for one in call(host.name, "crashcart_exec", wish)["results"]}
+        results = {one["container"][len("label-") :]: one for one in host.call("crashcart_exec", **wish)["results"]}
         assert {name: one["stdout"].strip() for name, one in results.items()} == {
             name: label for name, (_options, label) in LABELLED.items()
         }

@@ -37,7 +37,8 @@ def tool_image(controller: None) -> Iterator[str]:
     """The default tool image in this host's store; when all tests have ended a cleanup has to find the host clean."""
     assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
     images.make(IMAGES, "busybox", "static", "python", "redis", "nginx")
-    host.playbook("install")
+    host.call_module("crashcart_build", dest=host.DEFAULT_IMAGE)
+    host.ad_hoc("localhost", "crashcart_image", {"src": host.DEFAULT_IMAGE, "name": "default"})
     yield "default"
     host.playbook("cleanup")
     assert host.list_loop_devices() == []

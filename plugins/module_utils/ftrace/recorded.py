@@ -189,6 +189,7 @@ def summarize_loss(
             # The recorder died here: what it had read, and is in no file, is lost, and what the buffers lost when they shrank.
             after = {"cpus": counters}
         for cpu, row in cpus.items():
+            row["exact"] &= segment.begin["exact"]
             begin = segment.begin["cpus"].get(str(cpu))
             last = after["cpus"].get(str(cpu)) if after else None
             written = None if segment.end is not None else _count_events(segment, cpu, page_size)
@@ -205,7 +206,7 @@ def summarize_loss(
     rotated = recording.read_rotated()
     lost = sum(row["lost"] for row in cpus.values()) + unwritten + rotated["events"] + rotated["lost"]
     lost += (end or {}).get("lost", 0)
-    exact = all(row["exact"] for row in cpus.values())
+    exact = rotated["exact"] and all(row["exact"] for row in cpus.values())
     has_died = end is not None and end["why"] == recordings.DIED
     return {
         "cpus": list(cpus.values()),

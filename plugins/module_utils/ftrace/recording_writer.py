@@ -69,8 +69,14 @@ class RecordingWriter:
             self._counters = {
                 cpu: one if one["read"] else {**one, **none} for cpu, one in recordings.read_counters(instance).items()
             }
+            # Elsewhere the first page tells what was lost since a fetch, as long as nothing is traced yet.
+            self._fetched = {int(cpu) for cpu, one in self._counters.items() if one["read"] and one["entries"]}
+            self._is_exact = True
             recordings.begin(path)
             self._begin_segment()
+            if self._fetched:
+                with suppress(Full):  # which the first look at its limits says again
+                    self.drain()
         except BaseException:
             self.close_files()
             raise
@@ -88,11 +94,21 @@ class RecordingWriter:
         self._number += 1
         self._folder = os.path.join(self.path, recordings.format_number(self._number))
         os.mkdir(self._folder, 0o700)
-        recordings.write_json(
-            os.path.join(self._folder, recordings.BEGIN), {"time": time.time(), "cpus": self._counters}
-        )
+        self._write_begin()
         self._begun_s = time.monotonic()
         self._sizes = {}
+
+    def _write_begin(self) -> None:
+        begin = {"time": time.time(), "cpus": self._counters, "exact": self._is_exact}
+        recordings.write_json(os.path.join(self._folder, recordings.BEGIN), begin)
+
+    def _count_lost_before(self, cpu: int, page: memoryview) -> None:
+        """Have the recording begin where the ring of CPU was fetched for the last time; PAGE is the first one since then."""
+        self._fetched.discard(cpu)
+        lost, is_known = tracedat.read_loss(page)
+        self._counters[str(cpu)]["overrun"] -= lost
+        self._is_exact &= is_known
+        self._write_begin()
 
     def drain(self) -> None:
         """Read what is there, of each CPU no more than its buffer holds; raises Full when there is no room for it."""
@@ -109,6 +125,8 @@ class RecordingWriter:
                 size = os.readv(self.sources[cpu], self._places[:left])
             except BlockingIOError:
                 return
+            if size and cpu in self._fetched:
+                self._count_lost_before(cpu, self._places[0])
             if size:
                 self._write(cpu, memoryview(self._buffer)[:size])
             pages = size // self._page_size
@@ -157,6 +175,7 @@ class RecordingWriter:
         self._finished.append(_Finished(self._number, self._current_bytes, time.monotonic()))
         self._finished_bytes += self._current_bytes
         self._counters = counters
+        self._is_exact = True
         self._unwritten = 0
 
     def tend(self) -> None:

@@ -123,8 +123,11 @@ class Recording:
         return found
 
     def read_rotated(self) -> dict[str, Any]:
-        """Sums over what had to make room and was not fetched: segments, events in them, events lost while they were written, bytes."""
-        empty = {"through": 0, "segments": 0, "events": 0, "lost": 0, "bytes": 0}
+        """Sums over what had to make room and was not fetched: segments, events in them, events lost while they were written, bytes.
+
+        EXACT is whether these were all that were lost.
+        """
+        empty = {"through": 0, "segments": 0, "events": 0, "lost": 0, "exact": True, "bytes": 0}
         return read_json(os.path.join(self.path, _ROTATED)) or empty
 
     def as_result(self) -> dict[str, Any]:
@@ -273,6 +276,7 @@ def rotate(path: str, number: int) -> bool:
                         "lost": sums["lost"]
                         + sum(segment.count(_LOST).values())
                         + (segment.end or {}).get("unwritten", 0),
+                        "exact": sums["exact"] and segment.begin["exact"],
                         "bytes": sums["bytes"] + sum(segment.sizes.values()),
                     }
                     write_json(os.path.join(path, _ROTATED), sums)

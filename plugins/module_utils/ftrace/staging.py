@@ -79,7 +79,7 @@ def list_segments() -> list[Staged]:
 
 
 def create_segment(instance: Instance) -> BinaryIO:
-    """A new segment of INSTANCE to write to. Once it has a chunk it is brought home, whatever happens to the writer."""
+    """A new segment of INSTANCE to write to. Once it has a document it is brought home, whatever happens to the writer."""
     # Stamps grow, also where the clock was set back: cursors go by them.
     last = max((one.stamp_ns for one in list_segments()), default=0)
     stamp = max(time.time_ns(), last + 1)
@@ -93,19 +93,20 @@ def finish_segment(file: BinaryIO) -> None:
 
 
 def recover() -> None:
-    """Make what killed writers have left into segments to bring home; what holds nothing is removed."""
+    """Make what killed writers have left into segments to bring home; those whose writer had not begun to drain are removed.
+
+    A document is there before the first page is taken from the kernel. Without any chunk it tells that events may have been lost.
+    """
     for one in list_segments():
         if one.state != _PART:
             continue
         try:
             with open(one.path, "rb") as file:
-                holds = bool(read_segment(file).chunks)
+                read_segment(file)
         except SegmentError:
-            holds = False
-        if holds:
-            os.rename(one.path, one.path[: -len(_PART)] + NEW)
-        else:
             os.unlink(one.path)
+        else:
+            os.rename(one.path, one.path[: -len(_PART)] + NEW)
 
 
 def prune(alive: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from ansible.module_utils import basic
 
 COLLECTION = "ansible_collections.crashcart.fleet"
 TRACEFS = "/sys/kernel/tracing"
+DEFAULT_IMAGE = os.path.expanduser("~/.cache/crashcart/default.squashfs")
 
 
 class ModuleFailed(Exception):

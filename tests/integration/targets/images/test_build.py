@@ -48,13 +48,15 @@ def run_in(container):
 def test_formats_are_reproducible_and_work(tmp_path, run_in, container, kind):
     install("erofs-utils")
     digests = set()
+    # Python's compiled library is a part of it; once is enough.
+    packages = ["bash", "file", *(["python3-minimal"] if kind == "squashfs" else [])]
     for folder in ("a", "elsewhere/b"):
         (tmp_path / folder / "root/share/x").mkdir(parents=True)
         (tmp_path / folder / "root/share/y").symlink_to("x")
         (tmp_path / folder / "root/share/x/z").write_text("z")
         image = build(
             tmp_path / folder / "image",
-            packages=["bash", "file", "python3-minimal"],
+            packages=packages,
             paths=[str(tmp_path / folder / "root")],
             format=kind,
         )
@@ -62,8 +64,7 @@ def test_formats_are_reproducible_and_work(tmp_path, run_in, container, kind):
         time.sleep(1.1)  # times of files would differ
     assert len(digests) == 1
     assert image["format"] == kind
-    result = run_in(tmp_path / "a" / "image", "bash", "-c", "python3 -c 'print(6 * 7)'; file /dev/crashcart/bin/bash")
-    assert result["stdout"].startswith("42\n")
+    result = run_in(tmp_path / "a" / "image", "bash", "-c", "file /dev/crashcart/bin/bash")
     assert "ELF 64-bit" in result["stdout"]
     name = container("busybox")
     host.call_module("crashcart_attach", containers=[name], image="built")
@@ -335,7 +336,7 @@ INTERRUPTIONS = (
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):
     dest = tmp_path / "out" / "image"
-    what = {"packages": ["bash", "gdb"], "cache": str(tmp_path / "cache")}
+    what = {"packages": ["bash", "perl"], "cache": str(tmp_path / "cache")}
     for step, number in INTERRUPTIONS:
         progress = tmp_path / f"progress-{step}-{number}"
         process = host.start_module("crashcart_build", dest=str(dest), _progress=str(progress), **what)

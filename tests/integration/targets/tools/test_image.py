@@ -138,11 +138,13 @@ def test_a_bad_image_is_named_and_nothing_is_left(copied, damage):
     assert "small" not in host.call_module("crashcart_info")["images"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x" * 65])
-def test_a_hostile_name_is_refused(copied, name):
+def test_a_hostile_name_is_refused(copied):
     before = host.read_host_state()
     with pytest.raises(host.ModuleFailed, match="image name"):
-        push(copied, name)
+        push(copied, "../x")
+    for name in ("../x", "a/b", "", ".hidden", "a b", "x" * 65):
+        with pytest.raises(host.ModuleFailed, match="image name"):
+            host.call_module("crashcart_image", name=name, state="absent")
     assert host.read_host_state() == before
 
 
@@ -187,17 +189,17 @@ def test_two_pushes_at_once(copied):
     assert len(list_store()) == 2
 
 
-@pytest.mark.parametrize("stray", [f"{'0' * 64}.json", ".crashcart-half", "folder/file"])
-def test_what_lies_beside_an_image_is_cleared_away_once(copied, stray):
+def test_what_lies_beside_an_image_is_cleared_away_once(copied):
     push(copied)
     wanted = list_store()
-    path = os.path.join(STORE, "small", stray)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="ascii") as file:
-        file.write("half a file")
-    assert push(copied, "small", "--check")["changed"]
-    assert (push(copied)["changed"], push(copied)["changed"]) == (True, False)
-    assert list_store() == wanted
+    for stray in (f"{'0' * 64}.json", ".crashcart-half", "folder/file"):
+        path = os.path.join(STORE, "small", stray)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="ascii") as file:
+            file.write("half a file")
+        assert push(copied)["changed"], stray
+        assert list_store() == wanted
+    assert not push(copied)["changed"]
     os.makedirs(os.path.join(STORE, "small", "folder"))
     assert host.call_module("crashcart_image", name="small", state="absent")["changed"]
     assert list_store() == []

@@ -229,6 +229,7 @@ def test_a_full_disk_stops_the_trace_and_every_event_is_accounted_for(storm, tmp
         root = f"{host.TRACEFS}/instances/{info(name)['name']}"
         run_storm(name)
         assert info(name)["stopped"].endswith("No space left on device")
+        host.wait_until(lambda: not info(name)["recordings"][0]["recording"])
         statistics = [Instance(host.TRACEFS, os.path.basename(root)).read_statistics(cpu) for cpu in (0, 1)]
         recorded = sum(one.read + one.entries + one.overrun + one.dropped for one in statistics)
         (capture,) = fetch(tmp_path, containers=[name])
@@ -486,6 +487,24 @@ def test_another_limit_and_another_mode_are_changes(storm, tmp_path):
     captures = fetch(tmp_path, containers=[name])
     # The ring may have overflown: that came along, too.
     lost = sum(one["manifest"]["lost"] for one in captures)
+    assert count_calls(tmp_path) + lost == 2 * calls
+
+
+def test_a_recording_counts_what_the_ring_before_it_lost_since_it_was_fetched(storm, tmp_path):
+    name = storm(0.2)
+    ring = {"containers": [name], "syscalls": ["getppid"], "compat": False, "buffer_size": "64KiB"}
+    host.call_module("ftrace_instance", **ring)
+    calls = run_storm(name)
+    (first,) = fetch(tmp_path, containers=[name])
+    calls += run_storm(name, 2)
+    host.call_module("ftrace_instance", containers=[name], **RECORD)
+    calls += run_storm(name, 3)
+    (second,) = fetch(tmp_path, containers=[name])
+    assert second["manifest"]["mode"] == "record"
+    for capture in (first, second):
+        assert capture["manifest"]["lost"] > 0
+        assert (capture["manifest"]["complete"], capture["manifest"]["lost_exact"]) == (False, True)
+    lost = first["manifest"]["lost"] + second["manifest"]["lost"]
     assert count_calls(tmp_path) + lost == 2 * calls
 
 

@@ -36,7 +36,7 @@ def make_recording(segments=()):
     for number, (counters, content) in enumerate(segments, 1):
         folder = os.path.join(path, recordings.format_number(number))
         os.mkdir(folder)
-        recordings.write_json(os.path.join(folder, "begin.json"), {"cpus": before})
+        recordings.write_json(os.path.join(folder, "begin.json"), {"cpus": before, "exact": True})
         with open(os.path.join(folder, "cpu0"), "wb") as file:
             file.write(content)
         if counters:
@@ -88,7 +88,8 @@ def test_segments_that_make_room_are_counted(store):
     assert recordings.rotate(recording.path, 2)
     assert [segment.number for segment in recording.list_segments()] == [3]
     size = pages.PAGE_SIZE
-    assert recording.read_rotated() == {"through": 2, "segments": 2, "events": 4, "lost": 10, "bytes": 2 * size}
+    rotated = {"through": 2, "segments": 2, "events": 4, "lost": 10, "exact": True, "bytes": 2 * size}
+    assert recording.read_rotated() == rotated
     loss = summarize(recording, recording.list_segments(), {"why": None, "lost": 7})
     # Gone with the segments, lost while they and the last one were written, and after it.
     assert (loss["lost"], loss["entries"], loss["lost_exact"], loss["complete"]) == (4 + 10 + 1 + 7, 2, True, False)

@@ -91,11 +91,15 @@ def test_what_a_killed_writer_has_left_is_offered_where_it_holds_events():
     assert list_files() == [f"{NAME}.{7:020d}.new"]
 
 
-@pytest.mark.parametrize("length", [0, 10, 64, None])
-def test_what_a_killed_writer_has_left_without_events_is_removed(length):
-    path = write_part(0)
-    if length is not None:
-        os.truncate(path, length)
+def test_a_writer_that_was_killed_before_its_first_chunk_may_have_lost_events():
+    write_part(0)
+    staging.recover()
+    assert list_files() == [f"{NAME}.{7:020d}.new"]
+
+
+@pytest.mark.parametrize("length", [0, 10, 64])
+def test_what_a_killed_writer_has_left_without_a_document_is_removed(length):
+    os.truncate(write_part(0), length)
     staging.recover()
     assert list_files() == []
 
