@@ -1,20 +1,28 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What `make fleet-bench` measures: how fast guests are there, what they need, and a ping beside crashcart_info. Prints tables."""
+"""What `make fleet-bench` measures: how fast guests are there, what they need, a ping beside crashcart_info, and what tracing costs beside
+trace-cmd, perf and strace, with a kernel that has all that these need. Prints tables.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "fleet"))
+sys.path.append(os.path.join(os.path.dirname(__file__), "..", "integration"))
 
 import fleet
 import golden
+import workloads
+from modules import ModuleServer
+from support import images
 from tables import print_table
 
 ROUNDS = 3
@@ -46,6 +54,63 @@ def time_ansible(pattern: str, module: str) -> float:
     return time.perf_counter() - start
 
 
+def measure_tracers(host: fleet.Host) -> None:
+    """Workloads in a container of HOST below our trace, and on HOST itself below those of others, which come in a tool image."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tracers.squashfs")
+        images.build(path, packages=["trace-cmd", "linux-perf", "strace"])
+        host.run("cat >/root/tracers.squashfs", path.read_bytes())
+    host.run("mkdir -p /dev/crashcart && mount -o loop,ro /root/tracers.squashfs /dev/crashcart")
+    host.run("cat >/root/workloads.py", Path(workloads.__file__).read_bytes())
+    shared = " ".join(f"-v {one}:{one}:ro" for one in ("/usr", "/lib", "/lib64", "/root/workloads.py"))
+    host.run(f"docker run -d --name worker --network none {shared} {golden.IMAGE} /bin/sleep 100000")
+    script = "/usr/bin/python3 -S /root/workloads.py"
+    names = list(workloads.WORKLOADS)
+
+    def run(command: str, part: float) -> dict[str, float]:
+        output = host.run(f"{command} {script} {part}")
+        return dict(json.loads(next(line for line in output.splitlines() if line.startswith("{"))))
+
+    tools = "/dev/crashcart/bin"
+    ways: dict[str, tuple[str, float, dict[str, str] | None]] = {
+        "nothing": ("docker exec worker", 0.1, None),
+        "ftrace_instance, profile syscalls": ("docker exec worker", 0.1, {"profile": "syscalls"}),
+        "ftrace_instance, profile syscalls, mode record": (
+            "docker exec worker",
+            0.1,
+            {"profile": "syscalls", "mode": "record"},
+        ),
+        "nothing, on the host": ("", 0.1, None),
+        "trace-cmd record -e raw_syscalls -F": (
+            f"{tools}/trace-cmd record -o /root/it.dat -e raw_syscalls -F",
+            0.1,
+            None,
+        ),
+        "perf record -e raw_syscalls": (f"{tools}/perf record -q -o /root/it.data -e 'raw_syscalls:*'", 0.1, None),
+        "perf trace": (f"{tools}/perf trace -o /dev/null", 0.02, None),
+        "strace -f": (f"{tools}/strace -f -o /dev/null", 0.01, None),
+    }
+    figures: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    with ModuleServer(host) as server:
+        for _round in range(ROUNDS):
+            for way, (command, part, wish) in ways.items():
+                if wish:
+                    server.call("ftrace_instance", {"containers": ["worker"], **wish})
+                figures[way].append(run(command, part))
+                if wish:
+                    server.call("ftrace_instance", {"containers": ["worker"], "state": "absent"})
+    rows = []
+    base: dict[str, float] = {}
+    for way, found in figures.items():
+        taken = {name: min(one[name] for one in found) for name in names}
+        if way.startswith("nothing"):
+            base = taken
+            rows.append([f"{way}, µs", *taken.values()])
+        else:
+            rows.append([way, *(taken[name] / base[name] for name in names)])
+    print_table("Times untraced, by who looks, on an emulated host", ["", *names], rows)
+
+
 def main() -> None:
     golden.prepare()
     try:
@@ -65,6 +130,7 @@ def main() -> None:
         used = [read_memory_mib(host) for host in hosts]
         memory = [["fresh", statistics.mean(fresh)], ["after these calls", statistics.mean(used)]]
         print_table("Memory of each of three guests", ["", "MiB"], memory)
+        measure_tracers(hosts[0])
     finally:
         fleet.down()
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown. Prints tables in Markdown.
+Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown, record.
+Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
+import workloads
 from support import host, images, sshd
 from tables import print_table
 
@@ -30,7 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import O
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import profiles, staging
 
 PREFIX = "crashcart-test"
 ROUNDS = 5
@@ -348,8 +350,8 @@ def bench_drain(_inventory: Path) -> None:
     with containers(1) as (name,), tempfile.TemporaryDirectory() as folder:
         host.call_module("crashcart_attach", containers=[name])
 
-        def fetch(events: int, methods: list[str]) -> tuple[float, float, int, int]:
-            """CPU and wall time in seconds, events and bytes of the segment."""
+        def fetch(events: int, methods: list[str]) -> tuple[float, float, int, int, float]:
+            """CPU and wall time in seconds, events and bytes of the segment, and the peak of the module's memory in MiB."""
             host.call_module(
                 "ftrace_instance", containers=[name], buffer_size="128MiB", syscalls=["read", "write"], state="started"
             )
@@ -359,18 +361,19 @@ def bench_drain(_inventory: Path) -> None:
             host.call_module("ftrace_instance", containers=[name], state="stopped")
             before, start = os.times(), time.perf_counter()
             process = host.start_module("ftrace_fetch", containers=[name], dest=folder, _methods=methods)
-            transfer = host.parse_result(*process.communicate())["transfer"]
+            with PeakMemory(r"modules\.ftrace_fetch") as memory:
+                transfer = host.parse_result(*process.communicate())["transfer"]
             wall, after = time.perf_counter() - start, os.times()
             cpu = after.children_user + after.children_system - before.children_user - before.children_system
             host.call_module("ftrace_instance", containers=[name], state="absent")
             for file in Path(staging.FOLDER).iterdir():
                 file.unlink()
-            return cpu, wall, events, transfer["size"]
+            return cpu, wall, events, transfer["size"], memory.peak_mib
 
         for methods in (["zstd"], ["zlib"]):
             few, many = (fetch(count, methods) for count in (80_000, 4_000_000))
             per_million = (many[0] - few[0]) / (many[2] - few[2]) * 1e6
-            rows.append([methods[0], many[2] / 1e6, many[3] / 1e6, many[1], many[0], few[0], per_million])
+            rows.append([methods[0], many[2] / 1e6, many[3] / 1e6, many[1], many[0], few[0], per_million, many[4]])
     headings = [
         "compression",
         "million events",
@@ -379,49 +382,91 @@ def bench_drain(_inventory: Path) -> None:
         "CPU, s",
         "CPU of a small one, s",
         "CPU per million events, s",
+        "peak MiB",
     ]
     print_table("Fetch, on the host", headings, rows)
 
 
 def bench_slowdown(_inventory: Path) -> None:
-    """dd, one byte a time: the worst case for every tracer."""
-    count = 200_000
-    dd = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={count}"]
+    """Workloads that do nothing but system calls, by who looks at them and how: the worst case for every tracer."""
+    code = Path(workloads.__file__).read_text(encoding="utf-8")
+    names = list(workloads.WORKLOADS)
+    script = ["/usr/bin/python3", "-S", "-c", code]
+    install = Path(__file__).parents[2] / "tools" / "install_packages.sh"
+    host.run(str(install), "linux-perf", "strace")
 
-    def seconds(text: str) -> float:
-        match = re.search(r"copied, ([\d.e-]+) s", text)
-        assert match, text
-        return float(match.group(1))
+    def in_container(name: str) -> dict[str, float]:
+        return dict(json.loads(host.docker("exec", name, *script, "1")))
 
-    def by_docker_exec(name: str) -> float:
-        tools = "/dev/crashcart/bin"
-        return min(seconds(host.run("docker", "exec", name, f"{tools}/dd", *dd[1:]).stderr) for _round in range(3))
+    def on_host(*tracer: str, part: str = "1") -> dict[str, float]:
+        return dict(json.loads(host.run(*tracer, *script, part).stdout))
 
-    with containers(1) as (name,):
-        host.call_module("crashcart_attach", containers=[name])
-        plain = by_docker_exec(name)
-        rows: list[list[Any]] = [["nothing", plain, 1.0]]
-        for label, options in (
-            ("ftrace_instance", {}),
-            ("ftrace_instance, errors_only", {"errors_only": True}),
-            ("ftrace_instance, syscalls: [openat]", {"syscalls": ["openat"]}),
-        ):
-            host.call_module("ftrace_instance", containers=[name], **options)
-            taken = by_docker_exec(name)
+    def traced(name: str, looked_at: str, **options: Any) -> dict[str, float]:
+        host.call_module("ftrace_instance", containers=[name], **options)
+        try:
+            return in_container(looked_at)
+        finally:
             host.call_module("ftrace_instance", containers=[name], state="absent")
-            rows.append([label, taken, taken / plain])
-        # Fewer bytes: nobody wants to wait for all of them.
-        part = 20
-        result = host.call_module(
-            "crashcart_exec",
-            containers=[name],
-            argv=["strace", "-f", "-o", "/dev/null", *dd[:-1], f"count={count // part}"],
-        )["results"][0]
-        straced = seconds(result["stderr"]) * part
-        rows.append(["strace -f", straced, straced / plain])
-        traced = rows[1][1]
-    print_table(f"dd, {count} times one byte", ["traced by", "s", "times untraced"], rows)
-    print(f"\nSlowed {straced / traced:.0f} times less than by strace -f.")
+
+    with containers(2, image="python") as (name, other):
+        ways: dict[str, Callable[[], dict[str, float]]] = {
+            "nothing": lambda: in_container(name),
+            **{
+                f"profile {profile}": lambda profile=profile: traced(name, name, profile=profile)
+                for profile in profiles.PROFILES
+            },
+            "profile syscalls, mode record": lambda: traced(name, name, profile="syscalls", mode="record"),
+            "its neighbour has profile syscalls": lambda: traced(other, name, profile="syscalls"),
+            "its neighbour has profile sched": lambda: traced(other, name, profile="sched"),
+            "nothing, on the host": on_host,
+            "perf trace": lambda: on_host("perf", "trace", "-o", "/dev/null", part="0.2"),
+            "strace -f": lambda: on_host("strace", "-f", "-o", "/dev/null", part="0.02"),
+        }
+        # In turn, so that a slow moment of the machine meets all of them.
+        rounds = [{way: look() for way, look in ways.items()} for _round in range(ROUNDS)]
+    rows = []
+    base: dict[str, float] = {}
+    for way in ways:
+        taken = {one: min(figures[way][one] for figures in rounds) for one in names}
+        if way.startswith("nothing"):
+            base = taken
+            rows.append([f"{way}, µs", *taken.values()])
+        else:
+            rows.append([way, *(taken[one] / base[one] for one in names)])
+    print_table("Times untraced, by who looks", ["", *names], rows)
+
+
+def read_process_seconds(pid: int) -> float:
+    """Processor time that process PID has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def bench_record(_inventory: Path) -> None:
+    """The recorder's processor time and memory, at more and more events a second, with 2 MiB of buffer for each CPU."""
+    storm = Path(images.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
+    seconds = 10
+    rows = []
+    for rate in (10_000, 100_000, 250_000, 1_000_000):
+        with containers(1, "/usr/bin/python3", "-S", "-c", storm, str(seconds), str(rate), image="python") as (name,):
+            host.call_module("ftrace_instance", containers=[name], mode="record", max_size="8GiB", min_free="1GiB")
+            pid = host.call_module("crashcart_info")["recorder"]["pid"]
+            before = read_process_seconds(pid)
+            host.docker("kill", "--signal", "USR1", name)
+            host.wait_until(lambda name=name: "calls" in host.docker("logs", name), 6 * seconds)
+            taken_s = float(host.docker("logs", name).split("calls ")[1].split()[1])
+            recorder_s = read_process_seconds(pid) - before
+            status = Path(f"/proc/{pid}/status").read_text()
+            peak_mib = int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
+            host.call_module("ftrace_instance", containers=[name], state="stopped")
+            with tempfile.TemporaryDirectory() as folder:
+                fetched = host.ad_hoc("localhost", "ftrace_fetch", {"dest": folder, "containers": [name]})
+            manifest = fetched["captures"][0]["manifest"]
+            host.call_module("ftrace_instance", containers=[name], state="absent")
+        events = manifest["entries"]
+        rows.append([events / taken_s, events / 1e6, manifest["lost"], recorder_s / events * 1e6, peak_mib])
+    headings = ["events per second", "million events", "lost", "recorder's CPU per million, s", "recorder's peak, MiB"]
+    print_table("mode: record", headings, rows)
 
 
 def bench_images(_inventory: Path) -> None:
@@ -481,6 +526,7 @@ BENCHMARKS = {
     "fetch": bench_fetch,
     "drain": bench_drain,
     "slowdown": bench_slowdown,
+    "record": bench_record,
 }
 
 

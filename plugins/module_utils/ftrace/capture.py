@@ -69,6 +69,7 @@ def stage(sources: Sequence[Source], methods: Sequence[str]) -> list[dict[str, A
                 staging.finish_segment(file)
             else:
                 empty.append(manifest)
+                os.unlink(file.name)
             source.finish()
             failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
         except (OSError, FleetError) as error:

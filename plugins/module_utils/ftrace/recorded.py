@@ -203,11 +203,16 @@ def summarize_loss(
             row["dropped"] += recordings.subtract(last, begin, ("dropped", "commit_overrun"))
             row["lost"] += recordings.subtract(last, begin) + (0 if written is None else read - written)
         unwritten += (segment.end or {}).get("unwritten", 0)
+    has_died = end is not None and end["why"] == recordings.DIED
+    last_words = segments[-1].end if segments and has_died else None
     rotated = recording.read_rotated()
     lost = sum(row["lost"] for row in cpus.values()) + unwritten + rotated["events"] + rotated["lost"]
     lost += (end or {}).get("lost", 0)
+    if last_words is not None and counters is not None:
+        # It died behind its last segment: what the buffers lost when they shrank is in none.
+        lost += sum(recordings.subtract(after, last_words["cpus"][cpu]) for cpu, after in counters.items())
     exact = rotated["exact"] and all(row["exact"] for row in cpus.values())
-    has_died = end is not None and end["why"] == recordings.DIED
+    exact &= last_words is None or counters is not None
     return {
         "cpus": list(cpus.values()),
         "entries": sum(row["entries"] for row in cpus.values()) - unwritten,

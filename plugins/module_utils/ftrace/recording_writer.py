@@ -69,14 +69,18 @@ class RecordingWriter:
             self._counters = {
                 cpu: one if one["read"] else {**one, **none} for cpu, one in recordings.read_counters(instance).items()
             }
-            # Elsewhere the first page tells what was lost since a fetch, as long as nothing is traced yet.
+            # Elsewhere the pages tell what was lost since a fetch, as long as nothing is traced yet.
             self._fetched = {int(cpu) for cpu, one in self._counters.items() if one["read"] and one["entries"]}
             self._is_exact = True
             recordings.begin(path)
             self._begin_segment()
             if self._fetched:
-                with suppress(Full):  # which the first look at its limits says again
+                try:
                     self.drain()
+                except Full:  # which the first look at its limits says again
+                    self._is_exact = False
+                    self._write_begin()
+                self._fetched = set()
         except BaseException:
             self.close_files()
             raise
@@ -102,12 +106,11 @@ class RecordingWriter:
         begin = {"time": time.time(), "cpus": self._counters, "exact": self._is_exact}
         recordings.write_json(os.path.join(self._folder, recordings.BEGIN), begin)
 
-    def _count_lost_before(self, cpu: int, page: memoryview) -> None:
-        """Have the recording begin where the ring of CPU was fetched for the last time; PAGE is the first one since then."""
-        self._fetched.discard(cpu)
-        lost, is_known = tracedat.read_loss(page)
-        self._counters[str(cpu)]["overrun"] -= lost
-        self._is_exact &= is_known
+    def _count_lost_before(self, cpu: int, pages: list[memoryview]) -> None:
+        """Have the recording begin where the ring of CPU was fetched for the last time; PAGES came since then."""
+        for lost, is_known in map(tracedat.read_loss, pages):
+            self._counters[str(cpu)]["overrun"] -= lost
+            self._is_exact &= is_known
         self._write_begin()
 
     def drain(self) -> None:
@@ -125,11 +128,11 @@ class RecordingWriter:
                 size = os.readv(self.sources[cpu], self._places[:left])
             except BlockingIOError:
                 return
-            if size and cpu in self._fetched:
-                self._count_lost_before(cpu, self._places[0])
+            pages = size // self._page_size
+            if pages and cpu in self._fetched:
+                self._count_lost_before(cpu, self._places[:pages])
             if size:
                 self._write(cpu, memoryview(self._buffer)[:size])
-            pages = size // self._page_size
             left -= pages
             if pages < len(self._places):
                 return
@@ -262,7 +265,7 @@ class RecordingWriter:
         # What did not fit has gone with the buffers.
         last = recordings.read_counters(self._instance)
         lost = sum(recordings.subtract(after, self._counters[cpu]) for cpu, after in last.items())
-        recordings.write_json(os.path.join(self.path, recordings.END), {**end, "lost": lost})
+        recordings.write_end(self.path, {**end, "lost": lost})
         recordings.answer_finish(self.path)
 
     def close_files(self) -> None:

@@ -32,7 +32,8 @@ FOLDER = "/var/lib/crashcart/traces"
 ABOUT, HEAD, BEGIN, END = "about.json", "head", "begin.json", "end.json"
 _ROTATED, _BEGUN, _FINISH, _LOCK = "rotated.json", "begun", "finish", "lock"
 _RESERVE = "reserve"
-_RESERVE_BYTES = 64 << 10
+_RESERVE_BYTES = 256 << 10
+_NAMES_OF_END = ("tasks", "saved_cmdlines")
 _NUMBER = re.compile(r"\d{8}\Z")
 _INSTANCE = re.compile(r"crashcart-[A-Za-z0-9_.-]+\Z")
 _CPU = re.compile(r"cpu(\d+)\Z")
@@ -227,6 +228,14 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
         remove(path)
         raise TraceError(f"{FOLDER} cannot take a recording: {error.strerror}") from error
     return path
+
+
+def write_end(path: str, end: dict[str, Any]) -> None:
+    """Write the last words of the recording in PATH; without names where these do not fit: a host may remember thousands."""
+    try:
+        write_json(os.path.join(path, END), end)
+    except OSError:
+        write_json(os.path.join(path, END), {name: value for name, value in end.items() if name not in _NAMES_OF_END})
 
 
 def free_reserve(path: str) -> None:

@@ -140,9 +140,8 @@ def test_local_packages_folders_archives_and_programs(tmp_path, run_in):
     assert kinds[-5:] == ["deb", "folder", "archive", "program", "rpm"]
     assert "libc6" in [one["name"] for one in manifest["components"]]
     (tmp_path / "root/usr/share/data/text").write_text("changed\n")
-    assert host.call_module(
-        "crashcart_build", dest=str(tmp_path / "image"), packages=["bash", "coreutils"], paths=paths, cache=CACHE
-    )["changed"]
+    changed = {"packages": ["bash", "coreutils"], "paths": paths, "format": "ext4", "cache": CACHE}
+    assert host.call_module("crashcart_build", dest=str(tmp_path / "image"), **changed)["changed"]
 
 
 def test_a_package_that_no_repository_has(tmp_path, run_in):
@@ -183,9 +182,8 @@ def test_a_container_image_becomes_a_tool_image(tmp_path, run_in):
     assert (host.docker("ps", "-aq"), host.docker("volume", "ls", "-q")) == before
     result = run_in(tmp_path / "image", "python3", "-c", "import json, ssl; print(json.dumps([ssl.OPENSSL_VERSION]))")
     assert "OpenSSL" in result["stdout"], result
-    assert not host.call_module("crashcart_build", dest=str(tmp_path / "image"), docker_image=f"{IMAGES}/python")[
-        "changed"
-    ]
+    again = {"docker_image": f"{IMAGES}/python", "format": "ext4"}
+    assert not host.call_module("crashcart_build", dest=str(tmp_path / "image"), **again)["changed"]
     assert image["arch"] == host.call_module("crashcart_info")["host"]["arch"]
     with pytest.raises(host.ModuleFailed, match="has no image 'nonesuch'"):
         build(tmp_path / "other", docker_image="nonesuch")
@@ -255,7 +253,7 @@ def test_an_image_that_somebody_else_has_made_is_used_as_it_is(tmp_path, run_in)
 
 def test_another_architecture_is_built_and_runs_there(tmp_path, container):
     install("qemu-user-static")
-    image = build(tmp_path / "image", packages=["bash", "strace"], arch="arm64")
+    image = build(tmp_path / "image", packages=["bash", "strace"], arch="arm64", format="squashfs")
     assert (image["arch"], image["problems"]) == ("arm64", [])
     with pytest.raises(host.ModuleFailed, match="the image is for arm64 and this host is amd64"):
         host.ad_hoc("localhost", "crashcart_image", {"src": str(tmp_path / "image"), "name": "built"})
@@ -283,7 +281,8 @@ def test_another_release(tmp_path, run_in):
 
 
 def test_another_prefix(tmp_path):
-    build(tmp_path / "image", packages=["busybox-static", "bash"], prefix="/opt/crashcart-tools")
+    packages = ["busybox-static", "bash"]
+    build(tmp_path / "image", packages=packages, prefix="/opt/crashcart-tools", format="squashfs")
     with pytest.raises(host.ModuleFailed, match="prefix '/dev/tools' does not do"):
         build(tmp_path / "image", packages=["bash"], prefix="/dev/tools")
     assert "/opt/crashcart-tools/lib" in host.run("unsquashfs", "-cat", str(tmp_path / "image"), "bin/bash").stdout
@@ -357,7 +356,8 @@ def test_a_damaged_image_is_built_anew(tmp_path):
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    again = host.call_module("crashcart_build", dest=str(path), packages=["busybox-static"], cache=CACHE)
+    wish = {"packages": ["busybox-static"], "format": "ext4", "cache": CACHE}
+    again = host.call_module("crashcart_build", dest=str(path), **wish)
     assert (again["changed"], again["image"]["digest"]) == (True, digest)
 
 
@@ -382,7 +382,7 @@ def test_no_space_left(tmp_path):
     host.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place))
     try:
         with pytest.raises(host.ModuleFailed, match="[Nn]o space left"):
-            build(place / "image", packages=["bash", "coreutils"])
+            build(place / "image", packages=["bash", "coreutils"], format="squashfs")
         assert os.listdir(place) == []
     finally:
         host.run("umount", str(place))

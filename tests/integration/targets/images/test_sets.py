@@ -78,8 +78,8 @@ def tools(request, folder):
     if name == "default":  # the tests' own
         yield name
         return
-    path = folder / f"{name}.squashfs"
-    host.call_module("crashcart_build", dest=str(path), sets=[name], cache="~/.cache/crashcart")
+    path = folder / f"{name}.ext4"
+    images.build(path, sets=[name])
     host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": name})
     yield name
     host.call_module("crashcart_image", name=name, state="absent")

@@ -46,9 +46,9 @@ def make_recording(segments=()):
     return recording
 
 
-def summarize(recording, segments, end):
+def summarize(recording, segments, end, counters=None):
     size = sum(segment.sizes.get(0, 0) for segment in segments)
-    return recorded.summarize_loss(recording, segments, end, None, {0: size}, {0: 0})
+    return recorded.summarize_loss(recording, segments, end, counters, {0: size}, {0: 0})
 
 
 def test_what_nobody_has_written_to_is_none(store):
@@ -97,7 +97,7 @@ def test_segments_that_make_room_are_counted(store):
 
 def test_a_rotation_that_was_killed_is_taken_for_done(store):
     recording = make_recording([(make_counters(2), PAGE), (make_counters(4), PAGE)])
-    rotated = {"through": 1, "segments": 1, "events": 2, "lost": 0, "bytes": pages.PAGE_SIZE}
+    rotated = {"through": 1, "segments": 1, "events": 2, "lost": 0, "exact": True, "bytes": pages.PAGE_SIZE}
     recordings.write_json(os.path.join(recording.path, "rotated.json"), rotated)
     assert [segment.number for segment in recording.list_segments()] == [2]
     assert recordings.rotate(recording.path, 1)
@@ -126,6 +126,28 @@ def test_whoever_died_has_lost_what_nobody_can_tell_any_more(store):
     assert end == {"why": recordings.DIED}
     loss = summarize(recording, recording.list_segments(), end)
     assert (loss["entries"], loss["lost"], loss["lost_exact"], loss["complete"]) == (8, 0, False, False)
+
+
+def test_whoever_died_behind_the_last_segment_has_lost_what_the_buffers_did(store):
+    recording = make_recording([(make_counters(2, overrun=1), PAGE)])
+    segments, end = recording.list_segments(), recording.read_end()
+    for counters, wanted in ((make_counters(2, overrun=5), (5, True)), (None, (1, False))):
+        loss = summarize(recording, segments, end, counters)
+        assert (loss["lost"], loss["lost_exact"], loss["complete"]) == (*wanted, False)
+
+
+def test_last_words_that_do_not_fit_go_without_names(store, monkeypatch):
+    path = recordings.create(NAME, {}, b"")
+    write = recordings.write_json
+
+    def write_little(place, value):
+        if len(str(value)) > 1000:
+            raise OSError("No space left on device")
+        write(place, value)
+
+    monkeypatch.setattr(recordings, "write_json", write_little)
+    recordings.write_end(path, {"why": "it is full", "lost": 3, "tasks": [], "saved_cmdlines": "1 x\n" * 1000})
+    assert recordings.read_json(os.path.join(path, "end.json")) == {"why": "it is full", "lost": 3}
 
 
 def test_what_was_fetched_is_forgotten_and_with_the_last_all(store):
