@@ -15,11 +15,8 @@ from typing import Any
 import ansible
 import fleet
 import processes
+from support import fetching
 from support.host import ModuleFailed
-
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Arrivals
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble
 
 _PLACE = "/run/modules"
 _SUPPORT = fleet.ROOT / "tests/integration/support"
@@ -56,23 +53,15 @@ class ModuleServer:
         return result
 
     def fetch(self, dest: Path, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """The captures of ftrace_fetch, below DEST: what its action does, with one command in place of Ansible's connection."""
-        folder = dest / self._host.name
-        folder.mkdir(parents=True)
-        wish = {"dest": str(dest), "_methods": compression.list_available(), **arguments}
-        result = self.call("ftrace_fetch", wish)
-        captures = [{"path": None, "manifest": manifest} for manifest in result["empty"]]
-        transfer = result["transfer"]
-        if transfer is not None:
-            path = transfer["path"]
-            local = folder / "transfer"
-            local.write_bytes(
-                base64.b64decode(self._host.run(f"base64 {path} && rm {path} {staging.FOLDER}/*.{staging.NEW}"))
-            )
-            for segment in Arrivals(str(folder)).take(transfer, str(local)):
-                target, manifest = assemble(segment, str(folder), self._host.name, version=7, with_text=False)
-                captures.append({"path": target, "manifest": manifest})
-        return captures
+        """The captures of ftrace_fetch, below DEST."""
+
+        def call(module: str, **options: Any) -> dict[str, Any]:
+            return self.call(module, options)
+
+        def take(paths: list[str]) -> bytes:
+            return base64.b64decode(self._host.run(f"base64 {paths[0]} && rm {' '.join(paths)}"))
+
+        return fetching.fetch(call, take, dest, self._host.name, **arguments)
 
 
 def _pack() -> bytes:

@@ -61,7 +61,8 @@ def container() -> Iterator[Callable[..., str]]:
     yield start
     for name in names:
         host.docker("rm", "-f", name, check=False)
-    host.call_module("ftrace_instance", state="absent")
+    if host.list_instances() or "crashcart" in Path(f"{host.TRACEFS}/dynamic_events").read_text():
+        host.call_module("ftrace_instance", state="absent")
     host.wait_until(lambda: not host.list_loop_devices())
 
 

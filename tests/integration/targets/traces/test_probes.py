@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import every_kernel, host, images, killing
 from support.every_kernel import LIBC, read_texts
+from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
@@ -73,10 +74,6 @@ def run_python(name, code, check=True):
     return host.run("docker", "exec", name, PYTHON, "-S", "-E", "-c", code, check=check)
 
 
-def fetch(dest, **selection):
-    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
-
-
 def refuse(**arguments):
     with pytest.raises(host.ModuleFailed) as failure:
         host.call_module("ftrace_instance", **arguments)
@@ -94,7 +91,7 @@ def test_a_path_may_hold_anything(worker, tmp_path):
         (made,) = host.call_module("ftrace_instance", containers=[worker], probes=[probe])["instances"]
         assert list(made["probes"]) == ["version"]
         run_python(worker, f"import ctypes; ctypes.CDLL({odd!r}).zlibVersion()")
-        (capture,) = fetch(tmp_path / str(number), containers=[worker])
+        (capture,) = fetch_here(tmp_path / str(number), containers=[worker])
         assert len(read_texts(capture["path"], "version", "__probe_ip")) == 1
 
 
@@ -150,7 +147,7 @@ def test_the_same_probe_in_two_containers_of_one_image(worker, container, tmp_pa
     assert read_probes().count("/opening") == 2
     every_kernel.run_workload(HERE, worker)
     sizes = {}
-    for capture in fetch(tmp_path, containers=[worker, other]):
+    for capture in fetch_here(tmp_path, containers=[worker, other]):
         rows = read_texts(capture["path"], "opening", "path") if capture["path"] else []
         sizes[capture["manifest"]["container"]["name"]] = len(rows)
     # They share the file that the probes sit in, and see their own processes only.
@@ -158,7 +155,7 @@ def test_the_same_probe_in_two_containers_of_one_image(worker, container, tmp_pa
     host.call_module("ftrace_instance", containers=[other], state="absent")
     assert read_probes().count("/opening") == 1
     every_kernel.run_workload(HERE, worker)
-    (capture,) = fetch(tmp_path / "later", containers=[worker])
+    (capture,) = fetch_here(tmp_path / "later", containers=[worker])
     assert len(read_texts(capture["path"], "opening", "path")) == 300
 
 
@@ -174,7 +171,7 @@ def test_other_probes_take_the_place_of_the_first_ones(worker, tmp_path):
     assert list(made["probes"]) == ["closing"]
     assert "opening" not in read_probes()
     every_kernel.run_workload(HERE, worker)
-    (capture,) = fetch(tmp_path, containers=[worker])
+    (capture,) = fetch_here(tmp_path, containers=[worker])
     assert len(read_texts(capture["path"], "closing", "__probe_ip")) >= 200
     # A start that fails brings back what was.
     before = read_probes()
@@ -192,7 +189,7 @@ def test_a_container_that_has_changed_its_program_gets_a_new_probe(worker, tmp_p
     run_python(worker, "import os, shutil; shutil.copyfile('/lib.so', '/lib2.so'); os.rename('/lib2.so', '/lib.so')")
     assert host.call_module("ftrace_instance", containers=[worker], probes=[probe])["changed"]
     run_python(worker, "import ctypes; ctypes.CDLL('/lib.so').zlibVersion()")
-    (capture,) = fetch(tmp_path, containers=[worker])
+    (capture,) = fetch_here(tmp_path, containers=[worker])
     assert len(read_texts(capture["path"], "version", "__probe_ip")) == 1
 
 
@@ -323,7 +320,7 @@ def test_paths_of_failures_alone(worker, tmp_path):
     )
     every_kernel.run_workload(HERE, worker)
     run_python(worker, "import os\nfor _number in range(3):\n try: os.unlink('/nonesuch/file')\n except OSError: pass")
-    fetch(tmp_path, containers=[worker])
+    fetch_here(tmp_path, containers=[worker])
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     uses = {row["syscall"]: row["paths"] for row in summary["programs"]}
     assert uses["unlink"] == [{"path": "/nonesuch/file", "calls": 3, "errors": {"ENOENT": 3}}]
@@ -340,7 +337,7 @@ def test_paths_of_many_calls_and_of_a_shell(container, tmp_path):
         " readlink /nonesuch/readlink; truncate -s 0 /nonesuch/truncate; cd /nonesuch/cd; exec /nonesuch/exec2"
     )
     host.run("docker", "exec", name, "/bin/bash", "-c", commands, check=False)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     failed = {use["path"] for row in summary["processes"] for use in row["paths"] if use["errors"]}
     wanted = {"cat", "ls", "rm", "mkdir/x", "rmdir", "chmod", "exec", "touch", "cd", "exec2", "truncate"}

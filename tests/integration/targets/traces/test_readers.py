@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import compat_program, every_kernel, host
+from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 
@@ -66,7 +67,7 @@ def test_strace_counts_what_we_count(container, tmp_path, program):
     host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB")
     strace = ["/dev/crashcart/bin/strace", "-f", "-c", "-U", "name,calls,errors"]
     theirs = parse_strace(host.run("docker", "exec", name, *strace, *PROGRAMS[program]).stderr)
-    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [name]})["captures"]
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert capture["manifest"]["complete"]
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     pid = host.find_pid(name)
@@ -120,7 +121,7 @@ def test_trace_cmd_reads_the_same_fields(container, tmp_path):
     marker = Path(host.TRACEFS, "instances", made["name"], "trace_marker")
     for word in words:
         marker.write_text(word)
-    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path), "containers": [name]})["captures"]
+    (capture,) = fetch_here(tmp_path, containers=[name])
     lines = host.run("trace-cmd", "report", "-R", "-t", capture["path"]).stdout.splitlines()
     for event, fields in SCHED.items():
         ours = read_ours(capture["path"], event, fields)

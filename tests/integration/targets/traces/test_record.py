@@ -15,6 +15,7 @@ import pytest
 import support
 from support import host
 from support.every_kernel import count, report
+from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
@@ -67,10 +68,6 @@ def run_storm(name, times=1):
     return finish(name, times)
 
 
-def fetch(dest, **selection):
-    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
-
-
 def info(name):
     (instance,) = host.call_module("ftrace_info", containers=[name])["instances"]
     return instance
@@ -120,7 +117,7 @@ def test_nothing_is_lost_at_a_million_events_per_second(storm, tmp_path):
     calls = run_storm(name)
     stopped = host.call_module("ftrace_instance", containers=[name], state="stopped")["instances"][0]
     assert (stopped["state"], stopped["mode"], stopped["stopped"]) == ("stopped", "record", None)
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["lost_exact"]) == (manifest["lost"] == 0, True)
     (captured,) = report(tmp_path, tmp_path / "report")
@@ -130,7 +127,7 @@ def test_nothing_is_lost_at_a_million_events_per_second(storm, tmp_path):
     # What was fetched is gone, and the buffers' memory is free.
     assert not os.path.exists(find_folder(name))
     assert info(name)["buffer_kb"] < 64
-    assert fetch(tmp_path / "again", containers=[name])[0]["path"] is None
+    assert fetch_here(tmp_path / "again", containers=[name])[0]["path"] is None
 
 
 def test_what_a_slow_recorder_loses_is_counted_exactly(storm, tmp_path):
@@ -144,7 +141,7 @@ def test_what_a_slow_recorder_loses_is_counted_exactly(storm, tmp_path):
         os.kill(pid, signal.SIGCONT)
     calls += run_storm(name, 2)
     host.call_module("ftrace_instance", containers=[name], state="stopped")
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert manifest["lost"] > 100_000
     assert (manifest["complete"], manifest["lost_exact"]) == (False, True)
@@ -169,7 +166,7 @@ def test_what_has_to_make_room_is_counted_and_the_bound_holds(storm, tmp_path):
     assert info(name)["recordings"][0]["rotated"] > 0
     host.call_module("ftrace_instance", containers=[name], state="stopped")
     assert find_size(folder) <= 4 << 20
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["lost_exact"], manifest["stopped"]) == (False, True, None)
     assert 0 < manifest["rotated"]["events"] <= manifest["lost"]
@@ -185,7 +182,7 @@ def test_a_full_recording_stops_complete(storm, tmp_path):
     assert stopped["stopped"] == f"it reached max_size ({4 << 20} bytes)"
     assert 2 << 20 < find_size(find_folder(name)) <= 4 << 20
     host.wait_until(lambda: find_recorder()["pid"] is None)
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["lost"], manifest["stopped"]) == (True, 0, stopped["stopped"])
     assert 0 < count_calls(tmp_path) < 2 * calls
@@ -200,7 +197,7 @@ def test_segments_end_in_time_and_what_is_too_old_goes(storm, tmp_path):
     assert recording["recording"] and 2 <= recording["segments"] <= 8
     calls = finish(name)
     host.call_module("ftrace_instance", containers=[name], state="stopped")
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert manifest["lost"] == manifest["rotated"]["events"] > 0
     assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
@@ -215,7 +212,7 @@ def test_some_room_stays_free(storm, tmp_path):
         assert "MiB free, less than min_free (12 MiB)" in stopped
         place = os.statvfs(STORE)
         assert place.f_bavail * place.f_frsize > 10 << 20
-        (capture,) = fetch(tmp_path, containers=[name])
+        (capture,) = fetch_here(tmp_path, containers=[name])
         assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, stopped)
         with pytest.raises(host.ModuleFailed, match="MiB free, less than min_free"):
             host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "100MiB"})
@@ -232,7 +229,7 @@ def test_a_full_disk_stops_the_trace_and_every_event_is_accounted_for(storm, tmp
         host.wait_until(lambda: not info(name)["recordings"][0]["recording"])
         statistics = [Instance(host.TRACEFS, os.path.basename(root)).read_statistics(cpu) for cpu in (0, 1)]
         recorded = sum(one.read + one.entries + one.overrun + one.dropped for one in statistics)
-        (capture,) = fetch(tmp_path, containers=[name])
+        (capture,) = fetch_here(tmp_path, containers=[name])
         manifest = capture["manifest"]
         assert (manifest["complete"], manifest["lost_exact"]) == (False, True)
         (captured,) = report(tmp_path, tmp_path / "report")
@@ -253,7 +250,7 @@ def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
     statistics = [Instance(host.TRACEFS, info(name)["name"]).read_statistics(cpu) for cpu in (0, 1)]
     recorded = sum(one.read + one.entries + one.overrun + one.dropped for one in statistics)
     assert 0 < recorded < 2 * calls
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["stopped"]) == (False, "the recorder died")
     assert manifest["lost_exact"]
@@ -263,7 +260,7 @@ def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
     # The next start begins anew, and says that it changes something.
     assert host.call_module("ftrace_instance", containers=[name], **RECORD)["changed"]
     calls = run_storm(name, 2)
-    (again,) = fetch(tmp_path / "again", containers=[name])
+    (again,) = fetch_here(tmp_path / "again", containers=[name])
     assert again["manifest"]["complete"]
     assert count_calls(tmp_path / "again") == 2 * calls
 
@@ -282,7 +279,7 @@ def test_it_survives_the_login_that_began_it(storm, ssh_hosts, tmp_path):
     with open(f"/proc/{pid}/cmdline", encoding="ascii") as file:
         assert file.read().strip("\0") == "crashcart-recorder"
     calls = run_storm(name)
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert capture["manifest"]["complete"]
     assert count_calls(tmp_path) == 2 * calls
 
@@ -298,7 +295,7 @@ def test_a_session_that_is_killed_leaves_the_recorder(storm, tmp_path):
         except ProcessLookupError:
             continue
     calls = run_storm(name)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     assert count_calls(tmp_path) == 2 * calls
 
 
@@ -309,7 +306,7 @@ def test_the_containers_end_ends_it_and_nothing_is_lost(storm, tmp_path):
     host.docker("kill", name)
     host.wait_until(lambda: info(name)["stopped"] == "the container ended")
     host.wait_until(lambda: find_recorder()["pid"] is None)
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, "the container ended")
     assert count_calls(tmp_path) == 2 * calls
 
@@ -331,7 +328,7 @@ def test_a_recording_outlives_instance_and_container(storm, tmp_path):
         "stopped",
         "record",
     )
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert (capture["manifest"]["complete"], capture["manifest"]["container"]["name"]) == (True, name)
     (captured,) = report(tmp_path, tmp_path / "report")
     assert count(captured)["getppid"]["calls"] == calls
@@ -345,11 +342,11 @@ def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
     begin(name)
     for number in range(2):
         time.sleep(0.5)
-        (capture,) = fetch(tmp_path / "parts", containers=[name])
+        (capture,) = fetch_here(tmp_path / "parts", containers=[name])
         assert (capture["manifest"]["complete"], capture["manifest"]["tracing"]) == (True, True), number
         assert capture["manifest"]["entries"] > 1000
     calls = finish(name)
-    (capture,) = fetch(tmp_path / "parts", containers=[name])
+    (capture,) = fetch_here(tmp_path / "parts", containers=[name])
     assert capture["manifest"]["tracing"]
     assert info(name)["state"] == "started"
     assert count_calls(tmp_path / "parts") == 2 * calls
@@ -371,7 +368,7 @@ def test_a_trace_ends_in_time_and_keeps_what_it_has(storm, tmp_path, mode):
     assert (ended["stopped"], ended["events"], ended["expires"]) == ("its ttl is over", {}, None)
     host.wait_until(lambda: find_recorder()["pid"] is None)
     run_storm(name, 2)
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
     assert (manifest["complete"], manifest["stopped"], manifest["mode"]) == (True, "its ttl is over", mode)
     assert manifest["time"]["end"]["real_time_ns"] / 1e9 < began + 7
@@ -417,7 +414,7 @@ def test_a_storm_brakes(storm, tmp_path, mode):
     stopped = info(name)
     assert (stopped["state"], stopped["events"]) == ("stopped", {})
     assert stopped["stopped"].endswith("events per second, more than max_rate (20000) allows")
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert capture["manifest"]["stopped"] == stopped["stopped"]
     assert capture["manifest"]["complete"] == (mode == "record")
     # It took what five seconds may bring, and what came until the next look.
@@ -435,7 +432,7 @@ def test_a_loss_over_the_budget_brakes(storm, tmp_path):
     finally:
         os.kill(pid, signal.SIGCONT)
     host.wait_until(lambda: info(name)["state"] == "stopped")
-    (capture,) = fetch(tmp_path, containers=[name])
+    (capture,) = fetch_here(tmp_path, containers=[name])
     assert f"it lost {capture['manifest']['lost']} events, more than max_loss (1000)" in capture["manifest"]["stopped"]
 
 
@@ -448,7 +445,7 @@ def test_two_containers_are_recorded_at_once_by_one_recorder(storm, tmp_path):
     calls = {name: finish(name) for name in names}
     host.call_module("ftrace_instance", containers=names[:1], state="absent")
     assert info(names[1])["state"] == "started"
-    (capture,) = fetch(tmp_path, containers=names)
+    (capture,) = fetch_here(tmp_path, containers=names)
     assert (capture["manifest"]["container"]["name"], capture["manifest"]["complete"]) == (names[1], True)
     assert count_calls(tmp_path) == 2 * calls[names[1]]
 
@@ -484,7 +481,7 @@ def test_another_limit_and_another_mode_are_changes(storm, tmp_path):
     assert host.call_module("ftrace_instance", containers=[name], syscalls=["getppid"], compat=False)["changed"]
     kept = info(name)
     assert (kept["mode"], [one["recording"] for one in kept["recordings"]]) == ("ring", [False, False])
-    captures = fetch(tmp_path, containers=[name])
+    captures = fetch_here(tmp_path, containers=[name])
     # The ring may have overflown: that came along, too.
     lost = sum(one["manifest"]["lost"] for one in captures)
     assert count_calls(tmp_path) + lost == 2 * calls
@@ -495,11 +492,11 @@ def test_a_recording_counts_what_the_ring_before_it_lost_since_it_was_fetched(st
     ring = {"containers": [name], "syscalls": ["getppid"], "compat": False, "buffer_size": "64KiB"}
     host.call_module("ftrace_instance", **ring)
     calls = run_storm(name)
-    (first,) = fetch(tmp_path, containers=[name])
+    (first,) = fetch_here(tmp_path, containers=[name])
     calls += run_storm(name, 2)
     host.call_module("ftrace_instance", containers=[name], **RECORD)
     calls += run_storm(name, 3)
-    (second,) = fetch(tmp_path, containers=[name])
+    (second,) = fetch_here(tmp_path, containers=[name])
     assert second["manifest"]["mode"] == "record"
     for capture in (first, second):
         assert capture["manifest"]["lost"] > 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support import every_kernel, host, workload_counts
 from support.every_kernel import count, report
+from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
@@ -34,7 +35,7 @@ class Here:
         return host.call_module(module, **arguments)
 
     def fetch(self, dest, **selection):
-        return fetch(dest, **selection)
+        return fetch_here(dest, **selection)
 
 
 HERE = Here()
@@ -45,11 +46,6 @@ def worker(container):
     name = container("python")
     every_kernel.wait_for_worker(HERE, name)
     return name
-
-
-def fetch(dest, **selection):
-    """The captures that ftrace_fetch brings to DEST."""
-    return host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(dest), **selection})["captures"]
 
 
 def run_workload(name):
@@ -89,7 +85,7 @@ def test_strace_counts_the_workload_as_we_do(worker):
 def test_trace_cmd_reads_what_we_read(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker])
     run_workload(worker)
-    capture = fetch(tmp_path, containers=[worker])[0]
+    capture = fetch_here(tmp_path, containers=[worker])[0]
     lines = host.run("trace-cmd", "report", capture["path"]).stdout.splitlines()[1:]
     summary = report(tmp_path, tmp_path / "report")[0]
     assert len(lines) == summary["events"]
@@ -107,7 +103,7 @@ def test_without_follow_exec_only_the_containers_own_tree_is_traced(container, t
     host.call_module("ftrace_instance", containers=[name], follow_exec=False)
     host.run("docker", "exec", name, "/bin/id")
     time.sleep(1)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
     assert {"sh", "ls", "sleep"} <= names
     assert "id" not in names
@@ -120,7 +116,7 @@ def test_other_containers_and_the_host_are_not_in_the_trace(container, tmp_path)
     host.call_module("ftrace_instance", containers=[traced])
     time.sleep(0.5)
     host.run("ls", "/")
-    fetch(tmp_path, containers=[traced])
+    fetch_here(tmp_path, containers=[traced])
     names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
     assert names <= {"sh", "id", "sleep", "true"}
 
@@ -146,13 +142,13 @@ def test_loss_is_counted_anew_for_each_fetch(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker], buffer_size="8KiB")
     for _round in range(3):
         run_workload(worker)
-    first = fetch(tmp_path / "a", containers=[worker])[0]["manifest"]
+    first = fetch_here(tmp_path / "a", containers=[worker])[0]["manifest"]
     assert not first["complete"]
     host.docker("exec", worker, "/usr/bin/python3", "-c", "pass", check=False)
     host.call_module("ftrace_instance", containers=[worker], state="stopped")
     host.call_module("ftrace_instance", containers=[worker], buffer_size="8MiB")
     run_workload(worker)
-    second = fetch(tmp_path / "b", containers=[worker])[0]["manifest"]
+    second = fetch_here(tmp_path / "b", containers=[worker])[0]["manifest"]
     assert second["lost"] < first["lost"] + first["entries"]
 
 
@@ -185,7 +181,7 @@ def test_an_instance_that_cannot_be_read_costs_no_other_its_events(container, tm
         host.run("mount", "--bind", str(tmp_path), events)
         try:
             with pytest.raises(host.ModuleFailed, match=f"cannot fetch the trace of {broken}: ") as failure:
-                fetch(tmp_path / broken, containers=names)
+                host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path / broken), "containers": names})
         finally:
             host.run("umount", events)
         (capture,) = failure.value.result["captures"]
@@ -193,7 +189,7 @@ def test_an_instance_that_cannot_be_read_costs_no_other_its_events(container, tm
         assert capture["manifest"]["entries"] > 0
         assert os.path.getsize(capture["path"]) > 4096
         later = {
-            one["manifest"]["container"]["name"]: one["path"] for one in fetch(tmp_path / broken, containers=names)
+            one["manifest"]["container"]["name"]: one["path"] for one in fetch_here(tmp_path / broken, containers=names)
         }
         assert later[broken]
 
@@ -221,7 +217,7 @@ def test_an_applet_of_busybox_bears_its_own_name(container, tmp_path):
     name = container("busybox", "/bin/sh", "-c", "while true; do cat /nonesuch; /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], syscalls=["openat", "open"])
     time.sleep(1)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     (capture,) = report(tmp_path, tmp_path / "report")
     assert {row["name"] for row in capture["processes"] if row["errors"]} == {"cat"}
 
@@ -287,7 +283,7 @@ def test_a_restarted_and_a_removed_container(worker, tmp_path):
     run_workload(worker)
     container_id = host.docker("inspect", "-f", "{{.Id}}", worker)
     host.docker("rm", "-f", worker)
-    captures = fetch(tmp_path, containers=[container_id])
+    captures = fetch_here(tmp_path, containers=[container_id])
     assert captures[0]["manifest"]["complete"]
     assert count(report(tmp_path, tmp_path / "report")[0])["connect"]["calls"] == 2 * WORKLOAD["connect"][0]
     assert host.call_module("ftrace_instance", containers=[container_id], state="absent")["changed"]
@@ -312,7 +308,7 @@ def test_hostile_names_do_no_harm(container, tmp_path, comm):
     )
     host.call_module("ftrace_instance", containers=[name])
     time.sleep(2)
-    capture = fetch(tmp_path, labels={"evil": comm})[0]
+    capture = fetch_here(tmp_path, labels={"evil": comm})[0]
     assert capture["manifest"]["container"]["labels"]["evil"] == comm
     rows = [
         row
@@ -347,7 +343,7 @@ def test_threads_and_children_are_counted_with_their_process(container, tmp_path
     name = container("python", "/usr/bin/python3", "-c", program)
     host.call_module("ftrace_instance", containers=[name])
     time.sleep(2.5)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     rows = [
         row
         for row in report(tmp_path, tmp_path / "report")[0]["processes"]
@@ -360,7 +356,7 @@ def test_threads_and_children_are_counted_with_their_process(container, tmp_path
 def test_a_report_twice_and_in_check_mode(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker])
     run_workload(worker)
-    fetch(tmp_path / "in", containers=[worker])
+    fetch_here(tmp_path / "in", containers=[worker])
     arguments = {"src": str(tmp_path / "in"), "dest": str(tmp_path / "out")}
     assert host.call_module("ftrace_report", check_mode=True, **arguments)["changed"]
     assert not (tmp_path / "out").exists()
@@ -373,7 +369,7 @@ def test_a_report_twice_and_in_check_mode(worker, tmp_path):
 def test_damaged_captures_are_named(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker])
     run_workload(worker)
-    path = fetch(tmp_path / "in", containers=[worker])[0]["path"]
+    path = fetch_here(tmp_path / "in", containers=[worker])[0]["path"]
     os.truncate(path, os.stat(path).st_size - 6000)
     with pytest.raises(host.ModuleFailed, match="cut short"):
         host.call_module("ftrace_report", src=path, dest=str(tmp_path / "out"))
@@ -395,7 +391,7 @@ def test_a_storm_of_short_lives_leads_nobody_elses_events_in(container, tmp_path
         instance = host.call_module("ftrace_instance", containers=[name], syscalls=["openat", "execve"])["instances"][0]
         assert instance["pids"] > 0
         host.run("cat", "/etc/hostname")
-        fetch(tmp_path / str(number), containers=[name])
+        fetch_here(tmp_path / str(number), containers=[name])
         host.call_module("ftrace_instance", containers=[name], state="absent")
         captures = report(tmp_path / str(number), tmp_path / "report")
         calls = {}
@@ -427,7 +423,7 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
     host.call_module("ftrace_instance", containers=list(loops.values()), profile="exec")
     time.sleep(1)
     names = {}
-    for capture in fetch(tmp_path, containers=list(loops.values())):
+    for capture in fetch_here(tmp_path, containers=list(loops.values())):
         (summary,) = report(Path(capture["path"]), tmp_path / "report")
         names[capture["manifest"]["container"]["name"]] = {row["name"] for row in summary["processes"]}
     for program, name in loops.items():
@@ -437,7 +433,7 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
     (left,) = host.call_module("ftrace_info")["instances"]
     assert (left["container"], left["state"]) == (loops["ls"], "started")
     time.sleep(0.5)
-    (capture,) = fetch(tmp_path / "later", containers=[loops["ls"]])
+    (capture,) = fetch_here(tmp_path / "later", containers=[loops["ls"]])
     assert capture["manifest"]["entries"] > 0
 
 
@@ -470,7 +466,7 @@ def test_foreign_instances_and_probes_with_their_settings_are_never_touched(work
         before = read_all()
         switch = {"name": "sched:sched_switch", "filter": "next_pid == 1", "triggers": ["stacktrace"]}
         host.call_module("ftrace_instance", containers=[worker], events=[switch], clock="boot")
-        fetch(tmp_path, containers=[worker])
+        fetch_here(tmp_path, containers=[worker])
         host.call_module("ftrace_instance", containers=[worker], state="stopped")
         host.call_module("ftrace_instance", state="absent")
         assert read_all() == before
@@ -494,7 +490,7 @@ def test_time_is_measured_at_the_start_and_at_the_end(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker], state="stopped")
     stopped = time.time_ns()
     time.sleep(1)
-    manifest = fetch(tmp_path, containers=[worker])[0]["manifest"]
+    manifest = fetch_here(tmp_path, containers=[worker])[0]["manifest"]
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         assert manifest["boot_id"] == file.read().strip()
     start, end = manifest["time"]["start"], manifest["time"]["end"]
@@ -514,7 +510,7 @@ def test_a_running_trace_ends_with_its_fetch_and_a_clock_of_the_kernels_own_has_
     host.call_module("ftrace_instance", containers=[worker], clock="global")
     run_workload(worker)
     before = time.time_ns()
-    manifest = fetch(tmp_path, containers=[worker])[0]["manifest"]
+    manifest = fetch_here(tmp_path, containers=[worker])[0]["manifest"]
     assert manifest["time"]["end"]["real_time_ns"] > before
     assert manifest["time"]["end"]["offset_ns"] is None
     assert manifest["clock_offset_ns"] is None
@@ -528,7 +524,7 @@ def test_who_was_there_at_the_start_is_known_at_the_end(container, tmp_path):
     time.sleep(0.5)
     host.call_module("ftrace_instance", containers=[name])
     time.sleep(3)
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     (capture,) = report(tmp_path, tmp_path / "report")
     (row,) = [row for row in capture["processes"] if row["syscall"] in ("access", "faccessat2")]
     assert row["container_pid"] not in (None, 1)
@@ -554,7 +550,7 @@ def test_short_calls_can_be_left_out_of_a_report(container, tmp_path):
     name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], profile="syscalls")
     time.sleep(1)
-    fetch(tmp_path / "in", containers=[name])
+    fetch_here(tmp_path / "in", containers=[name])
     arguments = {"src": str(tmp_path / "in"), "dest": str(tmp_path / "out"), "min_latency": "150ms"}
     host.call_module("ftrace_report", **arguments)
     (capture,) = json.loads((tmp_path / "out/summary.json").read_text())["captures"]
@@ -580,7 +576,7 @@ def test_tools_are_in_a_trace_if_that_is_asked_for(container, tmp_path, tools):
     host.docker("exec", name, "/bin/busybox", "unlink", "/nonesuch", check=False)
     for process in (first, second):
         host.parse_result(*process.communicate(timeout=60))
-    fetch(tmp_path, containers=[name])
+    fetch_here(tmp_path, containers=[name])
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     found = every_kernel.count(summary).keys() & {"mkdir", "rmdir", "unlink"}
     assert found == ({"mkdir", "rmdir", "unlink"} if tools else {"unlink"})

@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Captures for tests that are not about how they travel: what ftrace_fetch's action does, without Ansible and its connection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Arrivals
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble
+from support import host
+
+
+def fetch(
+    call: Callable[..., dict[str, Any]], take: Callable[[list[str]], bytes], dest: Path, name: str, **arguments: Any
+) -> list[dict[str, Any]]:
+    """The captures of ftrace_fetch with ARGUMENTS, below DEST, of the host called NAME.
+
+    CALL(module, …) gives a module's result there, TAKE(paths) what is in the first of these files, and removes all.
+    """
+    folder = dest / name
+    folder.mkdir(parents=True, exist_ok=True)
+    home = {"_methods": compression.list_available(), "_stamps": [path.stem for path in folder.rglob("*.dat")]}
+    result = call("ftrace_fetch", dest=str(dest), **home, **arguments)
+    captures = []
+    transfer = result["transfer"]
+    if transfer is not None:
+        segments = [f"{staging.FOLDER}/{one['name']}.{one['state']}" for one in transfer["segments"]]
+        local = folder / "transfer"
+        local.write_bytes(take([transfer["path"], *segments]))
+        for segment in Arrivals(str(folder)).take(transfer, str(local)):
+            path, manifest = assemble(segment, str(folder), name, version=7, with_text=False)
+            captures.append({"path": path, "manifest": manifest})
+            os.unlink(segment)
+        local.unlink()
+    return [*captures, *({"path": None, "manifest": manifest} for manifest in result["empty"])]
+
+
+def fetch_here(dest: Path, **arguments: Any) -> list[dict[str, Any]]:
+    """The same of this machine, as localhost."""
+    return fetch(host.call_module, _take_here, dest, "localhost", **arguments)
+
+
+def _take_here(paths: list[str]) -> bytes:
+    content = Path(paths[0]).read_bytes()
+    for path in paths:
+        os.unlink(path)
+    return content
