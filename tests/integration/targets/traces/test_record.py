@@ -204,8 +204,8 @@ def test_segments_end_in_time_and_what_is_too_old_goes(storm, tmp_path):
 
 
 def test_some_room_stays_free(storm, tmp_path):
-    with small_store("24m"):
-        name = storm(8, 30_000)
+    with small_store("20m"):
+        name = storm(8, 20_000)
         host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "12MiB"})
         run_storm(name)
         stopped = info(name)["stopped"]
