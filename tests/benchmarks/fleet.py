@@ -23,7 +23,7 @@ import golden
 import workloads
 from modules import ModuleServer
 from support import images
-from tables import print_table
+from tables import make_ratios, print_table
 
 ROUNDS = 3
 
@@ -99,15 +99,7 @@ def measure_tracers(host: fleet.Host) -> None:
                 figures[way].append(run(command, part))
                 if wish:
                     server.call("ftrace_instance", {"containers": ["worker"], "state": "absent"})
-    rows = []
-    base: dict[str, float] = {}
-    for way, found in figures.items():
-        taken = {name: min(one[name] for one in found) for name in names}
-        if way.startswith("nothing"):
-            base = taken
-            rows.append([f"{way}, µs", *taken.values()])
-        else:
-            rows.append([way, *(taken[name] / base[name] for name in names)])
+    rows = make_ratios(figures)
     print_table("Times untraced, by who looks, on an emulated host", ["", *names], rows)
 
 

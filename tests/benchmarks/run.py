@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
 import workloads
 from support import host, images, sshd
-from tables import print_table
+from tables import make_ratios, print_table
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
@@ -424,15 +424,7 @@ def bench_slowdown(_inventory: Path) -> None:
         }
         # In turn, so that a slow moment of the machine meets all of them.
         rounds = [{way: look() for way, look in ways.items()} for _round in range(ROUNDS)]
-    rows = []
-    base: dict[str, float] = {}
-    for way in ways:
-        taken = {one: min(figures[way][one] for figures in rounds) for one in names}
-        if way.startswith("nothing"):
-            base = taken
-            rows.append([f"{way}, µs", *taken.values()])
-        else:
-            rows.append([way, *(taken[one] / base[one] for one in names)])
+    rows = make_ratios({way: [figures[way] for figures in rounds] for way in ways})
     print_table("Times untraced, by who looks", ["", *names], rows)
 
 
