@@ -103,7 +103,8 @@ options:
       - V(function_graph) needs Linux 6.11; before that it is for one user per host, the top instance, which is not ours.
       - The others record the longest time that interrupts or preemption were off, or that it took a woken thread to run. They look at
         the host as a whole, and there is one user of them per host, always.
-      - A change of the tracer empties the buffer (the kernel's way). O(state=absent) gives the tracer back; with O(state=stopped) it
+      - A change of the tracer empties the buffer (the kernel's way), and so do one of O(clock) and one of O(probes) or O(paths) that
+        takes a probe away. None of these losses is counted, so fetch before. O(state=absent) gives the tracer back; with O(state=stopped) it
         stays set, as taking it away would empty the buffer.
     type: str
     choices: [nop, function, function_graph, irqsoff, preemptoff, preemptirqsoff, wakeup, wakeup_rt, wakeup_dl]
@@ -436,7 +437,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
     limits,
@@ -465,6 +466,10 @@ def run_started(module, root):
     )
     shown = parameters["expose"]
     path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
+    if "trace_pipe" in files and parameters["mode"] == "record":
+        raise FleetError(
+            "expose: trace_pipe would take events away from the recording: expose trace, which leaves them, or use mode: ring"
+        )
     containers = options.select(module, options.open_host(module), required=True)
     if path:
         exposure.foresee(containers, path)

@@ -96,7 +96,7 @@ def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
     end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
     manifest = {
         **describe_host(),
-        "container": describe_container(one.container) if one.container else _describe_gone(one),
+        "container": describe_container(one.container) if one.container else _describe_gone(one, record),
         "instance": instance.name,
         "clock": instance.read_clock(),
         "clock_offset_ns": end["offset_ns"],
@@ -244,5 +244,12 @@ def describe_container(container: Container) -> dict[str, Any]:
     return {name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}
 
 
-def _describe_gone(one: TraceInstance) -> dict[str, Any]:
-    return {"id": one.container_id, "name": one.container_name, "image": None, "labels": {}, "runtime": None}
+def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:
+    """The same of a container that its engine knows no more, from the RECORD of the trace's start."""
+    return record.get("container") or {
+        "id": one.container_id,
+        "name": one.container_name,
+        "image": None,
+        "labels": {},
+        "runtime": None,
+    }

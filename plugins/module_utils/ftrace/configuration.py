@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, Callable, Iterable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import events as event_words
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import records, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
@@ -23,8 +24,10 @@ def parse_buffer_kb(text: str) -> int:
 
 
 def read_triggers(instance: Instance) -> dict[str, list[str]]:
-    """The triggers of all enabled events, as the kernel shows them."""
-    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in instance.read_events()}
+    """The triggers of all events that are on or have been, as the kernel shows them: they outlive that their event is switched off."""
+    events = {**instance.read_events(), **records.read_record(instance).get("events", {})}
+    there = [event for event in events if os.path.isdir(os.path.join(instance.path, "events", *event.split(":")))]
+    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in there}
     return {event: triggers for event, triggers in found.items() if triggers}
 
 
@@ -144,8 +147,9 @@ def configure(
             instance.remove()
         else:
             # What was written meanwhile is known by its events only, and these may have been written in part.
-            clear_events(instance, {*settings.events, *present.events})
-            _write_settings(instance, None, present, keep_events=False)
+            clear_events(instance, {*settings.events, *present.events, *present.triggers})
+            # A file that has not changed is not written again: what refused the change may refuse that, too.
+            _write_settings(instance, read_settings(instance, present), present, keep_events=False)
             if was_on:
                 instance.trace_on()
         raise
@@ -159,7 +163,7 @@ def _write_settings(instance: Instance, present: Settings | None, settings: Sett
     if present is not None:
         if keep_events and (present.events, present.triggers) == (settings.events, settings.triggers):
             return
-        clear_events(instance, present.events)
+        clear_events(instance, {*present.events, *present.triggers})
     for event, event_filter in settings.switched.items():
         instance.event_filter(event, event_filter)
     for event, triggers in settings.triggers.items():
@@ -183,6 +187,10 @@ def _write_file(instance: Instance, name: str, value: str) -> None:
     except TraceError as error:
         if name != "buffer_size_kb":
             raise
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY:
+            raise TraceError(
+                f"buffer_size cannot change while somebody reads the trace: end who does ({error})"
+            ) from error
         cpus = len(instance.list_cpus())
         raise TraceError(
             f"buffer_size: the kernel does not give {value} KiB on each of {cpus} CPUs, {int(value) * cpus} KiB in all:"

@@ -83,7 +83,8 @@ def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: boo
         )
         chosen = []
         for one in candidates:
-            if not home.has(one):
+            # What has just been drained is nowhere else, whatever a cursor or a clock that was set back makes of its stamp.
+            if one.name not in before or not home.has(one):
                 chosen.append(one)
             elif consume:
                 os.unlink(one.path)

@@ -17,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    capture,
     clocks,
     keeping,
     probe_points,
@@ -264,6 +265,8 @@ def _start(
     container = target.container
 
     def begin() -> None:
+        for file in followed.lists:
+            instance.write(file, "")  # who is not to be followed any more is not; nothing is recorded meanwhile
         followed.cover()
         if wish.limits.is_kept:
             keeping.begin(instance, container, wish.limits, _describe_start(instance, container, wish, wanted))
@@ -295,6 +298,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
         "clock": settings.files["trace_clock"],
+        "container": capture.describe_container(container),
         "start": start,
         "specification": wish.described or before.get("specification"),
         "tasks": list(tasks.values()),

@@ -80,9 +80,9 @@ def list_segments() -> list[Staged]:
 
 def create_segment(instance: Instance) -> BinaryIO:
     """A new segment of INSTANCE to write to. Once it has a document it is brought home, whatever happens to the writer."""
-    # Stamps grow, also where the clock was set back: cursors go by them.
+    # Stamps grow, also where the clock was set back: cursors go by them. Names of captures have their microseconds.
     last = max((one.stamp_ns for one in list_segments()), default=0)
-    stamp = max(time.time_ns(), last + 1)
+    stamp = max(time.time_ns(), last + 1000)
     path = os.path.join(FOLDER, f"{instance.name}.{stamp:020d}.{_PART}")
     return open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
 

@@ -258,3 +258,10 @@ def test_a_tmpfs_that_the_containers_root_calls_as_ours_is_only_its_own_affair(c
     host.call_module("ftrace_instance", state="absent")
     assert list_mounts(name) == []
     assert inside(name, "ls -d /tmp/x").stdout.strip() == "/tmp/x"
+
+
+def test_a_pipe_is_not_exposed_of_a_recording(container):
+    name = container()
+    with pytest.raises(host.ModuleFailed, match="trace_pipe would take events away from the recording"):
+        expose(name, files=["trace_pipe"], mode="record")
+    assert host.list_instances() == []

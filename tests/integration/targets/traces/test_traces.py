@@ -20,7 +20,7 @@ from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 WORKLOAD = workload_counts.COUNTS
 
@@ -580,3 +580,62 @@ def test_tools_are_in_a_trace_if_that_is_asked_for(container, tmp_path, tools):
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     found = every_kernel.count(summary).keys() & {"mkdir", "rmdir", "unlink"}
     assert found == ({"mkdir", "rmdir", "unlink"} if tools else {"unlink"})
+
+
+def test_a_trigger_goes_with_the_wish_for_it_also_where_its_event_is_off(worker):
+    """As a trigger of its own, or the end of its time, leaves it."""
+    event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff", "stacktrace"]}
+    name = host.call_module("ftrace_instance", containers=[worker], events=[event])["instances"][0]["name"]
+    instance = Instance(host.TRACEFS, name)
+    instance.events_disable()
+    assert "traceoff" in instance.read_triggers(event["name"])
+    host.call_module("ftrace_instance", containers=[worker], events=[event])
+    instance.events_disable()
+    host.call_module("ftrace_instance", containers=[worker], syscalls=["openat"])
+    assert "traceoff" not in instance.read_triggers(event["name"]).replace("# Available", "#").split("#")[0]
+
+
+def test_a_change_that_a_reader_forbids_leaves_the_trace_as_it_was(worker):
+    wish = {"containers": [worker], "syscalls": ["openat"]}
+    name = host.call_module("ftrace_instance", **wish)["instances"][0]["name"]
+    before = read_settings_of(name)
+    with open(f"{host.TRACEFS}/instances/{name}/trace", encoding="utf-8") as reader:
+        reader.read(1)
+        with pytest.raises(host.ModuleFailed, match="buffer_size cannot change while somebody reads the trace"):
+            host.call_module("ftrace_instance", **wish, buffer_size="4MiB")
+    assert read_settings_of(name) == before
+    assert before["tracing_on"] == "1"
+
+
+def read_settings_of(name):
+    files = ("tracing_on", "set_event", "buffer_size_kb")
+    return {file: Path(f"{host.TRACEFS}/instances/{name}/{file}").read_text().strip() for file in files}
+
+
+def test_who_is_no_longer_followed_is_not(worker, tmp_path):
+    wish = {"containers": [worker], "syscalls": ["*"]}
+    host.call_module("ftrace_instance", **wish)
+    host.call_module("ftrace_instance", **wish, follow_exec=False)
+    host.docker("exec", worker, "/usr/bin/python3", "-S", "-c", "")
+    run_workload(worker)
+    fetch_here(tmp_path, containers=[worker])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    assert {row["name"] for row in summary["processes"]} == {"python3"}
+    assert "execve" not in {row["syscall"] for row in summary["processes"]}
+
+
+def test_a_container_that_is_gone_has_its_name_in_the_capture(container, tmp_path):
+    name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.1; done")
+    host.call_module("ftrace_instance", containers=[name])
+    time.sleep(0.5)
+    host.docker("rm", "-f", name)
+    (capture,) = [one for one in fetch_here(tmp_path) if one["path"]]
+    about = capture["manifest"]["container"]
+    assert (about["name"], about["image"]) == (name, "crashcart-test/busybox")
+
+
+def test_a_cursor_ahead_of_the_clock_loses_nothing(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], syscalls=["openat"])
+    run_workload(worker)
+    captures = fetch_here(tmp_path, containers=[worker], cursor="9" * 20)
+    assert [one["manifest"]["entries"] for one in captures] == [600]
