@@ -14,7 +14,7 @@ description:
     processes, threads and children, and of what C(docker exec) starts in it.
   - Nothing is installed, loaded or attached; the container is not touched and not slowed by more than the recording of its events.
   - While any system call is traced anywhere, every process of the host enters system calls on the kernel's slow path
-    (measured: a write of one byte takes 1.4 times as long). So keep traces short.
+    (a write of one byte was measured to take 1.4 times as long). So keep traces short.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
