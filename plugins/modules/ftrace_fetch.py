@@ -215,6 +215,11 @@ captures:
           description: What was asked for.
           type: dict
           sample: {profile: errors}
+        earlier_syscalls:
+          description: Other selections of system calls, as C(specification) has one, that were asked for before in the same trace.
+          type: list
+          elements: dict
+          sample: [{native: [257], compat: [295]}]
         sha256:
           description: Digest of the trace file.
           type: str

@@ -74,6 +74,7 @@ def is_sound(manifest: Any) -> bool:
         and all(_are_syscalls(manifest.get(name)) for name in ("syscalls", "compat_syscalls"))
         and all(_are_tasks(manifest.get(name)) for name in ("tasks", "first_tasks"))
         and _is_specification(manifest.get("specification"))
+        and _are_selections(manifest.get("earlier_syscalls", []))
     )
 
 
@@ -97,6 +98,12 @@ def _are_syscalls(names: Any) -> bool:
 
 def _are_tasks(tasks: Any) -> bool:
     return tasks is None or (isinstance(tasks, list) and all(map(_is_task, tasks)))
+
+
+def _are_selections(selections: Any) -> bool:
+    return isinstance(selections, list) and all(
+        isinstance(one, dict) and _is_specification({"syscalls": one}) for one in selections
+    )
 
 
 def _is_specification(specification: Any) -> bool:

@@ -161,12 +161,14 @@ def _read_names(manifest: dict[str, Any]) -> dict[int, str]:
 
 
 def _find_wanted(calls: _Calls, manifest: dict[str, Any]) -> Bools:
-    """Which calls were asked for: the kernel's filter knows numbers only, and takes two architectures' for one another."""
-    wanted = (manifest.get("specification") or {}).get("syscalls") or {}
-    native, compat = wanted.get("native") or [], wanted.get("compat") or []
-    if not native and not compat:
-        return np.ones(calls.numbers.size, bool)
-    kept: Bools = np.isin(calls.numbers, [*native, *(number + COMPAT for number in compat)])
+    """Which calls were asked for, now or earlier: the kernel's filter knows numbers only, and takes two architectures' for one another."""
+    numbers: list[int] = []
+    for wanted in ((manifest.get("specification") or {}).get("syscalls") or {}, *manifest.get("earlier_syscalls", [])):
+        native, compat = wanted.get("native") or [], wanted.get("compat") or []
+        if not native and not compat:
+            return np.ones(calls.numbers.size, bool)
+        numbers += [*native, *(number + COMPAT for number in compat)]
+    kept: Bools = np.isin(calls.numbers, numbers)
     return kept
 
 

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     staging,
     tracedat,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import read_triggers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain, CpuLoss
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
@@ -102,6 +103,7 @@ def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
         "clock_offset_ns": end["offset_ns"],
         "time": {"start": record.get("start"), "end": end},
         "specification": record.get("specification"),
+        "earlier_syscalls": record.get("earlier_syscalls", []),
         "fetched": time.time(),
         "tracing": is_tracing,
         "mode": "ring",
@@ -191,7 +193,7 @@ def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: 
         header_event=instance.read_bytes("events/header_event"),
         ftrace_formats=[top.read_bytes(f"events/ftrace/{name}/format") for name in names],
         event_formats=events,
-        kallsyms=_read_kallsyms() if instance.read("current_tracer") in FUNCTION_TRACERS else b"",
+        kallsyms=_read_kallsyms() if _has_addresses(instance) else b"",
         printk=top.read_bytes("printk_formats"),
         options=[
             (tracedat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
@@ -201,8 +203,14 @@ def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: 
     )
 
 
+def _has_addresses(instance: Instance) -> bool:
+    if instance.read("current_tracer") in FUNCTION_TRACERS:
+        return True
+    return any(text.startswith("stacktrace") for texts in read_triggers(instance).values() for text in texts)
+
+
 def _read_kallsyms() -> bytes:
-    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions."""
+    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions or stacks."""
     with open("/proc/kallsyms", "rb") as file:
         return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
 

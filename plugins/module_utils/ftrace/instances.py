@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 
 NAME_PREFIX = "crashcart-"
 _MAX_ROUNDS = 100
+_MAX_EARLIER = 50
 _MAX_REWRITES = 5
 
 
@@ -295,12 +297,19 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
     start = clocks.measure_offset(settings.files["trace_clock"])
     if before.get("clock") == settings.files["trace_clock"]:
         start = before.get("start") or start
+    # As JSON gives it back.
+    specification = json.loads(json.dumps(wish.described)) or before.get("specification")
+    earlier = before.get("earlier_syscalls", [])
+    chosen = (before.get("specification") or {}).get("syscalls")
+    if chosen is not None and chosen != (specification or {}).get("syscalls") and chosen not in earlier:
+        earlier = [*earlier, chosen][-_MAX_EARLIER:]
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
         "clock": settings.files["trace_clock"],
         "container": capture.describe_container(container),
         "start": start,
-        "specification": wish.described or before.get("specification"),
+        "specification": specification,
+        "earlier_syscalls": earlier,
         "tasks": list(tasks.values()),
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": wish.limits.describe(),

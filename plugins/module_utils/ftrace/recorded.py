@@ -119,6 +119,7 @@ def _copy(
         "clock_offset_ns": time_of_end["offset_ns"],
         "time": {"start": record.get("start"), "end": time_of_end},
         "specification": record.get("specification"),
+        "earlier_syscalls": record.get("earlier_syscalls", []),
         "fetched": time.time(),
         "tracing": end is None,
         "mode": "record",

@@ -639,3 +639,24 @@ def test_a_cursor_ahead_of_the_clock_loses_nothing(worker, tmp_path):
     run_workload(worker)
     captures = fetch_here(tmp_path, containers=[worker], cursor="9" * 20)
     assert [one["manifest"]["entries"] for one in captures] == [600]
+
+
+def test_what_was_recorded_before_a_change_is_reported(worker, tmp_path):
+    host.call_module("ftrace_instance", containers=[worker], syscalls=["openat"])
+    run_workload(worker)
+    host.call_module("ftrace_instance", containers=[worker], syscalls=["write"])
+    run_workload(worker)
+    fetch_here(tmp_path, containers=[worker])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    counted = count(summary)
+    assert {name: one["calls"] for name, one in counted.items()} == {
+        name: WORKLOAD[name][0] for name in ("openat", "write")
+    }
+
+
+def test_stacks_have_names(worker, tmp_path):
+    event = {"name": "syscalls:sys_enter_connect", "triggers": ["stacktrace"]}
+    host.call_module("ftrace_instance", containers=[worker], events=[event])
+    run_workload(worker)
+    (capture,) = fetch_here(tmp_path, containers=[worker])
+    assert re.search(r"=> \w*sys\w*", host.run("trace-cmd", "report", capture["path"]).stdout)

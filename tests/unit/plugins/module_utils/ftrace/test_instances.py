@@ -7,9 +7,15 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, recordings
 
 WEB = Container("0123456789ab" + "c" * 52, "web", "running", 4242, "image", {})
+
+
+@pytest.fixture(autouse=True)
+def no_recordings(tmp_path, monkeypatch):
+    """Whatever this host records."""
+    monkeypatch.setattr(recordings, "FOLDER", str(tmp_path / "traces"))
 
 
 @pytest.mark.parametrize(
