@@ -57,15 +57,14 @@ def time_ansible(pattern: str, module: str) -> float:
 def measure_tracers(host: fleet.Host) -> None:
     """Workloads in a container of HOST below our trace, and on HOST itself below those of others, which come in a tool image."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tracers.squashfs")
+        path = Path(folder, "tracers.image")
         images.build(path, packages=["trace-cmd", "linux-perf", "strace"])
-        host.run("cat >/root/tracers.squashfs", path.read_bytes())
-    host.run("mkdir -p /dev/crashcart && mount -o loop,ro /root/tracers.squashfs /dev/crashcart")
+        host.run("cat >/root/tracers.image", path.read_bytes())
+    host.run("mkdir -p /dev/crashcart && mount -o loop,ro /root/tracers.image /dev/crashcart")
     host.run("cat >/root/workloads.py", Path(workloads.__file__).read_bytes())
     shared = " ".join(f"-v {one}:{one}:ro" for one in ("/usr", "/lib", "/lib64", "/root/workloads.py"))
     host.run(f"docker run -d --name worker --network none {shared} {golden.IMAGE} /bin/sleep 100000")
     script = "/usr/bin/python3 -S /root/workloads.py"
-    names = list(workloads.WORKLOADS)
 
     def run(command: str, part: float) -> dict[str, float]:
         output = host.run(f"{command} {script} {part}")
@@ -100,7 +99,7 @@ def measure_tracers(host: fleet.Host) -> None:
                 if wish:
                     server.call("ftrace_instance", {"containers": ["worker"], "state": "absent"})
     rows = make_ratios(figures)
-    print_table("Times untraced, by who looks, on an emulated host", ["", *names], rows)
+    print_table("Times untraced, by who looks, on an emulated host", ["", *workloads.WORKLOADS], rows)
 
 
 def main() -> None:

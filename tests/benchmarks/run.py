@@ -274,6 +274,12 @@ def bench_push(inventory: Path) -> None:
     print_table("A 50 MB image over ssh", ["what", "s", "s over a ping", "over a ping, times scp"], rows)
 
 
+def read_peak_mib(pid: int) -> float:
+    """The highest resident size that process PID has had; 0 where it has no memory any more."""
+    match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(match.group(1)) / 1024 if match else 0.0
+
+
 class PeakMemory:
     """Watches the processes whose command line matches a pattern; PEAK_MIB is the highest resident size of one."""
 
@@ -299,11 +305,9 @@ class PeakMemory:
                         Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
                     ):
                         continue
-                    match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+                    self.peak_mib = max(self.peak_mib, read_peak_mib(int(pid)))
                 except OSError:
                     continue
-                if match:
-                    self.peak_mib = max(self.peak_mib, int(match.group(1)) / 1024)
 
 
 def bench_fetch(inventory: Path) -> None:
@@ -390,7 +394,6 @@ def bench_drain(_inventory: Path) -> None:
 def bench_slowdown(_inventory: Path) -> None:
     """Workloads that do nothing but system calls, by who looks at them and how: the worst case for every tracer."""
     code = Path(workloads.__file__).read_text(encoding="utf-8")
-    names = list(workloads.WORKLOADS)
     script = ["/usr/bin/python3", "-S", "-c", code]
     install = Path(__file__).parents[2] / "tools" / "install_packages.sh"
     host.run(str(install), "linux-perf", "strace")
@@ -425,7 +428,7 @@ def bench_slowdown(_inventory: Path) -> None:
         # In turn, so that a slow moment of the machine meets all of them.
         rounds = [{way: look() for way, look in ways.items()} for _round in range(ROUNDS)]
     rows = make_ratios({way: [figures[way] for figures in rounds] for way in ways})
-    print_table("Times untraced, by who looks", ["", *names], rows)
+    print_table("Times untraced, by who looks", ["", *workloads.WORKLOADS], rows)
 
 
 def read_process_seconds(pid: int) -> float:
@@ -448,8 +451,7 @@ def bench_record(_inventory: Path) -> None:
             host.wait_until(lambda name=name: "calls" in host.docker("logs", name), 6 * seconds)
             taken_s = float(host.docker("logs", name).split("calls ")[1].split()[1])
             recorder_s = read_process_seconds(pid) - before
-            status = Path(f"/proc/{pid}/status").read_text()
-            peak_mib = int(re.search(r"VmHWM:\s+(\d+)", status).group(1)) / 1024  # type: ignore[union-attr]
+            peak_mib = read_peak_mib(pid)
             host.call_module("ftrace_instance", containers=[name], state="stopped")
             with tempfile.TemporaryDirectory() as folder:
                 fetched = host.ad_hoc("localhost", "ftrace_fetch", {"dest": folder, "containers": [name]})

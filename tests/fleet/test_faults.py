@@ -139,13 +139,19 @@ def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
         assert [(ran["container"], ran["rc"], ran["stdout"]) for ran in one["results"]] == [(NOISY, 0, "sh\n")]
 
 
+def list_pushed(host):
+    """The images called other that HOST has whole."""
+    # ls fails where there is none, which is what is asked.
+    return host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true")
+
+
 def cut_while_files_travel(host, folder):
     fill_a_trace(host, 4 * WRITES)
     other = folder / "other.squashfs"
     build(other, ["bash", "coreutils", "iproute2", "strace", "file"])
     push = start_module(host.name, "crashcart_image", {"src": str(other), "name": "other"})
     host.run(f"python3 -c '{FREEZE}' '{store.STORE}/other/.crashcart-*'")
-    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
+    assert list_pushed(host) == ""
     slow_down(host)
     fetch = start_module(host.name, "ftrace_fetch", {"containers": NOISY, "dest": str(folder)})
     whole = wait_for_a_part(folder, host, fetch)
@@ -156,7 +162,7 @@ def cut_while_files_travel(host, folder):
     processes.end(push)
     host.boot()
     host.wait_until_up()
-    assert host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true") == ""
+    assert list_pushed(host) == ""
     assert not list(folder.glob(f"{host.name}/*/*.dat"))
 
 

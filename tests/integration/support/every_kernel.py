@@ -37,7 +37,7 @@ def wait_for_worker(machine: Machine, worker: str) -> None:
 def run_workload(machine: Machine, worker: str) -> None:
     """One round of the workload in container WORKER, to its end."""
     # One command: each costs an emulated machine half a second.
-    begin = f"rounds=$(docker logs {worker} | grep -c done || true); docker kill --signal USR1 {worker}"
+    begin = f"rounds=$(docker logs {worker} | grep -c done); docker kill --signal USR1 {worker} || exit"
     machine.run(f"{begin}; {_make_wait(worker, 'done', '$rounds')}")
 
 
