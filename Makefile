@@ -18,7 +18,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint format unit sanity integration package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
+.PHONY: help setup demo test lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -70,6 +70,9 @@ integration: setup ## Tests with a real engine, real containers and a real sshd;
 	tests/integration/with_engine.sh $(BUILD)/test-engine \
 	    ansible-test integration --local --python $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	    --allow-root --allow-destructive --color no $(TARGET)
+
+builds: setup ## Tests of building images that need no engine
+	cd tests/builds && PYTHONPATH=$(COLLECTIONS) python -m pytest -c ../integration/pytest.ini --rootdir . .
 
 package: setup ## Build the collection, install it elsewhere, let Galaxy's importer look at it
 	tests/package.sh $(BUILD)

@@ -35,10 +35,10 @@ run_beside() { # The same for several targets, with a build folder of their own;
 
 run setup
 python3 tests/fleet/fleet.py packages
-run_beside lint sanity unit package fleet >"$log" 2>&1 &
+run_beside lint sanity unit package builds fleet >"$log" 2>&1 &
 beside=$!
-# The row with this machine's engine is the longer one.
-renice -n 5 -p "$beside" >/dev/null
+# The row with this machine's engine is the longer one and mostly waits: whenever it can go on, the other one stands back.
+chrt --idle --pid 0 "$beside"
 # Also when a part fails or the run is interrupted no guest may go on; by then the other row may have ended, which is no error.
 trap 'kill "$beside" 2>/dev/null && wait "$beside" || true; python3 tests/fleet/fleet.py down' EXIT
 for target in readme demo integration; do

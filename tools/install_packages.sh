@@ -14,6 +14,9 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "installing$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
+# Several of us may be at work, and `apt-get update` waits for nobody.
+exec 9>/run/lock/crashcart-packages
+flock 9
 apt-get update -qq
 # shellcheck disable=SC2086 # the list is words
 # Another apt may be at work on the machine.

@@ -34,13 +34,13 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def tool_image(controller: None) -> Iterator[str]:
-    """The default tool image in this host's store; when all tests have ended a cleanup has to find the host clean."""
+    """The default tool image in this host's store; when all tests have ended a cleanup has to leave the host clean."""
     assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
     images.make(IMAGES, "busybox", "static", "python", "redis", "nginx")
     host.call_module("crashcart_build", dest=host.DEFAULT_IMAGE)
-    host.ad_hoc("localhost", "crashcart_image", {"src": host.DEFAULT_IMAGE, "name": "default"})
+    images.install(host.DEFAULT_IMAGE, "default")
     yield "default"
-    host.playbook("cleanup")
+    host.clean_up()
     assert host.list_loop_devices() == []
     assert host.list_instances() == []
 

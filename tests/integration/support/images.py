@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import read_manifest
 from ansible_collections.crashcart.fleet.tools import make_container_image
 from ansible_collections.crashcart.fleet.tools.busybox_archive import find_busybox, make_archive
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
@@ -79,9 +80,7 @@ def _make_musl(tag: str) -> None:
 
 def compile_with_musl(folder: str) -> None:
     """Make FOLDER/wait, a dynamic program of musl that says so and waits."""
-    subprocess.run(
-        [os.path.join(os.path.dirname(make_container_image.__file__), "install_packages.sh"), "musl-tools"], check=True
-    )
+    install_packages("musl-tools")
     source = os.path.join(folder, "wait.c")
     with open(source, "w", encoding="ascii") as file:
         file.write(
@@ -90,8 +89,19 @@ def compile_with_musl(folder: str) -> None:
     subprocess.run(["musl-gcc", "-o", os.path.join(folder, "wait"), source], check=True)
 
 
+def install_packages(*names: str) -> None:
+    """Install the Debian packages that are missing."""
+    tool = os.path.join(os.path.dirname(make_container_image.__file__), "install_packages.sh")
+    subprocess.run([tool, *names], check=True)
+
+
 def build(path: os.PathLike[str], **options: Any) -> dict[str, Any]:
     """A tool image PATH of its own; its manifest. Without other OPTIONS it is one that takes no time to compress."""
     wish = {"cache": os.path.expanduser("~/.cache/crashcart"), "format": "ext4", **options}
     image: dict[str, Any] = host.call_module("crashcart_build", dest=str(path), **wish)["image"]
     return image
+
+
+def install(path: os.PathLike[str] | str, name: str) -> None:
+    """Put the tool image PATH into this host's store as NAME, as a push does but without the seconds that Ansible takes."""
+    host.call_module("crashcart_image", src=str(path), name=name, _manifest=read_manifest(str(path)), _staged=str(path))

@@ -80,7 +80,7 @@ def tools(request, folder):
         return
     path = folder / f"{name}.ext4"
     images.build(path, sets=[name])
-    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": name})
+    images.install(path, name)
     yield name
     host.call_module("crashcart_image", name=name, state="absent")
 
@@ -170,7 +170,7 @@ def test_the_smallest_set(tmp_path, container):
     path = tmp_path / "minimal.squashfs"
     image = host.call_module("crashcart_build", dest=str(path), sets=["minimal"], cache="~/.cache/crashcart")["image"]
     assert image["size"] < 2_000_000
-    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": "set-minimal"})
+    images.install(path, "set-minimal")
     name = container("static")
     line = host.call_module("crashcart_attach", containers=[name], image="set-minimal")["attachments"][0]["shell"]
     assert line.endswith("/dev/crashcart/bin/sh -i")

@@ -123,7 +123,7 @@ def python_image(tmp_path):
     """The set of tools that is made for modules, in the host's store."""
     path = tmp_path / "python.squashfs"
     host.call_module("crashcart_build", dest=str(path), sets=["python"], cache="~/.cache/crashcart")
-    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": "python"})
+    images.install(path, "python")
     yield "python"
     host.call_module("crashcart_image", name="python", state="absent", force=True)
 

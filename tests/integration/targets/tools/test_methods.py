@@ -154,9 +154,9 @@ def erofs_image(tmp_path):
     """The name of an EROFS image in the store."""
     path = tmp_path / "small.erofs"
     images.build(path, sets=["minimal"], packages=["bash", "coreutils"], format="erofs")
-    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": "erofs"})
+    images.install(path, "erofs")
     yield "erofs"
-    host.ad_hoc("localhost", "crashcart_image", {"name": "erofs", "state": "absent", "force": True})
+    host.call_module("crashcart_image", name="erofs", state="absent", force=True)
 
 
 def test_an_erofs_image_needs_no_loop_device(container, erofs_image, tmp_path):
@@ -175,11 +175,11 @@ def test_an_erofs_image_needs_no_loop_device(container, erofs_image, tmp_path):
         (name, erofs_image, "fsmount") for name in names[1::-1]
     ]
     with pytest.raises(host.ModuleFailed, match=f"{erofs_image}.*{names[0]}"):
-        host.ad_hoc("localhost", "crashcart_image", {"name": erofs_image, "state": "absent"})
+        host.call_module("crashcart_image", name=erofs_image, state="absent")
     # Replaced in the store, it stays with those who have it.
     path = tmp_path / "other.erofs"
     images.build(path, sets=["minimal"], format="erofs")
-    host.ad_hoc("localhost", "crashcart_image", {"src": str(path), "name": erofs_image})
+    images.install(path, erofs_image)
     assert {host.docker("exec", name, *BASH) for name in names[:2]} == {"42"}
     assert detach(*names)
     assert {name: host.read_container_mounts(name) for name in names} == before
