@@ -19,8 +19,8 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import is_alive
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
+from support import host
 
 _PTRACE_SYSCALL = 24
 _PTRACE_DETACH = 17
@@ -183,8 +183,16 @@ def _let_go(others: set[int], killed: int = 0) -> None:
 def _wait_for(others: set[int]) -> None:
     """Give those OTHERS that end with the killed one the moment that takes; until another module looks, much more time goes by."""
     deadline = time.monotonic() + _END_S
-    while time.monotonic() < deadline and any(map(is_alive, others)):
+    while time.monotonic() < deadline and not all(map(_has_ended, others)):
         time.sleep(0.001)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether PID is gone, or only its parent has not asked yet how it ended."""
+    try:
+        return host.read_state(pid) in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:

@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import O
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
-ROUNDS = 100
+ROUNDS = 50
 COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
 
 

@@ -218,12 +218,12 @@ def test_the_first_process_goes_on_after_a_confined_command(container):
 
 
 def test_a_kill_in_the_middle_lets_the_first_process_go_on(container):
-    """Also of the supervisor, which is the one that stops it: at 40 moments of its life."""
+    """Also of the supervisor, which is the one that stops it: at 20 moments of its life."""
     name = container()
     first = host.find_pid(name)
-    for number in range(40):
+    for number in range(20):
         process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], confined=True)
-        time.sleep(0.25 + number * 0.01)
+        time.sleep(0.25 + number * 0.02)
         killed = [process.pid]
         if number % 2:
             killed += [int(pid) for pid in host.run("pgrep", "-P", str(process.pid), check=False).stdout.split()]
