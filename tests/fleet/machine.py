@@ -88,7 +88,28 @@ class Machine:
             subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.wait(lambda: (self.folder / "pid").exists() and (self.folder / "qmp.sock").exists(), 20, "start")
+        self.wait(lambda: (self.folder / "pid").exists() and self._listens(), 20, "start")
+
+    def _listens(self) -> bool:
+        """Whether its control socket takes connections: it lies there a moment before."""
+        try:
+            with self._connect(20):
+                return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+
+    def _connect(self, limit_s: float) -> socket.socket:
+        folder_fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(limit_s)
+            connection.connect(f"/proc/self/fd/{folder_fd}/qmp.sock")  # a path of its own may be too long
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            os.close(folder_fd)
+        return connection
 
     def find_pid(self) -> int | None:
         """The pid of its process, None when it does not run; a number that is somebody else's by now does not count."""
@@ -122,21 +143,14 @@ class Machine:
 
     def call_all(self, commands: list[tuple[str, dict[str, Any]]], limit_s: float = 60) -> list[Any]:
         """The answers to several commands in one connection."""
-        folder_fd = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(limit_s)
-                connection.connect(f"/proc/self/fd/{folder_fd}/qmp.sock")  # a path of its own may be too long
-                with connection.makefile("rw") as file:
-                    file.readline()
-                    return [
-                        self._ask(file, command, arguments)
-                        for command, arguments in [("qmp_capabilities", {}), *commands]
-                    ][1:]
+            with self._connect(limit_s) as connection, connection.makefile("rw") as file:
+                file.readline()
+                return [
+                    self._ask(file, command, arguments) for command, arguments in [("qmp_capabilities", {}), *commands]
+                ][1:]
         except OSError as error:
             raise MachineError(f"{self.name} does not answer ({error}):\n{self._read_end()}") from error
-        finally:
-            os.close(folder_fd)
 
     def _ask(self, file: Any, command: str, arguments: dict[str, Any]) -> Any:
         file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
