@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Collection, Iterable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
 
@@ -20,6 +20,8 @@ _IS_GLOB = re.compile(r"[*?\[]")
 _KEYS = {"name", "filter", "triggers"}
 # Of a trigger's count the kernel shows what is left of it.
 _COUNT = re.compile(r":(?:unlimited|count=\d+|\d+)\Z")
+# Blanks in quotes are meant; the kernel knows no way to quote a quote.
+_QUOTED_OR_BLANK = re.compile(r"\"[^\"]*\"|'[^']*'|\s+")
 _HIST_ALIASES = {"key": "keys", "val": "vals", "values": "vals"}
 _SWITCHES = ("enable_event", "disable_event")
 TRIGGER_OPTIONS = {
@@ -80,11 +82,11 @@ def parse_request(entry: Any) -> EventRequest:
         raise TraceError(f"{entry['name']!r} is not an event: write system:name, for example sched:sched_switch")
     for text in triggers:
         parse_trigger(text)
-    return EventRequest(entry["name"], " ".join(event_filter.split()), tuple(map(_squeeze, triggers)))
+    return EventRequest(entry["name"], _squeeze(event_filter), tuple(map(_squeeze, triggers)))
 
 
 def _squeeze(text: str) -> str:
-    return " ".join(text.split())
+    return _QUOTED_OR_BLANK.sub(lambda found: " " if found.group().isspace() else found.group(), text).strip()
 
 
 def parse_trigger(text: str) -> Trigger:
@@ -98,20 +100,28 @@ def parse_trigger(text: str) -> Trigger:
     return trigger
 
 
-def resolve(requests: Sequence[EventRequest], available: Iterable[str]) -> dict[str, EventRequest]:
+def resolve(
+    requests: Sequence[EventRequest],
+    available: Iterable[str],
+    *,
+    dynamic: Collection[str] = (),
+    unfiltered: Collection[str] = (),
+) -> dict[str, EventRequest]:
     """Event → request for all AVAILABLE events that REQUESTS mean; of several for one event the last counts.
 
-    Raises TraceError, which names near ones, for a request that means none.
+    No glob means events of the systems DYNAMIC, which are probes, of others or of other traces; to have one its system is named.
+    A glob's filter leaves the events UNFILTERED as they are. Raises TraceError, which names near ones, for a request that means none.
     """
     known = set(available)
     found: dict[str, EventRequest] = {}
     for request in requests:
-        names = _match(request.pattern, known)
+        names = _match(request.pattern, known, dynamic)
         if not names and not request.is_optional:
             near = ", ".join(find_near(request.pattern, known)) or "none like it"
             raise TraceError(f"the kernel has no event {request.pattern!r}; near ones: {near} (ftrace_info lists all)")
         for name in names:
-            found[name] = replace(request, pattern=name)
+            is_free = name in unfiltered and name != request.pattern
+            found[name] = replace(request, pattern=name, filter="" if is_free else request.filter)
         for trigger in map(parse_trigger, request.triggers if names else ()):
             if trigger.target is not None and trigger.target not in known:
                 near = ", ".join(find_near(trigger.target, known)) or "none like it"
@@ -119,7 +129,7 @@ def resolve(requests: Sequence[EventRequest], available: Iterable[str]) -> dict[
     return found
 
 
-def _match(pattern: str, known: set[str]) -> list[str]:
+def _match(pattern: str, known: set[str], dynamic: Collection[str]) -> list[str]:
     if not _IS_GLOB.search(pattern):
         return [pattern] if pattern in known else []
     system, _colon, name = pattern.partition(":")
@@ -127,8 +137,12 @@ def _match(pattern: str, known: set[str]) -> list[str]:
     return sorted(
         event
         for event in known
-        if fnmatch.fnmatchcase(event.partition(":")[0], system) and fnmatch.fnmatchcase(event.partition(":")[2], name)
+        if _means(system, event.partition(":")[0], dynamic) and fnmatch.fnmatchcase(event.partition(":")[2], name)
     )
+
+
+def _means(pattern: str, system: str, dynamic: Collection[str]) -> bool:
+    return pattern == system or (system not in dynamic and fnmatch.fnmatchcase(system, pattern))
 
 
 def find_near(pattern: str, known: Iterable[str]) -> list[str]:

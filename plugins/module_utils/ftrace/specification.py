@@ -88,7 +88,8 @@ def find_settings(specification: Specification) -> Settings:
         if event in requests and requests[event].filter:
             raise TraceError(f"{event} takes no filter: it is recorded always, as processes have their names from it")
     for event, text in _find_syscall_filters(specification).items():
-        events[event] = events.get(event) or text
+        own = events.get(event, "")
+        events[event] = f"({text}) && ({own})" if text and own else text or own
     triggers = {event: one.triggers for event, one in sorted(requests.items()) if one.triggers}
     targets = {parse_trigger(text).target for texts in triggers.values() for text in texts}
     noise = _RUNTIME_NOISE if specification.follow_exec else ""

@@ -10,8 +10,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import path
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest, parse_request, resolve
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import PROFILES, Profile
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import PROCESS_EVENTS, Specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import TracerRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.dynamic_events import list_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import (
     SyscallNumbers,
     find_numbers,
@@ -65,7 +66,8 @@ def _find_events(requests: list[EventRequest], root: str) -> dict[str, EventRequ
     available = Instance(root, "..").read("available_events").split()
     # The kernel's own events stand in no list; that they cannot be had is said later.
     own = [one.pattern for one in requests if one.pattern.startswith("ftrace:")]
-    found = resolve(requests, [*available, *own])
+    dynamic = {one.group for one in list_probes(root, "")}
+    found = resolve(requests, [*available, *own], dynamic=dynamic, unfiltered=PROCESS_EVENTS)
     return {
         event: one for event, one in found.items() if not one.needed_field or has_field(root, event, one.needed_field)
     }

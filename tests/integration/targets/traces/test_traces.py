@@ -21,6 +21,7 @@ from support.fetching import fetch_here
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import parse_triggers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 WORKLOAD = workload_counts.COUNTS
@@ -438,6 +439,27 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
     assert capture["manifest"]["entries"] > 0
 
 
+def test_a_users_filters_and_ours_hold_together(worker, tmp_path):
+    """Of a call by its number, in a process whose name has blanks; the kernel's own filter of a glob's other events stays as it is."""
+    name = "a  name of 2"
+    program = f"open('/proc/self/comm', 'w').write({name!r}); import os; os.getppid(); os.getppid(); os.access('/x', 0)"
+    host.call_module(
+        "ftrace_instance",
+        containers=[worker],
+        syscalls=["getppid", "access"],
+        events=[
+            {"name": "raw_syscalls:sys_enter", "filter": f'COMM == "{name}" && id == {find_number("getppid")}'},
+            {"name": "syscalls:sys_exit_e*", "filter": "ret == 12345"},
+        ],
+    )
+    host.docker("exec", worker, "/usr/bin/python3", "-c", program)
+    (capture,) = fetch_here(tmp_path, containers=[worker])
+    lines = host.run("trace-cmd", "report", capture["path"]).stdout.splitlines()
+    entries = [line for line in lines if " sys_enter:" in line]
+    assert len(entries) == 2, entries
+    assert any("sys_exit_execve:" in line for line in lines) and not any("sys_exit_exit" in line for line in lines)
+
+
 def test_foreign_instances_and_probes_with_their_settings_are_never_touched(worker, tmp_path):
     foreign = f"{host.TRACEFS}/instances/somebody-elses"
     probe = "somebody/ours"
@@ -466,7 +488,9 @@ def test_foreign_instances_and_probes_with_their_settings_are_never_touched(work
 
         before = read_all()
         switch = {"name": "sched:sched_switch", "filter": "next_pid == 1", "triggers": ["stacktrace"]}
-        host.call_module("ftrace_instance", containers=[worker], events=[switch], clock="boot")
+        result = host.call_module("ftrace_instance", containers=[worker], events=[switch, "so*:*"], clock="boot")
+        systems = {event.partition(":")[0] for event in result["instances"][0]["events"]}
+        assert "sock" in systems and "somebody" not in systems
         fetch_here(tmp_path, containers=[worker])
         host.call_module("ftrace_instance", containers=[worker], state="stopped")
         host.call_module("ftrace_instance", state="absent")

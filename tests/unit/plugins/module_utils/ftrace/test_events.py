@@ -64,6 +64,33 @@ def test_names_and_globs():
     assert resolve("*:*") == sorted(AVAILABLE)
 
 
+def test_a_glob_means_no_probes_unless_their_system_is_named():
+    found = events.resolve([EventRequest("s*:*")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+    assert "somebody:ours" not in found and "sched:sched_switch" in found
+    for pattern in ("somebody:*", "somebody:ours"):
+        found = events.resolve([EventRequest(pattern)], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+        assert list(found) == ["somebody:ours"]
+    with pytest.raises(TraceError, match="no event '.*:ours'"):
+        events.resolve([EventRequest("*:ours")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+
+
+def test_a_globs_filter_leaves_alone_what_takes_none():
+    found = events.resolve(
+        [EventRequest("task:*", "pid == 1")], [*AVAILABLE, "task:x"], unfiltered=["task:task_rename"]
+    )
+    assert {event: one.filter for event, one in found.items()} == {"task:x": "pid == 1", "task:task_rename": ""}
+    found = events.resolve([EventRequest("task:task_rename", "pid == 1")], AVAILABLE, unfiltered=["task:task_rename"])
+    assert found["task:task_rename"].filter == "pid == 1"  # which is refused later
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_blanks_in_quotes_are_meant(quote):
+    text = f"comm ==  {quote}two  words\t{quote} &&\n x == 1"
+    request = events.parse_request({"name": "a:b", "filter": text, "triggers": f"traceoff  if {text}"})
+    assert request.filter == f"comm == {quote}two  words\t{quote} && x == 1"
+    assert events.parse_trigger(request.triggers[0]).condition == request.filter
+
+
 def test_a_star_does_not_lead_from_system_to_name():
     with pytest.raises(TraceError):
         resolve("s*switch:x*")

@@ -138,6 +138,13 @@ def test_a_switched_event_that_is_recorded_anyway_is_no_special_case():
     assert settings.switched == {}
 
 
+def test_a_users_filter_of_system_calls_and_ours_hold_together():
+    events = find([EventRequest(SYS_ENTER, "common_pid == 1 || id == 3")], syscalls=(1, 5)).events
+    assert events[SYS_ENTER] == "(id == 1 || id == 5) && (common_pid == 1 || id == 3)"
+    assert events[SYS_EXIT] == "id == 1 || id == 5"
+    assert find([EventRequest(SYS_ENTER, "id == 3")]).events[SYS_ENTER] == "id == 3"
+
+
 def test_process_events_take_no_filter():
     with pytest.raises(TraceError, match="takes no filter"):
         find(events=(EventRequest("task:task_newtask", "pid == 1"),))
