@@ -103,9 +103,8 @@ options:
       - V(function_graph) needs Linux 6.11; before that it is for one user per host, the top instance, which is not ours.
       - The others record the longest time that interrupts or preemption were off, or that it took a woken thread to run. They look at
         the host as a whole, and there is one user of them per host, always.
-      - A change of the tracer empties the buffer (the kernel's way), and so do one of O(clock) and one of O(probes) or O(paths) that
-        takes a probe away. None of these losses is counted, so fetch before. O(state=absent) gives the tracer back; with O(state=stopped) it
-        stays set, as taking it away would empty the buffer.
+      - A change of the tracer empties the buffer (the kernel's way), and so does one of O(clock). The next capture counts what went as lost,
+        so fetch before. O(state=absent) gives the tracer back; with O(state=stopped) it stays set, as taking it away would empty the buffer.
     type: str
     choices: [nop, function, function_graph, irqsoff, preemptoff, preemptirqsoff, wakeup, wakeup_rt, wakeup_dl]
     default: nop

@@ -120,7 +120,8 @@ def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
     # Should we be killed from here on, this is what is known of what was drained till then.
     interrupted = {cpu: CpuDrain(unknown=1, error="the fetch was killed") for cpu in cpus}
     writer.write_head(read_head(instance, page_size, record, cpus))
-    writer.write_document({**manifest, **summarize_loss(before, before, interrupted), "cmdlines": cmdlines})
+    discarded = records.read_discarded(record)
+    writer.write_document({**manifest, **summarize_loss(before, before, interrupted, discarded), "cmdlines": cmdlines})
     drained = drain.drain(instance, cpus, page_size, writer)
     try:
         # Who was born while one CPU was drained may have called on the next one.
@@ -128,15 +129,21 @@ def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
     except TraceError:
         pass  # those from before the drain will do: the events must not be lost for names
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    manifest.update(summarize_loss(before, after, drained))
+    manifest.update(summarize_loss(before, after, drained, discarded))
     writer.write_document({**manifest, "cmdlines": cmdlines})
     return manifest
 
 
 def summarize_loss(
-    before: dict[int, CpuStatistics], after: dict[int, CpuStatistics], drained: dict[int, CpuDrain]
+    before: dict[int, CpuStatistics],
+    after: dict[int, CpuStatistics],
+    drained: dict[int, CpuDrain],
+    discarded: records.Discarded = records.NOTHING_DISCARDED,
 ) -> dict[str, Any]:
-    """The manifest's accounts: per CPU the kernel's counters since the trace began, and what is missing in this capture."""
+    """The manifest's accounts: per CPU the kernel's counters since the trace began, and what this capture lacks.
+
+    DISCARDED is what went before with a change of settings.
+    """
     losses: dict[int, CpuLoss] = {cpu: one.judge(before[cpu]) for cpu, one in drained.items()}
     cpus = [
         {
@@ -150,15 +157,16 @@ def summarize_loss(
     ]
     lost = sum(loss.lost for loss in losses.values())
     # These two stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
-    refused = sum(one.dropped + one.commit_overrun for one in after.values())
-    exact = all(loss.exact for loss in losses.values())
+    lost += sum(one.dropped + one.commit_overrun for one in after.values()) + discarded.events
+    exact = all(loss.exact for loss in losses.values()) and discarded.exact
     return {
         "cpus": cpus,
         "entries": sum(one.entries for one in before.values()),
         "pages": sum(loss.pages for loss in losses.values()),
-        "lost": lost + refused,
+        "discarded": discarded.events,
+        "lost": lost,
         "lost_exact": exact,
-        "complete": exact and lost + refused == 0,
+        "complete": exact and lost == 0,
     }
 
 

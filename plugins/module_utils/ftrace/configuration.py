@@ -139,7 +139,8 @@ def configure(
         instance.trace_off()
         # The triggers of a stopped trace have run down maybe: they begin anew with it.
         is_same = present is not None and (was_on or not settings.triggers)
-        _write_settings(instance, present, settings, keep_events=is_same)
+        with records.noting_discarded(instance):
+            _write_settings(instance, present, settings, keep_events=is_same)
         cover()
         instance.trace_on()
     except BaseException:
@@ -149,7 +150,8 @@ def configure(
             # What was written meanwhile is known by its events only, and these may have been written in part.
             clear_events(instance, {*settings.events, *present.events, *present.triggers})
             # A file that has not changed is not written again: what refused the change may refuse that, too.
-            _write_settings(instance, read_settings(instance, present), present, keep_events=False)
+            with records.noting_discarded(instance):
+                _write_settings(instance, read_settings(instance, present), present, keep_events=False)
             if was_on:
                 instance.trace_on()
         raise

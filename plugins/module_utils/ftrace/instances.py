@@ -274,18 +274,18 @@ def _start(
             keeping.begin(instance, container, wish.limits, _describe_start(instance, container, wish, wanted))
 
     if is_other:
+        earlier = probe_points.list_defined(instance.root, container.short_id)
         try:
             if keeping.end(instance) and present is not None:
                 present = read_settings(instance, wanted)
             configure(instance, present, wanted, begin, partial(probe_points.define, instance.root, probes))
         except BaseException:
             with suppress(TraceError):
-                probe_points.remove_unused(instance, container.short_id, busy_ok=True)
+                probe_points.remove_unused(instance, container.short_id, kept=earlier, busy_ok=True)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
     changed = followed.cover() or is_other
-    changed |= probe_points.remove_unused(instance, container.short_id, busy_ok=True)
     if changed:
         records.write_record(instance, _describe_start(instance, container, wish, wanted))
     return changed
@@ -314,6 +314,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": wish.limits.describe(),
         "followed": wish.following.describe(),
+        "discarded": before.get("discarded"),
     }
 
 
@@ -321,13 +322,14 @@ def stop(found: Sequence[TraceInstance]) -> None:
     """Stop recording in all of FOUND; they keep what they have."""
     for one in found:
         with hold_lock("trace-" + one.short_id):
-            if one.find_state() == "started":
+            was_on = one.find_state() == "started"
+            keeping.end(one.instance)  # first: to a recorder that is there it would be a trigger that stops the trace
+            if was_on:
                 one.instance.trace_off()
                 record = records.read_record(one.instance)
                 if record:
                     end = clocks.measure_offset(one.instance.read_clock())
                     records.write_record(one.instance, {**record, "end": end})
-            keeping.end(one.instance)
 
 
 def remove(found: Sequence[TraceInstance]) -> None:

@@ -50,6 +50,7 @@ def begin(instance: Instance, container: Container, limits: Limits, record: dict
         for path in recordings.list_unbegun(instance.name):
             recordings.remove(path)
         run = recordings.create(instance.name, *describe(instance, container, limits, record))
+        recordings.note_discarded(run, records.read_discarded(record))
     order = orders.Order(
         instance.name,
         instance.root,
@@ -65,6 +66,8 @@ def begin(instance: Instance, container: Container, limits: Limits, record: dict
         if run:
             recordings.remove(run)
         raise
+    if run:
+        records.forget_discarded(instance)
 
 
 def describe(

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The probes of one container: where they sit in its programs, their definition in the kernel, and their end.
 
-They are in a group of the container's own, whose name also says what is in it. So what is defined is read from the kernel, a
-change defines new ones beside the old ones, and what nobody has switched on is known to be left over.
+They are in a group of the container's own, whose name also says what is in it. So what is defined is read from the kernel, and a
+change defines new ones beside the old ones. These are off then and stay as long as the instance does: its buffer may hold events of
+theirs, which nobody could read without them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Collection, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import SHORT_ID_LENGTH
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock
@@ -164,18 +165,24 @@ def define(root: str, probes: ProbeSet) -> None:
             dynamic_events.define(root, one.file, one.format(probes.group))
 
 
+def list_defined(root: str, short_id: str) -> list[dynamic_events.Probe]:
+    """The probes of the container with SHORT_ID that the kernel of the tracefs at ROOT has, on or off."""
+    return dynamic_events.list_probes(root, f"{GROUP_PREFIX}{short_id}_")
+
+
 def list_own(instance: Instance, short_id: str) -> list[dynamic_events.Probe]:
     """The probes of the container with SHORT_ID that are on in INSTANCE."""
-    found = dynamic_events.list_probes(instance.root, f"{GROUP_PREFIX}{short_id}_")
-    return [one for one in found if dynamic_events.is_on(instance, one.event)]
+    return [one for one in list_defined(instance.root, short_id) if dynamic_events.is_on(instance, one.event)]
 
 
-def remove_unused(instance: Instance, short_id: str, *, busy_ok: bool = False) -> bool:
-    """Remove the probes of the container with SHORT_ID that are not on in INSTANCE; whether any was removed.
+def remove_unused(
+    instance: Instance, short_id: str, *, kept: Collection[dynamic_events.Probe] = (), busy_ok: bool = False
+) -> bool:
+    """Remove the probes of the container with SHORT_ID that are not on in INSTANCE, but for those KEPT; whether any was removed.
 
     Raises TraceError for those that others have switched on, unless BUSY_OK.
     """
-    found = dynamic_events.list_probes(instance.root, f"{GROUP_PREFIX}{short_id}_")
+    found = [one for one in list_defined(instance.root, short_id) if one not in kept]
     is_there = instance.exists()
     removed = False
     failures: list[str] = []

@@ -38,15 +38,18 @@ def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
             size = sum(sum(segment.sizes.values()) for segment in recording.list_segments())
             sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
         # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
-        if one.instance.exists() and not (own and keeping.is_recorded(one.instance)):
+        if one.instance.exists() and not keeping.is_recorded(one.instance):
             size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-            sources.append(capture.Source(one.container_name, one.instance, size, partial(capture.capture, one)))
+            finish = partial(records.forget_discarded, one.instance)
+            sources.append(
+                capture.Source(one.container_name, one.instance, size, partial(capture.capture, one), finish)
+            )
     return sources
 
 
 def count_entries(one: TraceInstance) -> int:
     """How many events, or bytes of pages where nobody has counted, wait to be fetched of ONE."""
-    waiting = capture.count_entries(one) if one.instance.exists() else 0
+    waiting = capture.count_entries(one) if one.instance.exists() and not keeping.is_recorded(one.instance) else 0
     for recording in recordings.list_recordings(one.instance.name):
         waiting += sum(sum(segment.sizes.values()) for segment in recording.list_segments())
     return waiting

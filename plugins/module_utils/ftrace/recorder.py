@@ -44,6 +44,7 @@ _PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at
 _LOOK_S = 0.25  # between two looks at limits, at most
 _DRAIN_S = 5.0  # after which a buffer is drained that is not half full
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
+SWITCHED_OFF = "tracing was switched off, by a trigger or by somebody else"
 
 
 class Keeper:
@@ -74,6 +75,8 @@ class Keeper:
                 with open_process(order.container) as process:
                     self._group = cgroups.find_container_directory(process.read("cgroup"))
             events, self._lost_before = self._count()
+            self._first_events = events
+            self._was_on = False
             self._brake = Brake(order.limits.max_rate, time.monotonic(), events) if order.limits.max_rate else None
             stack.callback(os.ftruncate, lock_fd, 0)
             locks.tell_holder(lock_fd)
@@ -124,12 +127,21 @@ class Keeper:
             return TTL_IS_OVER
         if self._container_fd is not None and select.select([self._container_fd], [], [], 0)[0]:
             return CONTAINER_ENDED
+        if self.writer is not None and self._is_switched_off():
+            return SWITCHED_OFF
         if limits.max_rate is None and limits.max_loss is None:
             return None
         events, lost = self._count()
         if limits.max_loss is not None and lost - self._lost_before > limits.max_loss:
             return f"it lost {lost - self._lost_before} events, more than max_loss ({limits.max_loss}) allows"
         return self._brake.look(time.monotonic(), events) if self._brake else None
+
+    def _is_switched_off(self) -> bool:
+        """Whether what has begun to trace does not any more; before, its settings are being written."""
+        if self._instance.is_tracing():
+            self._was_on = True
+            return False
+        return self._was_on or self._count()[0] != self._first_events
 
     def end(self, why: str | None) -> None:
         """Stop the trace, for the reason WHY of its own (None: its order was withdrawn), finish the recording, forget the order."""

@@ -244,6 +244,13 @@ def free_reserve(path: str) -> None:
         os.unlink(os.path.join(path, _RESERVE))
 
 
+def note_discarded(path: str, discarded: records.Discarded) -> None:
+    """Count what the kernel dropped before the recording in PATH began among its losses."""
+    if discarded.events or not discarded.exact:
+        sums = {**Recording("", path, {}).read_rotated(), "lost": discarded.events, "exact": discarded.exact}
+        write_json(os.path.join(path, _ROTATED), sums)
+
+
 def remove(path: str) -> None:
     """Take the recording in PATH away, and the folders above it that are empty then."""
     shutil.rmtree(path, ignore_errors=True)

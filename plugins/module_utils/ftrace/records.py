@@ -9,12 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _FOLDER = os.path.join(RUN, "traces")
+_DISCARDED = "discarded"
+
+
+@dataclass(frozen=True)
+class Discarded:
+    """EVENTS that the kernel has dropped when a setting changed; more than that may be gone where that is not EXACT."""
+
+    events: int = 0
+    exact: bool = True
+
+
+NOTHING_DISCARDED = Discarded()
 
 
 def read_boot_id() -> str:
@@ -50,6 +64,39 @@ def read_record(instance: Instance) -> dict[str, Any]:
         return record if record.pop("instance", None) == _identify(instance) else {}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
+
+
+@contextmanager
+def noting_discarded(instance: Instance) -> Iterator[None]:
+    """Note in the record of INSTANCE, which does not trace, what the kernel drops meanwhile, as it does for another clock or tracer."""
+    before = [instance.read_statistics(cpu) for cpu in instance.list_cpus()]
+    try:
+        yield
+    finally:
+        after = [instance.read_statistics(cpu) for cpu in instance.list_cpus()]
+        gone = [one for one, now in zip(before, after) if one.entries > now.entries and now.entries + now.read == 0]
+        if gone:
+            record = read_record(instance)
+            earlier = read_discarded(record)
+            # Where nobody has read, the kernel's counter of what was overwritten is of this buffer alone, and unreported.
+            lost = sum(one.overrun + one.dropped + one.commit_overrun for one in gone if not one.read)
+            noted = Discarded(
+                events=earlier.events + sum(one.entries for one in gone) + lost,
+                exact=earlier.exact and not any(one.overrun for one in gone if one.read),
+            )
+            write_record(instance, {**record, _DISCARDED: vars(noted)})
+
+
+def read_discarded(record: dict[str, Any]) -> Discarded:
+    """What the kernel has dropped of the trace with RECORD, and is in no capture's account yet."""
+    return Discarded(**record.get(_DISCARDED) or {})
+
+
+def forget_discarded(instance: Instance) -> None:
+    """What the kernel has dropped of INSTANCE is in an account now."""
+    record = read_record(instance)
+    if record.pop(_DISCARDED, None):
+        write_record(instance, record)
 
 
 def remove_record(instance: Instance) -> None:

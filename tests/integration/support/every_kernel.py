@@ -316,13 +316,15 @@ def read_texts(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
     rows: list[tuple[int, int, str]] = []
     with open(path, "rb") as file:
         trace = Trace(file)
-        (known,) = (one for one in trace.formats.values() if one.name == event)
-        field = known.field(name)
+        # An earlier probe of that name may be there, too.
+        fields = {known.id: known.field(name) for known in trace.formats.values() if known.name == event}
+        assert fields
         for batch in trace.gen_batches():
-            events = batch.select(known.id)
-            read = batch.texts if field.is_dynamic else batch.integers
-            values = map(str, read(events, field))
-            rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), values)
+            for number, field in fields.items():
+                events = batch.select(number)
+                read = batch.texts if field.is_dynamic else batch.integers
+                values = map(str, read(events, field))
+                rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), values)
     return sorted(rows)
 
 

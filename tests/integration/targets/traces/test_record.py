@@ -18,6 +18,7 @@ from support.every_kernel import count, report
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 STORE = "/var/lib/crashcart/traces"
@@ -504,6 +505,41 @@ def test_a_recording_counts_what_the_ring_before_it_lost_since_it_was_fetched(st
         assert (capture["manifest"]["complete"], capture["manifest"]["lost_exact"]) == (False, True)
     lost = first["manifest"]["lost"] + second["manifest"]["lost"]
     assert count_calls(tmp_path) + lost == 2 * calls
+
+
+@pytest.mark.parametrize("then", [{}, {"mode": "record"}], ids=["ring", "record"])
+def test_what_another_clock_drops_is_counted(storm, tmp_path, then):
+    name = storm(0.2)
+    ring = {"containers": [name], "syscalls": ["getppid"], "compat": False, "buffer_size": "64KiB", "min_free": None}
+    host.call_module("ftrace_instance", **ring)
+    calls = run_storm(name)
+    host.call_module("ftrace_instance", **ring, clock="boot")
+    calls += run_storm(name, 2)
+    host.call_module("ftrace_instance", **{**ring, **(RECORD if then else {})}, clock="global")
+    calls += run_storm(name, 3)
+    (capture,) = fetch_here(tmp_path, containers=[name])
+    manifest = capture["manifest"]
+    assert (manifest["complete"], manifest["lost_exact"], manifest["clock"]) == (False, True, "global")
+    assert count_calls(tmp_path) + manifest["lost"] == 2 * calls
+    # It is told once.
+    calls = run_storm(name, 4)
+    (capture,) = fetch_here(tmp_path / "later", containers=[name])
+    assert count_calls(tmp_path / "later") + capture["manifest"]["lost"] == 2 * calls
+
+
+def test_a_trigger_that_stops_the_trace_ends_the_recording(storm, tmp_path):
+    name = storm(0.2)
+    stop = {"name": "raw_syscalls:sys_exit", "triggers": [f"traceoff:1 if id == {find_number('getppid')}"]}
+    host.call_module("ftrace_instance", containers=[name], **RECORD, events=[stop])
+    assert info(name)["recordings"][0]["recording"]
+    run_storm(name)
+    host.wait_until(lambda: not info(name)["recordings"][0]["recording"])
+    assert info(name)["stopped"] == "tracing was switched off, by a trigger or by somebody else"
+    (capture,) = fetch_here(tmp_path, containers=[name])
+    assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, info(name)["stopped"])
+    assert 1 <= count_calls(tmp_path) <= 2
+    # The buffers were the recording's: there is nothing more to fetch.
+    assert fetch_here(tmp_path, containers=[name]) == []
 
 
 @pytest.mark.parametrize(
