@@ -25,8 +25,6 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import un
 _ONLY_IN_FILE = ("tasks", "first_tasks", "syscalls", "compat_syscalls", "cmdlines")
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
 _TRANSFER = re.compile(re.escape(staging.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
-# What is kept on a host is bounded; older captures than so many are not looked for there.
-_MAX_STAMPS = 256
 
 
 class ActionModule(ActionBase):
@@ -42,37 +40,54 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 "format: text needs numpy on the controller: install python3-numpy, or use format: dat"
             )
+        if not arguments.get("dest"):
+            raise AnsibleActionFail("dest is missing: name the folder of this controller that the captures go to")
         host = str(variables.get("inventory_hostname", "localhost"))
-        folder = os.path.join(os.path.expanduser(str(arguments.get("dest", "."))), make_file_name(host))
+        folder = os.path.join(os.path.expanduser(str(arguments["dest"])), make_file_name(host))
+        made: list[str] = []
         if not self._task.check_mode:
-            try:
-                os.makedirs(folder, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
-            except OSError as error:
-                raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
+            made = _make_folder(folder)
             # Whom the transfer runs as: it needs no become, and no reading of the whole file into memory.
             arguments["_owned"] = self._make_tmp_path()
-        arrivals = Arrivals(folder)
-        arguments["_parts"] = arrivals.list_parts()
-        arguments["_broken"] = arrivals.find_broken()
-        arguments["_stamps"] = _list_stamps(folder)
         arguments["_methods"] = compression.list_available()
-        result: dict[str, Any] = self._execute_module(
-            module_name="crashcart.fleet.ftrace_fetch", module_args=arguments, task_vars=task_vars
-        )
-        # A task that failed may have drained some of the instances before; in check mode there is no transfer to speak of.
-        if "transfer" in result:
-            captures = [{"path": None, "manifest": manifest} for manifest in result.pop("empty")]
-            transfer = result.pop("transfer")
-            if transfer is not None:
-                captures = [*self._fetch(transfer, folder, host, arrivals), *captures]
-            for capture in captures:
-                # These are in the manifest's file; in a result they would only be in the way.
-                manifest = capture["manifest"]
-                capture["manifest"] = {name: manifest[name] for name in manifest if name not in _ONLY_IN_FILE}
-            result["captures"] = captures
+        result = self._fetch_parts(arguments, folder, host, task_vars)
+        if result.get("failed"):
+            for path in made:
+                with suppress(OSError):  # something was fetched before
+                    os.rmdir(path)
         self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
+
+    def _fetch_parts(
+        self, arguments: dict[str, Any], folder: str, host: str, task_vars: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Fetch by ARGUMENTS what there is: where the host has no room for all of it at once, one part after the other."""
+        captures: list[dict[str, Any]] = []
+        arrivals = Arrivals(folder)
+        changed = False
+        warnings: list[str] = []
+        while True:
+            arguments["_parts"] = arrivals.list_parts()
+            arguments["_broken"] = arrivals.find_broken()
+            arguments["_stamps"] = _list_stamps(folder)
+            result: dict[str, Any] = self._execute_module(
+                module_name="crashcart.fleet.ftrace_fetch", module_args=arguments, task_vars=task_vars
+            )
+            transfer = result.pop("transfer", None)
+            if transfer is not None:
+                captures += self._fetch(transfer, folder, host, arrivals)
+            # A task that failed may have drained some of the instances before.
+            captures += [{"path": None, "manifest": manifest} for manifest in result.pop("empty", [])]
+            changed |= bool(result.get("changed"))
+            warnings += result.get("warnings", [])
+            # One that brought nothing home has made no room either.
+            if not result.pop("more", False) or transfer is None:
+                break
+        for capture in captures:
+            # These are in the manifest's file; in a result they would only be in the way.
+            manifest = capture["manifest"]
+            capture["manifest"] = {name: manifest[name] for name in manifest if name not in _ONLY_IN_FILE}
+        return {**result, "changed": changed, "warnings": list(dict.fromkeys(warnings)), "captures": captures}
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
@@ -143,9 +158,25 @@ class ActionModule(ActionBase):
             self._display.warning(f"the host still has captures that are home: {done['stderr']}")
 
 
+def _make_folder(folder: str) -> list[str]:
+    """Make FOLDER, and see that it can be written; what of its path had to be made, the innermost first."""
+    missing = []
+    place = folder
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = os.path.dirname(place) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
+    return missing
+
+
 def _list_stamps(folder: str) -> list[str]:
-    """Names of the newest captures below FOLDER."""
-    stamps = {
-        name[: -len(".dat")] for _folder, _folders, names in os.walk(folder) for name in names if name.endswith(".dat")
-    }
-    return sorted(stamps)[-_MAX_STAMPS:]
+    """Names of the newest captures below FOLDER, of each container as many as a host keeps."""
+    stamps: set[str] = set()
+    for _folder, _folders, names in os.walk(folder):
+        found = sorted(name[: -len(".dat")] for name in names if name.endswith(".dat"))
+        stamps.update(found[-staging.MAX_KEPT_CAPTURES :])
+    return sorted(stamps)

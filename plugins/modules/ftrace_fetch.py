@@ -50,7 +50,8 @@ options:
   containers:
     description:
       - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection the traces of all containers
-        are fetched, also of those that are gone.
+        are fetched. Containers that are gone, or whose runtime does not answer, are known by what was noted when their trace began, unless
+        another container has the name by now; then give the beginning of the id.
     type: list
     elements: str
   dest:
@@ -75,7 +76,8 @@ options:
   consume:
     description:
       - Whether the host may forget what is brought home. With V(false) it is kept there, compressed, until a fetch with V(true) has it or its
-        instance is removed, so that others can fetch it, too. What is kept on a host is bounded by 1 GiB; the oldest goes first.
+        instance is removed by O(crashcart.fleet.ftrace_instance#module:state=absent), so that others can fetch it, too. What is kept on a
+        host is bounded by 1 GiB, and by 256 captures of each container; the oldest goes first.
       - The kernel gives no copy of a buffer, so what is fetched is gone from there either way. Tracing is never stopped.
     type: bool
     default: true
@@ -168,6 +170,14 @@ captures:
           description: Whether that number is exact; if not, at least so many were lost.
           type: bool
           sample: true
+        discarded:
+          description: How many of those the kernel dropped when the clock or the tracer was changed.
+          type: int
+          sample: 0
+        partial:
+          description: Of a recording, whether the host had room for a part of it only; the rest of it is in the captures that follow.
+          type: bool
+          sample: false
         mode:
           description: V(ring) or V(record).
           type: str
@@ -230,7 +240,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, selection, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, orders, selection, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
@@ -252,7 +262,11 @@ def run(module):
     found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
     if module.check_mode:
         return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
-    return fetching.fetch(found, root, home, consume=parameters["consume"])
+    try:
+        orders.ensure_recorder()  # somebody may have killed it
+    except FleetError as error:
+        module.warn(str(error))  # what there is can be fetched all the same
+    return fetching.fetch(found, home, consume=parameters["consume"])
 
 
 def main():

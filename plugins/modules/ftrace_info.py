@@ -136,7 +136,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, staging, tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, selection, staging, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, features, tracefs
 
 
@@ -169,6 +169,11 @@ def run(module):
             "features": list_features(None),
         }
     found = selection.select_instances(module, root, untraced_ok=True)
+    for order in orders.list_abandoned():
+        module.warn(
+            f"nobody looks after the trace of {order.container.name} any more, so it has no ttl and no brake: its recorder was killed; the"
+            " next ftrace_instance or ftrace_fetch starts one again"
+        )
     return {
         "changed": False,
         "instances": [one.as_result() for one in found],

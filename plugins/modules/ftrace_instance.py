@@ -170,7 +170,8 @@ options:
     type: str
   rotate_size:
     description:
-      - For O(mode=record). A segment ends with this size, by default V(64MiB), and only finished ones can make room.
+      - For O(mode=record). A segment ends with this size, by default an eighth of O(max_size), V(64MiB) at most, and only finished
+        ones can make room.
     type: str
   rotate_time:
     description:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -39,8 +39,8 @@ def open_host(module: Any) -> Host:
     return Host(module.params["docker_host"])
 
 
-def parse_selector(module: Any, host: Host) -> Selector:
-    """What MODULE's options ask for."""
+def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) -> Selector:
+    """What MODULE's options ask for; a query is put to what INSPECT says of a container."""
     patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
@@ -50,7 +50,7 @@ def parse_selector(module: Any, host: Host) -> Selector:
         # An empty list asks for nothing; it must not come to mean everything.
         patterns=None if patterns is None else tuple(patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
-        query=compile_query(query, host.inspect) if query is not None else None,
+        query=compile_query(query, inspect) if query is not None else None,
     )
 
 
@@ -60,7 +60,7 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
     With REQUIRED something has to be asked for and only running containers are meant. Without it
     nothing asked for means every container in any state.
     """
-    selector = parse_selector(module, host)
+    selector = parse_selector(module, host.inspect)
     if required and selector.is_empty:
         raise ContainerError(
             "say which containers: give containers, labels or query (containers='*' means all that run)"
@@ -73,22 +73,35 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
         )
     refreshed = []
     for container in chosen:
+        is_named = selector.names(container)
         try:
-            refreshed.append(host.refresh(container))
+            fresh = host.refresh(container)
         except ContainerGoneError:
-            if selector.names(container):
+            if is_named:
                 raise
-            # Nobody asked for this one; containers come and go.
+            continue  # nobody asked for this one; containers come and go
+        # One that was asked for by its name is the caller's to judge.
+        if fresh.state == "running" or is_named or not required:
+            refreshed.append(fresh)
     return refreshed
 
 
-def list_candidates(module: Any, host: Host, selector: Selector) -> list[Container]:
-    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Silent runtimes are warned of."""
+def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: bool = False) -> list[Container]:
+    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Silent runtimes are warned of.
+
+    Raises ContainerError where all of them are silent, unless SILENCE_OK.
+    """
     processes = [one for one in selector.patterns or () if one.startswith(PROCESS_PREFIX)]
     named = [host.find_process(one) for one in processes]
     if named and len(named) == len(selector.patterns or ()):
         return named
-    listed = host.list_containers()
+    try:
+        listed = host.list_containers()
+    except ContainerError as silence:
+        if not silence_ok:
+            raise
+        module.warn(f"no runtime of this host says what containers it has: {silence}")
+        return named
     for name, error in host.errors.items():
         module.warn(f"containers of {name} are not looked at: {error}")
     return listed + named

@@ -36,15 +36,16 @@ Task = Dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages it has.
+    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages have to be taken at once, at least.
 
-    TAKE moves them to a writer and gives the manifest; FINISH is called when they are safe in a segment.
+    TAKE moves pages to a writer, more than SIZE only as far as ROOM has place for them, and gives the manifest; FINISH is called when
+    they are safe in a segment.
     """
 
     label: str
     instance: Instance
     size: int
-    take: Callable[[SegmentWriter], dict[str, Any]]
+    take: Callable[[SegmentWriter, int], dict[str, Any]]
     finish: Callable[[], None] = lambda: None
 
 
@@ -53,36 +54,45 @@ def count_entries(one: TraceInstance) -> int:
     return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
 
 
-def stage(sources: Sequence[Source], methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Move each of SOURCES into a segment of its own, compressed by one of METHODS; the manifests of those that held no event.
+def stage(sources: Sequence[Source], methods: Sequence[str]) -> tuple[list[dict[str, Any]], bool]:
+    """Move each of SOURCES into a segment of its own, compressed by one of METHODS.
 
+    The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
     The caller holds the folder of segments. Raises TraceError that names those that failed, when all were tried.
     """
-    staging.check_room(sum(source.size for source in sources))
+    staging.check_waiting()
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
     empty: list[dict[str, Any]] = []
     failures = []
+    has_staged = has_more = False
     for source in sources:
+        room = staging.find_room()
+        if source.size > room and has_staged:
+            has_more = True
+            continue
         try:
+            staging.check_room(source.size)
             with staging.create_segment(source.instance) as file:
-                manifest = source.take(SegmentWriter(file, method))
+                manifest = source.take(SegmentWriter(file, method), room)
             if manifest["pages"]:
                 staging.finish_segment(file)
+                has_staged = True
             else:
                 empty.append(manifest)
                 os.unlink(file.name)
             source.finish()
+            has_more |= manifest.get("partial", False)
             failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
         except (OSError, FleetError) as error:
             failures.append(f"{source.label}: {error}")
     staging.recover()
     if failures:
         raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", empty=empty)
-    return empty
+    return empty, has_more
 
 
-def capture(one: TraceInstance, writer: SegmentWriter) -> dict[str, Any]:
-    """Drain ONE instance by WRITER: its manifest."""
+def capture(one: TraceInstance, writer: SegmentWriter, _room: int) -> dict[str, Any]:
+    """Drain ONE instance, all of it, by WRITER: its manifest."""
     instance = one.instance
     cpus = instance.list_cpus()
     page_size = read_page_size(instance)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, staging
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import find_stamp
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.staging import Staged
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
@@ -46,17 +46,25 @@ def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
     )
 
 
-def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: bool) -> dict[str, Any]:
+def fetch(found: Sequence[TraceInstance], home: Home, *, consume: bool) -> dict[str, Any]:
     """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event, warnings.
 
+    Where MORE is left there was no room for it; another fetch has it once this is at home.
     With CONSUME what HOME has is removed from the host. Raises TraceError with the same in its result where some could
     not be drained.
     """
     if not found and not staging.list_segments():  # nothing of ours is made where there is nothing
-        return {"changed": False, "transfer": None, "empty": [], "cursor": str(home.cursor), "warnings": []}
+        return {
+            "changed": False,
+            "transfer": None,
+            "empty": [],
+            "cursor": str(home.cursor),
+            "more": False,
+            "warnings": [],
+        }
     with staging.hold_folder():
         staging.recover()
-        staging.prune([one.instance.name for one in list_instances(root, [])])
+        staging.prune()
         staging.drop_transfer(home.broken)
         warnings = []
         left = [one for one in staging.list_segments() if one.state == staging.NEW]
@@ -70,9 +78,10 @@ def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: boo
                     " minute ago; the next fetch brings those that are left"
                 )
         before = {one.name for one in staging.list_segments()}
-        failure, empty = None, []
+        failure, has_more = None, False
+        empty: list[dict[str, Any]] = []
         try:
-            empty = capture.stage(recorded.list_sources(found), home.methods)
+            empty, has_more = capture.stage(recorded.list_sources(found), home.methods)
         except TraceError as error:
             failure, empty = error, error.result.get("empty", [])
         names = {one.instance.name for one in found}
@@ -96,6 +105,7 @@ def fetch(found: Sequence[TraceInstance], root: str, home: Home, *, consume: boo
         "transfer": transfer,
         "empty": empty,
         "cursor": str(max([home.cursor, *(one.stamp_ns for one in candidates)])),
+        "more": has_more,
         "warnings": warnings,
     }
     if failure is not None:

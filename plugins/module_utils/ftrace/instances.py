@@ -77,6 +77,14 @@ class TraceInstance:
         """The container's name, or what is left of its id."""
         return self.container.name if self.container else self.container_id
 
+    def read_container(self) -> dict[str, Any] | None:
+        """What is known here of a container that no runtime tells of, as a manifest says it; None for nothing."""
+        about = records.read_record(self.instance).get("container") if self.instance.exists() else None
+        found = recordings.list_recordings(self.instance.name)
+        if about is None and found:
+            about = found[-1].about["container"]
+        return about or staging.read_kept_container(self.instance.name)
+
     def find_state(self) -> str:
         """Its state in the words of ftrace_instance."""
         return "started" if self.instance.exists() and self.instance.is_tracing() else "stopped"
@@ -118,13 +126,13 @@ def find_instance(root: str, container: Container) -> TraceInstance:
 
 
 def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
-    """All instances of ours below the tracefs at ROOT, and those of which recordings are left, with those of CONTAINERS that they are of."""
+    """All instances of ours below the tracefs at ROOT, and those of which something is kept, with those of CONTAINERS that they are of."""
     by_id = {container.short_id: container for container in containers}
     try:
         present = os.listdir(os.path.join(root, "instances"))
     except FileNotFoundError:
         present = []
-    names = sorted({*present, *recordings.list_names()})
+    names = sorted({*present, *recordings.list_names(), *staging.list_kept_names()})
     return [
         TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
         for name in names

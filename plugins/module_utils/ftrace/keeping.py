@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
@@ -141,14 +141,3 @@ def list_watched() -> list[dict[str, Any]]:
         }
         for one in orders.list_orders()
     ]
-
-
-def list_recorded_containers(present: Sequence[Container]) -> list[Container]:
-    """Containers of recordings that are not among those PRESENT: they are gone, and can be chosen by name as long as nobody else has it."""
-    taken = {*(one.id for one in present), *(one.name for one in present)}
-    found = {}
-    for name in recordings.list_names():
-        one = recordings.list_recordings(name)[-1].about["container"]
-        if taken.isdisjoint((one["id"], one["name"])):
-            found[one["id"]] = Container(state="gone", pid=0, **one)
-    return list(found.values())

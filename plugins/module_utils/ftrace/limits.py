@@ -13,9 +13,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 # A trace may be ahead of its rate by what it gives in this time: programs start with a burst.
 BURST_S = 5.0
 _RECORD_ONLY = ("max_loss", "max_size", "max_age", "rotate_size", "rotate_time", "when_full", "min_free")
+_MAX_ROTATE_BYTES = 64 << 20
 _DEFAULTS = {
     "max_size": "1GiB",
-    "rotate_size": "64MiB",
     "rotate_time": "1m",
     "when_full": "stop",
     "min_free": "512MiB",
@@ -78,11 +78,21 @@ def parse_limits(parameters: Mapping[str, Any]) -> Limits:
 
 
 def _parse_recording(parameters: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
+    max_bytes = parse_bytes(texts["max_size"], "max_size")
+    # Whole segments make room: with fewer there would be little left of a recording each time one goes.
+    rotate_bytes = min(_MAX_ROTATE_BYTES, max_bytes // 8)
+    if parameters["rotate_size"] is not None:
+        rotate_bytes = parse_bytes(parameters["rotate_size"], "rotate_size")
+        if texts["when_full"] == "rotate" and rotate_bytes > max_bytes // 2:
+            raise TraceError(
+                f"rotate_size: {parameters['rotate_size']} is more than half of max_size ({texts['max_size']}), so that when_full=rotate"
+                " would leave next to nothing: ask for less, or leave it out for an eighth"
+            )
     return {
         "max_loss": parameters["max_loss"],
-        "max_bytes": parse_bytes(texts["max_size"], "max_size"),
+        "max_bytes": max_bytes,
         "max_age_s": parse_seconds(parameters["max_age"], "max_age"),
-        "rotate_bytes": parse_bytes(texts["rotate_size"], "rotate_size"),
+        "rotate_bytes": rotate_bytes,
         "rotate_s": parse_seconds(texts["rotate_time"], "rotate_time"),
         "when_full": texts["when_full"],
         "min_free": parse_bytes(texts["min_free"], "min_free"),

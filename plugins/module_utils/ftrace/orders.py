@@ -129,6 +129,11 @@ def is_taken(name: str) -> bool:
     return locks.find_holder(find_lock(name)) is not None
 
 
+def list_abandoned() -> list[Order]:
+    """Orders of rings whose recorder was killed. Recordings end with theirs."""
+    return [order for order in list_orders() if not order.run and not is_taken(order.name)]
+
+
 def _is_taken_on(name: str) -> bool:
     """The same, and whether it has begun: it tells its pid then, which was another's or none before."""
     pid = find_recorder()

@@ -7,8 +7,10 @@ from __future__ import annotations
 import io
 import os
 import time
+from bisect import bisect_right
 from contextlib import ExitStack
 from functools import partial
+from itertools import accumulate
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
@@ -35,7 +37,7 @@ def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
         own = recordings.list_recordings(one.instance.name)
         for recording in own:
             taking = _Taking(recording, one)
-            size = sum(sum(segment.sizes.values()) for segment in recording.list_segments())
+            size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
             sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
         # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
         if one.instance.exists() and not keeping.is_recorded(one.instance):
@@ -65,17 +67,19 @@ class _Taking:
         self._segments: list[Segment] = []
         self._has_ended = False
 
-    def take(self, writer: SegmentWriter) -> dict[str, Any]:
-        """Copy what is finished into WRITER: the manifest, which comes last, so that a copy that was killed is none."""
+    def take(self, writer: SegmentWriter, room: int) -> dict[str, Any]:
+        """Copy what is finished and has ROOM into WRITER: the manifest, which comes last, so that a copy that was killed is none."""
         recording = self._recording
         if recording.is_running:
             recordings.ask_to_finish(recording)
         with ExitStack() as stack:
             stack.enter_context(recordings.hold(recording.path))
             end = recording.read_end()
-            self._segments = [one for one in recording.list_segments() if one.end is not None or end is not None]
-            self._has_ended = end is not None
-            manifest = _copy(recording, self._segments, end, self._one, writer)
+            finished = [one for one in recording.list_segments() if one.end is not None or end is not None]
+            self._segments = _find_fitting(finished, room)
+            is_partial = len(self._segments) < len(finished)
+            self._has_ended = end is not None and not is_partial
+            manifest = _copy(recording, self._segments, end, self._one, writer, is_partial=is_partial)
             self._stack = stack.pop_all()
         return manifest
 
@@ -85,20 +89,30 @@ class _Taking:
             recordings.forget_fetched(self._recording, self._segments, has_ended=self._has_ended)
 
 
+def _find_fitting(segments: list[Segment], room: int) -> list[Segment]:
+    """The first of SEGMENTS, as many as have ROOM; one at least."""
+    sizes = list(accumulate(sum(one.sizes.values()) for one in segments))
+    return segments[: max(1, bisect_right(sizes, room))]
+
+
 def _copy(
     recording: Recording,
     segments: list[Segment],
     end: dict[str, Any] | None,
     one: TraceInstance,
     writer: SegmentWriter,
+    *,
+    is_partial: bool,
 ) -> dict[str, Any]:
+    """Copy SEGMENTS of RECORDING, which has an END or goes on; where IS_PARTIAL others follow, and only then the end."""
+    last = None if is_partial else end
     names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
     about, record = recording.about, recording.about["record"]
     page_size = about["page_size"]
     is_same_boot = about["boot_id"] == records.read_boot_id()
     instance = one.instance if recording.is_of(one.instance) else None
-    has_rest = instance is not None and end is not None and _is_last(recording) and keeping.is_recorded(instance)
-    counters = recordings.read_counters(instance) if instance and has_rest else (end or {}).get("counters")
+    has_rest = instance is not None and last is not None and _is_last(recording) and keeping.is_recorded(instance)
+    counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
     tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
     sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
     rest = dict.fromkeys(sizes, 0)
@@ -110,7 +124,7 @@ def _copy(
             writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
             sizes[cpu] += len(page)
             rest[cpu] += tracedat.count_events(page, page_size)
-    loss = summarize_loss(recording, segments, end, counters, sizes, rest)
+    loss = summarize_loss(recording, segments, last, counters, sizes, rest)
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
     time_of_end = (end or {}).get("time") or now or record.get("start") or {"offset_ns": None}
     manifest = {
@@ -131,7 +145,8 @@ def _copy(
         "tasks": tasks,
         "syscalls": {str(number): name for number, name in names.items()},
         "compat_syscalls": {str(number): name for number, name in compat_names.items()},
-        "stopped": end["why"] if end else None,
+        "stopped": last["why"] if last else None,
+        "partial": is_partial,
         **loss,
     }
     writer.write_head(_read_head(recording, loss))

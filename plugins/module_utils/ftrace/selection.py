@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     SHORT_ID_LENGTH,
+    Container,
     ContainerError,
     ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_containers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import keeping
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
+
+_GONE = "gone"
 
 
 def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> list[TraceInstance]:
@@ -26,11 +28,15 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     """
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
-    host = options.open_host(module)
-    selector = options.parse_selector(module, host)
-    listed = options.list_candidates(module, host, selector)
+    host = _open_host(module)
+    if host is None:
+        selector = options.parse_selector(module, lambda _container: {})
+        listed = []
+    else:
+        selector = options.parse_selector(module, host.inspect)
+        listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None)
     if selector.query is None:  # which asks the runtime about each
-        listed += keeping.list_recorded_containers(listed)
+        listed += _list_gone(root, listed)
     instances = list_instances(root, listed)
     orphans = [one for one in instances if one.container is None]
     gone = {one.container_id for one in orphans}
@@ -50,17 +56,40 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
 
 def _select_all(module: Any, root: str) -> list[TraceInstance]:
     """All instances of ours. The runtimes only say their containers' names, and may be gone."""
+    listed = []
+    host = _open_host(module)
+    if host is not None:
+        listed = options.list_candidates(module, host, Selector(), silence_ok=True)
+    return [_refresh(one, host) for one in list_instances(root, [*listed, *_list_gone(root, listed)])]
+
+
+def _open_host(module: Any) -> Host | None:
+    """The runtimes that MODULE means; None, with a warning, where the one that it names does not answer. A query needs it."""
     try:
-        host = options.open_host(module)
-        listed = host.list_containers()
-        listed += keeping.list_recorded_containers(listed)
-        return [_refresh(one, host) for one in list_instances(root, listed)]
-    except ContainerError:
-        return list_instances(root, keeping.list_recorded_containers([]))
+        return options.open_host(module)
+    except ContainerError as error:
+        if module.params["query"] is not None:
+            raise
+        module.warn(str(error))
+        return None
 
 
-def _refresh(one: TraceInstance, host: Host) -> TraceInstance:
-    if one.container is None or one.container.state == "gone":
+def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
+    """Containers of traces, and of what is kept of these, that are not among those PRESENT: removed ones, or of a runtime that is silent.
+
+    They can be chosen by name as long as nobody else has it.
+    """
+    taken = {*(one.id for one in present), *(one.name for one in present)}
+    found = {}
+    for one in list_instances(root, present):
+        about = one.read_container() if one.container is None else None
+        if about is not None and taken.isdisjoint((about["id"], about["name"])):
+            found[about["id"]] = Container(state=_GONE, pid=0, **about)
+    return list(found.values())
+
+
+def _refresh(one: TraceInstance, host: Host | None) -> TraceInstance:
+    if one.container is None or one.container.state == _GONE or host is None:
         return one
     try:
         return TraceInstance(one.instance, host.refresh(one.container))

@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Iterator, Mapping, Sequence
@@ -33,7 +34,9 @@ _TRANSFER_NAME = re.compile(_TRANSFER + r"[0-9a-f]{16}\Z")
 _GRACE_S = 60.0
 MAX_WAITING = 4 << 30
 MAX_KEPT = 1 << 30
+MAX_KEPT_CAPTURES = 256  # of one instance; a controller tells as many that it has
 _BLOCK = 1 << 20
+_RESERVE = 1 << 20  # for heads and documents
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,31 @@ def recover() -> None:
             os.rename(one.path, one.path[: -len(_PART)] + NEW)
 
 
-def prune(alive: Sequence[str]) -> None:
-    """Remove what is kept of instances that are not ALIVE, and the oldest of what is kept over the bound."""
-    kept = [one for one in list_segments() if one.state == KEPT]
-    gone = [one for one in kept if one.instance not in alive]
-    left = [one for one in kept if one.instance in alive]
-    while sum(one.size for one in left) > MAX_KEPT:
-        gone.append(left.pop(0))
-    for one in gone:
-        os.unlink(one.path)
+def prune() -> None:
+    """Remove the oldest of what is kept over the bounds of bytes, for all, and of captures, for each instance."""
+    left = [one for one in list_segments() if one.state == KEPT]
+    size = sum(one.size for one in left)
+    counts = Counter(one.instance for one in left)
+    for one in left:
+        if size > MAX_KEPT or counts[one.instance] > MAX_KEPT_CAPTURES:
+            os.unlink(one.path)
+            size -= one.size
+            counts[one.instance] -= 1
+
+
+def list_kept_names() -> list[str]:
+    """Names of the instances of which something is kept, whether they still exist or not."""
+    return sorted({one.instance for one in list_segments() if one.state == KEPT})
+
+
+def read_kept_container(instance: str) -> dict[str, Any] | None:
+    """What the newest of what is kept of INSTANCE says of its container; None where nothing does."""
+    for one in reversed(list_segments()):
+        if one.state == KEPT and one.instance == instance:
+            with suppress(SegmentError, OSError), open(one.path, "rb") as file:
+                about: dict[str, Any] | None = read_segment(file).document.get("container")
+                return about
+    return None
 
 
 def remove_kept(instance: str) -> None:
@@ -128,18 +147,27 @@ def remove_kept(instance: str) -> None:
                 os.unlink(one.path)
 
 
-def check_room(needed: int) -> None:
-    """Raise TraceError unless the folder can take NEEDED bytes more: what is drained is gone from the kernel."""
+def check_waiting() -> None:
+    """Raise TraceError where too much waits to be brought home already."""
     waiting = sum(one.size for one in list_segments() if one.state == NEW)
     if waiting > MAX_WAITING:
         raise TraceError(
             f"{waiting >> 20} MiB of captures wait in {FOLDER} to be brought home: nothing more is drained until a fetch has them"
         )
+
+
+def find_room() -> int:
+    """How many bytes the folder can take."""
     place = os.statvfs(FOLDER)
-    free = place.f_bavail * place.f_frsize
-    if free < needed + (1 << 20):
+    return max(0, place.f_bavail * place.f_frsize - _RESERVE)
+
+
+def check_room(needed: int) -> None:
+    """Raise TraceError unless the folder can take NEEDED bytes more: what is drained is gone from the kernel."""
+    room = find_room()
+    if room < needed:
         raise TraceError(
-            f"{FOLDER} has {free >> 10} KiB free and the traces hold up to {needed >> 10} KiB: make room there, or mount a"
+            f"{FOLDER} has {room >> 10} KiB free and the traces hold up to {needed >> 10} KiB: make room there, or mount a"
             " file system that has it"
         )
 

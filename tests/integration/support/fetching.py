@@ -26,7 +26,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     home = {"_methods": compression.list_available(), "_stamps": [path.stem for path in folder.rglob("*.dat")]}
     result = call("ftrace_fetch", dest=str(dest), **home, **arguments)
-    captures = []
+    captures: list[dict[str, Any]] = []
     transfer = result["transfer"]
     if transfer is not None:
         segments = [f"{staging.FOLDER}/{one['name']}.{one['state']}" for one in transfer["segments"]]
@@ -37,7 +37,10 @@ def fetch(
             captures.append({"path": path, "manifest": manifest})
             os.unlink(segment)
         local.unlink()
-    return [*captures, *({"path": None, "manifest": manifest} for manifest in result["empty"])]
+    captures += [{"path": None, "manifest": manifest} for manifest in result["empty"]]
+    if result["more"] and transfer is not None:
+        captures += fetch(call, take, dest, name, **arguments)
+    return captures
 
 
 def fetch_here(dest: Path, **arguments: Any) -> list[dict[str, Any]]:

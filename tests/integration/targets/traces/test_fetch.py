@@ -247,6 +247,20 @@ def test_consumed_means_gone_from_the_host(worker, tmp_path):
         check_counts(tmp_path / folder)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"containers": ["x"]}, "dest is missing"),
+        ({"dest": "new/dest", "colour": "red"}, "Unsupported parameters.*colour"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told_before_a_folder_is_made(tmp_path, arguments, wanted):
+    os.chdir(tmp_path)
+    with pytest.raises(host.ModuleFailed, match=wanted):
+        host.ad_hoc("localhost", "ftrace_fetch", arguments)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_bad_cursor_is_named(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker])
     with pytest.raises(host.ModuleFailed, match="cursor: '../x' is none"):
@@ -262,7 +276,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
 
     def drain():
         found = instances.list_instances(host.TRACEFS, [])
-        fetching.fetch(found, host.TRACEFS, fetching.Home(methods=["zstd"]), consume=True)
+        fetching.fetch(found, fetching.Home(methods=["zstd"]), consume=True)
 
     def look(_moment):
         run_workload(worker)

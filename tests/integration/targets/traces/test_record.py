@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 STORE = "/var/lib/crashcart/traces"
+CAPTURES = "/var/lib/crashcart/captures"
 PROGRAM = Path(support.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
 # What is free is of no interest on a machine that runs tests.
 RECORD = {"mode": "record", "buffer_size": "4MiB", "syscalls": ["getppid"], "compat": False, "min_free": "1MiB"}
@@ -219,6 +220,25 @@ def test_some_room_stays_free(storm, tmp_path):
             host.call_module("ftrace_instance", containers=[name], **{**SMALL, "min_free": "100MiB"})
 
 
+def test_a_recording_that_has_no_room_for_a_copy_comes_home_in_parts(storm, tmp_path):
+    name = storm(1, 150_000)
+    host.call_module("ftrace_instance", containers=[name], **{**RECORD, "buffer_size": "1MiB"}, rotate_size="1MiB")
+    calls = run_storm(name)
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    assert find_size(STORE) > 5 << 20
+    os.makedirs(CAPTURES, mode=0o711, exist_ok=True)
+    host.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", CAPTURES)
+    try:
+        fetched = host.ad_hoc("localhost", "ftrace_fetch", {"containers": [name], "dest": str(tmp_path)})["captures"]
+    finally:
+        host.run("umount", CAPTURES)
+    manifests = [one["manifest"] for one in fetched]
+    assert len(manifests) > 2
+    assert [one["partial"] for one in manifests] == [True] * (len(manifests) - 1) + [False]
+    assert all(one["complete"] for one in manifests)
+    assert count_calls(tmp_path) == sum(one["entries"] for one in manifests) == 2 * calls
+
+
 def test_a_full_disk_stops_the_trace_and_every_event_is_accounted_for(storm, tmp_path):
     with small_store("4m"):
         name = storm(3, 300_000)
@@ -391,15 +411,21 @@ def test_more_time_is_no_change(storm):
     host.wait_until(lambda: info(name)["state"] == "stopped")
 
 
-def test_a_killed_recorder_is_missed_by_the_next_call(storm):
+def test_a_killed_recorder_is_missed_by_the_next_call(storm, tmp_path):
     name, other = storm(), storm()
     host.call_module("ftrace_instance", containers=[name], ttl="4s")
     os.kill(find_recorder()["pid"], signal.SIGKILL)
     host.wait_until(lambda: find_recorder()["pid"] is None)
     # A flight recorder in the kernel's memory needs nobody.
     assert info(name)["state"] == "started"
+    (warning,) = host.call_module("ftrace_info")["warnings"]
+    assert f"nobody looks after the trace of {name} any more" in str(warning)
+    fetch_here(tmp_path, containers=[name])
+    os.kill(find_recorder()["pid"], signal.SIGKILL)
+    host.wait_until(lambda: find_recorder()["pid"] is None)
     host.call_module("ftrace_instance", containers=[other])
     assert find_recorder()["pid"] is not None
+    assert "warnings" not in host.call_module("ftrace_info")
     host.wait_until(lambda: info(name)["stopped"] == "its ttl is over")
     assert info(other)["state"] == "started"
 

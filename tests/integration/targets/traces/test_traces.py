@@ -12,13 +12,16 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import every_kernel, host, workload_counts
 from support.every_kernel import count, report
 from support.fetching import fetch_here
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import parse_triggers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
@@ -654,9 +657,64 @@ def test_a_container_that_is_gone_has_its_name_in_the_capture(container, tmp_pat
     host.call_module("ftrace_instance", containers=[name])
     time.sleep(0.5)
     host.docker("rm", "-f", name)
-    (capture,) = [one for one in fetch_here(tmp_path) if one["path"]]
+    (capture,) = fetch_here(tmp_path, containers=[name])
     about = capture["manifest"]["container"]
     assert (about["name"], about["image"]) == (name, "crashcart-test/busybox")
+
+
+DEAD = {"docker_host": "unix:///nonesuch.sock"}
+
+
+@pytest.mark.parametrize("engine", [{}, DEAD], ids=["the engine knows it no more", "the engine is dead"])
+def test_traces_are_found_by_the_names_of_their_containers(container, tmp_path, engine):
+    loop = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.1; done")
+    name, other = container(*loop), container(*loop)
+    host.call_module("ftrace_instance", containers=[name, other])
+    time.sleep(0.5)
+    if not engine:
+        host.docker("rm", "-f", name)
+    told = host.call_module("ftrace_info", containers=[name], **engine)
+    assert [one["container"] for one in told["instances"]] == [name]
+    assert ("warnings" in told) == bool(engine)
+    assert len(host.call_module("ftrace_info", **engine)["instances"]) == 2
+    host.call_module("ftrace_instance", containers=[name], state="stopped", **engine)
+    assert {one["container"]: one["state"] for one in host.call_module("ftrace_info")["instances"]} == {
+        name: "stopped",
+        other: "started",
+    }
+    arguments = {"containers": [name], "dest": str(tmp_path), "consume": False, **engine}
+    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", arguments)["captures"]
+    assert capture["manifest"]["container"]["name"] == name
+    # As after a reboot: what is kept for others is still theirs.
+    instance = told["instances"][0]["name"]
+    Instance(host.TRACEFS, instance).remove()
+    os.unlink(f"/run/crashcart/traces/{instance}.json")
+    (kept,) = fetch_here(tmp_path / "other", containers=[name], consume=False, **DEAD)
+    assert kept["manifest"]["sha256"] == capture["manifest"]["sha256"]
+    host.call_module("ftrace_instance", containers=[other], state="absent", **engine)
+    assert host.list_instances() == []
+    with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
+        host.call_module("ftrace_info", containers=["nonesuch"], **engine)
+
+
+def test_a_container_that_ends_meanwhile_is_no_matter_where_only_a_glob_means_it(container):
+    name, other = container(), container()
+    engine = Host(os.environ["DOCKER_HOST"])
+    refresh = engine.refresh
+
+    def refresh_later(one):
+        if one.name == other:
+            host.docker("kill", other, check=False)
+        return refresh(one)
+
+    engine.refresh = refresh_later
+
+    def select(*patterns):
+        parameters = {"containers": patterns, "labels": None, "query": None, "allow_empty": False}
+        return [one.name for one in options.select(SimpleNamespace(params=parameters), engine, required=True)]
+
+    assert select("cc-test-*") == [name]
+    assert other in select(other, name)  # whoever named it is told that it does not run
 
 
 def test_a_cursor_ahead_of_the_clock_loses_nothing(worker, tmp_path):

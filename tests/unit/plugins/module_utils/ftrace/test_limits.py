@@ -35,6 +35,11 @@ def test_a_recording():
     )
     wanted = parse("record", max_size="2GiB", when_full="rotate", max_age="1h", rotate_time="10s", max_loss=0)
     assert (wanted.max_bytes, wanted.when_full, wanted.max_age_s) == (2 << 30, "rotate", 3600)
+    assert parse("record", max_size="80MiB").rotate_bytes == 10 << 20
+    assert parse("record", max_size="80MiB", rotate_size="60MiB").rotate_bytes == 60 << 20
+    assert parse("record", max_size="80MiB", rotate_size="40MiB", when_full="rotate").rotate_bytes == 40 << 20
+    with pytest.raises(FleetError, match="rotate_size: 41MiB is more than half of max_size"):
+        parse("record", max_size="80MiB", rotate_size="41MiB", when_full="rotate")
     assert (wanted.rotate_s, wanted.max_loss, wanted.describe()["max_loss"]) == (10, 0, 0)
 
 

@@ -40,12 +40,12 @@ def list_files():
     return sorted(os.listdir(staging.FOLDER))
 
 
-def write_part(chunks, stamp=7):
+def write_part(chunks, stamp=7, **document):
     path = os.path.join(staging.FOLDER, f"{NAME}.{stamp:020d}.part")
     with open(path, "wb") as file:
         writer = SegmentWriter(file, "zlib")
         writer.write_head(tracedat.Head(512, b"", b"", [], {}))
-        writer.write_document({})
+        writer.write_document(document)
         compress = writer.make_compressor()
         for _number in range(chunks):
             writer.write_chunk(0, compress(bytes(512)), 512)
@@ -104,26 +104,42 @@ def test_what_a_killed_writer_has_left_without_a_document_is_removed(length):
     assert list_files() == []
 
 
-def test_what_is_kept_goes_with_its_instance_and_with_the_bound(monkeypatch):
-    monkeypatch.setattr(staging, "MAX_KEPT", 250)
+def test_what_is_kept_goes_with_its_instance_and_with_the_bounds(monkeypatch):
+    other = "crashcart-gone00000000"
     waiting = put(1)
-    for stamp in (2, 3, 4, 5):
-        put(stamp, "kept")
-    put(6, "kept", instance="crashcart-gone00000000")
-    staging.prune([NAME])
-    assert list_files() == sorted([waiting, *(f"{NAME}.{stamp:020d}.kept" for stamp in (4, 5))])
+    kept = [put(stamp, "kept") for stamp in (2, 3, 4, 5)]
+    others = put(6, "kept", instance=other)
+    staging.prune()
+    assert list_files() == sorted([waiting, *kept, others])
+    monkeypatch.setattr(staging, "MAX_KEPT_CAPTURES", 3)
+    staging.prune()
+    assert list_files() == sorted([waiting, *kept[1:], others])
+    monkeypatch.setattr(staging, "MAX_KEPT", 250)
+    staging.prune()
+    assert list_files() == sorted([waiting, kept[3], others])
+    assert staging.list_kept_names() == sorted([NAME, other])
     staging.remove_kept(NAME)
-    assert list_files() == [waiting]
+    assert list_files() == sorted([waiting, others])
+
+
+def test_what_is_kept_tells_whose_it_is():
+    about = {"id": "a" * 64, "name": "api", "image": "x", "labels": {}, "runtime": "docker"}
+    assert staging.read_kept_container(NAME) is None
+    for stamp, document in ((7, {}), (8, {"container": about}), (6, {"container": {**about, "name": "older"}})):
+        path = write_part(0, stamp, **document)
+        os.rename(path, path.replace(".part", ".kept"))
+    assert staging.read_kept_container(NAME) == about
 
 
 def test_nothing_is_drained_where_too_much_waits_or_there_is_no_room(monkeypatch):
     put(1)
+    staging.check_waiting()
     staging.check_room(100)
     with pytest.raises(TraceError, match="make room there"):
         staging.check_room(1 << 60)
     monkeypatch.setattr(staging, "MAX_WAITING", 99)
     with pytest.raises(TraceError, match="wait in .* to be brought home"):
-        staging.check_room(100)
+        staging.check_waiting()
 
 
 CONTENTS = {1: b"a" * 50, 2: b"b" * 60, 3: b"c" * 70}
