@@ -84,7 +84,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 summary:
-  description: What was found, one entry for each capture; the rows for each system call are in C(summary.json) only.
+  description:
+    - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
+      began or ended in the capture, C(unfinished) those of them that did not end in it and C(continued) those that did not begin in it.
+      To add up captures of one trace, leave out what is C(continued) in all but the first.
   returned: success
   type: dict
   contains:

@@ -17,6 +17,28 @@ _ADDRESSES = {"ftrace:function": "ip", "ftrace:funcgraph_entry": "func", "ftrace
 _SYMBOL = re.compile(r"([0-9a-f]{1,16}) \w (\S{1,512})")
 
 
+class Symbols:
+    """The kernel's functions by their addresses, from KALLSYMS, the text of /proc/kallsyms."""
+
+    def __init__(self, kallsyms: bytes) -> None:
+        found = sorted((int(match[1], 16), match[2]) for match in _SYMBOL.finditer(kallsyms.decode("ascii", "replace")))
+        self._names = [name for _start, name in found]
+        self._starts = [start for start, _name in found]
+
+    def find(self, address: int) -> tuple[str, int]:
+        """The function that ADDRESS is in and how many bytes behind its start; no name and 0 where that is not known."""
+        place = bisect.bisect_right(self._starts, address) - 1
+        # Where addresses are hidden all of them are 0.
+        if place < 0 or not self._starts[place]:
+            return "", 0
+        return self._names[place], address - self._starts[place]
+
+    def describe(self, address: int) -> str:
+        """ADDRESS as function+offset, or as a number."""
+        name, offset = self.find(address)
+        return f"{name}+{offset:#x}" if name else f"{address:#x}"
+
+
 class FunctionCounts:
     """How often functions were called. Feed it all batches, then ask for `names`."""
 
@@ -35,12 +57,9 @@ class FunctionCounts:
         """Function → calls, most first; by address where KALLSYMS, the text of /proc/kallsyms, does not know it."""
         if not self._counts:
             return {}
-        symbols = sorted(
-            (int(match[1], 16), match[2]) for match in _SYMBOL.finditer(kallsyms.decode("ascii", "replace"))
-        )
-        starts = [start for start, _name in symbols]
+        symbols = Symbols(kallsyms)
         named: Counter[str] = Counter()
         for address, count in self._counts.items():
-            place = bisect.bisect_right(starts, address) - 1
-            named[symbols[place][1] if place >= 0 and starts[place] else f"{address:#x}"] += count
+            name, _offset = symbols.find(address)
+            named[name or f"{address:#x}"] += count
         return dict(named.most_common())

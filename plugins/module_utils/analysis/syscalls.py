@@ -45,7 +45,9 @@ class PathUse:
 class SyscallRow:
     """The use of one system call by a process (PIDS has its number), or by all processes of one name.
 
-    CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time.
+    CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time. UNFINISHED are those that
+    did not end in it, CONTINUED those that did not begin in it: of a trace that is fetched again and again a call that waits is one of
+    the former in one capture and of the latter in a later one.
     """
 
     name: str
@@ -57,6 +59,8 @@ class SyscallRow:
     measured: int
     total_ns: int
     p99_ns: int | None
+    unfinished: int = 0
+    continued: int = 0  # 0 also where no beginnings are recorded, as with errors_only
     compat: bool = False  # a 32-bit program's
     paths: list[PathUse] = field(default_factory=list)  # where they are recorded, those that most calls fail on first
 
@@ -139,13 +143,13 @@ def summarize(trace: Trace, manifest: dict[str, Any], min_latency_ns: int = 0) -
         calls = _select(calls, calls.measured & (calls.durations >= min_latency_ns))
     pids, name_numbers, known_names = _identify(calls, names)
     path_names = path_events.names
+    has_entries = not (manifest.get("specification") or {}).get("errors_only")
     tables = []
     for first_key in (pids, np.zeros_like(pids)):
         rows = []
         for members in _gen_groups([first_key, name_numbers, calls.numbers]):
-            rows.append(
-                _make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls, path_names)
-            )
+            row = _make_row(calls, members, pids, known_names[name_numbers[members[0]]], names, syscalls, path_names)
+            rows.append(row if has_entries else replace(row, continued=0))
         tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
     by_number = {one.id: name for name, one in trace.formats.items()}
     counts = {by_number.get(number, f"event {number}"): count for number, count in sorted(events.items())}
@@ -271,6 +275,8 @@ def _make_row(
         measured=int(durations.size),
         total_ns=int(durations.sum()),
         p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
+        unfinished=int((~calls.has_ended[members]).sum()),
+        continued=int((calls.has_ended[members] & ~calls.measured[members]).sum()),
         compat=number >= COMPAT,
         paths=_list_paths(calls.paths[members], np.where(failed, results, 0), path_names),
     )

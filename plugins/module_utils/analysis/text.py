@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Tuple
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import CpuPages
@@ -21,16 +22,27 @@ if TYPE_CHECKING:
 # One block of each CPU is in memory at a time.
 _BLOCK = 1 << 20
 _RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
+_STACK = "ftrace:kernel_stack"
+_MAX_STACK = 256
+_WORD = 8
+# Event → fields with addresses of the kernel's code.
+_CODE = {
+    "ftrace:function": ("ip", "parent_ip"),
+    "ftrace:funcgraph_entry": ("func",),
+    "ftrace:funcgraph_exit": ("func",),
+    "ftrace:funcgraph_retaddr_entry": ("func", "retaddr"),
+}
 _Row = Tuple[int, int, str]  # time, number in its CPU's order, line
 
 
 @dataclass(frozen=True)
 class _Names:
-    """Who threads were, and what numbers of system calls mean."""
+    """Who threads were, what numbers of system calls mean, and where in the kernel addresses are."""
 
     tasks: TaskNames
     compat: CompatTasks
     syscalls: dict[int, str]
+    symbols: Symbols
 
 
 def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
@@ -54,7 +66,7 @@ def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
     compat.finish()
     syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
     syscalls.update((int(number) + COMPAT, name) for number, name in (manifest.get("compat_syscalls") or {}).items())
-    return _Names(tasks, compat, syscalls)
+    return _Names(tasks, compat, syscalls, Symbols(trace.head.kallsyms))
 
 
 def _describe(manifest: dict[str, Any]) -> str:
@@ -98,6 +110,12 @@ def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, name
             continue
         if name in _RAW_SYSCALLS and field.name == "id":
             columns.append([f"id={text}" for text in _list_syscalls(batch, events, field, names)])
+        elif name == _STACK:
+            if field.is_array:
+                columns.append(_list_stacks(batch, events, known, field, names.symbols))
+        elif field.name in _CODE.get(name, ()):
+            addresses = batch.integers(events, field).view(np.uint64).tolist()
+            columns.append([f"{field.name}={_clean(names.symbols.describe(address))}" for address in addresses])
         else:
             columns.append([f"{field.name}={value}" for value in _list_values(batch, events, field)])
     return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
@@ -108,6 +126,19 @@ def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> l
     plain = numbers.tolist()
     names.compat.mark(batch.tids[events], batch.times[events], numbers)
     return [f"{number} ({_clean(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
+
+
+def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field, symbols: Symbols) -> list[str]:
+    """Who called whom, the innermost first. A stack is as long as its size says, whatever the format makes of it."""
+    sizes = np.minimum(batch.integers(events, known.field("size")), _MAX_STACK)
+    stacks: list[list[str]] = [[] for _event in events]
+    for depth in range(int(sizes.max(initial=0))):
+        place = Field("", callers.offset + _WORD * depth, _WORD, False, False, False)
+        deep = np.flatnonzero(sizes > depth)
+        for number, address in zip(deep.tolist(), batch.integers(events[deep], place).view(np.uint64).tolist()):
+            if address:
+                stacks[number].append(_clean(symbols.describe(address)))
+    return [" <- ".join(stack) for stack in stacks]
 
 
 def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:

@@ -741,5 +741,41 @@ def test_stacks_have_names(worker, tmp_path):
     event = {"name": "syscalls:sys_enter_connect", "triggers": ["stacktrace"]}
     host.call_module("ftrace_instance", containers=[worker], events=[event])
     run_workload(worker)
-    (capture,) = fetch_here(tmp_path, containers=[worker])
-    assert re.search(r"=> \w*sys\w*", host.run("trace-cmd", "report", capture["path"]).stdout)
+    arguments = {"containers": [worker], "dest": str(tmp_path), "format": "text"}
+    (capture,) = host.ad_hoc("localhost", "ftrace_fetch", arguments)["captures"]
+    said = host.run("trace-cmd", "report", capture["path"]).stdout
+    stacks = [re.findall(r"=> (\S+) \(", one) for one in said.split("kernel_stack:")[1:]]
+    assert len(stacks) == WORKLOAD["connect"][0] and all("do_syscall_64" in stack for stack in stacks)
+    text = Path(capture["path"]).with_suffix(".txt").read_text()
+    ours = [re.findall(r"(\S+)\+0x[0-9a-f]+", line) for line in re.findall("kernel_stack: (.*)", text)]
+    assert ours == stacks
+
+
+def test_calls_that_wait_while_a_trace_is_fetched_are_counted_once(container, tmp_path):
+    program = (
+        "import os, time\nwhile not os.path.exists('/go'): time.sleep(0.01)\n"
+        "for _number in range(40): time.sleep(0.1)\nos.open('/done', os.O_CREAT)\ntime.sleep(1000)"
+    )
+    name = container("python", "/usr/bin/python3", "-S", "-c", program)
+    host.wait_until(lambda: host.read_state(host.find_pid(name)) == "S")
+    host.call_module("ftrace_instance", containers=[name], syscalls=["clock_nanosleep", "openat"], compat=False)
+    host.docker("exec", name, "/usr/bin/python3", "-c", "open('/go', 'w')")
+    root = f"/proc/{host.find_pid(name)}/root"
+    rounds = 0
+    while not os.path.exists(f"{root}/done"):
+        fetch_here(tmp_path, containers=[name])
+        rounds += 1
+    fetch_here(tmp_path, containers=[name])
+    assert rounds > 5
+    rows = [
+        (number, row)
+        for number, capture in enumerate(report(tmp_path, tmp_path / "report"))
+        for row in capture["processes"]
+        if row["syscall"] == "clock_nanosleep" and row["container_pid"] == 1
+    ]
+    waits = sum(row["calls"] - (row["continued"] if number else 0) for number, row in rows)
+    unfinished = sum(row["unfinished"] for _number, row in rows)
+    assert unfinished > 5
+    # Those before the word to go are not known, but there is one for each end, and one that began before the trace.
+    ended = sum(row["calls"] - row["unfinished"] for _number, row in rows)
+    assert waits == ended + 1

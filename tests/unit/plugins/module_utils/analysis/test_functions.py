@@ -15,7 +15,7 @@ np = pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import decode_pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import parse_format
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts, Symbols
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 FORMAT = (
@@ -50,3 +50,11 @@ def test_addresses_that_the_kernel_hides():
 
 def test_no_functions():
     assert count() == {}
+
+
+def test_an_address_is_told_with_its_place_in_the_function():
+    symbols = Symbols(SYMBOLS)
+    assert symbols.describe(0xFFFFFFFF81000000) == "vfs_read+0x0"
+    assert symbols.describe(0xFFFFFFFF81000123) == "vfs_write+0x23"
+    assert symbols.describe(0x1000) == "0x1000"
+    assert Symbols(b"0000000000000000 T hidden\n").describe(0x1000) == "0x1000"

@@ -193,6 +193,20 @@ def test_a_table():
     assert table.programs[0].total_ns == 400
 
 
+def test_a_call_that_waits_over_a_fetch_is_counted_once_when_captures_are_added_up():
+    task = {"syscalls": NAMES, "tasks": [{"tid": 5, "tgid": 5, "comm": "web", "container_tid": 1}]}
+    first = table_of(
+        [(100, pages.make_enter(5, 0)), (200, pages.make_exit(5, 0, 1)), (300, pages.make_enter(5, 0))], task
+    )
+    second = table_of([(400, pages.make_exit(5, 0, 1))], task)
+    (row,), (later,) = first.processes, second.processes
+    assert (row.calls, row.unfinished, row.continued) == (2, 1, 0)
+    assert (later.calls, later.unfinished, later.continued) == (1, 0, 1)
+    # Where no beginnings are recorded an end is a call.
+    only_ends = {**task, "specification": {"errors_only": True}}
+    assert table_of([(400, pages.make_exit(5, 0, -2))], only_ends).processes[0].continued == 0
+
+
 def test_threads_of_a_process_are_one_row():
     events = [
         (100, pages.make_newtask(5, 6, b"web", pages.CLONE_THREAD)),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, records
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics
 
@@ -95,3 +95,20 @@ def test_a_drain_that_ended_early_is_no_complete_capture_and_says_why():
     summary = capture.summarize_loss(before, before, {0: CpuDrain(1, error="No space left on device")})
     assert (summary["complete"], summary["lost_exact"]) == (False, False)
     assert summary["cpus"][0]["error"] == "No space left on device"
+
+
+def test_a_name_that_pretends_to_be_a_line_of_the_list_names_nobody_else():
+    saved = "7 victim\n9 a\n7 evil\n8 sh\n\u0661 x\n"
+    assert capture.parse_saved_cmdlines(saved) == {9: "a", 8: "sh"}
+    # What is known from elsewhere stands.
+    assert capture.format_cmdlines([{"tid": 7, "comm": "victim"}], saved, []) == "7 victim\n8 sh\n9 a\n"
+
+
+def test_what_a_change_of_settings_dropped_is_lost():
+    statistics = {0: make_statistics(entries=5)}
+    dropped = records.Discarded(7)
+    summary = capture.summarize_loss(statistics, statistics, {0: CpuDrain(1)}, dropped)
+    assert (summary["lost"], summary["discarded"], summary["lost_exact"], summary["complete"]) == (7, 7, True, False)
+    dropped = records.Discarded(0, exact=False)
+    summary = capture.summarize_loss(statistics, statistics, {0: CpuDrain(1)}, dropped)
+    assert (summary["lost"], summary["lost_exact"], summary["complete"]) == (0, False, False)
