@@ -209,6 +209,16 @@ options:
     type: bool
     default: false
     version_added: 0.1.0
+  follow_restarts:
+    description:
+      - Whether the trace goes on when the container starts again, after C(docker restart) for example, with all that the start does
+        but the runtime's first steps. Without it a trace is of the processes that run now and of their children.
+      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else.
+      - The recorder waits for the start, and goes on waiting for a container that was removed, till O(ttl) or O(state=absent). Tracers of
+        functions do not follow a start, and neither do O(probes) and O(expose), which belong to the files and the mounts of now. A container
+        whose control group does not bear its id (LXC, a bare process) is not waited for; RV(instances[].followed) says so.
+    type: bool
+    version_added: 0.1.0
   expose:
     description:
       - Show files of the trace inside the container, so that it sees its own trace, or writes lines of its own into it. They stand in a
@@ -403,9 +413,10 @@ instances:
     followed:
       description:
         - How new processes of the container come to be recorded, with C(exec) (C(descent), C(watch) or C(none)), C(tools) (whether
-          commands of ours are) and C(may_be_missed) (what of them, V(null) for nothing); V(null) where it is not known.
+          commands of ours are), C(restarts) (whether starts are awaited) and C(may_be_missed) (what of all these, V(null) for
+          nothing); V(null) where it is not known.
       type: dict
-      sample: {exec: descent, tools: false, may_be_missed: null}
+      sample: {exec: descent, tools: false, restarts: false, may_be_missed: null}
     cpus:
       description: The kernel's counters for each CPU.
       type: list
@@ -432,6 +443,8 @@ instances:
       sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
 """
 
+from dataclasses import replace
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
@@ -456,12 +469,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import trace
 def run_started(module, root):
     parameters = module.params
     wanted = wishes.find_specification(parameters, root)
+    restarts = parameters["follow_restarts"]
+    if restarts is None:
+        restarts = parameters["profile"] == "startup"
     wish = instances.Wish(
         settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
         follow_tools=parameters["follow_tools"],
         probes=wanted.list_probes(),
-        limits=limits.parse_limits(parameters),
+        limits=replace(limits.parse_limits(parameters), restarts=restarts),
         described=wishes.describe(parameters, wanted),
     )
     shown = parameters["expose"]
@@ -574,6 +590,7 @@ def main():
             clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
             follow_exec=dict(type="bool", default=True),
             follow_tools=dict(type="bool", default=False),
+            follow_restarts=dict(type="bool"),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
             paths=dict(type="bool", default=False),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),

@@ -22,16 +22,20 @@ _SUPERVISOR = (
 )
 EVENT_PIDS = "set_event_pid"
 LOOK_S = 0.05  # between two looks at a control group
+START_LOOK_S = 0.002  # the same while a container starts
+_MAX_ANCESTORS = 4  # between a starting container's first process and its shim
 
 
 @dataclass(frozen=True)
 class Following:
     """How a container's processes are found: SHIM is the one of which all that is exec'ed descends, None where there is none
-    or nobody asked; WATCH_EXEC and TOOLS say whether what is exec'ed without one, and our tools, are looked for while it is traced."""
+    or nobody asked; WATCH_EXEC and TOOLS say whether what is exec'ed without one, and our tools, are looked for while it is traced, and
+    RESTARTS whether its next starts are awaited."""
 
     shim: int | None = None
     watch_exec: bool = False
     tools: bool = False
+    restarts: bool = False
 
     @property
     def is_watched(self) -> bool:
@@ -39,15 +43,19 @@ class Following:
         return self.watch_exec or self.tools
 
     def describe(self) -> dict[str, Any]:
-        """For results and manifests: `exec` (descent, watch or none), `tools`, and what MAY_BE_MISSED."""
+        """For results and manifests: `exec` (descent, watch or none), `tools`, `restarts`, and what `may_be_missed`."""
         exec_ = "descent" if self.shim else "watch" if self.watch_exec else "none"
-        missed = [name for name, is_so in (("what is exec'ed", self.watch_exec), ("tools", self.tools)) if is_so]
+        looked_for = [name for name, is_so in (("what is exec'ed", self.watch_exec), ("tools", self.tools)) if is_so]
+        missed = []
+        if looked_for:
+            missed.append(f"of {' and '.join(looked_for)} the first {LOOK_S * 1000:g} ms, and all that ends sooner")
+        if self.restarts:
+            missed.append(f"of a start what its runtime does in the first {START_LOOK_S * 1000:g} ms")
         return {
             "exec": exec_,
             "tools": self.tools,
-            "may_be_missed": f"of {' and '.join(missed)} the first {LOOK_S * 1000:g} ms, and all that ends sooner"
-            if missed
-            else None,
+            "restarts": self.restarts,
+            "may_be_missed": "; ".join(missed) or None,
         }
 
 
@@ -65,6 +73,30 @@ def find_shim(target: Target) -> int | None:
     parent = processes.read_parent(target.process.pid)
     task = processes.read_task(parent) if parent > 1 else None
     return parent if task is not None and task.comm.startswith(_SHIM_NAME) else None
+
+
+def find_starting(group: str, ended: int) -> tuple[int | None, int | None]:
+    """The first process of the container that starts in control GROUP, where ENDED was its first process before, and its shim.
+
+    None for what is not there yet.
+    """
+    for pid in set(cgroups.gen_pids(group)) - {ended}:
+        task = processes.read_task(pid)
+        shim = _find_shim_above(pid)
+        # Where it shares the host's pid namespace its runtime leaves it to the shim.
+        if task is not None and (task.container_tid == 1 or (shim is not None and processes.read_parent(pid) == shim)):
+            return pid, shim
+    return None, None
+
+
+def _find_shim_above(pid: int) -> int | None:
+    for _step in range(_MAX_ANCESTORS):
+        pid = processes.read_parent(pid)
+        if pid <= 1:
+            return None
+        if read_comm(pid).startswith(_SHIM_NAME):
+            return pid
+    return None
 
 
 def list_threads(target: Target, following: Following) -> set[int]:

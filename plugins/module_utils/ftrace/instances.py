@@ -46,7 +46,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 NAME_PREFIX = "crashcart-"
@@ -195,6 +195,12 @@ def _find_followed(instance: Instance, target: Target, settings: Settings, follo
     return _Followed(instance, lists)
 
 
+def _bears_id(target: Target) -> bool:
+    """Whether the control group of TARGET is its container's alone, and comes again with it."""
+    group = cgroups.find_container_directory(target.process.read("cgroup"))
+    return group is not None and target.container.id in group
+
+
 @dataclass(frozen=True)
 class Wish:
     """What to trace by SETTINGS and PROBES, of whom, within which LIMITS; DESCRIBED is what was asked for, for the manifest.
@@ -230,7 +236,14 @@ def ensure_started(
         for target, own_probes in zip(targets, bound):
             one = find_instance(root, target.container)
             following = find_following(target, follow_exec=wish.follow_exec, tools=wish.follow_tools)
-            limits = replace(wish.limits, watch=following.is_watched, tools=following.tools)
+            following = replace(following, restarts=wish.limits.restarts and _bears_id(target))
+            limits = replace(
+                wish.limits,
+                watch=following.is_watched,
+                tools=following.tools,
+                restarts=following.restarts,
+                descends=following.restarts and following.shim is not None,
+            )
             own = replace(wish, following=following, limits=limits)
             wanted = add_probes(settings, own_probes.list_events(), follow_exec=wish.follow_exec)
             with ExitStack() as stack:

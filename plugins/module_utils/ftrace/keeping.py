@@ -8,7 +8,10 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    open_process,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     orders,
@@ -17,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     tracedat,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits, check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _STOP_ON_FREE = "options/disable_on_free"
@@ -51,16 +55,19 @@ def begin(instance: Instance, container: Container, limits: Limits, record: dict
             recordings.remove(path)
         run = recordings.create(instance.name, *describe(instance, container, limits, record))
         recordings.note_discarded(run, records.read_discarded(record))
-    order = orders.Order(
-        instance.name,
-        instance.root,
-        os.stat(instance.path).st_ino,
-        container,
-        limits,
-        orders.find_deadline(limits),
-        run,
-    )
     try:
+        with open_process(container) as process:
+            group = cgroups.find_container_directory(process.read("cgroup"))
+        order = orders.Order(
+            instance.name,
+            instance.root,
+            os.stat(instance.path).st_ino,
+            container,
+            limits,
+            orders.find_deadline(limits),
+            run,
+            group or "",
+        )
         orders.place(order)
     except BaseException:
         if run:

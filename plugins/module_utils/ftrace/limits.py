@@ -26,14 +26,17 @@ _DEFAULTS = {
 class Limits:
     """Of one trace. Times are seconds, sizes bytes, MAX_RATE events per second, MAX_LOSS events.
 
-    WATCH says whether new processes of the container are looked for, and TOOLS whether ours are among them. IS_RECORDED says whether it is
-    drained to files; what follows that is for those only.
+    WATCH says whether new processes of the container are looked for, and TOOLS whether ours are among them; RESTARTS whether the container's
+    next starts are awaited, and DESCENDS whether its shim is followed then. IS_RECORDED says whether it is drained to files; what follows
+    that is for those only.
     """
 
     ttl_s: float | None = None
     max_rate: int | None = None
     watch: bool = False
     tools: bool = False
+    restarts: bool = False
+    descends: bool = False
     is_recorded: bool = False
     max_loss: int | None = None
     max_bytes: int = 0
@@ -46,13 +49,13 @@ class Limits:
     @property
     def is_kept(self) -> bool:
         """Whether somebody has to look after the trace."""
-        return self.is_recorded or self.watch or self.ttl_s is not None or self.max_rate is not None
+        return self.is_recorded or self.watch or self.restarts or self.ttl_s is not None or self.max_rate is not None
 
     def describe(self) -> dict[str, Any]:
         """What was asked for, for a diff and a manifest; empty when nothing was."""
         names = asdict(self)
         if not self.is_recorded:
-            names = {name: names[name] for name in ("ttl_s", "max_rate", "watch", "tools")}
+            names = {name: names[name] for name in ("ttl_s", "max_rate", "watch", "tools", "restarts", "descends")}
         return {name: value for name, value in names.items() if value is not None and value is not False}
 
 

@@ -33,7 +33,7 @@ _LOOK_S = 0.005
 class Order:
     """How the trace instance NAME below ROOT, whose inode tells it from others of that name, is looked after.
 
-    RUN is the folder of its recording, '' for none. ERROR says why it could not be taken on.
+    RUN is the folder of its recording, '' for none, GROUP that of the container's control group. ERROR says why it could not be taken on.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Order:
     limits: Limits = field(default_factory=Limits)
     deadline: float | None = None
     run: str = ""
+    group: str = ""
     error: str = ""
 
     @property

@@ -13,9 +13,13 @@ import select
 import signal
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import open_process
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    ContainerGoneError,
+    open_process,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
@@ -42,6 +46,7 @@ _NICENESS = 5
 _TAKE_OVER_S = 5.0  # in which one that is ending has ended
 _PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at once that something is in them
 _LOOK_S = 0.25  # between two looks at limits, at most
+_START_S = 10.0  # in which a control group that has come into being has a process
 _DRAIN_S = 5.0  # after which a buffer is drained that is not half full
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
 SWITCHED_OFF = "tracing was switched off, by a trigger or by somebody else"
@@ -61,19 +66,28 @@ class Keeper:
             if os.stat(self._instance.path).st_ino != order.inode:
                 raise TraceError("the trace instance was removed, and another one has its name")
             # An exit of the first process is the end of the container.
+            self._container = order.container
             self._container_fd: int | None = None
+            stack.callback(self._let_go)
+            self._start_fd: int | None = None
+            if order.limits.restarts:
+                # From now on, so that no start is missed: a group comes into being in the one above it.
+                self._start_fd = syscalls.inotify_watch(os.path.dirname(order.group), syscalls.IN_CREATE)
+                stack.callback(os.close, self._start_fd)
+            if order.run or order.limits.restarts:
+                try:
+                    process = stack.enter_context(open_process(order.container))
+                    self._container_fd = syscalls.pidfd_open(process.pid)
+                    process.read_start_ticks()  # raises when the pid was somebody else's by now
+                except (ContainerGoneError, processes.ProcessGone):
+                    if not order.limits.restarts:
+                        raise
+                    self._let_go()
             if order.run:
-                process = stack.enter_context(open_process(order.container))
-                self._container_fd = syscalls.pidfd_open(process.pid)
-                stack.callback(os.close, self._container_fd)
-                process.read_start_ticks()  # raises when the pid was somebody else's by now
                 about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
                 self.writer = RecordingWriter(self._instance, order.run, order.limits, about["page_size"])
-            self._group: str | None = None
             self._known: set[int] = set()
-            if order.limits.watch:
-                with open_process(order.container) as process:
-                    self._group = cgroups.find_container_directory(process.read("cgroup"))
+            self._stirred_s = time.monotonic()
             events, self._lost_before = self._count()
             self._first_events = events
             self._was_on = False
@@ -91,7 +105,44 @@ class Keeper:
     @property
     def look_s(self) -> float:
         """Seconds between two looks at it."""
-        return following.LOOK_S if self._group else _LOOK_S
+        if self.is_awaiting and time.monotonic() - self._stirred_s < _START_S and os.path.isdir(self.order.group):
+            return following.START_LOOK_S
+        return following.LOOK_S if self.order.limits.watch else _LOOK_S
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether its container has ended and may start again."""
+        return self.order.limits.restarts and self._container_fd is None
+
+    @property
+    def turn_fd(self) -> int | None:
+        """What is readable when its container ends, or when one has come into being that may be its; None where nobody awaits that."""
+        if not self.order.limits.restarts:
+            return None
+        return self._start_fd if self.is_awaiting else self._container_fd
+
+    def _let_go(self) -> None:
+        if self._container_fd is not None:
+            os.close(self._container_fd)
+            self._container_fd = None
+
+    def _look_for_start(self) -> None:
+        """Follow the container that starts, once its first process is there: still the runtime, which is about to become it."""
+        assert self._start_fd is not None
+        with suppress(BlockingIOError):
+            if os.read(self._start_fd, 65536):
+                self._stirred_s = time.monotonic()
+        first, shim = following.find_starting(self.order.group, self._container.pid)
+        if first is None:
+            return
+        self._known = {first, *cgroups.gen_pids(self.order.group)}
+        pids = {*self._known, shim} if shim is not None and self.order.limits.descends else self._known
+        tids = {tid for pid in pids for tid in processes.read_threads(pid)}
+        # All at once: the kernel takes some 20 ms for a write, whose effect comes at its beginning.
+        self._instance.add_pids(following.EVENT_PIDS, following.find_missing(self._instance, lambda: tids))
+        with suppress(ProcessLookupError):
+            self._container_fd = syscalls.pidfd_open(first)
+            self._container = replace(self._container, pid=first, start_ticks=None)
 
     def _follow(self, group: str) -> None:
         """Record the threads of processes that have come into the control GROUP since the last look, and are nobody's children there."""
@@ -113,8 +164,10 @@ class Keeper:
                     self._drained_s = time.monotonic()
                 if is_due:
                     self.writer.tend()
-            if is_due and self._group:
-                self._follow(self._group)
+            if is_due and self.is_awaiting:
+                self._look_for_start()
+            elif is_due and self.order.limits.watch:
+                self._follow(self.order.group)
             return self._find_end() if is_due else None
         except Full as full:
             return str(full)
@@ -126,7 +179,11 @@ class Keeper:
         if self.order.deadline is not None and self.order.deadline <= orders.read_clock():
             return TTL_IS_OVER
         if self._container_fd is not None and select.select([self._container_fd], [], [], 0)[0]:
-            return CONTAINER_ENDED
+            if not limits.restarts:
+                return CONTAINER_ENDED
+            self._let_go()
+            self._known = set()
+            self._stirred_s = time.monotonic()
         if self.writer is not None and self._is_switched_off():
             return SWITCHED_OFF
         if limits.max_rate is None and limits.max_loss is None:
@@ -164,7 +221,7 @@ class Keeper:
     def _describe_end(self) -> dict[str, Any]:
         return {
             "time": clocks.measure_offset(self._instance.read_clock()),
-            "tasks": list_tasks(self.order.container),
+            "tasks": list_tasks(self._container),
             "saved_cmdlines": Instance(self._instance.root, "..").read("saved_cmdlines"),
         }
 
@@ -257,6 +314,8 @@ def _work(keepers: dict[str, Keeper], events_fd: int) -> None:
     poller.register(events_fd, select.POLLIN)
     owners = {}
     for name, keeper in keepers.items():
+        if keeper.turn_fd is not None:
+            poller.register(keeper.turn_fd, select.POLLIN)
         for fd in keeper.writer.sources.values() if keeper.writer else ():
             poller.register(fd, select.POLLIN)
             owners[fd] = name
@@ -264,7 +323,7 @@ def _work(keepers: dict[str, Keeper], events_fd: int) -> None:
     is_due = False
     while not is_due:
         ready = {fd for fd, _event in poller.poll(max(0.0, until_s - time.monotonic()) * 1000)}
-        is_due = events_fd in ready or time.monotonic() >= until_s
+        is_due = not ready <= set(owners) or time.monotonic() >= until_s
         busy = {owners[fd] for fd in ready if fd in owners}
         for name, keeper in list(keepers.items()):
             why = keeper.work(is_ready=name in busy, is_due=is_due)

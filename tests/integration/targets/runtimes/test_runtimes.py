@@ -184,6 +184,7 @@ def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, n
         assert instance["followed"] == {
             "exec": "watch",
             "tools": False,
+            "restarts": False,
             "may_be_missed": "of what is exec'ed the first 50 ms, and all that ends sooner",
         }
         assert not host.call_module("ftrace_instance", containers=[name])["changed"]

@@ -533,6 +533,47 @@ def test_a_recording_counts_what_the_ring_before_it_lost_since_it_was_fetched(st
     assert count_calls(tmp_path) + lost == 2 * calls
 
 
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_a_start_is_seen_from_its_first_program_on(container, tmp_path, mode):
+    program = "import os, time; os.getppid(); os.path.exists('/nonesuch'); time.sleep(1000)"
+    name, other = (container("python", "/usr/bin/python3", "-S", "-c", program) for _number in range(2))
+    options = {"mode": mode, "min_free": "1MiB"} if mode == "record" else {}
+    (made,) = host.call_module("ftrace_instance", containers=[name], profile="startup", **options)["instances"]
+    assert made["followed"]["restarts"]
+    for number in (1, 2):
+        fetch_here(tmp_path / f"before-{number}", containers=[name])
+        host.docker("restart", "-t", "0", name, other)
+        host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
+        host.wait_until(lambda: host.read_state(host.find_pid(name)) == "S")
+        assert (info(name)["state"], info(name)["stopped"]) == ("started", None)
+        host.docker("exec", name, "/usr/bin/python3", "-S", "-c", "open('/nonesuch/exec')", check=False)
+        folder = tmp_path / f"after-{number}"
+        (capture,) = fetch_here(folder, containers=[name])
+        assert capture["manifest"]["complete"]
+        (summary,) = report(folder, folder / "report")
+        first = {row["syscall"]: row for row in summary["processes"] if row["container_pid"] == 1}
+        assert (first["execve"]["name"], first["execve"]["continued"]) == ("python3", 1)
+        assert sum(row["errors"].get("ENOENT", 0) for row in first.values()) >= 1
+        # What is exec'ed is followed as before, the other container is not.
+        assert len({row["pids"][0] for row in summary["processes"] if row["name"] == "python3"}) == 2
+    # It is the same trace to whoever asks for it again.
+    again = host.call_module("ftrace_instance", containers=[name], profile="startup", **options)
+    assert not again["changed"]
+    if mode == "ring":
+        # A recorder that was killed finds the container started again.
+        os.kill(find_recorder()["pid"], signal.SIGKILL)
+        host.wait_until(lambda: find_recorder()["pid"] is None)
+        host.docker("restart", "-t", "0", name)
+        fetch_here(tmp_path / "between", containers=[name])
+        host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
+    host.docker("rm", "-f", name)
+    assert info(made["id"])["state"] == "started"
+
+
+def read_pids(instance):
+    return {int(line) for line in Path(f"{host.TRACEFS}/instances/{instance}/set_event_pid").read_text().split()}
+
+
 @pytest.mark.parametrize("then", [{}, {"mode": "record"}], ids=["ring", "record"])
 def test_what_another_clock_drops_is_counted(storm, tmp_path, then):
     name = storm(0.2)

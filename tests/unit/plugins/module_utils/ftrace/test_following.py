@@ -41,13 +41,20 @@ def test_a_thousand_in_a_row():
     ("following", "told"),
     [
         (Following(), {"exec": "none", "tools": False, "may_be_missed": None}),
+        (Following(shim=5, restarts=True), {"exec": "descent", "tools": False, "may_be_missed": "of a start"}),
         (Following(shim=5), {"exec": "descent", "tools": False, "may_be_missed": None}),
-        (Following(watch_exec=True), {"exec": "watch", "tools": False, "may_be_missed": "of what is exec'ed"}),
-        (Following(shim=5, tools=True), {"exec": "descent", "tools": True, "may_be_missed": "of tools"}),
+        (
+            Following(watch_exec=True),
+            {"exec": "watch", "tools": False, "may_be_missed": "of what is exec'ed"},
+        ),
+        (
+            Following(shim=5, tools=True),
+            {"exec": "descent", "tools": True, "may_be_missed": "of tools"},
+        ),
     ],
 )
 def test_what_is_said(following, told):
     said = following.describe()
-    assert (said["exec"], said["tools"]) == (told["exec"], told["tools"])
+    assert (said["exec"], said["tools"], said["restarts"]) == (told["exec"], told["tools"], following.restarts)
     assert (said["may_be_missed"] or "").startswith(told["may_be_missed"] or "")
-    assert bool(said["may_be_missed"]) == following.is_watched
+    assert bool(said["may_be_missed"]) == (following.is_watched or following.restarts)
