@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
@@ -26,7 +27,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import FUNCTION_TRACERS
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import (
+    CpuStatistics,
+    Instance,
+    InstanceGone,
+    TraceError,
+)
 
 if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
     from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
@@ -54,41 +60,66 @@ def count_entries(one: TraceInstance) -> int:
     return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
 
 
-def stage(sources: Sequence[Source], methods: Sequence[str]) -> tuple[list[dict[str, Any]], bool]:
-    """Move each of SOURCES into a segment of its own, compressed by one of METHODS.
+def stage(
+    found: Sequence[TraceInstance], list_sources: Callable[[TraceInstance], list[Source]], methods: Sequence[str]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Move each of what LIST_SOURCES tells of each of FOUND into a segment of its own, compressed by one of METHODS.
 
     The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
     The caller holds the folder of segments. Raises TraceError that names those that failed, when all were tried.
     """
     staging.check_waiting()
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
-    empty: list[dict[str, Any]] = []
-    failures = []
-    has_staged = has_more = False
-    for source in sources:
+    staged = _Staged(method)
+    for one in found:
+        try:
+            # Nobody starts, stops or removes it while it is drained.
+            with hold_lock("trace-" + one.short_id):
+                for source in list_sources(one):
+                    staged.add(source)
+        except InstanceGone:
+            continue  # somebody has just removed it, with what it held
+        except FleetError as error:
+            staged.failures.append(f"{one.container_name}: {error}")
+    staging.recover()
+    if staged.failures:
+        raise TraceError(f"cannot fetch the trace of {'; '.join(staged.failures)}", empty=staged.empty)
+    return staged.empty, staged.has_more
+
+
+class _Staged:
+    """What has been staged by METHOD: the manifests of the EMPTY, what was refused, and whether there HAS_MORE to come."""
+
+    def __init__(self, method: str) -> None:
+        self.empty: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self.has_more = False
+        self._method = method
+        self._has_some = False
+
+    def add(self, source: Source) -> None:
+        """Move SOURCE into a segment."""
         room = staging.find_room()
-        if source.size > room and has_staged:
-            has_more = True
-            continue
+        if source.size > room and self._has_some:
+            self.has_more = True
+            return
         try:
             staging.check_room(source.size)
             with staging.create_segment(source.instance) as file:
-                manifest = source.take(SegmentWriter(file, method), room)
+                manifest = source.take(SegmentWriter(file, self._method), room)
             if manifest["pages"]:
                 staging.finish_segment(file)
-                has_staged = True
+                self._has_some = True
             else:
-                empty.append(manifest)
+                self.empty.append(manifest)
                 os.unlink(file.name)
             source.finish()
-            has_more |= manifest.get("partial", False)
-            failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
+            self.has_more |= manifest.get("partial", False)
+            self.failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
+        except InstanceGone:
+            raise
         except (OSError, FleetError) as error:
-            failures.append(f"{source.label}: {error}")
-    staging.recover()
-    if failures:
-        raise TraceError(f"cannot fetch the trace of {'; '.join(failures)}", empty=empty)
-    return empty, has_more
+            self.failures.append(f"{source.label}: {error}")
 
 
 def capture(one: TraceInstance, writer: SegmentWriter, _room: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def fetch(found: Sequence[TraceInstance], home: Home, *, consume: bool) -> dict[
         failure, has_more = None, False
         empty: list[dict[str, Any]] = []
         try:
-            empty, has_more = capture.stage(recorded.list_sources(found), home.methods)
+            empty, has_more = capture.stage(found, recorded.list_sources, home.methods)
         except TraceError as error:
             failure, empty = error, error.result.get("empty", [])
         names = {one.instance.name for one in found}

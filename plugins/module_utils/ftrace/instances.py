@@ -47,7 +47,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import (
+    Instance,
+    InstanceGone,
+    TraceError,
+)
 
 NAME_PREFIX = "crashcart-"
 _MAX_ROUNDS = 100
@@ -87,13 +91,18 @@ class TraceInstance:
 
     def find_state(self) -> str:
         """Its state in the words of ftrace_instance."""
-        return "started" if self.instance.exists() and self.instance.is_tracing() else "stopped"
+        try:
+            return "started" if self.instance.is_tracing() else "stopped"
+        except InstanceGone:
+            return "stopped"
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an instance, or of what is left of one in recordings."""
         instance = self.instance
         names = {"name": instance.name, "container": self.container_name, "id": self.container_id}
-        if not instance.exists():
+        try:
+            return {**names, **self._describe()}
+        except InstanceGone:
             nothing: dict[str, Any] = {
                 "clock": None,
                 "buffer_kb": 0,
@@ -103,11 +112,13 @@ class TraceInstance:
                 "pids": 0,
                 "cpus": [],
             }
-            return {**names, "state": self.find_state(), **nothing, **keeping.describe_state(instance)}
+            return {**names, "state": "stopped", **nothing, **keeping.describe_state(instance, is_gone=True)}
+
+    def _describe(self) -> dict[str, Any]:
+        instance = self.instance
         statistics = {cpu: vars(instance.read_statistics(cpu)) for cpu in instance.list_cpus()}
         return {
-            **names,
-            "state": self.find_state(),
+            "state": "started" if instance.is_tracing() else "stopped",
             "clock": instance.read_clock(),
             "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
             "events": instance.read_events(),

@@ -114,17 +114,16 @@ def end(instance: Instance) -> bool:
     return was_kept
 
 
-def describe_state(instance: Instance) -> dict[str, Any]:
-    """What modules return of INSTANCE, whether it exists or not, beside its settings."""
+def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, Any]:
+    """What modules return of INSTANCE, or of what is left where it IS_GONE, beside its settings."""
     order = orders.read_order(instance.name)
     found = recordings.list_recordings(instance.name)
-    exists = instance.exists()
-    record = records.read_record(instance) if exists else {}
+    record = {} if is_gone else records.read_record(instance)
     stopped = record.get("stopped")
-    if stopped is None and found and not (exists and instance.is_tracing()):
+    if stopped is None and found and (is_gone or not instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
     return {
-        "mode": "record" if (is_recorded(instance) if exists else found) else "ring",
+        "mode": "record" if (found if is_gone else is_recorded(instance)) else "ring",
         "stopped": stopped,
         "followed": record.get("followed"),
         "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,

@@ -30,22 +30,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import sysca
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 
-def list_sources(found: Sequence[TraceInstance]) -> list[capture.Source]:
-    """What can be fetched of FOUND, older recordings first."""
+def list_sources(one: TraceInstance) -> list[capture.Source]:
+    """What can be fetched of ONE, older recordings first. The caller holds its lock."""
     sources = []
-    for one in found:
-        own = recordings.list_recordings(one.instance.name)
-        for recording in own:
-            taking = _Taking(recording, one)
-            size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
-            sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
-        # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
-        if one.instance.exists() and not keeping.is_recorded(one.instance):
-            size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-            finish = partial(records.forget_discarded, one.instance)
-            sources.append(
-                capture.Source(one.container_name, one.instance, size, partial(capture.capture, one), finish)
-            )
+    for recording in recordings.list_recordings(one.instance.name):
+        taking = _Taking(recording, one)
+        size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
+        sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
+    # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
+    if one.instance.exists() and not keeping.is_recorded(one.instance):
+        size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
+        finish = partial(records.forget_discarded, one.instance)
+        sources.append(capture.Source(one.container_name, one.instance, size, partial(capture.capture, one), finish))
     return sources
 
 

@@ -57,10 +57,9 @@ class Segment:
     def sizes(self) -> dict[int, int]:
         """CPU → bytes of pages."""
         found = {}
-        for name in os.listdir(self.path):
-            match = _CPU.match(name)
-            if match:
-                found[int(match.group(1))] = os.stat(os.path.join(self.path, name)).st_size
+        for match in filter(None, map(_CPU.match, _list_folder(self.path))):
+            with suppress(FileNotFoundError):  # it makes room just now
+                found[int(match.group(1))] = os.stat(os.path.join(self.path, match.group())).st_size
         return found
 
     def count(self, names: tuple[str, ...]) -> dict[int, int]:

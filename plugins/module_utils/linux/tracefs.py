@@ -27,6 +27,10 @@ class TraceError(FleetError):
     """tracefs refused something; the text says what and the next step."""
 
 
+class InstanceGone(TraceError):
+    """Somebody has removed the instance, or is about to."""
+
+
 @dataclass(frozen=True)
 class CpuStatistics:
     """per_cpu/cpuN/stats: numbers of events since the buffer was last reset; BYTES are those that wait to be read."""
@@ -190,12 +194,16 @@ class Instance:
         """The bytes of control file NAME."""
         try:
             fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return read_all(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
-            raise TraceError(f"cannot read {name} of trace instance {self.name}: {error.strerror}") from error
-        try:
-            return read_all(fd)
-        finally:
-            os.close(fd)
+            raise self._judge(error)(f"cannot read {name} of trace instance {self.name}: {error.strerror}") from error
+
+    def _judge(self, error: OSError) -> type[TraceError]:
+        """What ERROR means; the kernel says of an instance that is about to go that there is no such device."""
+        return InstanceGone if error.errno == errno.ENODEV or not self.exists() else TraceError
 
     def write(self, name: str, value: str) -> None:
         """Replace what control file NAME holds by VALUE."""
@@ -210,7 +218,7 @@ class Instance:
                 os.close(fd)
         except OSError as error:
             detail = self._read_error_log() if error.errno == errno.EINVAL else ""
-            raise TraceError(
+            raise self._judge(error)(
                 f"the kernel refuses {value!r} for {name} of trace instance {self.name}: {error.strerror}{detail}"
             ) from error
 
@@ -299,7 +307,11 @@ class Instance:
 
     def list_cpus(self) -> list[int]:
         """The CPUs that have a ring buffer."""
-        return sorted(int(name[3:]) for name in os.listdir(os.path.join(self.path, "per_cpu")))
+        try:
+            names = os.listdir(os.path.join(self.path, "per_cpu"))
+        except OSError as error:
+            raise self._judge(error)(f"cannot list the CPUs of trace instance {self.name}: {error.strerror}") from error
+        return sorted(int(name[3:]) for name in names)
 
     def read_statistics(self, cpu: int) -> CpuStatistics:
         """The counters of one CPU's ring buffer."""
