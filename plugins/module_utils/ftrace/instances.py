@@ -207,9 +207,10 @@ def _find_followed(instance: Instance, target: Target, settings: Settings, follo
 
 
 def _bears_id(target: Target) -> bool:
-    """Whether the control group of TARGET is its container's alone, and comes again with it."""
+    """Whether the control group of TARGET is called after its container's id, so that it is nobody else's and comes again with it."""
+    container = target.container
     group = cgroups.find_container_directory(target.process.read("cgroup"))
-    return group is not None and target.container.id in group
+    return group is not None and container.id.startswith(container.short_id) and container.id in group
 
 
 @dataclass(frozen=True)
