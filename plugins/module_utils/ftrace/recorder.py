@@ -128,9 +128,8 @@ class Keeper:
 
     def _look_for_start(self) -> None:
         """Follow the container that starts, once its first process is there: still the runtime, which is about to become it."""
-        assert self._start_fd is not None
         with suppress(BlockingIOError):
-            if os.read(self._start_fd, 65536):
+            if self._start_fd is not None and os.read(self._start_fd, 65536):
                 self._stirred_s = time.monotonic()
         first, shim = following.find_starting(self.order.group, self._container.pid)
         if first is None:

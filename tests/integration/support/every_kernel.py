@@ -463,6 +463,20 @@ def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) 
         assert tracer in tracers or option in of_traces[tracer]["reason"]
 
 
+def check_restart(machine: Machine, worker: str, folder: Path) -> None:
+    """A start of the container is in a trace that awaits it, from the first program on."""
+    (made,) = machine.call("ftrace_instance", containers=[worker], profile="startup", buffer_size="4MiB")["instances"]
+    assert made["followed"]["restarts"]
+    restart = f"before=$(docker logs {worker} | grep -c ready); docker restart -t 0 {worker} || exit"
+    machine.run(f"{restart}; {_make_wait(worker, 'ready', '$before')}")
+    machine.fetch(folder / "start", containers=[worker])
+    (summary,) = report(folder / "start", folder / "report")
+    assert summary["complete"]
+    first = {row["syscall"]: row for row in summary["processes"] if row["container_pid"] == 1}
+    assert first["execve"]["name"] == "python3" and first["openat"]["calls"] > 5
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+
+
 # In an order in which one container serves all of them: a check may leave an instance and a pinned process.
 CHECKS = (
     check_what_is_missing_is_named,
@@ -478,4 +492,5 @@ CHECKS = (
     check_paths,
     check_profiles,
     check_loss,
+    check_restart,
 )
