@@ -162,6 +162,8 @@ def _unpack_packages(tree: Path) -> None:
     # The kernel is downloaded only: its maintainer scripts would build an initrd that nobody needs.
     kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
     _run(
+        # What it mounts nobody else sees, and nothing stays should it be killed.
+        *("unshare", "--mount"),
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",

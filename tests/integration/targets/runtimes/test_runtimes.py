@@ -75,7 +75,7 @@ def test_attach_exec_shell_and_detach(others, kind):
     assert f"42 {SHELL}" in done.stdout, done
     detached = host.call_module("crashcart_attach", containers=[name], state="detached")
     assert detached["changed"]
-    assert "crashcart" not in read_mounts(one["pid"])
+    assert "/dev/crashcart" not in read_mounts(one["pid"])
 
 
 def find_source(_pid):
