@@ -422,6 +422,10 @@ instances:
       type: list
       elements: dict
       sample: [{cpu: 0, entries: 12, overrun: 0, dropped: 0}]
+    discarded:
+      description: How many events the kernel has dropped for a change of O(clock) or O(tracer), that the next fetch will count as lost.
+      type: int
+      sample: 0
     mode:
       description: V(ring) or V(record).
       type: str

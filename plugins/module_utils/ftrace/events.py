@@ -22,6 +22,8 @@ _KEYS = {"name", "filter", "triggers"}
 _COUNT = re.compile(r":(?:unlimited|count=\d+|\d+)\Z")
 # Blanks in quotes are meant; the kernel knows no way to quote a quote.
 _QUOTED_OR_BLANK = re.compile(r"\"[^\"]*\"|'[^']*'|\s+")
+# What the kernel adds of a histogram.
+_STATE = re.compile(r" \[(?:active|paused|disabled)\]\Z")
 _HIST_ALIASES = {"key": "keys", "val": "vals", "values": "vals"}
 _SWITCHES = ("enable_event", "disable_event")
 TRIGGER_OPTIONS = {
@@ -80,9 +82,22 @@ def parse_request(entry: Any) -> EventRequest:
         raise TraceError(f"events: filter and triggers of {entry['name']!r} have to be text")
     if not _EVENT_PATTERN.match(entry["name"]):
         raise TraceError(f"{entry['name']!r} is not an event: write system:name, for example sched:sched_switch")
-    for text in triggers:
-        parse_trigger(text)
+    for condition in (event_filter, *(parse_trigger(text).condition for text in triggers)):
+        if not _is_balanced(condition):
+            raise TraceError(
+                f"events: {condition!r} of {entry['name']!r} has a parenthesis, or a quote, without its other one"
+            )
     return EventRequest(entry["name"], _squeeze(event_filter), tuple(map(_squeeze, triggers)))
+
+
+def _is_balanced(condition: str) -> bool:
+    """Whether CONDITION stays one when it is put in parentheses, beside another one."""
+    depth = 0
+    for character in _QUOTED_OR_BLANK.sub("", condition):
+        depth += (character == "(") - (character == ")")
+        if depth < 0 or character in "\"'":
+            return False
+    return depth == 0
 
 
 def _squeeze(text: str) -> str:
@@ -109,7 +124,7 @@ def resolve(
 ) -> dict[str, EventRequest]:
     """Event → request for all AVAILABLE events that REQUESTS mean; of several for one event the last counts.
 
-    No glob means events of the systems DYNAMIC, which are probes, of others or of other traces; to have one its system is named.
+    No glob means one of the events DYNAMIC, which are probes, of others or of other traces; to have one its system is named.
     A glob's filter leaves the events UNFILTERED as they are. Raises TraceError, which names near ones, for a request that means none.
     """
     known = set(available)
@@ -137,12 +152,10 @@ def _match(pattern: str, known: set[str], dynamic: Collection[str]) -> list[str]
     return sorted(
         event
         for event in known
-        if _means(system, event.partition(":")[0], dynamic) and fnmatch.fnmatchcase(event.partition(":")[2], name)
+        if (event not in dynamic or event.startswith(system + ":"))
+        and fnmatch.fnmatchcase(event.partition(":")[0], system)
+        and fnmatch.fnmatchcase(event.partition(":")[2], name)
     )
-
-
-def _means(pattern: str, system: str, dynamic: Collection[str]) -> bool:
-    return pattern == system or (system not in dynamic and fnmatch.fnmatchcase(system, pattern))
 
 
 def find_near(pattern: str, known: Iterable[str]) -> list[str]:
@@ -165,7 +178,7 @@ def format_trigger(text: str, condition: str) -> str:
 
 def is_same_trigger(wanted: str, present: str) -> bool:
     """Whether the kernel's text PRESENT is what became of WANTED: counts run down, histograms get more parameters."""
-    ours, theirs = parse_trigger(wanted), parse_trigger(present.partition(" [")[0])
+    ours, theirs = parse_trigger(wanted), parse_trigger(_STATE.sub("", present))
     if ours.condition != theirs.condition or ours.name != theirs.name:
         return False
     if ours.name == "hist":
@@ -189,14 +202,14 @@ def _read_parameters(action: str) -> dict[str, str]:
 
 def format_removal(present: str) -> str:
     """What takes away the trigger that the kernel shows as PRESENT."""
-    bare = present.partition(" [")[0]
+    bare = _STATE.sub("", present)
     trigger = parse_trigger(bare)
     return f"!{bare}" if trigger.name == "hist" else f"!{_COUNT.sub('', trigger.action)}"
 
 
 def format_present(present: str) -> str:
     """The trigger that the kernel shows as PRESENT, as it can be written again."""
-    action, if_, condition = present.partition(" [")[0].partition(" if ")
+    action, if_, condition = _STATE.sub("", present).partition(" if ")
     return (
         re.sub(r":count=(\d+)\Z", r":\1", action[: -len(":unlimited")] if action.endswith(":unlimited") else action)
         + if_

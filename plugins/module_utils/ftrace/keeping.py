@@ -126,6 +126,7 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
         "mode": "record" if (found if is_gone else is_recorded(instance)) else "ring",
         "stopped": stopped,
         "followed": record.get("followed"),
+        "discarded": records.read_discarded(record).events,
         "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,
         "recordings": [one.as_result() for one in found],
     }

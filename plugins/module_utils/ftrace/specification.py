@@ -81,8 +81,9 @@ def find_settings(specification: Specification) -> Settings:
     check_request(specification.tracer)
     check_names(specification.probes)
     requests = specification.events
-    events = dict.fromkeys(specification.paths.events if specification.paths else (), "")
-    events.update({event: one.filter for event, one in requests.items()})
+    events = {event: one.filter for event, one in requests.items()}
+    # What others need of these, no filter of a user's may take away.
+    events.update(dict.fromkeys(specification.paths.events if specification.paths else (), ""))
     events.update(dict.fromkeys(PROCESS_EVENTS, ""))
     for event in PROCESS_EVENTS:
         if event in requests and requests[event].filter:

@@ -21,6 +21,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
+_SYSTEMS_OF_USERS = ("synthetic:", "user_events:")  # what somebody has defined, beside probes
+
 
 def find_specification(parameters: Mapping[str, Any], root: str) -> Specification:
     """What PARAMETERS ask of the kernel of the tracefs at ROOT. Raises FleetError for what it does not have."""
@@ -66,7 +68,10 @@ def _find_events(requests: list[EventRequest], root: str) -> dict[str, EventRequ
     available = Instance(root, "..").read("available_events").split()
     # The kernel's own events stand in no list; that they cannot be had is said later.
     own = [one.pattern for one in requests if one.pattern.startswith("ftrace:")]
-    dynamic = {one.group for one in list_probes(root, "")}
+    dynamic = {
+        *(one.event for one in list_probes(root, "")),
+        *(event for event in available if event.startswith(_SYSTEMS_OF_USERS)),
+    }
     found = resolve(requests, [*available, *own], dynamic=dynamic, unfiltered=PROCESS_EVENTS)
     return {
         event: one for event, one in found.items() if not one.needed_field or has_field(root, event, one.needed_field)

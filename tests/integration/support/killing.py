@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import struct
 import sys
@@ -80,15 +81,22 @@ _IGNORED = frozenset(_list_numbers())
 def kill_everywhere(
     function: Callable[[], object], check: Callable[[int], None], *, own_calls: bool = False, step: int = 1
 ) -> int:
-    """Kill FUNCTION() before each of its system calls in turn (each STEPth), and call CHECK(number of the call) after each time.
+    """Kill FUNCTION() before each of its system calls in turn, and call CHECK(number of the call) after each time.
 
+    With a STEP only each STEPth of them, others in each run: over some runs all of them have had their turn.
     System calls of the processes that it starts count, too, unless OWN_CALLS says that only its own do.
     The number of moments at which it was killed.
     """
+    moment = random.randint(1, step)
     count = 0
-    while _run_and_kill(function, count * step + 1, own_calls):
+    while _run_and_kill(function, moment, own_calls):
         count += 1
-        check(count)
+        try:
+            check(count)
+        except BaseException:
+            print(f"killed before system call {moment}", file=sys.stderr)
+            raise
+        moment += step
     return count
 
 

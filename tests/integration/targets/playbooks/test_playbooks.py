@@ -200,7 +200,6 @@ def test_cleanup_fails_and_names_what_is_left(container):
         user.terminate()
     host.docker("kill", name)
     host.playbook("cleanup")
-    host.playbook("install")
 
 
 def test_facts_of_the_install_role():

@@ -283,7 +283,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
         rounds.append(1)
 
     moments = kill_everywhere(drain, look, step=29)
-    assert moments > 5
+    assert moments > 3
     for file in FOLDER.glob("transfer-*"):
         file.unlink()
     captures = [one for one in fetch(tmp_path, containers=[worker])["captures"] if one["path"]]

@@ -41,6 +41,8 @@ def resolve(*patterns):
         ),
         *({"name": "a:b", "triggers": [1]}, {"name": "a:b", "triggers": ["stack trace"]}),
         *({"name": "a:b", "triggers": "enable_event:x"}, {"name": "a:b", "triggers": "enable_event:x:*"}),
+        *({"name": "a:b", "filter": "x == 1) || (y == 2"}, {"name": "a:b", "filter": '(c == ")"'}),
+        *({"name": "a:b", "filter": 'c == "x'}, {"name": "a:b", "triggers": ["traceoff if x == 1)"]}),
         *({"name": "a:b", "triggers": [""]}, {"name": "a:b", "triggers": ["!stacktrace"]}),
     ],
 )
@@ -65,13 +67,16 @@ def test_names_and_globs():
 
 
 def test_a_glob_means_no_probes_unless_their_system_is_named():
-    found = events.resolve([EventRequest("s*:*")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+    found = events.resolve([EventRequest("s*:*")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody:ours"])
     assert "somebody:ours" not in found and "sched:sched_switch" in found
     for pattern in ("somebody:*", "somebody:ours"):
-        found = events.resolve([EventRequest(pattern)], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+        found = events.resolve([EventRequest(pattern)], [*AVAILABLE, "somebody:ours"], dynamic=["somebody:ours"])
         assert list(found) == ["somebody:ours"]
+    # A probe in a group of that name does not hide the kernel's own.
+    found = events.resolve([EventRequest("sch*:*")], [*AVAILABLE, "sched:x"], dynamic=["sched:x"])
+    assert "sched:x" not in found and "sched:sched_switch" in found
     with pytest.raises(TraceError, match="no event '.*:ours'"):
-        events.resolve([EventRequest("*:ours")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody"])
+        events.resolve([EventRequest("*:ours")], [*AVAILABLE, "somebody:ours"], dynamic=["somebody:ours"])
 
 
 def test_a_globs_filter_leaves_alone_what_takes_none():
@@ -134,6 +139,7 @@ def test_an_event_that_is_switched_has_to_be_there():
         ("stacktrace if x >= 0", "stacktrace:unlimited if x >= 0", True),
         ("stacktrace if x >= 0", "stacktrace:unlimited if x >= 1", False),
         ("stacktrace", "stacktrace:unlimited", True),
+        ('stacktrace if comm == "a [x"', 'stacktrace:unlimited if comm == "a [x"', True),
         ("traceoff:3 if x == 1", "traceoff:count=1 if x == 1", True),
         ("traceoff if x == 1", "traceoff:count=1 if x == 1", False),
         ("traceoff:3", "traceoff:unlimited", False),
