@@ -295,40 +295,40 @@ def test_a_restarted_and_a_removed_container(worker, tmp_path):
     assert host.list_instances() == []
 
 
-@pytest.mark.parametrize("comm", ["a\x1b[2Jb", "x\ny z", "$(id)", "../../x", "';--"])
-def test_hostile_names_do_no_harm(container, tmp_path, comm):
-    program = (
-        "import ctypes, os, sys, time\n"
-        "time.sleep(1.5)\n"
-        f"ctypes.CDLL(None).prctl(15, {comm.encode()!r}, 0, 0, 0)\n"
-        "os.access('/nonesuch', 0)\n"
-        "time.sleep(1000)\n"
-    )
-    name = container(
-        "python",
-        "/usr/bin/python3",
-        "-c",
-        program,
-        options=("--network", "none", "--label", f"evil={comm}", "--label", "a=../b"),
-    )
-    host.call_module("ftrace_instance", containers=[name])
-    time.sleep(2)
-    capture = fetch_here(tmp_path, labels={"evil": comm})[0]
-    assert capture["manifest"]["container"]["labels"]["evil"] == comm
-    rows = [
-        row
-        for row in report(tmp_path, tmp_path / "report")[0]["processes"]
-        if row["syscall"] in ("access", "faccessat2")
-    ]
-    assert [row["name"] for row in rows] == [comm]
-    text = (tmp_path / "report" / "summary.txt").read_text()
-    assert "\x1b" not in text
-    assert len([line for line in text.splitlines() if "access" in line]) == 1
-    raw = host.run("trace-cmd", "report", capture["path"]).stdout
-    assert capture["path"].startswith(f"{tmp_path}/localhost/{name}/")
-    # trace-cmd prints a name as it is, so only the beginnings of its lines are counted.
-    events = re.findall(r"\[\d{3}\] +\d+\.\d+: \w+:", raw)
-    assert len(events) == report(tmp_path, tmp_path / "report")[0]["events"]
+def test_hostile_names_do_no_harm(container, tmp_path):
+    names = {}
+    for comm in ("a\x1b[2Jb", "x\ny z", "$(id)", "../../x", "';--"):
+        program = (
+            "import ctypes, os, signal, time\n"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n"
+            "print('ready', flush=True)\n"
+            "signal.sigwait([signal.SIGUSR1])\n"
+            f"ctypes.CDLL(None).prctl(15, {comm.encode()!r}, 0, 0, 0)\n"
+            "os.access('/nonesuch', 0)\n"
+            "time.sleep(1000)\n"
+        )
+        labels = ("--label", f"evil={comm}", "--label", "a=../b")
+        name = container("python", "/usr/bin/python3", "-c", program, options=("--network", "none", *labels))
+        names[comm] = name
+    for name in names.values():
+        host.wait_until(lambda name=name: "ready" in host.docker("logs", name))
+    host.call_module("ftrace_instance", containers=list(names.values()))
+    host.docker("kill", "--signal", "USR1", *names.values())
+    time.sleep(0.5)
+    for number, (comm, name) in enumerate(names.items()):
+        folder = tmp_path / str(number)
+        (capture,) = fetch_here(folder, labels={"evil": comm})
+        assert capture["manifest"]["container"]["labels"]["evil"] == comm
+        assert capture["path"].startswith(f"{folder}/localhost/{name}/")
+        (summary,) = report(folder, folder / "report")
+        rows = [row for row in summary["processes"] if row["syscall"] in ("access", "faccessat2")]
+        assert [row["name"] for row in rows] == [comm]
+        text = (folder / "report" / "summary.txt").read_text()
+        assert "\x1b" not in text
+        assert len([line for line in text.splitlines() if "access" in line]) == 1
+        raw = host.run("trace-cmd", "report", capture["path"]).stdout
+        # trace-cmd prints a name as it is, so only the beginnings of its lines are counted.
+        assert len(re.findall(r"\[\d{3}\] +\d+\.\d+: \w+:", raw)) == summary["events"]
 
 
 def test_threads_and_children_are_counted_with_their_process(container, tmp_path):
