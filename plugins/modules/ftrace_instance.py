@@ -213,7 +213,8 @@ options:
     description:
       - Whether the trace goes on when the container starts again, after C(docker restart) for example, with all that the start does
         but the runtime's first steps. Without it a trace is of the processes that run now and of their children.
-      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else.
+      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else. The container has to run when
+        the trace is set.
       - The recorder waits for the start, and goes on waiting for a container that was removed, till O(ttl) or O(state=absent). Tracers of
         functions do not follow a start, and neither do O(probes) and O(expose), which belong to the files and the mounts of now. A container
         whose control group does not bear its id (LXC, a bare process) is not waited for; RV(instances[].followed) says so.
