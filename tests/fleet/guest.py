@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import processes
+
 USER = "crashcart-test"  # the unprivileged login, who may sudo
 _RELEASE = "bookworm"
 _PACKAGES = (
@@ -161,9 +163,9 @@ def list_sources() -> list[str]:
 def _unpack_packages(tree: Path) -> None:
     # The kernel is downloaded only: its maintainer scripts would build an initrd that nobody needs.
     kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
+    # What it mounts nobody else sees; and should this process be killed, it and all that it has started end.
     _run(
-        # What it mounts nobody else sees, and nothing stays should it be killed.
-        *("unshare", "--mount"),
+        *processes.bind(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]),
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import processes
+
 QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 1024
 LIFETIME_S = 3 * 3600
@@ -58,7 +60,10 @@ class Machine:
     def start(
         self, port: int, memory: Path | None = None, *, is_shared: bool = False, is_incoming: bool = False
     ) -> None:
-        """Start it, with ssh at 127.0.0.1:PORT. MEMORY is a file for its memory: its own (shared), or a snapshot's (copied on write)."""
+        """Start it, with ssh at 127.0.0.1:PORT. MEMORY is a file for its memory: its own (shared), or a snapshot's (copied on write).
+
+        Whose memory is shared is in the making, and ends with the thread that calls; others run on after it.
+        """
         kind, more = "ram", ""
         if memory is not None:
             kind, more = "file", f",mem-path={memory},share={'on' if is_shared else 'off'}"
@@ -67,7 +72,7 @@ class Machine:
             "timeout",
             "--kill-after=60",
             str(LIFETIME_S),
-            QEMU,
+            *processes.bind([QEMU]),
             *ARGUMENTS,
             *("-name", self.name, "-object", backend),
             *("-kernel", self.base / "vmlinuz", "-initrd", self.base / "initrd", "-append", _KERNEL_LINE),
@@ -86,7 +91,12 @@ class Machine:
         with open(self.folder / "qemu.log", "wb") as log:
             # A session of its own: what the terminal interrupts is the command, not the fleet. Its relative socket path is short.
             subprocess.Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                processes.bind(command) if is_shared else command,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.wait(lambda: (self.folder / "pid").exists() and self._listens(), 20, "start")
 

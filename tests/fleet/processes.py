@@ -24,6 +24,11 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     return process
 
 
+def bind(command: list[Any]) -> list[Any]:
+    """COMMAND so that it is killed when the thread that starts it has ended, in whatever way."""
+    return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
 def end(process: subprocess.Popen[str], patience_s: float = 10) -> None:
     """End PROCESS and all of its session; it has PATIENCE_S to tidy up."""
     if process.returncode is None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import fleet
 import golden
@@ -49,6 +51,36 @@ def test_guests_that_cannot_start_leave_nothing(hosts, monkeypatch, tmp_path):
         fleet.up(2)
     assert not list(fleet.FOLDER.glob("*"))
     assert subprocess.run(["pgrep", "-f", str(fleet.FOLDER)], capture_output=True, check=False).stdout == b""
+
+
+GOLDEN_MAKER = """
+import sys, time
+from pathlib import Path
+tests, base, folder = sys.argv[1:]
+sys.path.insert(0, tests)
+import machine
+golden = machine.Machine(Path(folder), Path(base))
+golden.create_disk(Path(base) / "disk.qcow2")
+golden.start(machine.find_free_port(), Path(folder) / "memory", is_shared=True)
+print("started", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_golden_guest_ends_with_a_maker_that_is_killed(hosts, tmp_path):
+    golden_guest = machine.Machine(tmp_path / "golden", hosts[0].base)
+    tests = str(Path(machine.__file__).parent)
+    command = [sys.executable, "-c", GOLDEN_MAKER, tests, golden_guest.base, golden_guest.folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as maker:
+        try:
+            assert maker.stdout.readline() == "started\n"
+            assert golden_guest.find_pid()
+        finally:
+            maker.kill()
+    try:
+        golden_guest.wait(lambda: golden_guest.find_pid() is None, 20, "end")
+    finally:
+        golden_guest.cut_power()
 
 
 def test_install(installed, image):

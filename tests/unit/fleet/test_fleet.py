@@ -209,6 +209,26 @@ def test_a_run_that_is_told_to_end_leaves_no_process():
     wait_for_the_end_of(pids)
 
 
+MAKER = """
+import subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+import processes
+inside = "sleep 1000 & echo $!; sleep 1000 & echo $!; sleep 1000"
+subprocess.Popen(processes.bind(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inside]))
+subprocess.run(processes.bind(["timeout", "1000", *processes.bind(["sh", "-c", "echo $$; exec sleep 1000"])]))
+"""
+
+
+def test_what_is_bound_ends_also_with_a_maker_that_is_killed():
+    command = [sys.executable, "-c", MAKER, str(Path(fleet.__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        for _line in range(3):
+            assert int(run.stdout.readline()) > 0
+        run.kill()
+        # Whoever lives on has the pipe's other end; inside of the namespace pids are others.
+        assert run.communicate(timeout=10)[0] == ""
+
+
 def test_what_does_not_mind_being_ended_is_killed_with_its_children():
     process = processes.start(["sh", "-c", "trap '' TERM; sleep 1000 & echo $!; sleep 1000"])
     pids = [process.pid, int(process.stdout.readline())]
