@@ -196,7 +196,7 @@ options:
     default: mono
   follow_exec:
     description:
-      - Record also what C(docker exec) starts in the container. Processes of the runtime itself (named runc or
+      - Record also what C(docker exec) starts in the container. Processes of the runtime itself (named runc, crun or
         containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
       - Containers of containerd (Docker's, too) have an ancestor of all that is exec'ed, and nothing is missed. Of others (C(podman exec))
         the recorder looks for new processes twenty times a second. RV(instances[].followed) and the manifest say which, and what may be missed.
@@ -213,11 +213,12 @@ options:
     description:
       - Whether the trace goes on when the container starts again, after C(docker restart) for example, with all that the start does
         but the runtime's first steps. Without it a trace is of the processes that run now and of their children.
-      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else. The container has to run when
-        the trace is set.
+      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else.
+      - A container of Docker, or of root's Podman, that is named in O(containers) need not run then. One that was stopped, was never started, or
+        ends again and again sooner than anybody could look at it, is traced from its next start on.
       - The recorder waits for the start, and goes on waiting for a container that was removed, till O(ttl) or O(state=absent). Tracers of
-        functions do not follow a start, and neither do O(probes) and O(expose), which belong to the files and the mounts of now. A container
-        whose control group does not bear its id (LXC, a bare process) is not waited for; RV(instances[].followed) says so.
+        functions do not follow a start, and neither do O(probes) in programs and O(expose), which belong to the files and the mounts of now. A
+        container whose control group does not bear its id (LXC, a bare process) is not waited for; RV(instances[].followed) says so.
     type: bool
     version_added: 0.1.0
   expose:
@@ -330,6 +331,13 @@ EXAMPLES = r"""
     profile: errors
     max_rate: 20000
     ttl: 1d
+  become: true
+
+- name: See why a container does not stay up, from its next start on
+  crashcart.fleet.ftrace_instance:
+    containers: api
+    profile: startup
+    ttl: 1h
   become: true
 
 - name: Let the application write its own lines into its trace, with echo done >/dev/crashcart-trace/trace_marker
@@ -454,7 +462,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
@@ -491,10 +499,15 @@ def run_started(module, root):
         raise FleetError(
             "expose: trace_pipe would take events away from the recording: expose trace, which leaves them, or use mode: ring"
         )
-    containers = options.select(module, options.open_host(module), required=True)
+    host = options.open_host(module)
+    containers = options.select(module, host, required=True)
     if path:
+        for container in containers:
+            check_running(container)
         exposure.foresee(containers, path)
-    changed, before, after = instances.ensure_started(containers, root, wish, check_mode=module.check_mode)
+    changed, before, after = instances.ensure_started(
+        containers, root, wish, check_mode=module.check_mode, predict_group=host.predict_group
+    )
     changed |= instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
     found = [instances.find_instance(root, container) for container in containers]
     by_name = {one.instance.name: one.container for one in found}

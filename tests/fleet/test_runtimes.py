@@ -130,7 +130,10 @@ def check_all(host, chosen, owners):
 
 
 def check_podman(host):
-    """Rootful and a user's own, with crun, by its own command and by its API; the host's Docker does not run."""
+    """Rootful and a user's own, with crun, by its own command and by its API; the host's Docker does not run.
+
+    Also one in a crash loop, whose next start is awaited.
+    """
     uid = host.run(f"id -u {guest.USER}").strip()
     host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
     session = f"XDG_RUNTIME_DIR=/run/user/{uid} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus"
@@ -145,12 +148,20 @@ def check_podman(host):
         check_all(host, chosen, {"pod-web": "0", "pod-map": "200000", "own-web": uid})
         traced = host.call("ftrace_instance", containers=["own-web", "pod-web"])["instances"]
         assert {one["container"]: one["followed"]["exec"] for one in traced} == {"own-web": "watch", "pod-web": "watch"}
-        assert host.call("ftrace_instance", state="absent")["changed"]
+        host.run(f"podman {run} pod-loop --restart always localhost/{golden.IMAGE} /bin/sh -c 'cat /nonesuch; exit 1'")
+        loop = {"containers": ["pod-loop"], "profile": "startup"}
+        (awaited,) = host.call("ftrace_instance", **loop)["instances"]
+        trace = f"{every_kernel.host.TRACEFS}/instances/{awaited['name']}/trace"
+        # Starts later than the first, without what crun does in them.
+        seen = f"[ $(grep -c ' cat-.* sys_exit: NR 257 = -2$' {trace}) -ge 2 ]"
+        host.run(f"for try in $(seq 300); do {seen} && break; sleep 0.1; done; {seen} && ! grep crun- {trace}")
         host.run("systemctl start podman.socket")
+        assert not host.call("ftrace_instance", **loop)["changed"]
+        assert host.call("ftrace_instance", state="absent")["changed"]
         done = host.call("crashcart_exec", containers="pod-web", argv=["true"])
         assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
     finally:
-        host.run(f"podman rm -f -t 0 pod-web pod-map; {podman} rm -f -t 0 own-web")
+        host.run(f"podman rm -f -t 0 pod-web pod-map pod-loop; {podman} rm -f -t 0 own-web")
         host.run(
             f"systemctl stop podman.socket podman.service; loginctl disable-linger {guest.USER}; rm -r /run/libpod"
         )

@@ -113,7 +113,8 @@ def ensure_exposed(
     """
     by_container = {container.id: name for name, container in instances.items()}
     changed = False
-    with open_targets(list(instances.values())) as targets:
+    alive = [container for container in instances.values() if path or container.pid > 1]
+    with open_targets(alive, ended_ok=not path) as targets:
         for target in targets:
             name = by_container[target.container.id]
             wanted = [Exposure(name, path, tuple(files))] if path else []

@@ -54,12 +54,18 @@ class Container:
             :SHORT_ID_LENGTH
         ]
 
+    @property
+    def may_start(self) -> bool:
+        """Whether its engine may start it again, and it does not run now."""
+        return self.state in _ENDED
+
     def as_result(self) -> dict[str, Any]:
         """What modules return of a container."""
         names = ("id", "name", "state", "pid", "image", "runtime")
         return {name: getattr(self, name) for name in names}
 
 
+_ENDED = frozenset(("created", "exited", "restarting", "configured", "stopped"))
 _HINTS = {
     "paused": "unpause it first",
     "exited": "start it first",

@@ -10,6 +10,7 @@ import traceback
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
@@ -78,6 +79,14 @@ class DockerEngine:
         options = [word for variable in variables for word in ("-e", variable)]
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
+
+    def predict_group(self, container: Container) -> str | None:
+        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
+        about = self._ask(self._client.info)
+        if any("rootless" in option for option in about.get("SecurityOptions") or ()):
+            return None  # it is below that of the user's session
+        parent = self.inspect(container)["HostConfig"].get("CgroupParent") or ""
+        return control_groups.predict(self.name, about.get("CgroupDriver") or "", parent, container.id)
 
     def find_image(self, name: str) -> dict[str, Any]:
         """What `docker image inspect` says of the image NAME."""

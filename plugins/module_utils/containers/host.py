@@ -26,6 +26,7 @@ class Runtime(Protocol):
     def list_containers(self) -> list[Container]: ...
     def inspect(self, container: Container) -> dict[str, Any]: ...
     def refresh(self, container: Container) -> Container: ...
+    def predict_group(self, container: Container) -> str | None: ...
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]: ...
 
 
@@ -117,6 +118,10 @@ class Host:
     def refresh(self, container: Container) -> Container:
         """CONTAINER with its pid and its state of now."""
         return self._find_runtime(container).refresh(container)
+
+    def predict_group(self, container: Container) -> str | None:
+        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
+        return self._find_runtime(container).predict_group(container)
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""

@@ -84,6 +84,10 @@ class Machines:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
         return replace(container)
 
+    def predict_group(self, _container: Container) -> str | None:
+        """None: whoever starts containers here also says where their control groups are."""
+        return None
+
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         # Nothing of the host's own environment goes along.

@@ -111,6 +111,10 @@ class Root:
             start_ticks = None
         return replace(self._parse(state), start_ticks=start_ticks)
 
+    def predict_group(self, _container: Container) -> str | None:
+        """None: whoever starts containers here also says where their control groups are."""
+        return None
+
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         options = [word for variable in variables for word in ("--env", variable)]

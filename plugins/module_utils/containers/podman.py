@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
@@ -85,6 +86,15 @@ class Podman:
             *("env", f"XDG_RUNTIME_DIR={_RUNTIME_FOLDERS}/{self._uid}"),
             *command,
         ]
+
+    def predict_group(self, container: Container) -> str | None:
+        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
+        if self._uid:
+            return None  # it is below that of the user's session
+        chosen = self.inspect(container)["HostConfig"]
+        return control_groups.predict(
+            self.name, chosen.get("CgroupManager") or "", chosen.get("CgroupParent") or "", container.id
+        )
 
     def _ask(self, *words: str) -> Any:
         """What Podman answers to WORDS, run as its user and in that user's home."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
@@ -28,11 +29,12 @@ _MAX_ANCESTORS = 4  # between a starting container's first process and its shim
 
 @dataclass(frozen=True)
 class Following:
-    """How a container's processes are found: SHIM is the one of which all that is exec'ed descends, None where there is none
-    or nobody asked; WATCH_EXEC and TOOLS say whether what is exec'ed without one, and our tools, are looked for while it is traced, and
-    RESTARTS whether its next starts are awaited."""
+    """How a container's processes are found. SHIM is the one of which all that is exec'ed descends, None where there is none (yet) or
+    nobody asked, and DESCENDS says whether it does. WATCH_EXEC and TOOLS say whether what is exec'ed without one, and our tools, are
+    looked for while it is traced, and RESTARTS whether its next starts are awaited."""
 
     shim: int | None = None
+    descends: bool = False
     watch_exec: bool = False
     tools: bool = False
     restarts: bool = False
@@ -44,7 +46,7 @@ class Following:
 
     def describe(self) -> dict[str, Any]:
         """For results and manifests: `exec` (descent, watch or none), `tools`, `restarts`, and what `may_be_missed`."""
-        exec_ = "descent" if self.shim else "watch" if self.watch_exec else "none"
+        exec_ = "descent" if self.descends else "watch" if self.watch_exec else "none"
         looked_for = [name for name, is_so in (("what is exec'ed", self.watch_exec), ("tools", self.tools)) if is_so]
         missed = []
         if looked_for:
@@ -62,10 +64,22 @@ class Following:
 NOBODY = Following()
 
 
-def find_following(target: Target, *, follow_exec: bool, tools: bool) -> Following:
+@dataclass(frozen=True)
+class Awaited:
+    """A container that does not run; GROUP is the folder that its control group will have when it starts."""
+
+    container: Container
+    group: str
+
+
+def find_following(target: Target | Awaited, *, follow_exec: bool, tools: bool) -> Following:
     """The best way to follow TARGET as asked."""
-    shim = find_shim(target) if follow_exec else None
-    return Following(shim, watch_exec=follow_exec and shim is None, tools=tools)
+    if isinstance(target, Awaited):
+        shim, descends = None, follow_exec and target.container.runtime == "docker"
+    else:
+        shim = find_shim(target) if follow_exec else None
+        descends = shim is not None
+    return Following(shim, descends, watch_exec=follow_exec and not descends, tools=tools)
 
 
 def find_shim(target: Target) -> int | None:

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     SHORT_ID_LENGTH,
     Container,
+    ContainerError,
+    ContainerGoneError,
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
@@ -37,6 +40,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configurati
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import (
     EVENT_PIDS,
     NOBODY,
+    Awaited,
     Following,
     find_following,
     find_missing,
@@ -57,6 +61,8 @@ NAME_PREFIX = "crashcart-"
 _MAX_ROUNDS = 100
 _MAX_EARLIER = 50
 _MAX_REWRITES = 5
+_FORGET_S = 5.0  # in which the kernel forgets a process that has ended
+_LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: s
         _add_missing(instance, list_tids, file)
     if not instance.read_pids(file):
         # The kernel would take an empty list for all processes of the host.
-        raise TraceError(f"no thread for trace instance {instance.name} is left: its container has just ended")
+        raise ContainerGoneError(f"no thread for trace instance {instance.name} is left: its container has just ended")
     return changed
 
 
@@ -188,8 +194,14 @@ class _Followed:
     instance: Instance
     lists: dict[str, Callable[[], set[int]]]
 
+    def begin(self) -> None:
+        """Record them, and nobody else any more."""
+        for file in self.lists:
+            self.instance.write(file, "")
+        self.cover()
+
     def cover(self) -> bool:
-        """Record them; whether any had to be added."""
+        """Record them, too; whether any had to be added."""
         changed = [cover_threads(self.instance, list_tids, file) for file, list_tids in self.lists.items()]
         return any(changed)
 
@@ -198,7 +210,46 @@ class _Followed:
         return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
 
 
-def _find_followed(instance: Instance, target: Target, settings: Settings, following: Following) -> _Followed:
+class _Nobody(_Followed):
+    """A container that does not run has nobody to be recorded yet."""
+
+    def begin(self) -> None:
+        self.instance.write(EVENT_PIDS, "")
+        _empty_list(self.instance)
+
+    def cover(self) -> bool:
+        return False
+
+    def is_missing(self) -> bool:
+        return False
+
+
+def _empty_list(instance: Instance) -> None:
+    """Have INSTANCE, which does not trace, follow nobody: the kernel takes a list that nobody has been in yet for the whole host."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until we let it go, or are gone
+        os._exit(0)
+    try:
+        os.close(reader)
+        instance.add_pids(EVENT_PIDS, {child})
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+    deadline = time.monotonic() + _FORGET_S
+    while child in instance.read_pids(EVENT_PIDS):
+        if time.monotonic() > deadline:
+            raise TraceError(
+                f"the kernel does not take an ended process off the list of trace instance {instance.name}"
+            )
+        time.sleep(_LOOK_S)
+
+
+def _find_followed(instance: Instance, target: Target | Awaited, settings: Settings, following: Following) -> _Followed:
+    if isinstance(target, Awaited):
+        return _Nobody(instance, {})
     lists: dict[str, Callable[[], set[int]]] = {EVENT_PIDS: partial(list_threads, target, following)}
     if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
         # No filter could keep the runtime's functions out, as those of events do.
@@ -206,11 +257,16 @@ def _find_followed(instance: Instance, target: Target, settings: Settings, follo
     return _Followed(instance, lists)
 
 
-def _bears_id(target: Target) -> bool:
-    """Whether the control group of TARGET is called after its container's id, so that it is nobody else's and comes again with it."""
-    container = target.container
-    group = cgroups.find_container_directory(target.process.read("cgroup"))
-    return group is not None and container.id.startswith(container.short_id) and container.id in group
+def _find_group(target: Target | Awaited) -> str:
+    """The folder of the control group of TARGET; '' where that is not known."""
+    if isinstance(target, Awaited):
+        return target.group
+    return cgroups.find_container_directory(target.process.read("cgroup")) or ""
+
+
+def _bears_id(group: str, container: Container) -> bool:
+    """Whether control GROUP is called after CONTAINER's id, so that it is nobody else's and comes again with it."""
+    return container.id.startswith(container.short_id) and container.id in group
 
 
 @dataclass(frozen=True)
@@ -229,65 +285,126 @@ class Wish:
     described: dict[str, Any] | None = None
 
 
+@dataclass
+class _Account:
+    """What was done for the containers so far: whether anything, what was and is, by their names, and which instances were MADE."""
+
+    changed: bool = False
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    made: list[TraceInstance] = field(default_factory=list)
+
+
 def ensure_started(
-    containers: Sequence[Container], root: str, wish: Wish, *, check_mode: bool
+    containers: Sequence[Container],
+    root: str,
+    wish: Wish,
+    *,
+    check_mode: bool,
+    predict_group: Callable[[Container], str | None] = lambda _container: None,
 ) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """See to it that each of CONTAINERS is traced as WISH says: changed, and before and after for a diff."""
-    changed = False
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-    made: list[TraceInstance] = []  # to be taken away again if a later one fails: nobody would know of them
-    for container in containers:
-        check_running(container)
+    """See to it that each of CONTAINERS is traced as WISH says: changed, and before and after for a diff.
+
+    One that does not run is awaited, where WISH is for its starts: in the control group that PREDICT_GROUP tells the path of.
+    """
+    restarts = wish.limits.restarts
+    running = [container for container in containers if not (restarts and container.may_start)]
+    for container in running:
+        try:
+            check_running(container)
+        except ContainerError as error:
+            hint = ", or trace its next start with follow_restarts=true" if container.may_start else ""
+            raise ContainerError(f"{error}{hint}") from error
     settings = wish.settings
     check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
     keeping.check_possible(wish.limits, root, int(settings.files["buffer_size_kb"]))
     probe_points.check_possible(root, wish.probes)
-    with open_targets(containers) as targets, ExitStack() as binaries:
+    account = _Account()
+    with open_targets(running, ended_ok=restarts) as held, ExitStack() as binaries:
+        by_id = {target.container.id: target for target in held}
+        targets = [by_id.get(container.id) or _await(container, wish, predict_group) for container in containers]
         bound = [probe_points.bind(target, wish.probes, binaries) for target in targets]
-        for target, own_probes in zip(targets, bound):
-            one = find_instance(root, target.container)
-            following = find_following(target, follow_exec=wish.follow_exec, tools=wish.follow_tools)
-            following = replace(following, restarts=wish.limits.restarts and _bears_id(target))
-            limits = replace(
-                wish.limits,
-                watch=following.is_watched,
-                tools=following.tools,
-                restarts=following.restarts,
-                descends=following.restarts and following.shim is not None,
-            )
-            own = replace(wish, following=following, limits=limits)
-            wanted = add_probes(settings, own_probes.list_events(), follow_exec=wish.follow_exec)
-            with ExitStack() as stack:
-                if not check_mode:
-                    stack.enter_context(hold_lock("trace-" + target.container.short_id))
-                present = read_settings(one.instance, wanted) if one.instance.exists() else None
-                is_on = present is not None and one.instance.is_tracing()
-                kept = keeping.read_limits(one.instance.name)
-                state = {"state": "started" if is_on else "stopped"}
-                name = target.container.name
-                before[name] = {**state, **vars(present), "limits": kept} if present else None
-                after[name] = {"state": "started", **vars(wanted), "limits": limits.describe()}
-                is_other = before[name] != after[name]
-                followed = _find_followed(one.instance, target, settings, following)
-                if check_mode:
-                    changed |= is_other or followed.is_missing()
-                    continue
+        try:
+            for target, own_probes in zip(targets, bound):
                 try:
-                    changed |= _start(
-                        one.instance, target, own, wanted, own_probes, followed, present, is_other=is_other
-                    )
-                except BaseException:
-                    remove(made)
-                    raise
-                if present is None:
-                    made.append(one)
-    return changed, before, after
+                    _ensure_one(target, own_probes, root, wish, account, check_mode=check_mode)
+                except (ContainerGoneError, processes.ProcessGone):
+                    if not restarts or isinstance(target, Awaited):
+                        raise
+                    awaited = _await(target.container, wish, predict_group)
+                    _ensure_one(awaited, own_probes, root, wish, account, check_mode=check_mode)
+        except BaseException:
+            remove(account.made)  # nobody would know of them
+            raise
+    return account.changed, account.before, account.after
+
+
+def _await(container: Container, wish: Wish, predict_group: Callable[[Container], str | None]) -> Awaited:
+    """CONTAINER, which does not run, as one whose start is awaited; raises ContainerError where that is not possible."""
+    container = replace(container, pid=0, start_ticks=None)
+    name = f"container {container.name} ({container.short_id})"
+    if wish.settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
+        raise ContainerError(f"{name} does not run, and tracers of functions do not follow a start: start it first")
+    path = predict_group(container)
+    group = path and cgroups.find_common_directory(path)
+    if not group or not os.path.isdir(os.path.dirname(group)):
+        why = f"there is no {os.path.dirname(group)} yet" if group else f"{container.runtime} does not say in advance"
+        raise ContainerError(
+            f"{name} does not run, and where its control group will be is not known ({why}): start it, or any other"
+            " container, first"
+        )
+    return Awaited(container, group)
+
+
+def _ensure_one(
+    target: Target | Awaited,
+    own_probes: probe_points.ProbeSet,
+    root: str,
+    wish: Wish,
+    account: _Account,
+    *,
+    check_mode: bool,
+) -> None:
+    """See to it that TARGET is traced as WISH says, with OWN_PROBES, and book it on ACCOUNT."""
+    container = target.container
+    one = find_instance(root, container)
+    group = _find_group(target)
+    following = find_following(target, follow_exec=wish.follow_exec, tools=wish.follow_tools)
+    following = replace(following, restarts=wish.limits.restarts and _bears_id(group, container))
+    limits = replace(
+        wish.limits,
+        watch=following.is_watched,
+        tools=following.tools,
+        restarts=following.restarts,
+        descends=following.restarts and following.descends,
+    )
+    own = replace(wish, following=following, limits=limits)
+    wanted = add_probes(wish.settings, own_probes.list_events(), follow_exec=wish.follow_exec)
+    with ExitStack() as stack:
+        if not check_mode:
+            stack.enter_context(hold_lock("trace-" + container.short_id))
+        present = read_settings(one.instance, wanted) if one.instance.exists() else None
+        is_on = present is not None and one.instance.is_tracing()
+        kept = keeping.read_limits(one.instance.name)
+        before = {"state": "started" if is_on else "stopped", **vars(present), "limits": kept} if present else None
+        after = {"state": "started", **vars(wanted), "limits": limits.describe()}
+        followed = _find_followed(one.instance, target, wish.settings, following)
+        if check_mode:
+            account.changed |= before != after or followed.is_missing()
+        else:
+            account.changed |= _start(
+                one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
+            )
+            if present is None:
+                account.made.append(one)
+        account.before[container.name] = before
+        account.after[container.name] = after
 
 
 def _start(
     instance: Instance,
-    target: Target,
+    container: Container,
+    group: str,
     wish: Wish,
     wanted: Settings,
     probes: probe_points.ProbeSet,
@@ -296,15 +413,15 @@ def _start(
     *,
     is_other: bool,
 ) -> bool:
-    """Trace TARGET in INSTANCE, whose PRESENT settings are other than WANTED or not; whether anything had to be done."""
-    container = target.container
+    """Trace CONTAINER, whose control group is GROUP, in INSTANCE, whose PRESENT settings are other than WANTED or not.
+
+    Whether anything had to be done.
+    """
 
     def begin() -> None:
-        for file in followed.lists:
-            instance.write(file, "")  # who is not to be followed any more is not; nothing is recorded meanwhile
-        followed.cover()
+        followed.begin()
         if wish.limits.is_kept:
-            keeping.begin(instance, container, wish.limits, _describe_start(instance, container, wish, wanted))
+            keeping.begin(instance, container, group, wish.limits, _describe_start(instance, container, wish, wanted))
 
     if is_other:
         earlier = probe_points.list_defined(instance.root, container.short_id)
@@ -318,7 +435,13 @@ def _start(
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
-    changed = followed.cover() or is_other
+    changed = is_other
+    try:
+        changed |= followed.cover()
+    except (ContainerGoneError, processes.ProcessGone):
+        if not is_other:
+            raise
+        # It has ended since it was set up: its trace is what it is.
     if changed:
         records.write_record(instance, _describe_start(instance, container, wish, wanted))
     return changed

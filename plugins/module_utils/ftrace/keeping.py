@@ -8,10 +8,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
-    Container,
-    open_process,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     orders,
@@ -20,7 +17,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     tracedat,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits, check_buffers
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _STOP_ON_FREE = "options/disable_on_free"
@@ -47,8 +43,11 @@ def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
         )
 
 
-def begin(instance: Instance, container: Container, limits: Limits, record: dict[str, Any]) -> None:
-    """Have INSTANCE, which is set up and does not trace yet, looked after by LIMITS; RECORD is what is known of its start."""
+def begin(instance: Instance, container: Container, group: str, limits: Limits, record: dict[str, Any]) -> None:
+    """Have INSTANCE, which is set up and does not trace yet, looked after by LIMITS; RECORD is what is known of its start.
+
+    GROUP is the folder of the control group of CONTAINER, '' where that is not known.
+    """
     run = ""
     if limits.is_recorded:
         for path in recordings.list_unbegun(instance.name):
@@ -56,8 +55,6 @@ def begin(instance: Instance, container: Container, limits: Limits, record: dict
         run = recordings.create(instance.name, *describe(instance, container, limits, record))
         recordings.note_discarded(run, records.read_discarded(record))
     try:
-        with open_process(container) as process:
-            group = cgroups.find_container_directory(process.read("cgroup"))
         order = orders.Order(
             instance.name,
             instance.root,
@@ -66,7 +63,7 @@ def begin(instance: Instance, container: Container, limits: Limits, record: dict
             limits,
             orders.find_deadline(limits),
             run,
-            group or "",
+            group,
         )
         orders.place(order)
     except BaseException:

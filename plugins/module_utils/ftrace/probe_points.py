@@ -19,6 +19,7 @@ from typing import Collection, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import SHORT_ID_LENGTH
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import Awaited
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import (
     GROUP_PREFIX,
     Definition,
@@ -71,8 +72,11 @@ def check_possible(root: str, requests: Sequence[ProbeRequest]) -> None:
             raise TraceError(f"probe {one.name}: {missing[one.kind]}")
 
 
-def bind(target: Target, requests: Sequence[ProbeRequest], stack: ExitStack) -> ProbeSet:
-    """What REQUESTS come to in TARGET; its programs stay open until STACK ends. Raises TraceError where one has no such place."""
+def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: ExitStack) -> ProbeSet:
+    """What REQUESTS come to in TARGET; its programs stay open until STACK ends. Raises TraceError where one has no such place.
+
+    In one that is awaited there are none but the kernel's.
+    """
     binaries: dict[str, _Binary | None] = {}
     definitions: list[Definition] = []
     taken: set[str] = set()
@@ -80,6 +84,11 @@ def bind(target: Target, requests: Sequence[ProbeRequest], stack: ExitStack) -> 
         if not one.binaries:
             definitions.append(make_definition(one, one.place, one.place))
             continue
+        if isinstance(target, Awaited):
+            raise TraceError(
+                f"container {target.container.name} does not run, and probes in programs ({one.name}) do not follow a start:"
+                f" start it first, or leave {'paths, which needs such here,' if one.is_optional else 'it'} out"
+            )
         for path in one.binaries:
             if path not in binaries:
                 binaries[path] = _open_binary(target, path, stack)

@@ -25,12 +25,12 @@ SYS_EXIT = "raw_syscalls:sys_exit"
 # program only, and so tells those from 32-bit ones, whose system calls have other numbers.
 PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename", "syscalls:sys_exit_execve")
 # `docker exec` starts below the container's shim, and so do the runtime's own processes. Until runc hands over to the
-# program it is called runc:[2:INIT]; "exe" is its copy of itself.
-_RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "exe"'
+# program it is called runc:[2:INIT]; "exe" is its copy of itself. crun starts within the container's control group.
+_RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "crun" && COMM != "exe"'
 # Busybox's shell starts applets as "exe", too, and the rename from that to the applet's own name tells who it is.
 _RENAME_NOISE = (
-    '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && '
-    '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "exe"'
+    '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && oldcomm != "crun" && '
+    '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "crun" && newcomm != "exe"'
 )
 # A trigger without a condition is set off by every process of the host, one with a condition by those of the instance.
 _ANYBODY_OF_OURS = "common_pid >= 0"

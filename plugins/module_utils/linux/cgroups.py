@@ -60,6 +60,12 @@ def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | 
     return None
 
 
+def find_common_directory(path: str) -> str | None:
+    """The folder of the group that has PATH in all hierarchies, in the one by which find_container_directory would find it."""
+    memberships = [*(Membership((controller,), path) for controller in _V1_PREFERRED), Membership((), path)]
+    return find_directory(memberships, read_mounts("self", " - cgroup"))
+
+
 def gen_joins(
     wanted: Iterable[Membership], own: Iterable[Membership], mounts: list[Mount]
 ) -> Iterator[tuple[Membership, str]]:

@@ -17,7 +17,10 @@ from support import host
 from support.every_kernel import count, report
 from support.fetching import fetch_here
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, instances, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
@@ -568,6 +571,136 @@ def test_a_start_is_seen_from_its_first_program_on(container, tmp_path, mode):
         host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
     host.docker("rm", "-f", name)
     assert info(made["id"])["state"] == "started"
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_who_does_not_run_is_awaited(container, tmp_path, mode):
+    program = "import os, time; os.path.exists('/nonesuch'); time.sleep(1000)"
+    name = container("python", "/usr/bin/python3", "-S", "-c", program)
+    host.docker("stop", "-t", "0", name)
+    wish = {"containers": [name], "profile": "startup", "mode": mode}
+    with pytest.raises(
+        host.ModuleFailed, match=f"{name}.* is exited: start it first, or trace its next start with follow_"
+    ):
+        host.call_module("ftrace_instance", **wish, follow_restarts=False)
+    predicted = host.call_module("ftrace_instance", **wish, check_mode=True)
+    assert predicted["changed"] and not host.list_instances()
+    (made,) = host.call_module("ftrace_instance", **wish)["instances"]
+    assert (made["state"], made["pids"], made["followed"]["exec"]) == ("started", 0, "descent")
+    assert not host.call_module("ftrace_instance", **wish)["changed"]
+    # An empty list would mean the whole host.
+    host.run("sh", "-c", "ls / >/dev/null")
+    time.sleep(0.2)
+    assert all(cpu["entries"] == 0 for cpu in info(name)["cpus"])
+    host.docker("start", name)
+    host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
+    host.wait_until(lambda: host.read_state(host.find_pid(name)) == "S")
+    # What is set on one that runs by now is the same.
+    assert not host.call_module("ftrace_instance", **wish)["changed"]
+    fetch_here(tmp_path, containers=[name])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    first = {row["syscall"]: row for row in summary["processes"] if row["container_pid"] == 1}
+    assert first["execve"]["name"] == "python3"
+    assert {row["name"] for row in summary["processes"] if row["syscall"] == "execve"} == {"python3"}
+
+
+def test_a_container_that_was_never_started_is_awaited_beside_one_that_runs(container, tmp_path):
+    runs, never = container("busybox", "sleep", "1000"), container("busybox", "true")
+    image = host.docker("inspect", "-f", "{{.Config.Image}}", never)
+    host.docker("rm", "-f", never)
+    host.docker("create", "--name", never, "--network", "none", image, "cat", "/nonesuch")
+    made = host.call_module("ftrace_instance", containers=[runs, never], profile="startup")["instances"]
+    assert {one["container"]: one["pids"] > 0 for one in made} == {runs: True, never: False}
+    host.docker("start", never)
+    assert host.docker("wait", never) == "1"
+    fetch_here(tmp_path, containers=[never])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    errors = {row["syscall"]: row["errors"] for row in summary["processes"] if row["name"] == "cat"}
+    assert "ENOENT" in errors["openat"] and "execve" in errors
+
+
+def test_a_crash_loop_is_awaited(container, tmp_path):
+    """Its runs end sooner than anybody could set a trace on them."""
+    options = ("--network", "none", "--restart", "always")
+    name = container("busybox", "sh", "-c", "cat /nonesuch/config; exit 3", options=options)
+
+    def count_starts():
+        return int(host.docker("inspect", "-f", "{{.RestartCount}}", name))
+
+    # By now it takes its engine a while to start it again; before, this meets it in any state.
+    host.wait_until(lambda: count_starts() >= 1)
+    host.call_module("ftrace_instance", containers=[name], profile="startup")
+    before = count_starts()
+    host.wait_until(lambda: count_starts() >= before + 2, 60)
+    fetch_here(tmp_path, containers=[name])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    assert summary["complete"]
+    programs = {(row["name"], row["syscall"]): row for row in summary["programs"]}
+    assert programs["sh", "execve"]["calls"] + programs["sh", "execve"]["continued"] >= 2
+    assert programs["cat", "openat"]["errors"]["ENOENT"] >= 2
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["once", "restarts"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, restarts, when):
+    """Before it is set: that is an error that leaves nothing, or the next start is awaited; after: there is a trace, and it is known."""
+    name = container("busybox", "sleep", "1000")
+    engine = DockerEngine(None)
+    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    configure = instances.configure
+
+    def end():
+        host.docker("kill", name)
+        host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
+
+    def configure_meanwhile(*arguments):
+        monkeypatch.setattr(instances, "configure", configure)
+        if when == "before":
+            end()
+        configure(*arguments)
+        if when == "after":
+            end()
+
+    monkeypatch.setattr(instances, "configure", configure_meanwhile)
+    settings = specification.find_settings(specification.Specification())
+    wish = instances.Wish(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
+
+    def start():
+        return instances.ensure_started(
+            [record], host.TRACEFS, wish, check_mode=False, predict_group=engine.predict_group
+        )
+
+    if when == "before" and not restarts:
+        with pytest.raises(ContainerGoneError, match="has just ended"):
+            start()
+        assert host.list_instances() == []
+        return
+    changed, before, after = start()
+    assert (changed, before, after[name]["state"]) == (True, {name: None}, "started")
+    assert info(name)["followed"]["restarts"] == restarts
+    if restarts:
+        host.docker("start", name)
+        host.wait_until(lambda: host.find_pid(name) in read_pids(info(name)["name"]))
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"tracer": "function"}, "tracers of functions do not follow a start|cannot be traced|Operation not permitted"),
+        (
+            {"probes": [{"name": "mine", "type": "uprobe", "binary": "/bin/busybox", "offset": 1}]},
+            "probes in programs .mine.",
+        ),
+        ({"expose": {"files": ["trace"]}}, "start it first"),
+    ],
+    ids=["tracer", "probe", "expose"],
+)
+def test_what_does_not_follow_a_start_is_refused_where_nothing_runs(container, wish, said):
+    name = container("busybox", "true")
+    host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Status}}", name) == "exited")
+    with pytest.raises(host.ModuleFailed, match=said):
+        host.call_module("ftrace_instance", containers=[name], profile="startup", **wish)
+    assert host.list_instances() == []
 
 
 def read_pids(instance):

@@ -41,14 +41,17 @@ def test_a_thousand_in_a_row():
     ("following", "told"),
     [
         (Following(), {"exec": "none", "tools": False, "may_be_missed": None}),
-        (Following(shim=5, restarts=True), {"exec": "descent", "tools": False, "may_be_missed": "of a start"}),
-        (Following(shim=5), {"exec": "descent", "tools": False, "may_be_missed": None}),
+        (
+            Following(shim=5, descends=True, restarts=True),
+            {"exec": "descent", "tools": False, "may_be_missed": "of a start"},
+        ),
+        (Following(shim=5, descends=True), {"exec": "descent", "tools": False, "may_be_missed": None}),
         (
             Following(watch_exec=True),
             {"exec": "watch", "tools": False, "may_be_missed": "of what is exec'ed"},
         ),
         (
-            Following(shim=5, tools=True),
+            Following(shim=5, descends=True, tools=True),
             {"exec": "descent", "tools": True, "may_be_missed": "of tools"},
         ),
     ],

@@ -90,7 +90,7 @@ def test_with_followed_execs_every_event_leaves_out_the_runtime():
     settings = find(syscalls=(1, 2), events=("sched:sched_switch",), follow_exec=True)
     assert set(settings.events) == set(plain.events)
     noise = settings.events["sched:sched_switch"]
-    for name in ("containerd-shim*", "runc*", "exe"):
+    for name in ("containerd-shim*", "runc*", "crun", "exe"):
         assert f'"{name}"' in noise
     # But not the rename from "exe", as busybox's shell starts its applets, to "cat": it tells who "cat" is.
     rename = settings.events["task:task_rename"]
