@@ -266,7 +266,7 @@ def run(module):
         orders.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
-    return fetching.fetch(found, home, consume=parameters["consume"])
+    return fetching.fetch(found, home, module.warn, consume=parameters["consume"])
 
 
 def main():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
@@ -46,8 +46,8 @@ def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
     )
 
 
-def fetch(found: Sequence[TraceInstance], home: Home, *, consume: bool) -> dict[str, Any]:
-    """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event, warnings.
+def fetch(found: Sequence[TraceInstance], home: Home, warn: Callable[[str], None], *, consume: bool) -> dict[str, Any]:
+    """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event.
 
     Where MORE is left there was no room for it; another fetch has it once this is at home.
     With CONSUME what HOME has is removed from the host. Raises TraceError with the same in its result where some could
@@ -60,20 +60,18 @@ def fetch(found: Sequence[TraceInstance], home: Home, *, consume: bool) -> dict[
             "empty": [],
             "cursor": str(home.cursor),
             "more": False,
-            "warnings": [],
         }
     with staging.hold_folder():
         staging.recover()
         staging.prune()
         staging.drop_transfer(home.broken)
-        warnings = []
         left = [one for one in staging.list_segments() if one.state == staging.NEW]
         if staging.is_in_transfer():
             # Those of a transfer of ours that broke are nobody else's.
             others = [one for one in left if one.name not in home.parts and not home.has(one)]
             left = [one for one in left if one not in others]
             if others:
-                warnings.append(
+                warn(
                     f"{len(others)} earlier captures are being brought home by another fetch, or by one that broke less than a"
                     " minute ago; the next fetch brings those that are left"
                 )
@@ -106,7 +104,6 @@ def fetch(found: Sequence[TraceInstance], home: Home, *, consume: bool) -> dict[
         "empty": empty,
         "cursor": str(max([home.cursor, *(one.stamp_ns for one in candidates)])),
         "more": has_more,
-        "warnings": warnings,
     }
     if failure is not None:
         raise TraceError(str(failure), **result)

@@ -276,7 +276,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
 
     def drain():
         found = instances.list_instances(host.TRACEFS, [])
-        fetching.fetch(found, fetching.Home(methods=["zstd"]), consume=True)
+        fetching.fetch(found, fetching.Home(methods=["zstd"]), lambda _text: None, consume=True)
 
     def look(_moment):
         run_workload(worker)
