@@ -390,7 +390,7 @@ def _ensure_one(
         after = {"state": "started", **vars(wanted), "limits": limits.describe()}
         followed = _find_followed(one.instance, target, wish.settings, following)
         if check_mode:
-            account.changed |= before != after or followed.is_missing()
+            account.changed |= before != after or followed.is_missing() or not _is_on_record(one.instance, wanted)
         else:
             account.changed |= _start(
                 one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
@@ -435,7 +435,7 @@ def _start(
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
-    changed = is_other
+    changed = is_other or not _is_on_record(instance, wanted)
     try:
         changed |= followed.cover()
     except (ContainerGoneError, processes.ProcessGone):
@@ -445,6 +445,12 @@ def _start(
     if changed:
         records.write_record(instance, _describe_start(instance, container, wish, wanted))
     return changed
+
+
+def _is_on_record(instance: Instance, settings: Settings) -> bool:
+    """Whether the record of INSTANCE is of a start with SETTINGS: a start that was killed may have left that of before, or none."""
+    known = records.read_record(instance).get("events", {})
+    return all(known.get(event) == text for event, text in {**settings.switched, **settings.events}.items())
 
 
 def _describe_start(instance: Instance, container: Container, wish: Wish, settings: Settings) -> dict[str, Any]:

@@ -255,6 +255,15 @@ def test_a_changed_specification_is_a_change(worker):
     assert only["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0) && ")
 
 
+def test_what_a_killed_start_has_not_put_on_record_the_next_one_does(worker):
+    (made,) = host.call_module("ftrace_instance", containers=[worker], ttl="1h")["instances"]
+    os.unlink(f"/run/crashcart/traces/{made['name']}.json")
+    assert host.call_module("ftrace_instance", containers=[worker], ttl="1h", check_mode=True)["changed"]
+    again = host.call_module("ftrace_instance", containers=[worker], ttl="1h")
+    assert (again["changed"], again["instances"][0]["followed"]) == (True, made["followed"])
+    assert not host.call_module("ftrace_instance", containers=[worker], ttl="1h")["changed"]
+
+
 def test_info_changes_nothing_and_lists_what_there_is(worker):
     host.call_module("ftrace_instance", containers=[worker])
     before = host.read_host_state()
