@@ -10,7 +10,10 @@ from typing import Any, Callable, Iterable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import events as event_words
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import records, tracers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import (
+    Settings,
+    leave_out_noise,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
@@ -140,7 +143,11 @@ def configure(
         # The triggers of a stopped trace have run down maybe: they begin anew with it.
         is_same = present is not None and (was_on or not settings.triggers)
         with records.noting_discarded(instance):
-            _write_settings(instance, present, settings, keep_events=is_same)
+            try:
+                _write_settings(instance, present, settings, keep_events=is_same)
+            except TraceError as error:
+                error.args = (leave_out_noise(str(error)),)  # what is wrong is in what the user has written
+                raise
         cover()
         instance.trace_on()
     except BaseException:

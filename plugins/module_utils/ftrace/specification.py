@@ -120,6 +120,13 @@ def find_settings(specification: Specification) -> Settings:
     return settings
 
 
+def leave_out_noise(text: str) -> str:
+    """TEXT, which quotes filters, without what we have put into them about the runtime's processes."""
+    for noise in (_RUNTIME_NOISE, _RENAME_NOISE):
+        text = text.replace(f" && {noise}", "").replace(f"{noise} && ", "")
+    return text
+
+
 def add_probes(settings: Settings, probes: Mapping[str, str], *, follow_exec: bool) -> Settings:
     """SETTINGS, and the events of PROBES (event → filter) of one container."""
     noise = _RUNTIME_NOISE if follow_exec else ""
