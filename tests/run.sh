@@ -17,7 +17,10 @@ note() { # A part that has passed, and when it began
 run() { # A target of make
     local start=$SECONDS
     echo "== $1"
-    make --no-print-directory "$1"
+    make --no-print-directory "$1" &
+    part=$!
+    wait "$part"
+    part=
     note "$1" "$start"
 }
 
@@ -33,14 +36,22 @@ run_beside() { # The same for several targets, with a build folder of their own;
     done
 }
 
+part=
 run setup
 python3 tests/fleet/fleet.py packages
 run_beside lint sanity unit package builds fleet >"$log" 2>&1 &
 beside=$!
 # The row with this machine's engine is the longer one and mostly waits: whenever it can go on, the other one stands back.
 chrt --idle --pid 0 "$beside"
-# Also when a part fails or the run is interrupted no guest may go on; by then the other row may have ended, which is no error.
-trap 'kill "$beside" 2>/dev/null && wait "$beside" || true; python3 tests/fleet/fleet.py down' EXIT
+# Also when a part fails or the run is interrupted nothing may go on; by then a row may have ended, which is no error.
+finish() {
+    for row in $part "$beside"; do
+        kill "$row" 2>/dev/null && wait "$row" || true
+    done
+    python3 tests/fleet/fleet.py down
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
 for target in readme demo integration; do
     kill -0 "$beside" 2>/dev/null || wait "$beside" || break # no use to go on
     run "$target"

@@ -505,25 +505,25 @@ def run_started(module, root):
         for container in containers:
             check_running(container)
         exposure.foresee(containers, path)
-    changed, before, after = instances.ensure_started(
-        containers, root, wish, check_mode=module.check_mode, predict_group=host.predict_group
+    started = instances.ensure_started(
+        containers, root, wish, check_mode=module.check_mode, predict_place=host.predict_place
     )
-    changed |= instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+    changed = started.changed | instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+    made = {one.instance.name for one, _earlier in started.made}
     found = [instances.find_instance(root, container) for container in containers]
     by_name = {one.instance.name: one.container for one in found}
     try:
         changed |= exposure.ensure_exposed(by_name, root, path, files, check_mode=module.check_mode)
     except BaseException:
-        made = [one for one in found if before[one.container.name] is None and not module.check_mode]
-        exposure.remove([one.container for one in made])
-        instances.remove(made)
+        exposure.remove([one.container for one in found if one.instance.name in made])
+        started.undo()
         raise
     way = wanted.paths.as_result() if wanted.paths else None
     results = [] if module.check_mode else describe(found)
     return {
         "changed": changed,
-        "instances": [{**one, "created": before[one["container"]] is None, "paths": way} for one in results],
-        "diff": {"before": before, "after": after},
+        "instances": [{**one, "created": one["name"] in made, "paths": way} for one in results],
+        "diff": {"before": started.before, "after": started.after},
     }
 
 

@@ -141,7 +141,7 @@ def build(folder: Path, public_key: str) -> None:
 
 
 def _run(*command: str | Path, stdin: str = "") -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
+    done = subprocess.run(processes.bind([*command]), capture_output=True, text=True, check=False, input=stdin)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
     return str(done.stdout)
@@ -165,7 +165,7 @@ def _unpack_packages(tree: Path) -> None:
     kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
     # What it mounts nobody else sees; and should this process be killed, it and all that it has started end.
     _run(
-        *processes.bind(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]),
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",

@@ -9,6 +9,7 @@ dir=$1
 shift
 "$root/tools/install_packages.sh" docker.io openssh-server podman python3-docker python3-jmespath sudo bsdutils procps
 mounted=
+command=
 if ! grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts; then
     mount -t tracefs tracefs /sys/kernel/tracing
     mounted=1
@@ -16,6 +17,8 @@ fi
 finish() {
     local status=$?
     trap - EXIT INT TERM
+    # All of it: ansible-test would leave pytest, which ends what it has made when it is interrupted.
+    [ -z "$command" ] || ! kill -INT -- "-$command" 2>/dev/null || wait "$command" || true
     "$root/tools/engine.sh" stop "$dir" || status=1
     [ -z "$mounted" ] || umount /sys/kernel/tracing || true
     exit "$status"
@@ -29,4 +32,8 @@ if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     mkdir -p tests/output
     echo "$DOCKER_HOST" >tests/output/docker_host
 fi
-"$@"
+set -m # a process group of its own
+"$@" &
+command=$!
+wait "$command"
+command=

@@ -65,7 +65,7 @@ class Container:
         return {name: getattr(self, name) for name in names}
 
 
-_ENDED = frozenset(("created", "exited", "restarting", "configured", "stopped"))
+_ENDED = frozenset(("created", "exited", "restarting", "configured", "stopping", "stopped"))
 _HINTS = {
     "paused": "unpause it first",
     "exited": "start it first",

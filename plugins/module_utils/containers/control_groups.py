@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import posixpath
+from dataclasses import dataclass
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 
 # By what manages control groups: the group of all containers for which nobody has named another, and what begins a container's own name.
 _PARENTS = {
@@ -21,6 +24,21 @@ _PREFIXES = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a container will be: the PATH of its control group in each hierarchy, and whether all that is exec'ed in it descends from
+    a shim, as it does of Docker's."""
+
+    path: str
+    has_shim: bool
+
+
+def learn(process_cgroup: bytes, other_id: str, container_id: str) -> str | None:
+    """The path of the group of CONTAINER_ID, beside that of the running container OTHER_ID with a process of PROCESS_CGROUP."""
+    paths = [one.path for one in cgroups.parse_cgroup(process_cgroup) if other_id in one.path]
+    return cgroups.cut_after(paths[0], other_id).replace(other_id, container_id) if paths else None
+
+
 def predict(engine: str, manager: str, parent: str, container_id: str) -> str | None:
     """The path of the group of CONTAINER_ID in each hierarchy; None where that cannot be said.
 
@@ -32,6 +50,8 @@ def predict(engine: str, manager: str, parent: str, container_id: str) -> str | 
     parent = parent or _PARENTS[kind]
     name = _PREFIXES[kind] + container_id
     if manager == "systemd":
+        # Podman gives a pod's with the path to it.
+        parent = posixpath.basename(parent)
         return f"{_expand_slice(parent)}/{name}.scope" if parent.endswith(".slice") else None
     # Another one is below the group of a process that we do not know.
     return posixpath.join(parent, name) if parent.startswith("/") else None

@@ -17,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 if sys.version_info < (3, 12):
     # Setuptools, where it is installed, puts itself in the place of distutils, which older SDKs import: that doubles their time.
@@ -80,13 +81,34 @@ class DockerEngine:
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
 
-    def predict_group(self, container: Container) -> str | None:
-        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
+    def predict_place(self, container: Container) -> control_groups.Place | None:
+        """Where CONTAINER will be when it starts; None where that is not known."""
         about = self._ask(self._client.info)
         if any("rootless" in option for option in about.get("SecurityOptions") or ()):
-            return None  # it is below that of the user's session
+            return None  # below the group of the user's session
+        parts = self._ask(self._client.version).get("Components") or ()
+        engine = "podman" if any("podman" in part["Name"].lower() for part in parts) else "docker"
         parent = self.inspect(container)["HostConfig"].get("CgroupParent") or ""
-        return control_groups.predict(self.name, about.get("CgroupDriver") or "", parent, container.id)
+        path = None if parent else self._learn_group(container)
+        path = path or control_groups.predict(engine, about.get("CgroupDriver") or "", parent, container.id)
+        return control_groups.Place(path, engine == "docker") if path else None
+
+    def _learn_group(self, container: Container) -> str | None:
+        """The path of the control group of CONTAINER, whose user has not chosen any, by another such one that runs, if there is one.
+
+        The engine may have been told a place for all of them, and does not say so.
+        """
+        for other in self.list_containers():
+            if other.state != "running" or other.id == container.id:
+                continue
+            try:
+                entry = self.inspect(other)
+                if not entry["HostConfig"].get("CgroupParent"):
+                    with Process(parse_inspected(entry).pid) as process:
+                        return control_groups.learn(process.read("cgroup"), other.id, container.id)
+            except (ContainerGoneError, ProcessGone):
+                continue
+        return None
 
     def find_image(self, name: str) -> dict[str, Any]:
         """What `docker image inspect` says of the image NAME."""

@@ -10,6 +10,7 @@ from typing import Any, Callable, Protocol
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import (
     DEFAULT_HOST,
     DOCKER_IMPORT_ERROR,
@@ -26,7 +27,7 @@ class Runtime(Protocol):
     def list_containers(self) -> list[Container]: ...
     def inspect(self, container: Container) -> dict[str, Any]: ...
     def refresh(self, container: Container) -> Container: ...
-    def predict_group(self, container: Container) -> str | None: ...
+    def predict_place(self, container: Container) -> Place | None: ...
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]: ...
 
 
@@ -119,9 +120,9 @@ class Host:
         """CONTAINER with its pid and its state of now."""
         return self._find_runtime(container).refresh(container)
 
-    def predict_group(self, container: Container) -> str | None:
-        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
-        return self._find_runtime(container).predict_group(container)
+    def predict_place(self, container: Container) -> Place | None:
+        """Where CONTAINER will be when it starts; None where that is not known."""
+        return self._find_runtime(container).predict_place(container)
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""

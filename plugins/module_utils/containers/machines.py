@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     ContainerGoneError,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import (
     Process,
@@ -84,8 +85,8 @@ class Machines:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
         return replace(container)
 
-    def predict_group(self, _container: Container) -> str | None:
-        """None: whoever starts containers here also says where their control groups are."""
+    def predict_place(self, _container: Container) -> Place | None:
+        """None: whoever starts a container here also says where its control group is."""
         return None
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:

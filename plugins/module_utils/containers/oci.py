@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     ContainerGoneError,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
 # Where engines keep the runtime's state: pattern of folders, and what the containers there are called by their users.
@@ -111,8 +112,8 @@ class Root:
             start_ticks = None
         return replace(self._parse(state), start_ticks=start_ticks)
 
-    def predict_group(self, _container: Container) -> str | None:
-        """None: whoever starts containers here also says where their control groups are."""
+    def predict_place(self, _container: Container) -> Place | None:
+        """None: whoever starts a container here also says where its control group is."""
         return None
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:

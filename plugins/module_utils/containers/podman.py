@@ -24,6 +24,7 @@ ROOT_STATE = "/run/libpod"
 ROOT_SOCKET = "/run/podman/podman.sock"
 _RUNTIME_FOLDERS = "/run/user"
 _TIMEOUT_S = 30
+_ELSEWHERE = ("disabled", "split")  # below the group of whoever starts a container; so are another user's
 
 
 def list_rootless_users() -> list[int]:
@@ -87,14 +88,14 @@ class Podman:
             *command,
         ]
 
-    def predict_group(self, container: Container) -> str | None:
-        """The path of the control group that CONTAINER will have in each hierarchy when it starts; None where that is not known."""
-        if self._uid:
-            return None  # it is below that of the user's session
+    def predict_place(self, container: Container) -> control_groups.Place | None:
+        """Where CONTAINER will be when it starts; None where that is not known."""
         chosen = self.inspect(container)["HostConfig"]
-        return control_groups.predict(
-            self.name, chosen.get("CgroupManager") or "", chosen.get("CgroupParent") or "", container.id
-        )
+        if self._uid or chosen.get("Cgroups") in _ELSEWHERE:
+            return None
+        manager, parent = (chosen.get(name) or "" for name in ("CgroupManager", "CgroupParent"))
+        path = control_groups.predict(self.name, manager, parent, container.id)
+        return control_groups.Place(path, has_shim=False) if path else None
 
     def _ask(self, *words: str) -> Any:
         """What Podman answers to WORDS, run as its user and in that user's home."""

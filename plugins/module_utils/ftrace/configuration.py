@@ -123,10 +123,12 @@ def configure(
     settings: Settings,
     cover: Callable[[], Any],
     define: Callable[[], Any],
+    keep_out_others: Callable[[], Any],
 ) -> None:
     """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, COVER its threads, and start it.
 
-    Where that fails it is as it was before, or gone if it was made here.
+    Where that fails it is as it was before, or gone if it was made here. KEEP_OUT_OTHERS is called before it is started again: COVER may have
+    left it without any thread.
     """
     was_on = present is not None and instance.is_tracing()
     if present is None:
@@ -160,6 +162,7 @@ def configure(
             with records.noting_discarded(instance):
                 _write_settings(instance, read_settings(instance, present), present, keep_events=False)
             if was_on:
+                keep_out_others()
                 instance.trace_on()
         raise
 

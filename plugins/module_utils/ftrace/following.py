@@ -66,16 +66,18 @@ NOBODY = Following()
 
 @dataclass(frozen=True)
 class Awaited:
-    """A container that does not run; GROUP is the folder that its control group will have when it starts."""
+    """A container that does not run; GROUP is the folder that its control group will have when it starts, and HAS_SHIM says whether
+    all that is exec'ed then descends from a shim."""
 
     container: Container
     group: str
+    has_shim: bool
 
 
 def find_following(target: Target | Awaited, *, follow_exec: bool, tools: bool) -> Following:
     """The best way to follow TARGET as asked."""
     if isinstance(target, Awaited):
-        shim, descends = None, follow_exec and target.container.runtime == "docker"
+        shim, descends = None, follow_exec and target.has_shim
     else:
         shim = find_shim(target) if follow_exec else None
         descends = shim is not None
@@ -115,7 +117,7 @@ def _find_shim_above(pid: int) -> int | None:
 
 def list_threads(target: Target, following: Following) -> set[int]:
     """Threads whose events belong to the container now, as the host numbers them."""
-    directory = cgroups.find_container_directory(target.process.read("cgroup"))
+    directory = cgroups.find_container_directory(target.process.read("cgroup"), target.container.id)
     pids = {target.process.pid, *(list_members(directory, tools=following.tools) if directory else ())}
     if following.shim is not None:
         pids.add(following.shim)

@@ -19,7 +19,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     check_running,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     clocks,
@@ -61,6 +63,7 @@ NAME_PREFIX = "crashcart-"
 _MAX_ROUNDS = 100
 _MAX_EARLIER = 50
 _MAX_REWRITES = 5
+_AWAITABLE = ("docker", "podman")
 _FORGET_S = 5.0  # in which the kernel forgets a process that has ended
 _LOOK_S = 0.005
 
@@ -209,47 +212,53 @@ class _Followed:
         """Whether any has to be added."""
         return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
 
+    def keep_out_others(self) -> None:
+        """See to it that an empty list means nobody: one that nobody has been in yet is the whole host to the kernel."""
+        for file in self.lists:
+            if not self.instance.read_pids(file):
+                _pass_through(self.instance, file)
+
 
 class _Nobody(_Followed):
     """A container that does not run has nobody to be recorded yet."""
 
     def begin(self) -> None:
-        self.instance.write(EVENT_PIDS, "")
-        _empty_list(self.instance)
+        for file in self.lists:
+            self.instance.write(file, "")
+        self.keep_out_others()
 
     def cover(self) -> bool:
         return False
 
-    def is_missing(self) -> bool:
-        return False
 
-
-def _empty_list(instance: Instance) -> None:
-    """Have INSTANCE, which does not trace, follow nobody: the kernel takes a list that nobody has been in yet for the whole host."""
+def _pass_through(instance: Instance, file: str) -> None:
+    """Have a process of ours been in the list of INSTANCE, which does not trace, in control FILE."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(writer)
-        os.read(reader, 1)  # until we let it go, or are gone
-        os._exit(0)
+        try:
+            os.close(writer)
+            os.read(reader, 1)  # until we let it go, or are gone
+        finally:
+            os._exit(0)
     try:
         os.close(reader)
-        instance.add_pids(EVENT_PIDS, {child})
+        instance.add_pids(file, {child})
     finally:
         os.close(writer)
         os.waitpid(child, 0)
     deadline = time.monotonic() + _FORGET_S
-    while child in instance.read_pids(EVENT_PIDS):
+    while child in instance.read_pids(file):
         if time.monotonic() > deadline:
             raise TraceError(
-                f"the kernel does not take an ended process off the list of trace instance {instance.name}"
+                f"the kernel does not take a process that has ended off {file} of trace instance {instance.name}"
             )
         time.sleep(_LOOK_S)
 
 
 def _find_followed(instance: Instance, target: Target | Awaited, settings: Settings, following: Following) -> _Followed:
     if isinstance(target, Awaited):
-        return _Nobody(instance, {})
+        return _Nobody(instance, {EVENT_PIDS: set})
     lists: dict[str, Callable[[], set[int]]] = {EVENT_PIDS: partial(list_threads, target, following)}
     if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
         # No filter could keep the runtime's functions out, as those of events do.
@@ -261,7 +270,7 @@ def _find_group(target: Target | Awaited) -> str:
     """The folder of the control group of TARGET; '' where that is not known."""
     if isinstance(target, Awaited):
         return target.group
-    return cgroups.find_container_directory(target.process.read("cgroup")) or ""
+    return cgroups.find_container_directory(target.process.read("cgroup"), target.container.id) or ""
 
 
 def _bears_id(group: str, container: Container) -> bool:
@@ -286,13 +295,20 @@ class Wish:
 
 
 @dataclass
-class _Account:
-    """What was done for the containers so far: whether anything, what was and is, by their names, and which instances were MADE."""
+class Started:
+    """What was done for some containers: whether anything was, what was and is, by their names, for a diff, and which instances
+    were MADE, each with the folders of the recordings that were there before."""
 
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
-    made: list[TraceInstance] = field(default_factory=list)
+    made: list[tuple[TraceInstance, list[str]]] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Remove the instances that were made, since nobody would know of them. What was recorded before stays."""
+        for one, earlier in self.made:
+            with hold_lock("trace-" + one.short_id):
+                _take_back(one, earlier)
 
 
 def ensure_started(
@@ -301,11 +317,11 @@ def ensure_started(
     wish: Wish,
     *,
     check_mode: bool,
-    predict_group: Callable[[Container], str | None] = lambda _container: None,
-) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """See to it that each of CONTAINERS is traced as WISH says: changed, and before and after for a diff.
+    predict_place: Callable[[Container], Place | None] = lambda _container: None,
+) -> Started:
+    """See to it that each of CONTAINERS is traced as WISH says.
 
-    One that does not run is awaited, where WISH is for its starts: in the control group that PREDICT_GROUP tells the path of.
+    One that does not run is awaited, where WISH is for its starts: in the place that PREDICT_PLACE tells.
     """
     restarts = wish.limits.restarts
     running = [container for container in containers if not (restarts and container.may_start)]
@@ -313,47 +329,51 @@ def ensure_started(
         try:
             check_running(container)
         except ContainerError as error:
-            hint = ", or trace its next start with follow_restarts=true" if container.may_start else ""
+            may_await = container.may_start and container.runtime in _AWAITABLE
+            hint = ", or trace its next start with follow_restarts=true" if may_await else ""
             raise ContainerError(f"{error}{hint}") from error
     settings = wish.settings
     check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
     keeping.check_possible(wish.limits, root, int(settings.files["buffer_size_kb"]))
     probe_points.check_possible(root, wish.probes)
-    account = _Account()
+    started = Started()
     with open_targets(running, ended_ok=restarts) as held, ExitStack() as binaries:
         by_id = {target.container.id: target for target in held}
-        targets = [by_id.get(container.id) or _await(container, wish, predict_group) for container in containers]
+        targets = [by_id.get(container.id) or _await(container, wish, predict_place) for container in containers]
         bound = [probe_points.bind(target, wish.probes, binaries) for target in targets]
         try:
             for target, own_probes in zip(targets, bound):
                 try:
-                    _ensure_one(target, own_probes, root, wish, account, check_mode=check_mode)
+                    _ensure_one(target, own_probes, root, wish, started, check_mode=check_mode)
                 except (ContainerGoneError, processes.ProcessGone):
                     if not restarts or isinstance(target, Awaited):
                         raise
-                    awaited = _await(target.container, wish, predict_group)
-                    _ensure_one(awaited, own_probes, root, wish, account, check_mode=check_mode)
+                    awaited = _await(target.container, wish, predict_place)
+                    _ensure_one(awaited, own_probes, root, wish, started, check_mode=check_mode)
         except BaseException:
-            remove(account.made)  # nobody would know of them
+            started.undo()
             raise
-    return account.changed, account.before, account.after
+    return started
 
 
-def _await(container: Container, wish: Wish, predict_group: Callable[[Container], str | None]) -> Awaited:
+def _await(container: Container, wish: Wish, predict_place: Callable[[Container], Place | None]) -> Awaited:
     """CONTAINER, which does not run, as one whose start is awaited; raises ContainerError where that is not possible."""
     container = replace(container, pid=0, start_ticks=None)
     name = f"container {container.name} ({container.short_id})"
     if wish.settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
         raise ContainerError(f"{name} does not run, and tracers of functions do not follow a start: start it first")
-    path = predict_group(container)
-    group = path and cgroups.find_common_directory(path)
-    if not group or not os.path.isdir(os.path.dirname(group)):
-        why = f"there is no {os.path.dirname(group)} yet" if group else f"{container.runtime} does not say in advance"
+    place = predict_place(container)
+    group = place and cgroups.find_common_directory(place.path)
+    if not place or not group:
         raise ContainerError(
-            f"{name} does not run, and where its control group will be is not known ({why}): start it, or any other"
-            " container, first"
+            f"{name} does not run, and its runtime does not say where its control group will be: start it first"
         )
-    return Awaited(container, group)
+    if not os.path.isdir(os.path.dirname(group)):
+        raise ContainerError(
+            f"{name} does not run, and {os.path.dirname(group)}, where its control group should be, is not there: start it, or any"
+            " other container of its engine, first"
+        )
+    return Awaited(container, group, place.has_shim)
 
 
 def _ensure_one(
@@ -361,11 +381,11 @@ def _ensure_one(
     own_probes: probe_points.ProbeSet,
     root: str,
     wish: Wish,
-    account: _Account,
+    started: Started,
     *,
     check_mode: bool,
 ) -> None:
-    """See to it that TARGET is traced as WISH says, with OWN_PROBES, and book it on ACCOUNT."""
+    """See to it that TARGET is traced as WISH says, with OWN_PROBES, and note that in STARTED."""
     container = target.container
     one = find_instance(root, container)
     group = _find_group(target)
@@ -385,20 +405,27 @@ def _ensure_one(
             stack.enter_context(hold_lock("trace-" + container.short_id))
         present = read_settings(one.instance, wanted) if one.instance.exists() else None
         is_on = present is not None and one.instance.is_tracing()
-        kept = keeping.read_limits(one.instance.name)
+        kept = keeping.describe_order(one.instance.name)
         before = {"state": "started" if is_on else "stopped", **vars(present), "limits": kept} if present else None
-        after = {"state": "started", **vars(wanted), "limits": limits.describe()}
+        after = {"state": "started", **vars(wanted), "limits": keeping.describe_limits(limits, group)}
         followed = _find_followed(one.instance, target, wish.settings, following)
         if check_mode:
-            account.changed |= before != after or followed.is_missing() or not _is_on_record(one.instance, wanted)
+            is_same = before == after and _is_on_record(one.instance, own, wanted)
+            started.changed |= not is_same or (not limits.restarts and followed.is_missing())
         else:
-            account.changed |= _start(
-                one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
-            )
+            earlier = recordings.list_folders(one.instance.name)
+            try:
+                started.changed |= _start(
+                    one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
+                )
+            except BaseException:
+                if present is None:
+                    _take_back(one, earlier)
+                raise
             if present is None:
-                account.made.append(one)
-        account.before[container.name] = before
-        account.after[container.name] = after
+                started.made.append((one, earlier))
+        started.before[container.name] = before
+        started.after[container.name] = after
 
 
 def _start(
@@ -425,19 +452,25 @@ def _start(
 
     if is_other:
         earlier = probe_points.list_defined(instance.root, container.short_id)
+        order = keeping.find_order(instance.name)
         try:
             if keeping.end(instance) and present is not None:
                 present = read_settings(instance, wanted)
-            configure(instance, present, wanted, begin, partial(probe_points.define, instance.root, probes))
+            define = partial(probe_points.define, instance.root, probes)
+            configure(instance, present, wanted, begin, define, followed.keep_out_others)
         except BaseException:
             with suppress(TraceError):
                 probe_points.remove_unused(instance, container.short_id, kept=earlier, busy_ok=True)
+            if order is not None and present is not None:
+                with suppress(FleetError):  # what was refused comes first
+                    keeping.resume(order)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
-    changed = is_other or not _is_on_record(instance, wanted)
+    changed = is_other or not _is_on_record(instance, wish, wanted)
     try:
-        changed |= followed.cover()
+        # Of a container that starts the recorder adds threads at the same time: that is no change of ours.
+        changed |= followed.cover() and not wish.limits.restarts
     except (ContainerGoneError, processes.ProcessGone):
         if not is_other:
             raise
@@ -447,35 +480,43 @@ def _start(
     return changed
 
 
-def _is_on_record(instance: Instance, settings: Settings) -> bool:
-    """Whether the record of INSTANCE is of a start with SETTINGS: a start that was killed may have left that of before, or none."""
-    known = records.read_record(instance).get("events", {})
-    return all(known.get(event) == text for event, text in {**settings.switched, **settings.events}.items())
+def _is_on_record(instance: Instance, wish: Wish, settings: Settings) -> bool:
+    """Whether the record of INSTANCE is of such a start: one that was killed may have left that of an earlier one, or none."""
+    record = records.read_record(instance)
+    return all(record.get(name) == value for name, value in _describe_wish(record, wish, settings).items())
+
+
+def _describe_wish(before: dict[str, Any], wish: Wish, settings: Settings) -> dict[str, Any]:
+    """What a record says of a start with WISH and SETTINGS where that of the one BEFORE is in the same buffer."""
+    # As JSON gives it back.
+    specification = json.loads(json.dumps(wish.described)) or before.get("specification")
+    return {
+        "clock": settings.files["trace_clock"],
+        "specification": specification,
+        "events": {**before.get("events", {}), **settings.switched, **settings.events},
+        "limits": wish.limits.describe(),
+        "followed": wish.following.describe(),
+    }
 
 
 def _describe_start(instance: Instance, container: Container, wish: Wish, settings: Settings) -> dict[str, Any]:
     """What the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
     before = records.read_record(instance)
-    start = clocks.measure_offset(settings.files["trace_clock"])
-    if before.get("clock") == settings.files["trace_clock"]:
+    wished = _describe_wish(before, wish, settings)
+    start = clocks.measure_offset(wished["clock"])
+    if before.get("clock") == wished["clock"]:
         start = before.get("start") or start
-    # As JSON gives it back.
-    specification = json.loads(json.dumps(wish.described)) or before.get("specification")
     earlier = before.get("earlier_syscalls", [])
     chosen = (before.get("specification") or {}).get("syscalls")
-    if chosen is not None and chosen != (specification or {}).get("syscalls") and chosen not in earlier:
+    if chosen is not None and chosen != (wished["specification"] or {}).get("syscalls") and chosen not in earlier:
         earlier = [*earlier, chosen][-_MAX_EARLIER:]
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
-        "clock": settings.files["trace_clock"],
+        **wished,
         "container": capture.describe_container(container),
         "start": start,
-        "specification": specification,
         "earlier_syscalls": earlier,
         "tasks": list(tasks.values()),
-        "events": {**before.get("events", {}), **settings.switched, **settings.events},
-        "limits": wish.limits.describe(),
-        "followed": wish.following.describe(),
         "discarded": before.get("discarded"),
     }
 
@@ -498,13 +539,20 @@ def remove(found: Sequence[TraceInstance]) -> None:
     """Remove all of FOUND with what they have recorded, in files, too."""
     for one in found:
         with hold_lock("trace-" + one.short_id):
-            keeping.end(one.instance)
-            one.instance.remove()
-            records.remove_record(one.instance)
-            # What others have switched on is a leftover from now on.
-            probe_points.remove_unused(one.instance, one.short_id, busy_ok=True)
-            recordings.remove_all(one.instance.name)
+            _take_back(one, [])
             staging.remove_kept(one.instance.name)
+
+
+def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
+    """Remove ONE with what it has recorded, but for the recordings in the folders EARLIER."""
+    keeping.end(one.instance)
+    one.instance.remove()
+    records.remove_record(one.instance)
+    # What others have switched on is a leftover from now on.
+    probe_points.remove_unused(one.instance, one.short_id, busy_ok=True)
+    for folder in recordings.list_folders(one.instance.name):
+        if folder not in earlier:
+            recordings.remove(folder)
 
 
 def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:

@@ -22,10 +22,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 _STOP_ON_FREE = "options/disable_on_free"
 
 
-def read_limits(name: str) -> dict[str, Any]:
-    """By what limits instance NAME is looked after now, as Limits.describe tells; empty when nobody does."""
+def find_order(name: str) -> orders.Order | None:
+    """How instance NAME is looked after now; None when nobody does."""
     order = orders.read_order(name)
-    return order.limits.describe() if order is not None and orders.is_taken(name) else {}
+    return order if order is not None and orders.is_taken(name) else None
+
+
+def describe_order(name: str) -> dict[str, Any]:
+    """The same for a diff; empty when nobody does."""
+    order = find_order(name)
+    return describe_limits(order.limits, order.group) if order else {}
+
+
+def describe_limits(limits: Limits, group: str) -> dict[str, Any]:
+    """LIMITS for a diff, with the folder of the control GROUP where starts are awaited."""
+    return {**limits.describe(), **({"group": group} if limits.restarts else {})}
 
 
 def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
@@ -101,6 +112,12 @@ def renew(name: str, limits: Limits) -> None:
     order = orders.read_order(name)
     if order is not None and order.deadline is not None:
         orders.write_order(replace(order, deadline=orders.find_deadline(limits)))
+
+
+def resume(order: orders.Order) -> None:
+    """Have a ring looked after as ORDER says again, where a change of it was refused; a recording has ended."""
+    if not order.run:
+        orders.place(order)
 
 
 def end(instance: Instance) -> bool:

@@ -183,11 +183,15 @@ def list_recordings(name: str) -> list[Recording]:
     return found
 
 
+def list_folders(name: str) -> list[str]:
+    """Folders of all recordings of instance NAME, the oldest first."""
+    folder = os.path.join(FOLDER, name)
+    return [os.path.join(folder, stamp) for stamp in _list_folder(folder)]
+
+
 def list_unbegun(name: str) -> list[str]:
     """Folders of recordings of instance NAME that a killed module has left: nobody has written to them."""
-    folder = os.path.join(FOLDER, name)
-    paths = [os.path.join(folder, stamp) for stamp in _list_folder(folder)]
-    return [path for path in paths if not has_begun(path)]
+    return [path for path in list_folders(name) if not has_begun(path)]
 
 
 def has_begun(path: str) -> bool:
@@ -256,12 +260,6 @@ def remove(path: str) -> None:
     for folder in (os.path.dirname(path), FOLDER):
         with suppress(OSError):
             os.rmdir(folder)
-
-
-def remove_all(name: str) -> None:
-    """Take all recordings of instance NAME away, those that never began, too."""
-    for stamp in _list_folder(os.path.join(FOLDER, name)):
-        remove(os.path.join(FOLDER, name, stamp))
 
 
 @contextmanager

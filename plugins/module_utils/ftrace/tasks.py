@@ -18,7 +18,7 @@ def list_tasks(container: Container | None) -> list[dict[str, Any]]:
         return []
     try:
         with processes.Process(container.pid) as process:
-            directory = cgroups.find_container_directory(process.read("cgroup"))
+            directory = cgroups.find_container_directory(process.read("cgroup"), container.id)
     except processes.ProcessGone:
         return []
     pids = sorted({container.pid, *(cgroups.gen_pids(directory) if directory else ())})

@@ -8,11 +8,13 @@ Source: cgroups(7).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 
+_ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # nothing else is called so
 # One hierarchy of version 1 is enough to list processes; these are the ones every runtime uses.
 _V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
 
@@ -113,6 +115,20 @@ def gen_pids(directory: str) -> Iterator[int]:
             continue  # the group went away, or is threaded: its members show in its parent
 
 
-def find_container_directory(process_cgroup: bytes) -> str | None:
-    """The cgroup folder on the host for a process, from its /proc/PID/cgroup."""
-    return find_directory(parse_cgroup(process_cgroup), read_mounts("self", " - cgroup"))
+def find_container_directory(process_cgroup: bytes, container_id: str = "") -> str | None:
+    """The cgroup folder on the host for a process, from its /proc/PID/cgroup; of its groups that which bears CONTAINER_ID, if one does.
+
+    A runtime (crun), or an init in the container, may have put the process into a group of its own below that.
+    """
+    memberships = [
+        replace(one, path=cut_after(one.path, container_id)) if _ENGINE_ID.match(container_id) else one
+        for one in parse_cgroup(process_cgroup)
+    ]
+    return find_directory(memberships, read_mounts("self", " - cgroup"))
+
+
+def cut_after(path: str, container_id: str) -> str:
+    """PATH up to the group whose name bears CONTAINER_ID; all of it where none does."""
+    place = path.find(container_id)
+    end = path.find("/", place) if place >= 0 else -1
+    return path[:end] if end >= 0 else path

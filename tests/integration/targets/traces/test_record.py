@@ -640,13 +640,133 @@ def test_a_crash_loop_is_awaited(container, tmp_path):
     assert programs["cat", "openat"]["errors"]["ENOENT"] >= 2
 
 
+def test_a_refused_change_leaves_the_wait_for_a_start_as_it_was(container):
+    name = container("busybox", "sleep", "1000")
+    host.docker("stop", "-t", "0", name)
+    wish = {"containers": [name], "follow_restarts": True, "ttl": "1h"}
+    host.call_module("ftrace_instance", **wish)
+    before = info(name)
+    with pytest.raises(host.ModuleFailed, match="nonesuch"):
+        host.call_module("ftrace_instance", **wish, events=[{"name": "sched:sched_switch", "filter": "nonesuch == 1"}])
+    after = info(name)
+    assert {**after, "expires": 0} == {**before, "expires": 0}
+    assert after["expires"] == pytest.approx(before["expires"], abs=0.1)
+    assert not host.call_module("ftrace_instance", **wish)["changed"]
+    host.docker("start", name)
+    host.wait_until(lambda: host.find_pid(name) in read_pids(after["name"]))
+
+
+def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(container, monkeypatch):
+    name = container("busybox", "sleep", "1000")
+    (made,) = host.call_module("ftrace_instance", containers=[name])["instances"]
+    record = find_record(name)
+    configure = instances.configure
+
+    def configure_later(*arguments):
+        host.docker("kill", name)
+        host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
+        configure(*arguments)
+
+    monkeypatch.setattr(instances, "configure", configure_later)
+    settings = specification.find_settings(specification.Specification(buffer_kb=64))
+    with pytest.raises(ContainerGoneError, match="has just ended"):
+        instances.ensure_started(
+            [record], host.TRACEFS, instances.Wish(settings, follow_exec=True, described={}), check_mode=False
+        )
+    before = info(name)
+    assert (before["state"], before["pids"], before["buffer_kb"] > 1024) == ("started", 0, True)
+    host.run("sh", "-c", "ls / >/dev/null")
+    time.sleep(0.2)
+    assert [cpu["entries"] for cpu in info(name)["cpus"]] == [cpu["entries"] for cpu in before["cpus"]]
+    assert made["name"] == before["name"]
+
+
+def test_groups_that_a_container_makes_are_its_own(container):
+    """As systemd does in a container, and crun: its first process is in one, others are in another."""
+    name = container("busybox", "sh", "-c", "sleep 1001 & sleep 1002")
+    first = host.find_pid(name)
+    host.wait_until(lambda: host.runs(name, "sleep 1001"))
+    (child,) = (int(pid) for pid in host.run("pgrep", "-P", str(first), "-f", "sleep 1001").stdout.split())
+    lines = Path(f"/proc/{first}/cgroup").read_text().splitlines()
+    places = [(fields[1], fields[2]) for fields in (line.split(":", 2) for line in lines) if fields[2] != "/"]
+    group = next(f"/sys/fs/cgroup/{kind}{path}" for kind, path in places if kind == "pids")
+    try:
+        for folder, pid in (("init.scope", first), ("system", child)):
+            os.mkdir(f"{group}/{folder}")
+            Path(f"{group}/{folder}/cgroup.procs").write_text(str(pid))
+        wish = {"containers": [name], "follow_restarts": True, "follow_exec": False}
+        (made,) = host.call_module("ftrace_instance", **wish)["instances"]
+        assert read_pids(made["name"]) >= {first, child}
+        assert made["followed"]["restarts"]
+    finally:
+        host.docker("kill", name)
+        for folder in ("init.scope", "system"):
+            if os.path.isdir(f"{group}/{folder}"):
+                os.rmdir(f"{group}/{folder}")
+    # The group that is awaited is the container's.
+    assert not host.call_module("ftrace_instance", **wish)["changed"]
+    host.docker("start", name)
+    host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
+
+
+def test_a_group_that_its_user_has_chosen_is_awaited_there(container, tmp_path):
+    parent = f"/cc-test-{os.getpid()}"
+    options = ("--network", "none", "--cgroup-parent", parent)
+    name = container("busybox", "cat", "/nonesuch", options=options)
+    assert host.docker("wait", name) == "1"
+    folder = next(path for path in Path("/sys/fs/cgroup").glob(f"pids{parent}"))
+    folder.rmdir()
+    with pytest.raises(host.ModuleFailed, match=f"{folder}, where its control group should be, is not there"):
+        host.call_module("ftrace_instance", containers=[name], profile="startup")
+    container("busybox", "sleep", "1000", options=options)
+    host.call_module("ftrace_instance", containers=[name], profile="startup")
+    host.docker("start", name)
+    assert host.docker("wait", name) == "1"
+    fetch_here(tmp_path, containers=[name])
+    (summary,) = report(tmp_path, tmp_path / "report")
+    assert [row["name"] for row in summary["processes"] if "ENOENT" in row["errors"]] == ["cat"]
+
+
+def find_record(name):
+    engine = DockerEngine(None)
+    return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+
+
+def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path):
+    """Of an instance that is gone, as after a reboot, where another one is made for the same container and taken back."""
+    first, second = sorted((storm(0.2), storm(0.2)))
+    (made,) = host.call_module("ftrace_instance", containers=[first], **RECORD)["instances"]
+    calls = run_storm(first)
+    host.call_module("ftrace_instance", containers=[first], state="stopped")
+    os.rmdir(f"{host.TRACEFS}/instances/{made['name']}")
+    bad = specification.find_settings(specification.Specification())
+    bad.events["sched:sched_switch"] = "nonesuch == 1"
+    configure = instances.configure
+
+    def configure_one(instance, present, settings, *others):
+        configure(instance, present, settings if instance.name == made["name"] else bad, *others)
+
+    monkeypatch.setattr(instances, "configure", configure_one)
+    wish = instances.Wish(
+        specification.find_settings(specification.Specification(is_recorded=True, buffer_kb=256)),
+        follow_exec=False,
+        limits=Limits(is_recorded=True, max_bytes=1 << 30, rotate_bytes=1 << 26, rotate_s=60.0),
+        described={},
+    )
+    with pytest.raises(TraceError, match="nonesuch"):
+        instances.ensure_started([find_record(first), find_record(second)], host.TRACEFS, wish, check_mode=False)
+    assert host.list_instances() == []
+    (capture,) = fetch_here(tmp_path, containers=[first])
+    assert capture["manifest"]["complete"]
+    assert count_calls(tmp_path) == 2 * calls
+
+
 @pytest.mark.parametrize("restarts", [False, True], ids=["once", "restarts"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, restarts, when):
     """Before it is set: that is an error that leaves nothing, or the next start is awaited; after: there is a trace, and it is known."""
     name = container("busybox", "sleep", "1000")
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
     configure = instances.configure
 
     def end():
@@ -667,7 +787,7 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
 
     def start():
         return instances.ensure_started(
-            [record], host.TRACEFS, wish, check_mode=False, predict_group=engine.predict_group
+            [record], host.TRACEFS, wish, check_mode=False, predict_place=DockerEngine(None).predict_place
         )
 
     if when == "before" and not restarts:
@@ -675,8 +795,9 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
             start()
         assert host.list_instances() == []
         return
-    changed, before, after = start()
-    assert (changed, before, after[name]["state"]) == (True, {name: None}, "started")
+    started = start()
+    assert (started.changed, started.before, started.after[name]["state"]) == (True, {name: None}, "started")
+    assert [one.container_name for one, _earlier in started.made] == [name]
     assert info(name)["followed"]["restarts"] == restarts
     if restarts:
         host.docker("start", name)
@@ -767,7 +888,7 @@ def test_a_buffer_that_the_kernel_refuses_is_named_with_its_size(storm):
     settings = specification.find_settings(specification.Specification(buffer_kb=1 << 30, follow_exec=False))
     before = configuration.read_settings(instance, settings)
     with pytest.raises(TraceError, match=f"does not give {1 << 30} KiB on each of 2 CPUs, {1 << 31} KiB in all"):
-        configuration.configure(instance, before, settings, lambda: None, lambda: None)
+        configuration.configure(instance, before, settings, lambda: None, lambda: None, lambda: None)
     assert info(name)["state"] == "started"
 
 

@@ -25,6 +25,8 @@ def test_one_that_was_there_is_not_touched(tmp_path):
     (folder / "tracing_on").write_text("1\n")
     wanted = Settings({"trace_clock": "mono"}, {"crashcart_0123456789ab_x:new": ""})
     with pytest.raises(TraceError, match="refuses the probe"):
-        configure(Instance(str(tmp_path), folder.name), Settings({}, {"sched:sched_switch": ""}), wanted, never, refuse)
+        configure(
+            Instance(str(tmp_path), folder.name), Settings({}, {"sched:sched_switch": ""}), wanted, never, refuse, never
+        )
     assert (folder / "tracing_on").read_text() == "1\n"
     assert [path.name for path in folder.iterdir()] == ["tracing_on"]

@@ -61,7 +61,8 @@ def test_what_nobody_has_written_to_is_none(store):
     assert [one.path for one in recordings.list_recordings(NAME)] == [path]
     assert recordings.list_names() == [NAME]
     assert recordings.list_unbegun(NAME) == []
-    recordings.remove_all(NAME)
+    assert recordings.list_folders(NAME) == [path]
+    recordings.remove(path)
     assert not os.path.exists(recordings.FOLDER)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,17 @@ def test_pids_of_a_group_and_of_those_below(tmp_path):
 
 def test_pids_of_a_group_that_went_away(tmp_path):
     assert list(cgroups.gen_pids(str(tmp_path / "gone"))) == []
+
+
+@pytest.mark.parametrize("below", ["", "/container", "/init.scope/a"])
+def test_a_container_has_the_groups_below_its_own(below):
+    mounts = Path("/proc/self/mountinfo").read_text()
+    if " - cgroup2 " not in mounts:
+        pytest.skip("this machine has no control groups of version 2")
+    directory = cgroups.find_container_directory(f"0::/shop.slice/docker-{ID}.scope{below}\n".encode(), ID)
+    assert directory.endswith(f"/shop.slice/docker-{ID}.scope")
+    # A name that others may have, too, says nothing.
+    assert cgroups.find_container_directory(b"0::/box/shop/box\n", "box").endswith("/box/shop/box")
 
 
 def test_this_process_is_in_its_own_group():
