@@ -410,7 +410,7 @@ def _ensure_one(
         after = {"state": "started", **vars(wanted), "limits": keeping.describe_limits(limits, group)}
         followed = _find_followed(one.instance, target, wish.settings, following)
         if check_mode:
-            is_same = before == after and _is_on_record(one.instance, own, wanted)
+            is_same = before == after and bool(records.read_record(one.instance))
             started.changed |= not is_same or (not limits.restarts and followed.is_missing())
         else:
             earlier = recordings.list_folders(one.instance.name)
@@ -447,9 +447,13 @@ def _start(
 
     def begin() -> None:
         followed.begin()
+        # Before anything is traced: what is killed from now on is known.
+        record = _describe_start(instance, container, wish, wanted)
+        records.write_record(instance, record)
         if wish.limits.is_kept:
-            keeping.begin(instance, container, group, wish.limits, _describe_start(instance, container, wish, wanted))
+            keeping.begin(instance, container, group, wish.limits, record)
 
+    known = records.read_record(instance)
     if is_other:
         earlier = probe_points.list_defined(instance.root, container.short_id)
         order = keeping.find_order(instance.name)
@@ -461,62 +465,51 @@ def _start(
         except BaseException:
             with suppress(TraceError):
                 probe_points.remove_unused(instance, container.short_id, kept=earlier, busy_ok=True)
-            if order is not None and present is not None:
-                with suppress(FleetError):  # what was refused comes first
-                    keeping.resume(order)
+            if present is not None:
+                with suppress(FleetError, OSError):  # what was refused comes first
+                    records.restore(instance, known)
+                    if order is not None:
+                        keeping.resume(order)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
-    changed = is_other or not _is_on_record(instance, wish, wanted)
+    added = False
     try:
-        # Of a container that starts the recorder adds threads at the same time: that is no change of ours.
-        changed |= followed.cover() and not wish.limits.restarts
+        added = followed.cover()
     except (ContainerGoneError, processes.ProcessGone):
         if not is_other:
             raise
         # It has ended since it was set up: its trace is what it is.
-    if changed:
+    is_unknown = not is_other and not known
+    if added or is_unknown:
         records.write_record(instance, _describe_start(instance, container, wish, wanted))
-    return changed
-
-
-def _is_on_record(instance: Instance, wish: Wish, settings: Settings) -> bool:
-    """Whether the record of INSTANCE is of such a start: one that was killed may have left that of an earlier one, or none."""
-    record = records.read_record(instance)
-    return all(record.get(name) == value for name, value in _describe_wish(record, wish, settings).items())
-
-
-def _describe_wish(before: dict[str, Any], wish: Wish, settings: Settings) -> dict[str, Any]:
-    """What a record says of a start with WISH and SETTINGS where that of the one BEFORE is in the same buffer."""
-    # As JSON gives it back.
-    specification = json.loads(json.dumps(wish.described)) or before.get("specification")
-    return {
-        "clock": settings.files["trace_clock"],
-        "specification": specification,
-        "events": {**before.get("events", {}), **settings.switched, **settings.events},
-        "limits": wish.limits.describe(),
-        "followed": wish.following.describe(),
-    }
+    # Of a container that starts the recorder adds threads at the same time: that is no change of ours.
+    return is_other or is_unknown or (added and not wish.limits.restarts)
 
 
 def _describe_start(instance: Instance, container: Container, wish: Wish, settings: Settings) -> dict[str, Any]:
     """What the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
     before = records.read_record(instance)
-    wished = _describe_wish(before, wish, settings)
-    start = clocks.measure_offset(wished["clock"])
-    if before.get("clock") == wished["clock"]:
+    start = clocks.measure_offset(settings.files["trace_clock"])
+    if before.get("clock") == settings.files["trace_clock"]:
         start = before.get("start") or start
+    # As JSON gives it back.
+    specification = json.loads(json.dumps(wish.described)) or before.get("specification")
     earlier = before.get("earlier_syscalls", [])
     chosen = (before.get("specification") or {}).get("syscalls")
-    if chosen is not None and chosen != (wished["specification"] or {}).get("syscalls") and chosen not in earlier:
+    if chosen is not None and chosen != (specification or {}).get("syscalls") and chosen not in earlier:
         earlier = [*earlier, chosen][-_MAX_EARLIER:]
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
-        **wished,
+        "clock": settings.files["trace_clock"],
         "container": capture.describe_container(container),
         "start": start,
+        "specification": specification,
         "earlier_syscalls": earlier,
         "tasks": list(tasks.values()),
+        "events": {**before.get("events", {}), **settings.switched, **settings.events},
+        "limits": wish.limits.describe(),
+        "followed": wish.following.describe(),
         "discarded": before.get("discarded"),
     }
 

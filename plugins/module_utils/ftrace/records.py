@@ -99,6 +99,15 @@ def forget_discarded(instance: Instance) -> None:
         write_record(instance, record)
 
 
+def restore(instance: Instance, record: dict[str, Any]) -> None:
+    """Keep RECORD of INSTANCE again, where a change was refused; what the kernel has dropped meanwhile stays noted."""
+    discarded = read_record(instance).get(_DISCARDED)
+    if record or discarded:
+        write_record(instance, {**record, _DISCARDED: discarded})
+    else:
+        remove_record(instance)
+
+
 def remove_record(instance: Instance) -> None:
     """Forget the record of INSTANCE, and the folder with the last one."""
     for path in (_find_path(instance), _find_path(instance) + ".part"):
