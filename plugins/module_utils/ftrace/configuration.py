@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Protocol, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import events as event_words
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import records, tracers
@@ -117,18 +117,27 @@ def has_field(root: str, event: str, name: str) -> bool:
     return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)
 
 
+class Followers(Protocol):
+    """Whose events an instance records."""
+
+    def begin(self) -> None:
+        """Record these and nobody else."""
+
+    def restore(self) -> None:
+        """Record who was recorded before that."""
+
+
 def configure(
     instance: Instance,
     present: Settings | None,
     settings: Settings,
-    cover: Callable[[], Any],
+    followers: Followers,
     define: Callable[[], Any],
-    keep_out_others: Callable[[], Any],
+    look_after: Callable[[], Any],
 ) -> None:
-    """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, COVER its threads, and start it.
+    """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, record FOLLOWERS, have somebody LOOK_AFTER it, and start it.
 
-    Where that fails it is as it was before, or gone if it was made here. KEEP_OUT_OTHERS is called before it is started again: COVER may have
-    left it without any thread.
+    Where that fails it is as it was before, or gone if it was made here.
     """
     was_on = present is not None and instance.is_tracing()
     if present is None:
@@ -142,15 +151,22 @@ def configure(
         raise
     try:
         instance.trace_off()
-        # The triggers of a stopped trace have run down maybe: they begin anew with it.
-        is_same = present is not None and (was_on or not settings.triggers)
         with records.noting_discarded(instance):
             try:
-                _write_settings(instance, present, settings, keep_events=is_same)
+                _write_files(instance, present, settings)
+                # Triggers begin anew with any change: those of a stopped trace have run down maybe.
+                has_triggers = settings.triggers or (present and present.triggers)
+                is_same = present is not None and present.events == settings.events and not has_triggers
+                if present is not None and not is_same:
+                    clear_events(instance, {*present.events, *present.triggers})
+                # First who: while there is nobody in the list every process of the host would set off triggers, also while nothing is traced.
+                followers.begin()
+                if not is_same:
+                    _write_events(instance, settings)
             except TraceError as error:
                 error.args = (leave_out_noise(str(error)),)  # what is wrong is in what the user has written
                 raise
-        cover()
+        look_after()
         instance.trace_on()
     except BaseException:
         if present is None:
@@ -160,22 +176,23 @@ def configure(
             clear_events(instance, {*settings.events, *present.events, *present.triggers})
             # A file that has not changed is not written again: what refused the change may refuse that, too.
             with records.noting_discarded(instance):
-                _write_settings(instance, read_settings(instance, present), present, keep_events=False)
+                _write_files(instance, read_settings(instance, present), present)
+            followers.restore()
+            _write_events(instance, present)
             if was_on:
-                keep_out_others()
                 instance.trace_on()
         raise
 
 
-def _write_settings(instance: Instance, present: Settings | None, settings: Settings, *, keep_events: bool) -> None:
-    """Bring INSTANCE to SETTINGS; what is so in PRESENT already is left alone, events and triggers only with KEEP_EVENTS."""
+def _write_files(instance: Instance, present: Settings | None, settings: Settings) -> None:
+    """Bring the control files of INSTANCE to SETTINGS; what is so in PRESENT already is left alone."""
     for name, value in settings.files.items():
         if present is None or present.files[name] != value:
             _write_file(instance, name, value)
-    if present is not None:
-        if keep_events and (present.events, present.triggers) == (settings.events, settings.triggers):
-            return
-        clear_events(instance, {*present.events, *present.triggers})
+
+
+def _write_events(instance: Instance, settings: Settings) -> None:
+    """Bring INSTANCE, whose events are off, to the events and triggers of SETTINGS."""
     for event, event_filter in settings.switched.items():
         instance.event_filter(event, event_filter)
     for event, triggers in settings.triggers.items():

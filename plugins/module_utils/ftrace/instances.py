@@ -192,16 +192,29 @@ def _add_missing(instance: Instance, list_tids: Callable[[], set[int]], file: st
 
 @dataclass(frozen=True)
 class _Followed:
-    """Who is to be recorded in INSTANCE: control files, and for each who lists the threads in it."""
+    """Who is to be recorded in INSTANCE: control files, and for each who lists the threads in it; EARLIER is who was in them before."""
 
     instance: Instance
     lists: dict[str, Callable[[], set[int]]]
+    earlier: dict[str, set[int]] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Record them, and nobody else any more."""
-        for file in self.lists:
-            self.instance.write(file, "")
+        """Record them, and nobody else any more; where that fails, a list may be empty."""
+        self._clear()
         self.cover()
+
+    def _clear(self) -> None:
+        for file in self.lists:
+            self.earlier[file] = self.instance.read_pids(file)
+            self.instance.write(file, "")
+
+    def restore(self) -> None:
+        """Record who was recorded before; nobody where nobody of these is left."""
+        for file, tids in self.earlier.items():
+            self.instance.write(file, "")
+            self.instance.add_pids(file, set(filter(processes.is_alive, tids)))
+            if not self.instance.read_pids(file):
+                _pass_through(self.instance, file)
 
     def cover(self) -> bool:
         """Record them, too; whether any had to be added."""
@@ -212,27 +225,21 @@ class _Followed:
         """Whether any has to be added."""
         return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
 
-    def keep_out_others(self) -> None:
-        """See to it that an empty list means nobody: one that nobody has been in yet is the whole host to the kernel."""
-        for file in self.lists:
-            if not self.instance.read_pids(file):
-                _pass_through(self.instance, file)
-
 
 class _Nobody(_Followed):
     """A container that does not run has nobody to be recorded yet."""
 
     def begin(self) -> None:
+        self._clear()
         for file in self.lists:
-            self.instance.write(file, "")
-        self.keep_out_others()
+            _pass_through(self.instance, file)
 
     def cover(self) -> bool:
         return False
 
 
 def _pass_through(instance: Instance, file: str) -> None:
-    """Have a process of ours been in the list of INSTANCE, which does not trace, in control FILE."""
+    """Have a process of ours been in the list of INSTANCE in control FILE: one that nobody has been in yet is the whole host to the kernel."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -445,8 +452,7 @@ def _start(
     Whether anything had to be done.
     """
 
-    def begin() -> None:
-        followed.begin()
+    def look_after() -> None:
         # Before anything is traced: what is killed from now on is known.
         record = _describe_start(instance, container, wish, wanted)
         records.write_record(instance, record)
@@ -461,7 +467,7 @@ def _start(
             if keeping.end(instance) and present is not None:
                 present = read_settings(instance, wanted)
             define = partial(probe_points.define, instance.root, probes)
-            configure(instance, present, wanted, begin, define, followed.keep_out_others)
+            configure(instance, present, wanted, followed, define, look_after)
         except BaseException:
             with suppress(TraceError):
                 probe_points.remove_unused(instance, container.short_id, kept=earlier, busy_ok=True)

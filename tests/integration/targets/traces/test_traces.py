@@ -255,6 +255,18 @@ def test_a_changed_specification_is_a_change(worker):
     assert only["instances"][0]["events"]["raw_syscalls:sys_enter"].startswith("(id == 0) && ")
 
 
+def test_nobody_else_sets_off_triggers_while_they_are_set(worker):
+    event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff:1"]}
+    elsewhere = "import os\nwhile True:\n try: os.rmdir('/nonesuch')\n except OSError: pass"
+    with host.start(sys.executable, "-S", "-c", elsewhere):
+        for size in ("64KiB", "128KiB", "256KiB"):
+            for wish in ({"events": [event]}, {"events": [event], "follow_restarts": True}):
+                (made,) = host.call_module("ftrace_instance", containers=[worker], buffer_size=size, **wish)[
+                    "instances"
+                ]
+                assert made["state"] == "started", (size, wish)
+
+
 def test_what_a_killed_start_has_not_put_on_record_the_next_one_does(worker):
     (made,) = host.call_module("ftrace_instance", containers=[worker], ttl="1h")["instances"]
     os.unlink(f"/run/crashcart/traces/{made['name']}.json")

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import configure
@@ -26,7 +28,12 @@ def test_one_that_was_there_is_not_touched(tmp_path):
     wanted = Settings({"trace_clock": "mono"}, {"crashcart_0123456789ab_x:new": ""})
     with pytest.raises(TraceError, match="refuses the probe"):
         configure(
-            Instance(str(tmp_path), folder.name), Settings({}, {"sched:sched_switch": ""}), wanted, never, refuse, never
+            Instance(str(tmp_path), folder.name),
+            Settings({}, {"sched:sched_switch": ""}),
+            wanted,
+            SimpleNamespace(begin=never, restore=never),
+            refuse,
+            never,
         )
     assert (folder / "tracing_on").read_text() == "1\n"
     assert [path.name for path in folder.iterdir()] == ["tracing_on"]
