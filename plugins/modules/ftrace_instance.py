@@ -214,7 +214,7 @@ options:
       - Whether the trace goes on when the container starts again, after C(docker restart) for example, with all that the start does
         but the runtime's first steps. Without it a trace is of the processes that run now and of their children.
       - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else.
-      - A container of Docker, or of root's Podman, that is named in O(containers) need not run then. One that was stopped, was never started, or
+      - A container of root's Docker or Podman that is named in O(containers) need not run then. One that was stopped, was never started, or
         ends again and again sooner than anybody could look at it, is traced from its next start on.
       - The recorder waits for the start, and goes on waiting for a container that was removed, till O(ttl) or O(state=absent). Tracers of
         functions do not follow a start, and neither do O(probes) in programs and O(expose), which belong to the files and the mounts of now. A
