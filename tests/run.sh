@@ -43,10 +43,13 @@ run_beside lint sanity unit package builds fleet >"$log" 2>&1 &
 beside=$!
 # The row with this machine's engine is the longer one and mostly waits: whenever it can go on, the other one stands back.
 chrt --idle --pid 0 "$beside"
-# Also when a part fails or the run is interrupted nothing may go on; by then a row may have ended, which is no error.
+# Also when a part fails or the run is interrupted nothing may go on. A row that has ended cannot be killed any more, and one that is killed
+# fails: by then neither is an error.
 finish() {
     for row in $part "$beside"; do
-        kill "$row" 2>/dev/null && wait "$row" || true
+        if kill "$row" 2>/dev/null; then
+            wait "$row" || true
+        fi
     done
     python3 tests/fleet/fleet.py down
 }

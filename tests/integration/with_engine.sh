@@ -17,8 +17,11 @@ fi
 finish() {
     local status=$?
     trap - EXIT INT TERM
-    # All of it: ansible-test would leave pytest, which ends what it has made when it is interrupted.
-    [ -z "$command" ] || ! kill -INT -- "-$command" 2>/dev/null || wait "$command" || true
+    # All of it: ansible-test would leave pytest, which ends what it has made when it is interrupted. There is nothing to interrupt where the
+    # command has failed; and what one that is interrupted ends with is known.
+    if [ -n "$command" ] && kill -INT -- "-$command" 2>/dev/null; then
+        wait "$command" || true
+    fi
     "$root/tools/engine.sh" stop "$dir" || status=1
     [ -z "$mounted" ] || umount /sys/kernel/tracing || true
     exit "$status"

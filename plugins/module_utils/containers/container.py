@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgrou
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 SHORT_ID_LENGTH = 12
-_HEXADECIMAL_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class ContainerError(FleetError):
@@ -48,7 +46,7 @@ class Container:
     @property
     def short_id(self) -> str:
         """The twelve digits by which engines print an id; twelve digits made of it where an id is any text."""
-        if _HEXADECIMAL_ID.match(self.id):
+        if cgroups.ENGINE_ID.match(self.id):
             return self.id[:SHORT_ID_LENGTH]
         return hashlib.sha256(f"{self.runtime}:{self.id}".encode("utf-8", "surrogateescape")).hexdigest()[
             :SHORT_ID_LENGTH
@@ -117,6 +115,6 @@ def open_process(container: Container) -> Process:
 def _is_of(process: Process, container: Container) -> bool:
     """Whether PROCESS is CONTAINER's: its cgroup bears an id that nothing else can have, or it started when the runtime says."""
     memberships = cgroups.parse_cgroup(process.read("cgroup"))
-    if _HEXADECIMAL_ID.match(container.id) and any(container.id in one.path for one in memberships):
+    if cgroups.ENGINE_ID.match(container.id) and any(container.id in one.path for one in memberships):
         return True
     return container.start_ticks is not None and process.read_start_ticks() == container.start_ticks

@@ -24,6 +24,7 @@ _SUPERVISOR = (
 EVENT_PIDS = "set_event_pid"
 LOOK_S = 0.05  # between two looks at a control group
 START_LOOK_S = 0.002  # the same while a container starts
+_MAX_ROUNDS = 100
 _MAX_ANCESTORS = 4  # between a starting container's first process and its shim
 
 
@@ -130,6 +131,24 @@ def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: st
     wanted = list_tids()
     missing = wanted - instance.read_pids(file)
     return {tid for tid in missing if processes.is_alive(tid)}
+
+
+def add_missing(
+    instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS, rounds: int = _MAX_ROUNDS
+) -> bool:
+    """Put threads that LIST_TIDS names into control file FILE of INSTANCE until none is missing, or for so many ROUNDS; whether any was.
+
+    All of a round at once: the kernel takes some 20 ms for a write, whose effect comes at its beginning. A thread that comes between our
+    look and our write may be nobody's child that is followed, so it is looked for again.
+    """
+    changed = False
+    for _round in range(rounds):
+        missing = find_missing(instance, list_tids, file)
+        if not missing:
+            break
+        instance.add_pids(file, missing)
+        changed = True
+    return changed
 
 
 def list_members(directory: str, *, tools: bool) -> set[int]:

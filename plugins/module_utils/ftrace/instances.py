@@ -44,6 +44,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following i
     NOBODY,
     Awaited,
     Following,
+    add_missing,
     find_following,
     find_missing,
     list_threads,
@@ -60,7 +61,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 )
 
 NAME_PREFIX = "crashcart-"
-_MAX_ROUNDS = 100
 _MAX_EARLIER = 50
 _MAX_REWRITES = 5
 _AWAITABLE = ("docker", "podman")
@@ -167,26 +167,15 @@ def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: s
     our write is found by looking again. One that dies there stays in the list, and its number may go to a stranger one
     day: while nothing is recorded yet, such a list is written anew, a few times if need be.
     """
-    changed = _add_missing(instance, list_tids, file)
+    changed = add_missing(instance, list_tids, file)
     for _round in range(_MAX_REWRITES):
         if instance.is_tracing() or all(processes.is_alive(tid) for tid in instance.read_pids(file)):
             break
         instance.write(file, "")
-        _add_missing(instance, list_tids, file)
+        add_missing(instance, list_tids, file)
     if not instance.read_pids(file):
         # The kernel would take an empty list for all processes of the host.
         raise ContainerGoneError(f"no thread for trace instance {instance.name} is left: its container has just ended")
-    return changed
-
-
-def _add_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str) -> bool:
-    changed = False
-    for _round in range(_MAX_ROUNDS):
-        missing = find_missing(instance, list_tids, file)
-        if not missing:
-            break
-        instance.add_pids(file, missing)
-        changed = True
     return changed
 
 
@@ -282,7 +271,7 @@ def _find_group(target: Target | Awaited) -> str:
 
 def _bears_id(group: str, container: Container) -> bool:
     """Whether control GROUP is called after CONTAINER's id, so that it is nobody else's and comes again with it."""
-    return container.id.startswith(container.short_id) and container.id in group
+    return bool(cgroups.ENGINE_ID.match(container.id)) and container.id in group
 
 
 @dataclass(frozen=True)

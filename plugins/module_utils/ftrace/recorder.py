@@ -47,7 +47,7 @@ _TAKE_OVER_S = 5.0  # in which one that is ending has ended
 _PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at once that something is in them
 _LOOK_S = 0.25  # between two looks at limits, at most
 _START_S = 10.0  # in which a control group that has come into being has a process
-_MAX_ROUNDS = 10
+_START_ROUNDS = 10  # the buffers of others wait meanwhile
 _DRAIN_S = 5.0  # after which a buffer is drained that is not half full
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
 SWITCHED_OFF = "tracing was switched off, by a trigger or by somebody else"
@@ -141,13 +141,7 @@ class Keeper:
             pids = {*self._known, shim} if shim is not None and self.order.limits.descends else self._known
             return {tid for pid in pids for tid in processes.read_threads(pid)}
 
-        # All at once: the kernel takes some 20 ms for a write, whose effect comes at its beginning. Again, since a thread that comes
-        # between our look and our write is nobody's child that is followed.
-        for _round in range(_MAX_ROUNDS):
-            missing = following.find_missing(self._instance, list_tids)
-            if not missing:
-                break
-            self._instance.add_pids(following.EVENT_PIDS, missing)
+        following.add_missing(self._instance, list_tids, rounds=_START_ROUNDS)
         with suppress(ProcessLookupError):
             self._container_fd = syscalls.pidfd_open(first)
             self._container = replace(self._container, pid=first, start_ticks=None)

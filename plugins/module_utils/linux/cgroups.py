@@ -14,7 +14,7 @@ from typing import Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 
-_ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # nothing else is called so
+ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # a container's, by its engine: nothing else is called so
 # One hierarchy of version 1 is enough to list processes; these are the ones every runtime uses.
 _V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
 
@@ -121,7 +121,7 @@ def find_container_directory(process_cgroup: bytes, container_id: str = "") -> s
     A runtime (crun), or an init in the container, may have put the process into a group of its own below that.
     """
     memberships = [
-        replace(one, path=cut_after(one.path, container_id)) if _ENGINE_ID.match(container_id) else one
+        replace(one, path=cut_after(one.path, container_id)) if ENGINE_ID.match(container_id) else one
         for one in parse_cgroup(process_cgroup)
     ]
     return find_directory(memberships, read_mounts("self", " - cgroup"))

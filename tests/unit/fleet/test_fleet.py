@@ -210,7 +210,7 @@ def test_a_run_that_is_told_to_end_leaves_no_process():
 
 
 MAKER = """
-import subprocess, sys, time
+import subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import processes
 inside = "sleep 1000 & echo $!; sleep 1000 & echo $!; sleep 1000"

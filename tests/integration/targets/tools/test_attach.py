@@ -17,10 +17,10 @@ from contextlib import contextmanager
 
 import pytest
 from support import host
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 TOOLS = "/dev/crashcart/bin"
 KINDS = {
@@ -72,8 +72,7 @@ def test_more_containers_than_a_login_may_open_files_for(container):
 
 def test_descriptors_above_those_that_select_takes(container):
     name = container()
-    engine = DockerEngine(None)
-    (found,) = (engine.refresh(one) for one in engine.list_containers() if one.name == name)
+    found = find_record(name)
     with open_files(4096, taken=1100):
         attachments.ensure_attached([found], "default", None, check_mode=False)
         assert len(attachments.list_attachments([found])) == 1
@@ -370,8 +369,7 @@ def test_selection_by_labels_and_query(container):
 
 def test_a_process_that_died_after_the_inspect_is_refused(container):
     name = container()
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
     host.docker("kill", name)
     host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
     with pytest.raises(ContainerError, match=f"{name}.*just ended"):
@@ -382,8 +380,7 @@ def test_a_process_that_died_after_the_inspect_is_refused(container):
 def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
     dying, staying = container(), container()
     host.call_module("crashcart_attach", containers=[dying, staying])
-    engine = DockerEngine(None)
-    records = [engine.refresh(one) for one in engine.list_containers() if one.name in (dying, staying)]
+    records = [find_record(name) for name in (dying, staying)]
     host.docker("kill", dying)
     host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Running}}", dying) == "false")
     change = attachments.ensure_detached(records, None, None, attachments.Busy(), check_mode=False)
@@ -394,8 +391,7 @@ def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
 def test_a_pid_that_now_belongs_to_a_process_of_the_host_is_refused(container):
     """What the kernel may do after the container's death: give its number to somebody else."""
     name = container()
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         recycled = type(record)(**{**vars(record), "pid": stranger.pid})
         with pytest.raises(ContainerError, match=f"{name}.*another process"):

@@ -10,11 +10,11 @@ import traceback
 
 import pytest
 from support import host
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 ROUNDS = 50
 COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
@@ -59,8 +59,7 @@ def _operate(record, states, barrier, failures):
 )
 def test_operators_do_not_disturb_each_other(container, operators):
     name = container()
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(len(operators))
     failures = context.SimpleQueue()

@@ -11,9 +11,9 @@ import time
 
 import pytest
 from support import host, runtimes
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 
 def attach(name, **options):
@@ -166,8 +166,7 @@ def test_everything_means_also_what_only_a_pid_names(container):
 def test_a_killed_call_settles_nothing_for_the_next_attachment(container):
     """What a killed attach has settled is forgotten with a detach, though nothing was mounted."""
     name = container()
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
     expiry.write([expiry.Expiry(record, "/dev/crashcart", expiry.read_clock() + 600)])
     host.call_module("crashcart_attach", containers=[name], state="detached")
     assert attach(name)["attachments"][0]["expires"] is None

@@ -13,9 +13,9 @@ import sys
 
 import pytest
 from support import host
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 
 CLONE_NEWPID = "CLONE_NEWPID"
@@ -71,8 +71,7 @@ def test_the_child_inside_runs_nothing_and_imports_nothing(container, tmp_path, 
 
 def test_the_child_inside_has_no_writable_descriptor_but_its_answer(container):
     name = container()
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    record = find_record(name)
 
     def look(_index, _parent_fd, _name):
         found = []

@@ -11,22 +11,16 @@ import shutil
 import pytest
 from support import host, images
 from support.killing import kill_everywhere
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, expiry, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 
 # Sweeps over what another one has met for the most part have a third of the moments, others in each run.
 SAMPLE = 3
 FEW = 10  # a function that makes fewer calls than that has not done what it is tested for
-
-
-def find_record(name):
-    """The running container NAME as its engine tells it."""
-    engine = DockerEngine(None)
-    return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from support import every_kernel, host, images, killing
 from support.every_kernel import LIBC, read_texts
 from support.fetching import fetch_here
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, probe_points
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import parse_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Specification, find_settings
@@ -210,9 +210,7 @@ def test_a_probe_holds_no_container_back(worker):
 
 
 def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
-    engine = DockerEngine(os.environ["DOCKER_HOST"])
-    (found,) = (one for one in engine.list_containers() if one.name == worker)
-    found = engine.refresh(found)
+    found = find_record(worker)
     define = probe_points.define
 
     def define_and_kill(root, probes):
@@ -275,10 +273,8 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
 
     def start():
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
-        engine = DockerEngine(os.environ["DOCKER_HOST"])
-        (found,) = (one for one in engine.list_containers() if one.name == worker)
         instances.ensure_started(
-            [engine.refresh(found)],
+            [find_record(worker)],
             host.TRACEFS,
             instances.Wish(
                 find_settings(Specification(syscalls=None)),

@@ -17,11 +17,13 @@ import support
 from support import host
 from support.every_kernel import count, report
 from support.fetching import fetch_here
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
@@ -689,9 +691,7 @@ def test_groups_that_a_container_makes_are_its_own(container):
     first = host.find_pid(name)
     host.wait_until(lambda: host.runs(name, "sleep 1001"))
     (child,) = (int(pid) for pid in host.run("pgrep", "-P", str(first), "-f", "sleep 1001").stdout.split())
-    lines = Path(f"/proc/{first}/cgroup").read_text().splitlines()
-    places = [(fields[1], fields[2]) for fields in (line.split(":", 2) for line in lines) if fields[2] != "/"]
-    group = next(f"/sys/fs/cgroup/{kind}{path}" for kind, path in places if kind == "pids")
+    group = cgroups.find_container_directory(Path(f"/proc/{first}/cgroup").read_bytes())
     try:
         for folder, pid in (("init.scope", first), ("system", child)):
             os.mkdir(f"{group}/{folder}")
@@ -716,7 +716,7 @@ def test_a_group_that_its_user_has_chosen_is_awaited_there(container, tmp_path):
     options = ("--network", "none", "--cgroup-parent", parent)
     name = container("busybox", "cat", "/nonesuch", options=options)
     assert host.docker("wait", name) == "1"
-    folder = next(path for path in Path("/sys/fs/cgroup").glob(f"pids{parent}"))
+    folder = Path(f"/sys/fs/cgroup/pids{parent}")
     folder.rmdir()
     with pytest.raises(host.ModuleFailed, match=f"{folder}, where its control group should be, is not there"):
         host.call_module("ftrace_instance", containers=[name], profile="startup")
@@ -727,11 +727,6 @@ def test_a_group_that_its_user_has_chosen_is_awaited_there(container, tmp_path):
     fetch_here(tmp_path, containers=[name])
     (summary,) = report(tmp_path, tmp_path / "report")
     assert [row["name"] for row in summary["processes"] if "ENOENT" in row["errors"]] == ["cat"]
-
-
-def find_record(name):
-    engine = DockerEngine(None)
-    return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
 
 
 def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path):

@@ -18,9 +18,9 @@ import pytest
 from support import every_kernel, host, workload_counts
 from support.every_kernel import count, report
 from support.fetching import fetch_here
+from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import parse_triggers
@@ -208,8 +208,7 @@ def test_a_refused_change_leaves_the_trace_as_it_was(worker):
         assert host.read_host_state()["instances"] == before
     # A filter that the kernel refuses when everything else was written already.
     root = host.TRACEFS
-    engine = DockerEngine(None)
-    record = engine.refresh(next(one for one in engine.list_containers() if one.name == worker))
+    record = find_record(worker)
     settings = specification.find_settings(specification.Specification(clock="mono", follow_exec=False))
     settings.events["sched:sched_switch"] = "nonesuch == 1"
     with pytest.raises(TraceError, match="nonesuch"):
