@@ -17,8 +17,8 @@ description:
     a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
   - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
     a folder of the host's C(/run) that only these tasks see.
-  - Commands run in the container's control groups and in its namespaces but for cgroup, time and user, with the host root's
-    capabilities, as M(crashcart.fleet.crashcart_exec) runs them; with O(confined) they may do what the container's first process may.
+  - Commands run in the container's control groups and namespaces, as M(crashcart.fleet.crashcart_exec) runs them. Without become they
+    are the user that the container's first process is, and O(rights) says what else they may do.
   - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
 notes:
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
@@ -38,11 +38,31 @@ options:
     type: str
     vars:
       - name: ansible_cart_image
-  confined:
+  rights:
     description:
-      - Whether tasks may do only what the container's first process may, as with O(crashcart.fleet.crashcart_exec#module:confined).
+      - What tasks may do, as O(crashcart.fleet.crashcart_exec#module:rights) has it. With V(host) they are the host's root without become.
+      - What a task runs of the container itself, such as the command of M(ansible.builtin.command), has these rights, too. Only the program
+        that is started first is looked at, and that is the image's shell.
+    type: str
+    choices: [container, tools, host]
+    default: tools
+    vars:
+      - name: ansible_cart_rights
+  trust_container:
+    description: As O(crashcart.fleet.crashcart_exec#module:trust_container).
     type: bool
     default: false
+    vars:
+      - name: ansible_cart_trust_container
+  confined:
+    description: The old name for O(rights=container).
+    type: bool
+    default: false
+    deprecated:
+      why: There are three choices now.
+      removed_at_version: 0.2.0
+      removed_from_collection: crashcart.fleet
+      alternative: ansible_cart_rights=container
     vars:
       - name: ansible_cart_confined
   docker_host:
@@ -315,7 +335,8 @@ class Connection(ConnectionBase):
             keep=bool(argv) and self._is_scratch_kept,
             source=source,
             sink=sink,
-            confined=self.get_option("confined"),
+            rights="container" if self.get_option("confined") else self.get_option("rights"),
+            trust_container=self.get_option("trust_container"),
         )
         return self._read_outcome(self._order(order, in_data))
 

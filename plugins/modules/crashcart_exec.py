@@ -15,8 +15,8 @@ description:
     processes do not see and which ends with the command. Where an image is attached, that one is used.
   - The command is in the container's control groups, so it shares its limits; where the container's memory ends the command is the first
     to be killed.
-  - By default it has the capabilities of the host's root, and neither the container's seccomp filter nor its security label, which is
-    what C(strace), C(gdb) and C(tcpdump) need. O(capabilities), O(user) and O(confined) make that less.
+  - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
+    C(ss -p) and C(tcpdump) need. O(rights) makes that less or more.
   - Whatever the command leaves running is ended when the command itself ends, or when the container does.
 version_added: 0.1.0
 author:
@@ -75,30 +75,55 @@ options:
     description:
       - Whom to run as, a name of the container's C(/etc/passwd), or numbers as V(1000) or V(1000:1000). In a user namespace they are its
         own.
-      - Without it the command runs as the host's root, or, with O(confined), as the container's first process does.
-      - Any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
+      - Without it the command runs as the container's first process does, or, with O(rights=host), as the host's root.
+      - With O(rights=host) any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
     type: str
+  rights:
+    description:
+      - What the command may do.
+      - With V(container) it may do what the container's own first process may, as C(docker exec) has it. It has that process's user and
+        groups, all five capability sets, C(no_new_privs), AppArmor profile or SELinux context, seccomp filters, resource limits, and all of
+        its namespaces. As another O(user) it has the capabilities that an C(execve) of that user would have there. This goes with
+        neither O(capabilities) nor O(namespaces).
+      - With V(tools) it has C(CAP_SYS_PTRACE) and C(CAP_NET_RAW) besides, also as a user who is not root, and C(ptrace) and
+        C(process_vm_readv) pass the container's seccomp filters. The call fails for a container in whose pid or network namespace there are
+        others, such as the host (C(--pid=host), C(--network=host)) or the other containers of a pod. The capabilities would act on those, too.
+      - With V(host) it has the host root's capabilities, no seccomp filter, no label and no limits of the container. A tool that a
+        container has taken over could do with the host what it likes, so ask for it only where a tool needs it, such as C(mount).
+      - A program that is not of the image, named by its path in the container, is run with V(container) whatever is said here. The result's
+        RV(results[].rights) tells.
+      - To read a container's seccomp filters its first process is stopped by C(ptrace) for some ten microseconds, once for each start of
+        the container. A system call that cannot be restarted, such as C(epoll_wait), may return C(EINTR) there, as after C(SIGSTOP) and
+        C(SIGCONT). The kernel needs C(CONFIG_CHECKPOINT_RESTORE), and nobody else may trace that process.
+    type: str
+    choices: [container, tools, host]
+    default: tools
+    version_added: 0.1.0
+  trust_container:
+    description:
+      - Whether O(rights=host) is allowed with an image whose programs may load code of the container (C(sealed=false) in its manifest).
+      - Such are images of others' making, and some of container images. Code of the container then has the rights of
+        the host's root.
+    type: bool
+    default: false
   confined:
     description:
-      - Whether the command may do only what the container's own first process may, as C(docker exec) has it.
-      - It then has that process's user and groups, all five capability sets, C(no_new_privs), AppArmor profile or SELinux context, seccomp
-        filters, resource limits, and its cgroup, time and user namespaces beside the others. As another O(user) it has the
-        capabilities that an C(execve) of that user would have there.
-      - To read a seccomp filter the first process is stopped by C(ptrace) for some ten microseconds. A system call that cannot be
-        restarted, such as C(epoll_wait), may return C(EINTR) there, as after C(SIGSTOP) and C(SIGCONT). The kernel needs
-        C(CONFIG_CHECKPOINT_RESTORE), and nobody else may trace that process.
-      - It goes with neither O(capabilities) nor O(namespaces).
+      - The old name for O(rights=container).
     type: bool
     default: false
   capabilities:
     description:
-      - Names of the only capabilities that the command has, for example V(NET_RAW) or V(CAP_SYS_PTRACE); an empty list means none.
-      - Without it root has all that the host's root has.
+      - Names of capabilities, for example V(NET_RAW) or V(CAP_SYS_PTRACE); an empty list means none.
+      - With O(rights=tools) these are given instead of the two. One that does not act on a process, a network or IPC namespace alone, such
+        as V(SYS_ADMIN), is given only where the container has a user namespace of its own.
+      - With O(rights=host) they are the only ones that the command has. Without it root has all that the host's root has.
     type: list
     elements: str
   namespaces:
     description:
-      - Which of the container's namespaces to enter. By default C(mnt), C(pid), C(net), C(ipc) and C(uts).
+      - Which of the container's namespaces to enter. By default all of them, and with O(rights=host) C(mnt), C(pid), C(net), C(ipc) and C(uts).
+      - With O(rights=tools) V(mnt) and V(pid) have to be among them, and V(user) is always entered. In a network or IPC namespace of the
+        host the command has no capabilities that act on it.
       - Without V(mnt) the command sees the host's files, with the image at its prefix beside them; V([net]) is the case of C(nsenter -n),
         where a bare name is the image's program and a path the host's. O(user) is then a user of the host. C(/proc) is the host's, too,
         also with V(pid).
@@ -158,13 +183,14 @@ EXAMPLES = r"""
   crashcart.fleet.crashcart_exec:
     containers: api
     argv: [cat, /etc/app/secret.key]
-    confined: true
+    rights: container
   become: true
 
 - name: Capture a minute of its packets, with no capability but those that takes, to a file on the host
   crashcart.fleet.crashcart_exec:
     containers: api
     argv: [timeout, "60", tcpdump, -Z, root, -i, any, -U, -w, "-"]
+    rights: host
     capabilities: [NET_RAW, NET_ADMIN, SETGID]
     namespaces: [net]
     dest: /var/tmp/packets
@@ -231,6 +257,10 @@ results:
       description: Whether it was killed because its time was over; the module fails then.
       type: bool
       sample: false
+    rights:
+      description: What the command could do, as O(rights) has it.
+      type: str
+      sample: tools
     start:
       description: When it was started, in seconds since the epoch by the host's clock.
       type: float
@@ -244,7 +274,7 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
@@ -262,8 +292,9 @@ def run(module):
         chdir=parameters["chdir"],
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
         namespaces=parameters["namespaces"],
-        confined=parameters["confined"],
+        rights="container" if parameters["confined"] else parameters["rights"],
         chosen=parameters["capabilities"],
+        trust_container=parameters["trust_container"],
     )
     max_output = parameters["max_output"]
     output = Output(
@@ -291,7 +322,14 @@ def main():
             user=dict(type="str"),
             timeout=dict(type="str"),
             image=dict(type="str"),
-            confined=dict(type="bool", default=False),
+            rights=dict(type="str", default="tools", choices=list(RIGHTS)),
+            trust_container=dict(type="bool", default=False),
+            confined=dict(
+                type="bool",
+                default=False,
+                removed_in_version="0.2.0",
+                removed_from_collection="crashcart.fleet",
+            ),
             capabilities=dict(type="list", elements="str"),
             namespaces=dict(type="list", elements="str", choices=list(NAMESPACES)),
             max_output=dict(type="str"),

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The processes of one command, on their way from the host into a container.
 
-A reaper stands in the container's pid namespace, and the command is its child. Whatever the command starts and leaves comes back to
-the reaper (it is a subreaper), wherever that has moved. A confined command has one process more, on the host: it enters and takes on the
-container's rights before there is anything of ours in the pid namespace, so that the container's processes meet only such as can
-do no more than they. Nobody in here holds anything of the host but the pipes; the supervisor outside ends what is left.
+The first process stays in the host's pid namespace. It enters all else of the container and takes on the command's rights. Then it forks
+the reaper, which is in the container's pid namespace, and the command is the reaper's child. So the container's processes never meet one of
+ours with more rights than the command. Whatever the command starts and leaves comes back to the reaper (it is a subreaper), wherever that
+has moved. Nobody in here holds anything of the host but the pipes; the supervisor outside ends what is left.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ import select
 import signal
 from typing import Any, NoReturn, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import filters as filters_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import rights as rights_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import enter_private_copy
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import labels, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    capabilities,
+    labels,
+    processes,
+    seccomp,
+    syscalls,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace, close_all_but
 
 # Names of descriptors, beside those of namespaces (as in /proc/PID/ns), `root` (the container's), `image` (a mount), `order` (a memory
 # file with the order itself), `stdin`, `stdout`, `stderr` and, where the order has one, `scratch` (a mount).
+FILTERS = "filters"  # the folder of kept seccomp filters
 CHANNEL = "channel"  # the supervisor's, to the module
 FIRST_PROCESS = "first_process"  # the supervisor's, a pidfd of the container's
 JOIN = "join "  # before the name of a control group's hierarchy: the file to write 0 to
@@ -58,24 +66,29 @@ def run(given: dict[str, int]) -> NoReturn:
         with open(given["order"], encoding="ascii", closefd=False) as file:
             order = json.load(file)
         rights = rights_.parse_rights(order["rights"])
-        filters = rights_.read_filters(order["first_process"]) if rights.has_filters else []
+        filters = _read_filters(rights, given)
         first_process = select.poll()
         first_process.register(given[FIRST_PROCESS], select.POLLIN)
         if first_process.poll(0):
             raise OSError(errno.ESRCH, "the container has just ended")  # and its number may have been somebody else's
         _enter(given, order, rights)
-        user_namespace_fd = given.get("user")
-        for name, fd in given.items():
-            if fd > 2 and name not in (REPORT, "user"):
+        rights_.take(rights, filters, given.get("user"))
+        for fd in set(given.values()):
+            if fd > 2 and fd != report:
                 os.close(fd)
-        if order["confined"]:
-            rights_.take(rights, filters, user_namespace_fd)
-            _fork_and_mirror(report)
-        _reap_command(report, order, rights, filters, user_namespace_fd)
+        _fork_and_mirror(report)
+        _reap_command(report, order, rights, filters)
     except BaseException as error:
         tell(report, {"error": _explain(error)})
     finally:
         os._exit(RC_FAILED)
+
+
+def _read_filters(rights: rights_.Rights, given: dict[str, int]) -> Sequence[bytes]:
+    if rights.filters is None:
+        return ()
+    found = filters_.read(rights.filters, given[FILTERS])
+    return [seccomp.let_trace(one, os.uname().machine) for one in found] if rights.may_trace else found
 
 
 def tell(fd: int, message: dict[str, Any]) -> None:
@@ -119,7 +132,7 @@ def _enter(given: dict[str, int], order: dict[str, Any], rights: rights_.Rights)
     for name, kind in _ENTERED.items():
         if name in given:
             syscalls.setns(given[name], kind)
-    if order["confined"]:
+    if "pid" in given:
         syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
     namespace = MountNamespace(given["mnt"], given["root"]) if "mnt" in given else None
     enter_private_copy(namespace, given["image"], order["prefix"], given.get("scratch"))
@@ -148,16 +161,15 @@ def _fork_and_mirror(report: int) -> None:
     os._exit(os.WEXITSTATUS(status))
 
 
-def _reap_command(
-    report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes], user_namespace_fd: int | None
-) -> NoReturn:
+def _reap_command(report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes]) -> NoReturn:
     """Start the command, and reap until no child is left; the exit code is the command's."""
     syscalls.set_child_subreaper()
     command = os.fork()
     if command == 0:
-        _become_command(report, order, rights, filters, user_namespace_fd)
+        _become_command(report, order, rights, filters)
     for fd in (0, 1, 2):
         os.close(fd)
+    capabilities.take(capabilities.NONE)  # to wait takes none
     rc = RC_FAILED
     while True:
         try:
@@ -178,13 +190,9 @@ def _has_children() -> bool:
         return False
 
 
-def _become_command(
-    report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes], user_namespace_fd: int | None
-) -> NoReturn:
+def _become_command(report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes]) -> NoReturn:
     try:
         os.setsid()  # so that its `kill 0` is its own affair
-        if not order["confined"]:
-            rights_.take(rights, filters, user_namespace_fd)
         # With the rights that the command has: it must not stand where it could not go.
         try:
             os.chdir(order["chdir"])

@@ -1,12 +1,14 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which rights a command is to have: those of its container's first process (confined), or some of the host's."""
+"""Which rights a command is to have: those of its container's first process, these and what tools need, or the host's."""
 
 from __future__ import annotations
 
-from typing import Iterator
+from dataclasses import replace
+from typing import Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.filters import FilterSource
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import HOST, TOOLS, Command, ExecutionError
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
@@ -25,8 +27,19 @@ def gen_limits(text: bytes) -> Iterator[tuple[int, int, int]]:
         yield number, soft, hard
 
 
-def choose_rights(user: User, chosen: int | None) -> Rights:
-    """The rights of USER with the host's capabilities in the set CHOSEN; None are all for root and none for others."""
+def choose_rights(target: Target, user: User | None, command: Command, shared: Mapping[str, str]) -> Rights:
+    """Return the rights of COMMAND in TARGET as USER, None for whom they are of; SHARED is what find_shared tells of TARGET.
+
+    Raises ExecutionError where a capability would act on more than the container.
+    """
+    if command.rights == HOST:
+        return choose_host_rights(user or User(), command.capabilities)
+    rights = read_rights(target, user)
+    return add_for_tools(rights, target, command, shared) if command.rights == TOOLS else rights
+
+
+def choose_host_rights(user: User, chosen: int | None) -> Rights:
+    """Return the rights of USER with the host's capabilities in the set CHOSEN; None are all for root and none for others."""
     sets = None
     if chosen is not None and user.uid == 0:
         sets = CapabilitySets(inheritable=0, permitted=chosen, effective=chosen, bounding=chosen, ambient=0)
@@ -64,5 +77,52 @@ def read_rights(target: Target, user: User | None) -> Rights:
         no_new_privileges=status.get("NoNewPrivs") == "1",
         limits=limits,
         label=labels.find_transition(target.process),
-        has_filters=status.get("Seccomp") == _SECCOMP_FILTER,
+        filters=FilterSource(
+            target.process.pid, target.process.read_start_ticks(), int(status.get("Seccomp_filters", 0))
+        )
+        if status.get("Seccomp") == _SECCOMP_FILTER
+        else None,
     )
+
+
+# What strace, gdb, lsof and ss -p (SYS_PTRACE) and tcpdump and ping (NET_RAW) need.
+TOOL_CAPABILITIES = capabilities.parse_names(("SYS_PTRACE", "NET_RAW"))
+
+
+def list_namespaces(command: Command) -> list[str]:
+    """Return the kinds of namespaces that the capabilities act on which COMMAND is to have besides its container's."""
+    if command.rights != TOOLS:
+        return []
+    return [kind for kind in command.namespaces if _find_added(command) & capabilities.select({kind})]
+
+
+def _find_added(command: Command) -> int:
+    return TOOL_CAPABILITIES if command.capabilities is None else command.capabilities
+
+
+def add_for_tools(rights: Rights, target: Target, command: Command, shared: Mapping[str, str]) -> Rights:
+    """Return RIGHTS, a first process's, and the capabilities that COMMAND is to have besides.
+
+    What acts on a namespace that is not entered, which is the host's then, is left out, also of the first process's.
+    """
+    have = rights.capability_sets or capabilities.NONE
+    allowed = capabilities.ALL & ~capabilities.select({"net", "ipc"} - set(command.namespaces))
+    added = _find_added(command) & allowed
+    for kind, owner in shared.items():
+        names = capabilities.list_names(added & ~have.permitted & capabilities.select({kind}))
+        if names:
+            raise ExecutionError(
+                f"rights=tools gives {', '.join(names)} besides, and the {kind} namespace, on all of which that acts, is {owner}: use"
+                " rights=container, which adds nothing to what the container's first process may, or rights=host, by which a"
+                " command may do what the host's root may"
+            )
+    root = id_maps.find_outside(0, id_maps.parse_id_map(target.process.read("uid_map")))
+    ambient = have.ambient if rights.uid == root else have.ambient | added
+    sets = CapabilitySets(
+        inheritable=(have.inheritable | ambient) & allowed,
+        permitted=(have.permitted | added) & allowed,
+        effective=(have.effective | added) & allowed,
+        bounding=(have.bounding | added) & allowed,
+        ambient=ambient & allowed,
+    )
+    return replace(rights, capability_sets=sets, may_trace=True)

@@ -13,7 +13,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -22,15 +21,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command as command_
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, supervisor
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
-    DEFAULT_NAMESPACES,
-    NAMESPACES,
-    Command,
-    Job,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import TOOLS, Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import SCRATCH_SUFFIX
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import open_descriptors
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server, open_descriptors
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerGoneError,
@@ -69,7 +63,8 @@ class Order:
     keep: bool = False
     source: str = ""
     sink: str = ""
-    confined: bool = False
+    rights: str = TOOLS
+    trust_container: bool = False
 
     def as_json(self) -> str:
         """The argument for main."""
@@ -104,23 +99,29 @@ def _carry_out(order: Order) -> int:
 
 
 def _run(order: Order) -> int:
-    container = _find_container(order)
-    check_running(container)
-    # What modules unpack is not for the container's files.
-    command = Command(
-        tuple(order.argv),
-        {"TMPDIR": SCRATCH_PATH},
-        namespaces=NAMESPACES if order.confined else DEFAULT_NAMESPACES,
-        confined=order.confined,
+    command = execution.parse_command(
+        argv=order.argv,
+        cmd=None,
+        env={"TMPDIR": SCRATCH_PATH},  # what modules unpack is not for the container's files
+        stdin=None,
+        chdir="/",
+        timeout_s=None,
+        rights=order.rights,
+        trust_container=order.trust_container,
     )
-    with open_targets([container]) as targets:
-        places = execution.choose_places(targets, command, order.user, order.image)
-        with execution.open_jobs(places, command) as (job,):
-            if job.prefix != PREFIX:
-                raise FleetError(
-                    f"this connection needs an image that works at {PREFIX}, and this one works at {job.prefix}"
-                )
-            return _run_job(job, order)
+    with Server() as server:  # which starts while the engine answers
+        container = _find_container(order)
+        check_running(container)
+        with open_targets([container]) as targets:
+            places, refusals = execution.choose_places(targets, command, order.user, order.image)
+            with execution.open_jobs(places, command, refusals) as jobs:
+                execution.raise_first(refusals)
+                (job,) = jobs
+                if job.prefix != PREFIX:
+                    raise FleetError(
+                        f"this connection needs an image that works at {PREFIX}, and this one works at {job.prefix}"
+                    )
+                return _run_job(job, order, server)
 
 
 def _list_containers(order: Order) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def _find_container(order: Order) -> Container:
     return host.refresh(select_containers(Selector((order.container,)), host.list_containers())[0])
 
 
-def _run_job(job: Job, order: Order) -> int:
+def _run_job(job: Job, order: Order, server: Server) -> int:
     with ExitStack() as stack:
         far = stack.enter_context(open_descriptors(job))
         far.update(stdin=0, stdout=1, stderr=2)
@@ -157,8 +158,7 @@ def _run_job(job: Job, order: Order) -> int:
         channel, far_channel = socket.socketpair()
         with far_channel:
             far[command_.CHANNEL] = far_channel.fileno()
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the supervisor answers through its channel
-            supervisor.start(far, confined=job.command.confined)
+            server.send(far)
         return _wait(channel)
 
 

@@ -3,7 +3,7 @@
 """Run a command of a tool image in running containers, and change nothing there.
 
 Each command runs in the container's control groups and namespaces and in a private view of its files (private_view.py), with the
-rights of the container's first process or with some of the host's (rights.py), and a supervisor (supervisor.py) ends whatever it leaves.
+rights that were asked for (confinement.py), and a supervisor (supervisor.py) ends whatever it leaves.
 Commands in one container cannot disturb each other, nor can a detach disturb them.
 """
 
@@ -14,27 +14,35 @@ import errno
 import os
 import shlex
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_attachments
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, read_rights
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, list_namespaces
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
     ImageFinder,
     create_mount,
     create_mounts,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
-    DEFAULT_NAMESPACES,
+    CONTAINER,
+    HOST,
+    HOST_NAMESPACES,
     NAMESPACES,
+    TOOLS,
     Command,
     ExecutionError,
     Job,
     Output,
     Result,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import find_program, read_environment
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import (
+    find_program,
+    is_in_image,
+    is_sealed,
+    read_environment,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions import run_jobs
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink, open_sinks
@@ -43,8 +51,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     check_running,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
@@ -59,10 +69,11 @@ def parse_command(
     chdir: str,
     timeout_s: float | None,
     namespaces: Sequence[str] | None = None,
-    confined: bool = False,
+    rights: str = TOOLS,
     chosen: Sequence[str] | None = None,
+    trust_container: bool = False,
 ) -> Command:
-    """A Command from a module's options; CHOSEN are names of capabilities."""
+    """Return the Command that a module's options mean; CHOSEN are names of capabilities."""
     try:
         words = argv if argv is not None else shlex.split(cmd or "")
     except ValueError as error:
@@ -79,22 +90,32 @@ def parse_command(
         raise ExecutionError(
             "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
         )
-    if confined and (namespaces is not None or chosen is not None):
-        raise ExecutionError(
-            "confined: such a command has all of the container's namespaces and the capabilities of its first process; leave out"
-            " `namespaces` and `capabilities`, or `confined`"
-        )
     if namespaces is not None and not namespaces:
         raise ExecutionError(f"namespaces: name at least one of {', '.join(NAMESPACES)}, or leave the option out")
+    if rights == CONTAINER and (namespaces is not None or chosen is not None):
+        raise ExecutionError(
+            "rights=container: such a command has all of the container's namespaces and the capabilities of its first process; leave"
+            " out `namespaces` and `capabilities`, or choose other rights"
+        )
+    if rights == TOOLS and namespaces is not None and not {"mnt", "pid"} <= set(namespaces):
+        raise ExecutionError(
+            "namespaces: without mnt or pid a command sees the host's files or processes, which takes rights=host"
+        )
+    if namespaces is None:
+        namespaces = HOST_NAMESPACES if rights == HOST else NAMESPACES
+    elif rights == TOOLS:
+        # Outside of it the container's capabilities would be the host's.
+        namespaces = [*namespaces, *({"user"} - set(namespaces))]
     return Command(
         argv=tuple(words),
         env={name: str(value) for name, value in env.items()},
         stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
         chdir=chdir,
         timeout_s=timeout_s,
-        namespaces=NAMESPACES if confined else DEFAULT_NAMESPACES if namespaces is None else tuple(namespaces),
-        confined=confined,
+        namespaces=tuple(namespaces),
+        rights=rights,
         capabilities=None if chosen is None else _parse_capabilities(chosen),
+        trust_container=trust_container,
     )
 
 
@@ -117,60 +138,128 @@ def execute(
     *,
     check_mode: bool,
 ) -> list[dict[str, Any]]:
-    """Run COMMAND by SERVER in each of CONTAINERS; what modules return of it. In check mode nothing is run."""
+    """Run COMMAND by SERVER in each of CONTAINERS and return what modules return of it; in check mode nothing is run.
+
+    Where one container refuses, the others are served; the error that is raised then has all results.
+    """
     for container in containers:
         check_running(container)
     with open_targets(containers) as targets:
-        places = choose_places(targets, command, user, image_name)
+        places, refusals = choose_places(targets, command, user, image_name)
         if check_mode:
+            raise_first(refusals)
             return []
-        with open_jobs(places, command) as jobs:
-            sinks = open_sinks(list(containers), output)
-            results = run_jobs(jobs, sinks, server)
-    return _report(results, sinks, command, output)
+        with open_jobs(places, command, refusals) as jobs:
+            sinks = open_sinks([job.target.container for job in jobs], output)
+            reports = {report["id"]: report for report in _report(run_jobs(jobs, sinks, server), sinks, output)}
+    for container in containers:
+        if container.id in refusals:
+            nothing = vars(Result(container.name, container.id, rights=command.rights))
+            reports[container.id] = {**nothing, "msg": str(refusals[container.id])}
+            del reports[container.id]["error"]
+    ordered = [reports[container.id] for container in containers]
+    _check(ordered, command)
+    return ordered
+
+
+def raise_first(refusals: Mapping[str, FleetError]) -> None:
+    """Raise one of REFUSALS, where there are any."""
+    for error in refusals.values():
+        raise error
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store."""
+    """Where COMMAND is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store.
+
+    SHARED says which of the container's namespaces others are in, and who (sharing.find_shared).
+    """
 
     target: Target
     user: User | None
     source: store.StoredImage | Attachment
+    shared: Mapping[str, str]
 
 
-def choose_places(targets: Sequence[Target], command: Command, user: str | None, image_name: str | None) -> list[Place]:
-    """For each of TARGETS who USER is there, and its image: the attached one, or the one of the store called IMAGE_NAME."""
-    users = [_find_user_in(target, user, command) for target in targets]
-    return [Place(*one) for one in zip(targets, users, _find_sources(targets, image_name))]
+def choose_places(
+    targets: Sequence[Target], command: Command, user: str | None, image_name: str | None
+) -> tuple[list[Place], dict[str, FleetError]]:
+    """Return for TARGETS who USER is there, and the image: the attached one, or the one of the store called IMAGE_NAME.
+
+    Those in which that cannot be found are left out, and what is wrong comes back by their ids.
+    """
+    refusals: dict[str, FleetError] = {}
+    users = {}
+    for target in targets:
+        try:
+            users[target.container.id] = _find_user_in(target, user, command)
+        except ContainerError as error:
+            refusals[target.container.id] = error
+    targets = [target for target in targets if target.container.id in users]
+    kinds = list_namespaces(command)
+    shared = find_shared(targets, kinds) if kinds else [{}] * len(targets)
+    sources = _find_sources(targets, image_name)
+    return [
+        Place(target, users[target.container.id], source, others)
+        for target, source, others in zip(targets, sources, shared)
+    ], refusals
 
 
 @contextmanager
-def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
-    """COMMAND for each of PLACES, each with a mount of its image."""
+def open_jobs(places: Sequence[Place], command: Command, refusals: dict[str, FleetError]) -> Iterator[list[Job]]:
+    """COMMAND for each of PLACES, each with a mount of its image. Where it cannot be run REFUSALS gets the reason."""
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts("self", " - cgroup")
         with open("/proc/self/cgroup", "rb") as file:
             own_groups = cgroups.parse_cgroup(file.read())
         for place in places:
-            source = place.source
-            mount_fd = stack.enter_context(_create_mount(source))
-            prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
-            variables = read_environment(mount_fd, prefix)
-            try:
-                program = find_program(command.argv[0], mount_fd, prefix, variables["PATH"])
-            except ExecutionError as error:
-                raise ExecutionError(f"container {place.target.container.name}: {error}") from error
-            environment = {**variables, **command.env}
-            rights = (
-                read_rights(place.target, place.user)
-                if command.confined
-                else choose_rights(place.user or User(), command.capabilities)
-            )
-            groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
-            jobs.append(Job(place.target, command, rights, mount_fd, prefix, program, environment, groups))
+            with ExitStack() as mine:
+                try:
+                    jobs.append(_open_job(place, command, mine, own_groups, host_mounts))
+                except ExecutionError as error:
+                    refusals[place.target.container.id] = error
+                    continue
+                stack.push(mine.pop_all())
         yield jobs
+
+
+def _open_job(
+    place: Place,
+    command: Command,
+    stack: ExitStack,
+    own_groups: list[cgroups.Membership],
+    host_mounts: list[Mount],
+) -> Job:
+    """Return the job that COMMAND is at PLACE; STACK lets go of what it holds."""
+    source = place.source
+    mount_fd = stack.enter_context(_create_mount(source))
+    prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
+    variables = read_environment(mount_fd, prefix)
+    program = find_program(command.argv[0], mount_fd, prefix, variables["PATH"])
+    if "mnt" in command.namespaces:
+        command = _adapt(command, program, mount_fd, prefix)
+    rights = choose_rights(place.target, place.user, command, place.shared)
+    groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
+    return Job(place.target, command, rights, mount_fd, prefix, program, {**variables, **command.env}, groups)
+
+
+def _adapt(command: Command, program: str, mount_fd: int, prefix: str) -> Command:
+    """Return COMMAND with the rights that it may have for PROGRAM and the image at PREFIX, behind MOUNT_FD."""
+    if not is_in_image(program, mount_fd, prefix):
+        usual = HOST_NAMESPACES if command.rights == HOST else NAMESPACES
+        if command.capabilities is not None or command.namespaces != usual:
+            raise ExecutionError(
+                f"{program} is not of the image, so it is run with rights=container: leave out `namespaces` and `capabilities`, or"
+                " name a program of the image"
+            )
+        return replace(command, rights=CONTAINER, namespaces=NAMESPACES)
+    if command.rights == HOST and not command.trust_container and not is_sealed(mount_fd):
+        raise ExecutionError(
+            "rights=host: the image's programs may load code of the container (`unsealed` in its manifest says why), which would have"
+            " the rights of the host's root: use rights=tools, an image of Debian packages, or trust_container=true"
+        )
+    return command
 
 
 @contextmanager
@@ -187,8 +276,7 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
                 groups[hierarchy] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise ExecutionError(
-                    f"container {target.container.name}: its control group {membership.path} of {hierarchy} cannot be joined:"
-                    f" {error.strerror}"
+                    f"its control group {membership.path} of {hierarchy} cannot be joined: {error.strerror}"
                 ) from error
             stack.callback(os.close, groups[hierarchy])
         yield groups
@@ -197,9 +285,7 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
 def _find_user_in(target: Target, spec: str | None, command: Command) -> User | None:
     """Who SPEC is in TARGET, in the host's numbers; without the container's files it is a user of the host."""
     inside = "mnt" in command.namespaces
-    if spec is None and "user" not in command.namespaces:
-        return None
-    if spec is None and command.confined:
+    if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return None
     root_fd = (
         target.process.open("root", os.O_PATH | os.O_DIRECTORY)
@@ -209,8 +295,6 @@ def _find_user_in(target: Target, spec: str | None, command: Command) -> User | 
     try:
         user = find_user("0:0" if spec is None else spec, root_fd)
         return _find_outside(user, target.process) if inside or "user" in command.namespaces else user
-    except ContainerError as error:
-        raise type(error)(f"container {target.container.name}: {error}") from error
     finally:
         os.close(root_fd)
 
@@ -256,13 +340,12 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
     device = next((one for one in ImageFinder().loop_devices if one.device == source.device), None)
     if device is None:
         raise ExecutionError(
-            f"container {source.container.name}: its image {source.image!r} was replaced in the store or detached just now:"
-            " detach it, or say with image which one to use"
+            f"its image {source.image!r} was replaced in the store or detached just now: detach it, or say with image which one to use"
         )
     held_fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if source.device not in {one.device for one in ImageFinder().loop_devices}:
-            raise ExecutionError(f"container {source.container.name}: the image was just detached; try again")
+            raise ExecutionError("the image was just detached; try again")
         fd = create_mount(device.path, source.format)
     finally:
         os.close(held_fd)
@@ -272,29 +355,31 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
         os.close(fd)
 
 
-def _report(
-    results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], command: Command, output: Output
-) -> list[dict[str, Any]]:
+def _report(results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], output: Output) -> list[dict[str, Any]]:
     reports = []
-    lost: list[str] = []
     for result, streams in zip(results, sinks):
         report = {name: value for name, value in vars(result).items() if name != "error"}
+        errors = [result.error]
         for name in STREAMS:
             report.update(_report_stream(name, streams[name], output))
             try:
                 streams[name].close()
             except OSError as error:  # a file system over a network tells of its failures late
-                lost.append(f"container {result.container}: its {name} cannot be kept: {error.strerror}")
-        if result.error:
-            report["msg"] = result.error
+                errors.append(f"its {name} cannot be kept: {error.strerror}")
+        if any(errors):
+            report["msg"] = "; ".join(filter(None, errors))
         reports.append(report)
-    failures = [f"container {result.container}: {result.error}" for result in results if result.error] + lost
-    late = [result.container for result in results if result.timed_out]
+    return reports
+
+
+def _check(reports: Sequence[Mapping[str, Any]], command: Command) -> None:
+    """Raise ExecutionError with all REPORTS where one tells of an error, or of the end of its time."""
+    failures = [f"container {report['container']}: {report['msg']}" for report in reports if "msg" in report]
+    late = [report["container"] for report in reports if report["timed_out"]]
     if late:
         failures.append(f"killed after {command.timeout_s:g} s in: {', '.join(late)}")
     if failures:
-        raise ExecutionError("; ".join(failures), results=reports)
-    return reports
+        raise ExecutionError("; ".join(failures), results=list(reports))
 
 
 def _report_stream(name: str, sink: Sink, output: Output) -> dict[str, Any]:

@@ -15,8 +15,10 @@ class ExecutionError(FleetError):
     """A command could not be started; the text says in which container and why."""
 
 
+# What a command may do: what its container's first process may; that and what tools need; or what the host's root may.
+RIGHTS = CONTAINER, TOOLS, HOST = ("container", "tools", "host")
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time", "user")  # as in /proc/PID/ns
-DEFAULT_NAMESPACES = NAMESPACES[:5]
+HOST_NAMESPACES = NAMESPACES[:5]  # those that a command with the host's rights enters by default
 MAX_OUTPUT_BYTES = 4 << 20
 
 
@@ -24,8 +26,8 @@ MAX_OUTPUT_BYTES = 4 << 20
 class Command:
     """What to run: TIMEOUT_S None waits for ever; ENV goes on top of the image's own.
 
-    CONFINED to what the container's first process may do, in all its NAMESPACES; otherwise with the host's capabilities in the set
-    CAPABILITIES, None for the user's usual ones.
+    RIGHTS is one of RIGHTS. CAPABILITIES, a set, replaces what TOOLS adds, or are the only ones of HOST; None stands for the usual ones.
+    TRUST_CONTAINER allows HOST also with an image whose programs load files of the container.
     """
 
     argv: tuple[str, ...]
@@ -33,9 +35,10 @@ class Command:
     stdin: bytes | None = None
     chdir: str = "/"
     timeout_s: float | None = None
-    namespaces: tuple[str, ...] = DEFAULT_NAMESPACES
-    confined: bool = False
+    namespaces: tuple[str, ...] = NAMESPACES
+    rights: str = TOOLS
     capabilities: int | None = None
+    trust_container: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Result:
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     timed_out: bool = False
+    rights: str = TOOLS
     start: float = 0.0
     end: float = 0.0
     error: str = ""

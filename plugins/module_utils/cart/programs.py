@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
 _ENVIRONMENT_FILE = "etc/crashcart.env"
+_SEAL = "etc/crashcart.sealed"  # who builds an image makes it where no program in there loads code of the container
+_MAX_LINKS = 40  # as many as the kernel follows
 
 
 def parse_environment(text: str) -> dict[str, str]:
@@ -42,10 +45,43 @@ def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
     return variables
 
 
+def is_sealed(mount_fd: int) -> bool:
+    """Return True if the programs of the image behind MOUNT_FD load code of the image only, whatever is in the container."""
+    try:
+        os.close(mounts.open_beneath(mount_fd, _SEAL, os.O_PATH))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
+    """Return True if the path PROGRAM is one of the image behind MOUNT_FD, which is at PREFIX, and no link of it leads elsewhere."""
+    waiting, place, links = program.split("/"), "", 0
+    while waiting:
+        name, *waiting = waiting
+        if name in ("", "."):
+            continue
+        place = posixpath.dirname(place) if name == ".." else f"{place.rstrip('/')}/{name}"
+        if not place.startswith(prefix + "/"):
+            if not (prefix + "/").startswith(place.rstrip("/") + "/"):
+                return False
+            continue
+        try:
+            aim = os.readlink(place[len(prefix) + 1 :], dir_fd=mount_fd)
+        except OSError:
+            continue  # no link, or not there at all
+        links += 1
+        if links > _MAX_LINKS:
+            return False
+        place = "" if aim.startswith("/") else posixpath.dirname(place)
+        waiting = [*aim.split("/"), *waiting]
+    return place.startswith(prefix + "/")
+
+
 def find_program(name: str, mount_fd: int, prefix: str, search: str) -> str:
     """The path to run for NAME: a path is taken as it is; a bare name is looked for in the image only, in the folders of SEARCH.
 
-    The container's own programs are never found by a bare name: they would run with the host's privileges.
+    The container's own programs are never found by a bare name.
     """
     if "/" in name:
         return name

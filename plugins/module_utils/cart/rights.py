@@ -9,6 +9,7 @@ import resource
 from dataclasses import dataclass
 from typing import Any, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.filters import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities import CapabilitySets
 
@@ -18,7 +19,7 @@ class Rights:
     """What a process may do. Numbers of users and groups are the host's.
 
     CAPABILITY_SETS None are all that there are. LIMITS are triples of resource, soft and hard limit. LABEL is what
-    labels.find_transition tells. HAS_FILTERS says whether the first process is under seccomp filters, which are to be read from it.
+    labels.find_transition tells. FILTERS says whose seccomp filters hold, None means nobody's, and MAY_TRACE that they let ptrace pass.
     """
 
     uid: int
@@ -28,26 +29,20 @@ class Rights:
     no_new_privileges: bool
     limits: tuple[tuple[int, int, int], ...] = ()
     label: tuple[str, str] = ("", "")
-    has_filters: bool = False
+    filters: FilterSource | None = None
+    may_trace: bool = False
 
 
 def parse_rights(given: dict[str, Any]) -> Rights:
     """Rights from what asdict made of them and JSON brought."""
-    sets = given["capability_sets"]
-    return Rights(**{**given, "capability_sets": None if sets is None else CapabilitySets(**sets)})
-
-
-def read_filters(pid: int) -> list[bytes]:
-    """The seccomp filters of the first process PID of a container; raises OSError with the way out."""
-    try:
-        return seccomp.read_filters(pid)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the seccomp filter of its first process ({pid}) cannot be read ({error.strerror}): that takes a kernel with"
-            " CONFIG_CHECKPOINT_RESTORE, and nobody else who traces that process; without it attach the tools with"
-            " crashcart_attach and use the runtime's own exec",
-        ) from error
+    sets, filters = given["capability_sets"], given["filters"]
+    return Rights(
+        **{
+            **given,
+            "capability_sets": None if sets is None else CapabilitySets(**sets),
+            "filters": None if filters is None else FilterSource(**filters),
+        }
+    )
 
 
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:

@@ -5,73 +5,59 @@
 from __future__ import annotations
 
 import array
-import errno
 import json
 import os
 import socket
 import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command, supervisor
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import NO_DETACHED_MOUNTS
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command, filters, supervisor
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.read_only import enter_read_only_view
+
+_FILTERS = os.path.join(RUN, "seccomp")
+
+
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH",)  # some Pythons find their own library by it
 
 
 class Server:
-    """The supervisor of a module's commands, a small process of its own. Use as a context manager."""
+    """The supervisor of commands, a small process of its own. Use as a context manager, before there are other threads.
+
+    Its children enter containers, where those who may trace them (CAP_SYS_PTRACE) reach all that they have. So it sees the host's
+    files read-only, and has neither the caller's variables nor its descriptors.
+    """
 
     def __enter__(self) -> Server:
         self._control, far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with far_control, _open_read_only(sys.executable) as python:
+        self._filters_fd = filters.open_folder(_FILTERS)
+        with far_control, enter_read_only_view():
             fd = far_control.fileno()
             self._process = subprocess.Popen(
                 background.make_command(supervisor.serve, fd),
-                executable=f"/proc/self/fd/{python}",
-                pass_fds=[fd, python],
+                pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # what kills the module's group must leave it time to end the commands
+                cwd="/",
+                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+                start_new_session=True,  # what kills the caller's group must leave it time to end the commands
             )
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._control.close()
+        os.close(self._filters_fd)
         self._process.wait()
 
-    def send(self, fds: Mapping[str, int], *, confined: bool) -> None:
+    def send(self, fds: Mapping[str, int]) -> None:
         """Have a command started with the descriptors FDS."""
-        message = json.dumps({"confined": confined, "names": list(fds)}).encode("ascii")
-        self._control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds.values()))])
-
-
-@contextmanager
-def _open_read_only(program: str) -> Iterator[int]:
-    """A descriptor of PROGRAM by a read-only mount of its own.
-
-    Processes that were started by it enter containers, and /proc/PID/exe is a way to the file: whoever may trace them there
-    (CAP_SYS_PTRACE) must not be able to write to it.
-    """
-    try:
-        fd = syscalls.open_tree(-1, os.path.realpath(program), syscalls.OPEN_TREE_CLONE)
-    except OSError as error:
-        if error.errno == errno.ENOSYS:
-            raise FleetError(NO_DETACHED_MOUNTS) from error
-        raise
-    try:
-        syscalls.mount_setattr(fd, give=syscalls.MOUNT_ATTR_RDONLY)
-    except OSError as error:
-        if error.errno != errno.ENOSYS:  # before Linux 5.12
-            os.close(fd)
-            raise
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        given = {**fds, command.FILTERS: self._filters_fd}
+        message = json.dumps(list(given)).encode("ascii")
+        self._control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given.values()))])
 
 
 @contextmanager
@@ -110,10 +96,8 @@ def _write_order(job: Job) -> int:
         "argv": job.command.argv,
         "environment": job.environment,
         "chdir": job.command.chdir,
-        "confined": job.command.confined,
         "rights": asdict(job.rights),
         "prefix": job.prefix,
-        "first_process": job.target.process.pid,
     }
     fd = os.memfd_create("crashcart-order")
     with open(fd, "wb", closefd=False) as file:

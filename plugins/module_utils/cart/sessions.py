@@ -62,7 +62,7 @@ class _Session:
         self.job = job
         self._sinks = sinks
         container = job.target.container
-        self.result = Result(container.name, container.id, start=time.time())
+        self.result = Result(container.name, container.id, rights=job.command.rights, start=time.time())
         self.is_done = False
         # The setup has a limit of its own: a container may serve its /dev from a process that hangs.
         self.deadline: float | None = time.monotonic() + TIMEOUT_S
@@ -97,7 +97,7 @@ class _Session:
             stack.enter_context(far_channel)
             far[command.CHANNEL] = far_channel.fileno()
             self._selector.register(self._channel, selectors.EVENT_READ, self._read_status)
-            server.send(far, confined=self.job.command.confined)
+            server.send(far)
 
     def _write_stdin(self, _fd: Any) -> None:
         try:

@@ -19,11 +19,9 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
 
 _TITLE = "crashcart-supervisor"  # a trace of the container knows tools by it (ftrace/following.py)
 _KILL_S = 0.01  # between two rounds of killing
@@ -39,7 +37,6 @@ class _Session:
     """A command that runs: PID is the process that was forked for it, and NAMESPACE its private mount namespace once it is ready."""
 
     pid: int
-    is_confined: bool
     channel: int
     report: int
     first_process: int
@@ -55,52 +52,27 @@ class _Session:
 def serve(control_fd: int) -> None:
     """Start a command for each message that comes through CONTROL_FD, until that is closed.
 
-    A message is JSON: whether the command is confined, and the names of the descriptors that come with it.
+    A message is JSON: the names of the descriptors that come with it.
     """
     gc.disable()
-    _supervise(socket.socket(fileno=control_fd))
-
-
-def start(given: dict[str, int], *, confined: bool) -> None:
-    """Fork a supervisor for the one command of GIVEN."""
-    if os.fork() == 0:
-        _serve_one(given, confined)
-
-
-def _serve_one(given: dict[str, int], confined: bool) -> NoReturn:
-    try:
-        os.setsid()
-        close_all_but(set(given.values()))  # above all the caller's end of the channel
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _supervise(None, (given, confined))
-    finally:
-        os._exit(0)
-
-
-def _supervise(control: socket.socket | None, given: tuple[dict[str, int], bool] | None = None) -> None:
-    """See to their ends the command of GIVEN, if there is one, and those that are ordered through CONTROL."""
+    control: socket.socket | None = socket.socket(fileno=control_fd)
     processes.set_title(_TITLE)
     sessions: list[_Session] = []
     woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     poll = select.poll()
-    for fd in [woken] if control is None else [woken, control.fileno()]:
+    for fd in (woken, control_fd):
         poll.register(fd, select.POLLIN)
-    if given is not None:
-        sessions += _start_and_close(*given, poll)
     deadline = None
     while control is not None or sessions:
         ready = {fd for fd, _event in poll.poll(_KILL_S * 1000 if any(one.is_ending for one in sessions) else None)}
-        if control is not None and control.fileno() in ready:
-            order = _receive_order(control)
-            if order is not None:
-                sessions += _start_and_close(*order, poll)
-                # Children of ours are again the host's.
-                syscalls.setns(own_pid_namespace, syscalls.CLONE_NEWPID)
+        if control is not None and control_fd in ready:
+            given = _receive_order(control)
+            if given is not None:
+                sessions += _start_and_close(given, poll)
             else:
-                poll.unregister(control.fileno())
+                poll.unregister(control_fd)
                 control, deadline = None, time.monotonic() + _GIVE_UP_S
                 os.dup2(1, 2)  # who waits for the module's errors to end need not wait for this
         with suppress(BlockingIOError):
@@ -128,8 +100,8 @@ def _begin_to_end(session: _Session, poll: select.poll) -> None:
         poll.unregister(session.first_process)
 
 
-def _receive_order(control: socket.socket) -> tuple[dict[str, int], bool] | None:
-    """Descriptors by their names, and whether the command is confined; None when there will be no more orders."""
+def _receive_order(control: socket.socket) -> dict[str, int] | None:
+    """Return descriptors by their names; None when there will be no more orders."""
     fds = array.array("i")
     message, ancillary, _flags, _address = control.recvmsg(
         4096, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
@@ -138,13 +110,12 @@ def _receive_order(control: socket.socket) -> tuple[dict[str, int], bool] | None
         return None
     for _level, _type, data in ancillary:
         fds.frombytes(data)
-    order = json.loads(message)
-    return dict(zip(order["names"], fds)), order["confined"]
+    return dict(zip(json.loads(message), fds))
 
 
-def _start_and_close(given: dict[str, int], confined: bool, poll: select.poll) -> list[_Session]:
+def _start_and_close(given: dict[str, int], poll: select.poll) -> list[_Session]:
     """Start the command of GIVEN, watch it, and close what was for it; no session when it could not be started."""
-    session = _start(given, confined)
+    session = _start(given)
     kept = {session.channel, session.first_process} if session else set()
     for fd in set(given.values()) - kept:
         os.close(fd)
@@ -155,21 +126,18 @@ def _start_and_close(given: dict[str, int], confined: bool, poll: select.poll) -
     return [session]
 
 
-def _start(given: dict[str, int], confined: bool) -> _Session | None:
+def _start(given: dict[str, int]) -> _Session | None:
     """Fork for the command of GIVEN; None, and the channel has been told why, when that cannot be."""
     try:
-        # A confined command's first process does this itself, and stays outside.
-        if "pid" in given and not confined:
-            syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
         reader, writer = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
             command.run({**given, command.REPORT: writer})
         os.close(writer)
         os.set_blocking(reader, False)
-        return _Session(pid, confined, given[command.CHANNEL], reader, given[command.FIRST_PROCESS])
-    except OSError as error:  # ENOMEM: a pid namespace whose first process has ended takes no more
-        command.tell(given[command.CHANNEL], {"error": f"cannot enter the container, it may have just ended: {error}"})
+        return _Session(pid, given[command.CHANNEL], reader, given[command.FIRST_PROCESS])
+    except OSError as error:
+        command.tell(given[command.CHANNEL], {"error": f"the host cannot start it: {error}"})
         return None
 
 
@@ -237,9 +205,7 @@ def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
             if not _kill_all_in(session.namespace, pids):
                 session.namespace = ""
             continue
-        reapers = {session.pid}
-        if session.is_confined:
-            reapers.update(pid for pid in pids if parents[pid] == session.pid)
+        reapers = {session.pid, *(pid for pid in pids if parents[pid] == session.pid)}
         for pid in reapers:
             _signal(pid, parents.get(pid, 0), signal.SIGCONT)  # the container's root may have stopped it
         below = set(reapers)

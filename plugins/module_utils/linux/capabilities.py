@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import Iterable, Mapping
+from typing import Container, Iterable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
@@ -24,6 +24,7 @@ NAMES = (
 )
 # fmt: on
 ALL = (1 << 64) - 1
+_OF_NAMESPACES = {"SYS_PTRACE": "pid", "KILL": "pid", "IPC_OWNER": "ipc"}
 
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -45,6 +46,9 @@ class CapabilitySets:
     ambient: int
 
 
+NONE = CapabilitySets(0, 0, 0, 0, 0)
+
+
 def parse_names(names: Iterable[str]) -> int:
     """The set of NAMES, with or without CAP_, in any case; raises ValueError for one that Linux does not have."""
     found = 0
@@ -55,6 +59,16 @@ def parse_names(names: Iterable[str]) -> int:
             raise ValueError(name)
         found |= 1 << NAMES.index(plain)
     return found
+
+
+def find_namespace(name: str) -> str:
+    """Return the kind of namespace that the capability NAME (without CAP_) acts on, as /proc/PID/ns calls it: user where it is no other."""
+    return "net" if name.startswith("NET_") else _OF_NAMESPACES.get(name, "user")
+
+
+def select(kinds: Container[str]) -> int:
+    """Return the set of those that act on namespaces of KINDS."""
+    return sum(1 << number for number, name in enumerate(NAMES) if find_namespace(name) in kinds)
 
 
 def list_names(capabilities: int) -> list[str]:

@@ -120,11 +120,13 @@ def find_container_directory(process_cgroup: bytes, container_id: str = "") -> s
 
     A runtime (crun), or an init in the container, may have put the process into a group of its own below that.
     """
-    memberships = [
-        replace(one, path=cut_after(one.path, container_id)) if ENGINE_ID.match(container_id) else one
-        for one in parse_cgroup(process_cgroup)
-    ]
+    memberships = [replace(one, path=cut_after_id(one.path, container_id)) for one in parse_cgroup(process_cgroup)]
     return find_directory(memberships, read_mounts("self", " - cgroup"))
+
+
+def cut_after_id(path: str, container_id: str) -> str:
+    """Return PATH up to the group that bears CONTAINER_ID; all of it where none does, or where the id is not an engine's."""
+    return cut_after(path, container_id) if ENGINE_ID.match(container_id) else path
 
 
 def cut_after(path: str, container_id: str) -> str:

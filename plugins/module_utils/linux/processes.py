@@ -150,11 +150,13 @@ def read_pids() -> list[int]:
 
 
 def set_title(title: str) -> None:
-    """Have TITLE shown as the calling process's name and command line (as setproctitle does): others may see it."""
+    """Have TITLE shown as the calling process's name and command line (as setproctitle does), and no environment: others may see it."""
     syscalls.set_process_name(title)
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
+    start, end, environment, environment_end = map(int, fields[45:49])  # arg_start to env_end, proc(5)
+    if 0 < environment < environment_end:
+        ctypes.memset(environment, 0, environment_end - environment)
     if 0 < start < end:
         ctypes.memset(start, 0, end - start)
         text = title.encode("utf-8")

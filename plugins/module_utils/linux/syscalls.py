@@ -34,7 +34,10 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_REC = 0x4000
+MS_REMOUNT = 32
+MS_BIND = 4096
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -125,6 +128,12 @@ def mount_make_private(path: str) -> None:
     """Stop all propagation below PATH, recursively: mount_namespaces(7)."""
     flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
     _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rprivate", path)
+
+
+def mount_make_slave(path: str) -> None:
+    """Have mounts and unmounts come in from where PATH was copied, recursively, and none go out: mount_namespaces(7)."""
+    flags = ctypes.c_ulong(MS_REC | MS_SLAVE)
+    _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rslave", path)
 
 
 def mount(source: str, target: str, filesystem: str, flags: int) -> None:
@@ -251,12 +260,16 @@ def move_mount(mount_fd: int, to_fd: int) -> None:
     )
 
 
-def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0) -> None:
-    """GIVE the mount behind MOUNT_FD some MOUNT_ATTR_*, and TAKE others from it: mount_setattr(2), Linux 5.12."""
+def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0, recursive: bool = False) -> None:
+    """GIVE the mount behind MOUNT_FD some MOUNT_ATTR_*, and TAKE others from it: mount_setattr(2), Linux 5.12.
+
+    RECURSIVE means the mounts below it, too.
+    """
     change = struct.pack("QQQQ", give, take, 0, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _check(
         _libc.syscall(
-            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(AT_EMPTY_PATH), change, ctypes.c_size_t(len(change))
+            _long(_SYS_MOUNT_SETATTR), _long(mount_fd), b"", _long(flags), change, ctypes.c_size_t(len(change))
         ),
         "mount_setattr",
     )

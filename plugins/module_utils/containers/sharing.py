@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which namespaces of containers are not their own: those of the host, and those that another container is in, too.
+
+A capability acts on all who are in its namespace. What a container's own processes are is told by its control group. Where that is also
+the host's first process's, as for a process that is named by its pid, only the host's namespaces are told apart.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import Membership
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
+
+
+def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[str, str]]:
+    """Return for each of TARGETS which of its namespaces of KINDS (as in /proc/PID/ns) others have, and whose each is, in words."""
+    shared: list[dict[str, str]] = [{} for _target in targets]
+    waiting: dict[str, list[int]] = {}  # by identity, such as net:[4026531840]
+    hosts = {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
+    host_files = os.readlink("/proc/self/ns/mnt")
+    with open("/proc/1/cgroup", "rb") as file:
+        host_groups = set(cgroups.parse_cgroup(file.read()))
+    for index, target in enumerate(targets):
+        for kind in kinds:
+            identity = target.process.namespace(kind)
+            if identity in hosts:
+                shared[index][kind] = "the host's"
+            else:
+                waiting.setdefault(identity, []).append(index)
+    groups = [_find_groups(target, host_groups) for target in targets]
+    for pid in processes.read_pids() if waiting else ():
+        with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
+            for kind in kinds:
+                for index in waiting.get(process.namespace(kind), ()):
+                    if kind in shared[index] or _is_own(process, groups[index]):
+                        continue
+                    # A tool of the host that looks at a container's network (ip netns, nsenter) is no other container.
+                    if kind == "pid" or process.namespace("mnt") != host_files:
+                        comm = process.read("comm").decode("utf-8", "replace").strip()
+                        shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
+    return shared
+
+
+def _find_groups(target: Target, host_groups: set[Membership]) -> list[Membership]:
+    """Return the control groups that hold TARGET's own processes and nobody else's."""
+    found = []
+    for one in cgroups.parse_cgroup(target.process.read("cgroup")):
+        own = Membership(one.controllers, cgroups.cut_after_id(one.path, target.container.id))
+        if own.path != "/" and own not in host_groups:
+            found.append(own)
+    return found
+
+
+def _is_own(process: Process, groups: Sequence[Membership]) -> bool:
+    """Return True if PROCESS is in one of GROUPS or below, or if there are none to tell it by."""
+    if not groups:
+        return True
+    paths = {one.controllers: one.path for one in cgroups.parse_cgroup(process.read("cgroup"))}
+    return any((paths.get(one.controllers, "") + "/").startswith(one.path + "/") for one in groups)
