@@ -108,8 +108,10 @@ def add_for_tools(rights: Rights, target: Target, command: Command, shared: Mapp
     have = rights.capability_sets or capabilities.NONE
     allowed = capabilities.ALL & ~capabilities.select({"net", "ipc"} - set(command.namespaces))
     added = _find_added(command) & allowed
+    # Who names one that the first process has anyway is given nothing.
+    given = added if command.capabilities is None else added & ~have.permitted
     for kind, owner in shared.items():
-        names = capabilities.list_names(added & ~have.permitted & capabilities.select({kind}))
+        names = capabilities.list_names(given & capabilities.select({kind}))
         if names:
             raise ExecutionError(
                 f"rights=tools gives {', '.join(names)} besides, and the {kind} namespace, on all of which that acts, is {owner}: use"

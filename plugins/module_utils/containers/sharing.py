@@ -23,7 +23,6 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     shared: list[dict[str, str]] = [{} for _target in targets]
     waiting: dict[str, list[int]] = {}  # by identity, such as net:[4026531840]
     hosts = {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
-    host_files = os.readlink("/proc/self/ns/mnt")
     with open("/proc/1/cgroup", "rb") as file:
         host_groups = set(cgroups.parse_cgroup(file.read()))
     for index, target in enumerate(targets):
@@ -38,13 +37,22 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
         with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
             for kind in kinds:
                 for index in waiting.get(process.namespace(kind), ()):
-                    if kind in shared[index] or _is_own(process, groups[index]):
+                    if kind in shared[index] or _is_own(process, groups[index]) or _is_helper(process, kind):
                         continue
-                    # A tool of the host that looks at a container's network (ip netns, nsenter) is no other container.
-                    if kind == "pid" or process.namespace("mnt") != host_files:
-                        comm = process.read("comm").decode("utf-8", "replace").strip()
-                        shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
+                    comm = process.read("comm").decode("utf-8", "replace").strip()
+                    shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
     return shared
+
+
+def _is_helper(process: Process, kind: str) -> bool:
+    """Return True if PROCESS is an ordinary user's on the host, as the one by which a rootless engine forwards a container's ports."""
+    if kind != "net" or processes.parse_status(process.read("status"))["Uid"].split()[1] == "0":
+        return False
+    fd = process.open("root", os.O_PATH)
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat("/"))
+    finally:
+        os.close(fd)
 
 
 def _find_groups(target: Target, host_groups: set[Membership]) -> list[Membership]:

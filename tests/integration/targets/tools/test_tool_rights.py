@@ -1,0 +1,235 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_exec with rights=tools, the default: what the container's first process may, and the two capabilities that tools need."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from support import host
+from support.user_namespace import run_in_user_namespace
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
+
+NETWORK = ("--network", "none")
+LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch-file; done")
+CONTAINERS = {
+    "root": (),
+    "user": ("--user", "1234:1235"),
+    "no new privileges, user": ("--user", "1234:1235", "--security-opt", "no-new-privileges"),
+    "read-only": ("--read-only", "--tmpfs", "/tmp"),
+    "own control groups": ("--cgroupns", "private"),
+}
+
+
+def execute(name, *argv, **options):
+    """Return the one result of a command in container NAME."""
+    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+
+
+def read_status(name, **options):
+    """Return the fields of /proc/self/status of a command in container NAME."""
+    return processes.parse_status(execute(name, "cat", "/proc/self/status", **options)["stdout"].encode())
+
+
+def read_first_status(name):
+    return processes.parse_status(Path(f"/proc/{host.find_pid(name)}/status").read_bytes())
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Return the option for a seccomp profile that allows all but mkdir and what traces."""
+    denied = {"names": ["mkdir", "mkdirat", "ptrace", "process_vm_readv"], "action": "SCMP_ACT_ERRNO"}
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    return f"seccomp={path}"
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_tool_has_what_the_first_process_has_and_two_capabilities(container, kind):
+    name = container(options=(*NETWORK, *CONTAINERS[kind]))
+    first, found = read_first_status(name), read_status(name)
+    for field in ("Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Seccomp_filters"):
+        assert found[field] == first[field], field
+    assert found["Seccomp"] == "2"
+    had, has = capabilities.parse_sets(first), capabilities.parse_sets(found)
+    is_root = first["Uid"].split()[0] == "0"
+    assert has.bounding == had.bounding | TOOL_CAPABILITIES
+    assert has.effective == has.permitted == (has.bounding if is_root else had.effective | TOOL_CAPABILITIES)
+    assert has.ambient == (0 if is_root else TOOL_CAPABILITIES)
+    kinds = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "user")
+    script = " ".join(f"/proc/self/ns/{one}" for one in kinds)
+    inside = execute(name, "bash", "-c", f"for one in {script}; do readlink $one; done")["stdout"].split()
+    outside = [os.readlink(f"/proc/{host.find_pid(name)}/ns/{one}") for one in kinds]
+    assert inside[1:] == outside[1:]  # the first is the private view of its files
+    assert execute(name, "true")["rights"] == "tools"
+
+
+def test_another_user_has_the_two_capabilities_and_no_others(container):
+    name = container()
+    found = capabilities.parse_sets(read_status(name, user="4321"))
+    assert found.effective == found.permitted == found.ambient == TOOL_CAPABILITIES
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_the_tools_work(container, kind):
+    name = container(*LOOP, options=(*NETWORK, *CONTAINERS[kind]))
+    said = execute(name, "timeout", "-s", "INT", "2", "strace", "-f", "-o", "/dev/stdout", "-p", "1", timeout="30s")[
+        "stdout"
+    ]
+    assert "/nonesuch-file" in said
+    said = execute(name, "gdb", "-batch", "-p", "1", "-ex", "backtrace", timeout="60s")["stdout"]
+    assert re.search(r"^#0 ", said, re.MULTILINE), said
+    script = "tcpdump -i lo -c 1 -n icmp & sleep 1; ping -c 1 127.0.0.1 >/dev/null; wait"
+    assert "ICMP echo request" in execute(name, "bash", "-c", script, timeout="30s")["stdout"]
+    # Of another user's processes root alone sees the sockets (CAP_DAC_OVERRIDE).
+    user = {"user": "4321"} if "user" not in kind else {}
+    listen = host.start_module(
+        "crashcart_exec", containers=[name], argv=["socat", "TCP-LISTEN:4242", "-"], timeout="60s", **user
+    )
+    host.wait_until(lambda: "4242" in execute(name, "ss", "-tlnH")["stdout"])
+    assert 'users:(("socat"' in execute(name, "ss", "-tlnpH")["stdout"]
+    assert re.search(r"socat.*TCP \*:4242", execute(name, "lsof", "-n", "-P", "-i")["stdout"])
+    listen.send_signal(signal.SIGKILL)
+    listen.communicate()
+
+
+def test_tools_trace_under_a_filter_that_denies_it_and_all_else_stays_denied(container, profile):
+    name = container(*LOOP, options=(*NETWORK, "--security-opt", profile))
+    strace = ("timeout", "-s", "INT", "2", "strace", "-f", "-o", "/dev/stdout", "-p", "1")
+    assert "/nonesuch-file" in execute(name, *strace, timeout="30s")["stdout"]
+    assert "Operation not permitted" in execute(name, "mkdir", "/tmp/mine")["stderr"]
+    assert "not permitted" in execute(name, *strace, timeout="30s", rights="container")["stderr"]
+
+
+@pytest.mark.parametrize("rights", ["container", "tools", "host"])
+def test_a_program_of_the_container_has_the_containers_rights(container, rights):
+    name = container()
+    wanted = capabilities.parse_sets(read_first_status(name))
+    for program in ("/bin/busybox", "/dev/crashcart/../../bin/busybox", "/dev/../bin/busybox"):
+        result = execute(name, program, "cat", "/proc/self/status", rights=rights)
+        assert result["rights"] == "container"
+        status = processes.parse_status(result["stdout"].encode())
+        assert capabilities.parse_sets(status) == wanted, program
+        assert status["Seccomp"] == "2"
+    result = execute(name, "/dev/crashcart/bin/cat", "/proc/self/status", rights=rights)
+    assert result["rights"] == rights
+    assert execute(name, "/dev/crashcart/bin/../bin/true", rights=rights)["rights"] == rights
+    with pytest.raises(host.ModuleFailed, match="/bin/busybox is not of the image.*rights=container"):
+        execute(name, "/bin/busybox", "true", capabilities=["NET_RAW"], rights="host")
+
+
+SHARED = {
+    "the host's processes": (("--pid", "host"), "SYS_PTRACE.* pid namespace.* the host's"),
+    "the engine's network": (("--network", "host"), "NET_RAW.* net namespace.* also that of process .*dockerd"),
+    "another's processes": (("--pid", "container:{other}"), "SYS_PTRACE.* pid namespace.* also that of process"),
+    "another's network": (("--network", "container:{other}"), "NET_RAW.* net namespace.* also that of process"),
+}
+
+
+@pytest.mark.parametrize("what", SHARED)
+def test_where_others_would_be_touched_the_call_says_who(container, what):
+    options, said = SHARED[what]
+    other = container()
+    own = options if "--network" in options else (*options, *NETWORK)
+    name = container(options=tuple(option.format(other=other) for option in own))
+    with pytest.raises(
+        host.ModuleFailed, match=rf"container {name}: rights=tools .*{said}.*rights=container.*rights=host"
+    ) as failure:
+        execute(name, "true")
+    assert failure.value.result["results"][0]["rc"] == -1
+    assert execute(name, "true", rights="container")["rc"] == 0
+    assert execute(name, "true", rights="host")["rc"] == 0
+    # Where what is given does not act on what is shared, nobody is touched.
+    chosen = ["NET_ADMIN"] if "--pid" in options else ["SYS_PTRACE"]
+    assert execute(name, "true", capabilities=chosen)["rc"] == 0
+    if "{other}" in options[1]:
+        with pytest.raises(host.ModuleFailed, match=f"container {other}: rights=tools"):
+            execute(other, "true")
+
+
+def test_one_container_that_refuses_does_not_cost_the_others(container):
+    shared = container(options=("--pid", "host", *NETWORK))
+    good = container()
+    with pytest.raises(host.ModuleFailed, match=f"container {shared}: rights=tools") as failure:
+        host.call_module("crashcart_exec", containers=[good, shared], argv=["echo", "yes"])
+    results = {one["container"]: one for one in failure.value.result["results"]}
+    assert (results[good]["rc"], results[good]["stdout"]) == (0, "yes\n")
+    assert (results[shared]["rc"], "pid namespace" in results[shared]["msg"]) == (-1, True)
+
+
+def test_chosen_capabilities_replace_the_two(container):
+    name = container(options=(*NETWORK, "--cap-drop", "ALL"))
+    found = capabilities.parse_sets(read_status(name, capabilities=["NET_ADMIN"]))
+    assert found.effective == capabilities.parse_names(["NET_ADMIN"])
+    assert capabilities.parse_sets(read_status(name, capabilities=[])).effective == 0
+    with pytest.raises(host.ModuleFailed, match="CAP_SYS_ADMIN.*user namespace.*the host's.*rights=host"):
+        execute(name, "true", capabilities=["SYS_ADMIN"])
+
+
+def test_namespaces_of_the_host_bring_no_capability_on_them(container):
+    name = container()
+    found = capabilities.parse_sets(read_status(name, namespaces=["mnt", "pid"]))
+    assert found.bounding & capabilities.select({"net", "ipc"}) == 0
+    assert found.effective & TOOL_CAPABILITIES == capabilities.parse_names(["SYS_PTRACE"])
+    for chosen in (["net"], ["mnt", "net"], ["pid"]):
+        with pytest.raises(host.ModuleFailed, match="namespaces: without mnt or pid .*rights=host"):
+            execute(name, "true", namespaces=chosen)
+
+
+def test_the_old_name_says_what_to_write(container):
+    result = host.call_module("crashcart_exec", containers=[container()], argv=["true"], confined=True)
+    assert result["results"][0]["rights"] == "container"
+    assert "confined" in str(result["deprecations"])
+
+
+def test_in_a_user_namespace_capabilities_are_its_own():
+    with run_in_user_namespace() as pid:
+        found = read_status(f"pid:{pid}")
+        had = capabilities.parse_sets(processes.parse_status(Path(f"/proc/{pid}/status").read_bytes()))
+        assert capabilities.parse_sets(found).effective == had.effective | TOOL_CAPABILITIES
+        look = "import os; print(os.getuid(), os.readlink('/proc/self/ns/user'))"
+        namespace = os.readlink(f"/proc/{pid}/ns/user")
+        assert execute(f"pid:{pid}", "python3", "-c", look)["stdout"] == f"0 {namespace}\n"
+        assert execute(f"pid:{pid}", "python3", "-c", look, namespaces=["mnt", "pid"])["stdout"] == f"0 {namespace}\n"
+
+
+def test_a_filter_is_read_once_for_each_start_of_a_container(container):
+    """What is kept is used while its process lives: the file's time of change does not move, and a restart brings another."""
+    name = container()
+    folder = Path("/run/crashcart/seccomp")
+    execute(name, "true")
+    (kept,) = folder.glob(f"{host.find_pid(name)}-*")
+    before = kept.stat()
+    for rights in ("tools", "container"):
+        execute(name, "true", rights=rights)
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns
+    assert (folder.stat().st_mode & 0o777, before.st_mode & 0o777) == (0o700, 0o600)
+    # One that nobody may read anew shows that it is not: a tracer of the first process would be refused.
+    tracer = host.start_module(
+        "crashcart_exec", containers=[name], argv=["strace", "-o", "/dev/null", "-p", "1"], timeout="60s"
+    )
+    host.wait_until(lambda: read_first_status(name)["TracerPid"] != "0")
+    assert execute(name, "true")["rc"] == 0
+    tracer.kill()
+    tracer.communicate()
+    host.docker("restart", "-t", "0", name)
+    assert execute(name, "true")["rc"] == 0
+    assert not kept.exists()
+    assert list(folder.glob(f"{host.find_pid(name)}-*"))
+
+
+def test_a_file_of_filters_that_was_not_written_to_its_end_is_read_anew(container):
+    name = container()
+    execute(name, "true")
+    (kept,) = Path("/run/crashcart/seccomp").glob(f"{host.find_pid(name)}-*")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-20])
+    assert read_status(name)["Seccomp"] == "2"
+    assert kept.read_bytes() == whole
