@@ -56,6 +56,8 @@ def is_sealed(mount_fd: int) -> bool:
 
 def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
     """Return True if the path PROGRAM is one of the image behind MOUNT_FD, which is at PREFIX, and no link of it leads elsewhere."""
+    if not program.startswith("/"):
+        return False  # it depends on the folder that the command stands in
     waiting, place, links = program.split("/"), "", 0
     while waiting:
         name, *waiting = waiting

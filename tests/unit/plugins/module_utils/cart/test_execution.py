@@ -8,8 +8,11 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
-    DEFAULT_NAMESPACES,
+    CONTAINER,
+    HOST,
+    HOST_NAMESPACES,
     NAMESPACES,
+    TOOLS,
     Command,
     ExecutionError,
     Output,
@@ -79,8 +82,10 @@ def test_what_is_no_command_is_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"confined": True, "namespaces": ["net"]}, "leave out `namespaces`"),
-        ({"confined": True, "chosen": []}, "leave out `namespaces` and `capabilities`"),
+        ({"rights": CONTAINER, "namespaces": ["net"]}, "leave out `namespaces`"),
+        ({"rights": CONTAINER, "chosen": []}, "leave out `namespaces` and `capabilities`"),
+        ({"namespaces": ["mnt", "net"]}, "without mnt or pid .* rights=host"),
+        ({"rights": TOOLS, "namespaces": ["pid"]}, "without mnt or pid .* rights=host"),
         ({"namespaces": []}, "name at least one"),
         ({"chosen": ["net_raw", "cap_nonsense"]}, "none called 'cap_nonsense'; it has CHOWN"),
     ],
@@ -91,12 +96,15 @@ def test_choices_that_do_not_fit_are_refused(options, message):
 
 
 def test_choices():
-    assert parse(cmd="x").namespaces == DEFAULT_NAMESPACES
-    assert parse(cmd="x").capabilities is None
-    assert parse(cmd="x", confined=True).namespaces == NAMESPACES
-    assert parse(cmd="x", namespaces=["net"], chosen=["CHOWN", "KILL"]) == Command(
-        ("x",), namespaces=("net",), capabilities=0x21
+    assert parse(cmd="x") == Command(
+        ("x",), rights=TOOLS, namespaces=NAMESPACES, capabilities=None, trust_container=False
     )
+    assert parse(cmd="x", rights=CONTAINER).namespaces == NAMESPACES
+    assert parse(cmd="x", rights=HOST).namespaces == HOST_NAMESPACES
+    assert parse(cmd="x", rights=HOST, namespaces=["net"], chosen=["CHOWN", "KILL"]) == Command(
+        ("x",), rights=HOST, namespaces=("net",), capabilities=0x21
+    )
+    assert parse(cmd="x", namespaces=["mnt", "pid"]).namespaces == ("mnt", "pid", "user")
 
 
 def make_result(**values):
@@ -111,7 +119,9 @@ def make_sinks(stdout=b"", stderr=b""):
 
 
 def report(results, sinks, output=None):
-    return execution._report(results, sinks, COMMAND, output or Output())
+    reports = execution._report(results, sinks, output or Output())
+    execution._check(reports, COMMAND)
+    return reports
 
 
 COMMAND = Command(("x",), timeout_s=2.0)

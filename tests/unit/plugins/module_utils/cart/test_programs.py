@@ -80,6 +80,50 @@ def test_program(image, name, path):
     assert programs.find_program(name, image, "/dev/crashcart", SEARCH) == path
 
 
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("/dev/crashcart/bin/ls", True),
+        ("/dev/crashcart/bin/../bin/./ls", True),
+        ("//dev/crashcart//sbin/ip", True),
+        ("/dev/crashcart/bin/nonesuch", True),
+        ("/dev/crashcart/bin/dangling", True),
+        ("/dev/crashcart/bin/inside", True),
+        ("/dev/crashcart", False),
+        ("/dev/crashcart/../crashcart/bin/ls", True),
+        ("/dev/crashcart/bin/../../../bin/ls", False),
+        ("/dev/crashcart2/bin/ls", False),
+        ("/bin/../dev/crashcart/bin/ls", False),
+        ("/bin/ls", False),
+        ("/dev/crashcart/bin/outside", False),
+        ("/dev/crashcart/bin/above", False),
+        ("/dev/crashcart/bin/round", False),
+        ("/dev/crashcart/out/ls", False),
+        ("dev/crashcart/bin/ls", False),
+        ("bin/ls", False),
+        ("./ls", False),
+    ],
+)
+def test_what_is_in_the_image(tmp_path, image, path, wanted):
+    links = {
+        "bin/inside": "../sbin/ip",
+        "bin/outside": "/bin/ls",
+        "bin/above": "../../../bin/ls",
+        "bin/round": "round",
+        "out": "/bin",
+    }
+    for name, aim in links.items():
+        (tmp_path / name).symlink_to(aim)
+    assert programs.is_in_image(path, image, "/dev/crashcart") is wanted
+
+
+def test_an_image_is_sealed_where_it_says_so_itself(tmp_path, image):
+    assert not programs.is_sealed(image)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "crashcart.sealed").write_text("")
+    assert programs.is_sealed(image)
+
+
 @pytest.mark.parametrize("name", ["hidden", "sh", "python3", "LS", "ls "])
 def test_a_bare_name_is_never_looked_for_elsewhere(image, name):
     with pytest.raises(ExecutionError, match="no program called"):
