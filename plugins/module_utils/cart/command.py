@@ -73,6 +73,7 @@ def run(given: dict[str, int]) -> NoReturn:
             raise OSError(errno.ESRCH, "the container has just ended")  # and its number may have been somebody else's
         _enter(given, order, rights)
         rights_.take(rights, filters, given.get("user"))
+        syscalls.set_undumpable()  # where fs.suid_dumpable is 1 a change of user has undone it
         for fd in set(given.values()):
             if fd > 2 and fd != report:
                 os.close(fd)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import ExitStack
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
@@ -33,26 +34,35 @@ def enter_private_copy(
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount_make_private("/")
     parent, name = os.path.split(prefix)
-    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    parent_fd = mounts.open_beneath(root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
-    cover_fd = mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m")
-    syscalls.move_mount(cover_fd, parent_fd)
-    for entry in os.listdir(parent_fd):
-        if entry not in (name, name + SCRATCH_SUFFIX):
-            _bind_again(parent_fd, entry, cover_fd)
-    _mount_in(cover_fd, name, mount_fd)
-    if scratch_fd is not None:
-        _mount_in(cover_fd, name + SCRATCH_SUFFIX, scratch_fd)
-        # It is a piece of the host's /run, and shares its mount events with it until told not to.
-        folder_fd = os.open(name + SCRATCH_SUFFIX, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
-        os.fchdir(folder_fd)
-        syscalls.mount_make_private(".")
+    # Whoever may trace this process reaches what it has open.
+    with ExitStack() as stack:
+        root_fd = _hold(stack, os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        parent_fd = _hold(stack, mounts.open_beneath(root_fd, parent, os.O_RDONLY | os.O_DIRECTORY))
+        cover_fd = _hold(stack, mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m"))
+        syscalls.move_mount(cover_fd, parent_fd)
+        for entry in os.listdir(parent_fd):
+            if entry not in (name, name + SCRATCH_SUFFIX):
+                _bind_again(parent_fd, entry, cover_fd)
+        _mount_in(cover_fd, name, mount_fd)
+        if scratch_fd is not None:
+            _mount_in(cover_fd, name + SCRATCH_SUFFIX, scratch_fd)
+            # It is a piece of the host's /run, and shares its mount events with it until told not to.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            os.fchdir(_hold(stack, os.open(name + SCRATCH_SUFFIX, flags, dir_fd=cover_fd)))
+            syscalls.mount_make_private(".")
+            os.chdir("/")
+
+
+def _hold(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _mount_in(cover_fd: int, name: str, mount_fd: int) -> None:
     os.mkdir(name, 0o755, dir_fd=cover_fd)
     folder_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
     syscalls.move_mount(mount_fd, folder_fd)
+    os.close(folder_fd)
 
 
 def _bind_again(parent_fd: int, entry: str, cover_fd: int) -> None:

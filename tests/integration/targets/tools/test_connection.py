@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from support import host, images
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
+
 LOCAL = {"ansible_host": "localhost", "ansible_cart_python": sys.executable}
 
 
@@ -107,6 +110,20 @@ def test_files_travel_there_and_back(inside, tmp_path, size):
     if size == 5:
         assert not inside("ansible.builtin.copy", {"src": str(source), "dest": path})["changed"]
         assert inside("ansible.builtin.file", {"path": path, "state": "absent"})["changed"]
+
+
+def test_without_become_tasks_are_the_containers_user(inside, container):
+    name = container("static", options=("--network", "none", "--user", "1234:1235"))
+    look = {"argv": ["id"]}
+    assert inside("ansible.builtin.command", look, ansible_cart_container=name)["stdout"].startswith(
+        "uid=1234 gid=1235"
+    )
+    written = {"content": "mine", "dest": "/dev/shm/mine"}
+    assert inside("ansible.builtin.copy", written, ansible_cart_container=name, ansible_pipelining=False)["uid"] == 1234
+    found = inside("ansible.builtin.command", look, "--become", ansible_cart_container=name)
+    assert found["stdout"].startswith("uid=0")
+    with_host = inside("ansible.builtin.command", look, ansible_cart_container=name, ansible_cart_rights="host")
+    assert with_host["stdout"].startswith("uid=0")
 
 
 def test_become_is_a_change_of_user_inside(inside):
@@ -237,18 +254,31 @@ def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
     assert "called 'nonesuch'" in done.stderr
 
 
-def test_tasks_are_in_the_containers_control_groups_and_may_be_confined(inside):
-    """Facts tell the capabilities; the container has no shell to look with."""
+def test_tasks_are_in_the_containers_control_groups_and_have_the_rights_that_are_asked_for(inside):
     groups = Path(f"/proc/{host.find_pid(inside.name)}/cgroup").read_text()
     assert inside("ansible.builtin.command", {"argv": ["cat", "/proc/self/cgroup"]})["stdout"].strip() == groups.strip()
     read = {"argv": ["grep", "-E", "^(Cap|Seccomp)", "/proc/self/status"]}
+
+    def read_lines(**variables):
+        return inside("ansible.builtin.command", read, **variables)["stdout_lines"]
+
+    def parse(lines):
+        return processes.parse_status("\n".join(lines).encode())
+
     wanted = [
         line
         for line in Path(f"/proc/{host.find_pid(inside.name)}/status").read_text().splitlines()
         if line.startswith(("Cap", "Seccomp"))
     ]
-    assert inside("ansible.builtin.command", read)["stdout_lines"] != wanted
-    assert inside("ansible.builtin.command", read, ansible_cart_confined=True)["stdout_lines"] == wanted
+    found = {rights: read_lines(ansible_cart_rights=rights) for rights in ("container", "tools", "host")}
+    assert found["container"] == wanted
+    assert read_lines() == found["tools"]
+    had, has = (capabilities.parse_sets(parse(lines)) for lines in (wanted, found["tools"]))
+    assert (has.effective, has.bounding) == (had.effective | TOOL_CAPABILITIES, had.bounding | TOOL_CAPABILITIES)
+    assert parse(found["tools"])["Seccomp"] == "2"
+    assert parse(found["host"])["Seccomp"] == "0"
+    assert capabilities.parse_sets(parse(found["host"])).effective & capabilities.parse_names(["SYS_ADMIN"])
+    assert read_lines(ansible_cart_confined=True) == wanted
 
 
 @pytest.mark.parametrize("inside", ["local", "as_root"], indirect=True)
@@ -262,7 +292,7 @@ def test_a_kill_of_the_hosts_program_leaves_nothing(inside):
     task = threading.Thread(target=sleep)
     task.start()
     host.wait_until(lambda: host.runs(inside.name, "sleep 4321"), 60)
-    # The oldest: its supervisor, which was forked from it, is to end the command.
+    # Its supervisor is to end the command.
     pid = host.run("pgrep", "--oldest", "-f", "^[^ ]*python[^ ]* /run/crashcart/lib/").stdout
     os.kill(int(pid), signal.SIGKILL)
     host.wait_until(lambda: not host.runs(inside.name, "sleep 4321"))

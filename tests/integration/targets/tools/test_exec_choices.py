@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a caller of crashcart_exec may choose: namespaces, capabilities, and where the output goes."""
+"""What a caller of crashcart_exec may choose: namespaces, capabilities with the host's rights, and where the output goes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ NETWORK = ("--network", "none")
 
 def execute(name, *argv, **options):
     """The one result of a command in container NAME."""
+    options.setdefault("rights", "host")
     return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
 
 
@@ -56,7 +57,12 @@ def test_exactly_the_chosen_namespaces_are_entered(own_namespaces):
         before = set(_find_sleepers())
         running.append(
             host.start_module(
-                "crashcart_exec", containers=[name], argv=["sleep", "4321"], namespaces=chosen, timeout="4s"
+                "crashcart_exec",
+                containers=[name],
+                argv=["sleep", "4321"],
+                rights="host",
+                namespaces=chosen,
+                timeout="4s",
             )
         )
         (pid,) = host.wait_until(lambda before=before: set(_find_sleepers()) - before)
@@ -98,7 +104,7 @@ def test_a_time_namespace_is_entered():
             up = "print(int(float(open('/proc/uptime').read().split()[0])))"
             name = f"pid:{pid}"
             assert int(execute(name, "python3", "-c", up, namespaces=["mnt", "pid", "time"])["stdout"]) > 1_000_000
-            assert int(execute(name, "python3", "-c", up, confined=True)["stdout"]) > 1_000_000
+            assert int(execute(name, "python3", "-c", up, rights="container")["stdout"]) > 1_000_000
             assert int(execute(name, "python3", "-c", up)["stdout"]) < 1_000_000
         finally:
             parent.kill()
@@ -140,6 +146,7 @@ def test_nothing_outlives_a_command_in_any_namespaces(container, chosen, end):
         "crashcart_exec",
         containers=[name],
         argv=["bash", "-c", script],
+        rights="host",
         namespaces=chosen,
         timeout="1s" if end == "a timeout" else None,
     )

@@ -126,13 +126,13 @@ def test_starting_the_watchdog(other_expiry):
 
 
 @pytest.mark.parametrize(
-    ("confined", "own_calls", "step"),
-    [(True, True, 1), (False, True, SAMPLE), (True, False, 23), (False, False, 23)],
-    ids=["confined", "unconfined", "confined, its other processes", "unconfined, its other processes"],
+    ("rights", "own_calls", "step"),
+    [("tools", True, 1), ("host", True, SAMPLE), ("tools", False, 23), ("host", False, 23)],
+    ids=["tools", "host", "tools, its other processes", "host, its other processes"],
 )
-def test_exec(record, own_calls, step, confined):
+def test_exec(record, own_calls, step, rights):
     command = execution.parse_command(
-        argv=["bash", "-c", "sleep 0.01"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None, confined=confined
+        argv=["bash", "-c", "sleep 0.01"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None, rights=rights
     )
     mounts = host.read_container_mounts(record.name)
 
