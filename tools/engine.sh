@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # A Docker engine of our own for demo and tests, beside any that is there and without touching it.
 #
-#   engine.sh start DIR   starts dockerd with everything below DIR and prints the value for DOCKER_HOST
-#   engine.sh stop DIR    ends it and removes DIR
+#   engine.sh start DIR [OPTION…]   starts dockerd with everything below DIR and prints the value for DOCKER_HOST
+#   engine.sh stop DIR              ends it and removes DIR
 #
 # It stands in a network namespace of its own: an engine without a bridge would remove that of the engine beside it.
 # So its containers have `--network none`.
@@ -12,11 +12,12 @@ set -euo pipefail
 
 start() {
     local dir=$1 log=$1/dockerd.log
+    shift
     mkdir -p "$dir"
     command -v dockerd >/dev/null || "$(dirname "$0")/install_packages.sh" docker.io
     setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
-        --containerd-plugins-namespace crashcart-test-plugins >"$log" 2>&1 &
+        --containerd-plugins-namespace crashcart-test-plugins "$@" >"$log" 2>&1 &
     echo $! >"$dir/engine.pid" # dockerd's own file comes late, and a start that fails has none
     for _ in $(seq 300); do
         if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then
@@ -63,6 +64,6 @@ stop() {
 }
 
 case "${1:-}" in
-    start | stop) "$1" "$(mkdir -p "$(dirname "$2")" && cd "$(dirname "$2")" && pwd)/$(basename "$2")" ;;
+    start | stop) "$1" "$(mkdir -p "$(dirname "$2")" && cd "$(dirname "$2")" && pwd)/$(basename "$2")" "${@:3}" ;;
     *) sed -n 's/^#   //p' "$0" >&2; exit 2 ;;
 esac

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, scale, calls, connection, push, fetch, drain, slowdown, record.
+Usage: run.py [NAME…], of: images, containers, rights, scale, calls, connection, push, fetch, drain, slowdown, record.
 Prints tables in Markdown.
 """
 
@@ -24,11 +24,12 @@ from typing import Any
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
 import workloads
 from support import host, images, sshd
+from support.stops import count_stops
 from tables import make_ratios, print_table
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
@@ -109,6 +110,61 @@ def bench_containers(_inventory: Path) -> None:
             ],
         ]
     print_table(f"Per container, in one call for {count} (marginal)", ["what", "ms per container"], rows)
+
+
+def bench_rights(inventory: Path) -> None:
+    """A command under each right: per container in one call for 50, over the connection, and how often it stops the first process."""
+    count, commands = 50, 100
+    ways = RIGHTS
+
+    def execute(some: list[str], rights: str) -> float:
+        start = time.perf_counter()
+        host.call_module("crashcart_exec", containers=some, argv=["true"], rights=rights)
+        return time.perf_counter() - start
+
+    def look(some: list[str]) -> float:
+        start = time.perf_counter()
+        host.call_module("crashcart_attach", containers=some, state="detached", check_mode=True)
+        return time.perf_counter() - start
+
+    with containers(count) as names:
+        for rights in ways:
+            execute(names, rights)  # warm
+        taken: dict[str, list[float]] = {}
+        for _round in range(2 * ROUNDS):  # in turn, so that a slow moment of the machine meets all of them
+            selected = look(names) - look(names[:1])
+            for rights in ways:
+                more = execute(names, rights) - execute(names[:1], rights) - selected
+                taken.setdefault(rights, []).append(more / (count - 1) * 1000)
+        stops = {}
+        for rights in ways:
+            host.docker("restart", "-t", "0", names[0])
+            with count_stops(host.find_pid(names[0])) as counted:
+                for _command in range(commands):
+                    host.call_module("crashcart_exec", containers=names[:1], argv=["true"], rights=rights)
+            stops[rights] = counted.count
+        task = ("ansible.builtin.command", {"argv": ["true"]})
+        inside = {
+            "ansible_connection": "crashcart.fleet.cart",
+            "ansible_cart_container": names[0],
+            "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+            "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+        }
+        calls = [(), *(("-e", json.dumps({**inside, "ansible_cart_rights": rights})) for rights in ways)]
+        for options in calls:  # warm
+            ansible(inventory, "as_root", *task, *options)
+        rounds = [
+            [measure(lambda o=options: ansible(inventory, "as_root", *task, *o), 1) for options in calls]
+            for _round in range(2 * ROUNDS)
+        ]
+        plain, *tasks = (statistics.median(column) for column in zip(*rounds))
+    rows = [
+        [rights, statistics.median(taken[rights]), stops[rights], inside_s, inside_s / plain]
+        for rights, inside_s in zip(ways, tasks)
+    ]
+    heads = ["rights", f"exec, ms per container of {count}", f"stops of the first process by {commands} commands"]
+    heads += ["command by the connection, s", "times the same on the host"]
+    print_table("Commands under each right", heads, rows)
 
 
 def bench_scale(_inventory: Path) -> None:
@@ -513,6 +569,7 @@ def _time_first_start(path: str) -> tuple[float, ...]:
 BENCHMARKS = {
     "images": bench_images,
     "containers": bench_containers,
+    "rights": bench_rights,
     "scale": bench_scale,
     "calls": bench_calls,
     "connection": bench_connection,

@@ -98,7 +98,7 @@ def check_remapped_docker(host):
     chosen = {"docker_host": "unix:///run/remapped/docker.sock", "containers": "mapped"}
     try:
         check_all(host, chosen, {"mapped": "100000"})
-        check_confined(host, docker, chosen)
+        check_contained(host, docker, chosen)
         # Where the engine puts containers by its own settings, only others that run can show.
         host.run(f"{docker} create --name later --network none {golden.IMAGE} cat /nonesuch")
         later = {**chosen, "containers": "later"}
@@ -110,9 +110,9 @@ def check_remapped_docker(host):
         host.run(f"{docker} rm -f mapped later; systemctl stop remapped")
 
 
-def check_confined(host, docker, chosen):
-    """A confined command is as `docker exec` makes it, in the containers that CHOSEN selects."""
-    results = host.call("crashcart_exec", **chosen, argv=["/bin/sh", "-c", LOOK], confined=True)["results"]
+def check_contained(host, docker, chosen):
+    """A command with rights=container is as `docker exec` makes it, in the containers that CHOSEN selects."""
+    results = host.call("crashcart_exec", **chosen, argv=["/bin/sh", "-c", LOOK], rights="container")["results"]
     assert results
     for one in results:
         wanted = host.run(f"{docker} exec -i {one['container']} /bin/sh", LOOK.encode())
@@ -255,14 +255,14 @@ LABELLED = {
 
 
 def check_apparmor(host):
-    """This machine's kernel has none: a confined command bears the container's label, and may not do what that forbids."""
+    """This machine's kernel has none: a command with rights=container bears the container's label, and may not do what that forbids."""
     for name, (options, _label) in LABELLED.items():
         host.run(f"docker run -d --name label-{name} --network none {options} {golden.IMAGE} {HOLD}")
     try:
-        check_confined(host, "docker", {"containers": "label-*"})
+        check_contained(host, "docker", {"containers": "label-*"})
         # The capabilities of "all" would allow the mount, and so would its seccomp filter: only its profile forbids it.
         argv = ["/bin/sh", "-c", "cat /proc/self/attr/current; mkdir /m && mount -t tmpfs tmpfs /m"]
-        wish = {"containers": "label-*", "argv": argv, "confined": True}
+        wish = {"containers": "label-*", "argv": argv, "rights": "container"}
         results = {one["container"][len("label-") :]: one for one in host.call("crashcart_exec", **wish)["results"]}
         assert {name: one["stdout"].strip() for name, one in results.items()} == {
             name: label for name, (_options, label) in LABELLED.items()
