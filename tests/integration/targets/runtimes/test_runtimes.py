@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from support import every_kernel, host, runtimes
 from support.host import ModuleFailed
+from support.remapped import run_remapped
+from support.tool_checks import check_tools
 
 SHELL = "/dev/crashcart/bin/bash"
 
@@ -94,6 +96,16 @@ def test_exec_without_attach(others, kind):
     (result,) = host.call_module("crashcart_exec", containers=[name], argv=["cat", "/proc/1/cmdline"])["results"]
     assert result["container"] == name
     assert "sleep\x00100000" in result["stdout"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tools_work_with_the_rights_that_they_have_by_default(others, kind):
+    check_tools(others[kind])
+
+
+def test_the_tools_work_where_the_containers_root_is_nobody_on_the_host(tmp_path):
+    with run_remapped(tmp_path, "cc-remapped") as url:
+        check_tools("cc-remapped", docker_host=url)
 
 
 def test_all_are_listed_with_their_runtimes(others):

@@ -1,0 +1,36 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A second Docker engine, whose containers' root is nobody on the host (userns-remap)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible_collections.crashcart.fleet.tools import busybox_archive, make_container_image
+from support import host
+
+_ENGINE = os.path.join(os.path.dirname(make_container_image.__file__), "engine.sh")
+_USER = "cc-test-remap"
+
+
+@contextmanager
+def run_remapped(folder: Path, name: str) -> Iterator[str]:
+    """A container NAME of an engine below FOLDER; the value for DOCKER_HOST."""
+    host.run("useradd", "--no-create-home", _USER)
+    try:
+        url = host.run(_ENGINE, "start", f"{folder}/engine", "--userns-remap", _USER).stdout.strip()
+        try:
+            archive = busybox_archive.make_archive()
+            tag = "crashcart-test/busybox"
+            docker = ["docker", "-H", url]
+            subprocess.run([*docker, "import", "-", tag], input=archive, check=True, stdout=subprocess.DEVNULL)
+            host.run(*docker, "run", "-d", "--name", name, "--network", "none", tag, "/bin/sleep", "100000")
+            yield url
+        finally:
+            host.run(_ENGINE, "stop", f"{folder}/engine")
+    finally:
+        host.run("userdel", "--force", _USER)
