@@ -51,6 +51,7 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
         patterns=None if patterns is None else tuple(patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
         query=compile_query(query, inspect) if query is not None else None,
+        any_owner=module.params["docker_host"] is not None,
     )
 
 
@@ -87,7 +88,7 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
 
 
 def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: bool = False) -> list[Container]:
-    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Silent runtimes are warned of.
+    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Of what is silent it warns.
 
     Raises ContainerError where all of them are silent, unless SILENCE_OK.
     """
@@ -98,10 +99,17 @@ def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: 
     try:
         listed = host.list_containers()
     except ContainerError as silence:
+        _warn(module, host)
         if not silence_ok:
             raise
         module.warn(f"no runtime of this host says what containers it has: {silence}")
         return named
     for name, error in host.errors.items():
         module.warn(f"containers of {name} are not looked at: {error}")
+    _warn(module, host)
     return listed + named
+
+
+def _warn(module: Any, host: Host) -> None:
+    for warning in host.warnings:
+        module.warn(warning)
