@@ -61,8 +61,8 @@ def select_containers(selector: Selector, containers: list[Container], *, runnin
 
     Globs, labels and queries look at running containers only (unless RUNNING_ONLY is false); a name or
     an id finds a container in any state, so that the caller can say what is wrong with it.
-    What the host's users have, under names and labels of their choice, is found where a pattern names the user, or by a name or an
-    id that nothing of root's has; where nothing was asked for, all is found.
+    What the host's users have, under names, ids and labels of their choice, is found only where a pattern names the user, or where
+    nothing was asked for.
     Raises ContainerError for a name or an id that finds none, or an id prefix that finds several.
     """
     own = [one for one in containers if one.owner_uid is None or selector.any_owner]
@@ -85,7 +85,7 @@ def _leave(containers: list[Container], running_only: bool) -> list[Container]:
 
 
 def _match(pattern: str, own: list[Container], others: list[Container], running_only: bool) -> list[Container]:
-    """What PATTERN finds: among root's OWN, then, where it names a user or something exactly, among the OTHERS."""
+    """What PATTERN finds among root's OWN containers or, where it names a user, among that user's of the OTHERS."""
     all_of_them = [*own, *others]
     runtime, colon, rest = pattern.partition(":")
     if colon and runtime in RUNTIMES:
@@ -97,9 +97,13 @@ def _match(pattern: str, own: list[Container], others: list[Container], running_
     named = _OF_USER.fullmatch(pattern)
     of_user = [one for one in others if named and one.owner_uid == int(named.group(1))]
     if named and of_user:
-        # Whose it is was said, so a user's globs are as good as root's.
-        return _find(named.group(2), of_user) or _glob(named.group(2), of_user, running_only, all_of_them)
-    return _find(pattern, others) or _glob(pattern, own, running_only, all_of_them)
+        own, pattern = of_user, named.group(2)
+        found = _find(pattern, of_user)
+    if found or not _GLOB_CHARACTERS.isdisjoint(pattern):
+        return found or [one for one in _leave(own, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
+    choices = ", ".join(one.full_name for one in others if pattern in (one.id, one.name))
+    hint = f"; a user of the host has one: give {choices} if that is meant" if choices else ""
+    raise ContainerError(f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}")
 
 
 def _find(pattern: str, containers: list[Container]) -> list[Container]:
@@ -118,15 +122,6 @@ def _find(pattern: str, containers: list[Container]) -> list[Container]:
         names = ", ".join(f"{container.name} ({container.short_id})" for container in found)
         raise ContainerError(f"{pattern!r} is ambiguous: it begins the ids of {names}; give more digits or the name")
     return found
-
-
-def _glob(
-    pattern: str, containers: list[Container], running_only: bool, all_of_them: list[Container]
-) -> list[Container]:
-    """Those of CONTAINERS whose names PATTERN fits; raises ContainerError where it is a mere name, with what runs of ALL_OF_THEM."""
-    if _GLOB_CHARACTERS.isdisjoint(pattern):
-        raise ContainerError(f"no container is called {pattern!r}; {describe_running(all_of_them)}")
-    return [one for one in _leave(containers, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
 
 
 def _has_labels(container: Container, labels: tuple[tuple[str, str | None], ...]) -> bool:

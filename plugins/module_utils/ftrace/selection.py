@@ -79,12 +79,11 @@ def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
 
     They can be chosen by name as long as nobody else has it, which no user of the host can bring about.
     """
-    own = [one for one in present if one.owner_uid is None]
-    taken = {*(one.id for one in present), *(one.name for one in own)}
+    taken = {(one.owner_uid, word) for one in present for word in (one.id, one.name)}
     found = {}
     for one in list_instances(root, present):
         about = one.read_container() if one.container is None else None
-        if about is not None and taken.isdisjoint((about["id"], about["name"])):
+        if about is not None and taken.isdisjoint((about.get("owner_uid"), about[word]) for word in ("id", "name")):
             found[about["id"]] = Container(state=_GONE, pid=0, **about)
     return list(found.values())
 
