@@ -9,6 +9,7 @@ Sources: libcontainer's state.json, crun's status, the OCI runtime specification
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -108,7 +109,7 @@ class Stranger:
         """What is known of CONTAINER, in the form of `docker inspect`: Podman's or Docker's own words, where they answer."""
         place = self._told.places[container.key]
         if "inspected" in place:
-            return dict(place["inspected"])
+            return _sound(dict(place["inspected"]))
         found: dict[str, Any] = {
             "Id": container.id,
             "Name": container.name,
@@ -119,7 +120,7 @@ class Stranger:
         }
         if not place.get("program"):
             found.update(self._inspect_podman().get(container.id) or {})
-        return found
+        return _sound(found)
 
     def _inspect_podman(self) -> dict[str, Any]:
         """What the user's Podman says of all its containers, which it is asked once; empty where it does not answer."""
@@ -151,6 +152,14 @@ class Stranger:
             engine = ["docker", "-H", self._socket] if self._socket else ["podman"]
             command = [*engine, "exec", "-it", *options, container.id, *argv]
         return self._account.make_command(command)
+
+
+def _sound(inspected: dict[str, Any]) -> dict[str, Any]:
+    """INSPECTED without networks where these are no map of names, as all of its readers take them to be."""
+    settings = inspected.get("NetworkSettings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("Networks") or {}, dict):
+        return {**inspected, "NetworkSettings": {}}
+    return inspected
 
 
 def find_strangers(budget: Budget) -> list[Stranger]:
@@ -214,6 +223,7 @@ def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
                 raise ValueError(f"{word!r} is no id, name or state of a container")
         if not str(entry.get("image") or "").isprintable():
             raise ValueError("an image's name has control characters")
+        json.dumps(entry.get("labels"), ensure_ascii=False).encode("utf-8")  # lone surrogates are for no manifest
         pid = entry.get("pid") or 0
         entry["start_ticks"] = read_start_ticks(pid) if isinstance(pid, int) and 1 < pid < 1 << 22 else None
         container = make_container(**entry, owner_uid=account.uid)

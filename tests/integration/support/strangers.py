@@ -123,7 +123,7 @@ def make_state(identity: str, pid: int, annotations: dict[str, str]) -> dict[str
         "config": {
             "rootfs": "/",
             "labels": ["bundle=/nonesuch", *labels],
-            "cgroups": {"path": f"/{identity}", "resources": {}},
+            "cgroups": {"path": f"/{identity}", "memory": 0},
         },
         "rootless": False,
         "cgroup_paths": {},
