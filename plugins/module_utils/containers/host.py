@@ -52,18 +52,19 @@ class Host:
         self._budget = strangers.Budget(strangers.TOTAL_S)
         self._is_alone = docker_host is not None
         self._is_root = os.geteuid() == 0
+        self._is_docker_expected = True
         if docker_host is not None:
             self._open_docker(docker_host)
             return
         if self._is_root:
             self._roots, self.warnings = oci.find_roots()
-            self._strangers = strangers.find_strangers(self._budget)
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(podman.ROOT_SOCKET)
         # Also one that is installed and does not run: its silence has to be told.
         is_expected = (
             "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
         )
-        if is_expected or not (has_podman or self._strangers or self._roots):
+        self._is_docker_expected = bool(is_expected)
+        if is_expected or not (has_podman or self._roots):
             self._try("docker", lambda: self._open_docker(os.environ.get("DOCKER_HOST") or DEFAULT_HOST))
         if os.path.exists(podman.ROOT_SOCKET) and not DOCKER_IMPORT_ERROR:
             self._try("podman", lambda: self._open_engine("unix://" + podman.ROOT_SOCKET, "podman"))
@@ -94,11 +95,11 @@ class Host:
         except ContainerError as error:
             self.errors[label] = str(error)
 
-    def list_containers(self) -> list[Container]:
+    def list_containers(self, *, users: bool = True) -> list[Container]:
         """The containers of all runtimes; one that several know (an engine, and the runtime below it) counts as the first one's.
 
-        Those of users come last; one that has a short id of another container is left out. Raises ContainerError when there are
-        none and a runtime of root's does not answer.
+        Those of users come last, unless USERS are not to be asked; one that has a short id of another container is left out. Raises
+        ContainerError when there are none and a runtime of root's does not answer.
         """
         listed: list[Container] = []
         for engine in self._engines:
@@ -110,17 +111,22 @@ class Host:
                 listed += [one for one in self._list(root) if one.id not in known]
         if not self._is_alone:
             listed += self._list(self._machines)
-        own = [one for one in listed if one.owner_uid is None]
-        own += self._leave_out_doubles([one for one in listed if one.owner_uid is not None], own)
-        if not own and self.errors:
+        found = [one for one in listed if one.owner_uid is not None]
+        listed = [one for one in listed if one.owner_uid is None]
+        listed += self._list_strangers(found, listed) if users or self._is_alone else []
+        if not listed and self.errors:
             raise ContainerError("; ".join(self.errors.values()))
-        return own
+        return listed
 
-    def _leave_out_doubles(self, found: list[Container], own: list[Container]) -> list[Container]:
-        """The containers of users: those FOUND, and what the users have told of; without those whose short id root's OWN or others have.
+    def _list_strangers(self, found: list[Container], own: list[Container]) -> list[Container]:
+        """The containers of users, which have FOUND ones, too; without those whose short id one of root's OWN or of others has.
 
         Locks and traces are known by short ids.
         """
+        if self._is_root and not self._is_alone:
+            self._strangers += strangers.find_strangers(self._budget)
+            if self._strangers and not self._is_docker_expected:
+                self.errors.pop("docker", None)  # nobody misses it here
         for stranger in self._strangers:
             found = found + self._list(stranger)
             if stranger.describe_troubles():

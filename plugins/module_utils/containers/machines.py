@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 )
 
 PROCESS_PREFIX = "pid:"
+PROCESS_RUNTIME = "process"
 # Version 2 and the two kinds of hierarchies of version 1 that both name.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
@@ -68,7 +69,7 @@ class Machines:
             raise ContainerError(f"{text}: the host has no such process")
         # The start makes the id unique: a later process with the same pid is another one.
         return Container(
-            f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, "process", start_ticks
+            f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, PROCESS_RUNTIME, start_ticks
         )
 
     def inspect(self, container: Container) -> dict[str, Any]:

@@ -37,6 +37,12 @@ class Selector:
         """Whether nothing was asked for."""
         return self.patterns is None and not self.labels and self.query is None
 
+    @property
+    def may_mean_users(self) -> bool:
+        """Whether what the host's users run can be among what it selects; else nobody has to ask them."""
+        plain = (one.partition(":")[2] if one.partition(":")[0] in RUNTIMES else one for one in self.patterns or ())
+        return self.is_empty or self.any_owner or any(_OF_USER.fullmatch(one) for one in plain)
+
     def names(self, container: Container) -> bool:
         """Whether CONTAINER was asked for by its name or its id, not only by a glob, a label or a query."""
         patterns = [_strip(one, f"{container.runtime}:") for one in self.patterns or ()]

@@ -280,12 +280,19 @@ def test_users_whose_podman_hangs_cost_15_s_in_all(shop):
             configuration.mkdir(parents=True)
             os.mkfifo(configuration / "storage.conf")
             os.chmod(configuration / "storage.conf", 0o666)
+        # Who means none of theirs does not ask them.
+        assert execute(containers=[NAME]) == ([namespace(host.find_pid(shop))], [])
         start = time.monotonic()
-        found, warnings = execute(containers=[NAME])
+        info = look()
+        assert time.monotonic() - start < ENOUGH_S
+        assert [one["name"] for one in info["containers"]] == [NAME]
+        start = time.monotonic()
+        found, warnings = execute(containers=[NAME, "4242/*"])
         assert time.monotonic() - start < ENOUGH_S
         assert found == [namespace(host.find_pid(shop))]
         for user in users:
-            assert len([one for one in warnings if user.label in one]) == 1
+            for said in (info["warnings"], warnings):
+                assert len([one for one in said if user.label in one]) == 1
             host.wait_until(lambda user=user: not user.list_processes())
 
 

@@ -308,3 +308,19 @@ def test_a_users_container_is_asked_for_by_name_with_the_user():
     assert Selector(("podman:1000/api",)).names(OF_1000)
     assert Selector(("1000/33",)).names(OF_1000)
     assert not Selector(("1000/*",)).names(OF_1000)
+
+
+@pytest.mark.parametrize(
+    ("selector", "wanted"),
+    [
+        (Selector(), True),
+        (Selector(("1000/api",)), True),
+        (Selector(("db", "podman:1000/*")), True),
+        (Selector(("db",), any_owner=True), True),
+        (Selector(("db", "docker:web-*", "shop/api/app")), False),
+        (Selector(labels=(("tier", None),)), False),
+        (Selector(()), False),
+    ],
+)
+def test_users_are_asked_only_where_theirs_may_be_meant(selector, wanted):
+    assert selector.may_mean_users is wanted
