@@ -233,11 +233,12 @@ def _parse_answer(data: bytes) -> Any:
 def _reap(pids: list[int], until: float) -> None:
     """Wait for the supervisors PIDS, which end by themselves; one that hangs in the kernel is left to it."""
     for pid in pids:
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > until + _END_S:
-                os.kill(pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
+        with suppress(ChildProcessError):  # where nobody waits for children, the kernel does
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > until + _END_S:
+                    os.kill(pid, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
 
 
 def _start(question: Question, index: int, until: float) -> _Asked:

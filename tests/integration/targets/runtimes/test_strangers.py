@@ -419,3 +419,28 @@ def test_a_bundle_of_a_user_gives_a_container_of_roots_no_name(user, tmp_path):
     (bundle / "config.json").unlink()
     os.mkfifo(bundle / "config.json")
     assert subprocess.run([sys.executable, "-c", code, str(bundle)], timeout=60, check=True).returncode == 0
+
+
+def test_the_inventory_has_users_containers_on_demand_and_under_names_of_their_own(user, shop, container, tmp_path):
+    container("busybox", options=("--network", "none"), name=f"cc-x.user{user.uid}")
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    (tmp_path / "1-hosts.yml").write_text(json.dumps({"all": {"hosts": {"here": here}}}))
+    (tmp_path / "2-containers.yml").write_text("plugin: crashcart.fleet.containers\nhosts: [here]\n")
+    (tmp_path / "3-containers.yml").write_text("plugin: crashcart.fleet.containers\nhosts: [here]\nusers: true\n")
+
+    def list_hosts(number):
+        files = [f"-i{tmp_path}/1-hosts.yml", f"-i{tmp_path}/{number}-containers.yml"]
+        found = json.loads(host.run("ansible-inventory", *files, "--list").stdout)["_meta"]["hostvars"]
+        del found["here"]
+        return {name: str(one["ansible_cart_container"]) for name, one in found.items()}
+
+    with user.unshare("--mount", "--uts") as own:
+        user.write_state(NAME, own, **{MARK: "db"})
+        user.write_state("cc-x", own)
+        plain = list_hosts(2)
+        assert set(plain) == {f"{NAME}.here", f"cc-x.user{user.uid}.here"}
+        found = list_hosts(3)
+    # One that would take the name of root's is left out.
+    assert {name: one for name, one in found.items() if name in plain} == plain
+    assert set(found) - set(plain) == {f"{NAME}.user{user.uid}.here"}
+    assert f"runc:{user.uid}/{NAME}" in found[f"{NAME}.user{user.uid}.here"]
