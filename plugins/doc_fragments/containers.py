@@ -18,24 +18,30 @@ options:
       - A container of a pod is called C(NAMESPACE/POD/CONTAINER), for example V(shop/api-*/app).
       - C(pid:NUMBER) is the process with that number and the namespaces it is in, whoever has made them.
       - A name or an id that matches no container, or several, is an error. A glob looks at running containers only.
+      - A container of a user of the host, as rootless Podman runs it, is selected only where the user is named, by number, as in
+        V(podman:1000/api), V(1000/api), or V(1000/api-*). Users choose names, ids and labels as they like, so no name, id or glob without a
+        user, no label and no query selects what a user runs, or is ambiguous because of it.
     type: list
     elements: str
   labels:
     description:
-      - Labels that a container must have, all of them. Below an engine, where containerd's or plain containers are found, annotations are
-        the labels.
+      - Labels that a container must have, all of them. Alone they select among what root runs; with O(containers), among what that
+        selects. Below an engine, where containerd's or plain containers are found, annotations are the labels.
       - A value of V(null) asks only that the label is there.
     type: dict
   query:
     description:
       - A JMESPath expression over the object that C(docker inspect) shows, or C(podman inspect); a container is selected where it gives
-        V(true). Of the other runtimes' containers that object has C(Id), C(Name), C(State), C(Config), and C(Annotations) and C(Bundle).
+        V(true). Alone it selects among what root runs; with O(containers), among what that selects. Of the other runtimes' containers
+        that object has C(Id), C(Name), C(State), C(Config), and C(Annotations) and C(Bundle).
       - In JMESPath C(!a.b) means C((!a).b); write C(a.b == `false`) instead.
       - Needs the Python library jmespath on the host.
     type: str
   docker_host:
     description:
       - URL of an engine that speaks Docker's API, for example V(unix:///run/user/1000/docker.sock). With it that engine is the only runtime.
+      - At a socket that a user can put another one in the place of, the engine is that user's. It is asked as that user, and believed of
+        processes in that user's namespaces. Whoever names it here selects its containers as if they were root's.
       - Without it Docker is looked for by the environment variable E(DOCKER_HOST) of the host, then at V(unix:///var/run/docker.sock).
     type: str
   allow_empty:

@@ -16,6 +16,7 @@ description:
   - Asks the hosts that other inventory sources have named before it for their containers, of all runtimes, and adds each running one
     as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection). Containers of one name in several runtimes of a
     host are called CONTAINER.RUNTIME.HOST, and in one runtime by the beginning of their id in its place.
+  - What the users of a host run themselves, as by rootless Podman, is left out unless O(users) is set.
   - The hosts are reached by their own connection variables, which their containers inherit.
   - Its file's name ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources it has to come after the
     others by its name.
@@ -38,6 +39,12 @@ options:
     elements: str
     choices: [image, label, network, runtime, host]
     default: [image, label, network, runtime, host]
+  users:
+    description:
+      - Add the containers of the hosts' users, too, as CONTAINER.userUID.HOST. They are in the same groups as the others, so whoever can log
+        in to a host chooses groups for them, by their labels.
+    type: bool
+    default: false
   forks:
     description: How many hosts are asked at the same time.
     type: int
@@ -111,7 +118,14 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                     raise AnsibleParserError(f"containers of {name}: {answer}")
                 self.display.warning(f"the containers of {name} are left out: {answer}")
                 continue
-            for container, short_name in zip(answer, _name(answer)):
+            own = [one for one in answer if one["user"] is None]
+            named = dict(zip(_name(own), own))
+            if self.get_option("users"):
+                # Whatever a user calls a container, it takes the place of no other.
+                for container in answer:
+                    if container["user"] is not None:
+                        named.setdefault(f"{container['name']}.user{container['user']}", container)
+            for short_name, container in named.items():
                 self._add(f"{short_name}.{name}", name, variables[name], container)
 
     def _choose_hosts(self) -> list[str]:
@@ -158,7 +172,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         values.setdefault("ansible_host", host)
         # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
         values["ansible_connection"] = trust_as_template(_CONNECTION)
-        values["ansible_cart_container"] = f"{container['runtime']}:{container['id']}"
+        owner = "" if container["user"] is None else f"{container['user']}/"
+        values["ansible_cart_container"] = f"{container['runtime']}:{owner}{container['id']}"
         values["ansible_python_interpreter"] = trust_as_template("/dev/crashcart/bin/python3")
         values["ansible_become"] = False
         values["crashcart_container"] = container

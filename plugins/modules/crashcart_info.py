@@ -96,11 +96,12 @@ host:
       elements: dict
       sample: [{name: loop, ok: true, reason: ""}]
 containers:
-  description: The selected containers with C(id), C(name), C(state), C(pid), C(image), C(runtime).
+  description: The selected containers with C(id), C(name), C(state), C(pid), C(image), C(runtime), and C(user), the
+    number of the host's user who runs it, null for root.
   returned: success
   type: list
   elements: dict
-  sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7", runtime: docker}]
+  sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7", runtime: docker, user: null}]
 images:
   description: The images in the host's store with C(name), C(digest), C(path), C(arch), C(format), C(size), C(prefix), C(tools).
   returned: success

@@ -151,10 +151,11 @@ def check_podman(host):
     host.run(f"{podman} {run} own-web localhost/busybox {HOLD}")
     host.run(f"podman {run} pod-web localhost/{golden.IMAGE} {HOLD}")
     host.run(f"podman {run} pod-map --uidmap 0:200000:65536 localhost/{golden.IMAGE} {HOLD}")
-    chosen = {"containers": ["pod-*", "own-web"]}
+    own = f"podman:{uid}/own-web"
+    chosen = {"containers": ["pod-*", own]}
     try:
         check_all(host, chosen, {"pod-web": "0", "pod-map": "200000", "own-web": uid})
-        traced = host.call("ftrace_instance", containers=["own-web", "pod-web"])["instances"]
+        traced = host.call("ftrace_instance", containers=[own, "pod-web"])["instances"]
         assert {one["container"]: one["followed"]["exec"] for one in traced} == {"own-web": "watch", "pod-web": "watch"}
         host.run(f"podman {run} pod-loop --restart always localhost/{golden.IMAGE} /bin/sh -c 'cat /nonesuch; exit 1'")
         loop = {"containers": ["pod-loop"], "profile": "startup"}

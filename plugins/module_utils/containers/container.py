@@ -29,8 +29,8 @@ class Container:
     """A container as its runtime tells it; PID is its first process on the host, 0 when none runs.
 
     RUNTIME is the name under which users know the runtime (docker, podman, containerd, ...). START_TICKS is when PID started, by
-    field 22 of /proc/PID/stat, where the runtime vouches for that. OWNER_UID is the user of a rootless runtime: what such a
-    runtime says is believed only of processes in a user namespace of that user.
+    field 22 of /proc/PID/stat, where the runtime vouches for that. OWNER_UID is the user of the host whose runtime says all this,
+    None for root: what a user's says is believed only of processes whose user and mount namespaces are that user's.
     """
 
     id: str
@@ -48,9 +48,18 @@ class Container:
         """The twelve digits by which engines print an id; twelve digits made of it where an id is any text."""
         if cgroups.ENGINE_ID.match(self.id):
             return self.id[:SHORT_ID_LENGTH]
-        return hashlib.sha256(f"{self.runtime}:{self.id}".encode("utf-8", "surrogateescape")).hexdigest()[
-            :SHORT_ID_LENGTH
-        ]
+        return hashlib.sha256(self.full_name.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT_ID_LENGTH]
+
+    @property
+    def key(self) -> tuple[int | None, str, str]:
+        """What no other container of the host has: an id may be any text, and a user may take whichever."""
+        return self.owner_uid, self.runtime, self.id
+
+    @property
+    def full_name(self) -> str:
+        """Its id with all that goes before it in a selection: RUNTIME:ID, and RUNTIME:UID/ID for a user's."""
+        owner = "" if self.owner_uid is None else f"{self.owner_uid}/"
+        return f"{self.runtime}:{owner}{self.id}"
 
     @property
     def may_start(self) -> bool:
@@ -60,9 +69,25 @@ class Container:
     def as_result(self) -> dict[str, Any]:
         """What modules return of a container."""
         names = ("id", "name", "state", "pid", "image", "runtime")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "user": self.owner_uid}
 
 
+def make_container(**fields: Any) -> Container:
+    """A container of FIELDS by its runtime's words, which may be anything that JSON can hold; raises ValueError where they make none."""
+    for name in ("id", "name", "state"):
+        if not isinstance(fields[name], str) or not fields[name]:
+            raise ValueError(f"{name} is no text")
+    pid, image, labels = fields["pid"], fields["image"] or "", fields["labels"] or {}
+    if isinstance(pid, bool) or not isinstance(pid, int) or not 0 <= pid <= _MAX_PID:
+        raise ValueError("pid is no number of a process")
+    if not isinstance(image, str):
+        raise ValueError("image is no text")
+    if not isinstance(labels, dict) or not all(isinstance(one, str) for pair in labels.items() for one in pair):
+        raise ValueError("labels are no map of texts")
+    return Container(**{**fields, "image": image, "labels": labels})
+
+
+_MAX_PID = 1 << 22
 _ENDED = frozenset(("created", "exited", "restarting", "configured", "stopping", "stopped"))
 _HINTS = {
     "paused": "unpause it first",
@@ -98,10 +123,13 @@ def open_process(container: Container) -> Process:
             raise ContainerGoneError(f"{name} has just ended: pid {container.pid} now belongs to another process")
         if process.namespace("mnt") == os.readlink("/proc/self/ns/mnt"):
             raise ContainerError(f"{name} shares the host's mount namespace: there is nothing to attach to")
-        if container.owner_uid not in (None, process.read_owner()):
+        if container.owner_uid is not None and {process.read_owner(), process.read_mount_owner()} != {
+            container.owner_uid
+        }:
+            # A user's process may be in a mount namespace of the host's, as a service's is, and in a user namespace of its own.
             raise ContainerError(
-                f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace of"
-                " that user: it is not touched"
+                f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace, or in"
+                " no mount namespace, of that user: it is not touched"
             )
     except ProcessGone as gone:
         process.close()

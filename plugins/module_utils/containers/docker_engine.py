@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import WRONG_FORM
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
     ContainerGoneError,
+    make_container,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
@@ -49,7 +51,7 @@ class DockerEngine:
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
-        except (docker.errors.DockerException, RequestException, ValueError) as error:
+        except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             hint = "start it, or name its socket in docker_host"
             if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
                 hint = "its socket is not for this login: use become"
@@ -57,16 +59,19 @@ class DockerEngine:
 
     def read_version(self) -> str:
         """The engine's version."""
-        return str(self._ask(self._client.version)["Version"])
+        with _expecting_form(self.name):
+            return str(self._ask(self._client.version)["Version"])
 
     def list_containers(self) -> list[Container]:
         """All containers in any state, without their pids (the engine's list does not say them)."""
-        return [_parse_listed(entry, self.name) for entry in self._ask(self._client.containers, all=True)]
+        with _expecting_form(self.name):
+            return [_parse_listed(entry, self.name) for entry in self._ask(self._client.containers, all=True)]
 
     def inspect(self, container: Container) -> dict[str, Any]:
         """What `docker inspect` says of CONTAINER."""
         try:
-            return self._ask(self._client.inspect_container, container.id)  # type: ignore[no-any-return]
+            with _expecting_form(self.name):
+                return dict(self._ask(self._client.inspect_container, container.id))
         except docker.errors.NotFound as error:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) was just removed") from error
 
@@ -83,6 +88,10 @@ class DockerEngine:
 
     def predict_place(self, container: Container) -> control_groups.Place | None:
         """Where CONTAINER will be when it starts; None where that is not known."""
+        with _expecting_form(self.name):
+            return self._predict_place(container)
+
+    def _predict_place(self, container: Container) -> control_groups.Place | None:
         about = self._ask(self._client.info)
         if any("rootless" in option for option in about.get("SecurityOptions") or ()):
             return None  # below the group of the user's session
@@ -141,32 +150,42 @@ class DockerEngine:
             return call(*arguments, **options)
         except docker.errors.NotFound:
             raise
-        except (docker.errors.DockerException, RequestException) as error:
+        except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
 
 
 def _parse_listed(entry: dict[str, Any], runtime: str = "docker") -> Container:
-    names = [name[1:] for name in entry["Names"] or [] if name.count("/") == 1]  # more slashes: a legacy link
-    return Container(
-        id=entry["Id"],
-        name=names[0] if names else entry["Id"][:12],
-        state=entry["State"],
-        pid=0,
-        image=entry["Image"],
-        labels=entry["Labels"] or {},
-        runtime=runtime,
-    )
+    with _expecting_form(runtime):
+        names = [name[1:] for name in entry["Names"] or [] if name.count("/") == 1]  # more slashes: a legacy link
+        return make_container(
+            id=entry["Id"],
+            name=names[0] if names else entry["Id"][:12],
+            state=entry["State"],
+            pid=0,
+            image=entry["Image"],
+            labels=entry["Labels"],
+            runtime=runtime,
+        )
 
 
 def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container:
-    """A Container of RUNTIME from one object of `docker inspect`."""
-    config = entry["Config"]
-    return Container(
-        id=entry["Id"],
-        name=entry["Name"].lstrip("/"),
-        state=entry["State"]["Status"],
-        pid=int(entry["State"]["Pid"]),
-        image=config["Image"],
-        labels=config["Labels"] or {},
-        runtime=runtime,
-    )
+    """A Container of RUNTIME from one object of `docker inspect`; raises ContainerError where it is of another form."""
+    with _expecting_form(runtime):
+        return make_container(
+            id=entry["Id"],
+            name=entry["Name"].lstrip("/"),
+            state=entry["State"]["Status"],
+            pid=int(entry["State"]["Pid"]),
+            image=entry["Config"]["Image"],
+            labels=entry["Config"]["Labels"],
+            runtime=runtime,
+        )
+
+
+@contextmanager
+def _expecting_form(name: str) -> Iterator[None]:
+    """Raise ContainerError where an answer of the engine called NAME has not the form of its documentation."""
+    try:
+        yield
+    except WRONG_FORM as error:
+        raise ContainerError(f"{name} answers something of a wrong form: {error!r}") from error

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from typing import Any, Callable, Protocol
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman, strangers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import (
@@ -34,51 +36,70 @@ class Runtime(Protocol):
 class Host:
     """The runtimes of the host; with DOCKER_HOST (a URL) that engine alone.
 
-    ERRORS tells, by its name, why a runtime that is on the host, or should be, does not answer.
+    ERRORS tells, by its name, why a runtime of root's that is on the host, or should be, does not answer. WARNINGS has what else is
+    not looked at, and why: of users, and of folders that others than root can change.
     """
 
     def __init__(self, docker_host: str | None) -> None:
         self.errors: dict[str, str] = {}
+        self.warnings: list[str] = []
         self.docker: DockerEngine | None = None
         self._engines: list[Runtime] = []
         self._roots: list[oci.Root] = []
+        self._strangers: list[strangers.Stranger] = []
         self._machines = Machines()
-        self._owners: dict[tuple[str, str], Runtime] = {}
+        self._owners: dict[tuple[int | None, str, str], Runtime] = {}
+        self._budget = strangers.Budget(strangers.TOTAL_S)
         self._is_alone = docker_host is not None
+        self._is_root = os.geteuid() == 0
+        self._is_docker_expected = True
         if docker_host is not None:
-            self.docker = DockerEngine(docker_host)
-            self._engines.append(self.docker)
+            self._open_docker(docker_host)
             return
-        is_root = os.geteuid() == 0
-        users = podman.list_rootless_users() if is_root else []
-        self._roots = oci.find_roots() if is_root else []
+        if self._is_root:
+            self._roots, self.warnings = oci.find_roots()
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(podman.ROOT_SOCKET)
         # Also one that is installed and does not run: its silence has to be told.
         is_expected = (
             "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
         )
-        if is_expected or not (has_podman or users or self._roots):
-            self._add("docker", self._open_docker)
+        self._is_docker_expected = bool(is_expected)
+        if is_expected or not (has_podman or self._roots):
+            self._try("docker", lambda: self._open_docker(os.environ.get("DOCKER_HOST") or DEFAULT_HOST))
         if os.path.exists(podman.ROOT_SOCKET) and not DOCKER_IMPORT_ERROR:
-            self._add("podman", lambda: DockerEngine("unix://" + podman.ROOT_SOCKET, "podman"))
-        elif has_podman and is_root:
-            self._engines.append(podman.Podman(0))
-        self._engines += [podman.Podman(uid) for uid in users]
+            self._try("podman", lambda: self._open_engine("unix://" + podman.ROOT_SOCKET, "podman"))
+        elif has_podman and self._is_root:
+            self._engines.append(podman.Podman())
 
-    def _open_docker(self) -> DockerEngine:
-        self.docker = DockerEngine(None)
-        return self.docker
+    def _open_docker(self, url: str) -> None:
+        self.docker = self._open_engine(url, "docker")
 
-    def _add(self, label: str, make: Callable[[], Runtime]) -> None:
+    def _open_engine(self, url: str, name: str) -> DockerEngine | None:
+        """Take the engine at URL among those that are asked; what it is, if it is root's."""
+        owner = strangers.find_socket_owner(url) if self._is_root else 0
+        if owner == 0:
+            engine = DockerEngine(url, name)
+            self._engines.append(engine)
+            return engine
+        stranger = strangers.ask_engine(url, name, owner, self._budget)
+        if self._is_alone and not stranger.list_containers() and stranger.describe_troubles():
+            raise ContainerError(
+                f"the engine of {stranger.label} at {url} says nothing: {stranger.describe_troubles()}"
+            )
+        self._strangers.append(stranger)
+        return None
+
+    def _try(self, label: str, function: Callable[[], Any]) -> None:
         try:
-            self._engines.append(make())
+            function()
         except ContainerError as error:
             self.errors[label] = str(error)
 
-    def list_containers(self) -> list[Container]:
+    def list_containers(self, *, users: bool = True) -> list[Container]:
         """The containers of all runtimes; one that several know (an engine, and the runtime below it) counts as the first one's.
 
-        Raises ContainerError when there are none and a runtime does not answer.
+        Those of users come last, unless USERS are not to be asked; one that has a short id of another container is left out. Raises
+        ContainerError when there are none and a runtime of root's does not answer.
         """
         listed: list[Container] = []
         for engine in self._engines:
@@ -90,9 +111,36 @@ class Host:
                 listed += [one for one in self._list(root) if one.id not in known]
         if not self._is_alone:
             listed += self._list(self._machines)
+        found = [one for one in listed if one.owner_uid is not None]
+        listed = [one for one in listed if one.owner_uid is None]
+        listed += self._list_strangers(found, listed) if users or self._is_alone else []
         if not listed and self.errors:
             raise ContainerError("; ".join(self.errors.values()))
         return listed
+
+    def _list_strangers(self, found: list[Container], own: list[Container]) -> list[Container]:
+        """The containers of users, which have FOUND ones, too; without those whose short id one of root's OWN or of others has.
+
+        Locks and traces are known by short ids.
+        """
+        if self._is_root and not self._is_alone:
+            self._strangers += strangers.find_strangers(self._budget)
+            if self._strangers and not self._is_docker_expected:
+                self.errors.pop("docker", None)  # nobody misses it here
+        for stranger in self._strangers:
+            found = found + self._list(stranger)
+            if stranger.describe_troubles():
+                self.warnings.append(
+                    f"containers of {stranger.label}, or some of them, are not looked at: {stranger.describe_troubles()}"
+                )
+        count = Counter(one.short_id for one in [*own, *found])
+        for one in found:
+            if count[one.short_id] > 1:
+                self.warnings.append(
+                    f"container {one.name} of {find_account(one.owner_uid or 0).label} is left out: another container has its id"
+                    f" {one.short_id}"
+                )
+        return [one for one in found if count[one.short_id] == 1]
 
     def _list(self, runtime: Runtime) -> list[Container]:
         try:
@@ -103,13 +151,13 @@ class Host:
             self.errors[getattr(runtime, "label", runtime.name)] = str(error)
             return []
         for container in found:
-            self._owners.setdefault((container.runtime, container.id), runtime)
+            self._owners.setdefault(container.key, runtime)
         return found
 
     def find_process(self, text: str) -> Container:
         """The process that TEXT, as pid:1234, names, as a container."""
         container = self._machines.find_process(text)
-        self._owners[container.runtime, container.id] = self._machines
+        self._owners[container.key] = self._machines
         return container
 
     def inspect(self, container: Container) -> dict[str, Any]:
@@ -129,4 +177,4 @@ class Host:
         return self._find_runtime(container).list_shell_words(container, variables, argv)
 
     def _find_runtime(self, container: Container) -> Runtime:
-        return self._owners[container.runtime, container.id]
+        return self._owners[container.key]

@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 )
 
 PROCESS_PREFIX = "pid:"
+PROCESS_RUNTIME = "process"
 # Version 2 and the two kinds of hierarchies of version 1 that both name.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
@@ -52,9 +53,10 @@ class Machines:
                     name = _unescape(match.group(1)) if match else ""
                     if name and f"{runtime}:{name}" not in found:
                         leader = _find_leader(folder)
-                        if leader:
+                        owner = _find_owner(leader) if leader else None
+                        if owner is not None:
                             found[f"{runtime}:{name}"] = Container(
-                                name, name, "running", leader, "", {}, runtime, read_start_ticks(leader)
+                                name, name, "running", leader, "", {}, runtime, read_start_ticks(leader), owner or None
                             )
         return list(found.values())
 
@@ -67,7 +69,7 @@ class Machines:
             raise ContainerError(f"{text}: the host has no such process")
         # The start makes the id unique: a later process with the same pid is another one.
         return Container(
-            f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, "process", start_ticks
+            f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, PROCESS_RUNTIME, start_ticks
         )
 
     def inspect(self, container: Container) -> dict[str, Any]:
@@ -99,6 +101,18 @@ class Machines:
 def _unescape(name: str) -> str:
     r"""NAME without systemd's escapes, of which machines' names need only \x2d."""
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 16)), name)
+
+
+def _find_owner(pid: int) -> int | None:
+    """The user whose the container with the first process PID is: who made its user namespace. None when it has ended.
+
+    What root starts is in one of root's, also with other users' numbers in it; what manages machines for users names them as they like.
+    """
+    try:
+        with Process(pid) as process:
+            return process.read_owner()
+    except ProcessGone:
+        return None
 
 
 def _find_leader(folder: str) -> int:

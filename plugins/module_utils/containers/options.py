@@ -14,7 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import PROCESS_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import PROCESS_PREFIX, PROCESS_RUNTIME
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import (
     JMESPATH_IMPORT_ERROR,
     compile_query,
@@ -51,6 +51,7 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
         patterns=None if patterns is None else tuple(patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
         query=compile_query(query, inspect) if query is not None else None,
+        any_owner=module.params["docker_host"] is not None,
     )
 
 
@@ -66,11 +67,16 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
             "say which containers: give containers, labels or query (containers='*' means all that run)"
         )
     listed = list_candidates(module, host, selector)
-    chosen = select_containers(selector, listed, running_only=required)
-    if not chosen and not selector.is_empty and not module.params["allow_empty"]:
-        raise ContainerError(
-            f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
-        )
+    try:
+        chosen = _choose(module, selector, listed, running_only=required)
+    except ContainerError:
+        if selector.may_mean_users:
+            raise
+        # Users are asked for the sake of the message only: what was asked for may be theirs.
+        known = len(host.warnings)
+        listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
+        _warn(module, host.warnings[known:])
+        chosen = _choose(module, selector, listed, running_only=required)
     refreshed = []
     for container in chosen:
         is_named = selector.names(container)
@@ -86,8 +92,18 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
     return refreshed
 
 
+def _choose(module: Any, selector: Selector, listed: list[Container], *, running_only: bool) -> list[Container]:
+    chosen = select_containers(selector, listed, running_only=running_only)
+    if not chosen and not selector.is_empty and not module.params["allow_empty"]:
+        raise ContainerError(
+            f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
+        )
+    return chosen
+
+
 def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: bool = False) -> list[Container]:
-    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Silent runtimes are warned of.
+    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Of what is silent it warns; users are asked
+    only where it may mean theirs.
 
     Raises ContainerError where all of them are silent, unless SILENCE_OK.
     """
@@ -96,12 +112,19 @@ def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: 
     if named and len(named) == len(selector.patterns or ()):
         return named
     try:
-        listed = host.list_containers()
+        listed = host.list_containers(users=selector.may_mean_users)
     except ContainerError as silence:
+        _warn(module, host.warnings)
         if not silence_ok:
             raise
         module.warn(f"no runtime of this host says what containers it has: {silence}")
         return named
     for name, error in host.errors.items():
         module.warn(f"containers of {name} are not looked at: {error}")
+    _warn(module, host.warnings)
     return listed + named
+
+
+def _warn(module: Any, warnings: list[str]) -> None:
+    for warning in warnings:
+        module.warn(warning)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -13,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 RUNTIMES = frozenset(
     ("docker", "podman", "containerd", "cri-o", "runc", "crun", "lxc", "systemd-nspawn")
 )  # before a name and a colon
+_OF_USER = re.compile(r"([0-9]{1,10})/(.+)", re.DOTALL)  # a user's container: UID/NAME, or UID/ID
 _GLOB_CHARACTERS = frozenset("*?[")
 _ID_DIGITS = frozenset("0123456789abcdef")
 _ID_LENGTH = 64
@@ -20,23 +22,32 @@ _ID_LENGTH = 64
 
 @dataclass(frozen=True)
 class Selector:
-    """What a user asked for: any of PATTERNS (None: not asked) and all of LABELS; QUERY decides on what these leave."""
+    """What a user asked for: any of PATTERNS (None: not asked) and all of LABELS; QUERY decides on what these leave.
+
+    ANY_OWNER says that the engine was named, so that the containers of the host's users are as good as root's.
+    """
 
     patterns: tuple[str, ...] | None = None
     labels: tuple[tuple[str, str | None], ...] = ()
     query: Callable[[Container], bool] | None = None
+    any_owner: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was asked for."""
         return self.patterns is None and not self.labels and self.query is None
 
+    @property
+    def may_mean_users(self) -> bool:
+        """Whether what the host's users run can be among what it selects; else nobody has to ask them."""
+        plain = (one.partition(":")[2] if one.partition(":")[0] in RUNTIMES else one for one in self.patterns or ())
+        return self.is_empty or self.any_owner or any(_OF_USER.fullmatch(one) for one in plain)
+
     def names(self, container: Container) -> bool:
         """Whether CONTAINER was asked for by its name or its id, not only by a glob, a label or a query."""
-        patterns = [
-            one[len(container.runtime) + 1 :] if one.startswith(container.runtime + ":") else one
-            for one in self.patterns or ()
-        ]
+        patterns = [_strip(one, f"{container.runtime}:") for one in self.patterns or ()]
+        if container.owner_uid is not None:
+            patterns = [_strip(one, f"{container.owner_uid}/") for one in patterns]
         return any(one == container.name or container.id.startswith(one) for one in patterns if one)
 
     def without(self, patterns: set[str]) -> Selector | None:
@@ -47,53 +58,76 @@ class Selector:
         return replace(self, patterns=rest) if rest else None
 
 
+def _strip(text: str, beginning: str) -> str:
+    return text[len(beginning) :] if text.startswith(beginning) else text
+
+
 def select_containers(selector: Selector, containers: list[Container], *, running_only: bool = True) -> list[Container]:
     """The containers that SELECTOR names, in the engine's order, each once.
 
     Globs, labels and queries look at running containers only (unless RUNNING_ONLY is false); a name or
     an id finds a container in any state, so that the caller can say what is wrong with it.
+    What the host's users have, under names, ids and labels of their choice, is found only where a pattern names the user, or where
+    nothing was asked for.
     Raises ContainerError for a name or an id that finds none, or an id prefix that finds several.
     """
-    running = [container for container in containers if container.state == "running" or not running_only]
+    own = [one for one in containers if one.owner_uid is None or selector.any_owner]
+    others = [one for one in containers if one not in own]
     if selector.patterns is None:
-        chosen = running
+        chosen = _leave(containers if selector.is_empty else own, running_only)
     else:
-        ids = set()
+        keys = set()
         for pattern in selector.patterns:
-            ids |= {container.id for container in _match(pattern, containers, running)}
-        chosen = [container for container in containers if container.id in ids]
+            keys |= {container.key for container in _match(pattern, own, others, running_only)}
+        chosen = [container for container in containers if container.key in keys]
     chosen = [container for container in chosen if _has_labels(container, selector.labels)]
     if selector.query is not None:
         chosen = [container for container in chosen if selector.query(container)]
     return chosen
 
 
-def _match(pattern: str, containers: list[Container], running: list[Container]) -> list[Container]:
+def _leave(containers: list[Container], running_only: bool) -> list[Container]:
+    return [one for one in containers if one.state == "running" or not running_only]
+
+
+def _match(pattern: str, own: list[Container], others: list[Container], running_only: bool) -> list[Container]:
+    """What PATTERN finds among root's OWN containers or, where it names a user, among that user's of the OTHERS."""
+    all_of_them = [*own, *others]
     runtime, colon, rest = pattern.partition(":")
     if colon and runtime in RUNTIMES:
-        of_runtime = [one for one in containers if one.runtime == runtime]
-        return _match(rest, of_runtime, [one for one in running if one.runtime == runtime])
+        pattern = rest
+        own, others = ([one for one in some if one.runtime == runtime] for some in (own, others))
+    found = _find(pattern, own)
+    if found:
+        return found
+    named = _OF_USER.fullmatch(pattern)
+    of_user = [one for one in others if named and one.owner_uid == int(named.group(1))]
+    if named and of_user:
+        own, pattern = of_user, named.group(2)
+        found = _find(pattern, of_user)
+    if found or not _GLOB_CHARACTERS.isdisjoint(pattern):
+        return found or [one for one in _leave(own, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
+    choices = ", ".join(one.full_name for one in others if pattern in (one.id, one.name))
+    hint = f"; a user of the host has one: give {choices} if that is meant" if choices else ""
+    raise ContainerError(f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}")
+
+
+def _find(pattern: str, containers: list[Container]) -> list[Container]:
+    """The one of CONTAINERS that has PATTERN as its name, its id, or the unique beginning of that; none where nothing has."""
     exact = [one for one in containers if pattern in (one.id, one.name)]
     if len(pattern) == _ID_LENGTH and _ID_DIGITS.issuperset(pattern):
         exact = [one for one in exact if one.id == pattern] or exact  # nobody can take it away by a name
     if len(exact) > 1:
         # Several runtimes use the name, or a container of a pod has followed one that has ended.
-        choices = ", ".join(f"{one.runtime}:{one.id} ({one.state})" for one in exact)
+        choices = ", ".join(f"{one.full_name} ({one.state})" for one in exact)
         raise ContainerError(f"{pattern!r} is ambiguous: it may mean {choices}; give one of these")
-    if exact:
+    if exact or not pattern or not _ID_DIGITS.issuperset(pattern):
         return exact
-    if _ID_DIGITS.issuperset(pattern) and pattern:
-        found = [container for container in containers if container.id.startswith(pattern)]
-        if len(found) > 1:
-            names = ", ".join(f"{container.name} ({container.short_id})" for container in found)
-            raise ContainerError(
-                f"{pattern!r} is ambiguous: it begins the ids of {names}; give more digits or the name"
-            )
-        if found:
-            return found
-    if _GLOB_CHARACTERS.isdisjoint(pattern):
-        raise ContainerError(f"no container is called {pattern!r}; {describe_running(containers)}")
-    return [container for container in running if fnmatch.fnmatchcase(container.name, pattern)]
+    found = [container for container in containers if container.id.startswith(pattern)]
+    if len(found) > 1:
+        names = ", ".join(f"{container.name} ({container.short_id})" for container in found)
+        raise ContainerError(f"{pattern!r} is ambiguous: it begins the ids of {names}; give more digits or the name")
+    return found
 
 
 def _has_labels(container: Container, labels: tuple[tuple[str, str | None], ...]) -> bool:
@@ -102,5 +136,9 @@ def _has_labels(container: Container, labels: tuple[tuple[str, str | None], ...]
 
 def describe_running(containers: list[Container]) -> str:
     """A clause for error messages that lists what runs."""
-    names = sorted(container.name for container in containers if container.state == "running")
+    names = sorted(
+        one.name if one.owner_uid is None else f"{one.runtime}:{one.owner_uid}/{one.name}"
+        for one in containers
+        if one.state == "running"
+    )
     return "running are: " + ", ".join(names) if names else "no container runs"

@@ -307,8 +307,9 @@ def describe_host() -> dict[str, Any]:
 
 
 def describe_container(container: Container) -> dict[str, Any]:
-    """What a manifest says of CONTAINER."""
-    return {name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}
+    """What a manifest says of CONTAINER; its user where it is not root's."""
+    owner = {} if container.owner_uid is None else {"owner_uid": container.owner_uid}
+    return {**{name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}, **owner}
 
 
 def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:

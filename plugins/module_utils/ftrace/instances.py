@@ -147,17 +147,27 @@ def find_instance(root: str, container: Container) -> TraceInstance:
 
 def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
     """All instances of ours below the tracefs at ROOT, and those of which something is kept, with those of CONTAINERS that they are of."""
-    by_id = {container.short_id: container for container in containers}
+    # Root's go before those of users, who may take any id.
+    by_id = {one.short_id: one for one in sorted(containers, key=lambda one: one.owner_uid is None)}
     try:
         present = os.listdir(os.path.join(root, "instances"))
     except FileNotFoundError:
         present = []
     names = sorted({*present, *recordings.list_names(), *staging.list_kept_names()})
-    return [
+    found = [
         TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
         for name in names
         if name.startswith(NAME_PREFIX)
     ]
+    return [one if _is_theirs(one) else replace(one, container=None) for one in found]
+
+
+def _is_theirs(one: TraceInstance) -> bool:
+    """Whether the trace may be its container's: a user may have taken the id of one that is gone."""
+    if one.container is None or one.container.owner_uid is None:
+        return True
+    about = one.read_container()
+    return about is not None and about.get("owner_uid") == one.container.owner_uid
 
 
 def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> bool:

@@ -44,8 +44,8 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
     rest = selector.without(named)
     if rest is not None:
-        wanted = {one.id for one in select_containers(rest, listed, running_only=False)}
-        chosen += [one for one in instances if one.container is not None and one.container.id in wanted]
+        wanted = {one.key for one in select_containers(rest, listed, running_only=False)}
+        chosen += [one for one in instances if one.container is not None and one.container.key in wanted]
     if not chosen and not untraced_ok and not module.params["allow_empty"]:
         traced = ", ".join(one.container_name for one in instances) or "none"
         raise ContainerError(
@@ -77,13 +77,13 @@ def _open_host(module: Any) -> Host | None:
 def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
     """Containers of traces, and of what is kept of these, that are not among those PRESENT: removed ones, or of a runtime that is silent.
 
-    They can be chosen by name as long as nobody else has it.
+    They can be chosen by name as long as nobody else has it, which no user of the host can bring about.
     """
-    taken = {*(one.id for one in present), *(one.name for one in present)}
+    taken = {(one.owner_uid, word) for one in present for word in (one.id, one.name)}
     found = {}
     for one in list_instances(root, present):
         about = one.read_container() if one.container is None else None
-        if about is not None and taken.isdisjoint((about["id"], about["name"])):
+        if about is not None and taken.isdisjoint((about.get("owner_uid"), about[word]) for word in ("id", "name")):
             found[about["id"]] = Container(state=_GONE, pid=0, **about)
     return list(found.values())
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
-_NS_GET_OWNER_UID = 0xB704  # ioctl_ns(2)
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+_NS_GET_OWNER_UID = 0xB704
 
 
 class ProcessGone(Exception):
@@ -114,10 +115,26 @@ class Process:
         """The user who made its user namespace; 0 for the host's own."""
         fd = self.open("ns/user")
         try:
-            (uid,) = struct.unpack("I", fcntl.ioctl(fd, _NS_GET_OWNER_UID, bytes(4)))
-            return int(uid)
+            return _read_owner(fd)
         finally:
             os.close(fd)
+
+    def read_mount_owner(self) -> int:
+        """The user who made the user namespace that its mount namespace belongs to, which need not be its own; 0 for the host's."""
+        fd = self.open("ns/mnt")
+        try:
+            user_fd = fcntl.ioctl(fd, _NS_GET_USERNS)
+        finally:
+            os.close(fd)
+        try:
+            return _read_owner(user_fd)
+        finally:
+            os.close(user_fd)
+
+
+def _read_owner(user_namespace_fd: int) -> int:
+    (uid,) = struct.unpack("I", fcntl.ioctl(user_namespace_fd, _NS_GET_OWNER_UID, bytes(4)))
+    return int(uid)
 
 
 def parse_start_ticks(stat: bytes) -> int:

@@ -64,6 +64,7 @@ def test_result_and_short_id():
         "pid": 4242,
         "image": "nginx",
         "runtime": "docker",
+        "user": None,
     }
 
 

@@ -220,3 +220,107 @@ def test_a_colon_in_a_name_is_no_runtime():
 def test_a_container_is_asked_for_by_name_with_its_runtime_too():
     assert Selector(("podman:api",)).names(API_PODMAN)
     assert not Selector(("podman:api",)).names(API_DOCKER)
+
+
+def make_of_user(uid, identity, name, runtime="podman", state="running", **labels):
+    return Container(identity, name, state, 100, "image", labels, runtime, None, uid)
+
+
+OF_1000 = make_of_user(1000, "33".ljust(64, "0"), "api", tier="front")
+OWN_OF_1000 = make_of_user(1000, "44".ljust(64, "0"), "own", tier="front")
+STOPPED_OF_1000 = make_of_user(1000, "45".ljust(64, "0"), "old", state="exited")
+OF_1001 = make_of_user(1001, "own", "own", "runc")
+SHADOW = make_of_user(1001, API_DOCKER.id, "shadow", "docker")
+WITH_USERS = (API_DOCKER, API_RUNC, OF_1000, OWN_OF_1000, STOPPED_OF_1000, OF_1001, SHADOW)
+
+
+def select_of(*patterns, containers=WITH_USERS, **options):
+    selector = Selector(patterns or None, **options)
+    return [(one.owner_uid, one.name) for one in select_containers(selector, list(containers))]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("docker:api", [(None, "api")]),
+        (API_DOCKER.id, [(None, "api")]),
+        ("11", [(None, "api")]),
+        ("ap*", [(None, "api"), (None, "api")]),
+        ("*", [(None, "api"), (None, "api")]),
+        ("podman:*", []),
+        ("podman:1000/api", [(1000, "api")]),
+        ("podman:1000/44", [(1000, "own")]),
+        ("podman:1000/old", [(1000, "old")]),
+        ("1000/own", [(1000, "own")]),
+        ("1001/own", [(1001, "own")]),
+        ("runc:1001/own", [(1001, "own")]),
+        ("1000/*", [(1000, "api"), (1000, "own")]),
+        ("podman:1001/*", []),
+        ("1002/*", []),
+    ],
+)
+def test_a_users_container_is_found_where_the_user_is_named(pattern, found):
+    assert select_of(pattern) == found
+
+
+@pytest.mark.parametrize(
+    "pattern", ["own", "podman:own", OWN_OF_1000.id, "44", "shadow", "1002/own", "podman:1001/own"]
+)
+def test_a_users_container_is_found_by_no_other_name(pattern):
+    with pytest.raises(ContainerError, match="no container is called"):
+        select_of(pattern)
+
+
+def test_the_way_to_name_it_is_told():
+    with pytest.raises(ContainerError, match=f"give podman:1000/{OWN_OF_1000.id}, runc:1001/own if that is meant"):
+        select_of("own")
+    assert "podman:1000/own" in describe_running(list(WITH_USERS))
+
+
+def test_labels_and_queries_find_none_of_users_by_themselves():
+    assert select_of(labels=(("tier", "front"),)) == []
+    assert select_of(query=lambda _one: True) == [(None, "api"), (None, "api")]
+    assert select_of("1000/*", labels=(("tier", "front"),)) == [(1000, "api"), (1000, "own")]
+    assert select_of("1000/*", query=lambda one: one.name == "own") == [(1000, "own")]
+
+
+def test_where_nothing_is_asked_for_all_is_found():
+    assert len(select_of()) == len(WITH_USERS) - 1  # but what does not run
+
+
+def test_of_an_engine_that_was_named_users_are_as_good_as_root():
+    assert select_of("own", containers=(OWN_OF_1000,), any_owner=True) == [(1000, "own")]
+    assert select_of("o*", containers=(OWN_OF_1000,), any_owner=True) == [(1000, "own")]
+
+
+def test_a_pod_in_a_namespace_of_digits_is_roots():
+    pod = make_of("containerd", "55".ljust(64, "0"), "1000/api/app")
+    assert select_of("1000/api/app", containers=(pod, OF_1000)) == [(None, "1000/api/app")]
+    assert select_of("containerd:1000/api/*", containers=(pod, OF_1000)) == [(None, "1000/api/app")]
+
+
+def test_of_two_with_one_id_the_one_that_was_asked_for():
+    other = make_of("lxc", "api", "api")
+    assert [one.runtime for one in select_containers(Selector(("lxc:api",)), [API_RUNC, other])] == ["lxc"]
+
+
+def test_a_users_container_is_asked_for_by_name_with_the_user():
+    assert Selector(("podman:1000/api",)).names(OF_1000)
+    assert Selector(("1000/33",)).names(OF_1000)
+    assert not Selector(("1000/*",)).names(OF_1000)
+
+
+@pytest.mark.parametrize(
+    ("selector", "wanted"),
+    [
+        (Selector(), True),
+        (Selector(("1000/api",)), True),
+        (Selector(("db", "podman:1000/*")), True),
+        (Selector(("db",), any_owner=True), True),
+        (Selector(("db", "docker:web-*", "shop/api/app")), False),
+        (Selector(labels=(("tier", None),)), False),
+        (Selector(()), False),
+    ],
+)
+def test_users_are_asked_only_where_theirs_may_be_meant(selector, wanted):
+    assert selector.may_mean_users is wanted

@@ -1,0 +1,331 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs and users of the host are asked within bounds of time and of bytes, and nothing of what was started for it is left.
+
+What asks a user runs as that user, below a supervisor of root's: whatever is started there and leaves becomes the supervisor's child,
+which kills its children round after round until it has none. A user cannot signal the supervisor, and cannot look into what
+asks, though that was forked from us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import resource
+import select
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Callable, NoReturn, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust import MAX_BYTES
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUNTIME_FOLDERS = "/run/user"
+_AT_ONCE = 32
+_END_S = 1.5  # for the end of what was started
+_MAX_TEXT = 400
+_MAX_MEMORY = 1 << 29
+_NOGROUP = 65534
+# What goes wrong where somebody else's words are taken for a document of the form that they should have.
+WRONG_FORM = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError, OverflowError)
+
+
+class Unanswered(ContainerError):
+    """Whoever was asked does not answer, or not within bounds."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of the host."""
+
+    uid: int
+    gid: int
+    name: str
+    home: str
+
+    @property
+    def label(self) -> str:
+        """The user for people."""
+        return f"user {self.name} ({self.uid})" if self.name else f"user {self.uid}"
+
+    def become(self) -> None:
+        """Be this user for good; a user without an account has no groups."""
+        os.setgroups(os.getgrouplist(self.name, self.gid) if self.name else [])
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+
+    def make_environment(self) -> dict[str, str]:
+        """The environment of the user's programs; nothing of ours is in it."""
+        return {
+            **_ENVIRONMENT,
+            "HOME": self.home,
+            "USER": self.name,
+            "XDG_RUNTIME_DIR": f"{RUNTIME_FOLDERS}/{self.uid}",
+        }
+
+    def make_command(self, command: Sequence[str]) -> list[str]:
+        """The command by which the host's root runs COMMAND as this user."""
+        user = ["-u", self.name] if self.name else [f"--uid={self.uid}"]
+        setting = f"XDG_RUNTIME_DIR={RUNTIME_FOLDERS}/{self.uid}"
+        return ["runuser", *user, "--", "env", setting, *command]
+
+
+_ENVIRONMENT = {"PATH": PATH, "LANG": "C"}
+
+
+def find_account(uid: int) -> Account:
+    """The account of UID, which may have none."""
+    try:
+        found = pwd.getpwuid(uid)
+    except (KeyError, OverflowError):
+        return Account(uid, _NOGROUP, "", "/")
+    return Account(uid, found.pw_gid, found.pw_name, found.pw_dir)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended, and what it wrote."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+def run(
+    command: Sequence[str], until: float, environment: dict[str, str] | None = None, max_bytes: int = MAX_BYTES
+) -> Done:
+    """Run COMMAND up to its end, or raise Unanswered at UNTIL (time.monotonic) or where it writes more than MAX_BYTES.
+
+    What it has started goes with it, unless that is in a session of its own. Raises OSError where it cannot be started.
+    """
+    texts: dict[int, list[bytes]] = {}
+    with subprocess.Popen(
+        list(command),
+        env=environment or {**_ENVIRONMENT, "HOME": "/root"},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            out, err = process.stdout.fileno(), process.stderr.fileno()
+            texts = {out: [], err: []}
+            _read_both(texts, until, max_bytes, command[0])
+            _await_end(process.pid, until, command[0])
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # its leader is not waited for yet, so the number is still its own
+    return Done(process.returncode, b"".join(texts[out]), clean_text(b"".join(texts[err]).decode("utf-8", "replace")))
+
+
+def _read_both(texts: dict[int, list[bytes]], until: float, max_bytes: int, name: str) -> None:
+    poll = select.poll()
+    for fd in texts:
+        poll.register(fd, select.POLLIN)
+    left, count = max_bytes, len(texts)
+    while count:
+        remaining = until - time.monotonic()
+        if remaining <= 0:
+            raise Unanswered(f"{name} does not answer in time")
+        for fd, _event in poll.poll(remaining * 1000):
+            part = os.read(fd, 1 << 16)
+            if not part:
+                poll.unregister(fd)
+                count -= 1
+            texts[fd].append(part)
+            left -= len(part)
+            if left < 0:
+                raise Unanswered(f"{name} answers more than {max_bytes} bytes")
+
+
+def _await_end(pid: int, until: float, name: str) -> None:
+    """Wait until the child PID has ended, and leave it there."""
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > until:
+            raise Unanswered(f"{name} does not end in time")
+        time.sleep(0.002)
+
+
+def clean_text(text: str) -> str:
+    """TEXT of somebody else for a message: short, in one line, without control characters."""
+    line = " ".join(text.split())
+    line = "".join(one if one.isprintable() else "?" for one in line)
+    return line if len(line) <= _MAX_TEXT else line[:_MAX_TEXT] + "…"
+
+
+def parse_json(text: bytes) -> Any:
+    """The document TEXT; raises one of WRONG_FORM where it is none."""
+    return json.loads(text.decode("utf-8", "replace"))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What FUNCTION(UNTIL) gives when ACCOUNT runs it: something that JSON can hold. It has until UNTIL (time.monotonic)."""
+
+    account: Account
+    function: Callable[[float], Any]
+
+
+@dataclass
+class _Asked:
+    """A question under way: its supervisor, and what has come from it."""
+
+    index: int
+    pid: int
+    fd: int
+    data: bytearray
+
+
+def ask_users(questions: Sequence[Question], seconds: float) -> list[Any]:
+    """The answers to QUESTIONS, all of them asked side by side, in SECONDS for all; Unanswered in place of one that there is none of."""
+    until = time.monotonic() + seconds
+    answers: list[Any] = [Unanswered("no time was left") for _question in questions]
+    waiting = list(range(len(questions)))[::-1]
+    active: dict[int, _Asked] = {}
+    poll = select.poll()
+    started: list[int] = []
+    while (waiting or active) and time.monotonic() < until:
+        while waiting and len(active) < _AT_ONCE:
+            one = _start(questions[waiting[-1]], waiting.pop(), until - _END_S)
+            active[one.fd] = one
+            started.append(one.pid)
+            answers[one.index] = Unanswered("no answer in time")
+            poll.register(one.fd, select.POLLIN)
+        for fd, _event in poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            one = active[fd]
+            part = os.read(fd, 1 << 16)
+            one.data += part
+            if part and len(one.data) <= MAX_BYTES:
+                continue
+            poll.unregister(fd)
+            os.close(fd)
+            del active[fd]
+            answers[one.index] = _parse_answer(bytes(one.data))
+    for fd in active:
+        os.close(fd)
+    _reap(started, until)
+    return answers
+
+
+def _parse_answer(data: bytes) -> Any:
+    if len(data) > MAX_BYTES:
+        return Unanswered(f"the answer has more than {MAX_BYTES} bytes")
+    try:
+        answer = parse_json(data)
+        return Unanswered(clean_text(answer["error"])) if "error" in answer else answer["answer"]
+    except WRONG_FORM:
+        return Unanswered("what asked was killed")
+
+
+def _reap(pids: list[int], until: float) -> None:
+    """Wait for the supervisors PIDS, which end by themselves; one that hangs in the kernel is left to it."""
+    for pid in pids:
+        with suppress(ChildProcessError):  # where nobody waits for children, the kernel does
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > until + _END_S:
+                    os.kill(pid, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+
+
+def _start(question: Question, index: int, until: float) -> _Asked:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _supervise(question, writer, until)
+    os.close(writer)
+    return _Asked(index, pid, reader, bytearray())
+
+
+def _supervise(question: Question, writer: int, until: float) -> NoReturn:
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            if writer != fd:
+                os.dup2(null, fd)
+        close_all_but({0, 1, 2, writer})
+        syscalls.set_child_subreaper()
+        worker = os.fork()
+        if worker == 0:
+            _work(question, writer, until)
+        os.close(writer)
+        poll = select.poll()
+        poll.register(syscalls.pidfd_open(worker), select.POLLIN)
+        poll.poll(max(0.0, until - time.monotonic()) * 1000)
+    finally:
+        with suppress(BaseException):
+            _end_children()
+        os._exit(0)
+
+
+def _end_children() -> None:
+    """Kill the children of this process, and what becomes its children by that, until there is none."""
+    end = time.monotonic() + _END_S / 2
+    own = str(os.getpid()).encode("ascii")
+    while time.monotonic() < end:
+        for pid in read_pids():
+            with suppress(ProcessGone, OSError, IndexError), Process(pid) as process:
+                if process.read("stat").rpartition(b")")[2].split()[1] == own:
+                    process.kill(signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.005)
+
+
+def _work(question: Question, writer: int, until: float) -> NoReturn:
+    try:
+        try:
+            with suppress(OSError):
+                syscalls.join_new_session_keyring()  # root's keys are not for the user
+            _confine()
+            question.account.become()
+            syscalls.set_undumpable()
+            text = json.dumps({"answer": question.function(until)})
+        except ContainerError as error:
+            text = json.dumps({"error": str(error)})
+        except BaseException as error:
+            text = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        data = text.encode("utf-8", "replace")
+        while data:
+            data = data[os.write(writer, data[: 1 << 16]) :]
+    finally:
+        os._exit(0)
+
+
+def _confine() -> None:
+    """Have what the user starts here get a gigabyte of memory each at the most, and be the first to go where memory is short."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = 2 * _MAX_MEMORY if hard == resource.RLIM_INFINITY else min(2 * _MAX_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
+def limit_memory() -> None:
+    """Have this process get no more than half a gigabyte beside what it has: what is parsed may be made to grow."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = size + _MAX_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

@@ -1,0 +1,418 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers of the host's users: rootless Podman's, those with state of an OCI runtime, and those of engines at a user's socket.
+
+All of it is a stranger's word. It is asked for as that user and within bounds (see asking.py), and believed only of processes whose
+user and mount namespaces are that user's. The OCI runtime is not run for it: two small files of a container say all.
+Sources: libcontainer's state.json, crun's status, the OCI runtime specification.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import (
+    RUNTIME_FOLDERS,
+    WRONG_FORM,
+    Account,
+    Question,
+    Unanswered,
+    ask_users,
+    clean_text,
+    find_account,
+    limit_memory,
+    parse_json,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+    make_container,
+    open_process,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import (
+    DockerEngine,
+    parse_inspected,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust import (
+    MAX_BYTES,
+    Unreadable,
+    Untrusted,
+    find_owner,
+    read_regular,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
+
+TOTAL_S = 14.0  # for all users and for all that is asked of them for one Host
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NAME = re.compile(r"[A-Za-z0-9_.+@:/-]{1,512}\Z")
+_MAX_CONTAINERS = 4096
+_MAX_TROUBLES = 3
+_READING_S = 1.0  # kept for the files of a user whose Podman hangs
+
+
+class Budget:
+    """How many of SECONDS are left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def ask(self, questions: Sequence[Question]) -> list[Any]:
+        """The answers to QUESTIONS in the time that is left, as ask_users gives them."""
+        start = time.monotonic()
+        try:
+            return ask_users(questions, self._left)
+        finally:
+            self._left = max(0.0, self._left - (time.monotonic() - start))
+
+
+@dataclass
+class _Told:
+    """What a user has told: containers, by their keys where their bundles are, what was wrong."""
+
+    containers: list[Container] = field(default_factory=list)
+    places: dict[tuple[int | None, str, str], dict[str, Any]] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+
+
+class Stranger:
+    """The containers of a user of the host, as the user has told of them. It asks no more, but for what `podman inspect` says."""
+
+    name = "user"
+
+    def __init__(self, account: Account, told: _Told, budget: Budget, socket: str = "") -> None:
+        self._account = account
+        self._told = told
+        self._budget = budget
+        self._socket = socket
+        self._inspected: dict[str, Any] | None = None
+        self.label = account.label
+
+    def list_containers(self) -> list[Container]:
+        """Those whose processes are the user's, and those that do not run."""
+        return self._told.containers
+
+    def describe_troubles(self) -> str:
+        """What was wrong with what the user says, for one warning; '' for nothing."""
+        found = self._told.troubles
+        more = f"; and {len(found) - _MAX_TROUBLES} more" if len(found) > _MAX_TROUBLES else ""
+        return "; ".join(clean_text(one) for one in found[:_MAX_TROUBLES]) + more
+
+    def inspect(self, container: Container) -> dict[str, Any]:
+        """What is known of CONTAINER, in the form of `docker inspect`: Podman's or Docker's own words, where they answer."""
+        place = self._told.places[container.key]
+        if "inspected" in place:
+            return _sound(dict(place["inspected"]))
+        found: dict[str, Any] = {
+            "Id": container.id,
+            "Name": container.name,
+            "State": {"Status": container.state, "Pid": container.pid},
+            "Config": {"Image": container.image, "Labels": container.labels},
+            "Annotations": container.labels,
+            "Bundle": place.get("bundle"),
+        }
+        if not place.get("program"):
+            found.update(self._inspect_podman().get(container.id) or {})
+        return _sound(found)
+
+    def _inspect_podman(self) -> dict[str, Any]:
+        """What the user's Podman says of all its containers, which it is asked once; empty where it does not answer."""
+        if self._inspected is None:
+            ids = [one.id for one in self._told.containers if not self._told.places[one.key].get("program")]
+            account = self._account
+            (answer,) = self._budget.ask([Question(account, lambda until: podman.inspect_as(account, ids, until))])
+            self._inspected = answer if isinstance(answer, dict) else {}
+        return self._inspected
+
+    def refresh(self, container: Container) -> Container:
+        """CONTAINER, unless it has ended since the user was asked."""
+        if container.pid and read_start_ticks(container.pid) != container.start_ticks:
+            raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
+        return replace(container)
+
+    def predict_place(self, _container: Container) -> Place | None:
+        """None: where a user's containers are is the user's affair."""
+        return None
+
+    def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
+        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        place = self._told.places[container.key]
+        if place.get("program"):
+            options = [word for variable in variables for word in ("--env", variable)]
+            command = [place["program"], "--root", place["root"], "exec", "--tty", *options, container.id, *argv]
+        else:
+            options = [word for variable in variables for word in ("-e", variable)]
+            engine = ["docker", "-H", self._socket] if self._socket else ["podman"]
+            command = [*engine, "exec", "-it", *options, container.id, *argv]
+        return self._account.make_command(command)
+
+
+def _sound(inspected: dict[str, Any]) -> dict[str, Any]:
+    """INSPECTED without networks where these are no map of names, as all of its readers take them to be."""
+    settings = inspected.get("NetworkSettings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("Networks") or {}, dict):
+        return {**inspected, "NetworkSettings": {}}
+    return inspected
+
+
+def find_strangers(budget: Budget) -> list[Stranger]:
+    """All users with a folder below /run/user, but for root, as far as they have containers, or trouble."""
+    if not os.path.isdir(RUNTIME_FOLDERS):
+        return []
+    uids = sorted(
+        int(name) for name in os.listdir(RUNTIME_FOLDERS) if name.isascii() and name.isdigit() and len(name) < 11
+    )
+    accounts = [find_account(uid) for uid in uids if 0 < uid < 2**32 - 1]
+    questions = [Question(account, _make_gatherer(account)) for account in accounts]
+    found = [_make(account, answer, budget) for account, answer in zip(accounts, budget.ask(questions))]
+    return [one for one in found if one.list_containers() or one.describe_troubles()]
+
+
+def ask_engine(url: str, name: str, uid: int, budget: Budget) -> Stranger:
+    """The user UID's engine that speaks Docker's API at URL, called NAME."""
+    account = find_account(uid)
+    (answer,) = budget.ask([Question(account, lambda _until: _gather_engine(url, name))])
+    return _make(account, answer, budget, url)
+
+
+def find_socket_owner(url: str) -> int:
+    """The user who may have put an engine at URL: 0 for root, and for what is no socket of this host. Raises ContainerError."""
+    if not url.startswith("unix://"):
+        return 0
+    path = os.path.abspath("/" + url[len("unix://") :].lstrip("/"))
+    try:
+        return find_owner(path)
+    except OSError:
+        return 0  # there is none, and who looks for it says so
+    except Untrusted as error:
+        raise ContainerError(f"the engine at {url} is not asked: {error}; take that right away") from error
+
+
+def _make_gatherer(account: Account) -> Callable[[float], dict[str, Any]]:
+    return lambda until: _gather(account, until)
+
+
+def _make(account: Account, answer: Any, budget: Budget, socket: str = "") -> Stranger:
+    told = _Told()
+    if isinstance(answer, Unanswered):
+        told.troubles.append(str(answer))
+    else:
+        try:
+            told.troubles += [str(one) for one in answer["troubles"]]
+            for entry in answer["containers"]:
+                _believe(account, entry, told)
+        except WRONG_FORM as error:
+            told.troubles.append(f"the answer is of a wrong form ({type(error).__name__})")
+    return Stranger(account, told, budget, socket)
+
+
+def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
+    """Put the container of ENTRY into TOLD, unless it is none, or is said to be a process that is not ACCOUNT's."""
+    place = entry.pop("place")
+    claimed = entry.pop("claimed_ticks", None)
+    try:
+        for word in (entry["id"], entry["name"], entry["state"]):
+            if not isinstance(word, str) or not _NAME.match(word):
+                raise ValueError(f"{word!r} is no id, name or state of a container")
+        if not str(entry.get("image") or "").isprintable():
+            raise ValueError("an image's name has control characters")
+        json.dumps(entry.get("labels"), ensure_ascii=False).encode("utf-8")  # lone surrogates are for no manifest
+        pid = entry.get("pid") or 0
+        entry["start_ticks"] = read_start_ticks(pid) if isinstance(pid, int) and 1 < pid < 1 << 22 else None
+        container = make_container(**entry, owner_uid=account.uid)
+    except WRONG_FORM as error:
+        told.troubles.append(f"a container is left out: {error}")
+        return
+    if place.get("program"):
+        container = _judge(container, claimed)
+    if container.key in told.places:
+        told.troubles.append(f"container {container.name} is left out: its id is there twice")
+        return
+    if container.state not in ("running", "paused"):
+        container = replace(container, pid=0, start_ticks=None)
+    else:
+        try:
+            with open_process(container):
+                pass
+        except ContainerGoneError:
+            return
+        except (ContainerError, OSError) as error:
+            told.troubles.append(f"container {container.name} is left out: {error}")
+            return
+    told.places[container.key] = place
+    told.containers.append(container)
+
+
+def _judge(container: Container, claimed_ticks: Any) -> Container:
+    """CONTAINER of an OCI runtime, with its state by the process that it is said to be: it has ended with that one."""
+    if container.state == "created":
+        return container
+    if container.start_ticks is None or container.start_ticks != claimed_ticks:
+        return replace(container, state="exited")
+    return replace(container, state="paused" if oci.is_frozen(container.pid) else "running")
+
+
+# What follows is run by the user.
+
+
+def _gather_engine(url: str, name: str) -> dict[str, Any]:
+    limit_memory()
+    engine = DockerEngine(url, name)
+    found, troubles = [], []
+    for listed in engine.list_containers()[:_MAX_CONTAINERS]:
+        try:
+            inspected = engine.inspect(listed)
+            one = parse_inspected(inspected, name)
+        except ContainerError as error:
+            troubles.append(str(error))
+            continue
+        entry = {key: getattr(one, key) for key in ("id", "name", "state", "pid", "image", "labels", "runtime")}
+        found.append({**entry, "place": {"inspected": inspected}})
+    return {"containers": found, "troubles": troubles}
+
+
+def _gather(account: Account, until: float) -> dict[str, Any]:
+    """What ACCOUNT has below its own /run/user/UID."""
+    found: list[dict[str, Any]] = []
+    troubles: list[str] = []
+    top = f"{RUNTIME_FOLDERS}/{account.uid}"
+    if _is_folder(f"{top}/libpod"):
+        try:
+            found += podman.list_as(account, until - _READING_S)
+        except ContainerError as error:
+            troubles.append(str(error))
+    reader = _Reader(MAX_BYTES)
+    limit_memory()
+    for program in ("runc", "crun"):
+        known = {one["id"] for one in found if isinstance(one["id"], str)}
+        found += [
+            one for one in _gather_states(f"{top}/{program}", program, reader, troubles) if one["id"] not in known
+        ]
+    return {"containers": found[:_MAX_CONTAINERS], "troubles": troubles[:_MAX_CONTAINERS]}
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+class _Reader:
+    """Reads files, and not more than MAX_BYTES of all of them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def read_json(self, fd: int, name: str) -> Any:
+        """The document in the file NAME of the folder FD. Raises OSError, Unreadable, and what is in WRONG_FORM."""
+        text = read_regular(fd, name, self._left)
+        self._left -= len(text)
+        return parse_json(text)
+
+
+def _gather_states(path: str, default_runtime: str, reader: _Reader, troubles: list[str]) -> list[dict[str, Any]]:
+    """The containers with state in the folder PATH, which is not followed where it is a link."""
+    if not os.path.lexists(path):
+        return []
+    found: list[dict[str, Any]] = []
+    try:
+        fd = os.open(path, _FOLDER)
+    except OSError as error:
+        troubles.append(f"{path}: {error.strerror}")
+        return found
+    try:
+        names = _list_names(fd)
+        if len(names) == _MAX_CONTAINERS:
+            troubles.append(f"{path}: of more than {_MAX_CONTAINERS} containers the rest is left out")
+        for name in names:
+            try:
+                folder = os.open(name, _FOLDER, dir_fd=fd)
+            except OSError:
+                continue  # a file, or gone
+            try:
+                entry = _read_state(folder, name, reader)
+                if entry:
+                    entry["place"]["root"] = path
+                    found.append({"runtime": default_runtime, **entry})
+            except FileNotFoundError:
+                continue
+            except (OSError, Unreadable, *WRONG_FORM) as error:
+                troubles.append(f"{path}/{name}: {type(error).__name__} {error}")
+            finally:
+                os.close(folder)
+    finally:
+        os.close(fd)
+    return found
+
+
+def _list_names(fd: int) -> list[str]:
+    names = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            names.append(entry.name)
+            if len(names) >= _MAX_CONTAINERS:
+                break
+    return sorted(names)
+
+
+def _read_state(fd: int, name: str, reader: _Reader) -> dict[str, Any] | None:
+    """What the state of the container called NAME in the folder FD says; None where there is none."""
+    state_name = "created" if _has(fd, "exec.fifo") else "running"
+    if _has(fd, "state.json"):
+        state = reader.read_json(fd, "state.json")
+        labels = dict(one.partition("=")[::2] for one in state["config"].get("labels") or [] if "=" in one)
+        bundle = labels.pop("bundle", None)
+        fields = {"pid": state["init_process_pid"], "claimed_ticks": state["init_process_start"]}
+        place = {"program": "runc", "bundle": bundle}
+    elif _has(fd, "status"):
+        state = reader.read_json(fd, "status")
+        bundle = state["bundle"]
+        fields = {"pid": state["pid"], "claimed_ticks": state["process-start-time"]}
+        labels = _read_annotations(fd, bundle, reader)
+        place = {"program": "crun", "bundle": bundle}
+    else:
+        return None
+    if not all(isinstance(one, str) for pair in labels.items() for one in pair):
+        raise ValueError("an annotation is no text")
+    manager = {"runtime": "podman"} if labels.get("io.container.manager") == "libpod" else {}
+    return {
+        **fields,
+        **manager,
+        "id": name,
+        "name": oci.make_name(labels) or name,
+        "state": state_name,
+        "image": oci.find_image(labels),
+        "labels": labels,
+        "place": place,
+    }
+
+
+def _has(fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _read_annotations(fd: int, bundle: str, reader: _Reader) -> dict[str, str]:
+    """Annotations from the copy of its configuration that crun keeps, or from the bundle."""
+    if not _has(fd, "config.json"):
+        try:
+            fd = os.open(bundle, _FOLDER)
+        except FileNotFoundError:
+            return {}
+        try:
+            return dict(reader.read_json(fd, "config.json").get("annotations") or {})
+        finally:
+            os.close(fd)
+    return dict(reader.read_json(fd, "config.json").get("annotations") or {})
