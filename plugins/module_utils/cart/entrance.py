@@ -140,7 +140,9 @@ def _find_container(order: Order) -> Container:
     host = Host(order.docker_host)
     if order.container.startswith("pid:"):
         return host.find_process(order.container)
-    return host.refresh(select_containers(Selector((order.container,)), host.list_containers())[0])
+    selector = Selector((order.container,), any_owner=order.docker_host is not None)
+    listed = host.list_containers(users=selector.may_mean_users)
+    return host.refresh(select_containers(selector, listed)[0])
 
 
 def _run_job(job: Job, order: Order, server: Server) -> int:
