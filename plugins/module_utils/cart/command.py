@@ -20,7 +20,8 @@ from typing import Any, NoReturn, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import rights as rights_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view import enter_private_copy
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import labels, processes, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace, close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace
 
 # Names of descriptors, beside those of namespaces (as in /proc/PID/ns), `root` (the container's), `image` (a mount), `order` (a memory
 # file with the order itself), `stdin`, `stdout`, `stderr` and, where the order has one, `scratch` (a mount).

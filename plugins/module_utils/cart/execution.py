@@ -13,6 +13,7 @@ import base64
 import errno
 import os
 import shlex
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence
@@ -40,11 +41,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sessions impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink, open_sinks
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
-    ContainerError,
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
+    User,
+    UserError,
+    UserFileError,
+    find_users,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
@@ -122,32 +127,56 @@ def execute(
         check_running(container)
     with open_targets(containers) as targets:
         places = choose_places(targets, command, user, image_name)
+        good = [place for place in places if not place.failure]
         if check_mode:
+            _refuse_failed(places)
             return []
-        with open_jobs(places, command) as jobs:
+        with open_jobs(good, command) as jobs:
             sinks = open_sinks(list(containers), output)
-            results = run_jobs(jobs, sinks, server)
+            good_sinks = [one for place, one in zip(places, sinks) if not place.failure]
+            done = iter(run_jobs(jobs, good_sinks, server))
+        results = [_fail(place) if place.failure else next(done) for place in places]
     return _report(results, sinks, command, output)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store."""
+    """Where a command is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store.
+
+    FAILURE is why it cannot run there; the container's own fault must not cost the others.
+    """
 
     target: Target
     user: User | None
     source: store.StoredImage | Attachment
+    failure: str = ""
 
 
 def choose_places(targets: Sequence[Target], command: Command, user: str | None, image_name: str | None) -> list[Place]:
     """For each of TARGETS who USER is there, and its image: the attached one, or the one of the store called IMAGE_NAME."""
-    users = [_find_user_in(target, user, command) for target in targets]
-    return [Place(*one) for one in zip(targets, users, _find_sources(targets, image_name))]
+    users = _find_users_in(targets, user, command)
+    return [
+        Place(target, None, source, str(found)) if isinstance(found, UserFileError) else Place(target, found, source)
+        for target, found, source in zip(targets, users, _find_sources(targets, image_name))
+    ]
+
+
+def _refuse_failed(places: Sequence[Place]) -> None:
+    failures = [f"container {place.target.container.name}: {place.failure}" for place in places if place.failure]
+    if failures:
+        raise ExecutionError("; ".join(failures))
+
+
+def _fail(place: Place) -> Result:
+    container = place.target.container
+    now = time.time()
+    return Result(container.name, container.id, start=now, end=now, error=place.failure)
 
 
 @contextmanager
 def open_jobs(places: Sequence[Place], command: Command) -> Iterator[list[Job]]:
-    """COMMAND for each of PLACES, each with a mount of its image."""
+    """COMMAND for each of PLACES, each with a mount of its image. Raises ExecutionError for one where it cannot run."""
+    _refuse_failed(places)
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts("self", " - cgroup")
@@ -194,25 +223,36 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
         yield groups
 
 
-def _find_user_in(target: Target, spec: str | None, command: Command) -> User | None:
-    """Who SPEC is in TARGET, in the host's numbers; without the container's files it is a user of the host."""
+def _find_users_in(
+    targets: Sequence[Target], spec: str | None, command: Command
+) -> Sequence[User | UserFileError | None]:
+    """Who SPEC is in each of TARGETS, in the host's numbers; without the container's files it is a user of the host.
+
+    Raises UserError where one has no such user.
+    """
+    if spec is None and ("user" not in command.namespaces or command.confined):
+        return [None for _target in targets]
     inside = "mnt" in command.namespaces
-    if spec is None and "user" not in command.namespaces:
-        return None
-    if spec is None and command.confined:
-        return None
-    root_fd = (
-        target.process.open("root", os.O_PATH | os.O_DIRECTORY)
-        if inside
-        else os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    )
+    with ExitStack() as stack:
+        root_fds = []
+        for target in targets:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            root_fds.append(target.process.open("root", flags) if inside else os.open("/", flags))
+            stack.callback(os.close, root_fds[-1])
+        found = find_users("0:0" if spec is None else spec, root_fds)
+    return [_settle_user(target, user, command) for target, user in zip(targets, found)]
+
+
+def _settle_user(target: Target, user: User | UserError | UserFileError, command: Command) -> User | UserFileError:
+    if isinstance(user, UserFileError):
+        return user
     try:
-        user = find_user("0:0" if spec is None else spec, root_fd)
-        return _find_outside(user, target.process) if inside or "user" in command.namespaces else user
-    except ContainerError as error:
-        raise type(error)(f"container {target.container.name}: {error}") from error
-    finally:
-        os.close(root_fd)
+        if isinstance(user, UserError):
+            raise user
+        is_inside = "mnt" in command.namespaces or "user" in command.namespaces
+        return _find_outside(user, target.process) if is_inside else user
+    except UserError as error:
+        raise UserError(f"container {target.container.name}: {error}") from error
 
 
 def _find_outside(user: User, process: Process) -> User:

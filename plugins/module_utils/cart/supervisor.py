@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
 
 _TITLE = "crashcart-supervisor"  # a trace of the container knows tools by it (ftrace/following.py)
 _KILL_S = 0.01  # between two rounds of killing
