@@ -18,6 +18,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
@@ -120,7 +121,7 @@ class ActionModule(ActionBase):
                     self._connection.fetch_file(transfer["path"], local)
             finally:
                 # What has arrived stays, also of a transfer that broke, and the next fetch goes on behind it.
-                open(local, "ab").close()
+                open(local, "ab", opener=open_private).close()
                 whole = arrivals.take(transfer, local)
         if len(whole) != len(transfer["segments"]):
             raise ArrivalError("the transfer is cut short")
@@ -166,7 +167,7 @@ def _make_folder(folder: str) -> list[str]:
         missing.append(place)
         place = os.path.dirname(place) or "."
     try:
-        os.makedirs(folder, exist_ok=True)
+        make_missing(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
