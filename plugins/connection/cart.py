@@ -16,7 +16,7 @@ description:
   - Reaches the container's host by ssh (or is there already) and runs tasks inside the container with the Python and the shell of
     a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
   - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
-    a folder of the host's C(/run) that only these tasks see.
+    a file system of their own in the host's memory that only these tasks see.
   - Commands run in the container's control groups and in its namespaces but for cgroup, time and user, with the host root's
     capabilities, as M(crashcart.fleet.crashcart_exec) runs them; with O(confined) they may do what the container's first process may.
   - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
@@ -87,6 +87,14 @@ options:
     type: str
     vars:
       - name: ansible_cart_become_password
+  scratch_size:
+    description:
+      - How much the temporary files of one connection may be, modules and files on their way included.
+      - They are in the host's memory (a tmpfs), and count for the container's control group.
+    type: str
+    default: 512MiB
+    vars:
+      - name: ansible_cart_scratch_size
   python:
     description: Python on the host; with the Docker SDK, where Docker is to be asked.
     type: str
@@ -137,6 +145,7 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
 display = Display()
 
@@ -312,6 +321,7 @@ class Connection(ConnectionBase):
             docker_host=self.get_option("docker_host"),
             user=(self._play_context.become_user or "root") if self._inner_become else None,
             scratch=self._scratch,
+            scratch_bytes=parse_bytes(self.get_option("scratch_size"), "ansible_cart_scratch_size"),
             keep=bool(argv) and self._is_scratch_kept,
             source=source,
             sink=sink,

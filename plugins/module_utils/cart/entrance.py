@@ -8,21 +8,19 @@ What it has to say beside the command's own output goes to stderr as the last li
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command as command_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, supervisor
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import scratch as scratch_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
     DEFAULT_NAMESPACES,
     NAMESPACES,
@@ -38,15 +36,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import UserError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 PREFIX = "/dev/crashcart"
-SCRATCH = os.path.join(RUN, "scratch")
 SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # where commands see their connection's folder
-_FORGOTTEN_S = 3600.0  # after which nobody comes back to a folder that no command uses
 RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
 
 
@@ -54,9 +49,10 @@ RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stder
 class Order:
     """What to do: run ARGV in CONTAINER (a name or an id) as USER.
 
-    SCRATCH names the folder for temporary files of this connection. It is removed after the command unless KEEP says that another one
-    needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of the host that is the command's stdin,
-    SINK one that takes its stdout. TOKEN begins our own last line. Without a CONTAINER the running ones are listed, as JSON on stdout.
+    SCRATCH names the folder for temporary files of this connection, which holds SCRATCH_BYTES at most. It is removed after the
+    command unless KEEP says that another one needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of
+    the host that is the command's stdin, SINK one that takes its stdout. TOKEN begins our own last line. Without a CONTAINER the
+    running ones are listed, as JSON on stdout.
     """
 
     token: str
@@ -66,6 +62,7 @@ class Order:
     docker_host: str | None = None
     user: str | None = None
     scratch: str = ""
+    scratch_bytes: int = scratch_.MAX_BYTES
     keep: bool = False
     source: str = ""
     sink: str = ""
@@ -100,7 +97,7 @@ def _carry_out(order: Order) -> int:
         return _run(order) if order.argv else 0
     finally:
         if not order.keep:
-            shutil.rmtree(os.path.join(SCRATCH, order.scratch), ignore_errors=True)
+            scratch_.remove(order.scratch)
 
 
 def _run(order: Order) -> int:
@@ -152,7 +149,7 @@ def _run_job(job: Job, order: Order) -> int:
         if order.sink:
             far["stdout"] = os.open(order.sink, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             stack.callback(os.close, far["stdout"])
-        far["scratch"] = _open_scratch(order.scratch, job)
+        far["scratch"] = scratch_.open_scratch(order.scratch, job.rights.uid, job.rights.gid, order.scratch_bytes)
         stack.callback(os.close, far["scratch"])
         channel, far_channel = socket.socketpair()
         with far_channel:
@@ -160,34 +157,6 @@ def _run_job(job: Job, order: Order) -> int:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the supervisor answers through its channel
             supervisor.start(far, confined=job.command.confined)
         return _wait(channel)
-
-
-def _open_scratch(name: str, job: Job) -> int:
-    """A detached mount of the connection's folder, which only the host's root and the command's user can reach."""
-    folder = os.path.join(SCRATCH, name)
-    os.makedirs(SCRATCH, mode=0o700, exist_ok=True)
-    with suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-        os.chown(folder, job.rights.uid, job.rights.gid)
-    os.utime(folder)
-    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)  # until this process ends
-    _remove_forgotten()
-    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW
-    return syscalls.open_tree(-1, folder, flags)
-
-
-def _remove_forgotten() -> None:
-    """Remove the folders of connections whose controller was killed: there is no other that would."""
-    for name in os.listdir(SCRATCH):
-        folder = os.path.join(SCRATCH, name)
-        with suppress(OSError):  # in use, or gone
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(fd).st_mtime > _FORGOTTEN_S:
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(fd)
 
 
 def _wait(channel: socket.socket) -> int:

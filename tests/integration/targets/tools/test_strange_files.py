@@ -58,7 +58,9 @@ def test_what_stands_in_the_place_of_passwd_is_not_opened(pair, tmp_path, kind):
     log = tmp_path / "strace"
     text = json.dumps({"ANSIBLE_MODULE_ARGS": {"containers": pair, **WHO, "_ansible_version": "2.19"}})
     trace = ["strace", "-f", "-y", "-qq", "-e", "trace=open,openat,openat2", "-o", str(log)]
-    done = host.run(*trace, sys.executable, "-m", f"{host.COLLECTION}.plugins.modules.crashcart_exec", input=text, check=False)
+    done = host.run(
+        *trace, sys.executable, "-m", f"{host.COLLECTION}.plugins.modules.crashcart_exec", input=text, check=False
+    )
     with pytest.raises(host.ModuleFailed) as failed:
         host.parse_result(done.stdout, done.stderr)
     check_the_good_one_is_served(failed.value.result, good, bad, f"it is no regular file but {kind}")
