@@ -23,6 +23,8 @@ description:
 notes:
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
   - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
+  - A task's command line and its C(environment) are in no process's arguments, which everybody on the host could read, until a
+    program is started with them.
   - Tasks with C(async) are refused, as everything ends with its call.
   - C(TMPDIR) is a folder that lives as long as the task, so M(ansible.builtin.tempfile) needs its O(ansible.builtin.tempfile#module:path).
 options:
@@ -153,6 +155,9 @@ _LIBRARY = "/run/crashcart/lib"
 _LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of a tunnel
 _IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
 _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
+# A command with its secrets is a variable, which its own user alone can read; everybody on the host can read arguments.
+_COMMAND = "CRASHCART_COMMAND"
+_EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
 _MISSING = "crashcart: the program is not there"
 # What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
 _UNPACK = (
@@ -208,6 +213,10 @@ class Connection(ConnectionBase):
         self._link.set_options(task_keys=task_keys, var_options=var_options)
         if name == "ssh":
             self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
+        else:
+            self._link.set_option(
+                "pipelining", True
+            )  # without it sudo's stdin would be a terminal, which takes no data
         wanted = self.get_option("host_become")
         if wanted is None:
             wanted = os.geteuid() != 0 if name == "local" else self.get_option("remote_user") != "root"
@@ -235,7 +244,7 @@ class Connection(ConnectionBase):
                 "a task with async does not work in a container, where everything ends with its call: run it without, or give its"
                 " program to crashcart_exec on the host, with async there"
             )
-        return self._enter(["sh", "-c", self._unwrap(cmd)], in_data)
+        return self._enter(["sh", "-c", _EVALUATE], in_data, env={_COMMAND: self._unwrap(cmd)})
 
     def _unwrap(self, command: str) -> str:
         """COMMAND without the call of the shell that Ansible puts before it: one is enough."""
@@ -306,17 +315,24 @@ class Connection(ConnectionBase):
         self._link.exec_command(f"rm -f {shlex.quote(path)}", sudoable=False)
 
     def _enter(
-        self, argv: list[str], in_data: bytes | None = None, source: str = "", sink: str = ""
+        self,
+        argv: list[str],
+        in_data: bytes | None = None,
+        source: str = "",
+        sink: str = "",
+        env: dict[str, str] | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Run ARGV in the container; exit code, stdout, stderr."""
+        """Run ARGV with ENV in the container; exit code, stdout, stderr."""
         if not self.get_option("container"):
             raise AnsibleError("say which container: set ansible_cart_container to its name or id")
-        keep = any(entrance.SCRATCH_PATH in word for word in argv)
+        env = env or {}
+        keep = any(entrance.SCRATCH_PATH in word for word in [*argv, *env.values()])
         self._is_scratch_kept = self._is_scratch_kept or keep
         order = entrance.Order(
             token=self._token,
             container=str(self.get_option("container")),
             argv=argv,
+            env=env,
             image=self.get_option("image"),
             docker_host=self.get_option("docker_host"),
             user=(self._play_context.become_user or "root") if self._inner_become else None,
@@ -343,9 +359,10 @@ class Connection(ConnectionBase):
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
-        run = f"exec {python} {path} {shlex.quote(order.as_json())}"
+        run = f"exec {python} {path}"
         command = f"test -d {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
-        outcome = self._run_on_host(command, in_data)
+        data = order.pack() + (in_data or b"")
+        outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
             install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
@@ -353,7 +370,7 @@ class Connection(ConnectionBase):
                 raise AnsibleConnectionFailure(
                     f"the host has no place for a program: {stderr.decode('utf-8', 'replace').strip()}"
                 )
-            outcome = self._run_on_host(command, in_data)
+            outcome = self._run_on_host(command, data)
         return outcome
 
     def _run_on_host(self, command: str, in_data: bytes | None) -> tuple[int, bytes, bytes]:

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.hidden import make_invocation
 
 # What to enter containers takes, by the kernel's numbers.
 _NEEDED = {
@@ -47,14 +49,18 @@ def require_root() -> None:
             raise FleetError("this is root of a user namespace only: run it as root of the host itself")
 
 
-def run_module(module: Any, function: Callable[[Any], dict[str, Any]]) -> NoReturn:
-    """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises."""
+def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden: Sequence[str] = ()) -> NoReturn:
+    """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises.
+
+    HIDDEN are options whose values nobody is to read; they have `no_log`.
+    """
+    more = {"invocation": make_invocation(module, hidden)} if hidden else {}
     try:
         result = function(module)
     except FleetError as error:
-        module.fail_json(msg=str(error), **error.result)
+        module.fail_json(msg=str(error), **error.result, **more)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        module.fail_json(msg=f"the host refused: {error.strerror or error}{where}")
-    module.exit_json(**result)
+        module.fail_json(msg=f"the host refused: {error.strerror or error}{where}", **more)
+    module.exit_json(**result, **more)
     raise SystemExit  # exit_json has ended the process; this tells the type checker

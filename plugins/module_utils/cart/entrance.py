@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The host's half of the connection plugin: one command in one container, on the descriptors that ssh gave this process.
 
-It is run as a program on the host, out of a folder that the plugin has put there. Its one argument is an Order as JSON.
+It is run as a program on the host, out of a folder that the plugin has put there. Its stdin begins with an Order: everybody on the
+host may read arguments, and a task's command may hold secrets. What follows there is the command's.
 What it has to say beside the command's own output goes to stderr as the last line, after a token that only the plugin knows.
 """
 
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command as command_
@@ -47,7 +48,7 @@ RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stder
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: run ARGV in CONTAINER (a name or an id) as USER.
+    """What to do: run ARGV with ENV in CONTAINER (a name or an id) as USER.
 
     SCRATCH names the folder for temporary files of this connection, which holds SCRATCH_BYTES at most. It is removed after the
     command unless KEEP says that another one needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of
@@ -58,6 +59,7 @@ class Order:
     token: str
     container: str
     argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     docker_host: str | None = None
     user: str | None = None
@@ -68,20 +70,39 @@ class Order:
     sink: str = ""
     confined: bool = False
 
-    def as_json(self) -> str:
-        """The argument for main."""
-        return json.dumps(asdict(self))
+    def pack(self) -> bytes:
+        """What main's stdin begins with: a line with the length, and so much JSON."""
+        text = json.dumps(asdict(self)).encode("ascii")
+        return b"%d\n%s" % (len(text), text)
 
 
 def main() -> int:
-    """Carry out the order in the first argument; the exit code is the command's."""
-    order = Order(**json.loads(sys.argv[1]))
+    """Carry out the order that stdin begins with; the exit code is the command's."""
+    order = read_order(0)
     try:
         require_root()
         rc = _carry_out(order)
     except (FleetError, OSError) as error:
         return _tell(order, {"error": str(error), "is_wish": isinstance(error, UserError)})
     return _tell(order, {"rc": rc}) if rc == 255 else rc
+
+
+def read_order(fd: int) -> Order:
+    """The Order that FD begins with; what follows is still to be read."""
+    digits = b""
+    while not digits.endswith(b"\n"):
+        digits += _read_all(fd, 1)
+    return Order(**json.loads(_read_all(fd, int(digits))))
+
+
+def _read_all(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            raise SystemExit("the order is cut short")
+        data += part
+    return data
 
 
 def _tell(order: Order, message: dict[str, Any]) -> int:
@@ -106,7 +127,7 @@ def _run(order: Order) -> int:
     # What modules unpack is not for the container's files.
     command = Command(
         tuple(order.argv),
-        {"TMPDIR": SCRATCH_PATH},
+        {"TMPDIR": SCRATCH_PATH, **order.env},
         namespaces=NAMESPACES if order.confined else DEFAULT_NAMESPACES,
         confined=order.confined,
     )

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PRIVATE, make_folder
 
 FOLDER = os.path.join(RUN, "scratch")
 MAX_BYTES = 512 << 20
@@ -36,7 +36,8 @@ def open_scratch(name: str, uid: int, gid: int, max_bytes: int = MAX_BYTES) -> i
     make_folder(folder)
     os.utime(folder)
     fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)  # until this process ends
-    make_folder(files)
+    with suppress(FileExistsError):
+        os.mkdir(files, PRIVATE)
     if os.lstat(files).st_dev == os.lstat(folder).st_dev:
         _mount(files, uid, gid, max_bytes)
     remove_forgotten()

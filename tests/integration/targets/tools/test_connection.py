@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -216,6 +217,43 @@ def test_what_a_task_writes_to_its_scratch_is_bounded_and_not_on_the_hosts_file_
         inside("ansible.builtin.shell", {"_raw_params": "cat /dev/zero > $TMPDIR/x"}, ansible_cart_scratch_size="20MiB")
     assert "No space left on device" in failed.value.result["stderr"]
     assert abs(before - os.statvfs("/run/crashcart").f_bfree) * os.statvfs("/run/crashcart").f_bsize < 8 << 20
+
+
+PLAY = """\
+- hosts: HOST
+  gather_facts: false
+  tasks:
+    - ansible.builtin.command: {argv: [sleep, "4322"]}
+      environment: {TOKEN: hush-hush}
+"""
+
+
+@pytest.mark.parametrize("parent", ["as_user", "local"])
+def test_no_process_has_a_tasks_environment_among_its_arguments(container, ssh_hosts, tmp_path, parent):
+    name = container("static")
+    hosts = ssh_hosts
+    if parent == "local":
+        hosts = tmp_path / "hosts.yml"
+        hosts.write_text(json.dumps({"all": {"hosts": {"local": LOCAL}}}))
+    (tmp_path / "play.yml").write_text(PLAY.replace("HOST", parent))
+    variables = {
+        "ansible_connection": "crashcart.fleet.cart",
+        "ansible_cart_container": name,
+        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+    }
+    command = ["ansible-playbook", "-i", str(hosts), "-e", json.dumps(variables), str(tmp_path / "play.yml")]
+    with host.start(*command, stdout=-3) as play:
+        host.wait_until(lambda: host.runs(name, "sleep 4322"), 60)
+        lines = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                lines[pid] = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        (pid,) = [pid for pid, line in lines.items() if line.endswith("sleep\0004322\0")]
+        assert "TOKEN=hush-hush" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+        assert [line for line in lines.values() if "hush-hush" in line] == []
+        os.kill(int(pid), signal.SIGTERM)
+        play.wait(60)
 
 
 def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
