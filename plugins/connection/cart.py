@@ -147,6 +147,7 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
 display = Display()
@@ -160,8 +161,15 @@ _COMMAND = "CRASHCART_COMMAND"
 _EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
 _MISSING = "crashcart: the program is not there"
 # What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
+# Whoever owns the folder could exchange what root runs.
 _UNPACK = (
-    "import io, os, shutil, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77); "
+    "import io, os, shutil, stat, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77)\n"
+    "library = os.path.dirname(place); os.makedirs(library, exist_ok=True)\n"
+    "for one in (os.path.dirname(library), library, *([place] if os.path.lexists(place) else [])):\n"
+    "    found = os.lstat(one)\n"
+    "    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):\n"
+    "        raise SystemExit(f'{one} is no folder of user {os.geteuid()}: look at it, and remove it')\n"
+    "    os.chmod(one, 0o700)\n"
     "zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())).extractall(part)\n"
     "try: os.rename(part, place)\n"
     "except OSError: shutil.rmtree(part)"  # another connection was faster
@@ -297,18 +305,14 @@ class Connection(ConnectionBase):
         rc, _stdout, stderr = outcome
         if rc != 0:
             container = self.get_option("container")
-            raise AnsibleError(
-                f"{path} in container {container}: {stderr.decode('utf-8', 'replace').strip() or f'exit code {rc}'}"
-            )
+            raise AnsibleError(f"{path} in container {container}: {_read_words(stderr) or f'exit code {rc}'}")
 
     def _make_stage(self) -> str:
         """A new empty file of the login user on the host."""
         rc, stdout, stderr = self._link.exec_command("umask 77 && mktemp", sudoable=False)
         path = str(stdout.decode("utf-8", "replace").strip())
         if rc != 0 or not path.startswith("/"):
-            raise AnsibleError(
-                f"the host has no place for a temporary file: {stderr.decode('utf-8', 'replace').strip()}"
-            )
+            raise AnsibleError(f"the host has no place for a temporary file: {_read_words(stderr)}")
         return path
 
     def _remove_stage(self, path: str) -> None:
@@ -350,7 +354,7 @@ class Connection(ConnectionBase):
         order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:
-            raise AnsibleConnectionFailure(stderr.decode("utf-8", "replace").strip() or f"exit code {rc}")
+            raise AnsibleConnectionFailure(_read_words(stderr) or f"exit code {rc}")
         return json.loads(stdout)  # type: ignore[no-any-return]
 
     def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
@@ -360,16 +364,14 @@ class Connection(ConnectionBase):
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
         run = f"exec {python} {path}"
-        command = f"test -d {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
+        command = f"test -O {_LIBRARY} && test -O {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
             install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
-                raise AnsibleConnectionFailure(
-                    f"the host has no place for a program: {stderr.decode('utf-8', 'replace').strip()}"
-                )
+                raise AnsibleConnectionFailure(f"the host has no place for a program: {_read_words(stderr)}")
             outcome = self._run_on_host(command, data)
         return outcome
 
@@ -388,7 +390,7 @@ class Connection(ConnectionBase):
             return rc, stdout, line
         message = json.loads(line)
         if "error" in message:
-            text = f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}"
+            text = escape(f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}")
             raise AnsibleError(text) if message["is_wish"] else AnsibleConnectionFailure(text)
         return message["rc"], stdout, stderr
 
@@ -406,6 +408,11 @@ class Connection(ConnectionBase):
         self.close()
         if self._link is not None:
             self._link.reset()
+
+
+def _read_words(stderr: bytes) -> str:
+    """What a program said, for a message."""
+    return escape(stderr.decode("utf-8", "replace").strip())
 
 
 def list_link_variables() -> list[str]:

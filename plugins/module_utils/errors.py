@@ -8,6 +8,7 @@ import os
 from typing import Any, Callable, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.hidden import make_invocation
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 # What to enter containers takes, by the kernel's numbers.
 _NEEDED = {
@@ -24,10 +25,10 @@ _ALL_USERS = ["0", "0", "4294967295"]
 
 
 class FleetError(Exception):
-    """The text names the thing that is wrong and the next step; RESULT is what was done before."""
+    """The text names the thing that is wrong and the next step, and may go to a terminal; RESULT is what was done before."""
 
     def __init__(self, message: str, **result: Any) -> None:
-        super().__init__(message)
+        super().__init__(escape(message))
         self.result = result
 
 
@@ -61,6 +62,6 @@ def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden
         module.fail_json(msg=str(error), **error.result, **more)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        module.fail_json(msg=f"the host refused: {error.strerror or error}{where}", **more)
+        module.fail_json(msg=escape(f"the host refused: {error.strerror or error}{where}"), **more)
     module.exit_json(**result, **more)
     raise SystemExit  # exit_json has ended the process; this tells the type checker

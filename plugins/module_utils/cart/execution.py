@@ -53,6 +53,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
 def parse_command(
@@ -326,7 +327,7 @@ def _report(
             except OSError as error:  # a file system over a network tells of its failures late
                 lost.append(f"container {result.container}: its {name} cannot be kept: {error.strerror}")
         if result.error:
-            report["msg"] = result.error
+            report["msg"] = escape(result.error)
         reports.append(report)
     failures = [f"container {result.container}: {result.error}" for result in results if result.error] + lost
     late = [result.container for result in results if result.timed_out]

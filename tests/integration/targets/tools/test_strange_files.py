@@ -11,7 +11,9 @@ import subprocess
 import sys
 
 import pytest
-from support import fuse, host
+from support import fuse, host, images, runtimes
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import make_file_name
 
 PASSWD = "app:x:1000:1001::/:/bin/sh\n"
 WHO = {"argv": ["id", "-u"], "user": "app"}
@@ -81,3 +83,66 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         found = host.call_module("crashcart_exec", containers=pair, argv=["id", "-u"], user="5")["results"]
         assert [one["stdout"] for one in found] == ["5\n", "5\n"]
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
+
+
+def test_a_name_from_an_annotation_reaches_no_terminal_as_it_is(tmp_path):
+    hostile = "api\x1b[2J\x1b]0;owned\x07\u202e"
+    annotations = {"io__kubernetes__cri__sandbox-name": hostile, "io__kubernetes__cri__container-name": "app"}
+    with runtimes.run_runc(tmp_path, f"cc-name-{os.getpid()}", **annotations):
+        result = fail("crashcart_exec", query="runtime == 'runc'", argv=["id"], user="nonesuch")
+    assert r"api\x1b[2J\x1b]0;owned\x07\u202e" in result["msg"]
+    assert result["msg"].isprintable()
+    # In the file system a name is nothing but a name.
+    assert "/" not in make_file_name(hostile)
+    assert make_file_name(hostile).isprintable()
+
+
+def read_modes(*tops):
+    found = {}
+    for top in tops:
+        for folder, names, files in os.walk(top):
+            for path in [folder, *(os.path.join(folder, name) for name in [*names, *files])]:
+                status = os.lstat(path)
+                if not stat.S_ISLNK(status.st_mode):
+                    found[path] = stat.S_IMODE(status.st_mode)
+    return found
+
+
+def test_modes_are_ours_whatever_the_umask_is(container, tmp_path):
+    """Also where an earlier version, or somebody else, has made the folder open to all."""
+    name = container("python")
+    os.makedirs("/run/crashcart", exist_ok=True)
+    os.chmod("/run/crashcart", 0o777)
+    before = os.umask(0)
+    try:
+        dest = tmp_path / "out" / "put"
+        host.call_module("crashcart_attach", containers=[name], ttl="1h")
+        host.call_module("crashcart_exec", containers=[name], argv=["id"], dest=str(dest))
+        host.call_module(
+            "ftrace_instance", containers=[name], syscalls=["openat"], mode="record", max_size="64MiB", ttl="1h"
+        )
+        host.call_module("ftrace_instance", containers=[name], state="absent")
+        images.install(host.DEFAULT_IMAGE, "umask")
+        modes = read_modes("/run/crashcart", "/var/lib/crashcart", str(tmp_path / "out"))
+    finally:
+        os.umask(before)
+        host.call_module("crashcart_image", name="umask", state="absent", force=True)
+    assert modes["/run/crashcart"] == 0o700
+    assert modes[str(dest)] == modes[str(dest.parent)] == 0o700
+    assert {modes[str(path)] for path in dest.iterdir()} == {0o600}
+    assert modes["/var/lib/crashcart/images/umask"] == 0o755
+    assert {path: oct(mode) for path, mode in modes.items() if mode & 0o022} == {}
+    shown = {path for path, mode in modes.items() if mode & 0o077 and not path.startswith("/var/lib/crashcart/images/")}
+    assert shown <= {"/var/lib/crashcart", "/var/lib/crashcart/images", "/var/lib/crashcart/captures"}
+
+
+def test_a_folder_of_somebody_else_in_our_place_is_an_error(container):
+    name = container()
+    host.call_module("crashcart_attach", containers=[name])
+    os.chown("/run/crashcart/locks", 1234, 1234)
+    try:
+        said = fail("crashcart_attach", containers=[name], state="detached")["msg"]
+    finally:
+        os.chown("/run/crashcart/locks", 0, 0)
+    assert "/run/crashcart/locks belongs to user 1234" in said
+    host.call_module("crashcart_attach", containers=[name], state="detached")
