@@ -25,16 +25,16 @@ from typing import Any, Callable, NoReturn, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 _MAX_REAP_S = 5.0
-_MAX_DESCRIPTORS = 16  # in one read; each reply has one at most
+_MAX_DESCRIPTORS = 16  # in one read; the kernel gives those of one message
 _PART = 65536
 
 
 @dataclass(frozen=True)
 class Held:
-    """A result VALUE that comes with the open descriptor FD."""
+    """A result VALUE that comes with the open descriptors FDS."""
 
     value: Any
-    fd: int
+    fds: tuple[int, ...]
 
 
 def close_all_but(keep: set[int]) -> None:
@@ -58,7 +58,7 @@ def run(
 ) -> list[Any]:
     """FUNCTION(index) for each index below COUNT, in a child; its result, or the OSError it ended with, by index.
 
-    FUNCTION returns what JSON can hold or, with GIVES_DESCRIPTORS, a Held of that, whose descriptor the caller has to close. KEEP
+    FUNCTION returns what JSON can hold or, with GIVES_DESCRIPTORS, a Held of that, whose descriptors the caller has to close. KEEP
     are the descriptors it uses. Each call has TIMEOUT_S.
     """
     outcomes: list[Any] = []
@@ -103,13 +103,16 @@ def _serve(
         for index in indexes:
             try:
                 result = function(index)
-                reply = {"held": result.value} if isinstance(result, Held) else {"value": result}
+                reply = (
+                    {"held": result.value, "count": len(result.fds)} if isinstance(result, Held) else {"value": result}
+                )
             except OSError as error:
                 result, reply = None, {"errno": error.errno, "error": str(error.strerror)}
             line = json.dumps(reply).encode("ascii") + b"\n"
             if gives_descriptors and isinstance(result, Held):
-                _send_descriptor(writer, result.fd)
-                os.close(result.fd)
+                for fd in result.fds:
+                    _send_descriptor(writer, fd)
+                    os.close(fd)
             _write(writer, line)
         status = 0
     finally:
@@ -141,7 +144,7 @@ class _Collector:
         try:
             self._collect(outcomes, count, timeout_s)
         except BaseException:
-            self._fds.extend(one.fd for one in outcomes if isinstance(one, Held))
+            self._fds.extend(fd for one in outcomes if isinstance(one, Held) for fd in one.fds)
             raise
         finally:
             for fd in self._fds:  # of a child that was killed before it said what it is
@@ -181,7 +184,7 @@ class _Collector:
     def _parse(self, line: bytes) -> Any:
         reply = json.loads(line)
         if "held" in reply:
-            if not self._fds:  # the kernel drops what there is no room for
+            if len(self._fds) < reply["count"]:  # the kernel drops what there is no room for
                 return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return Held(reply["held"], self._fds.popleft())
+            return Held(reply["held"], tuple(self._fds.popleft() for _fd in range(reply["count"])))
         return reply["value"] if "value" in reply else OSError(reply["errno"], reply["error"])

@@ -85,6 +85,37 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
 
 
+LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
+WISHES = {
+    "probes": {"probes": [{"name": "opening", "type": "uprobe", "binary": LIBC, "symbol": "open"}]},
+    "paths": {"syscalls": ["openat"], "paths": True, "paths_by": "uprobe"},
+}
+
+
+@pytest.mark.parametrize(("wish", "takes_requests"), [("probes", True), ("paths", False)])
+def test_programs_that_never_answer_cost_only_their_container(container, wish, takes_requests):
+    good, bad = container("python"), container("python")
+    with fuse.hang(host.find_pid(bad), "/lib", takes_requests=takes_requests):
+        result = fail("ftrace_instance", containers=[good, bad], **WISHES[wish])
+        assert [one["container"] for one in result["instances"]] == [good]
+        assert result["instances"][0]["state"] == "started"
+        assert f"the programs of container {bad} cannot be looked at: it took more than" in result["msg"]
+        assert len(host.list_instances()) == 1
+
+
+def test_a_pipe_in_the_place_of_a_library_costs_only_its_container(container):
+    good, bad = container("python"), container("python")
+    path = f"/proc/{host.find_pid(bad)}/root{LIBC}"
+    os.rename(path, path + ".away")
+    os.mkfifo(path)
+    result = fail("ftrace_instance", containers=[good, bad], **WISHES["probes"])
+    assert [one["container"] for one in result["instances"]] == [good]
+    assert f"{LIBC}' of container {bad}: it is no regular file but a pipe" in result["msg"]
+    said = fail("ftrace_instance", containers=[bad], **WISHES["probes"])["msg"]
+    assert "it is no regular file but a pipe" in said
+    assert len(host.list_instances()) == 1
+
+
 def test_a_name_from_an_annotation_reaches_no_terminal_as_it_is(tmp_path):
     hostile = "api\x1b[2J\x1b]0;owned\x07\u202e"
     annotations = {"io__kubernetes__cri__sandbox-name": hostile, "io__kubernetes__cri__container-name": "app"}
