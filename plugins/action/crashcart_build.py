@@ -11,6 +11,8 @@ from typing import IO, Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+
 _INTERVAL_S = 0.2
 
 
@@ -50,7 +52,7 @@ def _follow(file: IO[str], ended: threading.Event) -> None:
     while not last:
         last = ended.wait(_INTERVAL_S)
         for line in file:
-            text = f"crashcart_build: {line.strip()}"
+            text = escape(f"crashcart_build: {line.strip()}")
             if line.startswith(" "):
                 display.vv(text)
             else:

@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import name_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import manifest_path, read_manifest
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 
@@ -91,7 +92,9 @@ class ActionModule(ActionBase):
         found = self._low_level_execute_command(command + "; fi", sudoable=False)
         answer = found["stdout"].strip().rpartition("\n")[2]
         if found["rc"] != 0 or (answer and answer != "there" and not answer.startswith("/")):
-            raise AnsibleActionFail(f"the host has no place for the image in remote_tmp: {found['stderr'] or answer}")
+            raise AnsibleActionFail(
+                escape(f"the host has no place for the image in remote_tmp: {found['stderr'] or answer}")
+            )
         if answer == "there":
             return None
         if answer:

@@ -18,6 +18,8 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
@@ -96,7 +98,7 @@ class ActionModule(ActionBase):
             whole = self._bring_home(transfer, folder, arrivals)
             captures, damaged = self._assemble(whole, folder, host)
         except _TRANSFER_ERRORS as error:
-            raise AnsibleActionFail(f"the captures could not be brought home ({error}); {kept}") from error
+            raise AnsibleActionFail(escape(f"the captures could not be brought home ({error}); {kept}")) from error
         except BaseException:  # the task's time is over, or the user has had enough
             self._display.warning(f"{host}: the captures could not be brought home; {kept}")
             raise
@@ -120,7 +122,7 @@ class ActionModule(ActionBase):
                     self._connection.fetch_file(transfer["path"], local)
             finally:
                 # What has arrived stays, also of a transfer that broke, and the next fetch goes on behind it.
-                open(local, "ab").close()
+                open(local, "ab", opener=open_private).close()
                 whole = arrivals.take(transfer, local)
         if len(whole) != len(transfer["segments"]):
             raise ArrivalError("the transfer is cut short")
@@ -155,7 +157,7 @@ class ActionModule(ActionBase):
             commands += [["mv", "-f", f"{path}.{staging.NEW}", f"{path}.{staging.KEPT}"] for path in paths]
         done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
         if done["rc"] != 0:
-            self._display.warning(f"the host still has captures that are home: {done['stderr']}")
+            self._display.warning(escape(f"the host still has captures that are home: {done['stderr']}"))
 
 
 def _make_folder(folder: str) -> list[str]:
@@ -166,7 +168,7 @@ def _make_folder(folder: str) -> list[str]:
         missing.append(place)
         place = os.path.dirname(place) or "."
     try:
-        os.makedirs(folder, exist_ok=True)
+        make_missing(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error

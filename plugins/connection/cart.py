@@ -16,13 +16,15 @@ description:
   - Reaches the container's host by ssh (or is there already) and runs tasks inside the container with the Python and the shell of
     a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
   - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
-    a folder of the host's C(/run) that only these tasks see.
+    a file system of their own in the host's memory that only these tasks see.
   - Commands run in the container's control groups and namespaces, as M(crashcart.fleet.crashcart_exec) runs them. Without become they
     are the user that the container's first process is, and O(rights) says what else they may do.
   - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
 notes:
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
   - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
+  - A task's command line and its C(environment) are in no process's arguments, which everybody on the host could read, until a
+    program is started with them.
   - Tasks with C(async) are refused, as everything ends with its call.
   - C(TMPDIR) is a folder that lives as long as the task, so M(ansible.builtin.tempfile) needs its O(ansible.builtin.tempfile#module:path).
 options:
@@ -107,6 +109,14 @@ options:
     type: str
     vars:
       - name: ansible_cart_become_password
+  scratch_size:
+    description:
+      - How much the temporary files of one connection may be, modules and files on their way included.
+      - They are in the host's memory (a tmpfs), and count for the container's control group.
+    type: str
+    default: 512MiB
+    vars:
+      - name: ansible_cart_scratch_size
   python:
     description: Python on the host; with the Docker SDK, where Docker is to be asked.
     type: str
@@ -157,6 +167,8 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
 display = Display()
 
@@ -164,10 +176,20 @@ _LIBRARY = "/run/crashcart/lib"
 _LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of a tunnel
 _IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
 _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
+# A command with its secrets is a variable, which its own user alone can read; everybody on the host can read arguments.
+_COMMAND = "CRASHCART_COMMAND"
+_EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
 _MISSING = "crashcart: the program is not there"
 # What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
+# Whoever owns the folder could exchange what root runs.
 _UNPACK = (
-    "import io, os, shutil, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77); "
+    "import io, os, shutil, stat, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77)\n"
+    "library = os.path.dirname(place); os.makedirs(library, exist_ok=True)\n"
+    "for one in (os.path.dirname(library), library, *([place] if os.path.lexists(place) else [])):\n"
+    "    found = os.lstat(one)\n"
+    "    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):\n"
+    "        raise SystemExit(f'{one} is no folder of user {os.geteuid()}: look at it, and remove it')\n"
+    "    os.chmod(one, 0o700)\n"
     "zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())).extractall(part)\n"
     "try: os.rename(part, place)\n"
     "except OSError: shutil.rmtree(part)"  # another connection was faster
@@ -219,6 +241,10 @@ class Connection(ConnectionBase):
         self._link.set_options(task_keys=task_keys, var_options=var_options)
         if name == "ssh":
             self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
+        else:
+            self._link.set_option(
+                "pipelining", True
+            )  # without it sudo's stdin would be a terminal, which takes no data
         wanted = self.get_option("host_become")
         if wanted is None:
             wanted = os.geteuid() != 0 if name == "local" else self.get_option("remote_user") != "root"
@@ -246,7 +272,7 @@ class Connection(ConnectionBase):
                 "a task with async does not work in a container, where everything ends with its call: run it without, or give its"
                 " program to crashcart_exec on the host, with async there"
             )
-        return self._enter(["sh", "-c", self._unwrap(cmd)], in_data)
+        return self._enter(["sh", "-c", _EVALUATE], in_data, env={_COMMAND: self._unwrap(cmd)})
 
     def _unwrap(self, command: str) -> str:
         """COMMAND without the call of the shell that Ansible puts before it: one is enough."""
@@ -299,39 +325,43 @@ class Connection(ConnectionBase):
         rc, _stdout, stderr = outcome
         if rc != 0:
             container = self.get_option("container")
-            raise AnsibleError(
-                f"{path} in container {container}: {stderr.decode('utf-8', 'replace').strip() or f'exit code {rc}'}"
-            )
+            raise AnsibleError(f"{path} in container {container}: {_read_words(stderr) or f'exit code {rc}'}")
 
     def _make_stage(self) -> str:
         """A new empty file of the login user on the host."""
         rc, stdout, stderr = self._link.exec_command("umask 77 && mktemp", sudoable=False)
         path = str(stdout.decode("utf-8", "replace").strip())
         if rc != 0 or not path.startswith("/"):
-            raise AnsibleError(
-                f"the host has no place for a temporary file: {stderr.decode('utf-8', 'replace').strip()}"
-            )
+            raise AnsibleError(f"the host has no place for a temporary file: {_read_words(stderr)}")
         return path
 
     def _remove_stage(self, path: str) -> None:
         self._link.exec_command(f"rm -f {shlex.quote(path)}", sudoable=False)
 
     def _enter(
-        self, argv: list[str], in_data: bytes | None = None, source: str = "", sink: str = ""
+        self,
+        argv: list[str],
+        in_data: bytes | None = None,
+        source: str = "",
+        sink: str = "",
+        env: dict[str, str] | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Run ARGV in the container; exit code, stdout, stderr."""
+        """Run ARGV with ENV in the container; exit code, stdout, stderr."""
         if not self.get_option("container"):
             raise AnsibleError("say which container: set ansible_cart_container to its name or id")
-        keep = any(entrance.SCRATCH_PATH in word for word in argv)
+        env = env or {}
+        keep = any(entrance.SCRATCH_PATH in word for word in [*argv, *env.values()])
         self._is_scratch_kept = self._is_scratch_kept or keep
         order = entrance.Order(
             token=self._token,
             container=str(self.get_option("container")),
             argv=argv,
+            env=env,
             image=self.get_option("image"),
             docker_host=self.get_option("docker_host"),
             user=(self._play_context.become_user or "root") if self._inner_become else None,
             scratch=self._scratch,
+            scratch_bytes=parse_bytes(self.get_option("scratch_size"), "ansible_cart_scratch_size"),
             keep=bool(argv) and self._is_scratch_kept,
             source=source,
             sink=sink,
@@ -345,7 +375,7 @@ class Connection(ConnectionBase):
         order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:
-            raise AnsibleConnectionFailure(stderr.decode("utf-8", "replace").strip() or f"exit code {rc}")
+            raise AnsibleConnectionFailure(_read_words(stderr) or f"exit code {rc}")
         return json.loads(stdout)  # type: ignore[no-any-return]
 
     def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
@@ -354,17 +384,16 @@ class Connection(ConnectionBase):
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
-        run = f"exec {python} {path} {shlex.quote(order.as_json())}"
-        command = f"test -d {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
-        outcome = self._run_on_host(command, in_data)
+        run = f"exec {python} {path}"
+        command = f"test -O {_LIBRARY} && test -O {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
+        data = order.pack() + (in_data or b"")
+        outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
             install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
-                raise AnsibleConnectionFailure(
-                    f"the host has no place for a program: {stderr.decode('utf-8', 'replace').strip()}"
-                )
-            outcome = self._run_on_host(command, in_data)
+                raise AnsibleConnectionFailure(f"the host has no place for a program: {_read_words(stderr)}")
+            outcome = self._run_on_host(command, data)
         return outcome
 
     def _run_on_host(self, command: str, in_data: bytes | None) -> tuple[int, bytes, bytes]:
@@ -382,7 +411,7 @@ class Connection(ConnectionBase):
             return rc, stdout, line
         message = json.loads(line)
         if "error" in message:
-            text = f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}"
+            text = escape(f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}")
             raise AnsibleError(text) if message["is_wish"] else AnsibleConnectionFailure(text)
         return message["rc"], stdout, stderr
 
@@ -400,6 +429,11 @@ class Connection(ConnectionBase):
         self.close()
         if self._link is not None:
             self._link.reset()
+
+
+def _read_words(stderr: bytes) -> str:
+    """What a program said, for a message."""
+    return escape(stderr.decode("utf-8", "replace").strip())
 
 
 def list_link_variables() -> list[str]:

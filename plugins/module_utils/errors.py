@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.hidden import make_invocation
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 # What to enter containers takes, by the kernel's numbers.
 _NEEDED = {
@@ -22,10 +25,10 @@ _ALL_USERS = ["0", "0", "4294967295"]
 
 
 class FleetError(Exception):
-    """The text names the thing that is wrong and the next step; RESULT is what was done before."""
+    """The text names the thing that is wrong and the next step, and may go to a terminal; RESULT is what was done before."""
 
     def __init__(self, message: str, **result: Any) -> None:
-        super().__init__(message)
+        super().__init__(escape(message))
         self.result = result
 
 
@@ -47,14 +50,18 @@ def require_root() -> None:
             raise FleetError("this is root of a user namespace only: run it as root of the host itself")
 
 
-def run_module(module: Any, function: Callable[[Any], dict[str, Any]]) -> NoReturn:
-    """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises."""
+def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden: Sequence[str] = ()) -> NoReturn:
+    """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises.
+
+    HIDDEN are options whose values nobody is to read; they have `no_log`.
+    """
+    more = {"invocation": make_invocation(module, hidden)} if hidden else {}
     try:
         result = function(module)
     except FleetError as error:
-        module.fail_json(msg=str(error), **error.result)
+        module.fail_json(msg=str(error), **error.result, **more)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        module.fail_json(msg=f"the host refused: {error.strerror or error}{where}")
-    module.exit_json(**result)
+        module.fail_json(msg=escape(f"the host refused: {error.strerror or error}{where}"), **more)
+    module.exit_json(**result, **more)
     raise SystemExit  # exit_json has ended the process; this tells the type checker

@@ -237,6 +237,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.store import check_prefix
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder, elf, sbom, tool_sets
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 SOURCES = ("packages", "paths", "docker_image", "docker_container")
@@ -328,7 +329,7 @@ def run(module):
         is_listed = not sbom.write(sbom.make(after, os.path.basename(dest)), parameters["sbom"])
     broken = [one["path"] for one in after["problems"] if one["path"].startswith(("bin/", "sbin/", "local/"))]
     if broken:
-        module.warn(f"these programs will not work in the image (see problems): {', '.join(broken)}")
+        module.warn(escape(f"these programs will not work in the image (see problems): {', '.join(broken)}"))
     return {
         "changed": not (is_current and is_listed),
         "image": describe(after, dest),

@@ -50,6 +50,7 @@ options:
     description:
       - The command as a list. A bare name is looked for in the image only, never in the container; a path is taken as it is.
       - Exactly one of O(argv) and O(cmd) is needed.
+      - Everybody on the host can read a command line while it runs, and it stands in the host's log. Give secrets in O(env) or O(stdin).
     type: list
     elements: str
   cmd:
@@ -60,11 +61,13 @@ options:
   env:
     description:
       - Environment variables. The command has these, what the image sets for its tools, C(HOME), C(LANG), C(PATH) and C(TERM), and nothing else.
+      - Their values stand neither in the host's log nor in a result's C(invocation). What the command itself writes is returned as it is.
     type: dict
     default: {}
   stdin:
     description:
       - Text for the command's standard input. Without it the input is empty.
+      - It stands neither in the host's log nor in a result's C(invocation).
     type: str
   chdir:
     description:
@@ -316,8 +319,8 @@ def main():
             options.ARGUMENTS,
             argv=dict(type="list", elements="str"),
             cmd=dict(type="str"),
-            env=dict(type="dict", default={}),
-            stdin=dict(type="str"),
+            env=dict(type="dict", default={}, no_log=True),
+            stdin=dict(type="str", no_log=True),
             chdir=dict(type="str", default="/"),
             user=dict(type="str"),
             timeout=dict(type="str"),
@@ -340,7 +343,7 @@ def main():
         required_one_of=[("argv", "cmd")],
         supports_check_mode=True,
     )
-    run_module(module, run)
+    run_module(module, run, hidden=("env", "stdin"))
 
 
 if __name__ == "__main__":

@@ -159,6 +159,11 @@ census:
       type: list
       elements: str
       sample: []
+    scratch:
+      description: Where the temporary folders of connections (P(crashcart.fleet.cart#connection)) are mounted.
+      type: list
+      elements: str
+      sample: []
     instances:
       description: Trace instances.
       type: list

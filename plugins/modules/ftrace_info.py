@@ -138,6 +138,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, selection, staging, tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, features, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
 def list_features(available):
@@ -171,8 +172,10 @@ def run(module):
     found = selection.select_instances(module, root, untraced_ok=True)
     for order in orders.list_abandoned():
         module.warn(
-            f"nobody looks after the trace of {order.container.name} any more, so it has no ttl and no brake: its recorder was killed; the"
-            " next ftrace_instance or ftrace_fetch starts one again"
+            escape(
+                f"nobody looks after the trace of {order.container.name} any more, so it has no ttl and no brake: its recorder was"
+                " killed; the next ftrace_instance or ftrace_fetch starts one again"
+            )
         )
     return {
         "changed": False,

@@ -510,7 +510,8 @@ def run_started(module, root):
     )
     changed = started.changed | instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
     made = {one.instance.name for one, _earlier in started.made}
-    found = [instances.find_instance(root, container) for container in containers]
+    traced = [container for container in containers if container.id not in started.failures]
+    found = [instances.find_instance(root, container) for container in traced]
     by_name = {one.instance.name: one.container for one in found}
     try:
         changed |= exposure.ensure_exposed(by_name, root, path, files, check_mode=module.check_mode)
@@ -524,6 +525,7 @@ def run_started(module, root):
         "changed": changed,
         "instances": [{**one, "created": one["name"] in made, "paths": way} for one in results],
         "diff": {"before": started.before, "after": started.after},
+        "failures": list(started.failures.values()),
     }
 
 
@@ -576,8 +578,11 @@ def run(module):
     require_root()
     root = tracefs.find_tracefs()
     result = run_started(module, root) if module.params["state"] == "started" else run_ended(module, root)
+    failures = result.pop("failures", [])
     if not module.check_mode:
         orders.ensure_recorder()  # somebody may have killed it
+    if failures:
+        raise FleetError("; ".join(failures), **result)
     return result
 
 

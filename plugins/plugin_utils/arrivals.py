@@ -14,6 +14,8 @@ import re
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+
 _FOLDER = ".crashcart-parts"
 _NAME = re.compile(r"crashcart-[\w.-]+\.\d{20}\Z", re.ASCII)
 _TRANSFER = "transfer"
@@ -48,8 +50,8 @@ class Arrivals:
 
         Raises ArrivalError where a segment is not what the host says; what is wrong is removed, and comes again.
         """
-        os.makedirs(self._folder, exist_ok=True)
-        with open(os.path.join(self._folder, _TRANSFER), "w", encoding="utf-8") as text:
+        make_missing(self._folder)
+        with open(os.path.join(self._folder, _TRANSFER), "w", encoding="utf-8", opener=open_private) as text:
             text.write(str(transfer["path"]))
         wanted = {check_name(segment["name"]): segment for segment in transfer["segments"]}
         for name in set(self.list_parts()) - set(wanted):
@@ -58,7 +60,7 @@ class Arrivals:
         with open(path, "rb") as file:
             for name, segment in wanted.items():
                 part = self.find_path(name)
-                with open(part, "ab") as to:
+                with open(part, "ab", opener=open_private) as to:
                     here, size = to.tell(), int(segment["size"])
                     if here == segment["start"]:
                         _copy(file, to, size - here)

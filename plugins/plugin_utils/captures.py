@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
     find_stamp,
     read_segment,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 
 _BLOCK = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
@@ -51,20 +52,20 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         stamp = find_stamp(os.path.basename(path))
         files = {"dat": os.path.join(work, "trace.dat")}
         digest = hashlib.sha256()
-        with open(files["dat"], "wb") as trace:
+        with open(files["dat"], "wb", opener=open_private) as trace:
             for block in gen_trace(segment, version):
                 digest.update(block)
                 trace.write(block)
             manifest["size"] = trace.tell()
         manifest["sha256"] = digest.hexdigest()
         files["json"] = os.path.join(work, "manifest.json")
-        with open(files["json"], "w", encoding="utf-8") as text:
+        with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
             json.dump(manifest, text, indent=1)
         if with_text:
             files["txt"] = os.path.join(work, "trace.txt")
             write_text(files["dat"], manifest, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))
-        os.makedirs(target, exist_ok=True)
+        make_missing(target)
         # The trace comes last: where it is, all of it is.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
@@ -270,10 +271,10 @@ def write_report(
     files = {one: os.path.join(dest, names[one]) for one in formats}
     stale = [one for one, path in files.items() if _read_text(path) != texts[one]]
     if stale and not check_mode:
-        os.makedirs(dest, exist_ok=True)
+        make_missing(dest)
         for one in stale:
             temporary = files[one] + ".part"
-            with open(temporary, "w", encoding="utf-8") as file:
+            with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
                 file.write(texts[one])
             os.rename(temporary, files[one])
     return bool(stale), files

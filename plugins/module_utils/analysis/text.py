@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import CpuPages
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
@@ -47,7 +48,7 @@ class _Names:
 
 def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
     """Write the trace.dat CAPTURE, of which MANIFEST tells, as text to PATH. Raises TraceFileError where it is damaged."""
-    with open(capture, "rb") as file, open(path, "w", encoding="utf-8") as text:
+    with open(capture, "rb") as file, open(path, "w", encoding="utf-8", opener=open_private) as text:
         trace = Trace(file)
         names = _find_names(trace, manifest)
         text.write(_describe(manifest))

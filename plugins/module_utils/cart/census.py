@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, exposure, store, tool_users
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, exposure, scratch, store, tool_users
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
@@ -26,10 +26,12 @@ DIRECTORIES = ("/var/lib/crashcart", RUN)
 
 
 def take_census() -> dict[str, list[Any]]:
-    """Loop devices, mounts (in every mount namespace that can be seen), trace instances, probes, processes and directories of ours."""
+    """All of ours: loop devices, mounts (in every mount namespace that can be seen), connections' folders, trace instances, probes,
+    processes and directories."""
     return {
         "loop_devices": [_describe_loop_device(device) for device in ImageFinder().loop_devices],
         "mounts": describe_users(list_mount_users(), {}),
+        "scratch": scratch.list_mounts(),
         "instances": _list_instances(),
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],

@@ -27,7 +27,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
     seccomp,
     syscalls,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace, close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace
 
 # Names of descriptors, beside those of namespaces (as in /proc/PID/ns), `root` (the container's), `image` (a mount), `order` (a memory
 # file with the order itself), `stdin`, `stdout`, `stderr` and, where the order has one, `scratch` (a mount).

@@ -53,11 +53,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError, find_user
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
+    User,
+    UserError,
+    UserFileError,
+    find_users,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
 def parse_command(
@@ -155,7 +161,7 @@ def execute(
     for container in containers:
         if container.id in refusals:
             nothing = vars(Result(container.name, container.id, rights=command.rights))
-            reports[container.id] = {**nothing, "msg": str(refusals[container.id])}
+            reports[container.id] = {**nothing, "msg": escape(str(refusals[container.id]))}
             del reports[container.id]["error"]
     ordered = [reports[container.id] for container in containers]
     _check(ordered, command)
@@ -188,13 +194,9 @@ def choose_places(
 
     Those in which that cannot be found are left out, and what is wrong comes back by their ids.
     """
-    refusals: dict[str, FleetError] = {}
-    users = {}
-    for target in targets:
-        try:
-            users[target.container.id] = _find_user_in(target, user, command)
-        except ContainerError as error:
-            refusals[target.container.id] = error
+    found = {target.container.id: one for target, one in zip(targets, _find_users_in(targets, user, command))}
+    refusals: dict[str, FleetError] = {id_: one for id_, one in found.items() if isinstance(one, ContainerError)}
+    users = {id_: one for id_, one in found.items() if not isinstance(one, ContainerError)}
     targets = [target for target in targets if target.container.id in users]
     kinds = list_namespaces(command)
     shared = find_shared(targets, kinds) if kinds else [{}] * len(targets)
@@ -282,21 +284,35 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
         yield groups
 
 
-def _find_user_in(target: Target, spec: str | None, command: Command) -> User | None:
-    """Who SPEC is in TARGET, in the host's numbers; without the container's files it is a user of the host."""
-    inside = "mnt" in command.namespaces
+def _find_users_in(
+    targets: Sequence[Target], spec: str | None, command: Command
+) -> Sequence[User | UserError | UserFileError | None]:
+    """Return who SPEC is in each of TARGETS, in the host's numbers, or why that is not known; None where nobody is named.
+
+    Without the container's files it is a user of the host.
+    """
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
-        return None
-    root_fd = (
-        target.process.open("root", os.O_PATH | os.O_DIRECTORY)
-        if inside
-        else os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    )
+        return [None for _target in targets]
+    inside = "mnt" in command.namespaces
+    with ExitStack() as stack:
+        root_fds = []
+        for target in targets:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            root_fds.append(target.process.open("root", flags) if inside else os.open("/", flags))
+            stack.callback(os.close, root_fds[-1])
+        found = find_users("0:0" if spec is None else spec, root_fds)
+    return [_settle_user(target, user, command) for target, user in zip(targets, found)]
+
+
+def _settle_user(
+    target: Target, user: User | UserError | UserFileError, command: Command
+) -> User | UserError | UserFileError:
+    if not isinstance(user, User) or not {"mnt", "user"} & set(command.namespaces):
+        return user
     try:
-        user = find_user("0:0" if spec is None else spec, root_fd)
-        return _find_outside(user, target.process) if inside or "user" in command.namespaces else user
-    finally:
-        os.close(root_fd)
+        return _find_outside(user, target.process)
+    except UserError as error:
+        return error
 
 
 def _find_outside(user: User, process: Process) -> User:
@@ -367,7 +383,7 @@ def _report(results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], outp
             except OSError as error:  # a file system over a network tells of its failures late
                 errors.append(f"its {name} cannot be kept: {error.strerror}")
         if any(errors):
-            report["msg"] = "; ".join(filter(None, errors))
+            report["msg"] = escape("; ".join(filter(None, errors)))
         reports.append(report)
     return reports
 

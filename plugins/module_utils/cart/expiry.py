@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 
 FOLDER = os.path.join(RUN, "expiry")
 WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
@@ -86,14 +87,14 @@ def hold() -> Iterator[None]:
 def write(expiries: Sequence[Expiry]) -> None:
     """Make these what holds for their attachments from now on."""
     with hold():
-        os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+        make_folder(FOLDER)
         for one in expiries:
             _write(one)
 
 
 def _write(one: Expiry) -> None:
     temporary = os.path.join(FOLDER, "." + one.name)
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
         json.dump(asdict(one), file)
     os.rename(temporary, os.path.join(FOLDER, one.name))
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import ExecutionError, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing
 
 STREAMS = ("stdout", "stderr")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
@@ -62,7 +63,7 @@ def open_sinks(containers: list[Container], output: Output) -> list[dict[str, Si
     """For each of CONTAINERS what takes its streams. Files are new ones; where one is there already, none is made."""
     if output.dest is None:
         return [{stream: Sink(output.bound) for stream in STREAMS} for _container in containers]
-    os.makedirs(output.dest, mode=0o700, exist_ok=True)
+    make_missing(output.dest)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     sinks: list[dict[str, Sink]] = []
     made: list[Sink] = []

@@ -21,6 +21,7 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PUBLIC, make_folder
 
 STORE = "/var/lib/crashcart/images"
 SUFFIX = ".image"
@@ -190,7 +191,7 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
     An image that is replaced stays with those who have it attached until they detach.
     """
     folder = os.path.join(STORE, name)
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    make_folder(folder, PUBLIC)
     image = StoredImage(name, digest, manifest)
     temporary_fd, temporary = tempfile.mkstemp(dir=folder, prefix=".crashcart-")
     try:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 
 _PAUSE_S = 0.05
+_LOOK_S = 5.0  # for what one process holds
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,21 @@ def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
 def find_device_users(device: str) -> list[str]:
     """Processes, wherever they are, that run from the file system on DEVICE (major:minor), stand in it or hold it open."""
     number = parse_device(device)
-    found = []
-    for pid in read_pids():
-        with suppress(ProcessGone, OSError), Process(pid) as process:
+    pids = sorted(read_pids())
+
+    def look(index: int) -> str | None:
+        with suppress(ProcessGone, OSError), Process(pids[index]) as process:
             is_user = _maps(process, {device})
             for link in [] if is_user else _list_links(process):
                 with suppress(OSError):  # closed meanwhile
-                    is_user = is_user or os.stat(f"/proc/{pid}/{link}").st_dev == number
+                    is_user = is_user or os.stat(f"/proc/{process.pid}/{link}").st_dev == number
             if is_user:
-                found.append(str(ToolUser(pid, process.read("comm").decode("utf-8", "replace").rstrip("\n"))))
-    return found
+                return str(ToolUser(process.pid, process.read("comm").decode("utf-8", "replace").rstrip("\n")))
+        return None
+
+    # What a process holds open may be on a file system that never answers, and then nobody knows.
+    found = bounded.run(len(pids), look, (), _LOOK_S)
+    return [one for one in found if isinstance(one, str)]
 
 
 def _list_links(process: Process) -> list[str]:

@@ -17,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments i
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 
 _TITLE = "crashcart-watchdog"
 _TAKE_OVER_S = 5.0  # in which one that is ending has ended
@@ -48,7 +49,7 @@ def watch(ready_fd: int) -> None:
 
 
 def _watch_folder() -> int:
-    os.makedirs(expiry.FOLDER, mode=0o700, exist_ok=True)
+    make_folder(expiry.FOLDER)
     return syscalls.inotify_watch(
         expiry.FOLDER, syscalls.IN_MOVED_TO | syscalls.IN_DELETE | syscalls.IN_DELETE_SELF | syscalls.IN_MOVE_SELF
     )

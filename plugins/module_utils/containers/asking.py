@@ -24,7 +24,7 @@ from typing import Any, Callable, NoReturn, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust import MAX_BYTES
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import close_all_but
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

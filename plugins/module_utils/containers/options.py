@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selecti
     describe_running,
     select_containers,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "containers": {"type": "list", "elements": "str"},
@@ -117,14 +118,14 @@ def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: 
         _warn(module, host.warnings)
         if not silence_ok:
             raise
-        module.warn(f"no runtime of this host says what containers it has: {silence}")
+        module.warn(escape(f"no runtime of this host says what containers it has: {silence}"))
         return named
     for name, error in host.errors.items():
-        module.warn(f"containers of {name} are not looked at: {error}")
+        module.warn(escape(f"containers of {name} are not looked at: {error}"))
     _warn(module, host.warnings)
     return listed + named
 
 
 def _warn(module: Any, warnings: list[str]) -> None:
     for warning in warnings:
-        module.warn(warning)
+        module.warn(escape(warning))

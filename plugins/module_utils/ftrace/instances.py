@@ -303,12 +303,14 @@ class Wish:
 @dataclass
 class Started:
     """What was done for some containers: whether anything was, what was and is, by their names, for a diff, and which instances
-    were MADE, each with the folders of the recordings that were there before."""
+    were MADE, each with the folders of the recordings that were there before. FAILURES is why, by their ids, containers are not traced
+    by their own fault."""
 
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     made: list[tuple[TraceInstance, list[str]]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def undo(self) -> None:
         """Remove the instances that were made, since nobody would know of them. What was recorded before stays."""
@@ -346,9 +348,15 @@ def ensure_started(
     with open_targets(running, ended_ok=restarts) as held, ExitStack() as binaries:
         by_id = {target.container.id: target for target in held}
         targets = [by_id.get(container.id) or _await(container, wish, predict_place) for container in containers]
-        bound = [probe_points.bind(target, wish.probes, binaries) for target in targets]
+        bound = probe_points.bind_all(targets, wish.probes, binaries)
+        failures = [one for one in bound if isinstance(one, probe_points.ProgramsError)]
+        if len(failures) == len(bound) > 0:
+            raise TraceError("; ".join(map(str, failures)))
         try:
             for target, own_probes in zip(targets, bound):
+                if isinstance(own_probes, probe_points.ProgramsError):
+                    started.failures[target.container.id] = str(own_probes)
+                    continue
                 try:
                     _ensure_one(target, own_probes, root, wish, started, check_mode=check_mode)
                 except (ContainerGoneError, processes.ProcessGone):

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 
 FOLDER = os.path.join(RUN, "recorder")
 RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")
@@ -95,13 +96,13 @@ def hold() -> Iterator[None]:
 def write_order(order: Order) -> None:
     """Make ORDER the one for its instance."""
     with hold():
-        os.makedirs(FOLDER, mode=0o700, exist_ok=True)
+        make_folder(FOLDER)
         _write(order)
 
 
 def _write(order: Order) -> None:
     temporary = os.path.join(FOLDER, "." + order.name)
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
         json.dump(asdict(order), file)
     os.rename(temporary, os.path.join(FOLDER, order.name))
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Collection, Sequence
+from typing import Any, Collection, Dict, Sequence, Tuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import SHORT_ID_LENGTH
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, Target, hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import Awaited
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import (
     GROUP_PREFIX,
@@ -27,7 +26,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes impo
     make_definition,
     name_group,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    bounded,
+    dynamic_events,
+    mounts,
+    strange_files,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.elf_symbols import ElfError, ElfFile
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
@@ -53,15 +57,14 @@ class ProbeSet:
 
 @dataclass(frozen=True)
 class _Binary:
-    """A file of a container: a descriptor of it, what the kernel knows it by, its functions."""
+    """A file of a container: a descriptor of it, and its functions."""
 
-    path: str
     fd: int
     elf: ElfFile
 
-    def identify(self, offset: int) -> str:
-        status = os.fstat(self.fd)
-        return f"{status.st_dev}:{status.st_ino}:{offset:#x}"
+
+class ProgramsError(TraceError):
+    """A container's programs cannot be looked at, by its own fault."""
 
 
 def check_possible(root: str, requests: Sequence[ProbeRequest]) -> None:
@@ -77,27 +80,112 @@ def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: Exit
 
     In one that is awaited there are none but the kernel's.
     """
-    binaries: dict[str, _Binary | None] = {}
+    (found,) = bind_all([target], requests, stack)
+    if isinstance(found, ProgramsError):
+        raise found
+    return found
+
+
+def bind_all(
+    targets: Sequence[Target | Awaited], requests: Sequence[ProbeRequest], stack: ExitStack
+) -> list[ProbeSet | ProgramsError]:
+    """The same for each of TARGETS; a ProgramsError for one whose programs cannot be looked at, which costs no other.
+
+    A container's programs are opened and read by a child that can be killed: what it serves itself may never answer.
+    """
+    needed = [one for one in requests if one.binaries]
+    running: list[Target] = []
+    for target in targets:
+        if not isinstance(target, Awaited):
+            running.append(target)
+        elif needed:
+            raise TraceError(
+                f"container {target.container.name} does not run, and probes in programs ({needed[0].name}) do not follow a start:"
+                f" start it first, or leave {'paths, which needs such here,' if needed[0].is_optional else 'it'} out"
+            )
+    looks = iter(_look_at_programs(running, requests, stack) if needed else [])
+    found: list[ProbeSet | ProgramsError] = []
+    for target in targets:
+        places = next(looks) if needed else {}
+        if isinstance(places, ProgramsError):
+            found.append(places)
+        else:
+            found.append(_make_probes(target, requests, places))
+    return found
+
+
+_Places = Dict[
+    int, Tuple[str, str]
+]  # for the number of a request: its place for the kernel, and what place that is for good
+
+
+def _look_at_programs(
+    targets: Sequence[Target], requests: Sequence[ProbeRequest], stack: ExitStack
+) -> list[_Places | ProgramsError]:
+    with ExitStack() as roots:
+        root_fds = []
+        for target in targets:
+            root_fds.append(target.process.open("root", os.O_PATH | os.O_DIRECTORY))
+            roots.callback(os.close, root_fds[-1])
+
+        def look(index: int) -> Any:
+            try:
+                return _find_places(targets[index].container.name, root_fds[index], requests)
+            except ProgramsError as error:
+                return {"strange": str(error)}
+            except TraceError as error:
+                return {"wrong": str(error)}
+
+        outcomes = bounded.run(len(targets), look, root_fds, TIMEOUT_S, gives_descriptors=True)
+    for outcome in outcomes:
+        for fd in outcome.fds if isinstance(outcome, bounded.Held) else ():
+            stack.callback(os.close, fd)
+    return [_parse_places(target, outcome) for target, outcome in zip(targets, outcomes)]
+
+
+def _parse_places(target: Target, outcome: Any) -> _Places | ProgramsError:
+    if isinstance(outcome, OSError):
+        return ProgramsError(
+            f"the programs of container {target.container.name} cannot be looked at: {outcome.strerror}; trace it without probes"
+            " in programs"
+        )
+    if isinstance(outcome, dict):
+        if "wrong" in outcome:
+            raise TraceError(outcome["wrong"])
+        return ProgramsError(outcome["strange"])
+    # The kernel reads a probe's place, and nobody can kill it while it waits for an answer.
+    found = target.read_mounts()
+    if any(is_served(found, device) for device in outcome.value["devices"]):
+        return ProgramsError(
+            f"programs of container {target.container.name} are on a file system that a process serves (FUSE), where no probe can"
+            " sit: trace it without probes in programs"
+        )
+    return {
+        number: (f"/proc/self/fd/{outcome.fds[slot]}:{offset:#x}", identity)
+        for number, slot, offset, identity in outcome.value["places"]
+    }
+
+
+def is_served(found: Sequence[mounts.Mount], device: int) -> bool:
+    """Whether DEVICE is a FUSE mount of the container with the mounts FOUND, or may be upon one. Its root is its runtime's, and is none."""
+    roots = {mounts.parse_device(one.device) for one in found if one.mount_point == "/"}
+    served = {mounts.parse_device(one.device) for one in found if one.filesystem.split(".")[0] in ("fuse", "fuseblk")}
+    known = {mounts.parse_device(one.device) for one in found}
+    return device not in roots and (device in served or (device not in known and bool(served - roots)))
+
+
+def _make_probes(target: Target | Awaited, requests: Sequence[ProbeRequest], places: _Places) -> ProbeSet:
     definitions: list[Definition] = []
     taken: set[str] = set()
-    for one in requests:
-        if not one.binaries:
-            definitions.append(make_definition(one, one.place, one.place))
-            continue
-        if isinstance(target, Awaited):
-            raise TraceError(
-                f"container {target.container.name} does not run, and probes in programs ({one.name}) do not follow a start:"
-                f" start it first, or leave {'paths, which needs such here,' if one.is_optional else 'it'} out"
-            )
-        for path in one.binaries:
-            if path not in binaries:
-                binaries[path] = _open_binary(target, path, stack)
-        binary = next((found for found in map(binaries.get, one.binaries) if found), None)
-        definition = _bind_one(target, one, binary)
+    for number, one in enumerate(requests):
+        if one.binaries and number not in places:
+            continue  # an optional one
+        definition = make_definition(one, *(places[number] if one.binaries else (one.place, one.place)))
         # Two names of one function would be two events of one call.
-        if definition is not None and not (one.is_optional and definition.identity in taken):
-            taken.add(definition.identity)
+        if not (one.is_optional and definition.identity in taken):
             definitions.append(definition)
+        if one.binaries:
+            taken.add(definition.identity)
     optional = [one for one in requests if one.is_optional]
     if optional and not {one.name for one in optional} & {one.name for one in definitions}:
         raise TraceError(
@@ -109,9 +197,29 @@ def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: Exit
     return ProbeSet(name_group(target.container.short_id, definitions), tuple(definitions))
 
 
-def _bind_one(target: Target, request: ProbeRequest, binary: _Binary | None) -> Definition | None:
-    """REQUEST in BINARY; None for an optional one that has no place there."""
-    where = f"probe {request.name}: {', '.join(request.binaries)} of container {target.container.name}"
+def _find_places(name: str, root_fd: int, requests: Sequence[ProbeRequest]) -> bounded.Held:
+    """Where REQUESTS sit in the programs of container NAME: number, descriptor, offset and identity of each, and the descriptors."""
+    binaries: dict[str, _Binary | None] = {}
+    fds: list[int] = []
+    places = []
+    for number, one in enumerate(requests):
+        for path in one.binaries:
+            if path not in binaries:
+                binaries[path] = _open_binary(name, root_fd, path)
+        binary = next((found for found in map(binaries.get, one.binaries) if found), None)
+        offset = _find_offset(name, one, binary) if one.binaries else None
+        if binary is None or offset is None:
+            continue
+        if binary.fd not in fds:
+            fds.append(binary.fd)
+        status = os.fstat(binary.fd)
+        places.append([number, fds.index(binary.fd), offset, f"{status.st_dev}:{status.st_ino}:{offset:#x}"])
+    return bounded.Held({"places": places, "devices": [os.fstat(fd).st_dev for fd in fds]}, tuple(fds))
+
+
+def _find_offset(name: str, request: ProbeRequest, binary: _Binary | None) -> int | None:
+    """Where REQUEST sits in BINARY; None for an optional one that has no place there."""
+    where = f"probe {request.name}: {', '.join(request.binaries)} of container {name}"
     # The optional ones are of the kernel's own word size: 32-bit programs have their arguments elsewhere.
     if request.is_optional and (binary is None or not binary.elf.is_64):
         return None
@@ -127,42 +235,28 @@ def _bind_one(target: Target, request: ProbeRequest, binary: _Binary | None) -> 
         if request.is_optional:
             return None
         raise TraceError(f"{where}: {error}") from error
-    if offset is None:
-        if request.is_optional:
-            return None
+    if offset is None and not request.is_optional:
         raise TraceError(
             f"{where}: it has no function {request.symbol!r}; strip may have taken its name away, then give an offset"
         )
     # The kernel looks the file up once, here and now. By its descriptor it is the very one that was looked at, whatever
     # the container does to its path, and the path may hold what no definition can.
-    return make_definition(request, f"/proc/self/fd/{binary.fd}:{offset:#x}", binary.identify(offset))
+    return offset
 
 
-def _open_binary(target: Target, path: str, stack: ExitStack) -> _Binary | None:
-    """The program or library PATH of TARGET, found as if its root were ours; None where there is none."""
-    where = f"{path!r} of container {target.container.name}"
-    root_fd = target.process.open("root", os.O_PATH | os.O_DIRECTORY)
+def _open_binary(name: str, root_fd: int, path: str) -> _Binary | None:
+    """The program or library PATH of container NAME, found as if its root were ours; None where there is none."""
+    where = f"{path!r} of container {name}"
     try:
-        # First without opening it: a device or a pipe does something when it is opened.
-        place_fd = syscalls.openat2(root_fd, path, os.O_PATH, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS)
+        fd = strange_files.open_regular(root_fd, path)
+        return _Binary(fd, ElfFile(fd))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
-        raise TraceError(f"cannot open {where}: {os.strerror(error.errno or 0)}{hint}") from error
-    finally:
-        os.close(root_fd)
-    try:
-        if not stat.S_ISREG(os.fstat(place_fd).st_mode):
-            raise TraceError(f"{where} is no regular file")
-        fd = os.open(f"/proc/self/fd/{place_fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise TraceError(f"cannot open {where}: {error.strerror}") from error
-    finally:
-        os.close(place_fd)
-    stack.callback(os.close, fd)
-    try:
-        return _Binary(path, fd, ElfFile(fd))
+        raise ProgramsError(f"cannot open {where}: {os.strerror(error.errno or 0)}{hint}") from error
+    except strange_files.StrangeFile as error:
+        raise ProgramsError(f"{where}: {error}") from error
     except ElfError as error:
         raise TraceError(f"{where}: {error}") from error
 

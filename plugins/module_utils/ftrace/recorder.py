@@ -39,6 +39,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
     processes,
     syscalls,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _TITLE = "crashcart-recorder"
@@ -252,7 +253,7 @@ def record(ready_fd: int) -> None:
         lock_fd = stack.enter_context(locks.lock(orders.RECORDER_LOCK, _TAKE_OVER_S))
         locks.tell_holder(lock_fd)
         changes = syscalls.IN_MOVED_TO | syscalls.IN_DELETE | syscalls.IN_DELETE_SELF | syscalls.IN_MOVE_SELF
-        os.makedirs(orders.FOLDER, mode=0o700, exist_ok=True)
+        make_folder(orders.FOLDER)
         events_fd = syscalls.inotify_watch(orders.FOLDER, changes)
         background.tell_ready(ready_fd)
         signal.signal(signal.SIGTERM, _terminate)

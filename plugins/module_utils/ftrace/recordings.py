@@ -26,6 +26,7 @@ from typing import Any, Dict, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, records
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 FOLDER = "/var/lib/crashcart/traces"
@@ -155,7 +156,7 @@ def read_json(path: str) -> Any:
 
 def write_json(path: str, value: Any) -> None:
     """Put VALUE into PATH, whole or not at all."""
-    with open(path + ".part", "w", encoding="utf-8") as file:
+    with open(path + ".part", "w", encoding="utf-8", opener=open_private) as file:
         json.dump(value, file)
     os.rename(path + ".part", path)
 
@@ -219,12 +220,12 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
     path = os.path.join(FOLDER, name, stamp)
     for folder in (FOLDER, os.path.dirname(path), path):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder)
     try:
-        with open(os.path.join(path, HEAD), "wb") as file:
+        with open(os.path.join(path, HEAD), "wb", opener=open_private) as file:
             file.write(head)
         # Room for the last words of a recording that ends because there is none.
-        with open(os.path.join(path, _RESERVE), "wb") as file:
+        with open(os.path.join(path, _RESERVE), "wb", opener=open_private) as file:
             file.write(bytes(_RESERVE_BYTES))
         write_json(os.path.join(path, ABOUT), {**about, "started": now})
     except OSError as error:

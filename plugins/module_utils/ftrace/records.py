@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _FOLDER = os.path.join(RUN, "traces")
@@ -48,7 +49,7 @@ def _identify(instance: Instance) -> dict[str, Any]:
 
 def write_record(instance: Instance, record: dict[str, Any]) -> None:
     """Keep RECORD of INSTANCE in place of the one there was."""
-    os.makedirs(_FOLDER, mode=0o700, exist_ok=True)
+    make_folder(_FOLDER)
     path = _find_path(instance)
     fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:

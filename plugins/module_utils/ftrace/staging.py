@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentError, read_segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 FOLDER = "/var/lib/crashcart/captures"
@@ -63,7 +64,7 @@ class Staged:
 def hold_folder() -> Iterator[None]:
     """Keep others away from the folder, which is made when it is missing."""
     with hold_lock("captures"):
-        os.makedirs(FOLDER, mode=0o711, exist_ok=True)
+        make_folder(FOLDER, 0o711)  # a login user fetches from it
         yield
 
 

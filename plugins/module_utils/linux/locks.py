@@ -10,6 +10,8 @@ import time
 from contextlib import contextmanager
 from typing import Iterator
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
+
 _RETRY_S = 0.005
 
 
@@ -22,7 +24,7 @@ def lock(path: str, timeout_s: float) -> Iterator[int]:
     """Hold the exclusive lock of file PATH, made when missing (its directory too, mode 0700); gives the file's descriptor."""
     deadline = time.monotonic() + timeout_s
     while True:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        make_folder(os.path.dirname(path))
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from support import host, images
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import scratch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
 
@@ -60,8 +61,8 @@ def inside(request, container, ssh_hosts, tmp_path):
 
     run.name = name
     yield run
-    scratch = Path("/run/crashcart/scratch")
-    assert not scratch.exists() or list(scratch.iterdir()) == []
+    assert not os.path.exists(scratch.FOLDER) or os.listdir(scratch.FOLDER) == []
+    assert scratch.list_mounts() == []
     assert host.docker("diff", name) == ""
 
 
@@ -178,20 +179,97 @@ def test_what_does_not_work_there_fails_by_itself_and_leaves_nothing(inside):
 
 
 def test_the_folders_of_killed_controllers_go_in_time(inside):
-    scratch = Path("/run/crashcart/scratch")
-    old, used, new = (scratch / name for name in ("old", "used", "new"))
-    for folder in (old, used, new):
-        folder.mkdir(parents=True, mode=0o700)
-        (folder / "secret").write_text("of a task")
-    for folder in (old, used):
-        os.utime(folder, (1e9, 1e9))
-    fd = os.open(used, os.O_RDONLY)
+    for name in ("old", "used", "new"):
+        leave_scratch(name)
+    folder = Path(scratch.FOLDER)
+    for name in ("old", "used"):
+        os.utime(folder / name, (1e9, 1e9))
+    fd = os.open(folder / "used", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)  # as a command does
     inside("ansible.builtin.ping")
-    assert sorted(scratch.iterdir()) == [new, used]
+    assert sorted(os.listdir(folder)) == ["new", "used"]
+    assert scratch.list_mounts() == [f"{folder}/{name}/files" for name in ("used", "new")]
     os.close(fd)
-    for folder in (used, new):
-        shutil.rmtree(folder)
+    for name in ("used", "new"):
+        scratch.remove(name)
+
+
+def leave_scratch(name):
+    """What a killed controller leaves: the folder of connection NAME with a file."""
+    child = os.fork()
+    if child == 0:
+        try:
+            scratch.open_scratch(name, 1234, 1234)
+            Path(scratch.FOLDER, name, "files", "secret").write_text("of a task")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("inside", ["as_user", "local"], indirect=True)
+def test_what_a_task_leaves_in_its_scratch_stops_nobody(inside):
+    """Folders nested beyond what anybody can walk, also where the controller was killed."""
+    nest = "import os\nos.chdir(os.environ['TMPDIR'])\nfor _ in range(2500): os.mkdir('d'); os.chdir('d')"
+    inside("ansible.builtin.command", {"argv": ["/dev/crashcart/bin/python3", "-c", nest]})
+    assert scratch.list_mounts() == []
+    leave_scratch("old")
+    place = Path(scratch.FOLDER, "old", "files")
+    host.run(sys.executable, "-c", nest, env={"TMPDIR": str(place)})
+    os.utime(place.parent, (1e9, 1e9))
+    assert inside("ansible.builtin.ping")["ping"] == "pong"
+    assert scratch.list_mounts() == []
+    assert os.listdir(scratch.FOLDER) == []
+
+
+def test_what_a_task_writes_to_its_scratch_is_bounded_and_not_on_the_hosts_file_system(inside):
+    before = os.statvfs("/run/crashcart").f_bfree
+    look = "d=$(df -k $TMPDIR | tail -1); echo $d"
+    fill = "i=0; while [ $i -lt 300 ]; do dd if=/dev/zero of=$TMPDIR/$i bs=1M count=1 2>/dev/null || exit 9; i=$((i+1)); done"
+    result = inside("ansible.builtin.shell", {"_raw_params": f"{fill}; {look}"})
+    assert result["rc"] == 0
+    assert result["stdout"].split()[:2] == ["crashcart-scratch", str(512 << 10)]
+    assert int(result["stdout"].split()[2]) >= 300 << 10
+    with pytest.raises(host.ModuleFailed) as failed:
+        inside("ansible.builtin.shell", {"_raw_params": "cat /dev/zero > $TMPDIR/x"}, ansible_cart_scratch_size="20MiB")
+    assert "No space left on device" in failed.value.result["stderr"]
+    assert abs(before - os.statvfs("/run/crashcart").f_bfree) * os.statvfs("/run/crashcart").f_bsize < 8 << 20
+
+
+PLAY = """\
+- hosts: HOST
+  gather_facts: false
+  tasks:
+    - ansible.builtin.command: {argv: [sleep, "4322"]}
+      environment: {TOKEN: hush-hush}
+"""
+
+
+@pytest.mark.parametrize("parent", ["as_user", "local"])
+def test_no_process_has_a_tasks_environment_among_its_arguments(container, ssh_hosts, tmp_path, parent):
+    name = container("static")
+    hosts = ssh_hosts
+    if parent == "local":
+        hosts = tmp_path / "hosts.yml"
+        hosts.write_text(json.dumps({"all": {"hosts": {"local": LOCAL}}}))
+    (tmp_path / "play.yml").write_text(PLAY.replace("HOST", parent))
+    variables = {
+        "ansible_connection": "crashcart.fleet.cart",
+        "ansible_cart_container": name,
+        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+    }
+    command = ["ansible-playbook", "-i", str(hosts), "-e", json.dumps(variables), str(tmp_path / "play.yml")]
+    with host.start(*command, stdout=-3) as play:
+        host.wait_until(lambda: host.runs(name, "sleep 4322"), 60)
+        lines = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                lines[pid] = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        (pid,) = [pid for pid, line in lines.items() if line.endswith("sleep\0004322\0")]
+        assert "TOKEN=hush-hush" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+        assert [line for line in lines.values() if "hush-hush" in line] == []
+        os.kill(int(pid), signal.SIGTERM)
+        play.wait(60)
 
 
 def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
@@ -297,4 +375,5 @@ def test_a_kill_of_the_hosts_program_leaves_nothing(inside):
     os.kill(int(pid), signal.SIGKILL)
     host.wait_until(lambda: not host.runs(inside.name, "sleep 4321"))
     task.join()
-    shutil.rmtree("/run/crashcart/scratch", ignore_errors=True)  # which the killed program would have emptied
+    for name in os.listdir(scratch.FOLDER):  # which the killed program would have emptied
+        scratch.remove(name)

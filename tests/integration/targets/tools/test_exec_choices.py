@@ -307,3 +307,40 @@ def test_what_the_caller_lacks_is_named(container):
     assert "user 65534 lacks CAP_CHOWN, " in said
     assert "CAP_SYS_ADMIN" in said
     assert "become=true" in said
+
+
+# A log of our own in the place of the host's, in a mount namespace of our own.
+LISTEN = """\
+import os, socket, subprocess, sys
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+subprocess.run([sys.executable, "-m", sys.argv[1]], input=sys.argv[2], text=True, stdout=subprocess.DEVNULL)
+log.setblocking(False)
+print(log.recv(65536).decode())
+"""
+
+
+def test_secrets_stand_in_no_log_and_no_invocation(container, tmp_path):
+    """And the output is whole, whatever short value a variable has."""
+    secrets = {"env": {"ONE": "1", "YES": "true", "TOKEN": "hunter2-hunter2"}, "stdin": "hush-hush\n"}
+    arguments = {
+        "containers": [container("static")],
+        "argv": ["sh", "-c", "cat; echo $TOKEN 1 true; exit 1"],
+        **secrets,
+    }
+    (found,) = host.call_module("crashcart_exec", **arguments)["results"]
+    assert (found["rc"], found["stdout_lines"]) == (1, ["hush-hush", "hunter2-hunter2 1 true"])
+    given = host.call_module("crashcart_exec", **arguments)["invocation"]["module_args"]
+    assert set(given["env"]) == {"ONE", "YES", "TOKEN"}
+    assert not any(secret in json.dumps(given) for secret in ("hunter2", "hush-hush"))
+    with pytest.raises(host.ModuleFailed) as failed:
+        host.call_module("crashcart_exec", **{**arguments, "user": "nonesuch"})
+    assert "hunter2" not in json.dumps(failed.value.result)
+    cover = 'cd "$1" && touch null urandom && mount --bind /dev/null null && mount --bind /dev/urandom urandom && mount --rbind . /dev'
+    text = json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_version": "2.19"}})
+    module = f"{host.COLLECTION}.plugins.modules.crashcart_exec"
+    words = ["sh", "-c", f'{cover} && cd "$OLDPWD" && shift && exec "$@"', "sh", str(tmp_path)]
+    done = host.run("unshare", "-m", "--propagation", "private", *words, sys.executable, "-c", LISTEN, module, text)
+    assert "Invoked with" in done.stdout
+    assert "argv=" in done.stdout
+    assert not any(secret in done.stdout for secret in ("hunter2", "hush-hush", "true", "ONE"))

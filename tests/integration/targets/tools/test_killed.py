@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 
 import pytest
 from support import host, images
 from support.killing import kill_everywhere
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, expiry, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, expiry, scratch, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
@@ -203,3 +204,47 @@ def test_removing_an_image(small_images):
         assert kill_everywhere(lambda: store.remove_image(name), check) > 3
     finally:
         shutil.rmtree(f"{store.STORE}/{name}", ignore_errors=True)
+
+
+def test_a_connections_scratch():
+    """The next command of the connection has its folder; then the last one, or another connection, leaves nothing."""
+
+    def check(moment):
+        fd = os.open(scratch.FOLDER, os.O_RDONLY) if os.path.exists(scratch.FOLDER) else -1
+        if moment % 2:
+            check_scratch()
+        scratch.remove("killed")
+        assert scratch.list_mounts() == []
+        if fd >= 0:
+            assert os.listdir(fd) == []
+            os.close(fd)
+
+    assert kill_everywhere(lambda: scratch.open_scratch("killed", 5, 6), check) > FEW
+
+
+def check_scratch():
+    """In a process of its own, since the lock lasts as long as that."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            found = os.stat(scratch.open_scratch("killed", 5, 6))
+            assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (5, 6, 0o700)
+            assert len(scratch.list_mounts()) == 1
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_removal_of_a_connections_scratch():
+    def prepare_and_remove():
+        scratch.open_scratch("killed", 5, 6)
+        scratch.remove("killed")
+
+    def check(_moment):
+        scratch.remove("killed")
+        assert scratch.list_mounts() == []
+        assert not os.path.exists(f"{scratch.FOLDER}/killed")
+
+    assert kill_everywhere(prepare_and_remove, check, step=SAMPLE) > FEW

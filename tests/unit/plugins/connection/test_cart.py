@@ -28,7 +28,12 @@ def test_the_program_is_whole_and_always_the_same(tmp_path):
     assert [one.name for one in path.parent.iterdir()] == [digest]
     order = entrance.Order(token="mark:", container="", argv=[], docker_host="unix:///nonesuch")
     done = subprocess.run(
-        [sys.executable, "-I", str(path), order.as_json()], cwd="/", capture_output=True, text=True, check=False
+        [sys.executable, "-I", str(path)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        input=order.pack().decode(),
     )
     assert done.returncode == entrance.RC_OTHER, done
     _before, token, line = done.stderr.rpartition("mark:")

@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import probe_points
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
 
@@ -101,8 +102,34 @@ def test_when_no_optional_one_is_there_it_is_said(tmp_path):
 
 def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(TraceError, match="pipe' of container web is no regular file"):
+    with pytest.raises(TraceError, match="pipe' of container web: it is no regular file but a pipe"):
         bind(probe(binaries=(str(tmp_path / "pipe"),)))
+
+
+TABLE = """\
+1 0 0:30 / / rw - overlay overlay rw
+2 1 0:31 / /dev rw - tmpfs tmpfs rw
+3 1 0:32 / /lib rw - fuse hostile rw
+4 1 0:33 / /srv rw - fuse.sshfs hostile rw
+5 1 0:34 / /sys/fs/fuse/connections rw - fusectl fusectl rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("minor", "is_served"),
+    [(30, False), (31, False), (32, True), (33, True), (34, False), (99, True)],
+)
+def test_what_a_process_serves(minor, is_served):
+    found = list(mounts.parse_mountinfo(TABLE.splitlines()))
+    assert probe_points.is_served(found, os.makedev(0, minor)) == is_served
+    without = [one for one in found if not one.filesystem.startswith("fuse")]
+    assert not probe_points.is_served(without, os.makedev(0, minor))
+
+
+def test_a_root_that_a_process_serves_is_the_runtimes():
+    found = list(mounts.parse_mountinfo(["1 0 0:30 / / rw - fuse.fuse-overlayfs fuse-overlayfs rw"]))
+    assert not probe_points.is_served(found, os.makedev(0, 30))
+    assert not probe_points.is_served(found, os.makedev(0, 99))
 
 
 def test_nothing_stays_open():

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A connection's folder for temporary files: a tmpfs of its own with bounds of its own, seen by the connection's commands alone.
+
+What a container has written there may be more than the host has room for, or nested deeper than anybody can walk. So it is on no
+file system of the host, and it goes with its mount, at which nothing that is in there is looked at.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PRIVATE, make_folder
+
+FOLDER = os.path.join(RUN, "scratch")
+MAX_BYTES = 512 << 20
+_MAX_FILES = 65536
+_SOURCE = "crashcart-scratch"  # by which its mounts are known
+_FILES = "files"  # below a folder that only root reaches: its time and its lock are no affair of the command's user
+_FORGOTTEN_S = 3600.0  # after which nobody comes back to a folder that no command uses
+
+
+def open_scratch(name: str, uid: int, gid: int, max_bytes: int = MAX_BYTES) -> int:
+    """A detached mount of connection NAME's folder, which is UID's and GID's; it is made where it is missing.
+
+    The connection counts as at work until this process ends.
+    """
+    folder = os.path.join(FOLDER, name)
+    files = os.path.join(folder, _FILES)
+    make_folder(FOLDER)
+    make_folder(folder)
+    os.utime(folder)
+    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)  # until this process ends
+    with suppress(FileExistsError):
+        os.mkdir(files, PRIVATE)
+    if os.lstat(files).st_dev == os.lstat(folder).st_dev:
+        _mount(files, uid, gid, max_bytes)
+    remove_forgotten()
+    return syscalls.open_tree(-1, files, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
+
+
+def _mount(path: str, uid: int, gid: int, max_bytes: int) -> None:
+    options = {"size": str(max_bytes), "nr_inodes": str(_MAX_FILES), "mode": "0700", "uid": str(uid), "gid": str(gid)}
+    context = syscalls.fsopen("tmpfs")
+    try:
+        for key, value in {"source": _SOURCE, **options}.items():
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        mount_fd = syscalls.fsmount(context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)
+    try:
+        place_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            syscalls.move_mount(mount_fd, place_fd)
+        finally:
+            os.close(place_fd)
+    finally:
+        os.close(mount_fd)
+    syscalls.mount_make_private(path)
+
+
+def remove(name: str) -> None:
+    """Remove connection NAME's folder. What cannot be removed stays, for others to find; it must not cost a task."""
+    if not name:
+        return
+    folder = os.path.join(FOLDER, name)
+    files = os.path.join(folder, _FILES)
+    with suppress(OSError):
+        while True:  # until nothing is mounted there
+            syscalls.umount2(files, syscalls.UMOUNT_NOFOLLOW | syscalls.MNT_DETACH)
+    for empty in (files, folder):
+        with suppress(OSError):
+            os.rmdir(empty)
+
+
+def remove_forgotten() -> None:
+    """Remove the folders of connections whose controller was killed: there is no other that would."""
+    for name in os.listdir(FOLDER):
+        with suppress(OSError):  # in use, or gone
+            fd = os.open(os.path.join(FOLDER, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(fd).st_mtime > _FORGOTTEN_S:
+                    remove(name)
+            finally:
+                os.close(fd)
+
+
+def list_mounts() -> list[str]:
+    """Where on the host connections' folders are mounted, those at work and forgotten ones."""
+    return [one.mount_point for one in mounts.read_mounts("self", _SOURCE) if one.source == _SOURCE]

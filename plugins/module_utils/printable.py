@@ -1,0 +1,13 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Texts of containers, users and traces in our messages: a terminal must not obey them, and a reader must not be deceived."""
+
+from __future__ import annotations
+
+
+def escape(text: str) -> str:
+    r"""TEXT with what is not printable shown as \x1b or \u202e: control characters, those that turn the direction of writing or are
+    not seen, and lone surrogates. Line feeds and tabs stay."""
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode("ascii") for one in text
+    )

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a stranger calls a thing is shown, and obeyed by no terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \u00e4\u4e2d 'x'\n\tnext", "plain \u00e4\u4e2d 'x'\n\tnext"),
+        ("\x1b[2J\x1b]0;title\x07", r"\x1b[2J\x1b]0;title\x07"),
+        ("a\rb\x00\x7f\x9b", r"a\rb\x00\x7f\x9b"),
+        ("\u202egnp.\u2066\u200b\ufeff", r"\u202egnp.\u2066\u200b\ufeff"),
+        ("\udcff\ud800", r"\udcff\ud800"),
+        ("\U000e0041", r"\U000e0041"),
+        ("\u2028", r"\u2028"),
+        (r"\x1b", r"\x1b"),
+    ],
+)
+def test_escape(text, shown):
+    assert escape(text) == shown
+    assert escape(shown) == shown
+
+
+def test_an_error_is_printable():
+    assert str(FleetError("no container is called '\x1b[31m'")) == r"no container is called '\x1b[31m'"
