@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, seccomp
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 
 _MAX_BYTES = 8 << 20  # the kernel's bound is some 32,000 instructions for all of a process, twice that in digits
 
@@ -35,10 +36,8 @@ class FilterSource:
 
 def open_folder(path: str) -> int:
     """Return a descriptor of the folder PATH, which only root can enter; it is made where it is missing."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    os.fchmod(fd, 0o700)
-    return fd
+    make_folder(path)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def read(source: FilterSource, folder_fd: int) -> list[bytes]:
