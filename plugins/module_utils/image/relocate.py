@@ -174,6 +174,8 @@ def list_environment(tree: str, prefix: str) -> dict[str, str]:
         if places:
             variables[name] = ":".join(f"{prefix}/{place}" for place in (places if name in _LISTS else places[:1]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    # Translations hold formats; of Python's settings there is none here, since what a tool starts of the container has these, too.
+    variables["LC_MESSAGES"] = "C"
     return variables
 
 
