@@ -18,6 +18,7 @@ Sources: ld.so(8), nsswitch.conf(5), gconv in the glibc manual; dynlink.c of mus
 from __future__ import annotations
 
 import glob
+import io
 import os
 import posixpath
 import re
@@ -27,6 +28,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.launcher import make_launcher
+
+try:
+    from elftools.elf.elffile import ELFFile
+except ImportError:
+    pass  # elf says so
 
 # The file of the image that says that it is sealed.
 MARK = "etc/crashcart.sealed"
@@ -143,8 +149,14 @@ _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libpam\.so\..*"), ("/etc/pam.d",)),
     (re.compile(r"libmagic\.so\..*"), ("/etc/magic:/usr/share/misc/magic",)),
 )
+# The place of modules at home, in what Python has compiled in of its library (since 3.11): a constant as it is in memory, or as marshal
+# writes it. In its place a whole path discards the home that stands before it.
+_USER_BASE = re.compile(rb"(?<=\0)\.local(?=\0)|(?<=[zZ\xda\xfa]\x06)\.local")
+_PYTHON = re.compile(r"(libpython|python)3\.(\d+)(\.so.*|\.dylib)?")
 # Names of variables by which less finds files at home; the shortest is the end of the others.
 _AT_HOME = re.compile(rb"HOME(?=\0)")
+_LOADER = re.compile(r"ld-linux|ld64\.so|ld-2\.")
+_LARGE = 1 << 20  # libpython3.so is but a name for the library
 _PRELOAD, _CACHE = b"/etc/ld.so.preload", b"/etc/ld.so.cache"
 _OPENSSL = re.compile(rb'(OPENSSLDIR|ENGINESDIR|MODULESDIR): "(/[^"\0]{3,100})"')
 _OPENSSL_LINKS = {
@@ -299,19 +311,22 @@ def _seal_elf(state: _State, place: str, content: bytes) -> bytes:
     is_static = not dynamic.interpreter and (not dynamic.entries or bool((dynamic.find(_FLAGS_1) or 0) & _PIE))
     if "ld-musl" in dynamic.interpreter:
         state.musl.add(dynamic.interpreter)
-    elif dynamic.interpreter and not re.match(r"ld-linux|ld64\.so|ld\.so|ld-2\.", posixpath.basename(dynamic.interpreter)):
+    elif dynamic.interpreter and not _LOADER.match(posixpath.basename(dynamic.interpreter)):
         state.complain(place, f"its loader {dynamic.interpreter} is of a C library that nobody has looked at")
-    if dynamic.entries and not is_static:
+    if not is_static and _LOADER.match(name):
+        content = _seal_loader(state, place, content)  # which bears no flag: it takes itself for broken then
+    elif dynamic.entries and not is_static:
         flagged = forbid_default_folders(content, dynamic)
         content = _patch_flag(state, place) if flagged is None else flagged
-    if not is_static and re.match(r"ld-linux|ld64\.so|ld-2\.", name):
-        content = _seal_loader(state, place, content)
     content, found = replace_texts(content, state.prefix, _TEXTS, state.links)
     content = _seal_openssl(state, content)
     if name == "less":
         if not _AT_HOME.search(content):
             state.complain(place, "it does not hold the name of the variable by which it finds settings at home")
         content = _AT_HOME.sub(b"\0OME", content)
+    content = _seal_python(state, place, content)
+    if name == "gdb":
+        content = _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
     for pattern, texts in _EXPECTED:
         if pattern.fullmatch(name) and not is_static:
             for text in texts:
@@ -394,6 +409,28 @@ def _seal_openssl(state: _State, content: bytes) -> bytes:
             texts[f"{folder}/cert.pem"] = _CERTIFICATES
             texts.update({f"{folder}/{name}": _NOTHING for name in ("certs", "private", "ct_log_list.cnf", "openssl.cnf")})
     return replace_texts(content, state.prefix, texts, state.links)[0]
+
+
+def _seal_python(state: _State, place: str, content: bytes) -> bytes:
+    """Python's program or library CONTENT at PLACE, which takes no modules from a user's home."""
+    version = _PYTHON.fullmatch(posixpath.basename(place))
+    if version is None:
+        return content
+    content, count = _USER_BASE.subn(b"/proc/", content)
+    # The program itself has an option for that; what has the library may be any.
+    if not count and int(version[2]) >= 11 and version[1] == "libpython" and len(content) > _LARGE:
+        state.complain(place, "it does not hold the place of modules at home as expected")
+    return content
+
+
+def _empty_string(content: bytes, text: bytes) -> bytes:
+    """CONTENT, an ELF file, with each whole string TEXT among its constants emptied; the linker's names stay."""
+    section = ELFFile(io.BytesIO(content)).get_section_by_name(".rodata")
+    if section is None:
+        return content
+    start, end = section.header.sh_offset, section.header.sh_offset + section.header.sh_size
+    changed = content[start:end].replace(b"\0" + text + b"\0", b"\0\0" + text[1:] + b"\0")
+    return content[:start] + changed + content[end:]
 
 
 def _write_links(state: _State) -> None:
