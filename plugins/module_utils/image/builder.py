@@ -45,7 +45,6 @@ unset {unset}
 export PATH={path}:$PATH
 PS1='[crashcart] \\u@\\h:\\w\\$ '
 """
-# What a tree brings along does not say it of this image.
 _SEALED = "The tools of this image load code from the image only.\n"
 
 
@@ -346,9 +345,12 @@ def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
         ),
         "crashcart.json": json.dumps(manifest, indent=1, sort_keys=True) + "\n",
     }
-    if manifest["sealed"]:
-        texts[os.path.basename(seal.MARK)] = _SEALED
     os.makedirs(os.path.join(tree, "etc"), exist_ok=True)
+    mark = os.path.join(tree, seal.MARK)
+    if os.path.lexists(mark):
+        os.unlink(mark)  # what a source says of itself
+    if manifest["sealed"]:
+        texts[os.path.basename(mark)] = _SEALED
     for name, text in texts.items():
         with open(os.path.join(tree, "etc", name), "w", encoding="utf-8") as file:
             file.write(text)

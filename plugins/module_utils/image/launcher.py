@@ -74,7 +74,9 @@ def _assemble_aarch64(places: Sequence[int], count: int, is_named: bool) -> byte
     words = [0xF94003E0, 0x8B206FE2, 0x91004042]  # x0 = argc; x2 = sp + 8 * argc + 16: envp
     words += [0xF94007E3]  # x3 = argv[0]
     first = 8 * (count - 1)
-    words += [0xD10003E1 | first << 10 if first >= 0 else 0x910023E1]  # x1 = sp - first: the new argv, whose end is the old one's
+    words += [
+        0xD10003E1 | first << 10 if first >= 0 else 0x910023E1
+    ]  # x1 = sp - first: the new argv, whose end is the old one's
 
     def load(register: int, place: int) -> int:
         away = place - 4 * len(words)  # adr: a signed number of 21 bits

@@ -24,7 +24,7 @@ import posixpath
 import re
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.launcher import make_launcher
@@ -82,8 +82,10 @@ class Link:
 
 
 _NOTHING = Link("-")
-_CERTIFICATES = Link("ca.pem", ("etc/ssl/certs/ca-certificates.crt", "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt"))
-_MAGIC = Link("magic", ("lib/file/magic.mgc", "share/misc/magic.mgc"))
+_CERTIFICATES = Link(
+    "ca.pem", ("etc/ssl/certs/ca-certificates.crt", "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt")
+)
+_MAGIC = Link("magic.mgc", ("lib/file/magic.mgc", "share/misc/magic.mgc"))
 _TEXTS: dict[str, str | Link] = {
     # glibc: modules and data by which it reads text; the service's name stands among the loader's, see _check_loader.
     "/etc/nsswitch.conf": Link("nss"),
@@ -94,13 +96,19 @@ _TEXTS: dict[str, str | Link] = {
     "/usr/share/locale": _NOTHING,
     "/usr/share/locale/%L/%N:/usr/share/locale/%L/LC_MESSAGES/%N:/usr/share/locale/%l/%N:/usr/share/locale/%l/LC_MESSAGES/%N:": EMPTY,
     # Shells, and what reads lines for them: keys can be bound to text.
-    **dict.fromkeys(("/etc/bash.bashrc", "/etc/bash.bash_logout", "/etc/bashrc", "/etc/profile", "$HOME/.profile"), EMPTY),
-    **dict.fromkeys((f"~/.{name}" for name in ("bashrc", "bash_profile", "bash_login", "profile", "bash_logout")), EMPTY),
+    **dict.fromkeys(
+        ("/etc/bash.bashrc", "/etc/bash.bash_logout", "/etc/bashrc", "/etc/profile", "$HOME/.profile"), EMPTY
+    ),
+    **dict.fromkeys(
+        (f"~/.{name}" for name in ("bashrc", "bash_profile", "bash_login", "profile", "bash_logout")), EMPTY
+    ),
     "/usr/share/bashdb/bashdb-main.inc": EMPTY,
     "/usr/local/lib/bash:/usr/lib/bash:/opt/local/lib/bash:/usr/pkg/lib/bash:/opt/pkg/lib/bash:.": EMPTY,
     **dict.fromkeys(("/etc/inputrc", "~/.inputrc"), EMPTY),
     # less, top (whose settings can hold commands), dig, jemalloc.
-    **dict.fromkeys(("/usr/bin/.sysless", "/etc/sysless", "/etc/syslesskey", "/etc/lesskey", "/usr/etc/sysless"), EMPTY),
+    **dict.fromkeys(
+        ("/usr/bin/.sysless", "/etc/sysless", "/etc/syslesskey", "/etc/lesskey", "/usr/etc/sysless"), EMPTY
+    ),
     **dict.fromkeys(("/etc/toprc", "/etc/topdefaultrc", "%s/.%src", "%s/procps/%src"), EMPTY),
     **dict.fromkeys(("%s/.digrc", "/etc/malloc.conf"), EMPTY),
     # file: a compiled table is taken as it is.
@@ -119,7 +127,9 @@ _TEXTS: dict[str, str | Link] = {
     "/lib/security": _NOTHING,
     # Programs that a library would start.
     **dict.fromkeys(("/usr/bin/ntlm_auth", "/usr/bin/dbus-launch"), EMPTY),
-    **dict.fromkeys((f"{one}/{two}" for one in ("/usr/local/sbin", "/usr/sbin") for two in ("dmsetup", "lvdisplay")), ERASED),
+    **dict.fromkeys(
+        (f"{one}/{two}" for one in ("/usr/local/sbin", "/usr/sbin") for two in ("dmsetup", "lvdisplay")), ERASED
+    ),
     "/usr/lib/sysstat/sadc": Link("sadc", ("lib/sysstat/sadc",)),
     "/usr/libexec/coreutils": Link("stdbuf", ("libexec/coreutils",)),
     # Modules of programs.
@@ -262,7 +272,9 @@ def read_dynamic(content: bytes) -> Dynamic | None:
         if kind not in (2, 3):
             return None
         table, size, count = (
-            struct.unpack_from(f"{order}Q", content, 32)[0] if is_wide else struct.unpack_from(f"{order}I", content, 28)[0],
+            struct.unpack_from(f"{order}Q", content, 32)[0]
+            if is_wide
+            else struct.unpack_from(f"{order}I", content, 28)[0],
             *struct.unpack_from(f"{order}HH", content, 54 if is_wide else 42),
         )
         interpreter, entries = "", []
@@ -272,15 +284,22 @@ def read_dynamic(content: bytes) -> Dynamic | None:
             start = table + index * size
             (segment,) = struct.unpack_from(f"{order}I", content, start)
             at, length = (
-                (struct.unpack_from(f"{order}Q", content, start + 8)[0], struct.unpack_from(f"{order}Q", content, start + 32)[0])
+                (
+                    struct.unpack_from(f"{order}Q", content, start + 8)[0],
+                    struct.unpack_from(f"{order}Q", content, start + 32)[0],
+                )
                 if is_wide
-                else (struct.unpack_from(f"{order}I", content, start + 4)[0], struct.unpack_from(f"{order}I", content, start + 16)[0])
+                else (
+                    struct.unpack_from(f"{order}I", content, start + 4)[0],
+                    struct.unpack_from(f"{order}I", content, start + 16)[0],
+                )
             )
             if segment == 3:
                 interpreter = content[at : at + length].rstrip(b"\0").decode("utf-8", "replace")
             elif segment == 2:
                 entries = [
-                    (offset, *struct.unpack_from(entry, content, offset)) for offset in range(at, at + length - step + 1, step)
+                    (offset, *struct.unpack_from(entry, content, offset))
+                    for offset in range(at, at + length - step + 1, step)
                 ]
         return Dynamic(machine, kind == 3, interpreter, entry, tuple(entries))
     except (KeyError, IndexError, struct.error):
@@ -407,7 +426,9 @@ def _seal_openssl(state: _State, content: bytes) -> bytes:
         texts[folder] = _OPENSSL_LINKS.get(kind, _NOTHING)
         if kind == "OPENSSLDIR":
             texts[f"{folder}/cert.pem"] = _CERTIFICATES
-            texts.update({f"{folder}/{name}": _NOTHING for name in ("certs", "private", "ct_log_list.cnf", "openssl.cnf")})
+            texts.update(
+                {f"{folder}/{name}": _NOTHING for name in ("certs", "private", "ct_log_list.cnf", "openssl.cnf")}
+            )
     return replace_texts(content, state.prefix, texts, state.links)[0]
 
 
@@ -474,7 +495,9 @@ def _write_musl_paths(state: _State) -> None:
             continue
         top = posixpath.dirname(posixpath.dirname(interpreter[len(state.prefix) + 1 :]))
         arch = re.sub(r"^ld-musl-|\.so.*$", "", posixpath.basename(interpreter))
-        folders = sorted({posixpath.dirname(place) for place in glob.glob("**/*.so*", root_dir=state.tree, recursive=True)})
+        folders = sorted(
+            {posixpath.dirname(place) for place in glob.glob("**/*.so*", root_dir=state.tree, recursive=True)}
+        )
         usable = [one for one in folders if re.fullmatch(r"(local/)?lib(64)?(/[^/]*-linux-[^/]*)?", one)]
         text = "".join(f"{state.prefix}/{one}\n" for one in usable or ["lib"])
         _write(os.path.join(state.tree, top, f"etc/ld-musl-{arch}.path"), text)
@@ -493,7 +516,9 @@ _EDITS: tuple[tuple[str, str, str, bool], ...] = (
 
 def _edit_scripts(state: _State) -> None:
     """Edit the few lines of Python's library, and of ldd, that lead into the container."""
-    libraries = sorted(glob.glob("lib*/python3.*/", root_dir=state.tree) + glob.glob("local/lib*/python3.*/", root_dir=state.tree))
+    libraries = sorted(
+        glob.glob("lib*/python3.*/", root_dir=state.tree) + glob.glob("local/lib*/python3.*/", root_dir=state.tree)
+    )
     for library in libraries:
         if not os.path.isfile(os.path.join(state.tree, library, "site.py")):
             continue
@@ -548,7 +573,10 @@ _LAUNCHES = (
         is_named=True,
     ),
     _Launch(re.compile(r"curl"), ("-q",)),
-    _Launch(re.compile(r"vim(\.(tiny|basic|nox|gtk3|motif))?"), ("-u", "{prefix}/etc/crashcart.vimrc", "--noplugin", "-i", "NONE")),
+    _Launch(
+        re.compile(r"vim(\.(tiny|basic|nox|gtk3|motif))?"),
+        ("-u", "{prefix}/etc/crashcart.vimrc", "--noplugin", "-i", "NONE"),
+    ),
 )
 
 

@@ -49,7 +49,7 @@ _TEXTS = {
     "gdbinit": ("/root/.gdbinit", _GDB),
     "system-gdbinit": ("/etc/gdb/gdbinit", _GDB),
     "gdb-auto-load": ("/usr/share/gdb/auto-load/bin/sleep-gdb.gdb", _GDB),
-    "system-vimrc": ("/etc/vim/vimrc.tiny", _VIM),
+    "system-vimrc": ("/etc/vim/vimrc", _VIM),
     "vimrc": ("/root/.vimrc", _VIM),
     "curlrc": ("/root/.curlrc", "trace-ascii = {out}/{name}\n"),
     "lesskey": ("/root/.lesskey", "#env\nLESSOPEN = ||-echo >{out}/{name}; echo {name} %s\n"),
@@ -64,7 +64,8 @@ _SETTINGS = {
     ),
     "/root/.inputrc": '"\\C-t": "evil"\n',
     "/etc/magic": "0 string evil evil-magic\n",
-    "/trap/cwd/evil": "evil\n",
+    "/trap/cwd/plain": "evil\n",
+    "/trap/cwd/empty.py": "1\n",
     "/trap/out/made": "",
     "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/bash\n",
     "/etc/group": "root:x:0:\n",
@@ -75,14 +76,14 @@ cd /trap/cwd
 find() { for folder in $FOLDERS; do [ -x $folder/$1 ] && { echo $folder/$1; return; }; done; echo /nonesuch/$1; }
 limit=$(find timeout)
 run() { program=$(find $1); shift; $limit -k 2 20 $program "$@" </dev/null 2>&1; }
-note() { while read -r line; do [[ $line != *evil* ]] || echo "$line" >>/trap/out/$1; done; }
+note() { while read -r line; do echo "$line"; [[ $line != *evil* ]] || echo "$line" >>/trap/out/$1; done; }
 run id nobody
 run getent passwd nobody
 run getent hosts localhost
 run ls -l /trap
 run ps aux
 LANG=C.UTF-8 LANGUAGE=xx run ls /nonesuch | note catalogue
-run file evil | note magic
+run file plain | note magic
 run bash -i -c true
 run bash -l -c true
 run bash -c 'bind -s' | note inputrc
@@ -91,14 +92,14 @@ run python3 -m json.tool /nonesuch
 run python3 -c 'import subprocess; subprocess.run("true", shell=True)'
 run python3 -c 'import ctypes; ctypes.CDLL("libevil.so.1")'
 run python3 -c 'import ssl; ssl.create_default_context()'
-run python3 -m pdb -c q /dev/null
+run python3 -m pdb -c q /trap/cwd/empty.py
 run openssl list -providers
 run gdb -batch -p 1
 run gdb -batch -ex 'python import json, sys; print(sys.path)'
 run vim.tiny --not-a-term -c q
 run curl -s file:///etc/passwd
-run less /trap/cwd/evil
-run iconv -f EVIL -t UTF-8 /trap/cwd/evil
+run less /trap/cwd/plain
+run iconv -f EVIL -t UTF-8 /trap/cwd/plain
 run dig -v
 """
 
