@@ -64,7 +64,7 @@ set nocompatible
 set backspace=indent,eol,start
 set nomodeline
 set viminfo=
-set runtimepath={prefix}/share/vim/vimfiles,{prefix}/share/vim/vim90
+set runtimepath={runtime}
 """
 
 # How a compiled-in path is changed: it is emptied (its first byte is), or all of it is (somebody may use its end as a path of its own),
@@ -87,7 +87,7 @@ _CERTIFICATES = Link(
 )
 _MAGIC = Link("magic.mgc", ("lib/file/magic.mgc", "share/misc/magic.mgc"))
 _TEXTS: dict[str, str | Link] = {
-    # glibc: modules and data by which it reads text; the service's name stands among the loader's, see _check_loader.
+    # glibc: modules and data by which it reads text.
     "/etc/nsswitch.conf": Link("nss"),
     "/usr/lib/locale": Link(""),  # the root itself, in which each locale gets a link
     "/usr/lib/locale/locale-archive": EMPTY,
@@ -104,7 +104,8 @@ _TEXTS: dict[str, str | Link] = {
     ),
     "/usr/share/bashdb/bashdb-main.inc": EMPTY,
     "/usr/local/lib/bash:/usr/lib/bash:/opt/local/lib/bash:/usr/pkg/lib/bash:/opt/pkg/lib/bash:.": EMPTY,
-    **dict.fromkeys(("/etc/inputrc", "~/.inputrc"), EMPTY),
+    **dict.fromkeys(("/etc/inputrc", "~/.inputrc", "/.editrc"), EMPTY),
+    ".exrc": EMPTY,
     # less, top (whose settings can hold commands), dig, jemalloc.
     **dict.fromkeys(
         ("/usr/bin/.sysless", "/etc/sysless", "/etc/syslesskey", "/etc/lesskey", "/usr/etc/sysless"), EMPTY
@@ -114,7 +115,7 @@ _TEXTS: dict[str, str | Link] = {
     # file: a compiled table is taken as it is.
     **dict.fromkeys(("/etc/magic:/usr/share/misc/magic", "/usr/share/misc/magic"), _MAGIC),
     **dict.fromkeys(("%s/.magic", "%s/.magic.mgc", "/etc/magic"), EMPTY),
-    # TLS: authorities, and modules of whoever. OpenSSL's folders are found by what it says itself, see _find_openssl.
+    # TLS: authorities, and modules of whoever. OpenSSL's folders are found by what it says itself, see _seal_openssl.
     "/etc/ssl/certs/ca-certificates.crt": _CERTIFICATES,
     "/etc/ssl/certs": _NOTHING,
     **dict.fromkeys(("/etc/gnutls/config", "/etc/gnutls/pkcs11.conf"), _NOTHING),
@@ -133,7 +134,7 @@ _TEXTS: dict[str, str | Link] = {
     "/usr/lib/sysstat/sadc": Link("sadc", ("lib/sysstat/sadc",)),
     "/usr/libexec/coreutils": Link("stdbuf", ("libexec/coreutils",)),
     # Modules of programs.
-    "/usr/lib/bfd-plugins": _NOTHING,
+    **dict.fromkeys(("/usr/lib/bfd-plugins", "/usr/bin/../lib/bfd-plugins"), _NOTHING),
     "/lib/xtables": _NOTHING,
 }
 # The same for paths that hold the name of an architecture, or another that differs from release to release.
@@ -142,6 +143,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str | Link], ...] = (
     (re.compile(r"/usr/lib[^:%]*/gconv/gconv-modules\.cache"), EMPTY),
     (re.compile(r"/usr/lib/[^/:%]+/xtables"), Link("xtables", ("lib/*/xtables", "lib/xtables"))),
     (re.compile(r"/usr/lib(/[^/:%]+)?/tc/?"), Link("tc", ("lib/*/tc", "lib/tc"))),
+    (re.compile(r"/usr/lib(/[^/:%]+)?/gawk"), Link("gawk", ("lib/*/gawk", "lib/gawk"))),
     (re.compile(r"/usr/lib(/[^/:%]+)?/ip"), _NOTHING),
     (re.compile(r"/usr/lib/[^/:%]+/coreutils"), _NOTHING),
     (re.compile(r"/(usr/)?lib(/[^/:%]+)?/security/?"), _NOTHING),
@@ -149,7 +151,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str | Link], ...] = (
     (re.compile(r"/etc/sasl2:.*|/usr/lib.*/sasl2:.*"), _NOTHING),
 )
 # What is a string of its own in a program, and may be one of those above.
-_STRING = re.compile(rb"\0([/~$%][^\0\x80-\xff]{3,130})(?=\0)")
+_STRING = re.compile(rb"\0([/~$%.][^\0\x80-\xff]{3,130})(?=\0)")
 # Texts that have to be there, one of each line, in a program or library of that name; else it is made in a way that nobody has looked at.
 _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libc(\.so\.6|-2\.\d+\.so)"), ("/etc/nsswitch.conf", "/usr/lib/locale")),
@@ -180,9 +182,10 @@ _OPEN = {
     r"(tclsh|wish)[0-9.]*": "it takes its library from the container where it gets no TCL_LIBRARY",
     r"(php|lua|luajit|node|nodejs|guile|java|erl|Rscript|julia|ghc|ocaml)[0-9.-]*": "it takes modules from the container",
     r"(zsh|ksh|mksh|fish|tcsh|csh|nu|elvish|xonsh)[0-9]*": "it reads start-up files of the container",
-    r"(git|ssh|scp|sftp|tmux|screen|lldb|emacs|mc|psql|mysql|mariadb|sqlite3|gpg|man|mutt|nano|rsync)[0-9.-]*": (
+    r"(git|ssh|scp|sftp|tmux|screen|lldb|emacs|mc|psql|mysql|mariadb|sqlite3|gpg|man|mutt|nano)[0-9.-]*": (
         "it reads settings of the container, which can hold commands"
     ),
+    r"(nmap|ncat|tshark|wireshark)": "it takes scripts and modules from the container",
 }
 
 
@@ -243,8 +246,6 @@ def _gen_programs(tree: str) -> Iterator[tuple[str, os.stat_result]]:
 class Dynamic:
     """What decides how an ELF file is loaded. ENTRIES are those of its dynamic section up to the end of it: (offset, tag, value)."""
 
-    machine: int
-    is_shared: bool
     interpreter: str
     entry_format: str
     entries: tuple[tuple[int, int, int], ...]
@@ -259,7 +260,8 @@ class Dynamic:
         return None
 
 
-_NEEDED, _SONAME, _FLAGS_1 = 1, 14, 0x6FFFFFFB
+_FLAGS_1 = 0x6FFFFFFB
+_PT_DYNAMIC, _PT_INTERP = 2, 3
 _NODEFLIB, _PIE = 0x800, 0x8000000
 
 
@@ -268,40 +270,30 @@ def read_dynamic(content: bytes) -> Dynamic | None:
     try:
         order = {1: "<", 2: ">"}[content[5]]
         is_wide = {1: False, 2: True}[content[4]]
-        kind, machine = struct.unpack_from(f"{order}HH", content, 16)
-        if kind not in (2, 3):
+        if struct.unpack_from(f"{order}H", content, 16)[0] not in (2, 3):
             return None
-        table, size, count = (
-            struct.unpack_from(f"{order}Q", content, 32)[0]
-            if is_wide
-            else struct.unpack_from(f"{order}I", content, 28)[0],
-            *struct.unpack_from(f"{order}HH", content, 54 if is_wide else 42),
-        )
-        interpreter, entries = "", []
+        word = f"{order}{'Q' if is_wide else 'I'}"
+
+        def read(form: str, offset: int) -> int:
+            number: int = struct.unpack_from(form, content, offset)[0]
+            return number
+
+        # Where the headers of segments begin, and how long and how many they are; where in one its place and its length stand.
+        table = read(word, 32 if is_wide else 28)
+        size, count = struct.unpack_from(f"{order}HH", content, 54 if is_wide else 42)
+        fields = (8, 32) if is_wide else (4, 16)
         entry = f"{order}qQ" if is_wide else f"{order}iI"
         step = struct.calcsize(entry)
-        for index in range(count):
-            start = table + index * size
-            (segment,) = struct.unpack_from(f"{order}I", content, start)
-            at, length = (
-                (
-                    struct.unpack_from(f"{order}Q", content, start + 8)[0],
-                    struct.unpack_from(f"{order}Q", content, start + 32)[0],
-                )
-                if is_wide
-                else (
-                    struct.unpack_from(f"{order}I", content, start + 4)[0],
-                    struct.unpack_from(f"{order}I", content, start + 16)[0],
-                )
-            )
-            if segment == 3:
+        interpreter, entries = "", []
+        for start in range(table, table + size * count, size or 1):
+            segment = read(f"{order}I", start)
+            at, length = (read(word, start + field) for field in fields)
+            if segment == _PT_INTERP:
                 interpreter = content[at : at + length].rstrip(b"\0").decode("utf-8", "replace")
-            elif segment == 2:
-                entries = [
-                    (offset, *struct.unpack_from(entry, content, offset))
-                    for offset in range(at, at + length - step + 1, step)
-                ]
-        return Dynamic(machine, kind == 3, interpreter, entry, tuple(entries))
+            elif segment == _PT_DYNAMIC:
+                offsets = range(at, at + length - step + 1, step)
+                entries = [(offset, *struct.unpack_from(entry, content, offset)) for offset in offsets]
+        return Dynamic(interpreter, entry, tuple(entries))
     except (KeyError, IndexError, struct.error):
         return None
 
@@ -323,40 +315,59 @@ def forbid_default_folders(content: bytes, dynamic: Dynamic) -> bytes | None:
 
 
 def _seal_elf(state: _State, place: str, content: bytes) -> bytes:
+    """CONTENT, the ELF file at PLACE, sealed as far as it can be; STATE gets what is missing to that."""
     dynamic = read_dynamic(content)
     if dynamic is None:
         return content
-    name = posixpath.basename(place)
     is_static = not dynamic.interpreter and (not dynamic.entries or bool((dynamic.find(_FLAGS_1) or 0) & _PIE))
-    if "ld-musl" in dynamic.interpreter:
-        state.musl.add(dynamic.interpreter)
-    elif dynamic.interpreter and not _LOADER.match(posixpath.basename(dynamic.interpreter)):
-        state.complain(place, f"its loader {dynamic.interpreter} is of a C library that nobody has looked at")
-    if not is_static and _LOADER.match(name):
+    _note_interpreter(state, place, dynamic.interpreter)
+    if not is_static and _LOADER.match(posixpath.basename(place)):
         content = _seal_loader(state, place, content)  # which bears no flag: it takes itself for broken then
-    elif dynamic.entries and not is_static:
+    elif not is_static:
         flagged = forbid_default_folders(content, dynamic)
         content = _patch_flag(state, place) if flagged is None else flagged
     content, found = replace_texts(content, state.prefix, _TEXTS, state.links)
+    (_check_static if is_static else _check_texts)(state, place, content, found)
     content = _seal_openssl(state, content)
-    if name == "less":
-        if not _AT_HOME.search(content):
-            state.complain(place, "it does not hold the name of the variable by which it finds settings at home")
-        content = _AT_HOME.sub(b"\0OME", content)
-    content = _seal_python(state, place, content)
-    if name == "gdb":
-        content = _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
+    return _seal_by_name(state, place, content)
+
+
+def _note_interpreter(state: _State, place: str, interpreter: str) -> None:
+    if "ld-musl" in interpreter:
+        state.musl.add(interpreter)
+    elif interpreter and not _LOADER.match(posixpath.basename(interpreter)):
+        state.complain(place, f"its loader {interpreter} is of a C library that nobody has looked at")
+
+
+def _check_texts(state: _State, place: str, _content: bytes, found: set[str]) -> None:
+    """Complain of what is expected in the program or library at PLACE and was not FOUND."""
     for pattern, texts in _EXPECTED:
-        if pattern.fullmatch(name) and not is_static:
+        if pattern.fullmatch(posixpath.basename(place)):
             for text in texts:
                 if text not in found:
                     state.complain(place, f"it does not hold the path {text} as expected")
-    if is_static and "/etc/nsswitch.conf" in found and b"\0/etc/ethers\0" not in content:
-        # Since 2.34 glibc has the one service that is left to it built in, which reads this file, too.
-        state.complain(place, "it is static and would load the service for users' names from the container")
-    if is_static and b"libnss_" in content and "/etc/nsswitch.conf" not in found:
+
+
+def _check_static(state: _State, place: str, content: bytes, found: set[str]) -> None:
+    """Complain of a static program that has glibc's way to look up users in it, and would load a library for it."""
+    if "/etc/nsswitch.conf" in found:
+        # Since 2.34 the one service that is left to it is built in, and holds this path.
+        if b"\0/etc/ethers\0" not in content:
+            state.complain(place, "it is static and would load the service for users' names from the container")
+    elif b"libnss_" in content:
         state.complain(place, "it is static and does not hold the path /etc/nsswitch.conf as expected")
-    return content
+
+
+def _seal_by_name(state: _State, place: str, content: bytes) -> bytes:
+    """CONTENT with what only the program or library at PLACE has."""
+    name = posixpath.basename(place)
+    if name == "less":
+        if not _AT_HOME.search(content):
+            state.complain(place, "it does not hold the name of the variable by which it finds settings at home")
+        return _AT_HOME.sub(b"\0OME", content)
+    if name == "gdb":
+        return _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
+    return _seal_python(state, place, content)
 
 
 def _patch_flag(state: _State, place: str) -> bytes:
@@ -619,7 +630,13 @@ def _launch(state: _State, place: str, launch: _Launch) -> None:
         file.write(program)
     os.chmod(path, 0o755)
     if "crashcart.vimrc" in " ".join(arguments):
-        _write(os.path.join(state.tree, "etc/crashcart.vimrc"), _VIMRC.format(prefix=state.prefix))
+        _write(os.path.join(state.tree, "etc/crashcart.vimrc"), _VIMRC.format(runtime=_find_runtime(state)))
+
+
+def _find_runtime(state: _State) -> str:
+    """Where vim's files are in the image; where they would be, if there are none."""
+    found = sorted(glob.glob("share/vim/vim[0-9]*", root_dir=state.tree))
+    return f"{state.prefix}/{found[0] if found else 'share/vim'}"
 
 
 def _find_open_programs(state: _State) -> None:
