@@ -294,7 +294,7 @@ def read_dynamic(content: bytes) -> Dynamic | None:
                 offsets = range(at, at + length - step + 1, step)
                 entries = [(offset, *struct.unpack_from(entry, content, offset)) for offset in offsets]
         return Dynamic(interpreter, entry, tuple(entries))
-    except (KeyError, IndexError, struct.error):
+    except (KeyError, IndexError, OverflowError, struct.error):
         return None
 
 
