@@ -19,6 +19,7 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import (
     bytecode,
+    elf,
     filesystems,
     relocate,
     seal,
@@ -270,7 +271,8 @@ def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) 
     relocation = relocate.relocate_programs(tree.path, request.prefix)
     relocate.wrap_privilege_droppers(tree.path, request.prefix)
     tell("sealing")
-    unsealed = seal.seal(tree.path, request.prefix)
+    absolute = [one["path"] for one in relocation.problems if one["reason"].endswith(elf.BY_WHOLE_PATH)]
+    unsealed = seal.seal(tree.path, request.prefix, absolute)
     manifest = _describe_image(
         plan,
         request.format,

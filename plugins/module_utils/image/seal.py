@@ -24,7 +24,7 @@ import posixpath
 import re
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.launcher import make_launcher
@@ -203,9 +203,14 @@ class _State:
         self.unsealed[place, reason] = None
 
 
-def seal(tree: str, prefix: str) -> list[dict[str, str]]:
-    """Seal the relocated TREE, which will be at PREFIX; what cannot be, as path and reason: none where all of it is."""
+def seal(tree: str, prefix: str, absolute: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Seal the relocated TREE, which will be at PREFIX; what cannot be, as path and reason: none where all of it is.
+
+    ABSOLUTE are places of files that need libraries by whole paths.
+    """
     state = _State(tree, prefix, {}, {}, set())
+    for place in absolute:
+        state.complain(place, "it needs a library by its whole path, which is the container's")
     for place, status in _gen_programs(tree):
         with open(os.path.join(tree, place), "rb") as file:
             before = file.read()
@@ -333,7 +338,9 @@ def _seal_elf(state: _State, place: str, content: bytes) -> bytes:
 
 
 def _note_interpreter(state: _State, place: str, interpreter: str) -> None:
-    if "ld-musl" in interpreter:
+    if interpreter and not interpreter.startswith(state.prefix + "/"):
+        state.complain(place, f"its loader {interpreter} is the container's")
+    elif "ld-musl" in interpreter:
         state.musl.add(interpreter)
     elif interpreter and not _LOADER.match(posixpath.basename(interpreter)):
         state.complain(place, f"its loader {interpreter} is of a C library that nobody has looked at")
@@ -501,9 +508,6 @@ def _write(path: str, text: str, mode: int = 0o644) -> None:
 def _write_musl_paths(state: _State) -> None:
     """Tell musl's loader its folders; it looks for the file two folders above itself."""
     for interpreter in sorted(state.musl):
-        if not interpreter.startswith(state.prefix + "/"):
-            state.complain(interpreter.lstrip("/"), "it is the loader of a program and not the image's")
-            continue
         top = posixpath.dirname(posixpath.dirname(interpreter[len(state.prefix) + 1 :]))
         arch = re.sub(r"^ld-musl-|\.so.*$", "", posixpath.basename(interpreter))
         folders = sorted(
@@ -525,8 +529,22 @@ _EDITS: tuple[tuple[str, str, str, bool], ...] = (
 )
 
 
+_MAX_LINE = 4096
+# Where a Python program has its own modules, as Debian's py3compile: /usr is folded into the image's root.
+_ADDED_FOLDER = r"(?<=^sys\.path\.insert\([01], ['\"])/usr/"
+
+
+def _gen_own_programs(tree: str) -> Iterator[str]:
+    """Places of all files in the folders of programs, without links."""
+    for folder in _PROGRAM_FOLDERS:
+        path = os.path.join(tree, folder)
+        for name in sorted(os.listdir(path)) if os.path.isdir(path) else ():
+            if os.path.isfile(os.path.join(path, name)) and not os.path.islink(os.path.join(path, name)):
+                yield f"{folder}/{name}"
+
+
 def _edit_scripts(state: _State) -> None:
-    """Edit the few lines of Python's library, and of ldd, that lead into the container."""
+    """Edit the few lines of Python's library and programs, and of ldd, that lead into the container."""
     libraries = sorted(
         glob.glob("lib*/python3.*/", root_dir=state.tree) + glob.glob("local/lib*/python3.*/", root_dir=state.tree)
     )
@@ -538,10 +556,13 @@ def _edit_scripts(state: _State) -> None:
             count = _edit(os.path.join(state.tree, place), old, new.format(prefix=state.prefix))
             if is_needed and not count:
                 state.complain(place, "it does not hold the line that lets Python look for modules at home")
-    loaders = sorted(glob.glob("lib*/ld-linux*.so.*", root_dir=state.tree))
-    for place in ("bin/ldd",):
-        text = " ".join(f"{state.prefix}/{one}" for one in loaders)
-        _edit(os.path.join(state.tree, place), r"^RTLDLIST=.*$", f'RTLDLIST="{text}"')
+    loaders = " ".join(f"{state.prefix}/{one}" for one in sorted(glob.glob("lib*/ld-linux*.so.*", root_dir=state.tree)))
+    _edit(os.path.join(state.tree, "bin/ldd"), r"^RTLDLIST=.*$", f'RTLDLIST="{loaders}"')
+    for place in _gen_own_programs(state.tree):
+        with open(os.path.join(state.tree, place), "rb") as file:
+            is_python = re.match(rb"#![^\n]*/python3", file.readline(_MAX_LINE)) is not None
+        if is_python:
+            _edit(os.path.join(state.tree, place), _ADDED_FOLDER, f"{state.prefix}/")
 
 
 def _edit(path: str, old: str, new: str) -> int:
@@ -592,13 +613,10 @@ _LAUNCHES = (
 
 
 def _launch_programs(state: _State) -> None:
-    for folder in _PROGRAM_FOLDERS:
-        path = os.path.join(state.tree, folder)
-        for name in sorted(os.listdir(path)) if os.path.isdir(path) else ():
-            place = f"{folder}/{name}"
-            launch = next((one for one in _LAUNCHES if one.names.fullmatch(name)), None)
-            if launch is not None and not os.path.islink(os.path.join(state.tree, place)):
-                _launch(state, place, launch)
+    for place in list(_gen_own_programs(state.tree)):
+        launch = next((one for one in _LAUNCHES if one.names.fullmatch(posixpath.basename(place))), None)
+        if launch is not None:
+            _launch(state, place, launch)
 
 
 def _launch(state: _State, place: str, launch: _Launch) -> None:
@@ -641,11 +659,7 @@ def _find_runtime(state: _State) -> str:
 
 def _find_open_programs(state: _State) -> None:
     """Name the programs that are known to load code of the container, and that nothing is done about."""
-    for folder in _PROGRAM_FOLDERS:
-        path = os.path.join(state.tree, folder)
-        for name in sorted(os.listdir(path)) if os.path.isdir(path) else ():
-            if os.path.islink(os.path.join(path, name)):
-                continue
-            for pattern, reason in _OPEN.items():
-                if re.fullmatch(pattern, name):
-                    state.complain(f"{folder}/{name}", reason)
+    for place in _gen_own_programs(state.tree):
+        for pattern, reason in _OPEN.items():
+            if re.fullmatch(pattern, posixpath.basename(place)):
+                state.complain(place, reason)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,23 @@ def _write(path, text):
     return str(path)
 
 
+def test_the_smallest_set_springs_none(trapped, tmp_path):
+    """One static program, whose shell reads start-up files, and which can load modules for character sets."""
+    image = build(tmp_path / "image", sets=["minimal"])
+    assert image["sealed"]
+    images.install(tmp_path / "image", "built")
+    busybox = "/dev/crashcart/bin/busybox"
+    host.call_module("crashcart_attach", containers=[trapped], image="built")
+    assert host.docker("exec", trapped, busybox, "sh", "-l", "-c", "id nobody").startswith("uid=65534(nobody)")
+    assert traps.list_sprung(trapped) == {}
+    host.call_module("crashcart_attach", containers=[trapped], state="detached")
+    host.call_module("crashcart_image", name="built", state="absent")
+    # As it comes from Debian it does read them.
+    host.docker("cp", "-L", "/bin/busybox", f"{trapped}:/trap/busybox")
+    host.docker("exec", trapped, "/trap/busybox", "sh", "-l", "-c", "true")
+    assert set(traps.list_sprung(trapped)) == {"profile"}
+
+
 def has_mark(path):
     """Whether the ext4 image PATH holds the file that says that it is sealed."""
     return "Inode:" in host.run("debugfs", "-R", "stat /etc/crashcart.sealed", str(path)).stdout
@@ -195,3 +213,23 @@ def test_an_image_by_somebody_else_is_not_sealed(tmp_path):
         False,
         ["the image was made by somebody else"],
     )
+
+
+def test_tasks_over_the_connection_spring_none(trapped, tmp_path):
+    """Modules that the image's Python runs, and the shell that starts it."""
+    variables = {
+        "ansible_host": "localhost",
+        "ansible_cart_python": sys.executable,
+        "ansible_connection": "crashcart.fleet.cart",
+        "ansible_cart_container": trapped,
+        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+    }
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text(json.dumps({"all": {"hosts": {"local": variables}}}))
+    tool = json.dumps({"argv": ["/dev/crashcart/bin/id", "nobody"], "chdir": "/trap/cwd"})
+    done = host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.command", "-a", tool)
+    assert "uid=65534(nobody)" in done.stdout
+    host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.ping")
+    host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.setup", "-a", "gather_subset=!all,min")
+    assert traps.list_sprung(trapped) == {}

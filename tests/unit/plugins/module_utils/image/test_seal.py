@@ -144,7 +144,9 @@ def list_reasons(tmp_path):
 
 def test_glibc(tmp_path):
     loader = put(tmp_path, LOADER, make_elf(*SPARE, rest=PATHS))
-    library = put(tmp_path, LIBRARY, make_elf(*SPARE, interpreter="/lib64/ld-linux-x86-64.so.2", rest=LIBRARY_PATHS))
+    library = put(
+        tmp_path, LIBRARY, make_elf(*SPARE, interpreter=f"{PREFIX}/lib64/ld-linux-x86-64.so.2", rest=LIBRARY_PATHS)
+    )
     put(tmp_path, "lib/locale/C.utf8/LC_CTYPE", "x")
     put(tmp_path, "lib/x86_64-linux-gnu/gconv/gconv-modules", "x")
     assert list_reasons(tmp_path) == {}
@@ -164,7 +166,8 @@ def test_what_is_not_as_expected_is_named(tmp_path):
     put(tmp_path, LIBRARY, make_elf(*SPARE, rest=b"/etc/nsswitch.conf"))
     put(tmp_path, "bin/bash", make_elf(*SPARE, rest=b"/etc/profile"))
     put(tmp_path, "bin/less", make_elf(*SPARE))
-    put(tmp_path, "bin/odd", make_elf(*SPARE, interpreter="/lib/ld-uClibc.so.1"))
+    put(tmp_path, "bin/odd", make_elf(*SPARE, interpreter=f"{PREFIX}/lib/ld-uClibc.so.1"))
+    put(tmp_path, "bin/theirs", make_elf(*SPARE, interpreter="/lib64/ld-linux-x86-64.so.2"))
     put(tmp_path, "bin/perl", make_elf(*SPARE))
     put(tmp_path, "bin/old-static", make_elf(rest=b"/etc/nsswitch.conf"))
     put(tmp_path, "bin/new-static", make_elf(rest=b"/etc/nsswitch.conf\0/etc/ethers"))
@@ -175,7 +178,8 @@ def test_what_is_not_as_expected_is_named(tmp_path):
         LIBRARY: "it does not hold the path /usr/lib/locale as expected",
         "bin/bash": "it does not hold the path ~/.bashrc as expected",
         "bin/less": "it does not hold the name of the variable by which it finds settings at home",
-        "bin/odd": "its loader /lib/ld-uClibc.so.1 is of a C library that nobody has looked at",
+        "bin/odd": "its loader /dev/crashcart/lib/ld-uClibc.so.1 is of a C library that nobody has looked at",
+        "bin/theirs": "its loader /lib64/ld-linux-x86-64.so.2 is the container's",
         "bin/perl": "it takes its modules from the container where it gets no PERL5LIB",
         "bin/old-static": "it is static and would load the service for users' names from the container",
         "bin/odd-static": "it is static and does not hold the path /etc/nsswitch.conf as expected",
@@ -224,6 +228,21 @@ def test_python_and_its_library(tmp_path):
         assert b"\0" + word + b"\0" in launcher.replace(b"\x0f\x05/", b"\x0f\x05\0/")
     assert b"\0/proc/\0" in (tmp_path / "libexec/crashcart/python3.11").read_bytes()
     assert os.access(program, os.X_OK)
+
+
+def test_programs_in_python_have_their_modules_in_the_image(tmp_path):
+    text = "#!{}\nsys.path.insert(1, '/usr/share/python3/')\nif x:\n    print('/usr/share/python3/')\n"
+    script = put(tmp_path, "bin/py3clean", text.format("/dev/crashcart/bin/python3 -s"))
+    other = put(tmp_path, "bin/other", text.format("/dev/crashcart/bin/sh"))
+    assert list_reasons(tmp_path) == {}
+    changed = text.replace("'/usr/share", "'/dev/crashcart/share", 1)
+    assert script.read_text() == changed.format("/dev/crashcart/bin/python3 -s")
+    assert other.read_text() == text.format("/dev/crashcart/bin/sh")
+
+
+def test_a_library_by_its_whole_path_is_the_containers(tmp_path):
+    reason = "it needs a library by its whole path, which is the container's"
+    assert seal.seal(str(tmp_path), PREFIX, ["bin/x"]) == [{"path": "bin/x", "reason": reason}]
 
 
 def test_scripts_in_place_of_programs_stay(tmp_path):
