@@ -39,6 +39,9 @@ def make_image(
         for target, source in (files or {}).items():
             path = os.path.join(tree, target.lstrip("/"))
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            # A link of a package (/usr/lib/ssl/openssl.cnf) leads to a file of this machine.
+            if os.path.realpath(path) != os.path.join(os.path.realpath(tree), target.lstrip("/")):
+                raise ValueError(f"{target} leads through a symlink: name the file that it leads to")
             shutil.copy(source, path)
         change = ["--change", "CMD [" + ", ".join(f'"{word}"' for word in cmd) + "]"] if cmd else []
         with subprocess.Popen(

@@ -17,6 +17,12 @@ description:
     sources, keys and proxies are read.
   - What no tool needs in a container is left out - C(/boot), C(/dev), C(/proc), C(/run), C(/sys), C(/tmp), C(/var), what starts
     services, documentation, translations, tables of rare encodings, empty folders.
+  - The tools load code from the image only, also those that C(docker exec) starts without any of the image's variables. Preloaded
+    libraries, name services, character sets, start-up files and modules of the container (C(/etc/ld.so.preload), C(/etc/nsswitch.conf),
+    C(~/.bashrc), C(~/.gdbinit), C(~/.local/lib/python3.11) and their like) are not read. What cannot be kept from that is in
+    RV(image.unsealed). Variables of the container's configuration such as E(LD_PRELOAD) count where they are handed over.
+  - So C(python3) does not look for modules in the current folder or beside a script (as with C(-P)) unless E(PYTHONPATH) names it,
+    C(su) and C(runuser) refuse (C(setpriv) does not), and what a tool is told to start, such as C(!command), is the container's C(/bin/sh).
   - The same sources make the same image, to the byte.
   - Runs on the controller (C(delegate_to=localhost) with C(become=false)), or on another machine by delegation.
 version_added: 0.1.0
@@ -227,6 +233,23 @@ image:
         reason:
           description: What it lacks.
           type: str
+    sealed:
+      description: Whether all its programs load code, and what decides which code is loaded, from the image only, whatever the container
+        has that they run in. The image itself says so by the file C(etc/crashcart.sealed).
+      type: bool
+      sample: true
+    unsealed:
+      description: What keeps the image from being sealed, each with the reason, such as an interpreter that looks for its modules where
+        the container has them.
+      type: list
+      elements: dict
+      contains:
+        path:
+          description: The file, seen from the root of the image; empty where it is all of it.
+          type: str
+        reason:
+          description: What it would load from the container.
+          type: str
 """
 
 import os
@@ -246,7 +269,7 @@ SOURCES = ("packages", "paths", "docker_image", "docker_container")
 def describe(manifest, dest):
     if manifest is None:
         return None
-    kept = ("digest", "size", "arch", "format", "prefix", "tools", "problems")
+    kept = ("digest", "size", "arch", "format", "prefix", "tools", "problems", "sealed", "unsealed")
     return {"path": dest, **{name: manifest[name] for name in kept}}
 
 

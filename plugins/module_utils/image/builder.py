@@ -17,7 +17,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
-from ansible_collections.crashcart.fleet.plugins.module_utils.image import bytecode, filesystems, relocate, sources
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import (
+    bytecode,
+    elf,
+    filesystems,
+    relocate,
+    seal,
+    sources,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
     Package,
     PrivateApt,
@@ -29,7 +36,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
 # Goes up whenever the same sources would make another image.
-BUILDER_VERSION = 4
+BUILDER_VERSION = 5
 _WORK = ".crashcart-build-"
 
 _BASHRC = """\
@@ -39,6 +46,7 @@ unset {unset}
 export PATH={path}:$PATH
 PS1='[crashcart] \\u@\\h:\\w\\$ '
 """
+_SEALED = "The tools of this image load code from the image only.\n"
 
 
 @dataclass(frozen=True)
@@ -262,13 +270,23 @@ def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) 
     tell(f"relocating programs to {request.prefix}")
     relocation = relocate.relocate_programs(tree.path, request.prefix)
     relocate.wrap_privilege_droppers(tree.path, request.prefix)
+    tell("sealing")
+    absolute = [one["path"] for one in relocation.problems if one["reason"].endswith(elf.BY_WHOLE_PATH)]
+    unsealed = seal.seal(tree.path, request.prefix, absolute)
     manifest = _describe_image(
         plan,
         request.format,
         _find_architecture(request, relocation, plan.find_architecture()),
         relocate.list_tools(tree.path, tree.origins),
     )
-    manifest.update({"problems": relocation.problems, "left_out": sorted(tree.dropped)})
+    manifest.update(
+        {
+            "problems": relocation.problems,
+            "left_out": sorted(tree.dropped),
+            "sealed": not unsealed,
+            "unsealed": unsealed,
+        }
+    )
     _write_settings(tree.path, request.prefix, manifest)
     trouble = bytecode.compile_library(tree.path, request.prefix)
     if trouble:
@@ -288,6 +306,9 @@ def _describe_image(plan: Plan, kind: str, arch: str, tools: dict[str, str]) -> 
         "components": list_components(plan),
         "problems": [],
         "left_out": [],
+        # What somebody else has made is what it is.
+        "sealed": False,
+        "unsealed": [{"path": "", "reason": "the image was made by somebody else"}],
     }
 
 
@@ -327,6 +348,11 @@ def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
         "crashcart.json": json.dumps(manifest, indent=1, sort_keys=True) + "\n",
     }
     os.makedirs(os.path.join(tree, "etc"), exist_ok=True)
+    mark = os.path.join(tree, seal.MARK)
+    if os.path.lexists(mark):
+        os.unlink(mark)  # what a source says of itself
+    if manifest["sealed"]:
+        texts[os.path.basename(mark)] = _SEALED
     for name, text in texts.items():
         with open(os.path.join(tree, "etc", name), "w", encoding="utf-8") as file:
             file.write(text)

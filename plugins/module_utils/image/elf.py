@@ -29,6 +29,8 @@ except ImportError:
 
 # Debian's names by e_machine.
 _ARCHITECTURES = {3: "i386", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
+# How the reason ends that a file is a problem since it needs a library of the target.
+BY_WHOLE_PATH = "by its whole path"
 _STANDARD_FOLDERS = ("lib", "lib64", "local/lib", "local/lib64")
 
 
@@ -180,7 +182,7 @@ def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> tuple[El
 
 
 def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[str, str]]:
-    """What patched ELVES need and would not find in the tree, as path and reason. The loader would look for it in the target."""
+    """What patched ELVES need and would not find in the tree, as path and reason."""
     by_place = {elf.place: elf for elf in elves}
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
     found: dict[tuple[str, str, str], Elf | None] = {}
@@ -225,7 +227,7 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
 
     problems = []
     for elf in elves:
-        reasons = [f"it needs the library {name} by its whole path" for name in elf.needed if "/" in name]
+        reasons = [f"it needs the library {name} {BY_WHOLE_PATH}" for name in elf.needed if "/" in name]
         if elf.interpreter and not os.path.isfile(os.path.join(tree, elf.interpreter)):
             reasons.append(f"its loader {elf.interpreter} is not in the image")
         reasons += [f"the library {name} is not in the image" for name in find_needed(elf, elf.run_path)[1]]

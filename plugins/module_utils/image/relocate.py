@@ -42,6 +42,7 @@ _DATA = {
     "GROFF_TMAC_PATH": ("share/groff/[0-9]*/tmac",),
     "LOCPATH": ("lib/locale",),
     "MAGIC": ("lib/file/magic.mgc", "share/misc/magic.mgc"),
+    "MTR_PACKET": ("bin/mtr-packet", "sbin/mtr-packet"),
     "NMAPDIR": ("share/nmap",),
     "OPENSSL_CONF": ("etc/ssl/openssl.cnf",),
     "OPENSSL_ENGINES": ("lib/*/engines-3", "lib/engines-3"),
@@ -74,6 +75,8 @@ _LISTS = ("PERL5LIB", "RUBYLIB")
 FOREIGN_VARIABLES = (
     *("LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PERL5LIB", "PERL5OPT", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),
     *("OPENSSL_CONF", "SSL_CERT_DIR", "BASH_ENV", "ENV", "TERMCAP"),
+    *("GDBHISTFILE", "INPUTRC", "LESSCLOSE", "LESSKEY", "LESSKEYIN", "LESSKEYIN_SYSTEM", "LESSKEY_SYSTEM", "LESSOPEN"),
+    *("EXINIT", "LANGUAGE", "MALLOC_CONF", "NLSPATH", "PROMPT_COMMAND", "PYTHONUSERBASE", "VIMINIT"),
 )
 _PRIVILEGE_DROPPERS = ("tcpdump",)
 _WRAPPER = """\
@@ -174,6 +177,8 @@ def list_environment(tree: str, prefix: str) -> dict[str, str]:
         if places:
             variables[name] = ":".join(f"{prefix}/{place}" for place in (places if name in _LISTS else places[:1]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    # Translations hold formats; of Python's settings there is none here, since what a tool starts of the container has these, too.
+    variables["LC_MESSAGES"] = "C"
     return variables
 
 

@@ -48,9 +48,11 @@ RESOLVE = r"""
 cd /dev/crashcart
 loader=$(echo /dev/crashcart/lib*/ld-linux-*)
 count=0
-for program in bin/* sbin/*; do
+for program in bin/* sbin/* libexec/crashcart/*; do
     read -rn4 head <$program 2>/dev/null
     [[ $head == $'\x7fELF' ]] || continue
+    $loader --verify $program
+    [[ $? != 1 ]] || continue # static, as launchers are; asked for its libraries the loader dies
     libraries=$($loader --list $program 2>&1) || [[ $libraries == *"statically linked"* ]] || echo "$program: $libraries"
     while read -r name arrow path rest; do
         [[ $arrow != '=>' || $path == /dev/crashcart/* ]] || echo "$program: $name is $path"

@@ -202,11 +202,28 @@ def test_an_image_is_published_with_its_manifest(tmp_path):
 
 def test_settings_of_a_tree_are_what_a_command_reads(tmp_path):
     (tmp_path / "lib" / "terminfo").mkdir(parents=True)
-    builder._write_settings(str(tmp_path), "/dev/crashcart", make_manifest())
+    manifest = {**make_manifest(), "sealed": True}
+    builder._write_settings(str(tmp_path), "/dev/crashcart", manifest)
     lines = (tmp_path / "etc" / "crashcart.env").read_text().splitlines()
-    assert lines[1:] == ["PATH=", "PYTHONDONTWRITEBYTECODE=1", "TERMINFO=/dev/crashcart/lib/terminfo"]
+    assert lines[1:] == [
+        "LC_MESSAGES=C",
+        "PATH=",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "TERMINFO=/dev/crashcart/lib/terminfo",
+    ]
     assert "export TERMINFO=/dev/crashcart/lib/terminfo\n" in (tmp_path / "etc" / "crashcart.bashrc").read_text()
-    assert json.loads((tmp_path / "etc" / "crashcart.json").read_text()) == make_manifest()
+    assert json.loads((tmp_path / "etc" / "crashcart.json").read_text()) == manifest
+
+
+def test_the_mark_of_a_sealed_image_is_nobody_elses(tmp_path):
+    mark = tmp_path / "etc" / "crashcart.sealed"
+    builder._write_settings(str(tmp_path), "/dev/crashcart", {**make_manifest(), "sealed": True})
+    assert mark.is_file()
+    builder._write_settings(str(tmp_path), "/dev/crashcart", {**make_manifest(), "sealed": False})
+    assert not mark.exists()
+    mark.symlink_to("/etc/passwd")
+    builder._write_settings(str(tmp_path), "/dev/crashcart", {**make_manifest(), "sealed": False})
+    assert not mark.is_symlink()
 
 
 def test_a_damaged_image_is_noticed_though_it_has_the_right_size(tmp_path):

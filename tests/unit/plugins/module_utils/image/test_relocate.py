@@ -130,7 +130,11 @@ def test_certificates_are_gathered_in_the_order_of_their_names(tree):
 
 
 def test_environment_names_what_is_there(tree):
-    assert relocate.list_environment(str(tree), PREFIX) == {"PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    assert relocate.list_environment(str(tree), PREFIX) == {
+        "LC_MESSAGES": "C",
+        "PATH": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     put(tree / "lib/terminfo/x/xterm")
     put(tree / "lib/x86_64-linux-gnu/gconv/gconv-modules")
     variables = relocate.list_environment(str(tree), PREFIX)
@@ -239,7 +243,7 @@ def test_what_leads_nowhere_or_has_an_odd_name_is_no_data(tmp_path):
     (tmp_path / "lib/$(evil)/gconv").mkdir(parents=True)
     os.makedirs(os.fsencode(tmp_path) + b"/lib/\xff/gconv")
     variables = relocate.list_environment(str(tmp_path), PREFIX)
-    assert set(variables) == {"PATH", "PYTHONDONTWRITEBYTECODE"}
+    assert set(variables) == {"LC_MESSAGES", "PATH", "PYTHONDONTWRITEBYTECODE"}
 
 
 def test_the_library_of_apt_finds_its_tables(tmp_path):

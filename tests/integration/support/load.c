@@ -1,0 +1,12 @@
+// SPDX-FileCopyrightText: The crashcart.fleet contributors
+// SPDX-License-Identifier: GPL-3.0-or-later
+// Loads the library that it is given, and waits where it is given none.
+#include <dlfcn.h>
+#include <stdio.h>
+#include <unistd.h>
+
+int main(int count, char **words) {
+    if (count < 2) return pause();
+    puts(dlopen(words[1], RTLD_NOW) ? "loaded" : "not found");
+    return 0;
+}

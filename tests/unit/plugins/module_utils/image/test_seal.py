@@ -1,0 +1,265 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How files of a tree are changed so that its programs load code from it alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+pytest.importorskip("elftools")
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.image import seal
+
+PREFIX = "/dev/crashcart"
+LONG = "/opt/some/where/crashcart-of-somebody"
+FLAGS_1, NODEFLIB, PIE = 0x6FFFFFFB, 0x800, 0x8000000
+
+
+def make_elf(*entries, interpreter="", rest=b"", wide=True, order="<"):
+    """An ELF file with a dynamic section of ENTRIES, where there are any, and REST among its constants."""
+    word = "Q" if wide else "I"
+    segments = []
+    dynamic = b"".join(struct.pack(f"{order}{word}{word}", *one) for one in entries)
+    name = interpreter.encode() + b"\0" if interpreter else b""
+    header, size = (64, 56) if wide else (52, 32)
+    start = header + 2 * size
+    for kind, at, content in ((2, start, dynamic), (3, start + len(dynamic), name)):
+        fields = (kind if content else 0, at, len(content))
+        if wide:
+            segments.append(struct.pack(f"{order}IIQQQQQQ", fields[0], 4, at, 0, 0, fields[2], fields[2], 8))
+        else:
+            segments.append(struct.pack(f"{order}IIIIIIII", fields[0], at, 0, 0, fields[2], fields[2], 4, 4))
+    ident = b"\x7fELF" + bytes((2 if wide else 1, 1 if order == "<" else 2, 1)) + bytes(9)
+    words = (2, 62, 1, 0, header, 0, 0, header, size, 2, 0, 0, 0)
+    head = struct.pack(f"{order}HHI{word}{word}{word}IHHHHHH", *words)
+    return ident + head + b"".join(segments) + dynamic + name + b"\0" + rest + b"\0"
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("entries", "changed"),
+    [
+        # The flag joins those that are there, or takes one of the empty entries at the end.
+        ([(1, 5), (FLAGS_1, 1), (0, 0)], [(1, 5), (FLAGS_1, 1 | NODEFLIB), (0, 0)]),
+        ([(1, 5), (0, 0), (0, 0)], [(1, 5), (FLAGS_1, NODEFLIB), (0, 0)]),
+        # The one that ends the list stays, and what stands behind that is none of it.
+        ([(1, 5), (0, 0)], None),
+        ([(1, 5), (0, 0), (FLAGS_1, 1)], None),
+    ],
+)
+def test_the_flag_against_built_in_folders(wide, order, entries, changed):
+    content = make_elf(*entries, wide=wide, order=order)
+    flagged = seal.forbid_default_folders(content, seal.read_dynamic(content))
+    assert flagged == (None if changed is None else make_elf(*changed, wide=wide, order=order))
+
+
+def test_broken_elf_files_are_passed_over():
+    source = random.Random(5)
+    for length in (4, 5, 6, 16, 20, 54, 63):
+        assert seal.read_dynamic(make_elf((0, 0))[:length]) is None
+    whole = make_elf((1, 5), (0, 0), interpreter="/lib/ld.so")
+    for _round in range(500):
+        broken = bytearray(whole)
+        for _byte in range(3):
+            broken[source.randrange(4, 176)] = source.randrange(256)
+        found = seal.read_dynamic(bytes(broken))
+        assert found is None or isinstance(found, seal.Dynamic)
+
+
+def replace(content, prefix=PREFIX):
+    links = {}
+    changed, found = seal.replace_texts(content, prefix, seal._TEXTS, links)
+    assert len(changed) == len(content)
+    return changed, found, set(links)
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "link"),
+    [
+        ("/etc/nsswitch.conf", "/dev/crashcart/nss", "nss"),
+        ("/usr/lib/x86_64-linux-gnu/gconv", "/dev/crashcart/gconv", "gconv"),
+        ("/usr/lib64/gconv", "/proc/0", None),  # as Fedora's: no path of the image is as short
+        ("/usr/lib/locale", "/dev/crashcart/", ""),
+        ("/etc/krb5.conf", "/proc/0", None),
+        ("/lib/aarch64-linux-gnu/security/", "/dev/crashcart/-", "-"),
+    ],
+)
+def test_paths_lead_into_the_image_or_to_nowhere(text, changed, link):
+    content = b"\0before\0" + text.encode() + b"\0after\0"
+    new, found, links = replace(content)
+    padding = bytes(len(text) - len(changed))
+    assert new == b"\0before\0" + changed.encode() + padding + b"\0after\0"
+    assert (found, links) == ({text}, set() if link is None else {link})
+
+
+def test_a_long_prefix_leads_to_nowhere():
+    new, _found, links = replace(b"\0/etc/nsswitch.conf\0", LONG)
+    assert (new, links) == (b"\0/proc/0" + bytes(11) + b"\0", set())
+
+
+def test_only_whole_strings_are_changed():
+    content = b"x/etc/profile\0/etc/profile.d\0 /etc/profile\0/etc/profilE\0see /etc/profile\0"
+    assert replace(content)[0] == content
+
+
+def test_emptied_and_erased():
+    """Of one who may use the end of a path nothing is left of that; else the end stays as it is."""
+    new = replace(b"\0~/.bashrc\0/etc/profile\0/usr/sbin/dmsetup\0")[0]
+    assert new == b"\0\0/.bashrc\0\0etc/profile\0" + bytes(17) + b"\0"
+
+
+LOADER = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+PATHS = b"/etc/ld.so.preload\0/etc/ld.so.cache\0Do not use /etc/ld.so.cache"
+LIBRARY = "lib/x86_64-linux-gnu/libc.so.6"
+LIBRARY_PATHS = b"/etc/nsswitch.conf\0/usr/lib/locale\0/usr/lib/x86_64-linux-gnu/gconv"
+SPARE = ((1, 5), (0, 0), (0, 0))
+
+
+def make_tree(tmp_path, **files):
+    """A tree of FILES by place, in which two underscores are a slash."""
+    for place, content in files.items():
+        put(tmp_path, place.replace("__", "/"), content)
+    return str(tmp_path)
+
+
+def put(tmp_path, place, content):
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(0o755)
+    return path
+
+
+def list_reasons(tmp_path):
+    return {one["path"]: one["reason"] for one in seal.seal(str(tmp_path), PREFIX)}
+
+
+def test_glibc(tmp_path):
+    loader = put(tmp_path, LOADER, make_elf(*SPARE, rest=PATHS))
+    library = put(
+        tmp_path, LIBRARY, make_elf(*SPARE, interpreter=f"{PREFIX}/lib64/ld-linux-x86-64.so.2", rest=LIBRARY_PATHS)
+    )
+    put(tmp_path, "lib/locale/C.utf8/LC_CTYPE", "x")
+    put(tmp_path, "lib/x86_64-linux-gnu/gconv/gconv-modules", "x")
+    assert list_reasons(tmp_path) == {}
+    # A loader with any flag refuses to work.
+    assert loader.read_bytes() == make_elf(*SPARE, rest=bytes(36) + PATHS[36:])
+    assert seal.read_dynamic(library.read_bytes()).find(FLAGS_1) == NODEFLIB
+    assert "hosts: files dns" in (tmp_path / "nss").read_text()
+    assert {one: os.readlink(tmp_path / one) for one in ("C.utf8", "gconv")} == {
+        "C.utf8": "lib/locale/C.utf8",
+        "gconv": "lib/x86_64-linux-gnu/gconv",
+    }
+
+
+def test_what_is_not_as_expected_is_named(tmp_path):
+    put(tmp_path, LOADER, make_elf(*SPARE, rest=PATHS.replace(b"preload", b"Preload") + b"\0" + PATHS))
+    put(tmp_path, "lib/ld-linux.so.2", make_elf(*SPARE, rest=PATHS + b"\0" + PATHS))
+    put(tmp_path, LIBRARY, make_elf(*SPARE, rest=b"/etc/nsswitch.conf"))
+    put(tmp_path, "bin/bash", make_elf(*SPARE, rest=b"/etc/profile"))
+    put(tmp_path, "bin/less", make_elf(*SPARE))
+    put(tmp_path, "bin/odd", make_elf(*SPARE, interpreter=f"{PREFIX}/lib/ld-uClibc.so.1"))
+    put(tmp_path, "bin/theirs", make_elf(*SPARE, interpreter="/lib64/ld-linux-x86-64.so.2"))
+    put(tmp_path, "bin/perl", make_elf(*SPARE))
+    put(tmp_path, "bin/old-static", make_elf(rest=b"/etc/nsswitch.conf"))
+    put(tmp_path, "bin/new-static", make_elf(rest=b"/etc/nsswitch.conf\0/etc/ethers"))
+    put(tmp_path, "bin/odd-static", make_elf((FLAGS_1, PIE), (0, 0), rest=b"libnss_%s.so"))
+    assert list_reasons(tmp_path) == {
+        LOADER: "it does not hold the path /etc/ld.so.cache once as expected",
+        "lib/ld-linux.so.2": "it does not hold the path /etc/ld.so.preload once as expected",
+        LIBRARY: "it does not hold the path /usr/lib/locale as expected",
+        "bin/bash": "it does not hold the path ~/.bashrc as expected",
+        "bin/less": "it does not hold the name of the variable by which it finds settings at home",
+        "bin/odd": "its loader /dev/crashcart/lib/ld-uClibc.so.1 is of a C library that nobody has looked at",
+        "bin/theirs": "its loader /lib64/ld-linux-x86-64.so.2 is the container's",
+        "bin/perl": "it takes its modules from the container where it gets no PERL5LIB",
+        "bin/old-static": "it is static and would load the service for users' names from the container",
+        "bin/odd-static": "it is static and does not hold the path /etc/nsswitch.conf as expected",
+    }
+
+
+def test_musl_gets_its_folders(tmp_path):
+    interpreter = f"{PREFIX}/lib/ld-musl-aarch64.so.1"
+    put(tmp_path, "bin/tool", make_elf(*SPARE, interpreter=interpreter))
+    for place in ("lib/libz.so.1", "local/lib/libx.so", "lib/engines/e.so"):
+        put(tmp_path, place, "x")
+    put(tmp_path, "etc/ld-musl-aarch64.path", "/lib\n")  # as Debian's package has one
+    assert list_reasons(tmp_path) == {}
+    assert (tmp_path / "etc/ld-musl-aarch64.path").read_text() == f"{PREFIX}/lib\n{PREFIX}/local/lib\n"
+
+
+def test_openssl_is_led_by_what_it_says_of_itself(tmp_path):
+    says = b'OPENSSLDIR: "/etc/ssl"\0MODULESDIR: "/usr/lib/ossl-modules"\0'
+    library = put(
+        tmp_path,
+        "lib/libcrypto.so.3",
+        make_elf(*SPARE, rest=says + b"/etc/ssl\0/etc/ssl/cert.pem\0/usr/lib/ossl-modules"),
+    )
+    assert list_reasons(tmp_path) == {}
+    kept = says + b"/proc/0\0\0/proc/0" + bytes(11) + b"/proc/0"
+    assert kept in library.read_bytes()
+
+
+def test_python_and_its_library(tmp_path):
+    program = put(tmp_path, "bin/python3.11", make_elf(*SPARE, rest=b".local"))
+    (tmp_path / "bin/python3").symlink_to("python3.11")
+    put(tmp_path, "bin/python3.9", make_elf(*SPARE))
+    site = put(tmp_path, "lib/python3.11/site.py", "# x\nENABLE_USER_SITE = None\n")
+    put(tmp_path, "lib/python3.12/site.py", "ENABLE_USER_SITE = 3\n")
+    put(tmp_path, "lib/python3.11/subprocess.py", "a = ('/system/bin/sh' if x else '/bin/sh')\n")
+    assert list_reasons(tmp_path) == {
+        "bin/python3.9": "it takes modules from the current folder: only Python 3.11 and later can be told not to",
+        "lib/python3.12/site.py": "it does not hold the line that lets Python look for modules at home",
+    }
+    assert site.read_text() == "# x\nENABLE_USER_SITE = False\n"
+    text = (tmp_path / "lib/python3.11/subprocess.py").read_text()
+    assert text == "a = ('/system/bin/sh' if x else '/dev/crashcart/bin/sh')\n"
+    launcher = program.read_bytes()
+    assert launcher[:4] == b"\x7fELF" and len(launcher) < 1000
+    for word in (b"-P", b"-s", b"/dev/crashcart/bin/python3.11", b"/dev/crashcart/libexec/crashcart/python3.11"):
+        assert b"\0" + word + b"\0" in launcher.replace(b"\x0f\x05/", b"\x0f\x05\0/")
+    assert b"\0/proc/\0" in (tmp_path / "libexec/crashcart/python3.11").read_bytes()
+    assert os.access(program, os.X_OK)
+
+
+def test_programs_in_python_have_their_modules_in_the_image(tmp_path):
+    text = "#!{}\nsys.path.insert(1, '/usr/share/python3/')\nif x:\n    print('/usr/share/python3/')\n"
+    script = put(tmp_path, "bin/py3clean", text.format("/dev/crashcart/bin/python3 -s"))
+    other = put(tmp_path, "bin/other", text.format("/dev/crashcart/bin/sh"))
+    assert list_reasons(tmp_path) == {}
+    changed = text.replace("'/usr/share", "'/dev/crashcart/share", 1)
+    assert script.read_text() == changed.format("/dev/crashcart/bin/python3 -s")
+    assert other.read_text() == text.format("/dev/crashcart/bin/sh")
+
+
+def test_a_library_by_its_whole_path_is_the_containers(tmp_path):
+    reason = "it needs a library by its whole path, which is the container's"
+    assert seal.seal(str(tmp_path), PREFIX, ["bin/x"]) == [{"path": "bin/x", "reason": reason}]
+
+
+def test_scripts_in_place_of_programs_stay(tmp_path):
+    script = put(tmp_path, "bin/gdb", "#!/bin/sh\n")
+    assert list_reasons(tmp_path) == {}
+    assert script.read_text() == "#!/bin/sh\n"
+
+
+def test_ldd_asks_the_images_loaders(tmp_path):
+    script = put(tmp_path, "bin/ldd", '#!/bin/bash\nRTLDLIST="/lib/ld-linux.so.2 /lib64/ld-linux-x86-64.so.2"\n')
+    put(tmp_path, "lib64/ld-linux-x86-64.so.2", make_elf(*SPARE, rest=PATHS))
+    assert list_reasons(tmp_path) == {}
+    assert script.read_text() == '#!/bin/bash\nRTLDLIST="/dev/crashcart/lib64/ld-linux-x86-64.so.2"\n'
+
+
+def test_what_stands_where_a_link_should_is_named(tmp_path):
+    put(tmp_path, LIBRARY, make_elf(*SPARE, rest=LIBRARY_PATHS))
+    put(tmp_path, "lib/x86_64-linux-gnu/gconv/gconv-modules", "x")
+    put(tmp_path, "gconv", "x")
+    assert list_reasons(tmp_path) == {"gconv": "it stands where a link to lib/x86_64-linux-gnu/gconv should"}
