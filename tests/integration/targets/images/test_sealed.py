@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,12 @@ import pytest
 from support import host, images, traps
 from support.images import build
 
+from ansible_collections.crashcart.fleet.tools import busybox_archive
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
 
 IMAGES = "crashcart-test"
 TOOLS = "/dev/crashcart/bin /dev/crashcart/sbin"
-# How a command may be run by crashcart_exec: its options for each.
-RIGHTS = {"host": {}, "container": {"confined": True}}
+RIGHTS = ("container", "tools", "host")
 # Every program, but for scripts: these start what PATH names, which with `docker exec` are the container's programs.
 EVERY = r"""
 count=0
@@ -57,10 +58,10 @@ def test_the_traps_work(trapped):
     assert set(traps.list_sprung(trapped)) == traps.NAMES
 
 
-@pytest.mark.parametrize("rights", list(RIGHTS))
+@pytest.mark.parametrize("rights", RIGHTS)
 def test_tools_that_crashcart_exec_runs_spring_none(trapped, rights):
     script = traps.make_script(TOOLS) + EVERY
-    options = {"containers": [trapped], "argv": ["bash", "-c", script], "timeout": "110s", **RIGHTS[rights]}
+    options = {"containers": [trapped], "argv": ["bash", "-c", script], "timeout": "110s", "rights": rights}
     result = host.call_module("crashcart_exec", **options)["results"][0]
     assert traps.list_sprung(trapped) == {}, result
     check_answers(result["stdout"])
@@ -152,8 +153,8 @@ def test_musl_looks_for_libraries_in_the_image_only(container, tmp_path):
     assert host.docker("exec", name, "/bin/load", "libtrap.so") == "loaded"
     assert set(traps.list_sprung(name)) == {"musl"}
     tool = ["/dev/crashcart/bin/load", "libtrap.so"]
-    for options in RIGHTS.values():
-        result = host.call_module("crashcart_exec", containers=[name], image="built", argv=tool, **options)
+    for rights in RIGHTS:
+        result = host.call_module("crashcart_exec", containers=[name], image="built", argv=tool, rights=rights)
         assert result["results"][0]["stdout"] == "not found\n"
     host.call_module("crashcart_attach", containers=[name], image="built")
     assert host.docker("exec", name, *tool) == "not found"
@@ -204,8 +205,11 @@ def test_an_image_says_whether_it_is_sealed(tmp_path):
     assert not has_mark(tmp_path / "image")
 
 
-def test_an_image_by_somebody_else_is_not_sealed(tmp_path):
-    (tmp_path / "tree/etc").mkdir(parents=True)
+def test_an_image_by_somebody_else_is_not_sealed_and_gets_the_hosts_rights_from_who_trusts_the_container(
+    container, tmp_path
+):
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    shutil.copy(busybox_archive.find_busybox(), tmp_path / "tree/bin/busybox")
     made = tmp_path / "made.img"
     host.run("mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(made), "16M")
     image = build(tmp_path / "image", paths=[str(made)], arch="amd64")
@@ -213,9 +217,19 @@ def test_an_image_by_somebody_else_is_not_sealed(tmp_path):
         False,
         ["the image was made by somebody else"],
     )
+    images.install(tmp_path / "image", "foreign")
+    command = {"containers": [container()], "image": "foreign", "argv": ["busybox", "true"]}
+    for rights in ("container", "tools"):
+        assert host.call_module("crashcart_exec", **command, rights=rights)["results"][0]["rc"] == 0
+    with pytest.raises(host.ModuleFailed, match="rights=host.*`unsealed`.*rights=tools.*trust_container=true"):
+        host.call_module("crashcart_exec", **command, rights="host")
+    done = host.call_module("crashcart_exec", **command, rights="host", trust_container=True)
+    assert (done["results"][0]["rc"], done["results"][0]["rights"]) == (0, "host")
+    host.call_module("crashcart_image", name="foreign", state="absent")
 
 
-def test_tasks_over_the_connection_spring_none(trapped, tmp_path):
+@pytest.mark.parametrize("rights", RIGHTS)
+def test_tasks_over_the_connection_spring_none(trapped, tmp_path, rights):
     """Modules that the image's Python runs, and the shell that starts it."""
     variables = {
         "ansible_host": "localhost",
@@ -223,6 +237,7 @@ def test_tasks_over_the_connection_spring_none(trapped, tmp_path):
         "ansible_connection": "crashcart.fleet.cart",
         "ansible_cart_container": trapped,
         "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+        "ansible_cart_rights": rights,
         "ansible_python_interpreter": "/dev/crashcart/bin/python3",
     }
     hosts = tmp_path / "hosts.yml"
