@@ -62,9 +62,9 @@ options:
     default: false
     deprecated:
       why: There are three choices now.
-      removed_at_version: 0.2.0
-      removed_from_collection: crashcart.fleet
-      alternative: ansible_cart_rights=container
+      version: 0.2.0
+      collection_name: crashcart.fleet
+      alternatives: ansible_cart_rights=container
     vars:
       - name: ansible_cart_confined
   docker_host:
@@ -385,7 +385,9 @@ class Connection(ConnectionBase):
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
         run = f"exec {python} {path}"
-        command = f"test -O {_LIBRARY} && test -O {path} || {{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}; {run}"
+        missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}"
+        # The mask is for what Python compiles of the program, which it writes beside it.
+        command = f"umask 77; test -O {_LIBRARY} && test -O {path} || {missing}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:

@@ -78,6 +78,8 @@ def find_user(spec: str, root_fd: int) -> User:
         fields = line.split(":")
         if len(fields) >= 4 and fields[0] == spec and _is_id(fields[2]) and _is_id(fields[3]):
             return User(int(fields[2]), int(fields[3]), _find_groups(spec, root_fd))
+    if spec == "root":
+        return User()  # the kernel's own name for the number 0, also where a container has no such file
     raise UserError(f"no user is called {spec!r} in its /etc/passwd; give numbers as UID or UID:GID")
 
 
