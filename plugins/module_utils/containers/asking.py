@@ -116,10 +116,8 @@ def run(
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         try:
-            out, err = process.stdout.fileno(), process.stderr.fileno()
+            out, err = (stream.fileno() for stream in (process.stdout, process.stderr) if stream is not None)
             texts = {out: [], err: []}
             _read_both(texts, until, max_bytes, command[0])
             _await_end(process.pid, until, command[0])
