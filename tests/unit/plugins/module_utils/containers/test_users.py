@@ -140,7 +140,14 @@ def test_a_link_is_followed_as_the_container_would(root):
 def test_the_kernels_own_links_are_not_followed(root):
     os.symlink("/proc/self/root/etc/passwd", replace_passwd(root))
     with pytest.raises(ContainerError):
-        find(root, "root")
+        find(root, "daemon")
+
+
+def test_root_is_root_where_no_file_says_so(root):
+    os.unlink(str(root / "etc" / "passwd"))
+    assert find(root, "root") == User(0, 0, ())
+    with pytest.raises(ContainerError):
+        find(root, "daemon")
 
 
 def test_a_link_to_itself(root):
