@@ -8,11 +8,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import host, images, traps
+from support import host, images, inside, traps
 from support.images import build
 
 from ansible_collections.crashcart.fleet.tools import busybox_archive
@@ -231,20 +230,9 @@ def test_an_image_by_somebody_else_is_not_sealed_and_gets_the_hosts_rights_from_
 @pytest.mark.parametrize("rights", RIGHTS)
 def test_tasks_over_the_connection_spring_none(trapped, tmp_path, rights):
     """Modules that the image's Python runs, and the shell that starts it."""
-    variables = {
-        "ansible_host": "localhost",
-        "ansible_cart_python": sys.executable,
-        "ansible_connection": "crashcart.fleet.cart",
-        "ansible_cart_container": trapped,
-        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
-        "ansible_cart_rights": rights,
-        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
-    }
-    hosts = tmp_path / "hosts.yml"
-    hosts.write_text(json.dumps({"all": {"hosts": {"local": variables}}}))
-    tool = json.dumps({"argv": ["/dev/crashcart/bin/id", "nobody"], "chdir": "/trap/cwd"})
-    done = host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.command", "-a", tool)
+    tool = {"argv": ["/dev/crashcart/bin/id", "nobody"], "chdir": "/trap/cwd"}
+    done = inside.run_task(tmp_path, trapped, "ansible.builtin.command", tool, ansible_cart_rights=rights)
     assert "uid=65534(nobody)" in done.stdout
-    host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.ping")
-    host.run("ansible", "local", "-i", str(hosts), "-m", "ansible.builtin.setup", "-a", "gather_subset=!all,min")
+    for module, arguments in (("ping", {}), ("setup", {"gather_subset": "!all,min"})):
+        inside.run_task(tmp_path, trapped, f"ansible.builtin.{module}", arguments, ansible_cart_rights=rights)
     assert traps.list_sprung(trapped) == {}

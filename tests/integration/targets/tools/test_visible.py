@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import host
+from support import host, inside
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
 
@@ -152,19 +150,8 @@ def run_by_module(name, rights):
 
 
 def run_by_connection(name, rights, folder):
-    hosts = folder / "hosts.json"
-    variables = {
-        "ansible_host": "localhost",
-        "ansible_cart_python": sys.executable,
-        "ansible_connection": "crashcart.fleet.cart",
-        "ansible_cart_container": name,
-        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
-        "ansible_cart_rights": rights,
-        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
-    }
-    hosts.write_text(json.dumps({"all": {"hosts": {"inside": variables}}}))
-    words = ["-m", "ansible.builtin.command", "-a", json.dumps({"argv": ["sleep", "0.2"]})]
-    host.run("ansible", "inside", "-i", str(hosts), *words)
+    command = {"argv": ["sleep", "0.2"]}
+    inside.run_task(folder, name, "ansible.builtin.command", command, ansible_cart_rights=rights)
 
 
 @pytest.mark.parametrize("way", ["module", "connection"])

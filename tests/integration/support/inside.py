@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible's tasks in a container of this machine, by the connection and without ssh."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import host
+
+
+def run_task(
+    folder: Path, container: str, module: str, arguments: Any, **variables: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run MODULE with ARGUMENTS in CONTAINER; its inventory, with VARIABLES, is in FOLDER."""
+    settings = {
+        "ansible_host": "localhost",
+        "ansible_cart_python": sys.executable,
+        "ansible_connection": "crashcart.fleet.cart",
+        "ansible_cart_container": container,
+        "ansible_cart_docker_host": os.environ["DOCKER_HOST"],
+        "ansible_python_interpreter": "/dev/crashcart/bin/python3",
+        **variables,
+    }
+    hosts = folder / "inside.json"
+    hosts.write_text(json.dumps({"all": {"hosts": {"inside": settings}}}))
+    return host.run("ansible", "inside", "-i", str(hosts), "-m", module, "-a", json.dumps(arguments))
