@@ -5,13 +5,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from support import host, inside
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    capabilities,
+    mounts,
+    processes,
+    read_only,
+    syscalls,
+)
 
 SECRET = "SECRET_OF_THE_HOST"
 CONTAINERS = {
@@ -187,3 +194,30 @@ def is_equal(one, rights, bounding):
     way, _comm, found = one
     name, _blank, has = found.rpartition(" ")
     return rights == "container" and way == "ptrace" and name != "crashcart" and int(has, 16) & ~bounding == 0
+
+
+@pytest.mark.parametrize("way", [read_only.make_read_only, read_only.remount_read_only])
+def test_the_view_of_the_host_is_read_only_on_every_kernel(way):
+    """By the call that came with Linux 5.12, and mount by mount as before."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.mount_make_slave("/")
+            before = {mount.mount_point: mount.options for mount in mounts.read_mounts()}
+            way()
+            # Of several mounts at one place the last one is what a path leads to.
+            after = {mount.mount_point: mount.options for mount in mounts.read_mounts()}
+            os.write(writer, json.dumps([before, after]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        before, after = json.load(file)
+    os.waitpid(child, 0)
+    assert [place for place, options in after.items() if options.split(",")[0] != "ro"] == ["/proc"]
+    kept = {"nosuid", "nodev", "noexec", "relatime", "noatime"}
+    assert {place: set(options.split(",")) & kept for place, options in after.items()} == {
+        place: set(options.split(",")) & kept for place, options in before.items()
+    }
