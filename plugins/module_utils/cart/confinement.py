@@ -114,9 +114,9 @@ def add_for_tools(rights: Rights, target: Target, command: Command, shared: Mapp
         names = capabilities.list_names(given & capabilities.select({kind}))
         if names:
             raise ExecutionError(
-                f"rights=tools gives {', '.join(names)} besides, and the {kind} namespace, on all of which that acts, is {owner}: use"
-                " rights=container, which adds nothing to what the container's first process may, or rights=host, by which a"
-                " command may do what the host's root may"
+                f"rights=tools gives {', '.join(names)}, which acts on all of the {kind} namespace, and that is {owner}: use"
+                " rights=container, which adds nothing to what the container's first process may, rights=host, by which a command"
+                " may do what the host's root may, or capabilities without that one"
             )
     root = id_maps.find_outside(0, id_maps.parse_id_map(target.process.read("uid_map")))
     ambient = have.ambient if rights.uid == root else have.ambient | added
