@@ -280,13 +280,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execut
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
 
 def run(module):
     require_root()
     parameters = module.params
+    if parameters["confined"] and parameters["rights"] == "host":
+        raise FleetError("confined is the old name for rights=container, and rights is host: leave confined out")
     command = execution.parse_command(
         argv=parameters["argv"],
         cmd=parameters["cmd"],

@@ -171,6 +171,8 @@ def test_the_old_name_says_what_to_write(container):
     result = host.call_module("crashcart_exec", containers=[container()], argv=["true"], confined=True)
     assert result["results"][0]["rights"] == "container"
     assert "confined" in str(result["deprecations"])
+    with pytest.raises(host.ModuleFailed, match="confined is the old name"):
+        host.call_module("crashcart_exec", containers=["any"], argv=["true"], confined=True, rights="host")
 
 
 def test_in_a_user_namespace_capabilities_are_its_own():
