@@ -43,8 +43,9 @@ options:
   rights:
     description:
       - What tasks may do, as O(crashcart.fleet.crashcart_exec#module:rights) has it. With V(host) they are the host's root without become.
-      - What a task runs of the container itself, such as the command of M(ansible.builtin.command), has these rights, too. Only the program
-        that is started first is looked at, and that is the image's shell.
+      - What a task runs of the container itself, such as the command of M(ansible.builtin.command), or the local facts and programs by which
+        M(ansible.builtin.setup) gathers facts, has these rights, too. Only the program that is started first is looked at, and that is
+        the image's shell. So V(host) is for containers that are trusted, or with C(gather_facts=false) for programs of the image.
     type: str
     choices: [container, tools, host]
     default: tools

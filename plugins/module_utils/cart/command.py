@@ -172,6 +172,7 @@ def _reap_command(report: int, order: dict[str, Any], rights: rights_.Rights, fi
     for fd in (0, 1, 2):
         os.close(fd)
     capabilities.take(capabilities.NONE)  # to wait takes none
+    rights_.seal(rights, filters)
     rc = RC_FAILED
     while True:
         try:

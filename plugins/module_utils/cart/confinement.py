@@ -8,7 +8,13 @@ from dataclasses import replace
 from typing import Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.filters import FilterSource
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import HOST, TOOLS, Command, ExecutionError
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
+    HOST,
+    NAMESPACES,
+    TOOLS,
+    Command,
+    ExecutionError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
@@ -106,7 +112,10 @@ def add_for_tools(rights: Rights, target: Target, command: Command, shared: Mapp
     What acts on a namespace that is not entered, which is the host's then, is left out, also of the first process's.
     """
     have = rights.capability_sets or capabilities.NONE
-    allowed = capabilities.ALL & ~capabilities.select({"net", "ipc"} - set(command.namespaces))
+    outside = set(NAMESPACES) - set(command.namespaces)
+    allowed = capabilities.ALL & ~capabilities.select({"net", "ipc"} & outside)
+    if outside:  # what acts on namespaces of all kinds
+        allowed &= ~capabilities.parse_names(["SYS_ADMIN"])
     added = _find_added(command) & allowed
     # Who names one that the first process has anyway is given nothing.
     given = added if command.capabilities is None else added & ~have.permitted

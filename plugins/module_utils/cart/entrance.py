@@ -14,6 +14,8 @@ import os
 import select
 import socket
 import sys
+import threading
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,12 +33,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    TIMEOUT_S,
+    open_targets,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import UserError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
 
 PREFIX = "/dev/crashcart"
 SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # where commands see their connection's folder
+_PART = 1 << 16  # bytes that are copied at once
 RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
 
 
@@ -167,19 +173,66 @@ def _run_job(job: Job, order: Order, server: Server) -> int:
     with ExitStack() as stack:
         far = stack.enter_context(open_descriptors(job))
         far.update(stdin=0, stdout=1, stderr=2)
+        # Files of the host go through pipes: who may look into the command could open its descriptors anew, for writing.
+        pumps = []
         if order.source:
-            far["stdin"] = os.open(order.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            stack.callback(os.close, far["stdin"])
+            far["stdin"], writer = os.pipe2(os.O_CLOEXEC)
+            source = os.open(order.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            pumps.append(_Pump(source, writer, far["stdin"]))
         if order.sink:
-            far["stdout"] = os.open(order.sink, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            stack.callback(os.close, far["stdout"])
+            reader, far["stdout"] = os.pipe2(os.O_CLOEXEC)
+            os.fchown(far["stdout"], job.rights.uid, job.rights.gid)
+            sink = os.open(order.sink, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            pumps.append(_Pump(reader, sink, far["stdout"]))
         far["scratch"] = scratch_.open_scratch(order.scratch, job.rights.uid, job.rights.gid, order.scratch_bytes)
         stack.callback(os.close, far["scratch"])
         channel, far_channel = socket.socketpair()
         with far_channel:
             far[command_.CHANNEL] = far_channel.fileno()
             server.send(far)
-        return _wait(channel)
+        for pump in pumps:
+            pump.start()
+        rc = _wait(channel)
+        for pump in pumps:
+            pump.finish()
+        return rc
+
+
+class _Pump(threading.Thread):
+    """Copies what READER gives to WRITER; CHILD_END is the end of its pipe that the command has by then. All are closed with it."""
+
+    def __init__(self, reader: int, writer: int, child_end: int) -> None:
+        super().__init__(daemon=True)
+        self._reader, self._writer, self._child_end = reader, writer, child_end
+        self._error: OSError | None = None
+
+    def start(self) -> None:
+        """Let go of the command's end, and begin."""
+        os.close(self._child_end)
+        super().start()
+
+    def run(self) -> None:
+        """Copy up to the end of either side."""
+        try:
+            while True:
+                part = os.read(self._reader, _PART)
+                if not part:
+                    return
+                while part:
+                    part = part[os.write(self._writer, part) :]
+        except BrokenPipeError:  # the command has read enough
+            return
+        except OSError as error:
+            self._error = error
+        finally:
+            os.close(self._reader)
+            os.close(self._writer)
+
+    def finish(self) -> None:
+        """Wait for the rest; raises OSError where it could not be written."""
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _wait(channel: socket.socket) -> int:
@@ -188,8 +241,13 @@ def _wait(channel: socket.socket) -> int:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(1, 0)  # errors and hang-ups are told without being asked for
+    deadline: float | None = time.monotonic() + TIMEOUT_S  # a container may serve its /dev from a process that hangs
     while True:
-        for fd, _event in poll.poll():
+        ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            channel.shutdown(socket.SHUT_WR)
+            raise FleetError(f"entering the container took more than {TIMEOUT_S:g} s")
+        for fd, _event in ready:
             if fd == 1:
                 poll.unregister(1)
                 channel.shutdown(socket.SHUT_WR)
@@ -200,6 +258,8 @@ def _wait(channel: socket.socket) -> int:
                 message = json.loads(line)
                 if "error" in message:
                     raise FleetError(message["error"])
+                if "ready" in message:
+                    deadline = None
                 if "rc" in message:
                     return int(message["rc"])
             if not part:

@@ -13,7 +13,7 @@ import base64
 import errno
 import os
 import shlex
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -40,7 +40,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.programs import (
     find_program,
     is_in_image,
-    is_sealed,
     read_environment,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
@@ -49,6 +48,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
+    ContainerGoneError,
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
@@ -56,13 +56,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
     User,
     UserError,
-    UserFileError,
     find_users,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
@@ -197,10 +196,17 @@ def choose_places(
     found = {target.container.id: one for target, one in zip(targets, _find_users_in(targets, user, command))}
     refusals: dict[str, FleetError] = {id_: one for id_, one in found.items() if isinstance(one, ContainerError)}
     users = {id_: one for id_, one in found.items() if not isinstance(one, ContainerError)}
-    targets = [target for target in targets if target.container.id in users]
+    attached = {}
+    finder = ImageFinder()
+    for target in targets:
+        try:
+            attached[target.container.id] = find_attachments(target, finder)
+        except (ContainerError, ProcessGone):
+            refusals.setdefault(target.container.id, ContainerGoneError("it has just ended"))
+    targets = [target for target in targets if target.container.id not in refusals]
     kinds = list_namespaces(command)
     shared = find_shared(targets, kinds) if kinds else [{}] * len(targets)
-    sources = _find_sources(targets, image_name)
+    sources = _choose_sources([attached[target.container.id] for target in targets], image_name)
     return [
         Place(target, users[target.container.id], source, others)
         for target, source, others in zip(targets, sources, shared)
@@ -219,11 +225,15 @@ def open_jobs(places: Sequence[Place], command: Command, refusals: dict[str, Fle
             with ExitStack() as mine:
                 try:
                     jobs.append(_open_job(place, command, mine, own_groups, host_mounts))
-                except ExecutionError as error:
-                    refusals[place.target.container.id] = error
+                except (FleetError, OSError, ProcessGone) as error:
+                    refusals[place.target.container.id] = error if isinstance(error, FleetError) else _explain(error)
                     continue
                 stack.push(mine.pop_all())
         yield jobs
+
+
+def _explain(error: OSError | ProcessGone) -> ExecutionError:
+    return ExecutionError(f"it cannot be entered, it may have just ended: {error}")
 
 
 def _open_job(
@@ -240,13 +250,19 @@ def _open_job(
     variables = read_environment(mount_fd, prefix)
     program = find_program(command.argv[0], mount_fd, prefix, variables["PATH"])
     if "mnt" in command.namespaces:
-        command = _adapt(command, program, mount_fd, prefix)
+        command = _adapt(command, program, mount_fd, prefix, is_sealed=_is_sealed(source))
     rights = choose_rights(place.target, place.user, command, place.shared)
     groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
     return Job(place.target, command, rights, mount_fd, prefix, program, {**variables, **command.env}, groups)
 
 
-def _adapt(command: Command, program: str, mount_fd: int, prefix: str) -> Command:
+def _is_sealed(source: store.StoredImage | Attachment) -> bool:
+    """Return True if who built the image of SOURCE says that its programs load no code of the container."""
+    image = source if isinstance(source, store.StoredImage) else store.find_image(source.image)
+    return image is not None and image.digest == source.digest and image.manifest.get("sealed") is True
+
+
+def _adapt(command: Command, program: str, mount_fd: int, prefix: str, *, is_sealed: bool) -> Command:
     """Return COMMAND with the rights that it may have for PROGRAM and the image at PREFIX, behind MOUNT_FD."""
     if not is_in_image(program, mount_fd, prefix):
         usual = HOST_NAMESPACES if command.rights == HOST else NAMESPACES
@@ -256,7 +272,7 @@ def _adapt(command: Command, program: str, mount_fd: int, prefix: str) -> Comman
                 " name a program of the image"
             )
         return replace(command, rights=CONTAINER, namespaces=NAMESPACES)
-    if command.rights == HOST and not command.trust_container and not is_sealed(mount_fd):
+    if command.rights == HOST and not command.trust_container and not is_sealed:
         raise ExecutionError(
             "rights=host: the image's programs may load code of the container (`unsealed` in its manifest says why), which would have"
             " the rights of the host's root: use rights=tools, an image of Debian packages, or trust_container=true"
@@ -286,7 +302,7 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
 
 def _find_users_in(
     targets: Sequence[Target], spec: str | None, command: Command
-) -> Sequence[User | UserError | UserFileError | None]:
+) -> Sequence[User | ContainerError | None]:
     """Return who SPEC is in each of TARGETS, in the host's numbers, or why that is not known; None where nobody is named.
 
     Without the container's files it is a user of the host.
@@ -294,25 +310,27 @@ def _find_users_in(
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return [None for _target in targets]
     inside = "mnt" in command.namespaces
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as stack:
-        root_fds = []
-        for target in targets:
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            root_fds.append(target.process.open("root", flags) if inside else os.open("/", flags))
-            stack.callback(os.close, root_fds[-1])
-        found = find_users("0:0" if spec is None else spec, root_fds)
-    return [_settle_user(target, user, command) for target, user in zip(targets, found)]
+        root_fds = {}
+        for index, target in enumerate(targets):
+            with suppress(ProcessGone):
+                root_fds[index] = target.process.open("root", flags) if inside else os.open("/", flags)
+                stack.callback(os.close, root_fds[index])
+        found = dict(zip(root_fds, find_users("0:0" if spec is None else spec, list(root_fds.values()))))
+    gone = ContainerGoneError("it has just ended")
+    return [_settle_user(target, found.get(index, gone), command) for index, target in enumerate(targets)]
 
 
-def _settle_user(
-    target: Target, user: User | UserError | UserFileError, command: Command
-) -> User | UserError | UserFileError:
+def _settle_user(target: Target, user: User | ContainerError, command: Command) -> User | ContainerError:
     if not isinstance(user, User) or not {"mnt", "user"} & set(command.namespaces):
         return user
     try:
         return _find_outside(user, target.process)
     except UserError as error:
         return error
+    except ProcessGone:
+        return ContainerGoneError("it has just ended")
 
 
 def _find_outside(user: User, process: Process) -> User:
@@ -325,13 +343,14 @@ def _find_outside(user: User, process: Process) -> User:
     return User(uid, gid, tuple(group for group in groups if group is not None))
 
 
-def _find_sources(targets: Sequence[Target], image_name: str | None) -> list[store.StoredImage | Attachment]:
-    """For each target the image to mount: the attached one, or the one of the store called IMAGE_NAME."""
+def _choose_sources(
+    attachments: Sequence[Sequence[Attachment]], image_name: str | None
+) -> list[store.StoredImage | Attachment]:
+    """Return for each container, by its ATTACHMENTS, the image to mount: an attached one, or the one of the store called IMAGE_NAME."""
     sources: list[store.StoredImage | Attachment] = []
-    finder = ImageFinder()
     image: store.StoredImage | None = None
-    for target in targets:
-        attached = [one for one in find_attachments(target, finder) if image_name in (None, one.image)]
+    for found in attachments:
+        attached = [one for one in found if image_name in (None, one.image)]
         if attached:
             sources.append(attached[-1])
             continue

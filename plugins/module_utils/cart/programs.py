@@ -12,7 +12,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
 _ENVIRONMENT_FILE = "etc/crashcart.env"
-_SEAL = "etc/crashcart.sealed"  # who builds an image makes it where no program in there loads code of the container
 _MAX_LINKS = 40  # as many as the kernel follows
 
 
@@ -43,15 +42,6 @@ def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
     finally:
         os.close(fd)
     return variables
-
-
-def is_sealed(mount_fd: int) -> bool:
-    """Return True if the programs of the image behind MOUNT_FD load code of the image only, whatever is in the container."""
-    try:
-        os.close(mounts.open_beneath(mount_fd, _SEAL, os.O_PATH))
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:

@@ -66,6 +66,8 @@ def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None
             seccomp.install_filter(one)
     if sets is not None:
         capabilities.take(sets)
+    if rights.no_new_privileges:
+        syscalls.set_no_new_privileges()
 
 
 def _limit(number: int, soft: int, hard: int) -> None:
@@ -85,8 +87,7 @@ def _lower(one: int, other: int) -> int:
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:
-    """The last steps before execve, which a filter of the container's may not allow to be followed by others."""
+    """Take on what is left, last of all: a filter of the container's may not allow other steps after it."""
     if rights.no_new_privileges:
-        syscalls.set_no_new_privileges()
         for one in filters:
             seccomp.install_filter(one)

@@ -162,7 +162,7 @@ def _read_report(session: _Session, poll: select.poll) -> None:
             if "ready" in message and not session.namespace:
                 session.namespace = os.readlink(f"/proc/{session.pid}/ns/mnt")
                 command.tell(session.channel, {"ready": True})
-        except (ValueError, AttributeError, OSError):
+        except (ValueError, AttributeError, OSError, RecursionError):
             continue  # no word of ours, or it has ended meanwhile
 
 

@@ -46,7 +46,7 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
     if query is not None and JMESPATH_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("jmespath"), exception=JMESPATH_IMPORT_ERROR)
+        raise ContainerError(missing_required_lib("jmespath"))
     return Selector(
         # An empty list asks for nothing; it must not come to mean everything.
         patterns=None if patterns is None else tuple(patterns),

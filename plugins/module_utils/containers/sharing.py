@@ -12,10 +12,13 @@ import os
 from contextlib import suppress
 from typing import Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import Membership
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
+
+_INIT = "/init.scope"
 
 
 def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[str, str]]:
@@ -25,14 +28,19 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     hosts = {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
     with open("/proc/1/cgroup", "rb") as file:
         host_groups = set(cgroups.parse_cgroup(file.read()))
+    groups: list[list[Membership]] = [[] for _target in targets]
     for index, target in enumerate(targets):
-        for kind in kinds:
-            identity = target.process.namespace(kind)
-            if identity in hosts:
-                shared[index][kind] = "the host's"
-            else:
-                waiting.setdefault(identity, []).append(index)
-    groups = [_find_groups(target, host_groups) for target in targets]
+        with suppress(ProcessGone, ContainerGoneError):  # whoever enters it will be told
+            groups[index] = _find_groups(target, host_groups)
+            for kind in kinds:
+                identity = target.process.namespace(kind)
+                if identity in hosts:
+                    shared[index][kind] = "the host's"
+                else:
+                    waiting.setdefault(identity, []).append(index)
+            place = _find_strange_proc(target) if "pid" in kinds and "pid" not in shared[index] else ""
+            if place:
+                shared[index]["pid"] = f"not all that it shows: at {place!r} are processes of another one"
     for pid in processes.read_pids() if waiting else ():
         with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
             for kind in kinds:
@@ -42,6 +50,16 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
                     comm = process.read("comm").decode("utf-8", "replace").strip()
                     shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
     return shared
+
+
+def _find_strange_proc(target: Target) -> str:
+    """Return where TARGET has a /proc of another pid namespace mounted, such as the host's in an agent; "" where it has none.
+
+    Who may trace reaches files of other processes through it, however it is mounted.
+    """
+    found = target.read_mounts(" - proc ")
+    own = next((one.device for one in reversed(found) if one.mount_point == "/proc"), "")
+    return next((one.mount_point for one in found if one.device != own), "")
 
 
 def _is_helper(process: Process, kind: str) -> bool:
@@ -59,8 +77,11 @@ def _find_groups(target: Target, host_groups: set[Membership]) -> list[Membershi
     """Return the control groups that hold TARGET's own processes and nobody else's."""
     found = []
     for one in cgroups.parse_cgroup(target.process.read("cgroup")):
-        own = Membership(one.controllers, cgroups.cut_after_id(one.path, target.container.id))
-        if own.path != "/" and own not in host_groups:
+        path = cgroups.cut_after_id(one.path, target.container.id)
+        # An init may have put itself into a group beside those of its services (systemd).
+        path = path[: -len(_INIT)] if path.endswith(_INIT) else path
+        own = Membership(one.controllers, path)
+        if path not in ("", "/") and own not in host_groups:
             found.append(own)
     return found
 

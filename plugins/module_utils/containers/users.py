@@ -55,7 +55,9 @@ def find_users(spec: str, root_fds: Sequence[int]) -> list[User | UserError | Us
         return [user.uid, user.gid, user.groups]
 
     outcomes = bounded.run(len(root_fds), look, root_fds, strange_files.TIMEOUT_S)
-    return list(map(_parse_outcome, outcomes))
+    found = list(map(_parse_outcome, outcomes))
+    # The number 0 has this name also where no file of the container says so.
+    return [User() if spec == "root" and not isinstance(one, User) else one for one in found]
 
 
 def _parse_outcome(outcome: Any) -> User | UserError | UserFileError:
@@ -78,8 +80,6 @@ def find_user(spec: str, root_fd: int) -> User:
         fields = line.split(":")
         if len(fields) >= 4 and fields[0] == spec and _is_id(fields[2]) and _is_id(fields[3]):
             return User(int(fields[2]), int(fields[3]), _find_groups(spec, root_fd))
-    if spec == "root":
-        return User()  # the kernel's own name for the number 0, also where a container has no such file
     raise UserError(f"no user is called {spec!r} in its /etc/passwd; give numbers as UID or UID:GID")
 
 

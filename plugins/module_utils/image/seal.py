@@ -186,6 +186,8 @@ _OPEN = {
         "it reads settings of the container, which can hold commands"
     ),
     r"(nmap|ncat|tshark|wireshark)": "it takes scripts and modules from the container",
+    r"(dpkg|apt|apt-get|apt-cache)": "it starts programs and hooks that settings of the container name",
+    r"u?mount": "it starts the helpers /sbin/mount.TYPE of the container",
 }
 
 

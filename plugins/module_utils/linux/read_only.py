@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -24,6 +25,8 @@ _KEPT = {
     "nodiratime": 2048,
     "relatime": 1 << 21,
 }
+# Covered by another mount, not to be entered, or on a server that is gone: nothing that is started comes from there.
+_UNREACHABLE = (errno.ENOENT, errno.EINVAL, errno.EACCES, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EHOSTDOWN)
 
 
 @contextmanager
@@ -40,6 +43,8 @@ def enter_read_only_view() -> Iterator[None]:
         try:
             syscalls.mount_make_slave("/")
             make_read_only()
+            if not os.statvfs(sys.executable).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EPERM, f"the file system of {sys.executable} cannot be seen read-only")
             yield
         finally:
             syscalls.setns(own_fd, syscalls.CLONE_NEWNS)
@@ -80,9 +85,5 @@ def remount_read_only() -> None:
         try:
             syscalls.mount("none", mount.mount_point, "none", flags)
         except OSError as error:
-            if error.errno not in (
-                errno.ENOENT,
-                errno.EINVAL,
-                errno.EACCES,
-            ):  # covered by another mount, or not to be entered
+            if error.errno not in _UNREACHABLE:
                 raise

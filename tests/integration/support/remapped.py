@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ansible_collections.crashcart.fleet.tools import busybox_archive, make_container_image
 from support import host
@@ -18,8 +19,11 @@ _USER = "cc-test-remap"
 
 
 @contextmanager
-def run_remapped(folder: Path, name: str) -> Iterator[str]:
-    """A container NAME of an engine below FOLDER; the value for DOCKER_HOST."""
+def run_remapped(name: str) -> Iterator[str]:
+    """A container NAME of an engine of its own; the value for DOCKER_HOST."""
+    # Not below pytest's folder, which the containers' root could not enter.
+    folder = tempfile.mkdtemp(prefix="crashcart-remapped-")
+    os.chmod(folder, 0o711)
     host.run("useradd", "--no-create-home", _USER)
     try:
         url = host.run(_ENGINE, "start", f"{folder}/engine", "--userns-remap", _USER).stdout.strip()
@@ -34,3 +38,4 @@ def run_remapped(folder: Path, name: str) -> Iterator[str]:
             host.run(_ENGINE, "stop", f"{folder}/engine")
     finally:
         host.run("userdel", "--force", _USER)
+        shutil.rmtree(folder)

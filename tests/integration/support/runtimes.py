@@ -109,8 +109,10 @@ def run_podman(name: str, *options: str) -> Iterator[None]:
 
 @contextmanager
 def run_unshared() -> Iterator[int]:
-    """A process in mount and pid namespaces of its own, with no runtime at all; its pid."""
-    with subprocess.Popen(["unshare", "--mount-proc", "--pid", "--fork", "--kill-child", "sleep", "100000"]) as parent:
+    """A process in mount, pid and network namespaces of its own, with no runtime at all; its pid."""
+    words = ["unshare", "--mount-proc", "--pid", "--net", "--fork", "--kill-child"]
+    hold = ["sh", "-c", "ip link set lo up; exec sleep 100000"]
+    with subprocess.Popen([*words, *hold]) as parent:
         try:
             children = f"/proc/{parent.pid}/task/{parent.pid}/children"
             yield int(host.wait_until(lambda: Path(children).read_text()))

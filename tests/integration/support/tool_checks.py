@@ -17,17 +17,20 @@ def execute(name: str, *argv: str, **options: Any) -> str:
     return str(host.call_module("crashcart_exec", **wish)["results"][0]["stdout"])
 
 
-def check_tools(name: str, **options: Any) -> None:
-    """Ask strace, gdb, tcpdump, ss and lsof in container NAME; OPTIONS are the module's, and of a server whose socket they see."""
+def check_tools(name: str, *, capturer: str | None = None, **options: Any) -> None:
+    """Ask strace, gdb, tcpdump, ss and lsof in container NAME; OPTIONS are the module's, and of a server whose socket they see.
+
+    CAPTURER is who runs tcpdump, which as root gives up its groups and needs CAP_SETGID for that.
+    """
     engine = {key: value for key, value in options.items() if key == "docker_host"}
-    # A child of the first process: this one sleeps.
     strace = ["strace", "-f", "-o", "/dev/stdout", "-p", "1"]
     said = execute(name, "timeout", "-s", "INT", "1", *strace, **engine)
     assert re.search(r"^1 +[a-z_0-9]+\(|^1 +(<\.\.\.|restart_syscall)", said, re.MULTILINE), said
     said = execute(name, "gdb", "-batch", "-p", "1", "-ex", "backtrace", **engine)
     assert re.search(r"^#0 ", said, re.MULTILINE), said
     script = "tcpdump -i lo -c 1 -n icmp & sleep 1; ping -c 1 127.0.0.1 >/dev/null; wait"
-    assert "ICMP echo request" in execute(name, "bash", "-c", "ip link set lo up 2>/dev/null; " + script, **engine)
+    who = {} if capturer is None else {"user": capturer}
+    assert "ICMP echo request" in execute(name, "bash", "-c", script, **engine, **who)
     server = {"containers": [name], "argv": ["socat", "TCP-LISTEN:4242", "-"], "timeout": "60s", **options}
     listening = host.start_module("crashcart_exec", **server)
     try:

@@ -26,7 +26,17 @@ def run_in_user_namespace() -> Iterator[int]:
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
-            words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "100000"]
+            words = [
+                "unshare",
+                "--mount",
+                "--pid",
+                "--net",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sleep",
+                "100000",
+            ]
             os.execvp(words[0], words)
         finally:
             os._exit(1)

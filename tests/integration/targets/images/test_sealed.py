@@ -208,6 +208,8 @@ def test_an_image_by_somebody_else_is_not_sealed_and_gets_the_hosts_rights_from_
     container, tmp_path
 ):
     (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "tree/etc").mkdir()
+    (tmp_path / "tree/etc/crashcart.sealed").write_text("by its own word")
     shutil.copy(busybox_archive.find_busybox(), tmp_path / "tree/bin/busybox")
     made = tmp_path / "made.img"
     host.run("mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "tree"), str(made), "16M")

@@ -100,11 +100,12 @@ def test_exec_without_attach(others, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tools_work_with_the_rights_that_they_have_by_default(others, kind):
-    check_tools(others[kind])
+    # What `runc spec` gives root does not have CAP_SETGID.
+    check_tools(others[kind], capturer="4321" if kind in ("runc", "containerd pod") else None)
 
 
-def test_the_tools_work_where_the_containers_root_is_nobody_on_the_host(tmp_path):
-    with run_remapped(tmp_path, "cc-remapped") as url:
+def test_the_tools_work_where_the_containers_root_is_nobody_on_the_host():
+    with run_remapped("cc-remapped") as url:
         check_tools("cc-remapped", docker_host=url)
 
 

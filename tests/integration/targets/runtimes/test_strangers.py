@@ -46,7 +46,7 @@ def shop(container):
 
 def execute(**selection):
     """What crashcart_exec returns for SELECTION: the namespaces it was in, and its warnings."""
-    result = host.call_module("crashcart_exec", argv=WHERE, **selection)
+    result = host.call_module("crashcart_exec", argv=WHERE, rights="container", **selection)
     return [one["stdout"].strip() for one in result["results"]], list_warnings(result)
 
 

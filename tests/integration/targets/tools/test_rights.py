@@ -200,6 +200,29 @@ def test_nothing_privileged_of_ours_is_in_the_pid_namespace(container):
     assert not [one for one in seen if one[1]], "a process of ours saw the host's files"
 
 
+@pytest.mark.parametrize("rights", RIGHTS[:2])
+@pytest.mark.parametrize("options", [(), ("--security-opt", "no-new-privileges")])
+def test_all_of_ours_in_the_pid_namespace_is_under_the_containers_filters(container, options, rights):
+    name = container(options=(*NETWORK, *options))
+    first = host.find_pid(name)
+    process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], rights=rights)
+    host.wait_until(lambda: host.runs(name, "sleep 4321"))
+    namespace = os.readlink(f"/proc/{first}/ns/pid")
+    fields = ("NoNewPrivs", "Seccomp", "Seccomp_filters")
+    wanted = {field: _read_status(first)[field] for field in fields}
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
+                status = _read_status(pid)
+                found[status["Name"]] = {field: status[field] for field in fields}
+    process.kill()
+    process.communicate()
+    assert found["crashcart"] == wanted
+    assert len(found) == 2, "the first process is a sleep, too"
+    assert found["sleep"] == wanted
+
+
 def _read_status(pid):
     text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return {line.partition(":")[0]: line.partition(":")[2].strip() for line in text.splitlines()}

@@ -138,6 +138,17 @@ def test_where_others_would_be_touched_the_call_says_who(container, what):
             execute(other, "true")
 
 
+@pytest.mark.parametrize("what", ["/proc", "/"])
+def test_where_the_hosts_processes_are_seen_through_a_volume_the_call_says_where(container, what):
+    """As in agents that watch the host: who may trace would reach the host's files by /host/proc/1/root."""
+    name = container(options=(*NETWORK, "-v", f"{what}:/host/{what.strip('/')}:ro"))
+    said = f"{name}: rights=tools .*SYS_PTRACE.* pid namespace.* at '/host/proc.*rights=container.*rights=host"
+    with pytest.raises(host.ModuleFailed, match=said):
+        execute(name, "true")
+    assert execute(name, "true", rights="container")["rc"] == 0
+    assert execute(name, "true", capabilities=["NET_RAW"])["rc"] == 0
+
+
 def test_one_container_that_refuses_does_not_cost_the_others(container):
     shared = container(options=("--pid", "host", *NETWORK))
     good = container()

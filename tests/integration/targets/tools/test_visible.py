@@ -73,11 +73,11 @@ def environ(folder):
         yield repr(text[:200])
 
 def fd(folder):
-    if os.readlink(f'{folder}/exe').startswith('/dev/crashcart/'):
-        return  # the command itself, which opens what it likes
-    for name in os.listdir(f'{folder}/fd'):
+    # The command itself opens what it likes, but for what it was given.
+    is_command = os.readlink(f'{folder}/exe').startswith('/dev/crashcart/')
+    for name in ('0', '1', '2') if is_command else os.listdir(f'{folder}/fd'):
         target = os.readlink(f'{folder}/fd/{name}')
-        if not target.startswith(('pipe:', '/dev/null')):
+        if not target.startswith(('pipe:', 'socket:', '/dev/null')):
             yield target
 
 def map_files(folder):
@@ -159,6 +159,13 @@ def run_by_module(name, rights):
 def run_by_connection(name, rights, folder):
     command = {"argv": ["sleep", "0.2"]}
     inside.run_task(folder, name, "ansible.builtin.command", command, ansible_cart_rights=rights)
+    # A large file, so that the spy meets who takes it.
+    (folder / "source").write_bytes(bytes(30_000_000))
+    copy = {"src": f"{folder}/source", "dest": "/tmp/copied"}
+    inside.run_task(folder, name, "ansible.builtin.copy", copy, ansible_cart_rights=rights)
+    fetch = {"src": "/tmp/copied", "dest": f"{folder}/fetched", "flat": True}
+    inside.run_task(folder, name, "ansible.builtin.fetch", fetch, ansible_cart_rights=rights)
+    assert (folder / "fetched").read_bytes() == bytes(30_000_000)
 
 
 @pytest.mark.parametrize("way", ["module", "connection"])

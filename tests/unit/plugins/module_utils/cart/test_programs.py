@@ -117,13 +117,6 @@ def test_what_is_in_the_image(tmp_path, image, path, wanted):
     assert programs.is_in_image(path, image, "/dev/crashcart") is wanted
 
 
-def test_an_image_is_sealed_where_it_says_so_itself(tmp_path, image):
-    assert not programs.is_sealed(image)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "crashcart.sealed").write_text("")
-    assert programs.is_sealed(image)
-
-
 @pytest.mark.parametrize("name", ["hidden", "sh", "python3", "LS", "ls "])
 def test_a_bare_name_is_never_looked_for_elsewhere(image, name):
     with pytest.raises(ExecutionError, match="no program called"):

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import users
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_users
 
 
 @contextlib.contextmanager
@@ -145,9 +145,9 @@ def test_the_kernels_own_links_are_not_followed(root):
 
 def test_root_is_root_where_no_file_says_so(root):
     os.unlink(str(root / "etc" / "passwd"))
-    assert find(root, "root") == User(0, 0, ())
-    with pytest.raises(ContainerError):
-        find(root, "daemon")
+    with open_folder(root) as fd:
+        assert find_users("root", [fd, fd]) == [User(0, 0, ())] * 2
+        assert isinstance(find_users("daemon", [fd])[0], ContainerError)
 
 
 def test_a_link_to_itself(root):
