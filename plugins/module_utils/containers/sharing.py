@@ -57,9 +57,10 @@ def _find_strange_proc(target: Target) -> str:
 
     Who may trace reaches files of other processes through it, however it is mounted.
     """
-    found = target.read_mounts(" - proc ")
-    own = next((one.device for one in reversed(found) if one.mount_point == "/proc"), "")
-    return next((one.mount_point for one in found if one.device != own), "")
+    # Of several mounts at one place the last one covers the others.
+    devices = {one.mount_point: one.device for one in target.read_mounts(" - proc ")}
+    own = devices.get("/proc")
+    return next((place for place, device in devices.items() if device != own), "")
 
 
 def _is_helper(process: Process, kind: str) -> bool:

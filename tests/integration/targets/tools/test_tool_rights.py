@@ -111,7 +111,7 @@ def test_a_program_of_the_container_has_the_containers_rights(container, rights)
 
 SHARED = {
     "the host's processes": (("--pid", "host"), "SYS_PTRACE.* pid namespace.* the host's"),
-    "the engine's network": (("--network", "host"), "NET_RAW.* net namespace.* also that of process .*dockerd"),
+    "the engine's network": (("--network", "host"), "NET_RAW.* net namespace.* also that of process"),
     "another's processes": (("--pid", "container:{other}"), "SYS_PTRACE.* pid namespace.* also that of process"),
     "another's network": (("--network", "container:{other}"), "NET_RAW.* net namespace.* also that of process"),
 }

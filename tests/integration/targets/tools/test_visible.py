@@ -75,9 +75,10 @@ def environ(folder):
 def fd(folder):
     # The command itself opens what it likes, but for what it was given.
     is_command = os.readlink(f'{folder}/exe').startswith('/dev/crashcart/')
+    own = ('/dev/crashcart-scratch/', '/tmp/') if is_command else ()
     for name in ('0', '1', '2') if is_command else os.listdir(f'{folder}/fd'):
         target = os.readlink(f'{folder}/fd/{name}')
-        if not target.startswith(('pipe:', 'socket:', '/dev/null')):
+        if not target.startswith(('pipe:', 'socket:', '/dev/null', *own)):
             yield target
 
 def map_files(folder):
