@@ -33,6 +33,7 @@ def unpack_busybox(folder: Path) -> None:
 def run_runc(folder: Path, name: str, root: str = "/run/runc", **annotations: str) -> Iterator[None]:
     """A container NAME of plain runc with its bundle in FOLDER."""
     unpack_busybox(folder / "rootfs")
+    os.chmod(folder / "rootfs", 0o755)  # for other users than root
     subprocess.run(["runc", "spec"], cwd=folder, check=True)
     path = folder / "config.json"
     specification: dict[str, Any] = json.loads(path.read_text())
