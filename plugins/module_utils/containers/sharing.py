@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import Membership
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 _INIT = "/init.scope"
@@ -28,6 +29,7 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     hosts = {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
     with open("/proc/1/cgroup", "rb") as file:
         host_groups = set(cgroups.parse_cgroup(file.read()))
+    host_procs = {one.device for one in read_mounts("self", " - proc ")} if "pid" in kinds else set()
     groups: list[list[Membership]] = [[] for _target in targets]
     for index, target in enumerate(targets):
         with suppress(ProcessGone, ContainerGoneError):  # whoever enters it will be told
@@ -38,9 +40,9 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
                     shared[index][kind] = "the host's"
                 else:
                     waiting.setdefault(identity, []).append(index)
-            place = _find_strange_proc(target) if "pid" in kinds and "pid" not in shared[index] else ""
+            place = _find_host_proc(target, host_procs) if host_procs else ""
             if place:
-                shared[index]["pid"] = f"not all that it shows: at {place!r} are processes of another one"
+                shared[index].setdefault("pid", f"not all that it acts on: the host's processes are seen at {place!r}")
     for pid in processes.read_pids() if waiting else ():
         with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
             for kind in kinds:
@@ -52,15 +54,14 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     return shared
 
 
-def _find_strange_proc(target: Target) -> str:
-    """Return where TARGET has a /proc of another pid namespace mounted, such as the host's in an agent; "" where it has none.
+def _find_host_proc(target: Target, host_procs: set[str]) -> str:
+    """Return where TARGET has one of HOST_PROCS mounted, the devices of the host's /proc, as agents have; "" where it has none.
 
-    Who may trace reaches files of other processes through it, however it is mounted.
+    Who may trace reaches files of the host's processes through it, however it is mounted.
     """
     # Of several mounts at one place the last one covers the others.
     devices = {one.mount_point: one.device for one in target.read_mounts(" - proc ")}
-    own = devices.get("/proc")
-    return next((place for place, device in devices.items() if device != own), "")
+    return next((place for place, device in devices.items() if device in host_procs), "")
 
 
 def _is_helper(process: Process, kind: str) -> bool:
