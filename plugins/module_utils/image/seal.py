@@ -603,6 +603,8 @@ _LAUNCHES = (
             *("-iex", "set auto-load safe-path {prefix}/share/gdb/auto-load"),
             *("-iex", "set auto-load scripts-directory {prefix}/share/gdb/auto-load"),
             *("-iex", "set libthread-db-search-path $sdir"),
+            # To read files of a process in another mount namespace it would enter that, which takes CAP_SYS_ADMIN. They are here, too.
+            *("-iex", "set sysroot /"),
         ),
         is_named=True,
     ),
