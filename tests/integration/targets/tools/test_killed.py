@@ -128,8 +128,9 @@ def test_starting_the_watchdog(other_expiry):
 
 @pytest.mark.parametrize(
     ("rights", "own_calls", "step"),
-    [("tools", True, 1), ("host", True, SAMPLE), ("tools", False, 23), ("host", False, 23)],
-    ids=["tools", "host", "tools, its other processes", "host, its other processes"],
+    # With the rights of tools there is a look at every process of the host, at which nothing is made.
+    [("container", True, 1), ("tools", True, 17), ("host", True, SAMPLE), ("tools", False, 23), ("host", False, 23)],
+    ids=["container", "tools", "host", "tools, its other processes", "host, its other processes"],
 )
 def test_exec(record, own_calls, step, rights):
     command = execution.parse_command(
