@@ -33,7 +33,7 @@ except ImportError:
     DOCKER_IMPORT_ERROR = traceback.format_exc()
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
-_TIMEOUT_S = 20
+_TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 
 def check_sdk() -> Feature:
