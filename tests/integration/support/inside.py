@@ -29,4 +29,5 @@ def run_task(
     }
     hosts = folder / "inside.json"
     hosts.write_text(json.dumps({"all": {"hosts": {"inside": settings}}}))
-    return host.run("ansible", "inside", "-i", str(hosts), "-m", module, "-a", json.dumps(arguments))
+    words = ["-a", json.dumps(arguments)] if arguments else []
+    return host.run("ansible", "inside", "-i", str(hosts), "-m", module, *words)
