@@ -730,7 +730,7 @@ def test_a_container_that_ends_meanwhile_is_no_matter_where_only_a_glob_means_it
     engine.refresh = refresh_later
 
     def select(*patterns):
-        parameters = {"containers": patterns, "labels": None, "query": None, "allow_empty": False}
+        parameters = {"containers": patterns, "labels": None, "query": None, "allow_empty": False, "docker_host": None}
         return [one.name for one in options.select(SimpleNamespace(params=parameters), engine, required=True)]
 
     assert select("cc-test-*") == [name]
