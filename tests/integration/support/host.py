@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -84,6 +85,8 @@ def _read(file: Any) -> str:
 
 def _become_module(program: Any, text: str, stdout: int, stderr: int) -> NoReturn:
     status = 1
+    # Garbage of the tests stays garbage: to collect it would close descriptors of this process that bear the numbers of its own.
+    gc.freeze()
     try:
         for wanted, fd in ((1, stdout), (2, stderr)):
             os.dup2(fd, wanted)
