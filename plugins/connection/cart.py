@@ -243,9 +243,8 @@ class Connection(ConnectionBase):
         if name == "ssh":
             self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
         else:
-            self._link.set_option(
-                "pipelining", True
-            )  # without it sudo's stdin would be a terminal, which takes no data
+            # Without it sudo's stdin would be a terminal, which takes no data.
+            self._link.set_option("pipelining", True)
         wanted = self.get_option("host_become")
         if wanted is None:
             wanted = os.geteuid() != 0 if name == "local" else self.get_option("remote_user") != "root"

@@ -159,9 +159,8 @@ def execute(
             reports = {report["id"]: report for report in _report(run_jobs(jobs, sinks, server), sinks, output)}
     for container in containers:
         if container.id in refusals:
-            nothing = vars(Result(container.name, container.id, rights=command.rights))
-            reports[container.id] = {**nothing, "msg": escape(str(refusals[container.id]))}
-            del reports[container.id]["error"]
+            refused = Result(container.name, container.id, rights=command.rights)
+            reports[container.id] = _describe(refused, [str(refusals[container.id])])
     ordered = [reports[container.id] for container in containers]
     _check(ordered, command)
     return ordered
@@ -393,18 +392,24 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
 def _report(results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], output: Output) -> list[dict[str, Any]]:
     reports = []
     for result, streams in zip(results, sinks):
-        report = {name: value for name, value in vars(result).items() if name != "error"}
         errors = [result.error]
+        texts: dict[str, Any] = {}
         for name in STREAMS:
-            report.update(_report_stream(name, streams[name], output))
+            texts.update(_report_stream(name, streams[name], output))
             try:
                 streams[name].close()
             except OSError as error:  # a file system over a network tells of its failures late
                 errors.append(f"its {name} cannot be kept: {error.strerror}")
-        if any(errors):
-            report["msg"] = escape("; ".join(filter(None, errors)))
-        reports.append(report)
+        reports.append({**_describe(result, errors), **texts})
     return reports
+
+
+def _describe(result: Result, errors: Sequence[str]) -> dict[str, Any]:
+    """Return what modules return of RESULT but for its output, with those of ERRORS that are not empty."""
+    report = {name: value for name, value in vars(result).items() if name != "error"}
+    if any(errors):
+        report["msg"] = escape("; ".join(filter(None, errors)))
+    return report
 
 
 def _check(reports: Sequence[Mapping[str, Any]], command: Command) -> None:

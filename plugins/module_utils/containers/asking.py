@@ -122,10 +122,9 @@ def run(
             _read_both(texts, until, max_bytes, command[0])
             _await_end(process.pid, until, command[0])
         finally:
+            # Its leader is not waited for yet, so the number is still its own.
             with suppress(ProcessLookupError):
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # its leader is not waited for yet, so the number is still its own
+                os.killpg(process.pid, signal.SIGKILL)
     return Done(process.returncode, b"".join(texts[out]), clean_text(b"".join(texts[err]).decode("utf-8", "replace")))
 
 

@@ -9,10 +9,14 @@ import select
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
+    MountNamespace,
+    enter_mount_namespace,
+)
 
 INIT = 26
 _HEAD = struct.Struct("=IIQQIIII")  # struct fuse_in_header: len, opcode, unique, …
@@ -70,17 +74,15 @@ def _serve(fd: int, stopped: int, hung: Hung, takes_requests: bool) -> None:
         os.write(fd, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
 
 
-def _in_container(pid: int, function: object, *arguments: object) -> None:
+def _in_container(pid: int, function: Callable[..., object], *arguments: object) -> None:
     namespace_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
     root_fd = os.open(f"/proc/{pid}/root", os.O_PATH)
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            syscalls.setns(namespace_fd, syscalls.CLONE_NEWNS)
-            os.fchdir(root_fd)
-            os.chroot(".")
-            function(*arguments)  # type: ignore[operator]
+            enter_mount_namespace(MountNamespace(namespace_fd, root_fd))
+            function(*arguments)
             status = 0
         finally:
             os._exit(status)
