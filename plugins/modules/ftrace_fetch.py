@@ -240,7 +240,12 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, orders, selection, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    fetching,
+    recorder_client,
+    selection,
+    staging,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
@@ -263,7 +268,7 @@ def run(module):
     if module.check_mode:
         return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
     try:
-        orders.ensure_recorder()  # somebody may have killed it
+        recorder_client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
     return fetching.fetch(found, home, module.warn, consume=parameters["consume"])

@@ -467,10 +467,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
     limits,
-    orders,
     paths,
     probes,
     profiles,
+    recorder_client,
     selection,
     specification,
     tracers,
@@ -580,7 +580,7 @@ def run(module):
     result = run_started(module, root) if module.params["state"] == "started" else run_ended(module, root)
     failures = result.pop("failures", [])
     if not module.check_mode:
-        orders.ensure_recorder()  # somebody may have killed it
+        recorder_client.ensure_recorder()  # somebody may have killed it
     if failures:
         raise FleetError("; ".join(failures), **result)
     return result

@@ -23,10 +23,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
-    capture,
     clocks,
     keeping,
     probe_points,
+    recorder_client,
     recordings,
     records,
     staging,
@@ -50,6 +50,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following i
     list_threads,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import NO_LIMITS, Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
@@ -429,9 +430,19 @@ def _ensure_one(
         else:
             earlier = recordings.list_folders(one.instance.name)
             try:
-                started.changed |= _start(
-                    one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
-                )
+                with recorder_client.change(one.instance.name) as change:
+                    started.changed |= _start(
+                        change,
+                        one.instance,
+                        container,
+                        group,
+                        own,
+                        wanted,
+                        own_probes,
+                        followed,
+                        present,
+                        is_other=before != after,
+                    )
             except BaseException:
                 if present is None:
                     _take_back(one, earlier)
@@ -443,6 +454,7 @@ def _ensure_one(
 
 
 def _start(
+    change: recorder_client.Change,
     instance: Instance,
     container: Container,
     group: str,
@@ -463,15 +475,14 @@ def _start(
         # Before anything is traced: what is killed from now on is known.
         record = _describe_start(instance, container, wish, wanted)
         records.write_record(instance, record)
-        if wish.limits.is_kept:
-            keeping.begin(instance, container, group, wish.limits, record)
+        keeping.begin(change, instance, container, group, wish.limits, record)
 
     known = records.read_record(instance)
     if is_other:
         earlier = probe_points.list_defined(instance.root, container.short_id)
         order = keeping.find_order(instance.name)
         try:
-            if keeping.end(instance) and present is not None:
+            if keeping.end_recording(instance) and present is not None:
                 present = read_settings(instance, wanted)
             define = partial(probe_points.define, instance.root, probes)
             configure(instance, present, wanted, followed, define, look_after)
@@ -482,7 +493,7 @@ def _start(
                 with suppress(FleetError, OSError):  # what was refused comes first
                     records.restore(instance, known)
                     if order is not None:
-                        keeping.resume(order)
+                        keeping.resume(change, order)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
@@ -515,7 +526,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
         "clock": settings.files["trace_clock"],
-        "container": capture.describe_container(container),
+        "container": describe_container(container),
         "start": start,
         "specification": specification,
         "earlier_syscalls": earlier,
@@ -530,15 +541,17 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
 def stop(found: Sequence[TraceInstance]) -> None:
     """Stop recording in all of FOUND; they keep what they have."""
     for one in found:
-        with hold_lock("trace-" + one.short_id):
+        with hold_lock("trace-" + one.short_id), recorder_client.change(one.instance.name) as change:
             was_on = one.find_state() == "started"
-            keeping.end(one.instance)  # first: to a recorder that is there it would be a trigger that stops the trace
+            # First: to its recorder it would be a trigger that stops the trace.
+            keeping.end_recording(one.instance)
             if was_on:
                 one.instance.trace_off()
                 record = records.read_record(one.instance)
                 if record:
                     end = clocks.measure_offset(one.instance.read_clock())
                     records.write_record(one.instance, {**record, "end": end})
+            keeping.end_limits(change, one.instance)
 
 
 def remove(found: Sequence[TraceInstance]) -> None:
@@ -551,7 +564,7 @@ def remove(found: Sequence[TraceInstance]) -> None:
 
 def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
     """Remove ONE with what it has recorded, but for the recordings in the folders EARLIER."""
-    keeping.end(one.instance)
+    keeping.forget(one.instance)
     one.instance.remove()
     records.remove_record(one.instance)
     # What others have switched on is a leftover from now on.

@@ -42,7 +42,7 @@ _LOCK_S = 30.0
 _FINISH_S = 10.0
 DIED = "the recorder died"
 Counters = Dict[str, int]
-_LOST = ("overrun", "dropped", "commit_overrun")
+LOST = ("overrun", "dropped", "commit_overrun")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Segment:
         return {int(cpu): subtract(end, self.begin["cpus"][cpu], names) for cpu, end in self.end["cpus"].items()}
 
 
-def subtract(after: Counters, before: Counters, names: tuple[str, ...] = _LOST) -> int:
+def subtract(after: Counters, before: Counters, names: tuple[str, ...] = LOST) -> int:
     """By how much the counters called NAMES, those of losses by default, grew together."""
     return sum(after[name] - before[name] for name in names)
 
@@ -288,7 +288,7 @@ def rotate(path: str, number: int) -> bool:
                         + sum(segment.count(("read",)).values())
                         - (segment.end or {}).get("unwritten", 0),
                         "lost": sums["lost"]
-                        + sum(segment.count(_LOST).values())
+                        + sum(segment.count(LOST).values())
                         + (segment.end or {}).get("unwritten", 0),
                         "exact": sums["exact"] and segment.begin["exact"],
                         "bytes": sums["bytes"] + sum(segment.sizes.values()),

@@ -48,7 +48,7 @@ def make_recording(segments=()):
 
 def summarize(recording, segments, end, counters=None):
     size = sum(segment.sizes.get(0, 0) for segment in segments)
-    return recorded.summarize_loss(recording, segments, end, counters, {0: size}, {0: 0})
+    return recorded.summarize_loss(recording, segments, end, counters, {0: size}, {0: 0}).as_json()
 
 
 def test_what_nobody_has_written_to_is_none(store):
