@@ -526,8 +526,11 @@ def _check_places(file: BinaryIO, heads: list[Head]) -> None:
     end = file.seek(0, io.SEEK_END)
     taken = 0
     for head in heads:
+        is_plain = head.compression == compression.NONE
         for place in head.cpus:
             taken += place.size
+            if is_plain and place.size % head.page_size:
+                raise TraceFileError(f"the trace is damaged: it holds no whole pages of CPU {place.cpu}")
             if place.size and place.offset + place.size > end:
                 raise TraceFileError(
                     f"the trace is cut short: the pages of CPU {place.cpu} end at byte {place.offset + place.size}, the file at {end}"
