@@ -60,6 +60,7 @@ _MAX_HEAD = 256 << 20  # of all sections
 _MAX_FORMATS = 65536  # an event's number has 16 bits
 _MAX_CHUNK = 16 << 20
 _MAX_CPUS = 65536  # in all buffers of a file
+_MAX_BUFFERS = 1024
 _MAX_OPTIONS = 131072  # there is one for each CPU of each buffer
 BLOCK = 16 << 20
 # A page has a time of its own, and an event at least. However well pages are compressed, that takes some bytes for each.
@@ -379,8 +380,7 @@ def _read_head_6(reader: _Reader, head: Head) -> list[Head]:
             else:
                 _add_option(head, number, data)
         section = reader.take(len(_FLYRECORD))
-    if (1 + len(buffers)) * cpus > _MAX_CPUS:
-        raise TraceFileError(f"a trace of {cpus} CPUs in {len(buffers)} buffers is not believable")
+    _check_counts(1 + len(buffers), (1 + len(buffers)) * cpus)
     heads = [_read_buffer_6(reader, section, cpus, head)]
     for data in buffers:
         option = _Reader(io.BytesIO(data))
@@ -474,11 +474,16 @@ def _read_sections(reader: _Reader, head: Head) -> list[Head]:
                 _add_option(head, number, data)
     for number, offset in sections.items():
         _read_section(_open_section(reader, offset, number, head.compression), head, number)
-    heads = [_read_buffer_7(reader, _Reader(io.BytesIO(data)), head) for data in buffers[:_MAX_CPUS]]
-    cpus = [place for one in heads for place in one.cpus]
-    if len(cpus) > _MAX_CPUS or any(place.cpu >= _MAX_CPUS for place in cpus):
-        raise TraceFileError(f"a trace of {len(cpus)} CPUs is not believable")
+    _check_counts(len(buffers), 0)
+    heads = [_read_buffer_7(reader, _Reader(io.BytesIO(data)), head) for data in buffers]
+    places = [place for one in heads for place in one.cpus]
+    _check_counts(len(buffers), max([len(places), *(place.cpu for place in places)]))
     return heads
+
+
+def _check_counts(buffers: int, cpus: int) -> None:
+    if buffers > _MAX_BUFFERS or cpus > _MAX_CPUS:
+        raise TraceFileError(f"a trace of {buffers} buffers and {cpus} CPUs in them is not believable")
 
 
 def _open_section(reader: _Reader, offset: int, wanted: int, method: str) -> _Reader:
@@ -524,24 +529,22 @@ def _read_buffer_7(reader: _Reader, option: _Reader, head: Head) -> Head:
 def _check_places(file: BinaryIO, heads: list[Head]) -> None:
     """Raise TraceFileError where the pages of HEADS cannot all be in FILE, or would become more than any kernel's do."""
     end = file.seek(0, io.SEEK_END)
-    taken = 0
-    for head in heads:
-        is_plain = head.compression == compression.NONE
-        for place in head.cpus:
-            taken += place.size
-            if is_plain and place.size % head.page_size:
-                raise TraceFileError(f"the trace is damaged: it holds no whole pages of CPU {place.cpu}")
-            if place.size and place.offset + place.size > end:
-                raise TraceFileError(
-                    f"the trace is cut short: the pages of CPU {place.cpu} end at byte {place.offset + place.size}, the file at {end}"
-                )
-    if taken > end:
-        raise TraceFileError(f"the pages of all CPUs are {taken} bytes, and the file has {end}: some stand for several")
-    for head in heads:
-        if head.compression != compression.NONE:
-            places = [place for place in head.cpus if place.size]
-            plain = sum(size for place in places for _at, _packed, size in _gen_chunks(file, place))
-            check_growth(sum(place.size for place in places), plain, head.page_size)
+    reached = packed = plain = 0
+    found = [(place, head) for head in heads for place in head.cpus if place.size]
+    for place, own in sorted(found, key=lambda pair: pair[0].offset):
+        if place.offset + place.size > end:
+            raise TraceFileError(
+                f"the trace is cut short: the pages of CPU {place.cpu} end at byte {place.offset + place.size}, the file at {end}"
+            )
+        if place.offset < reached:
+            raise TraceFileError(f"the trace is damaged: the pages of CPU {place.cpu} are another one's, too")
+        reached = place.offset + place.size
+        if own.compression != compression.NONE:
+            packed += place.size
+            plain += sum(size for _at, _packed, size in _gen_chunks(file, place))
+        elif place.size % own.page_size:
+            raise TraceFileError(f"the trace is damaged: it holds no whole pages of CPU {place.cpu}")
+    check_growth(packed, plain, max(head.page_size for head in heads))
 
 
 def check_growth(packed: int, plain: int, page_size: int) -> None:
