@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
     Segment,
@@ -36,8 +37,17 @@ def make_file_name(text: str) -> str:
 def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
     """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and its manifest.
 
-    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then.
+    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then; OSError is this controller's own.
     """
+    try:
+        return _assemble(path, folder, host, version, with_text)
+    except (OSError, FleetError):
+        raise
+    except Exception as error:  # it came from a host: whatever is wrong with it, other segments wait
+        raise SegmentError(f"it is damaged ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
     with open(path, "rb") as file, tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
         segment = read_segment(file)
         manifest = segment.document
@@ -45,9 +55,7 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         container = manifest.get("container")
         if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
-        manifest["pages"] = sum(
-            one.size // segment.head.page_size for found in segment.chunks.values() for one in found
-        )
+        manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
         stamp = find_stamp(os.path.basename(path))
         files = {"dat": os.path.join(work, "trace.dat")}
@@ -70,6 +78,34 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), manifest
+
+
+def _count_pages(segment: Segment) -> int:
+    """How many pages SEGMENT holds. Raises SegmentError for more than its host's buffers can have held, by its manifest, and than any could."""
+    chunks = [chunk for found in segment.chunks.values() for chunk in found]
+    page_size, plain = segment.head.page_size, sum(chunk.size for chunk in chunks)
+    tracedat.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
+    most = find_most(segment.document, page_size)
+    if most is not None and plain > most:
+        raise SegmentError(f"{plain} bytes of pages are more than its ring buffers and files can have held ({most})")
+    return plain // page_size
+
+
+def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
+    """Bytes of pages that a trace can have held as MANIFEST tells of it; None where it does not.
+
+    A ring's buffers are drained once, and each page holds less than a page. A recording ends, or loses its oldest files, at its size, which a
+    drain may overshoot.
+    """
+    size_kb, cpus = str(manifest.get("buffer_kb")), manifest.get("cpus")
+    if not re.fullmatch("[0-9]{1,15}", size_kb) or not isinstance(cpus, list):
+        return None
+    rings = (int(size_kb) * 1024 // (page_size - tracedat.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
+    if manifest.get("mode") != "record":
+        return rings
+    limits = manifest.get("limits")
+    most = limits.get("max_bytes") if isinstance(limits, dict) else None
+    return rings + 2 * most if isinstance(most, int) else None
 
 
 def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
