@@ -155,13 +155,22 @@ captures:
       type: str
       sample: traces/web1/api/20261121T231500.000000Z.dat
     manifest:
-      description: What the manifest says, without its lists of tasks and system calls.
+      description: What the manifest says. Its whole form is in C(docs/manifest.schema.json) of the collection.
       type: dict
       contains:
         complete:
-          description: Whether no event was lost since the last fetch, or since the start.
+          description:
+            - Whether every event since the last fetch, or since the start, is in the capture. Where that is not so, or nobody knows,
+              RV(captures[].manifest.reasons) says why.
           type: bool
           sample: true
+        reasons:
+          description:
+            - Why the capture is not complete, in words. Events were lost, or somebody else has taken, cleared, stopped or changed the
+              trace, or the recorder did not watch it for a time.
+          type: list
+          elements: str
+          sample: ["somebody opened trace_pipe, from which events are taken"]
         lost:
           description: How many events were lost.
           type: int

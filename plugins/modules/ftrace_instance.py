@@ -137,7 +137,8 @@ options:
         time in proportion to the events, which O(max_rate) bounds. M(crashcart.fleet.ftrace_fetch) brings the files, also while it goes on.
       - A recording ends with O(state=stopped), by its limits, and when the container's first process ends. It keeps its files until they are
         fetched or O(state=absent) removes them, also when the instance, the container or the boot are gone.
-      - If the recorder dies, the kernel stops the trace, and the capture says so.
+      - If the recorder dies, the kernel stops a recording, and the capture says so. A V(ring) goes on, and its next capture is not complete,
+        since nobody watched it.
       - A change of anything ends a recording and begins another; each gives a capture of its own.
     type: str
     choices: [ring, record]

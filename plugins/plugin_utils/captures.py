@@ -15,7 +15,7 @@ from typing import Any, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tables, tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
     Segment,
     SegmentError,
@@ -55,6 +55,8 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         container = manifest.get("container")
         if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
+        segment.head.options.append(tables.pack(manifest))
+        shown = {name: manifest.pop(name) for name in tables.NAMES if name in manifest}
         manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
         stamp = find_stamp(os.path.basename(path))
@@ -68,16 +70,22 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         manifest["sha256"] = digest.hexdigest()
         files["json"] = os.path.join(work, "manifest.json")
         with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
-            json.dump(manifest, text, indent=1)
+            text.write(format_manifest(manifest))
         if with_text:
             files["txt"] = os.path.join(work, "trace.txt")
-            write_text(files["dat"], manifest, files["txt"])
+            write_text(files["dat"], {**shown, **manifest}, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
         # The trace comes last: where it is, all of it is.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), manifest
+
+
+def format_manifest(manifest: dict[str, Any]) -> str:
+    """Return MANIFEST as JSON, a line for each thing that it says."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _count_pages(segment: Segment) -> int:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
@@ -83,14 +84,14 @@ def read_manifest(path: str) -> dict[str, Any]:
     try:
         with _open_regular(path) as file:
             text = file.read(_MAX_MANIFEST + 1)
-        manifest = json.loads(text) if len(text) <= _MAX_MANIFEST else None
+        manifest: Any = json.loads(text) if len(text) <= _MAX_MANIFEST else None
     except (ValueError, RecursionError) as error:
         raise CaptureError(path, f"the manifest is damaged: {str(error)[:200]}", remove) from error
     except OSError as error:
         raise _explain(path, error) from error
     if not is_sound(manifest):
         raise CaptureError(path, "it is no manifest that ftrace_fetch writes", remove)
-    return manifest  # type: ignore[no-any-return]
+    return dict(manifest)
 
 
 def _open_regular(path: str) -> BinaryIO:
@@ -115,6 +116,7 @@ def is_sound(manifest: Any) -> bool:
         (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
         and (lost is None or _is_int(lost))
         and manifest.get("complete") in (None, True, False)
+        and _are_texts(manifest.get("reasons", []))
         and (
             container is None
             or (isinstance(container, dict) and all(_is_text(container.get(n)) for n in ("id", "name")))
@@ -133,6 +135,10 @@ def _is_int(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _are_syscalls(names: Any) -> bool:
@@ -183,9 +189,20 @@ def summarize_capture(
     name = os.path.relpath(capture, root)
     try:
         with _open_regular(capture) as file:
-            return [_summarize_trace(trace, manifest, name, min_latency_ns) for trace in read_traces(file)]
+            return [
+                _summarize_trace(trace, add_tables(manifest, trace), name, min_latency_ns)
+                for trace in read_traces(file)
+            ]
     except Exception as error:  # a stranger's file: whatever is wrong with it is its fault, and others wait
         raise _explain(capture, error) from error
+
+
+def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    """Return MANIFEST with the tables that TRACE carries; those of a manifest of an older version stand. Raises TraceFileError."""
+    known = {**tables.read(trace.head.options), **manifest}
+    if not is_sound(known):
+        raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
+    return known
 
 
 def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int) -> dict[str, Any]:
@@ -200,6 +217,7 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
         "container_id": container.get("id"),
         "complete": manifest.get("complete"),
         "lost": manifest.get("lost"),
+        "reasons": manifest.get("reasons") or [],
         "start": _real_time(table.first_time, manifest),
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
@@ -244,12 +262,14 @@ def describe_skipped(one: dict[str, str]) -> str:
     return f"{one['path']}: {one['reason']}; {one['next_step']}"
 
 
+def _explain_loss(one: dict[str, Any]) -> str:
+    return "; ".join(one.get("reasons") or []) or f"{one['lost']} events lost"
+
+
 def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     name = _clean(one["container"] or one["capture"]) + (f", buffer {_clean(one['buffer'])}" if one["buffer"] else "")
     host = _clean(one["host"] or "an unknown host")
-    lost = {None: "loss unknown", True: "complete"}.get(
-        one["complete"], f"INCOMPLETE: {_clean(str(one['lost']))} events lost"
-    )
+    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {_clean(_explain_loss(one))}")
     yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
     rows = one["programs"][:_MAX_TEXT_ROWS]
     if not rows:

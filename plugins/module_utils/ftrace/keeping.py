@@ -108,6 +108,7 @@ def describe(
         "record": record,
         "limits": limits.describe(),
         "inode": os.stat(instance.path).st_ino,
+        "watched": True,
     }
     return about, tracedat.pack_head(head, [])
 

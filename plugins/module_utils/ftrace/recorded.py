@@ -32,6 +32,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
+_OLDER = "nobody watched the trace: an older version of this collection recorded it"
+
 
 def list_sources(one: TraceInstance) -> list[capture.Source]:
     """What can be fetched of ONE, older recordings first. The caller holds its lock."""
@@ -130,8 +132,8 @@ def _copy(
         except drain.Unreadable as error:
             errors[cpu] = str(error)
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
-    for cpu, error in errors.items():
-        loss.cpus[cpu].error = error
+    for cpu, why in errors.items():
+        loss.cpus[cpu].error = why
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
     manifest = Manifest(
         host={name: about[name] for name in ("host", "kernel", "arch", "boot_id")},
@@ -191,7 +193,7 @@ def summarize_loss(
     """
     page_size = recording.about["page_size"]
     cpus = {cpu: CpuLoss(cpu, entries=rest[cpu], pages=size // page_size) for cpu, size in sizes.items()}
-    touched: list[str] = []
+    touched = [] if recording.about.get("watched") else [_OLDER]
     unwritten = 0
     for segment in segments:
         after = segment.end
