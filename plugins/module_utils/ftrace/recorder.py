@@ -78,7 +78,7 @@ def record(ready_fd: int) -> None:
         try:
             while os.path.isdir(orders.FOLDER):  # a cleanup may have taken it, and wants none of ours made again
                 _follow_orders(host)
-                if not host.keepers:
+                if not host.keepers and not host.clients:
                     with suppress(FleetError, OSError), orders.hold():
                         if not orders.list_orders():
                             # In this order: who writes the next one looks after that whether a recorder runs.
@@ -220,7 +220,8 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
     if what == "done":
         _end_change(host, fd)
     elif keeper is None:
-        return {"error": "it is not looked after"}, []
+        # Why an order was not taken on stands in its file.
+        return {"ok": False} if what == "take" else {"error": "it is not looked after"}, []
     else:
         try:
             if what in ("take", "change"):

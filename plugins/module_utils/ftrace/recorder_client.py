@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -60,6 +61,10 @@ def _replace_older(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+class RecorderGone(FleetError):
+    """Nobody listens where the recorder should, or it has just ended."""
+
+
 class Change:
     """What a module does to the settings of instance NAME while the recorder does not take it for somebody else's doing."""
 
@@ -77,8 +82,7 @@ class Change:
         """Have the recorder take ORDER on; raises FleetError, and forgets ORDER, when it does not."""
         orders.write_order(order)
         try:
-            ensure_recorder()
-            self._ask("take")
+            self._have_taken()
             written = orders.read_order(order.name)
             if written is None or written.error:
                 why = written.error if written is not None else "somebody has withdrawn it meanwhile"
@@ -86,6 +90,17 @@ class Change:
         except BaseException:
             withdraw(order.name)
             raise
+
+    def _have_taken(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while True:
+            ensure_recorder()
+            try:
+                return self._ask("take")
+            except RecorderGone:  # it had nothing to do any more just now: the next one has
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_S)
 
     def end(self) -> None:
         """Tell the recorder that the settings are as they are meant to be."""
@@ -109,16 +124,18 @@ class Change:
             _exchange(self._connection, {"do": what, "name": self._name})
         except OSError as error:
             self.close()
-            raise FleetError(f"the recorder of this host does not answer: {error.strerror or error}") from error
+            raise RecorderGone(f"the recorder of this host does not answer: {error.strerror or error}") from error
 
 
 def _exchange(connection: socket.socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     recorder_socket.send(connection, request)
     reply, fds = recorder_socket.receive(connection)
+    if not reply:
+        raise ConnectionResetError(errno.ECONNRESET, "it has ended")
     if "ok" not in reply:
         for fd in fds:
             os.close(fd)
-        raise FleetError(f"the recorder refuses to {request['do']} {request['name']}: {reply.get('error', 'it ended')}")
+        raise FleetError(f"the recorder refuses to {request['do']} {request['name']}: {reply.get('error')}")
     return reply, fds
 
 
