@@ -185,6 +185,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attach
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
@@ -195,6 +196,7 @@ def run(module):
     require_root()
     parameters = module.params
     host = options.open_host(module)
+    outcome = Outcome()
     more = {}
     if parameters["state"] == "attached":
         if parameters["method"] == "rslave" and parameters["ttl"] is not None:
@@ -206,6 +208,7 @@ def run(module):
         containers = options.select(module, host, required=True)
         change = attachments.ensure_attached(
             containers,
+            outcome,
             parameters["image"] or "default",
             parameters["path"],
             method,
@@ -216,6 +219,7 @@ def run(module):
         containers = options.select(module, host, required=False)
         change = attachments.ensure_detached(
             containers,
+            outcome,
             parameters["image"],
             parameters["path"],
             attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout")),
@@ -225,7 +229,7 @@ def run(module):
     if not module.check_mode:
         expiry.ensure_watchdog()  # somebody may have killed it
     ends = {one.place: one.expires for one in expiry.list_expiries()}
-    return {
+    result = {
         "changed": change.is_change,
         "attachments": [
             {**attachment.as_result(), "expires": ends.get(attachment.place), "shell": shell_line(attachment, host)}
@@ -237,6 +241,8 @@ def run(module):
         },
         **more,
     }
+    outcome.check(containers, parameters["state"], **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

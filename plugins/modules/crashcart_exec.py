@@ -280,6 +280,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execut
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
@@ -309,10 +310,20 @@ def run(module):
     )
     with Server() as server:  # which starts while the engine answers
         containers = options.select(module, options.open_host(module), required=True)
+        outcome = Outcome()
         results = execution.execute(
-            containers, command, parameters["user"], parameters["image"], server, output, check_mode=module.check_mode
+            containers,
+            outcome,
+            command,
+            parameters["user"],
+            parameters["image"],
+            server,
+            output,
+            check_mode=module.check_mode,
         )
-    return {"changed": True, "results": results}
+    is_run = module.check_mode or any(report["start"] for report in results)
+    outcome.check(containers, "run", changed=is_run, results=results)
+    return {"changed": True, "results": results, "failed_containers": []}
 
 
 def main():

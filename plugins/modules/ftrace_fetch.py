@@ -239,6 +239,7 @@ captures:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, orders, selection, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
@@ -261,12 +262,20 @@ def run(module):
     root = tracefs.find_tracefs()
     found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
     if module.check_mode:
-        return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
+        return {
+            "changed": fetching.foresee(found, home),
+            "captures": [],
+            "cursor": cursor,
+            "failed_containers": [],
+        }
     try:
         orders.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
-    return fetching.fetch(found, home, module.warn, consume=parameters["consume"])
+    outcome = Outcome()
+    result = fetching.fetch(found, outcome, home, module.warn, consume=parameters["consume"])
+    outcome.check([one.who for one in found], "drained", **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import support
-from support import host
+from support import host, serving
 from support.every_kernel import count, report
 from support.fetching import fetch_here
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
@@ -672,10 +672,8 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
 
     monkeypatch.setattr(instances, "configure", configure_later)
     settings = specification.find_settings(specification.Specification(buffer_kb=64))
-    with pytest.raises(ContainerGoneError, match="has just ended"):
-        instances.ensure_started(
-            [record], host.TRACEFS, instances.Wish(settings, follow_exec=True, described={}), check_mode=False
-        )
+    with pytest.raises(FleetError, match="has just ended"):
+        serving.start_traces([record], instances.Wish(settings, follow_exec=True, described={}))
     host.wait_until(lambda: info(name)["pids"] == 0)  # its shim lives a moment longer
     before = info(name)
     assert (before["state"], before["buffer_kb"] > 1024) == ("started", True)
@@ -751,7 +749,7 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
         described={},
     )
     with pytest.raises(TraceError, match="nonesuch"):
-        instances.ensure_started([find_record(first), find_record(second)], host.TRACEFS, wish, check_mode=False)
+        serving.start_traces([find_record(first), find_record(second)], wish)
     assert host.list_instances() == []
     (capture,) = fetch_here(tmp_path, containers=[first])
     assert capture["manifest"]["complete"]
@@ -783,18 +781,16 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
     wish = instances.Wish(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
 
     def start():
-        return instances.ensure_started(
-            [record], host.TRACEFS, wish, check_mode=False, predict_place=DockerEngine(None).predict_place
-        )
+        return serving.start_traces([record], wish, predict_place=DockerEngine(None).predict_place)
 
     if when == "before" and not restarts:
-        with pytest.raises(ContainerGoneError, match="has just ended"):
+        with pytest.raises(FleetError, match="has just ended"):
             start()
         assert host.list_instances() == []
         return
     started = start()
     assert (started.changed, started.before, started.after[name]["state"]) == (True, {name: None}, "started")
-    assert [one.container_name for one, _earlier in started.made] == [name]
+    assert [one.container_name for one in started.made] == [name]
     assert info(name)["followed"]["restarts"] == restarts
     if restarts:
         host.docker("start", name)
