@@ -16,6 +16,8 @@ description:
     the loop device goes by itself when the last container detaches or ends.
   - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
     Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
+  - A container that fails costs no other: the others are served, and the task fails at its end and names both. Nothing is left
+    of what was begun in a container that failed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -132,7 +134,7 @@ EXAMPLES = r"""
 RETURN = r"""
 attachments:
   description: The selected containers' attachments as they are after the task, also where it failed at some of them.
-  returned: success, and when the containers were reached
+  returned: always, unless the task failed for all alike, as by its selection
   type: list
   elements: dict
   contains:
@@ -172,9 +174,29 @@ attachments:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
       sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - In the others what was asked for is done.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 method_reason:
   description: Why this method was chosen for containers that lacked the image.
-  returned: success and O(state=attached)
+  returned: as RV(attachments), with O(state=attached)
   type: str
   sample: the kernel has detached mounts, which need nothing of the container
 """

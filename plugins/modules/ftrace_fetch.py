@@ -20,6 +20,8 @@ description:
     byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
     in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
+  - A container that fails costs no other: the others are served, and the task fails at its end and names both. What a
+    container that failed has recorded stays where it is.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -141,12 +143,32 @@ EXAMPLES = r"""
 RETURN = r"""
 cursor:
   description: What O(cursor) takes, to get only what is drained later. Without anything fetched it is the one that was given.
-  returned: success
+  returned: as RV(failed_containers)
   type: str
   sample: "1790000000123456789"
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - The captures of the others are at home.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container, or its beginning.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 captures:
   description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
-  returned: success
+  returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:

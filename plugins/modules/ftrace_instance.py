@@ -15,6 +15,8 @@ description:
   - Nothing is installed, loaded or attached; the container is not touched and not slowed by more than the recording of its events.
   - While any system call is traced anywhere, every process of the host enters system calls on the kernel's slow path
     (a write of one byte was measured to take 1.4 times as long). So keep traces short.
+  - A container that fails costs no other: the others are served, and the task fails at its end and names both. Nothing is left
+    of a start that failed; one that is interrupted leaves no trace that it has made.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -355,9 +357,31 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - Of a start that failed nothing is left; a trace that was there before is as it was.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container, or its beginning.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 instances:
-  description: The selected containers' instances as they are after the task; empty with O(state=absent) and in check mode.
-  returned: success
+  description:
+    - The selected containers' instances as they are after the task, of O(state=started) those that are traced as was asked for. With
+      O(state=absent) those that could not be removed; none in check mode.
+  returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:

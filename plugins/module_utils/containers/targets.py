@@ -105,10 +105,10 @@ def hold_locks(containers: Sequence[Container], refuse: Refuse | None = None) ->
 
 
 @contextmanager
-def hold_lock(name: str, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
-    """Keep other operators away from the thing called NAME."""
+def hold_lock(name: str, timeout_s: float | None = None) -> Iterator[None]:
+    """Keep other operators away from the thing called NAME; who has it is waited for TIMEOUT_S, by default as long as for a container."""
     try:
-        with lock(os.path.join(RUN, "locks", name), timeout_s):
+        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S if timeout_s is None else timeout_s):
             yield
     except LockTimeout as error:
         raise ContainerError(str(error)) from error
