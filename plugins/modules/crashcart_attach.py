@@ -16,7 +16,7 @@ description:
     the loop device goes by itself when the last container detaches or ends.
   - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
     Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
-  - A container that fails costs no other: the others are served, and the task fails at its end and names both. Nothing is left
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
     of what was begun in a container that failed.
 version_added: 0.1.0
 author:

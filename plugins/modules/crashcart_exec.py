@@ -18,7 +18,7 @@ description:
   - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
     C(ss -p) and C(tcpdump) need. O(rights) makes that less or more.
   - Whatever the command leaves running is ended when the command itself ends, or when the container does.
-  - A container that fails costs no other: the others are served, and the task fails at its end and names both. RV(failed_containers)
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. RV(failed_containers)
     says why.
 version_added: 0.1.0
 author:

@@ -20,7 +20,7 @@ description:
     byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
     in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
-  - A container that fails costs no other: the others are served, and the task fails at its end and names both. What a
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
     container that failed has recorded stays where it is.
 version_added: 0.1.0
 author:

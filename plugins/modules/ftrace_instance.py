@@ -15,7 +15,7 @@ description:
   - Nothing is installed, loaded or attached; the container is not touched and not slowed by more than the recording of its events.
   - While any system call is traced anywhere, every process of the host enters system calls on the kernel's slow path
     (a write of one byte was measured to take 1.4 times as long). So keep traces short.
-  - A container that fails costs no other: the others are served, and the task fails at its end and names both. Nothing is left
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
     of a start that failed; one that is interrupted leaves no trace that it has made.
 version_added: 0.1.0
 author:
