@@ -70,7 +70,7 @@ class Outcome:
             error = ContainerGoneError(f"container {container.name} has just ended")
         if ended_ok and isinstance(error, ContainerGoneError):
             return
-        text = explain(error) if isinstance(error, OSError) else escape(str(error))
+        text = _tell(error)
         key = container.name, container.id
         known = self._failures.get(key)
         if known is not None:
@@ -124,8 +124,12 @@ class Outcome:
         ]
 
 
+def _tell(error: Exception) -> str:
+    return explain(error) if isinstance(error, OSError) else escape(str(error))
+
+
 def _is_named(name: str, text: str) -> bool:
-    return re.search(rf"(?<![\w.-]){re.escape(escape(name))}(?![\w-])", text) is not None
+    return re.search(rf"(?<![\w.-]){re.escape(escape(name))}(?!\.?[\w-])", text) is not None
 
 
 @contextmanager
@@ -139,5 +143,5 @@ def undoing() -> Iterator[ExitStack]:
             try:
                 undo.close()
             except (FleetError, OSError) as second:
-                raise FleetError(f"{error}; not all that was begun could be undone: {second}") from error
+                raise FleetError(f"{_tell(error)}; not all that was begun could be undone: {_tell(second)}") from error
             raise
