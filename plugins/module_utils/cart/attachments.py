@@ -237,8 +237,14 @@ def _settle_back(
     finder = ImageFinder()
     for target, one in zip(targets, settled):
         with suppress(FleetError, OSError, ProcessGone):  # else the watchdog drops what is of no use
-            if outcome.has_failed(target) or one.path not in {found.path for found in find_attachments(target, finder)}:
-                expiry.drop([one]) if one.name not in before else expiry.write([before[one.name]])
+            if not outcome.has_failed(target) and one.path in {
+                found.path for found in find_attachments(target, finder)
+            }:
+                continue
+            if one.name in before:
+                expiry.write([before[one.name]])
+            else:
+                expiry.drop([one])
 
 
 def ensure_detached(
@@ -280,11 +286,13 @@ def ensure_detached(
         if not check_mode:
             try:
                 volumes.detach_all(lazy=busy.choice == "lazy")
-                # Of what no runtime lists: processes named by pid, containers that have ended.
-                for one in expiry.list_expiries():
-                    end_attachment(one)
-            except FleetError as error:
+            except ContainerError as error:
                 outcome.complain(error)
+            # Of what no runtime lists: processes named by pid, containers that have ended.
+            for one in expiry.list_expiries():
+                if not outcome.has_failed(one.container):
+                    with outcome.serve(one.container, ended_ok=True):
+                        end_attachment(one)
     return Change(before, after, leftovers)
 
 

@@ -121,26 +121,32 @@ def ensure_exposed(
 
     ROOT is where tracefs is mounted. Whether anything was (or in check mode would be) changed; where that fails nothing is.
     """
-    if not path and container.pid <= 1:
-        return False
-    folder = os.path.join(root, "instances", name)
-    with open_targets([container], ended_ok=not path) as targets:
-        wanted = [Exposure(name, path, tuple(files))] if path else []
-        present = [one for target in targets for one in _read_exposures(target)]
-        superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
-        missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
-        if targets and not check_mode and (superfluous or missing):
-            (target,) = targets
-            with hold_locks([container]), undoing() as undo:
-                for one in superfluous:
-                    _remove(target, one)
-                    if one.instance == name:
-                        undo.callback(_expose, target, one, folder)
-                for one in missing:
-                    _check_free(target, one.path)
-                    _expose(target, one, folder)
-                undo.pop_all()
-        return bool(superfluous or missing)
+    try:
+        with open_targets([container]) as (target,):
+            wanted = [Exposure(name, path, tuple(files))] if path else []
+            present = _read_exposures(target)
+            superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
+            missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
+            if not check_mode and (superfluous or missing):
+                _change(target, superfluous, missing, os.path.join(root, "instances", name))
+            return bool(superfluous or missing)
+    except ContainerGoneError:
+        if path:
+            raise
+        return False  # with it went all that it was shown
+
+
+def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
+    """Have TARGET show what is MISSING, of the instance in FOLDER, and not what is SUPERFLUOUS; where that fails it shows what it did."""
+    with hold_locks([target.container]), undoing() as undo:
+        for one in superfluous:
+            _remove(target, one)
+            if one.instance == os.path.basename(folder):
+                undo.callback(_expose, target, one, folder)
+        for one in missing:
+            _check_free(target, one.path)
+            _expose(target, one, folder)
+        undo.pop_all()
 
 
 def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str] | None = None) -> list[str]:

@@ -121,6 +121,11 @@ def test_detach(container, monkeypatch):
     assert [is_attached(name) for name in (*good, busy, kept)] == [False, False, True, True]
     assert not any(os.path.lexists(f"/proc/{host.find_pid(name)}/root/dev/crashcart") for name in good)
     assert list_ends() - {dying} == {busy, kept}
+    # What is refused is not taken away by way of its end either.
+    with pytest.raises(host.ModuleFailed, match="in use by 'sleep'") as failure:
+        host.call_module("crashcart_attach", state="detached")
+    assert [one["container"] for one in failure.value.result["failed_containers"]] == [busy]
+    assert [is_attached(name) for name in (busy, kept)] == [True, False]
     assert host.call_module("crashcart_attach", state="detached", busy="lazy")["failed_containers"] == []
 
 
