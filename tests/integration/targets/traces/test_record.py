@@ -727,8 +727,10 @@ def test_a_group_that_its_user_has_chosen_is_awaited_there(container, tmp_path):
     assert [row["name"] for row in summary["processes"] if "ENOENT" in row["errors"]] == ["cat"]
 
 
-def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path):
-    """Of an instance that is gone, as after a reboot, where another one is made for the same container and taken back."""
+@pytest.mark.parametrize("how", ["alone", "interrupted"])
+def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path, how):
+    """Of an instance that is gone, as after a reboot, where another one is made for the same container and taken back: since its own start
+    fails, or since the call is interrupted while it sets up the next one."""
     first, second = sorted((storm(0.2), storm(0.2)))
     (made,) = host.call_module("ftrace_instance", containers=[first], **RECORD)["instances"]
     calls = run_storm(first)
@@ -739,7 +741,11 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
     configure = instances.configure
 
     def configure_one(instance, present, settings, *others):
-        configure(instance, present, settings if instance.name == made["name"] else bad, *others)
+        if instance.name == made["name"]:
+            settings = bad if how == "alone" else settings
+        elif how == "interrupted":
+            raise KeyboardInterrupt
+        configure(instance, present, settings, *others)
 
     monkeypatch.setattr(instances, "configure", configure_one)
     wish = instances.Wish(
@@ -748,9 +754,10 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
         limits=Limits(is_recorded=True, max_bytes=1 << 30, rotate_bytes=1 << 26, rotate_s=60.0),
         described={},
     )
-    with pytest.raises(TraceError, match="nonesuch"):
+    with pytest.raises(FleetError if how == "alone" else KeyboardInterrupt, match="nonesuch" if how == "alone" else ""):
         serving.start_traces([find_record(first), find_record(second)], wish)
-    assert host.list_instances() == []
+    assert made["name"] not in host.list_instances()
+    assert len(host.list_instances()) == (how == "alone")
     (capture,) = fetch_here(tmp_path, containers=[first])
     assert capture["manifest"]["complete"]
     assert count_calls(tmp_path) == 2 * calls
