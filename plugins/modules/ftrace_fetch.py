@@ -20,6 +20,8 @@ description:
     byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
     in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
+    container that failed has recorded stays where it is.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -141,12 +143,32 @@ EXAMPLES = r"""
 RETURN = r"""
 cursor:
   description: What O(cursor) takes, to get only what is drained later. Without anything fetched it is the one that was given.
-  returned: success
+  returned: as RV(failed_containers)
   type: str
   sample: "1790000000123456789"
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - The captures of the others are at home.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container, or its beginning.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 captures:
   description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
-  returned: success
+  returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:
@@ -248,6 +270,7 @@ captures:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     fetching,
@@ -275,12 +298,20 @@ def run(module):
     root = tracefs.find_tracefs()
     found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
     if module.check_mode:
-        return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
+        return {
+            "changed": fetching.foresee(found, home),
+            "captures": [],
+            "cursor": cursor,
+            "failed_containers": [],
+        }
     try:
         recorder_client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
-    return fetching.fetch(found, home, module.warn, consume=parameters["consume"])
+    outcome = Outcome()
+    result = fetching.fetch(found, outcome, home, module.warn, consume=parameters["consume"])
+    outcome.check([one.who for one in found], "drained", **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

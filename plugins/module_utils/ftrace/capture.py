@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
     compression,
@@ -67,38 +67,33 @@ def count_entries(one: TraceInstance) -> int:
 
 
 def stage(
-    found: Sequence[TraceInstance], list_sources: Callable[[TraceInstance], list[Source]], methods: Sequence[str]
+    found: Sequence[TraceInstance],
+    outcome: Outcome,
+    list_sources: Callable[[TraceInstance], list[Source]],
+    methods: Sequence[str],
 ) -> tuple[list[dict[str, Any]], bool]:
     """Move each of what LIST_SOURCES tells of each of FOUND into a segment of its own, compressed by one of METHODS.
 
     The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
-    The caller holds the folder of segments. Raises TraceError that names those that failed, when all were tried.
+    OUTCOME gets those that cannot be drained. The caller holds the folder of segments.
     """
-    staging.check_waiting()
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
     staged = _Staged(method)
     for one in found:
-        try:
-            # Nobody starts, stops or removes it while it is drained.
-            with hold_lock("trace-" + one.short_id):
-                for source in list_sources(one):
+        # Nobody starts, stops or removes it while it is drained. InstanceGone: somebody has just done so, with what it held.
+        with outcome.serve(one.who), suppress(InstanceGone), hold_lock("trace-" + one.short_id):
+            for source in list_sources(one):
+                with outcome.serve(one.who), suppress(InstanceGone):
                     staged.add(source)
-        except InstanceGone:
-            continue  # somebody has just removed it, with what it held
-        except FleetError as error:
-            staged.failures.append(f"{one.container_name}: {error}")
     staging.recover()
-    if staged.failures:
-        raise TraceError(f"cannot fetch the trace of {'; '.join(staged.failures)}", empty=staged.empty)
     return staged.empty, staged.has_more
 
 
 class _Staged:
-    """What has been staged by METHOD: the manifests of the EMPTY, what was refused, and whether there HAS_MORE to come."""
+    """What has been staged by METHOD: the manifests of the EMPTY, and whether there HAS_MORE to come."""
 
     def __init__(self, method: str) -> None:
         self.empty: list[dict[str, Any]] = []
-        self.failures: list[str] = []
         self.has_more = False
         self._method = method
         self._has_some = False
@@ -109,23 +104,20 @@ class _Staged:
         if source.size > room and self._has_some:
             self.has_more = True
             return
-        try:
-            staging.check_room(source.size)
-            with staging.create_segment(source.instance) as file:
-                manifest = source.take(SegmentWriter(file, self._method), room)
-            if manifest["pages"]:
-                staging.finish_segment(file)
-                self._has_some = True
-            else:
-                self.empty.append(manifest)
-                os.unlink(file.name)
-            source.finish()
-            self.has_more |= manifest.get("partial", False)
-            self.failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
-        except InstanceGone:
-            raise
-        except (OSError, FleetError) as error:
-            self.failures.append(f"{source.label}: {error}")
+        staging.check_room(source.size)
+        with staging.create_segment(source.instance) as file:
+            manifest = source.take(SegmentWriter(file, self._method), room)
+        if manifest["pages"]:
+            staging.finish_segment(file)
+            self._has_some = True
+        else:
+            self.empty.append(manifest)
+            os.unlink(file.name)
+        source.finish()
+        self.has_more |= manifest.get("partial", False)
+        errors = dict.fromkeys(cpu["error"] for cpu in manifest["cpus"] if cpu["error"])
+        if errors:
+            raise TraceError("; ".join(errors))
 
 
 class RingDrain:
