@@ -115,6 +115,7 @@ def is_sound(manifest: Any) -> bool:
     return (
         (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
         and (lost is None or _is_int(lost))
+        and (manifest.get("entries") is None or _is_int(manifest["entries"]))
         and manifest.get("complete") in (None, True, False)
         and _are_texts(manifest.get("reasons", []))
         and (
@@ -209,15 +210,16 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
     """What summary.json says of TRACE, one buffer of the capture called NAME."""
     table = summarize(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
+    reasons = [*manifest.get("reasons", []), *_compare(table.events, manifest)]
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,
         "host": manifest.get("inventory_hostname") or manifest.get("host"),
         "container": container.get("name"),
         "container_id": container.get("id"),
-        "complete": manifest.get("complete"),
+        "complete": False if reasons else manifest.get("complete"),
         "lost": manifest.get("lost"),
-        "reasons": manifest.get("reasons") or [],
+        "reasons": reasons,
         "start": _real_time(table.first_time, manifest),
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
@@ -228,6 +230,15 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
         "processes": [_describe(row) for row in table.processes],
         "errors": _sum_errors(table),
     }
+
+
+def _compare(events: int, manifest: dict[str, Any]) -> list[str]:
+    """Return what is wrong where a trace holds another number of EVENTS than the kernel counted, as MANIFEST says."""
+    counted = manifest.get("entries")
+    # Manifests without a version counted what waited when the fetch began.
+    if counted is None or "version" not in manifest or counted == events:
+        return []
+    return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
 def _describe(row: SyscallRow) -> dict[str, Any]:

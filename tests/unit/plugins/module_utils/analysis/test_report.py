@@ -181,6 +181,21 @@ def test_a_capture_is_summarized(tmp_path):
     json.dumps(summary)
 
 
+@pytest.mark.parametrize(
+    ("entries", "version", "reasons"),
+    [
+        (3, 2, []),
+        (4, 2, ["the file holds 3 events, and the kernel counted 4"]),
+        (4, None, []),  # of before manifests had a version: what waited when the fetch began
+    ],
+)
+def test_a_file_that_holds_other_events_than_were_counted_is_not_complete(tmp_path, entries, version, reasons):
+    manifest = {**MANIFEST, "complete": True, "lost": 0, "reasons": [], "entries": entries, "version": version}
+    write_capture(tmp_path, manifest={name: value for name, value in manifest.items() if value is not None})
+    (one,) = report.summarize_source(str(tmp_path))["captures"]
+    assert (one["complete"], one["reasons"]) == (not reasons, reasons)
+
+
 def test_a_capture_without_a_manifest(tmp_path):
     summary = report.summarize_source(write_capture(tmp_path))
     (one,) = summary["captures"]
