@@ -192,7 +192,7 @@ class Keeper:
 
     def _find_end(self) -> str | None:
         limits = self._limits
-        if self.order.deadline is not None and self.order.deadline <= orders.read_clock():
+        if self.order.deadline is not None and not self.order.ended and self.order.deadline <= orders.read_clock():
             return TTL_IS_OVER
         if self._container_fd is not None and select.select([self._container_fd], [], [], 0)[0]:
             if not limits.restarts:
@@ -245,6 +245,7 @@ class Keeper:
         self._limits = Limits()
         self._brake = None
         orders.note_ended(self.order.name, why)
+        self.order = replace(self.order, ended=why)
 
     def end(self, why: str | None) -> None:
         """Stop the trace, for the reason WHY of its own (None: its order was withdrawn), finish the recording, forget the order."""

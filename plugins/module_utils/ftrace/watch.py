@@ -96,6 +96,7 @@ class Watch:
         self._watcher = watcher
         self._instance = instance
         self._reasons: dict[str, str] = {_UNWATCHED: _UNWATCHED} if was_watched else {}
+        self._unwatched: list[str] = []
         self._altered: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._is_changing = False
@@ -127,7 +128,7 @@ class Watch:
         except FileNotFoundError:
             return  # an event that went with its probe
         except OSError as error:
-            self.add_reason(place, f"{place or 'the trace'} cannot be watched: {error.strerror}")
+            self._unwatched.append(f"{place or 'the trace'} cannot be watched: {error.strerror}")
 
     def _watch_events(self, events: Iterable[str]) -> None:
         wanted = {*events, *self._instance.read_events()}
@@ -217,7 +218,7 @@ class Watch:
     def list_reasons(self) -> list[str]:
         """Return why what was recorded since the last account may not be complete, in words; empty where nobody else touched it."""
         self._watcher.update()
-        return list(self._reasons.values())
+        return [*self._unwatched, *self._reasons.values()]
 
     def compare_counters(self) -> None:
         """Add what the kernel's counters tell of readers whom nobody saw, where nobody of ours has read since the last account."""

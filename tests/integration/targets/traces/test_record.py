@@ -428,7 +428,7 @@ def test_a_killed_recorder_is_missed_by_the_next_call(storm, tmp_path):
     # A flight recorder in the kernel's memory needs nobody.
     assert info(name)["state"] == "started"
     (warning,) = host.call_module("ftrace_info")["warnings"]
-    assert f"nobody looks after the trace of {name} any more" in str(warning)
+    assert f"nobody watches the trace of {name} any more" in str(warning)
     fetch_here(tmp_path, containers=[name])
     os.kill(find_recorder()["pid"], signal.SIGKILL)
     host.wait_until(lambda: find_recorder()["pid"] is None)

@@ -185,6 +185,8 @@ def test_what_cannot_be_watched_is_a_reason(instance, watcher, monkeypatch):
     monkeypatch.setattr(watcher, "add", refuse)
     watch = Watch(watcher, instance, [], was_watched=False)
     assert "the trace cannot be watched: No space left on device" in watch.list_reasons()
+    watch.settle()
+    assert "the trace cannot be watched: No space left on device" in watch.list_reasons()
 
 
 def test_an_instance_that_goes_is_noticed(watch, instance):
