@@ -56,7 +56,7 @@ class Keeper:
         self._stack = ExitStack()
         self.writer: RecordingWriter | None = None
         self._drained_s = time.monotonic()
-        with ExitStack() as stack:
+        with ExitStack() as failing, ExitStack() as stack:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
             if os.stat(self._instance.path).st_ino != order.inode:
                 raise TraceError("the trace instance was removed, and another one has its name")
@@ -65,7 +65,7 @@ class Keeper:
                 watcher, self._instance, self._list_events(), was_watched=order.watched is not None
             )
             if watch is None:
-                stack.callback(self.watch.close)
+                failing.callback(self.watch.close)
             # An exit of the first process is the end of the container.
             self._container = order.container
             self._container_fd: int | None = None
@@ -99,6 +99,7 @@ class Keeper:
             stack.callback(os.ftruncate, lock_fd, 0)
             locks.tell_holder(lock_fd)
             self._stack = stack.pop_all()
+            failing.pop_all()
         orders.note_watched(order.name)
 
     def _list_events(self) -> list[str]:

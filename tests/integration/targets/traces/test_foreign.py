@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from support import host
@@ -75,8 +76,17 @@ ACCESSES = {
 }
 
 
-@pytest.mark.parametrize("mode", ["ring", "record"])
-@pytest.mark.parametrize("when", ["at once", "in the middle"])
+@pytest.mark.parametrize(
+    ("mode", "when"),
+    [
+        ("ring", "at once"),
+        ("ring", "in the middle"),
+        ("ring", "after a change"),
+        ("ring", "once it is stopped"),  # what a recording holds is in files then
+        ("record", "at once"),
+        ("record", "in the middle"),
+    ],
+)
 @pytest.mark.parametrize("access", ACCESSES)
 def test_what_others_have_touched_is_not_complete(busy, tmp_path, access, when, mode):
     do, reason = ACCESSES[access]
@@ -84,6 +94,10 @@ def test_what_others_have_touched_is_not_complete(busy, tmp_path, access, when, 
     instance = find_instance(busy)
     if when == "in the middle":
         host.wait_until(lambda: count(instance) > 100)
+    if when == "after a change":
+        start(busy, ttl="1h")
+    if when == "once it is stopped":
+        host.call_module("ftrace_instance", containers=[busy], state="stopped")
     do(instance)
     captures = stop_and_fetch(busy, tmp_path)
     reasons = [reason for one in captures for reason in one["reasons"]]
@@ -92,9 +106,9 @@ def test_what_others_have_touched_is_not_complete(busy, tmp_path, access, when, 
     assert all(one["lost"] >= 0 and one["entries"] >= 0 for one in captures)
 
 
-def start(name, mode="ring"):
+def start(name, mode="ring", **options):
     room = {"min_free": "1MiB"} if mode == "record" else {}
-    return host.call_module("ftrace_instance", containers=[name], syscalls=SYSCALLS, mode=mode, **room)
+    return host.call_module("ftrace_instance", containers=[name], syscalls=SYSCALLS, mode=mode, **room, **options)
 
 
 def count(instance):
@@ -107,8 +121,68 @@ def find_instance(name):
     return Instance(host.TRACEFS, "crashcart-" + host.docker("inspect", "-f", "{{.Id}}", name)[:12])
 
 
-def stop_and_fetch(name, folder, **options):
+def stop_and_fetch(name, folder):
     host.call_module("ftrace_instance", containers=[name], state="stopped")
-    manifests = [one["manifest"] for one in fetch_here(folder, containers=[name], **options)]
+    manifests = [one["manifest"] for one in fetch_here(folder, containers=[name])]
     assert manifests
     return manifests
+
+
+def test_a_touch_counts_for_one_capture_and_what_stays_altered_for_all(busy, tmp_path):
+    start(busy)
+    instance = find_instance(busy)
+    host.wait_until(lambda: count(instance) > 100)
+    take(instance, "trace_pipe")
+    assert not fetch(busy, tmp_path)["complete"]
+    assert fetch(busy, tmp_path)["reasons"] == []
+    write(instance, "tracing_cpumask", "1")
+    for _number in range(2):
+        assert fetch(busy, tmp_path)["reasons"] == ["somebody else wrote to tracing_cpumask"]
+    write(instance, "tracing_cpumask", "3")
+    assert not fetch(busy, tmp_path)["complete"]
+    assert fetch(busy, tmp_path)["complete"]
+
+
+def test_who_shows_a_container_its_trace_pipe_sees_that_it_took_events(busy, tmp_path):
+    start(busy, expose={"files": ["trace", "trace_pipe", "trace_marker"]})
+    host.docker("exec", busy, "/bin/busybox", "sh", "-c", "echo a word > /dev/crashcart-trace/trace_marker")
+    host.docker("exec", busy, "/bin/busybox", "head", "-n", "5", "/dev/crashcart-trace/trace")
+    # To read its trace and to write into it is what it is shown for.
+    assert fetch(busy, tmp_path)["reasons"] == []
+    host.docker("exec", busy, "/bin/busybox", "head", "-n", "5", "/dev/crashcart-trace/trace_pipe")
+    assert fetch(busy, tmp_path)["reasons"] == ["somebody opened trace_pipe, from which events are taken"]
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_a_killed_recorder_is_a_gap_in_the_watch(busy, tmp_path, mode):
+    start(busy, mode)
+    host.wait_until(lambda: count(find_instance(busy)) > 100)
+    os.kill(host.call_module("crashcart_info")["recorder"]["pid"], signal.SIGKILL)
+    captures = [one["manifest"] for one in fetch_here(tmp_path, containers=[busy])]
+    reasons = [reason for manifest in captures for reason in manifest["reasons"]]
+    assert any("the recorder was killed" in reason or "the recorder died" in reason for reason in reasons), reasons
+    assert not any(manifest["complete"] for manifest in captures)
+
+
+def test_what_modules_of_ours_do_is_nobody_elses(busy, tmp_path):
+    """Each call that may come between a start and a fetch; another one's trace beside it is another matter."""
+    start(busy)
+    start(busy)
+    host.call_module("ftrace_info", containers=[busy])
+    start(busy, ttl="1h")
+    start(busy, max_rate=10_000_000)
+    host.call_module("ftrace_instance", containers=[busy], syscalls=["execve"], check_mode=True)
+    host.call_module("ftrace_instance", containers=[busy], syscalls=["execve"])
+    with pytest.raises(host.ModuleFailed):
+        host.call_module("ftrace_instance", containers=[busy], events=["sched:sched_switch"], buffer_size="4TiB")
+    assert fetch(busy, tmp_path)["reasons"] == []
+    host.call_module("ftrace_instance", containers=[busy], state="stopped")
+    host.call_module("ftrace_instance", containers=[busy], state="stopped")
+    assert fetch(busy, tmp_path)["reasons"] == []
+    host.call_module("ftrace_instance", containers=[busy], syscalls=["execve"])
+    assert fetch(busy, tmp_path)["reasons"] == []
+
+
+def fetch(name, folder):
+    (capture,) = fetch_here(folder, containers=[name])
+    return capture["manifest"]
