@@ -83,14 +83,14 @@ def read_manifest(path: str) -> dict[str, Any]:
     try:
         with _open_regular(path) as file:
             text = file.read(_MAX_MANIFEST + 1)
-        manifest = json.loads(text) if len(text) <= _MAX_MANIFEST else None
+        manifest: dict[str, Any] | None = json.loads(text) if len(text) <= _MAX_MANIFEST else None
     except (ValueError, RecursionError) as error:
         raise CaptureError(path, f"the manifest is damaged: {str(error)[:200]}", remove) from error
     except OSError as error:
         raise _explain(path, error) from error
-    if not is_sound(manifest):
+    if manifest is None or not is_sound(manifest):
         raise CaptureError(path, "it is no manifest that ftrace_fetch writes", remove)
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def _open_regular(path: str) -> BinaryIO:
