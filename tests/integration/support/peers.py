@@ -71,8 +71,11 @@ def _parse(text: str) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def check_reads_the_same(path: Path, dest: Path) -> set[str]:
-    """The report of PATH has all that trace-cmd shows, of each buffer and event, with the same fields: which events of FIELDS there were."""
+def check_reads_the_same(path: Path, dest: Path, tick_ns: int = 1) -> set[str]:
+    """The report of PATH has all that trace-cmd shows, of each buffer and event, with the same fields: which events of FIELDS there were.
+
+    TICK_NS are the nanoseconds that what trace-cmd shows as one stands for.
+    """
     lines = list_lines(path)
     theirs = Counter((found[1] or "", found[5]) for found in map(_LINE.fullmatch, lines) if found)
     captures = every_kernel.report(path, dest)
@@ -86,8 +89,8 @@ def check_reads_the_same(path: Path, dest: Path) -> set[str]:
     for one in captures:
         for event in FIELDS.keys() & one["event_counts"].keys():
             buffer = one["buffer"] or ""
-            assert read_ours(str(path), event, FIELDS[event], buffer) == read_theirs(
-                lines, event, FIELDS[event], buffer
-            )
+            rows = read_theirs(lines, event, FIELDS[event], buffer)
+            theirs_ns = [(time * tick_ns, *others) for time, *others in rows]
+            assert read_ours(str(path), event, FIELDS[event], buffer) == theirs_ns
             seen.add(event)
     return seen
