@@ -26,6 +26,7 @@ _MAX_TEXT_ROWS = 40
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 _CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes
+_UNFINISHED = ".crashcart-"  # what a fetch is about to make, or was
 _MAX_MANIFEST = 64 << 20  # the bound of a segment's documents, too
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -58,16 +59,12 @@ def _explain(path: str, error: Exception) -> CaptureError:
 
 def list_captures(folder: str) -> tuple[list[str], list[CaptureError]]:
     """The trace.dat files below FOLDER in the order of their paths, and which folders cannot be read."""
+    captures: list[str] = []
     unread: list[CaptureError] = []
-    captures = sorted(
-        os.path.join(place, name)
-        for place, _folders, names in os.walk(
-            folder, onerror=lambda error: unread.append(_explain(error.filename, error))
-        )
-        for name in names
-        if _CAPTURE.search(name)
-    )
-    return captures, unread
+    for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(_explain(error.filename, error))):
+        folders[:] = [name for name in folders if not name.startswith(_UNFINISHED)]
+        captures += [os.path.join(place, name) for name in names if _CAPTURE.search(name)]
+    return sorted(captures), unread
 
 
 def find_manifest(capture: str) -> str:

@@ -161,7 +161,7 @@ REFUSED = {
     "no trace.dat": b"RIFF" * 100,
     "is empty": b"",
     "cut short": GOOD["7"][:-1],
-    "beyond any file's end": swap(GOOD["7"], GOOD["7"].index(b"none\0\0") + 6, b"\xff" * 8),
+    "behind the end": swap(GOOD["7"], GOOD["7"].index(b"none\0\0") + 6, b"\xff" * 8),
 }
 
 
@@ -225,6 +225,25 @@ def test_bad_files_are_named_once_and_the_others_are_reported(tmp_path):
     for path in bad:
         assert text.count(f"Skipped: {path}: ") == 1
     json.dumps(summary)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\n\x1b[2J.dat"
+    with open(path, "wb") as file:
+        file.write(b"foreign")
+    summary = report.summarize_source(str(tmp_path))
+    text = report.format_summary(summary)
+    assert "Skipped: ???[2J.dat: the file is no trace.dat" in text
+    report.write_report(summary, str(tmp_path / "report"), ["json", "text"], check_mode=False)
+    assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+    assert (tmp_path / "report" / "summary.txt").read_text() == text
+
+
+def test_what_a_fetch_is_about_to_make_is_not_looked_at(tmp_path):
+    for folder in (".crashcart-x1y2", "web1/.crashcart-parts"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "trace.dat").write_bytes(GOOD["7"][:-5])
+    assert report.summarize_source(str(tmp_path)) == {"captures": [], "skipped": []}
 
 
 DEEP = b"[" * 100000 + b"]" * 100000
