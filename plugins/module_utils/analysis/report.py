@@ -109,7 +109,7 @@ def is_sound(manifest: Any) -> bool:
     offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
     container = manifest.get("container")
     return (
-        (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
+        (offset is None or _is_int(offset))
         and (lost is None or _is_int(lost))
         and manifest.get("complete") in (None, True, False)
         and (
@@ -125,7 +125,7 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
 
 
 def _is_text(value: Any) -> bool:

@@ -252,6 +252,7 @@ MANIFESTS = {
     "deep in a manifest": b'{"container": {"name": "api"}, "labels": ' + DEEP + b"}",
     "not UTF-8": b'{"host": "\xff\xfe"}',
     "cut": b'{"container": {"name": "a',
+    "a thread of many digits": b'{"tasks": [{"tid": 1' + b"0" * 30 + b', "tgid": 1, "container_tid": 1, "comm": "x"}]}',
     "many digits": b'{"lost": ' + b"9" * 5000 + b"}",
     "no JSON": b"\0" * 4096,
     "too long": b" " * ((64 << 20) + 1),
@@ -291,6 +292,10 @@ def test_a_damaged_trace_is_reported_or_named_whatever_the_damage(tmp_path, kind
         summary = report_one(tmp_path, damaged)
         assert [one["path"] for one in summary["skipped"]] in ([], ["x.dat"])
         assert summary["captures"] or summary["skipped"]
+        # That is said of files that the system does not let us read.
+        assert not any(
+            "cannot be read: " in one["reason"] for one in summary["skipped"] if "piece" not in one["reason"]
+        )
         report.format_summary(summary)
         skipped += len(summary["skipped"])
     assert skipped > 200
