@@ -22,6 +22,9 @@ description:
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
   - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
     container that failed has recorded stays where it is.
+  - What arrives is checked before it becomes a C(trace.dat). It may not hold more than the ring buffers that its manifest tells of, in
+    O(crashcart.fleet.ftrace_instance#module:mode=record) with twice C(max_size), nor more than a page for each four bytes that are
+    compressed, and 64 MiB. What is damaged makes the task fail, and is kept as it came, with a name that ends with C(.segment).
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)

@@ -111,7 +111,7 @@ summary:
         buffer:
           description: The name of the buffer in a file of several, or of one that C(trace-cmd) took from an instance; V(null) for the top one.
           type: str
-          sample: null
+          sample: peer
         host:
           description: The host by its name in the inventory.
           type: str

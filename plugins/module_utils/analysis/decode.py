@@ -9,7 +9,7 @@ Source: the kernel's ring_buffer.c and events/header_event (type_len and its spe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
@@ -26,9 +26,8 @@ _HIGH_TIME_BITS = 0xF800000000000000  # an absolute time stamp carries the lower
 # The kernel's trace clocks (trace.c) that count nanoseconds; a file that names none is of the first.
 _NANOSECONDS = frozenset({"local", "global", "perf", "mono", "mono_raw", "boot", "tai"})
 _HUNDREDTHS = "uptime"  # in units of USER_HZ
-_TSC = frozenset(
-    {"x86-tsc", "tsc2nsec"}
-)  # the latter is trace-cmd's word for the former with what makes nanoseconds of it
+# The latter is trace-cmd's word for the former, where the file says what makes nanoseconds of it.
+_TICKS = frozenset({"x86-tsc", "tsc2nsec"})
 _MAX_SHIFT = 32
 
 
@@ -93,11 +92,11 @@ class Trace:
     """One buffer of a trace.dat open for reading: that of HEAD, or the only one."""
 
     def __init__(
-        self, file: BinaryIO, head: tracedat.Head | None = None, formats: Mapping[str, EventFormat] | None = None
+        self, file: BinaryIO, head: tracedat.Head | None = None, formats: dict[str, EventFormat] | None = None
     ) -> None:
         self._file = file
         self.head = head or tracedat.read_head(file)
-        self.formats: dict[str, EventFormat] = dict(read_formats(self.head) if formats is None else formats)
+        self.formats = read_formats(self.head) if formats is None else formats
         self._factor, self._shift = _find_scale(self.head)
 
     def gen_batches(self) -> Iterator[Batch]:
@@ -126,7 +125,7 @@ def _find_scale(head: tracedat.Head) -> tuple[int, int]:
         return 1, 0
     if clock == _HUNDREDTHS:
         return 10**7, 0
-    scale = head.find_tsc_factor() if clock in _TSC else None
+    scale = head.find_tsc_factor() if clock in _TICKS else None
     if scale is None or scale[1] > _MAX_SHIFT:
         raise tracedat.TraceFileError(
             f"its clock {clock!r} does not count nanoseconds, nor does the file say what it counts",

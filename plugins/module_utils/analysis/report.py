@@ -27,6 +27,7 @@ _MAX_TEXT_ROWS = 40
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 _CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes
+_UNFINISHED = ".crashcart-"  # what a fetch is about to make, or was
 _MAX_MANIFEST = 64 << 20  # the bound of a segment's documents, too
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -59,16 +60,12 @@ def _explain(path: str, error: Exception) -> CaptureError:
 
 def list_captures(folder: str) -> tuple[list[str], list[CaptureError]]:
     """The trace.dat files below FOLDER in the order of their paths, and which folders cannot be read."""
+    captures: list[str] = []
     unread: list[CaptureError] = []
-    captures = sorted(
-        os.path.join(place, name)
-        for place, _folders, names in os.walk(
-            folder, onerror=lambda error: unread.append(_explain(error.filename, error))
-        )
-        for name in names
-        if _CAPTURE.search(name)
-    )
-    return captures, unread
+    for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(_explain(error.filename, error))):
+        folders[:] = [name for name in folders if not name.startswith(_UNFINISHED)]
+        captures += [os.path.join(place, name) for name in names if _CAPTURE.search(name)]
+    return sorted(captures), unread
 
 
 def find_manifest(capture: str) -> str:
@@ -84,14 +81,14 @@ def read_manifest(path: str) -> dict[str, Any]:
     try:
         with _open_regular(path) as file:
             text = file.read(_MAX_MANIFEST + 1)
-        manifest: Any = json.loads(text) if len(text) <= _MAX_MANIFEST else None
+        manifest: dict[str, Any] | None = json.loads(text) if len(text) <= _MAX_MANIFEST else None
     except (ValueError, RecursionError) as error:
         raise CaptureError(path, f"the manifest is damaged: {str(error)[:200]}", remove) from error
     except OSError as error:
         raise _explain(path, error) from error
-    if not is_sound(manifest):
+    if manifest is None or not is_sound(manifest):
         raise CaptureError(path, "it is no manifest that ftrace_fetch writes", remove)
-    return dict(manifest)
+    return manifest
 
 
 def _open_regular(path: str) -> BinaryIO:
@@ -113,7 +110,7 @@ def is_sound(manifest: Any) -> bool:
     offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
     container = manifest.get("container")
     return (
-        (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
+        (offset is None or _is_int(offset))
         and (lost is None or _is_int(lost))
         and (manifest.get("entries") is None or _is_int(manifest["entries"]))
         and manifest.get("complete") in (None, True, False)
@@ -131,7 +128,7 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
 
 
 def _is_text(value: Any) -> bool:

@@ -242,8 +242,8 @@ class _Reader:
         self._left = _MAX_HEAD
 
     def seek(self, offset: int) -> None:
-        if offset >= 1 << 63:
-            raise TraceFileError("a section of the trace lies beyond any file's end")
+        if offset > self._file.seek(0, io.SEEK_END):
+            raise TraceFileError("the trace is cut short: a section of it lies behind the end")
         self._file.seek(offset)
 
     def spend(self, count: int) -> None:

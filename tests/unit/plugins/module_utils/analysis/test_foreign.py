@@ -161,7 +161,7 @@ REFUSED = {
     "no trace.dat": b"RIFF" * 100,
     "is empty": b"",
     "cut short": GOOD["7"][:-1],
-    "beyond any file's end": swap(GOOD["7"], GOOD["7"].index(b"none\0\0") + 6, b"\xff" * 8),
+    "behind the end": swap(GOOD["7"], GOOD["7"].index(b"none\0\0") + 6, b"\xff" * 8),
 }
 
 
@@ -227,12 +227,32 @@ def test_bad_files_are_named_once_and_the_others_are_reported(tmp_path):
     json.dumps(summary)
 
 
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\n\x1b[2J.dat"
+    with open(path, "wb") as file:
+        file.write(b"foreign")
+    summary = report.summarize_source(str(tmp_path))
+    text = report.format_summary(summary)
+    assert "Skipped: ???[2J.dat: the file is no trace.dat" in text
+    report.write_report(summary, str(tmp_path / "report"), ["json", "text"], check_mode=False)
+    assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+    assert (tmp_path / "report" / "summary.txt").read_text() == text
+
+
+def test_what_a_fetch_is_about_to_make_is_not_looked_at(tmp_path):
+    for folder in (".crashcart-x1y2", "web1/.crashcart-parts"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "trace.dat").write_bytes(GOOD["7"][:-5])
+    assert report.summarize_source(str(tmp_path)) == {"captures": [], "skipped": []}
+
+
 DEEP = b"[" * 100000 + b"]" * 100000
 MANIFESTS = {
     "deep": DEEP,
     "deep in a manifest": b'{"container": {"name": "api"}, "labels": ' + DEEP + b"}",
     "not UTF-8": b'{"host": "\xff\xfe"}',
     "cut": b'{"container": {"name": "a',
+    "a thread of many digits": b'{"tasks": [{"tid": 1' + b"0" * 30 + b', "tgid": 1, "container_tid": 1, "comm": "x"}]}',
     "many digits": b'{"lost": ' + b"9" * 5000 + b"}",
     "no JSON": b"\0" * 4096,
     "too long": b" " * ((64 << 20) + 1),
@@ -272,6 +292,10 @@ def test_a_damaged_trace_is_reported_or_named_whatever_the_damage(tmp_path, kind
         summary = report_one(tmp_path, damaged)
         assert [one["path"] for one in summary["skipped"]] in ([], ["x.dat"])
         assert summary["captures"] or summary["skipped"]
+        # That is said of files that the system does not let us read.
+        assert not any(
+            "cannot be read: " in one["reason"] for one in summary["skipped"] if "piece" not in one["reason"]
+        )
         report.format_summary(summary)
         skipped += len(summary["skipped"])
     assert skipped > 200
