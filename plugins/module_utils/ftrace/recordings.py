@@ -230,7 +230,9 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
         write_json(os.path.join(path, ABOUT), {**about, "started": now})
     except OSError as error:
         remove(path)
-        raise TraceError(f"{FOLDER} cannot take a recording: {error.strerror}") from error
+        raise TraceError(
+            f"{FOLDER} cannot take a recording: {error.strerror}; see to that, or use mode=ring"
+        ) from error
     return path
 
 

@@ -158,7 +158,8 @@ def test_an_instance_that_somebody_keeps(container):
     good, kept = container(*LOOP), container(*LOOP)
     host.call_module("ftrace_instance", containers=[good, kept])
     before = host.read_host_state()["instances"][find_name(kept)]
-    with open(f"{host.TRACEFS}/instances/{find_name(kept)}/trace_pipe", "rb"):
+    with open(f"{host.TRACEFS}/instances/{find_name(kept)}/trace", encoding="utf-8") as reader:
+        reader.read(1)
         reasons = {kept: "buffer_size cannot change while somebody reads the trace: end who does"}
         result = fail("ftrace_instance", reasons, [good], buffer_size="4MiB")
         assert result["changed"]
