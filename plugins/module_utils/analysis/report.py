@@ -146,6 +146,7 @@ def summarize_capture(capture: str, root: str, min_latency_ns: int = 0) -> dict[
         "events": table.events,
         "event_counts": table.counts,
         "functions": table.functions,
+        "io_uring": _describe_rings(table, manifest),
         "min_latency_ns": min_latency_ns,
         "programs": [_describe(row) for row in table.programs],
         "processes": [_describe(row) for row in table.processes],
@@ -155,6 +156,14 @@ def summarize_capture(capture: str, root: str, min_latency_ns: int = 0) -> dict[
 
 def _describe(row: SyscallRow) -> dict[str, Any]:
     return {**asdict(row), "failures": row.failures}
+
+
+def _describe_rings(table: TraceTable, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What is known of requests by io_uring, which are no system calls: whether they were RECORDED, which, and whether some
+    could not be since the kernel POLLED for them."""
+    wanted = manifest.get("specification") or {}
+    recorded = bool(table.requests) or bool(wanted.get("io_uring"))
+    return {"recorded": recorded, "requests": table.requests, "polled": table.has_polled}
 
 
 def _sum_errors(table: TraceTable) -> dict[str, int]:
@@ -192,6 +201,7 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     else:
         yield from _gen_table([_cells(row) for row in rows])
     yield from _gen_failed_paths(one["programs"])
+    yield from _gen_rings(one["io_uring"], has_calls=bool(rows))
     if one["min_latency_ns"]:
         yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
     others = [
@@ -226,8 +236,21 @@ def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"    {_clean(row['name'])} {_clean(row['syscall'])} {_clean(use['path'])!r}: {errors}"
 
 
+def _gen_rings(rings: dict[str, Any], *, has_calls: bool) -> Iterator[str]:
+    """What can be said of requests by io_uring, beside calls."""
+    if rings["requests"]:
+        requests = ", ".join(f"{_clean(name)} {count}" for name, count in rings["requests"].items())
+        yield f"  io_uring, no system calls: {requests}"
+    if rings["polled"]:
+        yield "  io_uring: the kernel polls for requests (SQPOLL); those could not be seen"
+    if has_calls and not rings["recorded"]:
+        yield "  io_uring: requests were not recorded and could not be seen (ftrace_instance's profiles record them)"
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    errors = ", ".join(f"{name} {count}" for name, count in row["errors"].items())
+    words = [f"{name} {count}" for name, count in (*row["errors"].items(), *row["interrupted"].items())]
+    words += [f"denied {name} {count}" for name, count in row["denied"].items()]
+    errors = ", ".join(words)
     return (
         _clean(row["name"]),
         str(row["pids"][0]) if len(row["pids"]) == 1 else f"{len(row['pids'])} of them",

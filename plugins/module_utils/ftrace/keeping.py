@@ -82,7 +82,7 @@ def begin(instance: Instance, container: Container, group: str, limits: Limits, 
             recordings.remove(run)
         raise
     if run:
-        records.forget_discarded(instance)
+        records.note_taken(instance)
 
 
 def describe(

@@ -40,7 +40,7 @@ def list_sources(one: TraceInstance) -> list[capture.Source]:
     # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
     if one.instance.exists() and not keeping.is_recorded(one.instance):
         size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-        finish = partial(records.forget_discarded, one.instance)
+        finish = partial(records.note_taken, one.instance)
         sources.append(capture.Source(one.container_name, one.instance, size, partial(capture.capture, one), finish))
     return sources
 
@@ -130,7 +130,11 @@ def _copy(
         },
         "container": capture.describe_container(one.container) if one.container else about["container"],
         "clock_offset_ns": time_of_end["offset_ns"],
-        "time": {"start": record.get("start"), "end": time_of_end},
+        "time": {
+            "start": record.get("start"),
+            "changed": _find_change(segments, record, time_of_end["offset_ns"]),
+            "end": time_of_end,
+        },
         "specification": record.get("specification"),
         "earlier_syscalls": record.get("earlier_syscalls", []),
         "fetched": time.time(),
@@ -150,6 +154,13 @@ def _copy(
     cmdlines = capture.format_cmdlines(record.get("tasks", []), saved, tasks)
     writer.write_document({**manifest, "cmdlines": cmdlines})
     return manifest
+
+
+def _find_change(segments: Sequence[Segment], record: dict[str, Any], offset_ns: int | None) -> dict[str, Any] | None:
+    """From when on SEGMENTS have all events of all CPUs: before that some are in the segments before them, or in other traces."""
+    if not segments or segments[0].number == 1:
+        return record.get("changed")
+    return {"offset_ns": offset_ns, "real_time_ns": int(segments[0].begin["time"] * 10**9)}
 
 
 def _copy_file(path: str, page_size: int, cpu: int, writer: SegmentWriter) -> int:

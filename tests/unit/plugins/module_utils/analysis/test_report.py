@@ -32,6 +32,8 @@ def make_row(name="web", syscall="read", **values):
         "total_ns": 4500000,
         "p99_ns": 2500,
         "failures": 3,
+        "interrupted": {},
+        "denied": {},
         "paths": [],
         **values,
     }
@@ -50,6 +52,7 @@ def make_capture(*programs, **values):
         "events": 42,
         "event_counts": {"raw_syscalls:sys_exit": 42},
         "functions": {},
+        "io_uring": {"recorded": True, "requests": {}, "polled": False},
         "min_latency_ns": 0,
         "programs": list(programs),
         "processes": [],
@@ -182,7 +185,7 @@ def test_a_capture_is_summarized(tmp_path):
 def test_a_capture_without_a_manifest(tmp_path):
     one = report.summarize_capture(write_capture(tmp_path), str(tmp_path))
     assert (one["host"], one["container"], one["complete"], one["start"]) == (None, None, None, None)
-    assert [row["syscall"] for row in one["programs"]] == ["syscall 257", "syscall 0"]
+    assert [row["syscall"] for row in one["programs"]] == ["syscall_0x101", "syscall_0x0"]
     assert "loss unknown" in report.format_summary({"captures": [one]})
 
 

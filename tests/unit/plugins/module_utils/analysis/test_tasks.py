@@ -22,13 +22,13 @@ def make_task(tid, tgid, comm, container_tid=1):
     return {"tid": tid, "tgid": tgid, "comm": comm, "container_tid": container_tid}
 
 
-def feed(events, tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
+def feed(events, first_tasks=(), last_tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
     """Names after EVENTS, each (time, record), one page for each, and the first half of them on another CPU."""
     made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
     # Batches come CPU by CPU, so later events may come first.
     half = len(made) // 2
     trace = Trace(io.BytesIO(pages.pack_trace([made[half:], made[:half]], rename_format)))
-    names = TaskNames(tasks, cmdlines)
+    names = TaskNames(first_tasks, last_tasks, cmdlines)
     for batch in trace.gen_batches():
         names.feed(batch, trace.formats)
     names.finish()
@@ -38,16 +38,16 @@ def feed(events, tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
 def test_without_any_knowledge():
     names = feed([])
     assert names.find_name(5, 100) == "?"
-    assert names.find_process(5) == 5
-    assert names.find_container_pid(5) is None
-    assert names.list_renames(5) == []
+    assert names.find_process(5, 0).pid == 5
+    assert names.find_container_pid(5, 0) is None
+    assert names.list_changes(5) == []
 
 
 def test_what_was_known_before():
-    names = feed([], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
+    names = feed([], [], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
     assert (names.find_name(4, 0), names.find_name(5, 0), names.find_name(6, 0)) == ("main", "worker", "two words")
-    assert names.find_process(5) == 4
-    assert names.find_container_pid(5) == 2
+    assert names.find_process(5, 0).pid == 4
+    assert names.find_container_pid(5, 0) == 2
 
 
 def test_a_new_process_and_a_new_thread():
@@ -60,13 +60,13 @@ def test_a_new_process_and_a_new_thread():
             (400, pages.make_newtask(13, 14, b"sh", 0x100)),
         ]
     )
-    assert [names.find_process(tid) for tid in (10, 11, 12, 13, 14)] == [10, 11, 11, 11, 14]
+    assert [names.find_process(tid, 500).pid for tid in (10, 11, 12, 13, 14)] == [10, 11, 11, 11, 14]
     assert names.find_name(13, 301) == "sh"
 
 
 def test_a_thread_of_a_thread_that_was_there_before():
     names = feed([(100, pages.make_newtask(21, 22, b"x", pages.CLONE_THREAD))], [make_task(21, 20, "x")])
-    assert names.find_process(22) == 20
+    assert names.find_process(22, 100).pid == 20
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_names_change_in_the_course_of_time(rename_format, make_rename):
     )
     found = [names.find_name(5, time) for time in (0, 99, 100, 299, 300, 399, 400, 10**18)]
     assert found == ["runc:[2:INIT]", "runc:[2:INIT]", "sh", "sh", "env", "env", "ls", "ls"]
-    assert names.list_renames(5) == [100, 300, 400]
+    assert names.list_changes(5) == [100, 300, 400]
     assert names.find_name(6, 250) == "b"
 
 
