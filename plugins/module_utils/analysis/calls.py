@@ -300,63 +300,74 @@ def pair_calls(
     """
     execs = find_numbers(names, _EXECS)
     born, born_at = births if births else (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    begun_by = _find_starters(exits, execs, thread_execs)
     nobody = np.full(born.size, _NO_SYSCALL, np.int64)
-    starters = np.concatenate([born, enters.tids, begun_by])
-    tids = np.concatenate([born, enters.tids, exits.tids])
+    starters = np.concatenate([born, enters.tids, _find_starters(exits, execs, thread_execs)])
     times = np.concatenate([born_at, enters.times, exits.times])
     numbers = np.concatenate([nobody, enters.numbers, exits.numbers])
-    values = np.concatenate([nobody, enters.values, exits.values])
-    is_own = np.concatenate([np.zeros(born.size, bool), enters.is_own, exits.is_own])
     kinds = np.repeat(np.arange(3), [born.size, enters.tids.size, exits.tids.size])
-    order = np.lexsort((kinds, times, starters))
+    order = np.lexsort((times * 4 + kinds, starters))
+    is_own = np.concatenate([np.zeros(born.size, bool), enters.is_own, exits.is_own])
     if is_own.any() and not is_own.all():
         order = order[~_find_copies(starters[order], numbers[order], kinds[order], is_own[order])]
-    starters, tids, times, numbers, values, kinds = (
-        column[order] for column in (starters, tids, times, numbers, values, kinds)
-    )
-    is_enter, is_exit = kinds == _ENTER, kinds == _EXIT
-    same_thread = starters[1:] == starters[:-1]
+    starters, times, numbers, kinds = starters[order], times[order], numbers[order], kinds[order]
+    # One entry per event from here on, thread by thread; after that one per call, which is where its last event is.
     is_exec = np.isin(numbers, execs)
-    is_same = (numbers[1:] == numbers[:-1]) | (numbers[1:] == _NO_SYSCALL) | (is_exec[1:] & is_exec[:-1])
+    same_thread = starters[1:] == starters[:-1]
+    same_call = (numbers[1:] == numbers[:-1]) | (numbers[1:] == _NO_SYSCALL) | (is_exec[1:] & is_exec[:-1])
     is_pair = np.zeros(starters.size, bool)  # true at an exit whose entry stands before it
-    is_pair[1:] = is_exit[1:] & is_enter[:-1] & same_thread & is_same
-    is_return = is_pair & (numbers == _NO_SYSCALL)
-    numbers[1:] = np.where(is_pair[1:], numbers[:-1], numbers[1:])
+    is_pair[1:] = (kinds[1:] == _EXIT) & (kinds[:-1] == _ENTER) & same_thread & same_call
+    is_last = kinds != _BIRTH
+    is_last[:-1] &= ~is_pair[1:]
+    calls = np.flatnonzero(is_last)
+    has_begun, has_ended = is_pair[calls] | (kinds[calls] == _ENTER), kinds[calls] == _EXIT
+    begun = calls - is_pair[calls]
+    begins, ends = times[begun], times[calls]
+    lone = np.flatnonzero(~has_begun)
+    previous = np.maximum(calls[lone] - 1, 0)
+    before = np.where((calls[lone] > 0) & (starters[previous] == starters[calls[lone]]), times[previous], NEVER)
+    places = order[calls]
+    results = np.where(has_ended, _gather([nobody, enters.values, exits.values], places), 0)
+    entry_values = _gather([nobody, enters.values, exits.values], order[begun])
+    tids = _gather([born, enters.tids, exits.tids], places)
+    is_return = is_pair[calls] & (numbers[calls] == _NO_SYSCALL)
+    starters, numbers = starters[calls], numbers[begun]
     is_return &= numbers != _NO_SYSCALL  # a program may call -1, and gets ENOSYS
-    has_partner = np.zeros(starters.size, bool)
-    has_partner[:-1] = is_pair[1:]
-    is_lone_exit = is_exit & ~is_pair & (numbers != _NO_SYSCALL)
-    is_birth = is_lone_exit & (values == 0) & np.isin(numbers, find_numbers(names, _CLONES))
-    is_lone_exit &= ~is_birth
-    begins = times.copy()
-    begins[1:] = np.where(is_pair[1:], times[:-1], times[1:])
-    before = np.full(starters.size, NEVER)
-    before[1:] = np.where(same_thread, times[:-1], NEVER)
-    has_entries = _is_recorded(numbers, scope.enters)
-    denied = is_lone_exit & has_entries & (before >= scope.since) & ~_is_in_gap(before, times, scope)
-    first_values = np.zeros(starters.size, np.int64)  # of the entry
-    first_values[1:] = np.where(is_pair[1:], values[:-1], 0)
-    results = np.where(is_exit, values, 0)
-    errors = _find_errors(results, numbers, first_values, names)
+    errors = _find_errors(results, numbers, entry_values, names)
     errors[is_return] = 0
-    chosen = is_pair | is_lone_exit | (is_enter & ~has_partner)
-    calls = PairedCalls(
+    has_entries = _is_recorded(numbers[lone], scope.enters)
+    is_known = (before != NEVER) & (before >= scope.since) & ~_is_in_gap(before, ends[lone], scope)
+    denied, continued = np.zeros(calls.size, bool), np.zeros(calls.size, bool)
+    denied[lone] = has_entries & is_known
+    continued[lone] = has_entries & ~is_known
+    open_ended = np.flatnonzero(~has_ended)
+    unfinished = np.zeros(calls.size, bool)
+    unfinished[open_ended] = _is_recorded(numbers[open_ended], scope.exits)
+    # Of a return from a signal's handler without its entry nobody knows the number.
+    is_birth = (results[lone] == 0) & np.isin(numbers[lone], find_numbers(names, _CLONES))
+    no_calls = lone[is_birth | (~denied[lone] & (numbers[lone] == _NO_SYSCALL))]
+    found = PairedCalls(
         tids=tids,
         starters=starters,
         numbers=numbers,
         begins=begins,
-        ends=times,
+        ends=ends,
         results=results,
         errors=errors,
-        has_begun=is_pair | is_enter,
-        has_ended=is_exit,
+        has_begun=has_begun,
+        has_ended=has_ended,
         denied=denied,
-        continued=is_lone_exit & has_entries & ~denied,
-        unfinished=is_enter & _is_recorded(numbers, scope.exits),
-    ).select(chosen)
+        continued=continued,
+        unfinished=unfinished,
+    )
+    if no_calls.size:
+        found = found.select(np.delete(np.arange(calls.size), no_calls))
     # Who got another number by an exec belongs among the calls of that.
-    return calls if not thread_execs else calls.select(np.lexsort((calls.ends, calls.tids)))
+    return found.select(np.lexsort((found.ends, found.tids))) if thread_execs else found
+
+
+def _gather(parts: list[Ints], places: Ints) -> Ints:
+    """The values at PLACES of PARTS, one after the other."""
+    return np.concatenate(parts)[places]
 
 
 def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[ThreadExec]) -> Ints:

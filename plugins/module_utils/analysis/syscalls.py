@@ -107,7 +107,7 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
         for members in _gen_groups([first_key, name_numbers, calls.numbers]):
             owners = [reading.tasks.processes[number] for number in np.unique(processes[members]).tolist()]
             name = known_names[name_numbers[members[0]]]
-            rows.append(_make_row(calls.select(members), paths[members], owners, name, reading))
+            rows.append(_make_row(calls, members, paths[members], owners, name, reading))
         tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
     return TraceTable(
         tables[0],
@@ -147,27 +147,31 @@ def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
     yield from np.split(order, np.flatnonzero(is_first))
 
 
-def _make_row(calls: PairedCalls, paths: Ints, owners: list[Process], name: str, reading: Reading) -> SyscallRow:
-    """The row of CALLS, all of one number, and the PATHS that they were given; OWNERS are the processes, called NAME."""
-    number = int(calls.numbers[0])
-    is_interrupted = np.isin(calls.errors, list(RESTARTS))
-    failed = np.where(is_interrupted, 0, calls.errors)
-    durations = calls.durations[calls.measured]
-    denied = np.where(calls.is_trap, _TRAP, failed)[calls.denied]
+def _make_row(
+    calls: PairedCalls, members: Ints, paths: Ints, owners: list[Process], name: str, reading: Reading
+) -> SyscallRow:
+    """The row of those CALLS that are MEMBERS, all of one number, and of the PATHS that they were given; the processes OWNERS are called NAME."""
+    number = int(calls.numbers[members[0]])
+    errors = calls.errors[members]
+    is_interrupted = np.isin(errors, list(RESTARTS))
+    failed = np.where(is_interrupted, 0, errors)
+    measured = members[calls.has_begun[members] & calls.has_ended[members]]
+    durations = calls.ends[measured] - calls.begins[measured]
+    denied = calls.select(members[calls.denied[members]])
     return SyscallRow(
         name=name,
         pids=sorted({one.pid for one in owners}),
         container_pid=owners[0].container_pid if len(owners) == 1 else None,
         syscall=name_call(number, reading.syscalls),
-        calls=int(calls.numbers.size),
+        calls=int(members.size),
         errors=_count(failed[failed != 0]),
         measured=int(durations.size),
         total_ns=int(durations.sum()),
         p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
-        unfinished=int(calls.unfinished.sum()),
-        continued=int(calls.continued.sum()),
-        interrupted=_count(calls.errors[is_interrupted]),
-        denied=_count(denied),
+        unfinished=int(calls.unfinished[members].sum()),
+        continued=int(calls.continued[members].sum()),
+        interrupted=_count(errors[is_interrupted]),
+        denied=_count(np.where(denied.is_trap, _TRAP, denied.errors)),
         compat=number >= COMPAT,
         paths=_list_paths(paths, failed, reading.path_names),
     )
