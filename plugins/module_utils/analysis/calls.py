@@ -153,14 +153,20 @@ def find_numbers(names: Mapping[int, str], wanted: Collection[str]) -> list[int]
 class CallEvents:
     """The entries and exits of a trace. Feed it all batches, then `pair` them.
 
-    NAMES are those of system calls by number; FORMATS the trace's. SPECIFICATION is what was asked for, as the manifest has it.
+    NAMES are those of system calls by number; FORMATS the trace's. SPECIFICATION is what was asked for, EARLIER_SYSCALLS what was before that,
+    as the manifest has them.
     """
 
     def __init__(
-        self, formats: Mapping[str, EventFormat], names: Mapping[int, str], specification: Mapping[str, Any] | None
+        self,
+        formats: Mapping[str, EventFormat],
+        names: Mapping[int, str],
+        specification: Mapping[str, Any] | None,
+        earlier_syscalls: Collection[Mapping[str, Any]] = (),
     ) -> None:
         self._names = names
         self._specification = specification
+        self._selections = [(specification or {}).get("syscalls") or {}, *earlier_syscalls]
         self._fcntls = sorted({number % COMPAT for number in find_numbers(names, _FCNTLS)})
         self._raw = {end: formats.get(f"{_RAW}{end}") for end in ("enter", "exit")}
         self._own = {end: _list_own(formats, end, specification) for end in ("enter", "exit")}
@@ -217,8 +223,10 @@ class CallEvents:
         return Events(batch.tids[events], batch.times[events], numbers, values, np.full(events.size, is_own))
 
     def pair(self, compat: CompatTasks, *, is_complete: bool, since: int = NEVER) -> PairedCalls:
-        """The calls. COMPAT knows which threads ran 32-bit programs when. Where the trace IS_COMPLETE no CPU's begin is a gap of it;
-        what came before SINCE was recorded by other settings, or while the trace was stopped."""
+        """The calls that were asked for. COMPAT knows which threads ran 32-bit programs when.
+
+        Where the trace IS_COMPLETE no CPU's begin is a gap of it; what came before SINCE was recorded by other settings.
+        """
         enters, exits = _join(self._parts["enter"]), _join(self._parts["exit"])
         for events in (enters, exits):
             compat.mark(events.tids, events.times, events.numbers)
@@ -239,7 +247,23 @@ class CallEvents:
             since=since,
         )
         births = [np.concatenate(column) for column in zip(*self._births)] or [np.zeros(0, np.int64)] * 2
-        return pair_calls(enters, exits, self._names, scope, (births[0], births[1]), self._thread_execs)
+        calls = pair_calls(enters, exits, self._names, scope, (births[0], births[1]), self._thread_execs)
+        wanted = self._list_wanted()
+        if not wanted:
+            return calls
+        own = np.concatenate([events.numbers[events.is_own] for events in (enters, exits)])
+        return calls.select(np.isin(calls.numbers, [*wanted, *np.unique(own).tolist()]))
+
+    def _list_wanted(self) -> list[int]:
+        """Numbers of the calls that were asked for, now or earlier, none for all: the kernel's filter knows numbers only, and takes two
+        architectures' for one another."""
+        numbers: list[int] = []
+        for selection in self._selections:
+            native, compat = selection.get("native") or [], selection.get("compat") or []
+            if not native and not compat:
+                return []
+            numbers += [*native, *(number + COMPAT for number in compat)]
+        return numbers
 
 
 def _list_own(

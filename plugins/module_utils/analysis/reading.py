@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was in a trace. CALLS are its system calls, SYSCALLS their names by number, TASKS who threads were.
+    """What was in a trace. CALLS are those of its system calls that were asked for, SYSCALLS their names by number, TASKS who threads were.
 
     PATHS has for each call the number in PATH_NAMES of the path that it was given, or -1. EVENTS counts all events by system:name, FUNCTIONS
     calls of the kernel's own functions. REQUESTS counts what was asked for through io_uring. Times are nanoseconds of the trace's clock.
@@ -53,7 +53,9 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
     syscalls = read_names(manifest)
     tasks = TaskNames(first_tasks, last_tasks, trace.head.cmdlines)
     compat = CompatTasks(first_tasks, last_tasks)
-    call_events = CallEvents(trace.formats, syscalls, manifest.get("specification"))
+    call_events = CallEvents(
+        trace.formats, syscalls, manifest.get("specification"), manifest.get("earlier_syscalls") or ()
+    )
     functions = FunctionCounts()
     path_events = PathEvents(trace.formats)
     requests = RingRequests(trace.formats)

@@ -21,7 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading i
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import Process, TaskNames
 
 if TYPE_CHECKING:
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
 _MAX_PATHS = 10  # of a row; a table is to be read
 # What seccomp answers beside errors; no error has these numbers.
@@ -95,11 +95,10 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
     """The table of TRACE; MANIFEST names its system calls and its tasks. Calls shorter than MIN_LATENCY_NS, or of which
     only one end is in the trace, are left out where that is not 0."""
     reading = read_trace(trace, manifest)
-    calls = reading.calls
-    kept = _find_wanted(calls, manifest)
+    calls, paths = reading.calls, reading.paths
     if min_latency_ns:
-        kept &= calls.measured & (calls.durations >= min_latency_ns)
-    calls, paths = calls.select(kept), reading.paths[kept]
+        kept = calls.measured & (calls.durations >= min_latency_ns)
+        calls, paths = calls.select(kept), paths[kept]
     processes, name_numbers, known_names = _identify(calls, reading.tasks)
     tables = []
     for first_key in (processes, np.zeros_like(processes)):
@@ -122,19 +121,6 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
     )
 
 
-def _find_wanted(calls: PairedCalls, manifest: Mapping[str, Any]) -> Bools:
-    """Which calls were asked for, now or earlier: the kernel's filter knows numbers only, and takes two architectures' for one another."""
-    numbers: list[int] = []
-    chosen = (manifest.get("specification") or {}).get("syscalls")
-    for wanted in (chosen or {}, *manifest.get("earlier_syscalls", [])):
-        native, compat = wanted.get("native") or [], wanted.get("compat") or []
-        if not native and not compat:
-            return np.ones(calls.numbers.size, bool)
-        numbers += [*native, *(number + COMPAT for number in compat)]
-    kept: Bools = np.isin(calls.numbers, numbers)
-    return kept
-
-
 def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
     """Indices of the entries that are equal in all KEYS, group by group."""
     order = np.lexsort(keys[::-1])
@@ -150,7 +136,7 @@ def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
 def _make_row(
     calls: PairedCalls, members: Ints, paths: Ints, owners: list[Process], name: str, reading: Reading
 ) -> SyscallRow:
-    """The row of those CALLS that are MEMBERS, all of one number, and of the PATHS that they were given; the processes OWNERS are called NAME."""
+    """The row of the MEMBERS of CALLS, all of one number, which were given PATHS; OWNERS are the processes, called NAME."""
     number = int(calls.numbers[members[0]])
     errors = calls.errors[members]
     is_interrupted = np.isin(errors, list(RESTARTS))

@@ -5,11 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -207,6 +209,22 @@ static void denied(void) {
     getpid();
 }
 
+// A ring for requests, by hand: three of them by one call.
+static void rings(void) {
+    struct io_uring_params parameters = {0};
+    int ring = syscall(SYS_io_uring_setup, 4, &parameters);
+    char *queue = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    struct io_uring_sqe *entries = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+    unsigned *order = (unsigned *)(queue + parameters.sq_off.array), *tail = (unsigned *)(queue + parameters.sq_off.tail);
+    if (ring < 0 || queue == MAP_FAILED || entries == MAP_FAILED) _exit(1);
+    entries[0] = (struct io_uring_sqe){.opcode = IORING_OP_OPENAT, .fd = AT_FDCWD, .addr = (unsigned long)"/nonesuch"};
+    entries[1] = (struct io_uring_sqe){.opcode = IORING_OP_NOP};
+    entries[2] = (struct io_uring_sqe){.opcode = IORING_OP_NOP};
+    for (unsigned number = 0; number < 3; number++) order[number] = number;
+    __atomic_store_n(tail, 3, __ATOMIC_RELEASE);
+    syscall(SYS_io_uring_enter, ring, 3, 3, IORING_ENTER_GETEVENTS, 0, 0);
+}
+
 int main(int count, char **arguments) {
     const char *scene = count > 1 ? arguments[1] : "";
     if (!strcmp(scene, "after")) {
@@ -219,5 +237,6 @@ int main(int count, char **arguments) {
     if (!strcmp(scene, "forking")) forking();
     if (!strcmp(scene, "signals")) signals();
     if (!strcmp(scene, "denied")) denied();
+    if (!strcmp(scene, "rings")) rings();
     _exit(0);
 }

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 from support import host, images
+from support.every_kernel import report
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import RESTARTS, name_call, name_errno
@@ -113,46 +114,148 @@ def drop_beginning(calls: list[Call]) -> list[Call]:
 
 
 @pytest.fixture
-def run_scene(
-    container: Callable[..., str], programs: Path, tmp_path: Path
-) -> Callable[..., tuple[Reading, dict[int, list[Call]], str]]:
-    def run(program: str, scene: str, **options: object) -> tuple[Reading, dict[int, list[Call]], str]:
-        """What a trace and strace have of the same run, and the container's name."""
-        done = programs / "done"
-        done.unlink(missing_ok=True)
+def start_scene(container: Callable[..., str], programs: Path) -> Callable[..., tuple[str, int]]:
+    def start(program: str, scene: str, *options: str) -> tuple[str, int]:
+        """A container in which PROGRAM waits to play SCENE, and that process."""
+        (programs / "done").unlink(missing_ok=True)
         script = f"./{program} {scene}; : >done; sleep 1000"
-        volume = ("--network", "none", "-v", f"{programs}:/programs", "-w", "/programs")
+        volume = ("--network", "none", "-v", f"{programs}:/programs", "-w", "/programs", *options)
         name = container("busybox", "sh", "-c", script, options=volume)
         first = host.find_pid(name)
         children = Path(f"/proc/{first}/task/{first}/children")
-        pid = int(host.wait_until(children.read_text).split()[0])
-        output = tmp_path / f"strace-{scene}"
-        with host.start("strace", "-qq", "-ff", "-o", str(output), "-p", str(pid), stderr=subprocess.DEVNULL) as tracer:
-            host.wait_until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text())
-            host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB", **options)
-            (programs / "go").write_bytes(b"x")
-            host.wait_until(done.exists, 60)
-            tracer.wait(30)
-        host.call_module("ftrace_instance", containers=[name], state="stopped")
-        (capture,) = fetch_here(tmp_path / scene, containers=[name])
-        assert capture["manifest"]["complete"], capture["manifest"]
-        with open(capture["path"], "rb") as file:
-            reading = read_trace(Trace(file), read_manifest(capture["path"]))
-        threads = {int(path.suffix[1:]): read_strace(path) for path in tmp_path.glob(f"{output.name}.*")}
-        return reading, threads, name
+        return name, int(host.wait_until(children.read_text).split()[0])
 
-    return run
+    return start
+
+
+def play(programs: Path) -> None:
+    """Have the process that waits play its scene to the end."""
+    (programs / "go").write_bytes(b"x")
+    host.wait_until((programs / "done").exists, 60)
+
+
+def fetch(name: str, folder: Path) -> Path:
+    """The capture of container NAME, whose trace is stopped first."""
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    (capture,) = fetch_here(folder, containers=[name])
+    assert capture["manifest"]["complete"], capture["manifest"]
+    return Path(capture["path"])
 
 
 SCENES = ["single", "threaded", "forking", "signals", "denied"]
 
 
 @pytest.mark.parametrize(("program", "scene"), [*(("calls", scene) for scene in SCENES), ("calls32", "all")])
-def test_each_thread_makes_the_same_calls(run_scene, program, scene):
-    reading, threads, _name = run_scene(program, scene)
+def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, program, scene):
+    name, pid = start_scene(program, scene)
+    output = tmp_path / "strace"
+    with host.start("strace", "-qq", "-ff", "-o", str(output), "-p", str(pid), stderr=subprocess.DEVNULL) as tracer:
+        host.wait_until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text())
+        host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB")
+        play(programs)
+        tracer.wait(30)
+    capture = fetch(name, tmp_path / "traces")
+    with open(capture, "rb") as file:
+        reading = read_trace(Trace(file), read_manifest(str(capture)))
+    threads = {int(path.suffix[1:]): read_strace(path) for path in tmp_path.glob("strace.*")}
     assert len(threads) >= {"single": 1, "threaded": 3, "forking": 6, "signals": 4, "denied": 4, "all": 4}[scene]
     for tid, theirs in threads.items():
         ours = drop_beginning(list_calls(reading, tid))
         expected = drop_unseen(drop_beginning(theirs), ours)
         differences = [pair for pair in zip(expected, ours) if pair[0] != pair[1] and not is_known_difference(*pair)]
         assert (differences, len(expected)) == ([], len(ours)), tid
+
+
+@pytest.fixture
+def report_scene(start_scene, programs, tmp_path):
+    def run(scene: str, *docker_options: str, **options: object) -> tuple[dict, dict]:
+        """The report of a trace of SCENE with OPTIONS, and of it the rows of the program by system call."""
+        name, _pid = start_scene("calls", scene, *docker_options)
+        host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB", **options)
+        play(programs)
+        fetch(name, tmp_path / "traces")
+        (summary,) = report(tmp_path / "traces", tmp_path / "report")
+        return summary, {row["syscall"]: row for row in summary["programs"] if row["name"] == "calls"}
+
+    return run
+
+
+def test_what_seccomp_denies_is_booked_as_denied(report_scene, tmp_path):
+    summary, rows = report_scene("denied")
+    denied = {call: row["denied"] for call, row in rows.items() if row["denied"]}
+    assert denied == {
+        "getppid": {"EPERM": 1},
+        "getuid": {"no error": 1},
+        "geteuid": {"ENOSYS": 1},
+        "getgid": {"SIGSYS": 1},
+        "getegid": {"SIGSYS": 1},
+        "read": {"SIGSYS": 1},
+        "openat": {"EACCES": 1},
+    }
+    assert (rows["getppid"]["errors"], rows["getgid"]["errors"]) == ({"EPERM": 1}, {})
+    # What the program waited in when the trace began is no denial.
+    assert sum(row["continued"] for row in summary["programs"] if row["name"] == "calls") <= 1
+    assert "EPERM 1, denied EPERM 1" in (tmp_path / "report/summary.txt").read_text()
+
+
+def test_what_a_signal_interrupts_is_no_error(report_scene):
+    _summary, rows = report_scene("signals")
+    # Three times the kernel made the call again, once the program was told.
+    assert (rows["read"]["errors"], rows["read"]["interrupted"]) == ({}, {"ERESTARTSYS": 4})
+    # The one who was killed in it was interrupted, too.
+    assert rows["pause"]["interrupted"] == {"ERESTARTNOHAND": 2}
+    assert rows["rt_sigreturn"]["errors"] == {}
+
+
+def test_returns_from_handlers_that_are_all_that_was_asked_for_have_ends(report_scene):
+    _summary, rows = report_scene("signals", syscalls=["rt_sigreturn"])
+    assert list(rows) == ["rt_sigreturn"]
+    row = rows["rt_sigreturn"]
+    assert (row["calls"], row["measured"], row["unfinished"]) == (7, 7, 0)
+
+
+def test_a_thread_that_execs_leaves_the_calls_of_the_others_their_names(report_scene):
+    summary, rows = report_scene("threaded")
+    assert rows["clone3"]["calls"] == 2
+    execs = [row for row in summary["processes"] if row["syscall"] == "execve"]
+    assert [(row["name"], row["calls"], row["measured"], row["unfinished"]) for row in execs] == [("calls", 1, 1, 0)]
+    names = {row["name"] for row in summary["processes"] if row["pids"] == execs[0]["pids"]}
+    assert names == {"calls", "runner"}
+
+
+@pytest.mark.parametrize("events", [["syscalls:sys_enter_close", "syscalls:sys_exit_close"], ["syscalls:sys_*_close"]])
+def test_events_of_single_calls_are_calls(report_scene, events):
+    _summary, rows = report_scene("single", events=events)
+    assert list(rows) == ["close"]
+    row = rows["close"]
+    assert (row["calls"], row["measured"], row["errors"]) == (2, 2, {"EBADF": 1})
+
+
+def test_of_an_event_and_a_call_that_are_the_same_there_is_one_row(report_scene):
+    _summary, rows = report_scene(
+        "single", syscalls=["close"], events=["syscalls:sys_*_close", "syscalls:sys_exit_getpid"]
+    )
+    assert {call: (row["calls"], row["measured"], row["continued"]) for call, row in rows.items()} == {
+        "close": (2, 2, 0),
+        "getpid": (2, 0, 0),
+    }
+
+
+def test_classes_of_calls_are_those_of_strace(report_scene):
+    _summary, rows = report_scene("single", syscalls=["%file", "clock", "%desc", "%process"])
+    assert {"openat", "pipe2", "close", "fcntl", "exit_group"} <= set(rows)
+    assert not {"getpid", "setpgid", "times"} & set(rows)
+
+
+@pytest.mark.parametrize("profile", ["files", None])
+def test_requests_by_io_uring_are_named(report_scene, tmp_path, profile):
+    wish = {"profile": profile} if profile else {"syscalls": ["openat"]}
+    summary, rows = report_scene("rings", "--security-opt", "seccomp=unconfined", **wish)
+    text = (tmp_path / "report/summary.txt").read_text()
+    assert not any("ENOENT" in row["errors"] for row in rows.values())
+    if profile:
+        assert summary["io_uring"] == {"recorded": True, "requests": {"NOP": 2, "OPENAT": 1}, "polled": False}
+        assert "io_uring, no system calls: NOP 2, OPENAT 1" in text
+    else:
+        assert summary["io_uring"] == {"recorded": False, "requests": {}, "polled": False}
+        assert "io_uring: requests were not recorded and could not be seen" in text

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 
 import pytest
@@ -111,3 +112,56 @@ def test_a_hostile_name_is_text():
 
 def test_a_line_of_names_whose_number_int_does_not_take_is_passed_over():
     assert feed([], cmdlines="\u00b2 x\n5 y\n".encode()).find_name(5, 0) == "y"
+
+
+def make_exec(pid, path, old_pid=None):
+    return pages.make_record(365, pid, struct.pack("HHii", 20, len(path) + 1, pid, old_pid or pid) + path + b"\0")
+
+
+def test_what_a_thread_that_execs_was_called_is_no_name_of_its_process():
+    names = feed(
+        [
+            (100, pages.make_newtask(5, 6, b"web", pages.CLONE_THREAD)),
+            (200, pages.make_rename(6, b"web", b"runner")),
+            (300, pages.make_rename(5, b"runner", b"ls")),
+            (310, make_exec(5, b"/bin/ls", 6)),
+        ],
+        [make_task(5, 5, "web")],
+        [make_task(5, 5, "ls")],
+    )
+    assert [names.find_name(5, time) for time in (0, 299, 300)] == ["web", "web", "ls"]
+    assert [names.find_name(6, time) for time in (150, 250)] == ["web", "runner"]
+
+
+def test_a_number_that_is_used_again_is_of_another_process():
+    names = feed(
+        [
+            (100, pages.make_newtask(1, 5, b"a")),
+            (200, pages.make_newtask(5, 6, b"a", pages.CLONE_THREAD)),
+            (300, pages.make_newtask(1, 7, b"b")),
+            (400, pages.make_newtask(7, 6, b"b", pages.CLONE_THREAD)),
+            (500, pages.make_newtask(1, 5, b"c")),
+            (600, pages.make_newtask(5, 6, b"c", pages.CLONE_THREAD)),
+        ],
+        [make_task(6, 4, "old", 2), make_task(4, 4, "old", 1)],
+        [make_task(5, 5, "c", 9)],
+    )
+    assert [names.find_process(6, time).pid for time in (0, 200, 399, 400, 600)] == [4, 5, 5, 7, 5]
+    first, last = names.find_process(6, 200), names.find_process(6, 600)
+    assert (first.pid, last.pid, first.number == last.number) == (5, 5, False)
+    assert (first.container_pid, last.container_pid) == (None, 9)
+    assert names.find_process(6, 0).container_pid == 1
+    assert [names.find_container_pid(6, time) for time in (0, 300, 600)] == [2, None, None]
+    assert names.find_name(6, 0) == "old"
+
+
+def test_who_is_in_no_list_is_named_after_his_program():
+    # The rename that came with the exec was the runtime's, and is left out of a trace.
+    names = feed([(100, make_exec(5, b"/usr/local/bin/a-very-long-program-name"))], cmdlines=b"")
+    assert (names.find_name(5, 99), names.find_name(5, 100)) == ("?", "a-very-long-pro")
+
+
+def test_a_rename_is_better_than_a_path():
+    # By a descriptor a program has no path: execveat(2).
+    names = feed([(100, pages.make_rename(5, b"sh", b"tool")), (110, make_exec(5, b"/dev/fd/5"))])
+    assert (names.find_name(5, 99), names.find_name(5, 200)) == ("sh", "tool")
