@@ -248,13 +248,13 @@ class CallEvents:
         )
         births = [np.concatenate(column) for column in zip(*self._births)] or [np.zeros(0, np.int64)] * 2
         calls = pair_calls(enters, exits, self._names, scope, (births[0], births[1]), self._thread_execs)
-        wanted = self._list_wanted()
-        if not wanted:
+        selected = self._list_selected()
+        if not selected:
             return calls
         own = np.concatenate([events.numbers[events.is_own] for events in (enters, exits)])
-        return calls.select(np.isin(calls.numbers, [*wanted, *np.unique(own).tolist()]))
+        return calls.select(np.isin(calls.numbers, [*selected, *np.unique(own).tolist()]))
 
-    def _list_wanted(self) -> list[int]:
+    def _list_selected(self) -> list[int]:
         """Numbers of the calls that were asked for, now or earlier, none for all: the kernel's filter knows numbers only, and takes two
         architectures' for one another."""
         numbers: list[int] = []
@@ -401,10 +401,11 @@ def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[Thr
         starters = starters.copy()
         is_exec = np.isin(exits.numbers, execs)
         for moved in thread_execs:
-            candidates = np.flatnonzero(is_exec & (exits.tids == moved.new) & (exits.times >= moved.time))
-            if candidates.size:
-                first = exits.times[candidates].min()
-                starters[candidates[exits.times[candidates] == first]] = moved.old
+            for is_own in (False, True):
+                mine = is_exec & (exits.is_own == is_own) & (exits.tids == moved.new) & (exits.times >= moved.time)
+                ends = np.flatnonzero(mine)
+                if ends.size:
+                    starters[ends[np.argmin(exits.times[ends])]] = moved.old
     return starters
 
 
