@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_classes import CLASSES
 
 # What is asked for through io_uring is no system call. Its events: for each request (they have been renamed), and for each ring that is made.
 IO_URING_REQUESTS = ("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe")
@@ -16,6 +17,9 @@ _FILE_CALLS = (
     *("%file", "fchdir", "fchmod", "fchown*", "ftruncate*", "fallocate", "fsync", "fdatasync", "*getdents*", "fstat*"),
     *("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr", "open_by_handle_at", "fsmount"),
 )
+# 32-bit programs' numbers of these are those of write, poll and pread64 of others, which would be recorded all the time. Ends are events.
+_PROCESS_CALLS = tuple(sorted(CLASSES["process"] - {"exit", "waitpid"}))
+_MEMORY_CALLS = tuple(sorted(CLASSES["memory"] - {"break"}))
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ PROFILES = {
         _optional(
             "sched:sched_process_fork", "sched:sched_process_exit", "signal:signal_generate", "signal:signal_deliver"
         ),
-        ("%process",),
+        _PROCESS_CALLS,
     ),
     # What the page cache and the kernel's own objects grow by: no tracer of system calls can see it.
     "memory": Profile(
@@ -75,7 +79,7 @@ PROFILES = {
                 needed_field="name",
             ),
         ),
-        ("%memory",),
+        _MEMORY_CALLS,
     ),
     "startup": Profile(
         _IO_URING + _optional("sched:sched_process_fork", "sched:sched_process_exit"),
