@@ -348,7 +348,9 @@ def pair_calls(
     begins, ends = times[begun], times[calls]
     lone = np.flatnonzero(~has_begun)
     previous = np.maximum(calls[lone] - 1, 0)
-    before = np.where((calls[lone] > 0) & (starters[previous] == starters[calls[lone]]), times[previous], NEVER)
+    # Behind an entry without its exit something is missing: in one thread there is no other call between the two.
+    is_near = (calls[lone] > 0) & (starters[previous] == starters[calls[lone]]) & (kinds[previous] != _ENTER)
+    before = np.where(is_near, times[previous], NEVER)
     places = order[calls]
     results = np.where(has_ended, _gather([nobody, enters.values, exits.values], places), 0)
     entry_values = _gather([nobody, enters.values, exits.values], order[begun])

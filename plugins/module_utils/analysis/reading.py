@@ -97,4 +97,6 @@ def _find_change(manifest: Mapping[str, Any]) -> int:
     if not isinstance(changed, dict):
         return NEVER
     real, offset = changed.get("real_time_ns"), changed.get("offset_ns")
-    return real - offset if isinstance(real, int) and isinstance(offset, int) else NEVER
+    if not isinstance(real, int) or not isinstance(offset, int):
+        return NEVER
+    return max(NEVER, min(real - offset, -NEVER))  # it came from a host

@@ -110,7 +110,9 @@ def _are_selections(selections: Any) -> bool:
 def _is_specification(specification: Any) -> bool:
     if specification is None:
         return True
-    wanted = specification.get("syscalls") if isinstance(specification, dict) else 0
+    if not isinstance(specification, dict) or not isinstance(specification.get("events") or [], (list, dict)):
+        return False
+    wanted = specification.get("syscalls")
     return wanted is None or (
         isinstance(wanted, dict)
         and all(

@@ -179,9 +179,11 @@ class TaskNames:
         """The process of the first thread that had number TID."""
         task = self._first.get(tid) or (None if tid in self._births else self._last.get(tid))
         pid = task["tgid"] if task else tid
-        if pid != tid:
-            return self._find_owner(pid, _BEGIN)
-        return self._make_process(pid, _BEGIN)
+        if pid == tid:
+            return self._make_process(pid, _BEGIN)
+        if pid not in self._owners:
+            self._owners[pid] = _History([_BEGIN], [self._make_process(pid, _BEGIN)])
+        return self._owners[pid].values[0]
 
     def _find_owner(self, tid: int, time: int) -> Process:
         history = self._owners.get(tid)

