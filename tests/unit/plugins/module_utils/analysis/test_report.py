@@ -124,6 +124,37 @@ def test_letters_of_all_languages_stay():
     assert "größe 日本" in format_one(make_row(name="größe 日本"))
 
 
+def test_what_was_denied_or_interrupted_stands_beside_errors():
+    row = make_row(errors={"EPERM": 2}, interrupted={"ERESTARTSYS": 4}, denied={"EPERM": 1, "SIGSYS": 3})
+    assert format_one(row).splitlines()[2].endswith("  EPERM 2, ERESTARTSYS 4, denied EPERM 1, denied SIGSYS 3")
+    assert format_one(make_row(errors={})).splitlines()[2].endswith("  -")
+
+
+@pytest.mark.parametrize(
+    ("rings", "line"),
+    [
+        (
+            {"recorded": True, "requests": {"READ": 5, "\x1b": 1}, "polled": False},
+            "io_uring, no system calls: READ 5, ? 1",
+        ),
+        (
+            {"recorded": True, "requests": {}, "polled": True},
+            "io_uring: the kernel polls for requests (SQPOLL); those could",
+        ),
+        (
+            {"recorded": False, "requests": {}, "polled": False},
+            "io_uring: requests were not recorded and could not be seen",
+        ),
+        ({"recorded": True, "requests": {}, "polled": False}, None),
+    ],
+)
+def test_what_is_known_of_requests_by_io_uring(rings, line):
+    text = format_one(make_row(), io_uring=rings)
+    assert line in text if line else "io_uring" not in text
+    # Where no calls were recorded there is nothing that could be missing.
+    assert rings["recorded"] or "io_uring" not in format_one(io_uring=rings)
+
+
 def test_forty_rows_are_shown():
     text = format_one(*(make_row(name=f"p{number}") for number in range(40)))
     assert "p39" in text
