@@ -196,7 +196,7 @@ class CallEvents:
                 parts.append(self._read(batch, batch.select(raw.id), raw, end))
             if self._own[end]:
                 known = self._own[end][0]
-                events = np.flatnonzero(np.isin(batch.types, [one.id for one in self._own[end]]))
+                events = np.flatnonzero(np.isin(batch.types, [event.id for event in self._own[end]]))
                 parts.append(self._read(batch, events, known, end))
         if self._newtask:
             events = batch.select(self._newtask.id)
@@ -233,17 +233,20 @@ class CallEvents:
         gaps = list(self._gaps)
         if not is_complete:
             gaps += [(NEVER, first) for first in self._first_times.values()]
-        starts, ends = _merge_gaps(gaps)
+        gap_starts, gap_ends = _merge_gaps(gaps)
         if enters.times.size:
             since = max(since, int(enters.times.min()))
         wanted = self._specification or {}
         is_raw = wanted.get("syscalls") is not None if "syscalls" in wanted else self._raw["enter"] is not None
-        is_whole = (is_raw or bool((~enters.is_own).any())) and not wanted.get("errors_only")
+        recorded = []
+        for events in (enters, exits):
+            is_whole = (is_raw or bool((~events.is_own).any())) and not wanted.get("errors_only")
+            recorded.append(None if is_whole else np.unique(events.numbers[events.is_own]).tolist())
         scope = Scope(
-            enters=None if is_whole else np.unique(enters.numbers[enters.is_own]).tolist(),
-            exits=None if is_whole else np.unique(exits.numbers[exits.is_own]).tolist(),
-            gap_starts=starts,
-            gap_ends=ends,
+            enters=recorded[0],
+            exits=recorded[1],
+            gap_starts=gap_starts,
+            gap_ends=gap_ends,
             since=since,
         )
         births = [np.concatenate(column) for column in zip(*self._births)] or [np.zeros(0, np.int64)] * 2
