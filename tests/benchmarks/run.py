@@ -538,7 +538,10 @@ def bench_report(_inventory: Path) -> None:
             after = os.times()
             return sum(after[:4]) - sum(before[:4])
 
-        ours = [time_cpu(lambda: summarize_capture(capture["path"], capture["manifest"], folder)) for _round in range(ROUNDS)]
+        ours = [
+            time_cpu(lambda: summarize_capture(capture["path"], capture["manifest"], folder))
+            for _round in range(ROUNDS)
+        ]
         theirs = [time_cpu(lambda: host.run("trace-cmd", "report", capture["path"])) for _round in range(ROUNDS)]
         host.call_module("ftrace_instance", containers=[name], state="absent")
     millions = capture["manifest"]["entries"] / 1e6
