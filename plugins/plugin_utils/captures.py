@@ -57,6 +57,8 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
         segment.head.options.append(tables.pack(manifest))
         shown = {name: manifest.pop(name) for name in tables.NAMES if name in manifest}
+        if "reasons" not in manifest:  # an older version of this collection has drained it
+            manifest["reasons"] = [] if manifest.get("complete") else [f"{manifest.get('lost')} events were lost"]
         manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
         stamp = find_stamp(os.path.basename(path))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import host
+from support.every_kernel import report
 from support.fetching import fetch_here
 
 # The last state in which plain rings had no recorder, recorders did not listen, and manifests had no version.
@@ -88,6 +89,16 @@ def test_an_older_ring_is_fetched_stopped_and_removed(older, busy, tmp_path, opt
     assert fetch(busy, tmp_path)["entries"] > 0
     assert host.call_module("ftrace_instance", containers=[busy], state="absent")["changed"]
     assert host.list_instances() == []
+
+
+def test_what_an_older_version_has_drained_and_not_brought_home_comes_with_the_next_fetch(older, busy, tmp_path):
+    older("ftrace_instance", containers=[busy], syscalls=SYSCALLS)
+    host.wait_until(lambda: sum(cpu["entries"] for cpu in info(busy)["cpus"]) > 100)
+    older("ftrace_fetch", containers=[busy], dest=str(tmp_path), _methods=["zstd"])
+    first, second = (one["manifest"] for one in fetch_here(tmp_path, containers=[busy]))
+    assert ("version" in first, first["complete"], first["reasons"]) == (False, True, [])
+    assert ("version" in second, second["complete"]) == (True, False)
+    assert len(report(tmp_path, tmp_path / "report")) == 2
 
 
 def test_an_older_recorder_gives_way_where_its_traces_go_on(older, container, busy, tmp_path):
