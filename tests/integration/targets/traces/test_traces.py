@@ -400,7 +400,7 @@ def test_damaged_captures_are_named(worker, tmp_path):
         host.call_module("ftrace_report", src=path, dest=str(tmp_path / "out"))
     with open(path, "wb") as file:
         file.write(b"something else")
-    with pytest.raises(host.ModuleFailed, match="not a trace.dat"):
+    with pytest.raises(host.ModuleFailed, match="is no trace.dat"):
         host.call_module("ftrace_report", src=path, dest=str(tmp_path / "out"))
     with pytest.raises(host.ModuleFailed, match="there is no capture"):
         host.call_module("ftrace_report", src=str(tmp_path / "out2"), dest=str(tmp_path / "out"))
