@@ -248,7 +248,8 @@ captures:
         time:
           description:
             - The same, measured when the trace began (C(start)) and when it was stopped or, while it runs, fetched (C(end)), each with its
-              uncertainty and the real time of the measurement. V(null) where nobody saw the start, or for clocks that only the kernel reads.
+              uncertainty and the real time of the measurement; before C(changed) events may be missing for having been fetched or selected
+              otherwise. V(null) where nobody saw the start, or for clocks that only the kernel reads.
           type: dict
           sample: {start: {offset_ns: 1790000000000000000, uncertainty_ns: 80, real_time_ns: 1790000001000000000}}
         boot_id:

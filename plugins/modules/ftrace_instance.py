@@ -60,17 +60,20 @@ options:
   profile:
     description:
       - A ready answer to a question, to which O(syscalls) and O(events) add. The measured cost of each is in C(docs/benchmarks.md).
-      - V(errors) records system calls that fail, V(syscalls) all of them, V(files) those that name files or change their attributes,
-        V(network) those of sockets beside TCP's states, resets and retransmissions, V(exec) those that start, signal and end
-        processes beside forks, ends and signals, V(startup) what a program looks for while it starts.
+      - V(errors) records system calls that fail, V(syscalls) all of them, V(files) those that name files (C(%file)) or change open ones,
+        V(network) those of sockets (C(%network)) beside TCP's states, resets and retransmissions, V(exec) those that start, signal and end
+        processes (C(%process)) beside forks, ends and signals, V(startup) what a program looks for while it starts. These but V(exec) record
+        requests by io_uring, too, which are no system calls.
       - V(sched) records when threads run, wait, wake and move; V(memory) what the page cache and the kernel's objects for
         directory entries and inodes grow by (these on kernels whose events say names of caches), page faults, reclaim, and calls that change
-        mappings. What an event does for somebody else, such as an interrupt, is booked on whom it interrupts.
+        mappings (C(%memory)). What an event does for somebody else, such as an interrupt, is booked on whom it interrupts.
     type: str
     choices: [errors, syscalls, files, network, sched, exec, memory, startup]
   syscalls:
     description:
       - Names of the system calls to record, or shell globs of such, filtered in the kernel; V(*) means all.
+      - Or strace's classes of calls, V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock),
+        of which those are recorded that the host has. But for V(%signal) and V(%ipc) the sign may be left out.
       - Without any of O(syscalls), O(errors_only), O(events), O(profile) and O(tracer) all are recorded.
     type: list
     elements: str
@@ -93,7 +96,8 @@ options:
         list of what the event sets off, each as C(ACTION[:COUNT] [if CONDITION]). Actions are C(stacktrace), C(traceoff), C(traceon),
         C(enable_event:SYSTEM:NAME), C(disable_event:SYSTEM:NAME) and, where the kernel has them, C(snapshot) and C(hist:keys=FIELD).
         They are set off by processes of the container only, and reach its own trace only.
-      - Of several entries for one event the last one counts. The kernel gives events of the system C(syscalls) for 64-bit programs only.
+      - Of several entries for one event the last one counts. The kernel gives events of the system C(syscalls) for 64-bit programs only;
+        a report counts what they tell as calls.
     type: list
     elements: raw
     default: []

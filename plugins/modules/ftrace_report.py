@@ -96,6 +96,8 @@ summary:
     - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
       began or ended in the capture, C(unfinished) those of them that did not end in it and C(continued) those that did not begin in it.
       To add up captures of one trace, leave out what is C(continued) in all but the first.
+    - C(denied) counts what seccomp answered in the kernel's place, by error, C(SIGSYS) or C(no error), and C(interrupted) what a signal ended
+      before its time, which the kernel begins again or lets fail with EINTR. C(docs/calls.md) says what strace would show.
   returned: success
   type: dict
   contains:
@@ -162,6 +164,12 @@ summary:
           description: What can be done about it.
           type: str
           sample: fetch or record it again, or remove it
+        io_uring:
+          description:
+            - What is known of requests by io_uring, which are no system calls - whether they were C(recorded), how many there were of which
+              operation (C(requests)), and whether some could not be seen as the kernel itself C(polled) for them.
+          type: dict
+          sample: {recorded: true, requests: {READ: 12}, polled: false}
 files:
   description: The files that were asked for, by format.
   returned: success

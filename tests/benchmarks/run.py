@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
 
-Usage: run.py [NAME…], of: images, containers, rights, scale, calls, connection, push, fetch, drain, slowdown, record.
+Usage: run.py [NAME…], of: images, containers, rights, scale, calls, connection, push, fetch, drain, slowdown, record, report.
 Prints tables in Markdown.
 """
 
@@ -27,6 +27,7 @@ from support import host, images, serving, sshd
 from support.stops import count_stops
 from tables import make_ratios, print_table
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import summarize_capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import RIGHTS
@@ -519,6 +520,41 @@ def bench_record(_inventory: Path) -> None:
     print_table("mode: record", headings, rows)
 
 
+def bench_report(_inventory: Path) -> None:
+    """What a report costs the controller, beside `trace-cmd report` of the same capture, which pairs no calls."""
+    storm = Path(images.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
+    command = ("/usr/bin/python3", "-S", "-c", storm, "10", "100000")
+    with containers(1, *command, image="python") as (name,), tempfile.TemporaryDirectory() as folder:
+        host.call_module("ftrace_instance", containers=[name], buffer_size="128MiB")
+        host.docker("kill", "--signal", "USR1", name)
+        host.wait_until(lambda: "calls" in host.docker("logs", name), 60)
+        host.call_module("ftrace_instance", containers=[name], state="stopped")
+        fetched = host.ad_hoc("localhost", "ftrace_fetch", {"dest": folder, "containers": [name]})
+        capture = fetched["captures"][0]
+
+        def time_cpu(function: Callable[[], Any]) -> float:
+            before = os.times()
+            function()
+            after = os.times()
+            return sum(after[:4]) - sum(before[:4])
+
+        ours = [
+            time_cpu(lambda: summarize_capture(capture["path"], capture["manifest"], folder))
+            for _round in range(ROUNDS)
+        ]
+        theirs = [time_cpu(lambda: host.run("trace-cmd", "report", capture["path"])) for _round in range(ROUNDS)]
+        host.call_module("ftrace_instance", containers=[name], state="absent")
+    millions = capture["manifest"]["entries"] / 1e6
+    ours_s, theirs_s = statistics.median(ours), statistics.median(theirs)
+    headings = [
+        "million events",
+        "ftrace_report, CPU per million, s",
+        "trace-cmd report, CPU per million, s",
+        "times ours",
+    ]
+    print_table("A report", headings, [[millions, ours_s / millions, theirs_s / millions, theirs_s / ours_s]])
+
+
 def bench_images(_inventory: Path) -> None:
     """Builds from nothing and from the cache, sizes, and the first start of a program from an image that nobody has read."""
     rows: list[list[Any]] = []
@@ -578,6 +614,7 @@ BENCHMARKS = {
     "drain": bench_drain,
     "slowdown": bench_slowdown,
     "record": bench_record,
+    "report": bench_report,
 }
 
 

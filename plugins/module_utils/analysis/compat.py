@@ -16,8 +16,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats i
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
-# Added to the number of a 32-bit program's call.
-COMPAT = 1 << 16
+# Added to the number of a 32-bit program's call. Numbers themselves have 32 bits, and programs may make up any of these.
+COMPAT = 1 << 32
 _NEWTASK = "task:task_newtask"
 _EXEC = "sched:sched_process_exec"
 _EXIT_OF_EXEC = "syscalls:sys_exit_execve"

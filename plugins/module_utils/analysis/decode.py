@@ -37,7 +37,7 @@ class Batch:
     """Events of some pages of one CPU, in the order of writing.
 
     TIMES are nanoseconds of the trace's clock, TYPES event numbers, TIDS threads of the host; RECORDS are the places of
-    the events' records in DATA. One entry per event in each.
+    the events' records in DATA. One entry per event in each. GAPS are indices of events before which the kernel has lost some.
     """
 
     cpu: int
@@ -47,6 +47,7 @@ class Batch:
     tids: Ints
     records: Ints
     lengths: Ints
+    gaps: Ints
 
     def select(self, number: int) -> Ints:
         """Indices of the events of type NUMBER."""
@@ -193,14 +194,15 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
         places[live] = at + ((size + 3) & ~3)
         live = live[~is_over]
         live = live[places[live] + 4 <= ends[live]]
-    return _sort(steps, data, cpu)
+    missed = np.flatnonzero(page_headers[:, 1] & np.uint64(tracedat.MISSED_EVENTS))
+    return _sort(steps, missed, data, cpu)
 
 
-def _sort(steps: list[tuple[Ints, Times, Ints, Ints]], data: Bytes, cpu: int) -> Batch:
-    """One Batch from the events of all steps, back in the order of pages."""
+def _sort(steps: list[tuple[Ints, Times, Ints, Ints]], missed: Ints, data: Bytes, cpu: int) -> Batch:
+    """One Batch from the events of all steps, back in the order of pages; before the pages MISSED events were lost."""
     if not steps:
         empty = np.zeros(0, np.int64)
-        return Batch(cpu, data, empty, empty, empty, empty, empty)
+        return Batch(cpu, data, empty, empty, empty, empty, empty, empty)
     pages = np.concatenate([step[0] for step in steps])
     order = np.argsort(pages, kind="stable")
     records = np.concatenate([step[2] for step in steps])[order]
@@ -208,4 +210,5 @@ def _sort(steps: list[tuple[Ints, Times, Ints, Ints]], data: Bytes, cpu: int) ->
     tids = data.view(np.int32)[(records >> 2) + 1].astype(np.int64)
     times = np.concatenate([step[1] for step in steps])[order].astype(np.int64)
     lengths = np.concatenate([step[3] for step in steps])[order]
-    return Batch(cpu, data, times, types, tids, records, lengths)
+    gaps = np.searchsorted(pages[order], missed)
+    return Batch(cpu, data, times, types, tids, records, lengths, gaps[gaps < times.size])

@@ -162,7 +162,9 @@ def _are_selections(selections: Any) -> bool:
 def _is_specification(specification: Any) -> bool:
     if specification is None:
         return True
-    wanted = specification.get("syscalls") if isinstance(specification, dict) else 0
+    if not isinstance(specification, dict) or not isinstance(specification.get("events") or [], (list, dict)):
+        return False
+    wanted = specification.get("syscalls")
     return wanted is None or (
         isinstance(wanted, dict)
         and all(
@@ -222,6 +224,7 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
         "events": table.events,
         "event_counts": table.counts,
         "functions": table.functions,
+        "io_uring": _describe_rings(table, manifest),
         "min_latency_ns": min_latency_ns,
         "programs": [_describe(row) for row in table.programs],
         "processes": [_describe(row) for row in table.processes],
@@ -240,6 +243,14 @@ def _compare(events: int, manifest: dict[str, Any]) -> list[str]:
 
 def _describe(row: SyscallRow) -> dict[str, Any]:
     return {**asdict(row), "failures": row.failures}
+
+
+def _describe_rings(table: TraceTable, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What is known of requests by io_uring, which are no system calls: whether they were RECORDED, which, and whether some
+    could not be since the kernel POLLED for them."""
+    wanted = manifest.get("specification") or {}
+    recorded = bool(table.requests) or bool(wanted.get("io_uring"))
+    return {"recorded": recorded, "requests": table.requests, "polled": table.has_polled}
 
 
 def _sum_errors(table: TraceTable) -> dict[str, int]:
@@ -285,6 +296,7 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
     else:
         yield from _gen_table([_cells(row) for row in rows])
     yield from _gen_failed_paths(one["programs"])
+    yield from _gen_rings(one["io_uring"], has_calls=bool(rows))
     if one["min_latency_ns"]:
         yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
     others = [
@@ -319,8 +331,21 @@ def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"    {_clean(row['name'])} {_clean(row['syscall'])} {_clean(use['path'])!r}: {errors}"
 
 
+def _gen_rings(rings: dict[str, Any], *, has_calls: bool) -> Iterator[str]:
+    """What can be said of requests by io_uring, beside calls."""
+    if rings["requests"]:
+        requests = ", ".join(f"{_clean(name)} {count}" for name, count in rings["requests"].items())
+        yield f"  io_uring, no system calls: {requests}"
+    if rings["polled"]:
+        yield "  io_uring: the kernel polls for requests (SQPOLL); those could not be seen"
+    if has_calls and not rings["recorded"]:
+        yield "  io_uring: requests were not recorded and could not be seen (ftrace_instance's profiles record them)"
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    errors = ", ".join(f"{name} {count}" for name, count in row["errors"].items())
+    words = [f"{name} {count}" for name, count in (*row["errors"].items(), *row["interrupted"].items())]
+    words += [f"denied {name} {count}" for name, count in row["denied"].items()]
+    errors = ", ".join(words)
     return (
         _clean(row["name"]),
         str(row["pids"][0]) if len(row["pids"]) == 1 else f"{len(row['pids'])} of them",

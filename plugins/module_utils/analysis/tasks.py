@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which process and which name a thread had at a time, from the process events of a trace and what was known besides.
 
-The kernel's list of names knows only the last name of each thread; these events know all that changed meanwhile.
+The kernel's list of names knows only the last name of each thread; these events know all that changed meanwhile. A number
+may be used again, so whose it was is a question of time, too.
 """
 
 from __future__ import annotations
@@ -10,41 +11,80 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass, field
-from typing import Any, Iterable
+from typing import Any, Generic, Iterable, TypeVar
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat
 
 _CLONE_THREAD = 0x10000
+_MAX_NAME = 15
 UNKNOWN_NAME = "?"
+_BEGIN = -(1 << 62)
+_BIRTH, _RENAME, _EXEC = range(3)  # in the order of their moments where the times are the same
+_Value = TypeVar("_Value")
 
 
 @dataclass
-class _History:
-    """Names of one thread: from TIMES[i] on it was NAMES[i]."""
+class _History(Generic[_Value]):
+    """What was so of one thread: from TIMES[i] on it was VALUES[i]."""
 
     times: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    values: list[_Value] = field(default_factory=list)
+
+    def add(self, time: int, value: _Value) -> None:
+        self.times.append(time)
+        self.values.append(value)
+
+    def find(self, time: int) -> _Value:
+        return self.values[bisect.bisect_right(self.times, time) - 1]
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: PID as the host numbers it, and CONTAINER_PID inside the container, None where it had ended before anyone looked.
+
+    NUMBER tells processes of a trace apart whose PID is the same.
+    """
+
+    number: int
+    pid: int
+    container_pid: int | None
+
+
+@dataclass(frozen=True)
+class _Change:
+    """At TIME thread TID was born, by thread OTHER, or was renamed from OLD, or got, as thread OTHER, a program called NAME."""
+
+    time: int
+    kind: int
+    tid: int
+    name: str
+    other: int = 0
+    old: str = ""
+    is_thread: bool = False
 
 
 class TaskNames:
-    """Answers who thread TID was at a time. Feed it all batches first, then `finish`."""
+    """Answers who thread TID was at a time. Feed it all batches first, then `finish`.
 
-    def __init__(self, manifest_tasks: Iterable[dict[str, Any]], cmdlines: bytes) -> None:
-        self._changes: list[tuple[int, int, str, str]] = []  # time, tid, name before, name after
-        self._births: list[tuple[int, int, int]] = []  # time, tid, for a thread the tid that made it
-        self._histories: dict[int, _History] = {}
-        self._processes: dict[int, int] = {}
-        self._container_tids: dict[int, int] = {}
-        self._last_names: dict[int, str] = {}
+    FIRST_TASKS and LAST_TASKS are the manifest's tasks of the trace's start and end, CMDLINES the kernel's list of names.
+    """
+
+    def __init__(
+        self, first_tasks: Iterable[dict[str, Any]], last_tasks: Iterable[dict[str, Any]], cmdlines: bytes
+    ) -> None:
+        self._first = {task["tid"]: task for task in first_tasks}
+        self._last = {task["tid"]: task for task in last_tasks}
+        self._saved_names: dict[int, str] = {}
         for line in cmdlines.decode("utf-8", "replace").splitlines():
             tid, _space, name = line.partition(" ")
             if re.fullmatch(r"[0-9]{1,9}", tid):
-                self._last_names[int(tid)] = name
-        for task in manifest_tasks:
-            self._processes[task["tid"]] = task["tgid"]
-            self._container_tids[task["tid"]] = task["container_tid"]
-            self._last_names[task["tid"]] = task["comm"]
+                self._saved_names[int(tid)] = name
+        self._changes: list[_Change] = []
+        self._births: dict[int, list[int]] = {}
+        self._names: dict[int, _History[str]] = {}
+        self._owners: dict[int, _History[Process]] = {}
+        self.processes: list[Process] = []
 
     def feed(self, batch: Batch, formats: dict[str, EventFormat]) -> None:
         """Take the process events of BATCH into account."""
@@ -54,49 +94,122 @@ class TaskNames:
             pids = batch.integers(events, newtask.field("pid"))
             flags = batch.integers(events, newtask.field("clone_flags"))
             for event, pid, flag in zip(events.tolist(), pids.tolist(), flags.tolist()):
-                parent = int(batch.tids[event])
-                self._births.append((int(batch.times[event]), pid, parent if flag & _CLONE_THREAD else 0))
-                name = batch.text(event, newtask.field("comm"))
-                self._changes.append((int(batch.times[event]), pid, name, name))
+                name, parent = batch.text(event, newtask.field("comm")), int(batch.tids[event])
+                is_thread = bool(flag & _CLONE_THREAD)
+                self._changes.append(
+                    _Change(int(batch.times[event]), _BIRTH, pid, name, other=parent, is_thread=is_thread)
+                )
         rename = formats.get("task:task_rename")
         if rename:
-            # 6.14 dropped the pid field: a thread may only rename itself there, or a thread of its process.
+            # Where there is no field pid a thread may only rename itself, or a thread of its process.
             pid_field = rename.fields.get("pid")
             events = batch.select(rename.id)
             pids = batch.integers(events, pid_field) if pid_field else batch.tids[events]
             for event, pid in zip(events.tolist(), pids.tolist()):
                 old = batch.text(event, rename.field("oldcomm")) if "oldcomm" in rename.fields else ""
-                self._changes.append((int(batch.times[event]), pid, old, batch.text(event, rename.field("newcomm"))))
+                new = batch.text(event, rename.field("newcomm"))
+                self._changes.append(_Change(int(batch.times[event]), _RENAME, pid, new, old=old))
+        execed = formats.get("sched:sched_process_exec")
+        if execed and {"filename", "pid", "old_pid"} <= set(execed.fields):
+            events = batch.select(execed.id)
+            rows = (batch.integers(events, execed.field(name)).tolist() for name in ("pid", "old_pid"))
+            for event, pid, old_pid in zip(events.tolist(), *rows):
+                # The kernel names a program's thread after the last part of its path.
+                name = batch.text(event, execed.field("filename")).rpartition("/")[2]
+                name = name.encode()[:_MAX_NAME].decode("utf-8", "replace")
+                self._changes.append(_Change(int(batch.times[event]), _EXEC, pid, name, other=old_pid))
 
     def finish(self) -> None:
         """Put what was fed in order."""
-        for _time, tid, parent in sorted(self._births):
-            self._processes[tid] = self._processes.get(parent, parent) if parent else tid
-        for time, tid, old, new in sorted(self._changes):
-            history = self._histories.get(tid)
-            if history is None:
-                history = self._histories[tid] = _History(
-                    [-(1 << 62)], [old or self._last_names.get(tid, UNKNOWN_NAME)]
-                )
-            history.times.append(time)
-            history.names.append(new)
+        self._changes.sort(key=lambda change: (change.time, change.kind))
+        for change in self._changes:
+            if change.kind == _BIRTH:
+                self._births.setdefault(change.tid, []).append(change.time)
+        named: set[int] = set()  # threads that were renamed since their last exec
+        for change in self._changes:
+            if change.kind == _BIRTH:
+                self._note_birth(change)
+            elif change.kind == _RENAME:
+                self._note_name(change.tid, change.time, change.name, change.old)
+                named.add(change.tid)
+            else:
+                if change.other != change.tid:
+                    self._note_exec_of_thread(change)
+                if change.tid not in named:
+                    # The kernel tells of that as of a rename, which a filter has left out.
+                    self._note_name(change.tid, change.time, change.name, self._find_first_name(change.tid))
+                named.discard(change.tid)
+
+    def _note_birth(self, change: _Change) -> None:
+        parent = self._find_owner(change.other, change.time)
+        own = parent if change.is_thread else self._make_process(change.tid, change.time)
+        history = self._owners.get(change.tid)
+        if history is None:
+            history = self._owners[change.tid] = _History([_BEGIN], [self._find_first_owner(change.tid)])
+        history.add(change.time, own)
+        self._note_name(change.tid, change.time, change.name, self._find_first_name(change.tid, change.name))
+
+    def _note_name(self, tid: int, time: int, name: str, before: str) -> None:
+        """From TIME on TID is called NAME; BEFORE is what it was called till then, if nobody knows better."""
+        history = self._names.get(tid)
+        if history is None:
+            history = self._names[tid] = _History([_BEGIN], [before or self._find_last_name(tid)])
+        history.add(time, name)
+
+    def _note_exec_of_thread(self, change: _Change) -> None:
+        """A thread takes its process's number with its program, so what it was called before that is no name of who had that number."""
+        history = self._names.get(change.tid)
+        if history and len(history.times) == 2 and history.values[0] == self.find_name(change.other, change.time):
+            history.values[0] = self._find_first_name(change.tid)
+
+    def _find_first_name(self, tid: int, otherwise: str = UNKNOWN_NAME) -> str:
+        task = self._first.get(tid)
+        return task["comm"] if task else otherwise
+
+    def _find_last_name(self, tid: int) -> str:
+        task = self._last.get(tid) or self._first.get(tid)
+        return task["comm"] if task else self._saved_names.get(tid, UNKNOWN_NAME)
+
+    def _make_process(self, pid: int, time: int) -> Process:
+        made = Process(len(self.processes), pid, self.find_container_pid(pid, time))
+        self.processes.append(made)
+        return made
+
+    def _find_first_owner(self, tid: int) -> Process:
+        """The process of the first thread that had number TID."""
+        task = self._first.get(tid) or (None if tid in self._births else self._last.get(tid))
+        pid = task["tgid"] if task else tid
+        if pid == tid:
+            return self._make_process(pid, _BEGIN)
+        if pid not in self._owners:
+            self._owners[pid] = _History([_BEGIN], [self._make_process(pid, _BEGIN)])
+        return self._owners[pid].values[0]
+
+    def _find_owner(self, tid: int, time: int) -> Process:
+        history = self._owners.get(tid)
+        if history is None:
+            history = self._owners[tid] = _History([_BEGIN], [self._find_first_owner(tid)])
+        return history.find(time)
 
     def find_name(self, tid: int, time: int) -> str:
         """The name of TID at TIME (nanoseconds of the trace's clock)."""
-        history = self._histories.get(tid)
-        if history is None:
-            return self._last_names.get(tid, UNKNOWN_NAME)
-        return history.names[bisect.bisect_right(history.times, time) - 1]
+        history = self._names.get(tid)
+        return history.find(time) if history else self._find_last_name(tid)
 
-    def list_renames(self, tid: int) -> list[int]:
-        """Times at which TID got another name."""
-        history = self._histories.get(tid)
-        return history.times[1:] if history else []
+    def list_changes(self, tid: int) -> list[int]:
+        """Times at which TID got another name, or another owner."""
+        names, owners = self._names.get(tid), self._owners.get(tid)
+        return sorted({*(names.times[1:] if names else ()), *(owners.times[1:] if owners else ())})
 
-    def find_process(self, tid: int) -> int:
-        """The process that TID belongs to, as the host numbers it; TID itself where nothing is known."""
-        return self._processes.get(tid, tid)
+    def find_process(self, tid: int, time: int) -> Process:
+        """The process that TID belonged to at TIME; one with its own number where nothing is known."""
+        return self._find_owner(tid, time)
 
-    def find_container_pid(self, pid: int) -> int | None:
-        """The number of process PID inside the container; None where it had ended before anyone looked."""
-        return self._container_tids.get(pid)
+    def find_container_pid(self, tid: int, time: int) -> int | None:
+        """The number that thread TID of TIME had inside the container; None where it had ended before anyone looked."""
+        births = self._births.get(tid, [])
+        # Who was there at the start is the first that had the number, who is there at the end the last one.
+        task = self._first.get(tid) if not births or time < births[0] else None
+        if task is None and (not births or time >= births[-1]):
+            task = self._last.get(tid)
+        return task["container_tid"] if task else None

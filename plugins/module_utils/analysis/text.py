@@ -8,7 +8,8 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator, Tuple
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
@@ -58,16 +59,14 @@ def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
 
 def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
     first, last = manifest.get("first_tasks") or [], manifest.get("tasks") or []
-    tasks = TaskNames([*first, *last], trace.head.cmdlines)
+    tasks = TaskNames(first, last, trace.head.cmdlines)
     compat = CompatTasks(first, last)
     for batch in trace.gen_batches():
         tasks.feed(batch, trace.formats)
         compat.feed(batch, trace.formats)
     tasks.finish()
     compat.finish()
-    syscalls = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
-    syscalls.update((int(number) + COMPAT, name) for number, name in (manifest.get("compat_syscalls") or {}).items())
-    return _Names(tasks, compat, syscalls, Symbols(trace.head.kallsyms))
+    return _Names(tasks, compat, read_names(manifest), Symbols(trace.head.kallsyms))
 
 
 def _describe(manifest: dict[str, Any]) -> str:
@@ -94,7 +93,7 @@ def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
         for event, (time, tid) in enumerate(zip(batch.times.tolist(), batch.tids.tolist())):
             seconds, nanoseconds = divmod(time, 10**9)
             comm = _clean(names.tasks.find_name(tid, time))
-            inside = names.tasks.find_container_pid(tid)
+            inside = names.tasks.find_container_pid(tid, time)
             line = (
                 f"{comm:>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{batch.cpu:03d}]"
                 f" {seconds:6d}.{nanoseconds:09d}: {texts[event]}"

@@ -141,7 +141,7 @@ class RingDrain:
         with self._stack:
             if self._loan is not None:
                 self._loan.settle()
-        records.forget_discarded(self._trace.instance)
+        records.note_taken(self._trace.instance)
 
 
 def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict[str, Any]:
@@ -165,6 +165,7 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict
         buffer_kb=instance.read("buffer_size_kb"),
         events=instance.read_events() or record.get("events", {}),
         start=record.get("start"),
+        changed=record.get("changed"),
         end=end,
         specification=record.get("specification"),
         earlier_syscalls=record.get("earlier_syscalls", []),

@@ -538,7 +538,7 @@ def _start(
 def _describe_start(instance: Instance, container: Container, wish: Wish, settings: Settings) -> dict[str, Any]:
     """What the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
     before = records.read_record(instance)
-    start = clocks.measure_offset(settings.files["trace_clock"])
+    start = changed = clocks.measure_offset(settings.files["trace_clock"])
     if before.get("clock") == settings.files["trace_clock"]:
         start = before.get("start") or start
     # As JSON gives it back.
@@ -552,6 +552,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         "clock": settings.files["trace_clock"],
         "container": describe_container(container),
         "start": start,
+        "changed": changed,
         "specification": specification,
         "earlier_syscalls": earlier,
         "tasks": list(tasks.values()),

@@ -87,7 +87,7 @@ def begin(
             recordings.remove(run)
         raise
     if run:
-        records.forget_discarded(instance)
+        records.note_taken(instance)
 
 
 def describe(

@@ -68,7 +68,8 @@ class Manifest:
     HOST is what describe_host tells, of the host that has recorded it, CONTAINER what describe_container tells.
     INSTANCE is the name of its trace instance, MODE ring or record.
     CLOCK is the clock of its time stamps, BUFFER_KB the size of each CPU's buffer as the kernel tells it, EVENTS event → filter.
-    START and END are readings of the trace clock beside real time, None where nobody has read it.
+    START, CHANGED and END are readings of the trace clock beside real time, None where nobody has read it. From CHANGED on the capture has all
+    events that were asked for: before that others may have been, or they are in an earlier capture.
     SPECIFICATION is what was asked for, EARLIER_SYSCALLS what was before it, LIMITS what bounded it, FOLLOWED who was followed.
     TRACING says whether the trace goes on, STOPPED why it has ended by itself.
     """
@@ -81,6 +82,7 @@ class Manifest:
     buffer_kb: str
     events: dict[str, str]
     start: dict[str, Any] | None
+    changed: dict[str, Any] | None
     end: dict[str, Any] | None
     specification: dict[str, Any] | None
     earlier_syscalls: list[Any]
@@ -100,7 +102,7 @@ class Manifest:
             "mode": self.mode,
             "clock": self.clock,
             "clock_offset_ns": (self.end or {}).get("offset_ns"),
-            "time": {"start": self.start, "end": self.end},
+            "time": {"start": self.start, "changed": self.changed, "end": self.end},
             "fetched": self.fetched,
             "specification": self.specification,
             "earlier_syscalls": self.earlier_syscalls,

@@ -7,17 +7,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_classes import CLASSES
 
+# What is asked for through io_uring is no system call. Its events: for each request (they have been renamed), and for each ring that is made.
+IO_URING_REQUESTS = ("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe")
+IO_URING_CREATE = "io_uring:io_uring_create"
+# Beside calls that name files those that change what a descriptor's file is; %desc has reads and writes, too, which are most of all calls.
 _FILE_CALLS = (
-    *("open", "openat", "openat2", "creat", "*stat", "stat*", "*statat*", "statx", "access", "faccessat*", "readlink*"),
-    *("rename*", "link", "linkat", "symlink*", "unlink*", "mkdir*", "rmdir", "mknod*", "getdents*", "chdir", "fchdir"),
-    *("*chmod*", "*chown*", "truncate*", "ftruncate*", "fsync", "fdatasync", "mount", "umount*", "pivot_root"),
+    *("%file", "fchdir", "fchmod", "fchown*", "ftruncate*", "fallocate", "fsync", "fdatasync", "*getdents*", "fstat*"),
+    *("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr", "open_by_handle_at", "fsmount"),
 )
-_NETWORK_CALLS = (
-    *("socket", "socketpair", "bind", "listen", "accept*", "connect", "shutdown", "getsockopt", "setsockopt"),
-    *("sendto", "recvfrom", "sendmsg", "recvmsg", "sendmmsg*", "recvmmsg*", "getpeername", "getsockname"),
-)
-_EXEC_CALLS = ("execve*", "clone*", "fork", "vfork", "exit_group", "wait4", "waitid", "kill", "tkill", "tgkill")
+# 32-bit programs' numbers of these are those of write, poll and pread64 of others, which would be recorded all the time. Ends are events.
+_PROCESS_CALLS = tuple(sorted(CLASSES["process"] - {"exit", "waitpid"}))
+_MEMORY_CALLS = tuple(sorted(CLASSES["memory"] - {"break"}))
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,18 @@ def _optional(*patterns: str) -> tuple[EventRequest, ...]:
     return tuple(EventRequest(pattern, is_optional=True) for pattern in patterns)
 
 
+_IO_URING = _optional(*IO_URING_REQUESTS, IO_URING_CREATE)
 PROFILES = {
-    "errors": Profile(syscalls=("*",), errors_only=True),
-    "syscalls": Profile(syscalls=("*",)),
-    "files": Profile(syscalls=_FILE_CALLS),
+    "errors": Profile(_IO_URING, syscalls=("*",), errors_only=True),
+    "syscalls": Profile(_IO_URING, syscalls=("*",)),
+    "files": Profile(_IO_URING, syscalls=_FILE_CALLS),
     "network": Profile(
-        _optional(
+        _IO_URING
+        + _optional(
             *("sock:inet_sock_set_state", "sock:sock_rcvqueue_full", "sock:sock_exceed_buf_limit"),
             *("tcp:tcp_retransmit_skb", "tcp:tcp_send_reset", "tcp:tcp_receive_reset", "tcp:tcp_destroy_sock"),
         ),
-        _NETWORK_CALLS,
+        ("%network",),
     ),
     "sched": Profile(
         _optional(
@@ -54,7 +58,7 @@ PROFILES = {
         _optional(
             "sched:sched_process_fork", "sched:sched_process_exit", "signal:signal_generate", "signal:signal_deliver"
         ),
-        _EXEC_CALLS,
+        _PROCESS_CALLS,
     ),
     # What the page cache and the kernel's own objects grow by: no tracer of system calls can see it.
     "memory": Profile(
@@ -75,22 +79,10 @@ PROFILES = {
                 needed_field="name",
             ),
         ),
-        ("mmap", "mmap2", "munmap", "mremap", "brk", "madvise"),
+        _MEMORY_CALLS,
     ),
     "startup": Profile(
-        _optional("sched:sched_process_fork", "sched:sched_process_exit"),
-        (
-            "open",
-            "openat",
-            "openat2",
-            "execve*",
-            "access",
-            "faccessat*",
-            "readlink*",
-            "*stat",
-            "*statat*",
-            "statx",
-            "connect",
-        ),
+        _IO_URING + _optional("sched:sched_process_fork", "sched:sched_process_exit"),
+        ("%file", "connect"),
     ),
 }

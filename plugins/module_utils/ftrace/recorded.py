@@ -135,6 +135,7 @@ def _copy(
     for cpu, why in errors.items():
         loss.cpus[cpu].error = why
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
+    time_of_end = (end or {}).get("time") or now or record.get("start")
     manifest = Manifest(
         host={name: about[name] for name in ("host", "kernel", "arch", "boot_id")},
         container=describe_container(one.container) if one.container else about["container"],
@@ -144,7 +145,8 @@ def _copy(
         buffer_kb=about["buffer_kb"],
         events=about["events"],
         start=record.get("start"),
-        end=(end or {}).get("time") or now or record.get("start"),
+        changed=_find_change(segments, record, (time_of_end or {}).get("offset_ns")),
+        end=time_of_end,
         specification=record.get("specification"),
         earlier_syscalls=record.get("earlier_syscalls", []),
         limits=about["limits"],
@@ -156,6 +158,13 @@ def _copy(
     document = manifest.as_json(loss)
     writer.write_document({**document, **tables.as_json()})
     return document
+
+
+def _find_change(segments: Sequence[Segment], record: dict[str, Any], offset_ns: int | None) -> dict[str, Any] | None:
+    """From when on SEGMENTS have all events of all CPUs: before that some are in the segments before them, or in other traces."""
+    if not segments or segments[0].number == 1:
+        return record.get("changed")
+    return {"offset_ns": offset_ns, "real_time_ns": int(segments[0].begin["time"] * 10**9)}
 
 
 def _copy_file(path: str, page_size: int, cpu: int, writer: SegmentWriter) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
@@ -93,11 +94,12 @@ def read_discarded(record: dict[str, Any]) -> Discarded:
     return Discarded(**record.get(_DISCARDED) or {})
 
 
-def forget_discarded(instance: Instance) -> None:
-    """What the kernel has dropped of INSTANCE is in an account now."""
+def note_taken(instance: Instance) -> None:
+    """What INSTANCE held was taken: what the kernel has dropped is in an account now, and what comes is a trace that begins now."""
     record = read_record(instance)
-    if record.pop(_DISCARDED, None):
-        write_record(instance, record)
+    if record:
+        record.pop(_DISCARDED, None)
+        write_record(instance, {**record, "changed": clocks.measure_offset(instance.read_clock())})
 
 
 def restore(instance: Instance, record: dict[str, Any]) -> None:

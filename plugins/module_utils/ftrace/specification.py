@@ -36,6 +36,7 @@ _RENAME_NOISE = (
 _ANYBODY_OF_OURS = "common_pid >= 0"
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page
 _MAX_ERRNO = 4095
+_NO_SYSCALL = -1  # what a return from a signal's handler ends as
 _MIN_BUFFER_KB = 8  # two pages
 
 
@@ -140,7 +141,8 @@ def _find_syscall_filters(specification: Specification) -> dict[str, str]:
         return {}
     wanted = make_filter("id", {*numbers.native, *numbers.compat})
     if not specification.errors_only:
-        return {SYS_ENTER: wanted, SYS_EXIT: wanted}
+        returned = {_NO_SYSCALL} if numbers.has_returns else set()
+        return {SYS_ENTER: wanted, SYS_EXIT: make_filter("id", {*numbers.native, *numbers.compat, *returned})}
     failed = f"ret < 0 && ret >= -{_MAX_ERRNO}"
     # What fewest events pass comes first: the kernel looks no further.
     return {SYS_EXIT: f"{failed} && ({wanted})" if wanted else failed}

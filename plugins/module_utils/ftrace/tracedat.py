@@ -73,7 +73,7 @@ _FREE_GROWTH = 64 << 20
 
 PAGE_HEADER_SIZE = 16
 _COMMIT_MASK = (1 << 20) - 1
-_MISSED_EVENTS = 1 << 31
+MISSED_EVENTS = 1 << 31
 _MISSED_STORED = 1 << 30
 # Kinds of entries in a page beside events (ring-buffer: type_len).
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
@@ -622,7 +622,7 @@ def _gen_chunk_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: i
 
 def unpack_commit(commit: int) -> tuple[int, bool, bool]:
     """From a page's commit word: bytes of events, whether events were lost before them, whether their number is stored behind them."""
-    return commit & _COMMIT_MASK, bool(commit & _MISSED_EVENTS), bool(commit & _MISSED_STORED)
+    return commit & _COMMIT_MASK, bool(commit & MISSED_EVENTS), bool(commit & _MISSED_STORED)
 
 
 def read_loss(page: bytes | memoryview) -> tuple[int, bool]:

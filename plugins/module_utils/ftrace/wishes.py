@@ -9,7 +9,11 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import paths, probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import EventRequest, parse_request, resolve
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import PROFILES, Profile
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import (
+    IO_URING_REQUESTS,
+    PROFILES,
+    Profile,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import PROCESS_EVENTS, Specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import TracerRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.dynamic_events import list_probes
@@ -55,6 +59,7 @@ def describe(parameters: Mapping[str, Any], specification: Specification) -> dic
         **vars(specification),
         "profile": parameters["profile"],
         "events": sorted(specification.events),
+        "io_uring": any(event in specification.events for event in IO_URING_REQUESTS),
         "tracer": vars(specification.tracer),
         "syscalls": vars(specification.syscalls) if specification.syscalls is not None else None,
         "probes": [vars(one) for one in specification.probes],

@@ -16,22 +16,28 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_classes import CLASSES, find_class
 
 _LIBRARY = "libseccomp.so.2"
 # The highest number in use is below 500; the rest of the range is for kernels to come.
 _MAX_NUMBER = 1024
 # SCMP_ARCH_* of seccomp.h: x86_64 → x86, aarch64 → arm, s390x → s390. Other 64-bit kernels run no 32-bit programs today.
 _COMPAT = {0xC000003E: 0x40000003, 0xC00000B7: 0x40000028, 0x80000016: 0x16}
+_RETURNS = frozenset({"rt_sigreturn", "sigreturn"})
 # Calls that a 32-bit program may make as one call with a number inside; the library has them as -101… and -201….
 _MULTIPLEXERS = {1: "socketcall", 2: "ipc"}
 
 
 @dataclass(frozen=True)
 class SyscallNumbers:
-    """Numbers of system calls on this machine's own architecture, and on its 32-bit one; both empty means every call."""
+    """Numbers of system calls on this machine's own architecture, and on its 32-bit one; both empty means every call.
+
+    HAS_RETURNS tells that the return from a signal's handler is among them, whose end the kernel tells of by another number.
+    """
 
     native: tuple[int, ...] = ()
     compat: tuple[int, ...] = ()
+    has_returns: bool = False
 
 
 def _load() -> ctypes.CDLL:
@@ -79,7 +85,7 @@ def _list_names(library: ctypes.CDLL, architecture: int) -> dict[int, str]:
 
 
 def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = False) -> SyscallNumbers:
-    """The numbers of the calls that PATTERNS (names or shell globs) mean; '*' for every call gives empty tuples.
+    """The numbers of the calls that PATTERNS (names, shell globs or strace's classes) mean; '*' for every call gives empty tuples.
 
     Without COMPAT those of this machine's own architecture only. A pattern that means no call raises FleetError,
     which names near ones, unless MISSING_OK.
@@ -91,6 +97,12 @@ def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = Fa
     known = sorted({*native.values(), *second.values()})
     wanted: set[str] = set()
     for pattern in patterns:
+        members = find_class(pattern)
+        if members is not None:
+            wanted.update(members & set(known))  # of a class what this machine has
+            continue
+        if pattern.startswith("%"):
+            raise FleetError(f"there is no class {pattern!r} of system calls: write one of %{', %'.join(CLASSES)}")
         found = fnmatch.filter(known, pattern) if any(c in pattern for c in "*?[") else {pattern} & set(known)
         if not found and not missing_ok:
             near = ", ".join(difflib.get_close_matches(pattern, known)) or "none like it"
@@ -100,6 +112,7 @@ def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = Fa
     numbers = SyscallNumbers(
         tuple(sorted(number for number, name in native.items() if name in wanted)),
         tuple(sorted(number for number, name in second.items() if name in wanted | multiplexers)) if compat else (),
+        bool(wanted & _RETURNS),
     )
     if not numbers.native and not numbers.compat:
         raise FleetError(f"only 32-bit programs have {', '.join(sorted(wanted)) or 'such a call'}: use compat=true")
@@ -113,6 +126,7 @@ def join_numbers(parts: Sequence[SyscallNumbers]) -> SyscallNumbers:
     return SyscallNumbers(
         tuple(sorted({number for part in parts for number in part.native})),
         tuple(sorted({number for part in parts for number in part.compat})),
+        any(part.has_returns for part in parts),
     )
 
 

@@ -181,6 +181,21 @@ def test_bits_of_the_commit_that_tell_of_losses_are_no_length():
         assert len(list_events(run(pages.pack_page(0, [event], commit=len(event) | bits)))) == 1
 
 
+def test_gaps_are_where_events_were_lost_before_a_page():
+    event = pages.pack_event(pages.make_record(1, 5))
+    missed = len(event) | 1 << 31
+    made = [
+        pages.pack_page(0, [event], commit=missed),
+        pages.pack_page(1, [event, event]),
+        # Of a page without events the next one's first is the one behind the gap.
+        pages.pack_page(2, [], commit=1 << 31),
+        pages.pack_page(3, [event]),
+        pages.pack_page(4, [event], commit=missed | 1 << 30),
+        pages.pack_page(5, [], commit=1 << 31),
+    ]
+    assert run(b"".join(made)).gaps.tolist() == [0, 3, 4]
+
+
 def test_a_commit_longer_than_the_page_ends_with_the_page():
     filling = [pages.pack_event(pages.make_record(11, 1, bytes(20)))] * 15
     full = pages.pack_page(0, [*filling, pages.pack_event(pages.make_record(13, 2, b"last"))])

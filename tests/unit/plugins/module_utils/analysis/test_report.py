@@ -32,6 +32,8 @@ def make_row(name="web", syscall="read", **values):
         "total_ns": 4500000,
         "p99_ns": 2500,
         "failures": 3,
+        "interrupted": {},
+        "denied": {},
         "paths": [],
         **values,
     }
@@ -51,6 +53,7 @@ def make_capture(*programs, **values):
         "events": 42,
         "event_counts": {"raw_syscalls:sys_exit": 42},
         "functions": {},
+        "io_uring": {"recorded": True, "requests": {}, "polled": False},
         "min_latency_ns": 0,
         "programs": list(programs),
         "processes": [],
@@ -120,6 +123,37 @@ def test_a_terminal_obeys_nothing_in_a_number():
 
 def test_letters_of_all_languages_stay():
     assert "größe 日本" in format_one(make_row(name="größe 日本"))
+
+
+def test_what_was_denied_or_interrupted_stands_beside_errors():
+    row = make_row(errors={"EPERM": 2}, interrupted={"ERESTARTSYS": 4}, denied={"EPERM": 1, "SIGSYS": 3})
+    assert format_one(row).splitlines()[2].endswith("  EPERM 2, ERESTARTSYS 4, denied EPERM 1, denied SIGSYS 3")
+    assert format_one(make_row(errors={})).splitlines()[2].endswith("  -")
+
+
+@pytest.mark.parametrize(
+    ("rings", "line"),
+    [
+        (
+            {"recorded": True, "requests": {"READ": 5, "\x1b": 1}, "polled": False},
+            "io_uring, no system calls: READ 5, ? 1",
+        ),
+        (
+            {"recorded": True, "requests": {}, "polled": True},
+            "io_uring: the kernel polls for requests (SQPOLL); those could",
+        ),
+        (
+            {"recorded": False, "requests": {}, "polled": False},
+            "io_uring: requests were not recorded and could not be seen",
+        ),
+        ({"recorded": True, "requests": {}, "polled": False}, None),
+    ],
+)
+def test_what_is_known_of_requests_by_io_uring(rings, line):
+    text = format_one(make_row(), io_uring=rings)
+    assert line in text if line else "io_uring" not in text
+    # Where no calls were recorded there is nothing that could be missing.
+    assert rings["recorded"] or "io_uring" not in format_one(io_uring=rings)
 
 
 def test_forty_rows_are_shown():
@@ -200,7 +234,7 @@ def test_a_capture_without_a_manifest(tmp_path):
     summary = report.summarize_source(write_capture(tmp_path))
     (one,) = summary["captures"]
     assert (one["host"], one["container"], one["complete"], one["start"]) == (None, None, None, None)
-    assert [row["syscall"] for row in one["programs"]] == ["syscall 257", "syscall 0"]
+    assert [row["syscall"] for row in one["programs"]] == ["syscall_0x101", "syscall_0x0"]
     assert "loss unknown" in report.format_summary(summary)
 
 

@@ -13,8 +13,13 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 np = pytest.importorskip("numpy")
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import (
+    Events,
+    name_errno,
+    pair_calls,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import name_errno, pair_calls, summarize
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
@@ -26,9 +31,9 @@ def pair(enters, exits):
 
     def columns(rows):
         table = np.array([(*row, 0)[:4] for row in rows], np.int64).reshape(-1, 4)
-        return [table[:, column] for column in range(4)]
+        return Events(*(table[:, column] for column in range(4)), np.zeros(len(table), bool))
 
-    calls = pair_calls(columns(enters), columns(exits))
+    calls = pair_calls(columns(enters), columns(exits), {int(number): name for number, name in NAMES.items()})
     return [
         (tid, number, time, duration if measured else None, result if ended else None)
         for tid, number, time, duration, result, measured, ended in zip(
@@ -37,7 +42,7 @@ def pair(enters, exits):
                 for column in (
                     calls.tids,
                     calls.numbers,
-                    calls.times,
+                    calls.ends,
                     calls.durations,
                     calls.results,
                     calls.measured,
@@ -95,9 +100,9 @@ def test_two_exits_in_a_row():
     assert pair([(5, 100, 0)], [(5, 110, 0, 1), (5, 120, 0, 2)]) == [(5, 0, 110, 10, 1), (5, 0, 120, None, 2)]
 
 
-def test_the_return_from_a_signal_has_no_result():
+def test_the_return_from_a_signal_is_a_call():
     # Its exit bears the number -1 and what the interrupted code had in the register.
-    assert pair([(5, 100, 15)], [(5, 105, -1, -1234)]) == [(5, 15, 105, 5, 0)]
+    assert pair([(5, 100, 15)], [(5, 105, -1, -1234)]) == [(5, 15, 105, 5, -1234)]
 
 
 def test_a_return_from_a_signal_whose_entry_is_lost_is_no_call():
@@ -255,7 +260,7 @@ def test_the_birth_of_a_child_is_no_call_of_it():
 
 def test_a_call_without_a_name_keeps_its_number():
     (row,) = table_of([(1, pages.make_exit(5, 999, -1))], {}).processes
-    assert (row.name, row.syscall, row.errors) == ("?", "syscall 999", {"EPERM": 1})
+    assert (row.name, row.syscall, row.errors) == ("?", "syscall_0x3e7", {"EPERM": 1})
 
 
 def test_an_empty_trace():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 
 import pytest
@@ -22,13 +23,13 @@ def make_task(tid, tgid, comm, container_tid=1):
     return {"tid": tid, "tgid": tgid, "comm": comm, "container_tid": container_tid}
 
 
-def feed(events, tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
+def feed(events, first_tasks=(), last_tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
     """Names after EVENTS, each (time, record), one page for each, and the first half of them on another CPU."""
     made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
     # Batches come CPU by CPU, so later events may come first.
     half = len(made) // 2
     trace = Trace(io.BytesIO(pages.pack_trace([made[half:], made[:half]], rename_format)))
-    names = TaskNames(tasks, cmdlines)
+    names = TaskNames(first_tasks, last_tasks, cmdlines)
     for batch in trace.gen_batches():
         names.feed(batch, trace.formats)
     names.finish()
@@ -38,16 +39,16 @@ def feed(events, tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
 def test_without_any_knowledge():
     names = feed([])
     assert names.find_name(5, 100) == "?"
-    assert names.find_process(5) == 5
-    assert names.find_container_pid(5) is None
-    assert names.list_renames(5) == []
+    assert names.find_process(5, 0).pid == 5
+    assert names.find_container_pid(5, 0) is None
+    assert names.list_changes(5) == []
 
 
 def test_what_was_known_before():
-    names = feed([], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
+    names = feed([], [], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
     assert (names.find_name(4, 0), names.find_name(5, 0), names.find_name(6, 0)) == ("main", "worker", "two words")
-    assert names.find_process(5) == 4
-    assert names.find_container_pid(5) == 2
+    assert names.find_process(5, 0).pid == 4
+    assert names.find_container_pid(5, 0) == 2
 
 
 def test_a_new_process_and_a_new_thread():
@@ -60,13 +61,13 @@ def test_a_new_process_and_a_new_thread():
             (400, pages.make_newtask(13, 14, b"sh", 0x100)),
         ]
     )
-    assert [names.find_process(tid) for tid in (10, 11, 12, 13, 14)] == [10, 11, 11, 11, 14]
+    assert [names.find_process(tid, 500).pid for tid in (10, 11, 12, 13, 14)] == [10, 11, 11, 11, 14]
     assert names.find_name(13, 301) == "sh"
 
 
 def test_a_thread_of_a_thread_that_was_there_before():
     names = feed([(100, pages.make_newtask(21, 22, b"x", pages.CLONE_THREAD))], [make_task(21, 20, "x")])
-    assert names.find_process(22) == 20
+    assert names.find_process(22, 100).pid == 20
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_names_change_in_the_course_of_time(rename_format, make_rename):
     )
     found = [names.find_name(5, time) for time in (0, 99, 100, 299, 300, 399, 400, 10**18)]
     assert found == ["runc:[2:INIT]", "runc:[2:INIT]", "sh", "sh", "env", "env", "ls", "ls"]
-    assert names.list_renames(5) == [100, 300, 400]
+    assert names.list_changes(5) == [100, 300, 400]
     assert names.find_name(6, 250) == "b"
 
 
@@ -111,3 +112,61 @@ def test_a_hostile_name_is_text():
 
 def test_a_line_of_names_whose_number_int_does_not_take_is_passed_over():
     assert feed([], cmdlines="\u00b2 x\n5 y\n".encode()).find_name(5, 0) == "y"
+
+
+def make_exec(pid, path, old_pid=None):
+    return pages.make_record(365, pid, struct.pack("HHii", 20, len(path) + 1, pid, old_pid or pid) + path + b"\0")
+
+
+def test_what_a_thread_that_execs_was_called_is_no_name_of_its_process():
+    names = feed(
+        [
+            (100, pages.make_newtask(5, 6, b"web", pages.CLONE_THREAD)),
+            (200, pages.make_rename(6, b"web", b"runner")),
+            (300, pages.make_rename(5, b"runner", b"ls")),
+            (310, make_exec(5, b"/bin/ls", 6)),
+        ],
+        [make_task(5, 5, "web")],
+        [make_task(5, 5, "ls")],
+    )
+    assert [names.find_name(5, time) for time in (0, 299, 300)] == ["web", "web", "ls"]
+    assert [names.find_name(6, time) for time in (150, 250)] == ["web", "runner"]
+
+
+def test_a_number_that_is_used_again_is_of_another_process():
+    names = feed(
+        [
+            (100, pages.make_newtask(1, 5, b"a")),
+            (200, pages.make_newtask(5, 6, b"a", pages.CLONE_THREAD)),
+            (300, pages.make_newtask(1, 7, b"b")),
+            (400, pages.make_newtask(7, 6, b"b", pages.CLONE_THREAD)),
+            (500, pages.make_newtask(1, 5, b"c")),
+            (600, pages.make_newtask(5, 6, b"c", pages.CLONE_THREAD)),
+        ],
+        [make_task(6, 4, "old", 2), make_task(4, 4, "old", 1)],
+        [make_task(5, 5, "c", 9)],
+    )
+    assert [names.find_process(6, time).pid for time in (0, 200, 399, 400, 600)] == [4, 5, 5, 7, 5]
+    first, last = names.find_process(6, 200), names.find_process(6, 600)
+    assert (first.pid, last.pid, first.number == last.number) == (5, 5, False)
+    assert (first.container_pid, last.container_pid) == (None, 9)
+    assert names.find_process(6, 0).container_pid == 1
+    assert [names.find_container_pid(6, time) for time in (0, 300, 600)] == [2, None, None]
+    assert names.find_name(6, 0) == "old"
+
+
+def test_who_is_in_no_list_is_named_after_his_program():
+    # The rename that came with the exec was the runtime's, and is left out of a trace.
+    names = feed([(100, make_exec(5, b"/usr/local/bin/a-very-long-program-name"))], cmdlines=b"")
+    assert (names.find_name(5, 99), names.find_name(5, 100)) == ("?", "a-very-long-pro")
+
+
+def test_a_rename_is_better_than_a_path():
+    # By a descriptor a program has no path: execveat(2).
+    names = feed([(100, pages.make_rename(5, b"sh", b"tool")), (110, make_exec(5, b"/dev/fd/5"))])
+    assert (names.find_name(5, 99), names.find_name(5, 200)) == ("sh", "tool")
+
+
+def test_tasks_that_are_each_others_processes_end():
+    names = feed([], [], [make_task(5, 6, "a"), make_task(6, 5, "b")])
+    assert (names.find_process(5, 0).pid, names.find_process(6, 0).pid) == (6, 6)

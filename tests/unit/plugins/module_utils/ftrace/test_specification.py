@@ -63,6 +63,17 @@ def test_some_system_calls_in_the_order_of_their_numbers():
     assert find(syscalls=(257, 59, 0)) == find(syscalls=(0, 257, 59))
 
 
+def test_a_return_from_a_signals_handler_ends_with_another_number():
+    wanted = SyscallNumbers((15,), (119, 173), has_returns=True)
+    events = find_settings(Specification(syscalls=wanted)).events
+    assert "id == 15" in events[SYS_ENTER]
+    assert "-1" not in events[SYS_ENTER]
+    assert "id == -1" in events[SYS_EXIT]
+    # Of failures it is none.
+    failures = find_settings(Specification(syscalls=wanted, errors_only=True)).events
+    assert "id == -1" not in failures[SYS_EXIT]
+
+
 def test_errors_only_look_at_the_end_of_calls():
     events = find(errors_only=True).events
     assert events[SYS_EXIT] == "ret < 0 && ret >= -4095"

@@ -38,8 +38,11 @@ DEFAULTS = {
 PROBE = {"name": "p", "type": "kprobe", "function": "vfs_read", "arguments": {"a": "%di"}, "filter": "a == 1"}
 
 
-def find(tmp_path, field="name", **parameters):
-    (tmp_path / "available_events").write_text(f"{ALLOC}\nsched:sched_switch\nsched:sched_waking\n")
+AVAILABLE = f"{ALLOC}\nsched:sched_switch\nsched:sched_waking\n"
+
+
+def find(tmp_path, field="name", available=AVAILABLE, **parameters):
+    (tmp_path / "available_events").write_text(available)
     folder = tmp_path / "events" / "kmem" / "kmem_cache_alloc"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "format").write_text(f"\tfield:__data_loc char[] {field};\toffset:24;\tsize:4;\tsigned:0;\n")
@@ -82,6 +85,14 @@ def test_a_profile_and_more(tmp_path):
 def test_an_event_whose_field_a_kernel_lacks_is_left_out_of_a_profile(tmp_path):
     assert "dentry" in find(tmp_path, profile="memory").events[ALLOC].filter
     assert find(tmp_path, profile="memory", field="nome").events == {}
+
+
+def test_requests_by_io_uring_are_in_profiles_of_calls_where_the_kernel_has_them(tmp_path):
+    for event in ("io_uring:io_uring_submit_sqe", ALLOC):
+        found = find(tmp_path, available=f"{event}\n", profile="files")
+        is_there = event.startswith("io_uring")
+        assert sorted(found.events) == ([event] if is_there else [])
+        assert wishes.describe({**DEFAULTS, "profile": "files"}, found)["io_uring"] is is_there
 
 
 def test_what_was_asked_for_in_the_manifest(tmp_path):
