@@ -18,7 +18,7 @@ description:
   - What of a folder cannot be read is named and skipped, and the rest is reported. A capture that O(src) names itself ends in an error then.
   - Not read, and named so, are traces of a 32-bit kernel or of another byte order, the text of a latency tracer, and clocks that do not
     count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). Those of C(uptime) are known to ten milliseconds.
-    C(trace-cmd extract), and version 6 of several buffers, may name another clock than an instance had. Then times are wrong, and calls are not.
+    C(trace-cmd extract) names another clock than an instance had. Where that one does not count time the file's statistics tell it.
   - A file is not let become more than a kernel could have written. That is a page for each four bytes of compressed pages, and 64 MiB.
   - Runs where the captures are. In a play over hosts use C(delegate_to=localhost) with C(run_once=true), and C(become=false).
 version_added: 0.1.0

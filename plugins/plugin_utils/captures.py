@@ -25,12 +25,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 
 _BLOCK = 1 << 20
+_MAX_NAME = 200  # file systems take 255
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def make_file_name(text: str) -> str:
     """TEXT as the name of one file: nothing in it can lead to another folder."""
     name = _UNFIT.sub("_", text)
+    if len(name) > _MAX_NAME:
+        name = name[: _MAX_NAME - 17] + "-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
     return name if name.strip(".") else "_" + name
 
 

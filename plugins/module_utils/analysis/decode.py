@@ -28,6 +28,7 @@ _NANOSECONDS = frozenset({"local", "global", "perf", "mono", "mono_raw", "boot",
 _HUNDREDTHS = "uptime"  # in units of USER_HZ
 # The latter is trace-cmd's word for the former, where the file says what makes nanoseconds of it.
 _TICKS = frozenset({"x86-tsc", "tsc2nsec"})
+_OTHER_CLOCK = "record it again with -C mono, or read it by trace-cmd report"
 _MAX_SHIFT = 32
 
 
@@ -123,6 +124,12 @@ def _find_scale(head: tracedat.Head) -> tuple[int, int]:
     """What makes nanoseconds of HEAD's time stamps: a factor, and bits to shift right then. Raises TraceFileError where that is not known."""
     clock = head.clock or "local"
     if clock in _NANOSECONDS:
+        # trace-cmd extract names the host's clock, whatever the instance had.
+        if head.has_seconds() is False:
+            raise tracedat.TraceFileError(
+                f"its clock is not {clock!r}, as the file says: the kernel's statistics in it do not count nanoseconds",
+                _OTHER_CLOCK,
+            )
         return 1, 0
     if clock == _HUNDREDTHS:
         return 10**7, 0
@@ -130,7 +137,7 @@ def _find_scale(head: tracedat.Head) -> tuple[int, int]:
     if scale is None or scale[1] > _MAX_SHIFT:
         raise tracedat.TraceFileError(
             f"its clock {clock!r} does not count nanoseconds, nor does the file say what it counts",
-            "record it again with -C mono, or read it by trace-cmd report",
+            _OTHER_CLOCK,
         )
     return scale
 

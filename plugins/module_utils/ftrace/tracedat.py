@@ -46,6 +46,9 @@ _FLYRECORD = b"flyrecord\0"
 _LATENCY = b"latency  \0"
 _COMMIT_SIZE = re.compile(rb"field: local_t commit;\s*offset:[0-9]+;\s*size:([0-9]{1,3});")
 _CLOCK = re.compile(rb"[ \w-]*\[([\w-]{1,32})\]")
+# Statistics follow each other buffer by buffer, with a name before those of all but the first.
+_STATISTICS_OF = re.compile(rb"\nBuffer: (.*)\n\n\0")
+_NOW = re.compile(rb"\nnow ts: +([0-9.]+)\n")
 _MAX_CLOCKS = 256  # bytes of the kernel's list of them
 _WORD_SIZE = 8
 _READ_BY_TRACE_CMD = "read it by trace-cmd report"
@@ -120,6 +123,18 @@ class Head:
         """What makes nanoseconds of the processor's ticks: factor, and bits to shift right then; None where the file does not tell."""
         found = [data for number, data in self.options if number == _TSC2NSEC and len(data) >= 8]
         return struct.unpack("II", found[-1][:8]) if found else None
+
+    def has_seconds(self) -> bool | None:
+        """Whether the kernel's statistics of the buffer show seconds, as it does where its clock counts nanoseconds; None without them."""
+        name = b""
+        for number, data in self.options:
+            other = _STATISTICS_OF.match(data) if number == OPTION_CPUSTAT else None
+            found = _NOW.search(data) if number == OPTION_CPUSTAT else None
+            if other:
+                name = other[1]
+            elif found and name == self.buffer.encode("utf-8"):
+                return b"." in found[1]
+        return None
 
 
 def pack_head(head: Head, cpu_sizes: list[int]) -> bytes:

@@ -27,15 +27,14 @@ CONVERSIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory):
-    """A file of two buffers, which trace-cmd has extracted."""
-    path = tmp_path_factory.mktemp("extracted") / "trace.dat"
+def extract(path, clock):
+    """Have trace-cmd extract INSTANCES, which were traced by CLOCK, to PATH."""
     places = {name: Path(host.TRACEFS, "instances", name) for name in INSTANCES}
     try:
         for name, place in places.items():
             place.mkdir()
             (place / "buffer_size_kb").write_text("1024")
+            (place / "trace_clock").write_text(clock)
             for event in INSTANCES[name]:
                 (place / "events" / event.replace(":", "/") / "enable").write_text("1")
         host.run(sys.executable, "-S", "-E", "-c", peers.WORKLOAD)
@@ -46,6 +45,13 @@ def extracted(tmp_path_factory):
         for place in places.values():
             with suppress(FileNotFoundError):  # it ends what it has extracted
                 place.rmdir()
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A file of two buffers, which trace-cmd has extracted."""
+    path = tmp_path_factory.mktemp("extracted") / "trace.dat"
+    extract(path, "mono")
     return path
 
 
@@ -85,6 +91,14 @@ def test_all_buffers_of_what_trace_cmd_has_extracted_and_converted(extracted, tm
         }
     buffers = [one["buffer"] for one in every_kernel.report(extracted, tmp_path / "report")]
     assert sorted(buffers) == sorted(INSTANCES)
+
+
+def test_a_clock_that_trace_cmd_gives_another_name_is_found_out(tmp_path):
+    path = tmp_path / "trace.dat"
+    extract(path, "counter")
+    assert '"local" clock' in host.run("trace-cmd", "dump", "--summary", str(path)).stdout
+    with pytest.raises(host.ModuleFailed, match="its clock is not 'local', as the file says.*record it again with -C"):
+        host.call_module("ftrace_report", src=str(path), dest=str(tmp_path / "report"))
 
 
 def test_what_trace_cmd_has_made_of_a_capture_of_ours(capture, tmp_path):

@@ -274,6 +274,13 @@ def test_file_name(text, name):
     assert captures.make_file_name(text) == name
 
 
+def test_long_names_stay_apart():
+    names = {captures.make_file_name("x" * length) for length in range(190, 400)}
+    assert len(names) == 210
+    assert max(map(len, names)) == 200
+    assert captures.make_file_name("x" * 200) == "x" * 200
+
+
 def test_no_file_name_leads_to_another_folder():
     source = random.Random(31)
     for _round in range(3000):

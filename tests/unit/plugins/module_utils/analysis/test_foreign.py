@@ -149,7 +149,22 @@ def swap(data, place, value):
 
 
 NARROW = HEADER_PAGE.replace(b"size:8;\tsigned:1", b"size:4;\tsigned:1")
+STATISTICS = b"CPU: 0\nentries: 3\noldest event ts:%s\nnow ts: %s\nread events: 0\n\0"
+OTHER = (tracedat.OPTION_CPUSTAT, b"\nBuffer: other\n\n\0")
+IN_SECONDS = (tracedat.OPTION_CPUSTAT, STATISTICS % (b"   189.491412", b"   190.396822"))
+IN_TICKS = (tracedat.OPTION_CPUSTAT, STATISTICS % (b" 3", b"2731"))
+
+
+@pytest.mark.parametrize("options", [[IN_SECONDS], [IN_SECONDS, OTHER, IN_TICKS], [OTHER, IN_TICKS]])
+def test_statistics_of_the_kernel_that_agree_or_are_of_others(tmp_path, options):
+    (one,) = report_one(tmp_path, pack(make_head(options=options), [[make_page(1000)]]))["captures"]
+    assert one["events"] == 2
+
+
 REFUSED = {
+    "clock is not 'mono', as the file says": pack(
+        make_head(options=[IN_TICKS, OTHER, IN_SECONDS]), [[make_page(1000)]]
+    ),
     "another byte order": swap(GOOD["7"], 12, b"\1" if sys.byteorder == "little" else b"\0"),
     "words of 4 bytes": pack(make_head(header_page=NARROW), [[make_page(1000)]]),
     "kernel with words of 4 bytes": swap(pack(make_head(header_page=b""), [[make_page(1000)]]), 13, b"\4"),
