@@ -556,7 +556,9 @@ def run_started(module, root, outcome):
             predict_place=host.predict_place,
             exposing=instances.Exposing(expose, conceal),
         )
-        leftovers = instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+        leftovers = False
+        with outcome.complaining():
+            leftovers = instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
         made = {one.instance.name for one in started.made}
         found = [instances.find_instance(root, container) for container in outcome.list_left(containers)]
         way = wanted.paths.as_result() if wanted.paths else None
@@ -616,10 +618,8 @@ def run_ended(module, root, outcome):
                 instances.stop([one])
     elif state == "absent":
         left = [] if module.check_mode else remove(module, found, outcome)
-        try:
+        with outcome.complaining():
             leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
-        except tracefs.TraceError as error:
-            outcome.complain(error)
     failed = [one for one in found if outcome.has_failed(one.who)]
     after = {one.instance.name: one.find_state() for one in failed}
     if state == "stopped":
@@ -639,7 +639,8 @@ def run(module):
     run_state = run_started if module.params["state"] == "started" else run_ended
     result, containers = run_state(module, root, outcome)
     if not module.check_mode:
-        recorder_client.ensure_recorder()  # somebody may have killed it
+        with outcome.complaining():
+            recorder_client.ensure_recorder()  # somebody may have killed it
     outcome.check(containers, _DONE[module.params["state"]], **result)
     return {**result, "failed_containers": []}
 

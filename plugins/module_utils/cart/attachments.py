@@ -284,10 +284,8 @@ def ensure_detached(
     if everywhere:
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
-            try:
+            with outcome.complaining():
                 volumes.detach_all(lazy=busy.choice == "lazy")
-            except ContainerError as error:
-                outcome.complain(error)
             # Of what no runtime lists: processes named by pid, containers that have ended.
             for one in expiry.list_expiries():
                 if not outcome.has_failed(one.container):

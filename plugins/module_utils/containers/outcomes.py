@@ -83,9 +83,13 @@ class Outcome:
             if error is not None:
                 self.fail(container, error, **more)
 
-    def complain(self, error: Exception) -> None:
-        """Note what went wrong with no container in particular."""
-        self._complaints.append(str(error))
+    @contextmanager
+    def complaining(self) -> Iterator[None]:
+        """Note what goes wrong in the context with no container in particular, and go on behind it."""
+        try:
+            yield
+        except (FleetError, OSError) as error:
+            self._complaints.append(_tell(error))
 
     def has_failed(self, container: Named) -> bool:
         """Whether CONTAINER has failed so far."""

@@ -17,7 +17,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capt
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import find_stamp
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.staging import Staged
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import TraceError
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,9 @@ def fetch(
         before = {one.name for one in staging.list_segments()}
         empty: list[dict[str, Any]] = []
         has_more = False
-        try:
+        with outcome.complaining():  # what waits is offered all the same
             staging.check_waiting()
             empty, has_more = capture.stage(found, outcome, recorded.list_sources, home.methods)
-        except TraceError as error:
-            outcome.complain(error)  # what waits is offered all the same
         names = {one.instance.name for one in found}
         present = staging.list_segments()
         kept = [one for one in present if one.state == staging.KEPT and one.instance in names]

@@ -109,7 +109,8 @@ def test_an_end_that_is_no_failure():
 
 def test_a_complaint_is_of_no_container():
     outcome = Outcome()
-    outcome.complain(FleetError("the host is full"))
+    with outcome.complaining():
+        raise FleetError("the host is full")
     assert told(outcome, API) == "the host is full; served all the same: api"
     assert outcome.as_result() == []
 
