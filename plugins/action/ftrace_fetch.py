@@ -24,7 +24,6 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Ar
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
-_ONLY_IN_FILE = ("tasks", "first_tasks", "syscalls", "compat_syscalls", "cmdlines")
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
 _TRANSFER = re.compile(re.escape(staging.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
 
@@ -85,10 +84,6 @@ class ActionModule(ActionBase):
             # One that brought nothing home has made no room either.
             if not result.pop("more", False) or transfer is None:
                 break
-        for capture in captures:
-            # These are in the manifest's file; in a result they would only be in the way.
-            manifest = capture["manifest"]
-            capture["manifest"] = {name: manifest[name] for name in manifest if name not in _ONLY_IN_FILE}
         return {**result, "changed": changed, "warnings": list(dict.fromkeys(warnings)), "captures": captures}
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any, Callable, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.hidden import make_invocation
@@ -50,18 +51,29 @@ def require_root() -> None:
             raise FleetError("this is root of a user namespace only: run it as root of the host itself")
 
 
+def explain(error: OSError) -> str:
+    """What to tell a user of ERROR, which nobody has foreseen."""
+    where = f" ({error.filename})" if error.filename else ""
+    return escape(f"the host refused: {error.strerror or error}{where}")
+
+
+def _interrupt(_number: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden: Sequence[str] = ()) -> NoReturn:
     """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises.
 
     HIDDEN are options whose values nobody is to read; they have `no_log`.
     """
     more = {"invocation": make_invocation(module, hidden)} if hidden else {}
+    # Ended by a task's time limit it undoes what it has begun, as it does when interrupted.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = function(module)
     except FleetError as error:
         module.fail_json(msg=str(error), **error.result, **more)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        module.fail_json(msg=escape(f"the host refused: {error.strerror or error}{where}"), **more)
+        module.fail_json(msg=explain(error), **more)
     module.exit_json(**result, **more)
     raise SystemExit  # exit_json has ended the process; this tells the type checker

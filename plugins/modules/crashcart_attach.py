@@ -16,6 +16,8 @@ description:
     the loop device goes by itself when the last container detaches or ends.
   - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
     Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
+    of what was begun in a container that failed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -132,7 +134,7 @@ EXAMPLES = r"""
 RETURN = r"""
 attachments:
   description: The selected containers' attachments as they are after the task, also where it failed at some of them.
-  returned: success, and when the containers were reached
+  returned: always, unless the task failed for all alike, as by its selection
   type: list
   elements: dict
   contains:
@@ -172,9 +174,29 @@ attachments:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
       sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - In the others what was asked for is done.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 method_reason:
   description: Why this method was chosen for containers that lacked the image.
-  returned: success and O(state=attached)
+  returned: as RV(attachments), with O(state=attached)
   type: str
   sample: the kernel has detached mounts, which need nothing of the container
 """
@@ -185,6 +207,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attach
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
@@ -195,6 +218,7 @@ def run(module):
     require_root()
     parameters = module.params
     host = options.open_host(module)
+    outcome = Outcome()
     more = {}
     if parameters["state"] == "attached":
         if parameters["method"] == "rslave" and parameters["ttl"] is not None:
@@ -206,6 +230,7 @@ def run(module):
         containers = options.select(module, host, required=True)
         change = attachments.ensure_attached(
             containers,
+            outcome,
             parameters["image"] or "default",
             parameters["path"],
             method,
@@ -216,6 +241,7 @@ def run(module):
         containers = options.select(module, host, required=False)
         change = attachments.ensure_detached(
             containers,
+            outcome,
             parameters["image"],
             parameters["path"],
             attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout")),
@@ -225,7 +251,7 @@ def run(module):
     if not module.check_mode:
         expiry.ensure_watchdog()  # somebody may have killed it
     ends = {one.place: one.expires for one in expiry.list_expiries()}
-    return {
+    result = {
         "changed": change.is_change,
         "attachments": [
             {**attachment.as_result(), "expires": ends.get(attachment.place), "shell": shell_line(attachment, host)}
@@ -237,6 +263,8 @@ def run(module):
         },
         **more,
     }
+    outcome.check(containers, parameters["state"], **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

@@ -18,6 +18,8 @@ description:
   - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
     C(ss -p) and C(tcpdump) need. O(rights) makes that less or more.
   - Whatever the command leaves running is ended when the command itself ends, or when the container does.
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. RV(failed_containers)
+    says why.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -201,9 +203,29 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - The command ran in the others.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 results:
   description: How the command ended in each container, in the order of the engine's list.
-  returned: always, unless the selection failed or in check mode
+  returned: always, unless the task failed for all alike, as by its selection, or in check mode
   type: list
   elements: dict
   contains:
@@ -280,6 +302,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execut
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
@@ -309,10 +332,20 @@ def run(module):
     )
     with Server() as server:  # which starts while the engine answers
         containers = options.select(module, options.open_host(module), required=True)
+        outcome = Outcome()
         results = execution.execute(
-            containers, command, parameters["user"], parameters["image"], server, output, check_mode=module.check_mode
+            containers,
+            outcome,
+            command,
+            parameters["user"],
+            parameters["image"],
+            server,
+            output,
+            check_mode=module.check_mode,
         )
-    return {"changed": True, "results": results}
+    is_run = module.check_mode or any(report["start"] for report in results)
+    outcome.check(containers, "run", changed=is_run, results=results)
+    return {"changed": True, "results": results, "failed_containers": []}
 
 
 def main():

@@ -20,6 +20,11 @@ description:
     byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
     in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
+    container that failed has recorded stays where it is.
+  - What arrives is checked before it becomes a C(trace.dat). It may not hold more than the ring buffers that its manifest tells of, in
+    O(crashcart.fleet.ftrace_instance#module:mode=record) with twice C(max_size), nor more than a page for each four bytes that are
+    compressed, and 64 MiB. What is damaged makes the task fail, and is kept as it came, with a name that ends with C(.segment).
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -141,12 +146,32 @@ EXAMPLES = r"""
 RETURN = r"""
 cursor:
   description: What O(cursor) takes, to get only what is drained later. Without anything fetched it is the one that was given.
-  returned: success
+  returned: as RV(failed_containers)
   type: str
   sample: "1790000000123456789"
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - The captures of the others are at home.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container, or its beginning.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 captures:
   description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
-  returned: success
+  returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:
@@ -155,13 +180,22 @@ captures:
       type: str
       sample: traces/web1/api/20261121T231500.000000Z.dat
     manifest:
-      description: What the manifest says, without its lists of tasks and system calls.
+      description: What the manifest says. Its whole form is in C(docs/manifest.schema.json) of the collection.
       type: dict
       contains:
         complete:
-          description: Whether no event was lost since the last fetch, or since the start.
+          description:
+            - Whether every event since the last fetch, or since the start, is in the capture. Where that is not so, or nobody knows,
+              RV(captures[].manifest.reasons) says why.
           type: bool
           sample: true
+        reasons:
+          description:
+            - Why the capture is not complete, in words. Events were lost, or somebody else has taken, cleared, stopped or changed the
+              trace, or the recorder did not watch it for a time.
+          type: list
+          elements: str
+          sample: ["somebody opened trace_pipe, from which events are taken"]
         lost:
           description: How many events were lost.
           type: int
@@ -240,8 +274,14 @@ captures:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, orders, selection, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
+    fetching,
+    recorder_client,
+    selection,
+    staging,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
 
@@ -262,12 +302,20 @@ def run(module):
     root = tracefs.find_tracefs()
     found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
     if module.check_mode:
-        return {"changed": fetching.foresee(found, home), "captures": [], "cursor": cursor}
+        return {
+            "changed": fetching.foresee(found, home),
+            "captures": [],
+            "cursor": cursor,
+            "failed_containers": [],
+        }
     try:
-        orders.ensure_recorder()  # somebody may have killed it
+        recorder_client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
-    return fetching.fetch(found, home, module.warn, consume=parameters["consume"])
+    outcome = Outcome()
+    result = fetching.fetch(found, outcome, home, module.warn, consume=parameters["consume"])
+    outcome.check([one.who for one in found], "drained", **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

@@ -173,7 +173,7 @@ def run(module):
     for order in orders.list_abandoned():
         module.warn(
             escape(
-                f"nobody looks after the trace of {order.container.name} any more, so it has no ttl and no brake: its recorder was"
+                f"nobody watches the trace of {order.container.name} any more, and a ttl or a brake of it does not hold: its recorder was"
                 " killed; the next ftrace_instance or ftrace_fetch starts one again"
             )
         )

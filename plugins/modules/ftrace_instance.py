@@ -15,6 +15,8 @@ description:
   - Nothing is installed, loaded or attached; the container is not touched and not slowed by more than the recording of its events.
   - While any system call is traced anywhere, every process of the host enters system calls on the kernel's slow path
     (a write of one byte was measured to take 1.4 times as long). So keep traces short.
+  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
+    of a start that failed; one that is interrupted leaves no trace that it has made.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -141,7 +143,8 @@ options:
         time in proportion to the events, which O(max_rate) bounds. M(crashcart.fleet.ftrace_fetch) brings the files, also while it goes on.
       - A recording ends with O(state=stopped), by its limits, and when the container's first process ends. It keeps its files until they are
         fetched or O(state=absent) removes them, also when the instance, the container or the boot are gone.
-      - If the recorder dies, the kernel stops the trace, and the capture says so.
+      - If the recorder dies, the kernel stops a recording, and the capture says so. A V(ring) goes on, and its next capture is not complete,
+        since nobody watched it.
       - A change of anything ends a recording and begins another; each gives a capture of its own.
     type: str
     choices: [ring, record]
@@ -359,9 +362,31 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+failed_containers:
+  description:
+    - The containers that failed, each with the reason and the next step; the message of the task says the same.
+    - Of a start that failed nothing is left; a trace that was there before is as it was.
+  returned: always, unless the task failed for all alike, as by its selection
+  type: list
+  elements: dict
+  contains:
+    container:
+      description: Name of the container.
+      type: str
+      sample: api
+    id:
+      description: Id of the container, or its beginning.
+      type: str
+      sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
+    msg:
+      description: Why it failed, and what to do.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 instances:
-  description: The selected containers' instances as they are after the task; empty with O(state=absent) and in check mode.
-  returned: success
+  description:
+    - The selected containers' instances as they are after the task, of O(state=started) those that are traced as was asked for. With
+      O(state=absent) those that could not be removed; none in check mode.
+  returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:
@@ -460,6 +485,7 @@ instances:
       sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
 """
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
@@ -467,14 +493,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     instances,
     limits,
-    orders,
     paths,
     probes,
     profiles,
+    recorder_client,
     selection,
     specification,
     tracers,
@@ -482,8 +509,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
 
+_DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
-def run_started(module, root):
+
+def run_started(module, root, outcome):
     parameters = module.params
     wanted = wishes.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
@@ -507,30 +536,44 @@ def run_started(module, root):
     containers = options.select(module, host, required=True)
     if path:
         for container in containers:
-            check_running(container)
-        exposure.foresee(containers, path)
-    started = instances.ensure_started(
-        containers, root, wish, check_mode=module.check_mode, predict_place=host.predict_place
-    )
-    changed = started.changed | instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
-    made = {one.instance.name for one, _earlier in started.made}
-    traced = [container for container in containers if container.id not in started.failures]
-    found = [instances.find_instance(root, container) for container in traced]
-    by_name = {one.instance.name: one.container for one in found}
-    try:
-        changed |= exposure.ensure_exposed(by_name, root, path, files, check_mode=module.check_mode)
-    except BaseException:
-        exposure.remove([one.container for one in found if one.instance.name in made])
-        started.undo()
-        raise
-    way = wanted.paths.as_result() if wanted.paths else None
-    results = [] if module.check_mode else describe(found)
+            with outcome.serve(container):
+                check_running(container)
+        exposure.foresee(outcome.list_left(containers), outcome, path)
+
+    def expose(one):
+        return exposure.ensure_exposed(
+            one.container, one.instance.name, root, path, files, check_mode=module.check_mode
+        )
+
+    with ExitStack() as begun:
+        started = instances.ensure_started(
+            outcome.list_left(containers),
+            outcome,
+            begun,
+            root,
+            wish,
+            check_mode=module.check_mode,
+            predict_place=host.predict_place,
+            exposing=instances.Exposing(expose, conceal),
+        )
+        leftovers = instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+        made = {one.instance.name for one in started.made}
+        found = [instances.find_instance(root, container) for container in outcome.list_left(containers)]
+        way = wanted.paths.as_result() if wanted.paths else None
+        results = [] if module.check_mode else describe(found)
+        begun.pop_all()
     return {
-        "changed": changed,
+        "changed": started.changed or leftovers,
         "instances": [{**one, "created": one["name"] in made, "paths": way} for one in results],
         "diff": {"before": started.before, "after": started.after},
-        "failures": list(started.failures.values()),
-    }
+    }, containers
+
+
+def conceal(one):
+    """Take what is exposed of ONE instance out of its container."""
+    outcome = Outcome()
+    exposure.remove([one.container], outcome, {one.instance.name})
+    outcome.check()
 
 
 def describe(found):
@@ -543,7 +586,7 @@ def describe(found):
     return results
 
 
-def remove(module, found):
+def remove(module, found, outcome):
     """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed."""
     names = {one.instance.name for one in found}
     holders = {one.container.id: one.container for one in found if one.container is not None}
@@ -553,41 +596,52 @@ def remove(module, found):
         except ContainerError:
             pass  # no engine answers: those of the instances' containers are all that is known
         names = None
-    left = exposure.remove(holders.values(), names)
-    instances.remove(found)
+    left = exposure.remove(holders.values(), outcome, names)
+    for one in found:
+        if not outcome.has_failed(one.who):
+            with outcome.serve(one.who):
+                instances.remove([one])
     return left
 
 
-def run_ended(module, root):
+def run_ended(module, root, outcome):
     state = module.params["state"]
     found = selection.select_instances(module, root, untraced_ok=True)
     before = {one.instance.name: one.find_state() for one in found}
-    after = dict.fromkeys(before, "stopped") if state == "stopped" else {}
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
-        instances.stop(found)
+        for one in found:
+            with outcome.serve(one.who):
+                instances.stop([one])
     elif state == "absent":
-        left = [] if module.check_mode else remove(module, found)
-        leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
-    stay = [] if module.check_mode or state == "absent" else found
+        left = [] if module.check_mode else remove(module, found, outcome)
+        try:
+            leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
+        except tracefs.TraceError as error:
+            outcome.complain(error)
+    failed = [one for one in found if outcome.has_failed(one.who)]
+    after = {one.instance.name: one.find_state() for one in failed}
+    if state == "stopped":
+        after = {**dict.fromkeys(before, "stopped"), **after}
+    stay = [] if module.check_mode else found if state == "stopped" else failed
     return {
         "changed": before != after or bool(left) or leftovers,
         "instances": describe(stay),
         "diff": {"before": before, "after": after},
-    }
+    }, [one.who for one in found]
 
 
 def run(module):
     require_root()
     root = tracefs.find_tracefs()
-    result = run_started(module, root) if module.params["state"] == "started" else run_ended(module, root)
-    failures = result.pop("failures", [])
+    outcome = Outcome()
+    run_state = run_started if module.params["state"] == "started" else run_ended
+    result, containers = run_state(module, root, outcome)
     if not module.check_mode:
-        orders.ensure_recorder()  # somebody may have killed it
-    if failures:
-        raise FleetError("; ".join(failures), **result)
-    return result
+        recorder_client.ensure_recorder()  # somebody may have killed it
+    outcome.check(containers, _DONE[module.params["state"]], **result)
+    return {**result, "failed_containers": []}
 
 
 def main():

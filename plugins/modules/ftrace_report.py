@@ -13,6 +13,13 @@ description:
   - Reads captures that M(crashcart.fleet.ftrace_fetch) has brought home and says for each process and system call how often it
     was called, with which errors it failed, and how long it took.
   - Where paths were recorded (C(paths) of M(crashcart.fleet.ftrace_instance)), it names those that calls were given, with the errors on each.
+  - Reads what C(trace-cmd) writes, too - C(trace.dat) of versions 6 and 7, compressed or not, with one buffer or several, as C(record),
+    C(extract), C(convert) and C(split) make them. Each buffer is reported by itself.
+  - What of a folder cannot be read is named and skipped, and the rest is reported. A capture that O(src) names itself ends in an error then.
+  - Not read, and named so, are traces of a 32-bit kernel or of another byte order, the text of a latency tracer, and clocks that do not
+    count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). Those of C(uptime) are known to ten milliseconds.
+    C(trace-cmd extract) names another clock than an instance had. Where that one does not count time the file's statistics tell it.
+  - A file is not let become more than a kernel could have written. That is a page for each four bytes of compressed pages, and 64 MiB.
   - Runs where the captures are. In a play over hosts use C(delegate_to=localhost) with C(run_once=true), and C(become=false).
 version_added: 0.1.0
 author:
@@ -41,7 +48,8 @@ attributes:
 options:
   src:
     description:
-      - A capture, or a folder below which captures lie.
+      - A capture, or a folder below which captures lie. These are files whose names end with C(.dat), or, as C(trace-cmd split) names them, with
+        C(.dat.1) and so on; the manifest of C(NAME.dat) is C(NAME.json). Others are not looked at.
     type: path
     required: true
   dest:
@@ -102,6 +110,10 @@ summary:
           description: The capture's path, relative to O(src) where that is a folder.
           type: str
           sample: web1/api/20261121T231500.000000Z.dat
+        buffer:
+          description: The name of the buffer in a file of several, or of one that C(trace-cmd) took from an instance; V(null) for the top one.
+          type: str
+          sample: peer
         host:
           description: The host by its name in the inventory.
           type: str
@@ -134,6 +146,24 @@ summary:
           description: How often system calls failed, by the name of the error.
           type: dict
           sample: {ENOENT: 12, ECONNREFUSED: 3}
+    skipped:
+      description:
+        - What of the folder could not be read, which is in a warning, too. A trace whose manifest is damaged is reported without it.
+      type: list
+      elements: dict
+      contains:
+        path:
+          description: The file's path, relative to O(src).
+          type: str
+          sample: web1/api/20261121T231500.000000Z.dat
+        reason:
+          description: Why.
+          type: str
+          sample: the trace is cut short
+        next_step:
+          description: What can be done about it.
+          type: str
+          sample: fetch or record it again, or remove it
         io_uring:
           description:
             - What is known of requests by io_uring, which are no system calls - whether they were C(recorded), how many there were of which
@@ -151,10 +181,12 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
+    describe_skipped,
     summarize_source,
     write_report,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 
@@ -166,6 +198,8 @@ def run(module):
         parameters["src"], int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
     )
     changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
+    for one in summary["skipped"]:
+        module.warn(escape(f"skipped {describe_skipped(one)}"))
     for one in summary["captures"]:
         del one["programs"], one["processes"]
     return {"changed": changed, "summary": summary, "files": files}

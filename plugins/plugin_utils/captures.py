@@ -14,7 +14,8 @@ from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tables, tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
     Segment,
     SegmentError,
@@ -24,20 +25,32 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 
 _BLOCK = 1 << 20
+_MAX_NAME = 200  # file systems take 255
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def make_file_name(text: str) -> str:
     """TEXT as the name of one file: nothing in it can lead to another folder."""
     name = _UNFIT.sub("_", text)
+    if len(name) > _MAX_NAME:
+        name = name[: _MAX_NAME - 17] + "-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
     return name if name.strip(".") else "_" + name
 
 
 def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
     """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and its manifest.
 
-    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then.
+    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then; OSError is this controller's own.
     """
+    try:
+        return _assemble(path, folder, host, version, with_text)
+    except (OSError, FleetError):
+        raise
+    except Exception as error:  # it came from a host: whatever is wrong with it, other segments wait
+        raise SegmentError(f"it is damaged ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
     with open(path, "rb") as file, tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
         segment = read_segment(file)
         manifest = segment.document
@@ -45,9 +58,11 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         container = manifest.get("container")
         if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
-        manifest["pages"] = sum(
-            one.size // segment.head.page_size for found in segment.chunks.values() for one in found
-        )
+        segment.head.options.append(tables.pack(manifest))
+        shown = {name: manifest.pop(name) for name in tables.NAMES if name in manifest}
+        if "reasons" not in manifest:  # an older version of this collection has drained it
+            manifest["reasons"] = [] if manifest.get("complete") else [f"{manifest.get('lost')} events were lost"]
+        manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
         stamp = find_stamp(os.path.basename(path))
         files = {"dat": os.path.join(work, "trace.dat")}
@@ -60,16 +75,50 @@ def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool
         manifest["sha256"] = digest.hexdigest()
         files["json"] = os.path.join(work, "manifest.json")
         with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
-            json.dump(manifest, text, indent=1)
+            text.write(format_manifest(manifest))
         if with_text:
             files["txt"] = os.path.join(work, "trace.txt")
-            write_text(files["dat"], manifest, files["txt"])
+            write_text(files["dat"], {**shown, **manifest}, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
         # The trace comes last: where it is, all of it is.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), manifest
+
+
+def format_manifest(manifest: dict[str, Any]) -> str:
+    """Return MANIFEST as JSON, a line for each thing that it says."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _count_pages(segment: Segment) -> int:
+    """How many pages SEGMENT holds. Raises SegmentError for more than its host's buffers can have held, by its manifest, and than any could."""
+    chunks = [chunk for found in segment.chunks.values() for chunk in found]
+    page_size, plain = segment.head.page_size, sum(chunk.size for chunk in chunks)
+    tracedat.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
+    most = find_most(segment.document, page_size)
+    if most is not None and plain > most:
+        raise SegmentError(f"{plain} bytes of pages are more than its ring buffers and files can have held ({most})")
+    return plain // page_size
+
+
+def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
+    """Bytes of pages that a trace can have held as MANIFEST tells of it; None where it does not.
+
+    A ring's buffers are drained once, and each page holds less than a page. A recording ends, or loses its oldest files, at its size, which a
+    drain may overshoot.
+    """
+    size_kb, cpus = str(manifest.get("buffer_kb")), manifest.get("cpus")
+    if not re.fullmatch("[0-9]{1,15}", size_kb) or not isinstance(cpus, list):
+        return None
+    rings = (int(size_kb) * 1024 // (page_size - tracedat.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
+    if manifest.get("mode") != "record":
+        return rings
+    limits = manifest.get("limits")
+    most = limits.get("max_bytes") if isinstance(limits, dict) else None
+    return rings + 2 * most if isinstance(most, int) else None
 
 
 def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:

@@ -23,14 +23,14 @@ from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
 import workloads
-from support import host, images, sshd
+from support import host, images, serving, sshd
 from support.stops import count_stops
 from tables import make_ratios, print_table
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import summarize_capture
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import RIGHTS, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import RIGHTS
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
@@ -174,17 +174,17 @@ def bench_scale(_inventory: Path) -> None:
     command = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
 
     def attach(some: list[Container]) -> None:
-        attachments.ensure_attached(some, "default", None, check_mode=False)
+        serving.attach(some)
 
     def detach(some: list[Container]) -> None:
-        attachments.ensure_detached(some, None, None, attachments.Busy(), check_mode=False)
+        serving.detach(some)
 
     with containers(max(counts)), Server() as server:
         engine = DockerEngine(None)
         records = [engine.refresh(one) for one in engine.list_containers()]
 
         def execute(some: list[Container]) -> None:
-            execution.execute(some, command, None, None, server, Output(), check_mode=False)
+            serving.execute(some, command, server)
 
         # The loop device is there from the first attach of a call to the last detach of another; keep it for all.
         image = store.get_image("default")
@@ -538,7 +538,10 @@ def bench_report(_inventory: Path) -> None:
             after = os.times()
             return sum(after[:4]) - sum(before[:4])
 
-        ours = [time_cpu(lambda: summarize_capture(capture["path"], folder)) for _round in range(ROUNDS)]
+        ours = [
+            time_cpu(lambda: summarize_capture(capture["path"], capture["manifest"], folder))
+            for _round in range(ROUNDS)
+        ]
         theirs = [time_cpu(lambda: host.run("trace-cmd", "report", capture["path"])) for _round in range(ROUNDS)]
         host.call_module("ftrace_instance", containers=[name], state="absent")
     millions = capture["manifest"]["entries"] / 1e6

@@ -8,7 +8,7 @@ Source: the kernel's ring_buffer.c and events/header_event (type_len and its spe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
@@ -23,6 +23,13 @@ _TIME_EXTEND = 30
 _TIME_STAMP = 31
 _DELTA_BITS = 27
 _HIGH_TIME_BITS = 0xF800000000000000  # an absolute time stamp carries the lower 59 bits only
+# The kernel's trace clocks (trace.c) that count nanoseconds; a file that names none is of the first.
+_NANOSECONDS = frozenset({"local", "global", "perf", "mono", "mono_raw", "boot", "tai"})
+_HUNDREDTHS = "uptime"  # in units of USER_HZ
+# The latter is trace-cmd's word for the former, where the file says what makes nanoseconds of it.
+_TICKS = frozenset({"x86-tsc", "tsc2nsec"})
+_OTHER_CLOCK = "record it again with -C mono, or read it by trace-cmd report"
+_MAX_SHIFT = 32
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,15 @@ class Batch:
 
 
 class Trace:
-    """A trace.dat open for reading."""
+    """One buffer of a trace.dat open for reading: that of HEAD, or the only one."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(
+        self, file: BinaryIO, head: tracedat.Head | None = None, formats: dict[str, EventFormat] | None = None
+    ) -> None:
         self._file = file
-        self.head = tracedat.read_head(file)
-        self.formats: dict[str, EventFormat] = read_formats(self.head)
+        self.head = head or tracedat.read_head(file)
+        self.formats = read_formats(self.head) if formats is None else formats
+        self._factor, self._shift = _find_scale(self.head)
 
     def gen_batches(self) -> Iterator[Batch]:
         """Batches CPU by CPU, each CPU in the order of time."""
@@ -99,7 +109,47 @@ class Trace:
     def gen_cpu_batches(self, place: tracedat.CpuPages, block_size: int = tracedat.BLOCK) -> Iterator[Batch]:
         """Batches of the one CPU at PLACE, each of some BLOCK_SIZE bytes of pages; those of several CPUs may be asked for in turn."""
         for block in tracedat.gen_page_blocks(self._file, self.head, place, block_size):
-            yield decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
+            batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
+            yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
+
+
+def read_traces(file: BinaryIO) -> list[Trace]:
+    """A Trace for each buffer that the trace.dat FILE holds. Raises TraceFileError where one cannot be read."""
+    heads = tracedat.read_heads(file)
+    formats = read_formats(heads[0])
+    return [Trace(file, head, formats) for head in heads]
+
+
+def _find_scale(head: tracedat.Head) -> tuple[int, int]:
+    """What makes nanoseconds of HEAD's time stamps: a factor, and bits to shift right then. Raises TraceFileError where that is not known."""
+    clock = head.clock or "local"
+    if clock in _NANOSECONDS:
+        # trace-cmd extract names the host's clock, whatever the instance had.
+        if head.has_seconds() is False:
+            raise tracedat.TraceFileError(
+                f"its clock is not {clock!r}, as the file says: the kernel's statistics in it do not count nanoseconds",
+                _OTHER_CLOCK,
+            )
+        return 1, 0
+    if clock == _HUNDREDTHS:
+        return 10**7, 0
+    scale = head.find_tsc_factor() if clock in _TICKS else None
+    if scale is None or scale[1] > _MAX_SHIFT:
+        raise tracedat.TraceFileError(
+            f"its clock {clock!r} does not count nanoseconds, nor does the file say what it counts",
+            _OTHER_CLOCK,
+        )
+    return scale
+
+
+def _scale(times: Ints, factor: int, shift: int) -> Ints:
+    """TIMES times FACTOR, shifted right by SHIFT bits, without a product of more than 64 bits, as the kernel's mul_u64_u32_shr does it."""
+    if factor == 1 and not shift:
+        return times
+    raw, wide = times.view(np.uint64), np.uint64(factor)
+    low, high = raw & np.uint64(0xFFFFFFFF), raw >> np.uint64(32)
+    scaled = (low * wide >> np.uint64(shift)) + (high * wide << np.uint64(32 - shift))
+    return scaled.view(np.int64)
 
 
 def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:

@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, Iterator
+from typing import Any, BinaryIO, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
@@ -24,37 +26,81 @@ _MAX_TEXT_ROWS = 40
 # What every trace has: calls, which the table is of, and what processes have their names from.
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
+_CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes
+_UNFINISHED = ".crashcart-"  # what a fetch is about to make, or was
+_MAX_MANIFEST = 64 << 20  # the bound of a segment's documents, too
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-def list_captures(source: str) -> list[str]:
-    """The trace.dat files that SOURCE, a file or a folder with captures below it, means, in the order of their paths."""
-    if os.path.isdir(source):
-        return sorted(
-            os.path.join(folder, name)
-            for folder, _folders, names in os.walk(source)
-            for name in names
-            if name.endswith(".dat")
+class CaptureError(FleetError):
+    """The file at PATH cannot be taken into a report, for REASON; NEXT_STEP says what can be done about it."""
+
+    def __init__(self, path: str, reason: str, next_step: str) -> None:
+        super().__init__(f"{path}: {reason}; {next_step}")
+        self.path, self.reason, self.next_step = path, reason, next_step
+
+
+def _explain(path: str, error: Exception) -> CaptureError:
+    """ERROR, which the file at PATH has led to, whatever of the file's content did it."""
+    if isinstance(error, CaptureError):
+        return error
+    if isinstance(error, TraceFileError):
+        return CaptureError(path, str(error), error.next_step)
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return CaptureError(
+            path, f"a link to {os.readlink(path)}, which is not there", "bring that back, or remove the link"
         )
-    if not os.path.exists(source):
-        raise FleetError(f"there is no capture {source}")
-    return [source]
+    if isinstance(error, OSError):
+        return CaptureError(
+            path, f"it cannot be read: {error.strerror or error}", "let this user read it, or remove it"
+        )
+    reason = f"it is damaged ({type(error).__name__}: {str(error)[:200]})"
+    return CaptureError(path, reason, "fetch or record it again, or remove it")
 
 
-def read_manifest(capture: str) -> dict[str, Any]:
-    """The manifest beside CAPTURE; an empty one where there is none, as for a trace that trace-cmd recorded."""
-    path = os.path.splitext(capture)[0] + ".json"
-    try:
-        with open(path, encoding="utf-8") as file:
-            manifest = json.load(file)
-    except FileNotFoundError:
+def list_captures(folder: str) -> tuple[list[str], list[CaptureError]]:
+    """The trace.dat files below FOLDER in the order of their paths, and which folders cannot be read."""
+    captures: list[str] = []
+    unread: list[CaptureError] = []
+    for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(_explain(error.filename, error))):
+        folders[:] = [name for name in folders if not name.startswith(_UNFINISHED)]
+        captures += [os.path.join(place, name) for name in names if _CAPTURE.search(name)]
+    return sorted(captures), unread
+
+
+def find_manifest(capture: str) -> str:
+    """The path of the manifest that CAPTURE has, or would have."""
+    return os.path.splitext(capture)[0] + ".json"
+
+
+def read_manifest(path: str) -> dict[str, Any]:
+    """The manifest at PATH; an empty one where there is none, as for a trace that trace-cmd recorded. Raises CaptureError."""
+    if not os.path.lexists(path):
         return {}
-    except ValueError as error:
-        raise FleetError(f"the manifest {path} is damaged: {error}") from error
-    if not is_sound(manifest):
-        raise FleetError(
-            f"the manifest {path} is not what ftrace_fetch writes; fetch again, or remove it to do without"
+    remove = "fetch again, or remove it to do without"
+    try:
+        with _open_regular(path) as file:
+            text = file.read(_MAX_MANIFEST + 1)
+        manifest: dict[str, Any] | None = json.loads(text) if len(text) <= _MAX_MANIFEST else None
+    except (ValueError, RecursionError) as error:
+        raise CaptureError(path, f"the manifest is damaged: {str(error)[:200]}", remove) from error
+    except OSError as error:
+        raise _explain(path, error) from error
+    if manifest is None or not is_sound(manifest):
+        raise CaptureError(path, "it is no manifest that ftrace_fetch writes", remove)
+    return manifest
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """PATH open for reading, where it is a regular file: a pipe would keep us waiting, and a device never ends."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
+    kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    if kind != stat.S_IFREG:
+        file.close()
+        raise CaptureError(
+            path, f"no regular file but {_KINDS.get(kind, 'a device')}", "move it elsewhere, or remove it"
         )
-    return manifest  # type: ignore[no-any-return]
+    return file
 
 
 def is_sound(manifest: Any) -> bool:
@@ -64,9 +110,11 @@ def is_sound(manifest: Any) -> bool:
     offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
     container = manifest.get("container")
     return (
-        (offset is None or (_is_int(offset) and abs(offset) < 1 << 62))
+        (offset is None or _is_int(offset))
         and (lost is None or _is_int(lost))
+        and (manifest.get("entries") is None or _is_int(manifest["entries"]))
         and manifest.get("complete") in (None, True, False)
+        and _are_texts(manifest.get("reasons", []))
         and (
             container is None
             or (isinstance(container, dict) and all(_is_text(container.get(n)) for n in ("id", "name")))
@@ -80,11 +128,15 @@ def is_sound(manifest: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
 
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _are_syscalls(names: Any) -> bool:
@@ -127,22 +179,46 @@ def _is_task(task: Any) -> bool:
     return isinstance(task, dict) and all(_is_int(task.get(n)) for n in numbers) and isinstance(task.get("comm"), str)
 
 
-def summarize_capture(capture: str, root: str, min_latency_ns: int = 0) -> dict[str, Any]:
-    """What summary.json says of CAPTURE; its path is given relative to ROOT."""
-    manifest = read_manifest(capture)
+def summarize_capture(
+    capture: str, manifest: dict[str, Any], root: str, min_latency_ns: int = 0
+) -> list[dict[str, Any]]:
+    """What summary.json says of CAPTURE, which MANIFEST tells of, one entry for each buffer; its path is given relative to ROOT.
+
+    Raises CaptureError where it cannot be read.
+    """
+    name = os.path.relpath(capture, root)
     try:
-        with open(capture, "rb") as file:
-            table = summarize(Trace(file), manifest, min_latency_ns)
-    except TraceFileError as error:
-        raise FleetError(f"{capture}: {error}") from error
+        with _open_regular(capture) as file:
+            return [
+                _summarize_trace(trace, add_tables(manifest, trace), name, min_latency_ns)
+                for trace in read_traces(file)
+            ]
+    except Exception as error:  # a stranger's file: whatever is wrong with it is its fault, and others wait
+        raise _explain(capture, error) from error
+
+
+def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    """Return MANIFEST with the tables that TRACE carries; those of a manifest of an older version stand. Raises TraceFileError."""
+    known = {**tables.read(trace.head.options), **manifest}
+    if not is_sound(known):
+        raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
+    return known
+
+
+def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int) -> dict[str, Any]:
+    """What summary.json says of TRACE, one buffer of the capture called NAME."""
+    table = summarize(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
+    reasons = [*manifest.get("reasons", []), *_compare(table.events, manifest)]
     return {
-        "capture": os.path.relpath(capture, root),
+        "capture": name,
+        "buffer": trace.head.buffer or None,
         "host": manifest.get("inventory_hostname") or manifest.get("host"),
         "container": container.get("name"),
         "container_id": container.get("id"),
-        "complete": manifest.get("complete"),
+        "complete": False if reasons else manifest.get("complete"),
         "lost": manifest.get("lost"),
+        "reasons": reasons,
         "start": _real_time(table.first_time, manifest),
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
@@ -154,6 +230,15 @@ def summarize_capture(capture: str, root: str, min_latency_ns: int = 0) -> dict[
         "processes": [_describe(row) for row in table.processes],
         "errors": _sum_errors(table),
     }
+
+
+def _compare(events: int, manifest: dict[str, Any]) -> list[str]:
+    """Return what is wrong where a trace holds another number of EVENTS than the kernel counted, as MANIFEST says."""
+    counted = manifest.get("entries")
+    # Manifests without a version counted what waited when the fetch began.
+    if counted is None or "version" not in manifest or counted == events:
+        return []
+    return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
 def _describe(row: SyscallRow) -> dict[str, Any]:
@@ -184,18 +269,26 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The text that a person reads, for all captures of SUMMARY."""
-    if not summary["captures"]:
-        return "No capture: nothing was recorded.\n"
-    return "\n".join(line for one in summary["captures"] for line in _gen_lines(one))
+    """The text that a person reads, for all captures of SUMMARY, and what was skipped."""
+    lines = [line for one in summary["captures"] for line in _gen_lines(one)]
+    if summary["skipped"]:
+        lines += [*(f"Skipped: {_clean(describe_skipped(one))}" for one in summary["skipped"]), ""]
+    return "\n".join(lines) if lines else "No capture: nothing was recorded.\n"
+
+
+def describe_skipped(one: dict[str, str]) -> str:
+    """One line that says of an entry of `skipped` what it is, why, and what next."""
+    return f"{one['path']}: {one['reason']}; {one['next_step']}"
+
+
+def _explain_loss(one: dict[str, Any]) -> str:
+    return "; ".join(one.get("reasons") or []) or f"{one['lost']} events lost"
 
 
 def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
-    name = _clean(one["container"] or one["capture"])
+    name = _clean(one["container"] or one["capture"]) + (f", buffer {_clean(one['buffer'])}" if one["buffer"] else "")
     host = _clean(one["host"] or "an unknown host")
-    lost = {None: "loss unknown", True: "complete"}.get(
-        one["complete"], f"INCOMPLETE: {_clean(str(one['lost']))} events lost"
-    )
+    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {_clean(_explain_loss(one))}")
     yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
     rows = one["programs"][:_MAX_TEXT_ROWS]
     if not rows:
@@ -281,10 +374,37 @@ def _clean(text: str) -> str:
 
 
 def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
-    """What summary.json holds for SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer."""
-    root = source if os.path.isdir(source) else os.path.dirname(source) or "."
-    captures = [summarize_capture(capture, root, min_latency_ns) for capture in list_captures(source)]
-    return {"captures": captures}
+    """What summary.json holds for SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
+
+    What of a folder cannot be read is SKIPPED; raises CaptureError for a capture that was asked for by itself.
+    """
+    if not os.path.isdir(source):
+        if not os.path.lexists(source):
+            raise FleetError(f"there is no capture {source}")
+        manifest = read_manifest(find_manifest(source))
+        return {
+            "captures": summarize_capture(source, manifest, os.path.dirname(source) or ".", min_latency_ns),
+            "skipped": [],
+        }
+    paths, skipped = list_captures(source)
+    captures: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            manifest = read_manifest(find_manifest(path))
+        except CaptureError as error:
+            skipped.append(error)
+            manifest = {}
+        try:
+            captures += summarize_capture(path, manifest, source, min_latency_ns)
+        except CaptureError as error:
+            skipped.append(error)
+    return {
+        "captures": captures,
+        "skipped": [
+            {"path": os.path.relpath(one.path, source), "reason": one.reason, "next_step": one.next_step}
+            for one in skipped
+        ],
+    }
 
 
 def write_report(

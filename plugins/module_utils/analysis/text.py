@@ -70,7 +70,8 @@ def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
 
 
 def _describe(manifest: dict[str, Any]) -> str:
-    lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {manifest.get('lost')} events lost"
+    why = "; ".join(manifest.get("reasons") or [f"{manifest.get('lost')} events lost"])
+    lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {why}"
     container, where = manifest["container"]["name"], manifest["inventory_hostname"]
     words = f"container {container} on {where}, clock {manifest.get('clock')}, {lost}"
     return (

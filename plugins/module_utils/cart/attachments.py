@@ -8,9 +8,9 @@ What is attached is read from the kernel: a mount in a container that is of an i
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import (
     expiry,
@@ -27,11 +27,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     check_running,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     Target,
     hold_locks,
     open_targets,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
@@ -96,43 +98,50 @@ def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
     ]
 
 
-def list_missing(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[Target]:
-    """The targets that lack IMAGE at PATH. Raises ContainerError where something else is mounted there."""
+def _list_missing(targets: Sequence[Target], outcome: Outcome, image: store.StoredImage, path: str) -> list[Target]:
+    """The targets that lack IMAGE at PATH. Those where something else is mounted there have failed."""
     finder = ImageFinder()
     missing = []
     for target in targets:
-        here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
-        if not here or (here[-1].master and not finder.identify(here[-1])):
-            # Nothing, or an rslave volume, which is there to be mounted over.
-            missing.append(target)
-            continue
-        found = finder.identify(here[-1])
-        if found is None:
-            raise ContainerError(
-                f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
-                f" ({here[-1].filesystem}) that is not ours; unmount it first"
-            )
-        if found[1] != image.digest:
-            raise ContainerError(
-                f"container {target.container.name}: another image ({found[0]}, {found[1][:12]}) is attached at {path};"
-                " detach it first"
-            )
+        with outcome.serve(target):
+            if _is_missing(target, finder, image, path):
+                missing.append(target)
     return missing
 
 
-def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -> None:
+def _is_missing(target: Target, finder: ImageFinder, image: store.StoredImage, path: str) -> bool:
+    here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
+    if not here or (here[-1].master and not finder.identify(here[-1])):
+        # Nothing, or an rslave volume, which is there to be mounted over.
+        return True
+    found = finder.identify(here[-1])
+    if found is None:
+        raise ContainerError(
+            f"container {target.name}: {path} already holds a mount of {here[-1].source}"
+            f" ({here[-1].filesystem}) that is not ours; unmount it first"
+        )
+    if found[1] != image.digest:
+        raise ContainerError(
+            f"container {target.name}: another image ({found[0]}, {found[1][:12]}) is attached at {path};"
+            " detach it first"
+        )
+    return False
+
+
+def _detach(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attachment], busy: Busy) -> None:
     """Unmount FOUND (all of one path, one for each mount) from the locked TARGETS, and remove the empty folder."""
     path = found[0].path
-    if busy.choice in ("wait", "kill"):
-        for target in targets:
-            tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
     is_lazy = busy.choice == "lazy"
     from_volumes = {one.container.id for one in found if one.method == "rslave"}
-    if from_volumes:
-        volumes.detach([one for one in targets if one.container.id in from_volumes], path, lazy=is_lazy)
+    for target in targets:
+        with outcome.serve(target, ended_ok=True):
+            if busy.choice in ("wait", "kill"):
+                tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
+            if target.id in from_volumes:
+                volumes.detach([target], path, lazy=is_lazy)
     own = [one for one in found if one.method != "rslave"]
-    others = [target for target in targets if any(one.container.id == target.container.id for one in own)]
-    counts = [sum(one.container.id == target.container.id for one in own) for target in others]
+    others = [target for target in outcome.list_left(targets) if any(one.container.id == target.id for one in own)]
+    counts = [sum(one.container.id == target.id for one in own) for target in others]
     devices = {parse_device(one.device) for one in own}
     removable = placement.find_removable(others, path)
 
@@ -141,7 +150,7 @@ def detach(targets: Sequence[Target], found: Sequence[Attachment], busy: Busy) -
         if removable[index]:
             placement.remove_our_folder(parent_fd, name)
 
-    placement.run_in_targets(others, path, detach_here, "detach from")
+    outcome.fail_each(others, placement.try_in_targets(others, path, detach_here, "detach from"), ended_ok=True)
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ class Change:
 
 def ensure_attached(
     containers: Sequence[Container],
+    outcome: Outcome,
     image_name: str,
     path: str | None,
     method: str = "fsmount",
@@ -170,7 +180,7 @@ def ensure_attached(
     *,
     check_mode: bool,
 ) -> Change:
-    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix).
+    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix); OUTCOME gets whose it is not.
 
     METHOD counts where it is not yet. With TTL_S all of these attachments end after that time; without it nothing changes
     about their end.
@@ -181,70 +191,65 @@ def ensure_attached(
     if path != image.prefix:
         raise ContainerError(f"the programs of image {image.name!r} work at {image.prefix} only, not at {path}")
     for container in containers:
-        check_running(container)
-    with open_targets(containers) as targets:
-        before = _find_all(targets, path=path)
-        missing = list_missing(targets, image, path)
-        known = {attachment.container.id for attachment in before}
-        after = [
-            *before,
-            *(
-                Attachment(target.container, path, image.name, image.digest, "", image.format, method)
-                for target in targets
-                if target.container.id not in known
-            ),
-        ]
-        if ttl_s is not None:
-            after = [replace(attachment, has_end=True) for attachment in after]
+        with outcome.serve(container):
+            check_running(container)
+    with open_targets(outcome.list_left(containers), refuse=outcome.fail) as targets:
+        before = _find_all(targets, outcome, path=path)
+        missing = _list_missing(outcome.list_left(targets), outcome, image, path)
         if check_mode:
-            methods.foresee(method, missing, path)
+            outcome.fail_each(missing, methods.foresee(method, missing, path))
         elif missing or ttl_s is not None:
-            concerned = targets if ttl_s is not None else missing
-            with hold_locks([target.container for target in concerned]), _expire(concerned, path, ttl_s):
-                still_missing = list_missing(concerned, image, path)
-                if still_missing:
-                    with _telling_change(targets, before, path=path):
-                        methods.attach(method, still_missing, image, path)
-        return Change(before, _in_order(containers, after))
+            concerned = outcome.list_left(targets) if ttl_s is not None else missing
+            with hold_locks([target.container for target in concerned], outcome.fail):
+                held = outcome.list_left(concerned)
+                with _expire(held, outcome, path, ttl_s):
+                    still_missing = _list_missing(held, outcome, image, path)
+                    outcome.fail_each(still_missing, methods.attach(method, still_missing, image, path))
+        known = {attachment.container.id for attachment in before}
+        after = {attachment.container.id: attachment for attachment in before}
+        for target in outcome.list_left(targets):
+            if target.id not in known:
+                after[target.id] = Attachment(
+                    target.container, path, image.name, image.digest, "", image.format, method
+                )
+            if ttl_s is not None:
+                after[target.id] = replace(after[target.id], has_end=True)
+        return Change(before, [after[container.id] for container in containers if container.id in after])
 
 
 @contextmanager
-def _telling_change(targets: Sequence[Target], before: Sequence[Attachment], **chosen: str | None) -> Iterator[None]:
-    """Have a ContainerError tell what of the CHOSEN is attached then, and that it is other than BEFORE, when some of TARGETS had their way."""
-    try:
-        yield
-    except ContainerError as error:
-        after = _find_all(targets, **chosen)
-        places = [attachment.place for attachment in after]
-        is_change = places != [attachment.place for attachment in before]
-        error.result.update(changed=is_change, attachments=[attachment.as_result() for attachment in after])
-        raise
-
-
-@contextmanager
-def _expire(targets: Sequence[Target], path: str, ttl_s: float | None) -> Iterator[None]:
+def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float | None) -> Iterator[None]:
     """Have what is attached within the context end after TTL_S (None: not). It is settled before; where nothing came of it, it is undone."""
-    before = {one.name for one in expiry.list_expiries()}
+    before = {one.name: one for one in expiry.list_expiries()}
     settled = [] if ttl_s is None else [Expiry(one.container, path, expiry.read_clock() + ttl_s) for one in targets]
-    if settled:
-        expiry.write(settled)
-    try:
+    with ExitStack() as stack:
+        stack.callback(_settle_back, targets, outcome, settled, before)
+        if settled:
+            expiry.write(settled)
         expiry.ensure_watchdog()
         yield
-    except BaseException:
-        with suppress(ContainerError, ProcessGone):  # else the watchdog drops what is of no use
-            mounted = {attachment.place for attachment in _find_all(targets, path=path)}
-            expiry.drop([one for one in settled if one.name not in before and one.place not in mounted])
-        raise
 
 
-def _in_order(containers: Sequence[Container], found: Sequence[Attachment]) -> list[Attachment]:
-    by_id = {attachment.container.id: attachment for attachment in found}
-    return [by_id[container.id] for container in containers]
+def _settle_back(
+    targets: Sequence[Target], outcome: Outcome, settled: Sequence[Expiry], before: Mapping[str, Expiry]
+) -> None:
+    """Take those that were SETTLED back, to what was BEFORE, whose one of TARGETS has failed, or has nothing there."""
+    finder = ImageFinder()
+    for target, one in zip(targets, settled):
+        with suppress(FleetError, OSError, ProcessGone):  # else the watchdog drops what is of no use
+            if not outcome.has_failed(target) and one.path in {
+                found.path for found in find_attachments(target, finder)
+            }:
+                continue
+            if one.name in before:
+                expiry.write([before[one.name]])
+            else:
+                expiry.drop([one])
 
 
 def ensure_detached(
     containers: Sequence[Container],
+    outcome: Outcome,
     image_name: str | None,
     path: str | None,
     busy: Busy,
@@ -252,33 +257,42 @@ def ensure_detached(
     everywhere: bool = False,
     check_mode: bool,
 ) -> Change:
-    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; EVERYWHERE means the host's folders of volumes, too."""
+    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; OUTCOME gets in which one still is, and why.
+
+    EVERYWHERE means the host's folders of volumes, too.
+    """
     path = os.path.normpath(path) if path else None
     alive = [container for container in containers if container.pid > 1]
     # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
-    with open_targets(alive, ended_ok=True, refused_ok=everywhere) as targets:
-        before = _find_all(targets, path=path, image=image_name)
-        if not check_mode and before:
-            with hold_locks([attachment.container for attachment in before]):
-                present = _find_all(targets, path=path, image=image_name)
-                with _telling_change(targets, present, path=path, image=image_name):
-                    for place in sorted({attachment.path for attachment in present}):
-                        here = [attachment for attachment in present if attachment.path == place]
-                        ids = {attachment.container.id for attachment in here}
-                        detach([target for target in targets if target.container.id in ids], here, busy)
-        after = [] if check_mode else _find_all(targets, path=path, image=image_name)
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere, refuse=outcome.fail) as targets:
+        before = _find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         ids = {attachment.container.id for attachment in before}
-        others = [target for target in targets if target.container.id not in ids]
-        leftovers = _remove_folders(others, [path] if path else _list_prefixes(), check_mode=check_mode)
+        if not check_mode and before:
+            with hold_locks([attachment.container for attachment in before], outcome.fail):
+                held = outcome.list_left([target for target in targets if target.id in ids])
+                present = _find_all(held, outcome, path=path, image=image_name, ended_ok=True)
+                for place in sorted({attachment.path for attachment in present}):
+                    here = [attachment for attachment in present if attachment.path == place]
+                    theirs = {attachment.container.id for attachment in here}
+                    _detach([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, busy)
+        after = [] if check_mode else _find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
+        others = [target for target in targets if target.id not in ids]
+        prefixes = [path] if path else _list_prefixes()
+        leftovers = _remove_folders(outcome.list_left(others), outcome, prefixes, check_mode=check_mode)
         if not check_mode:
-            _forget(targets, path)
+            _forget(outcome.list_left(targets), outcome, path)
     if everywhere:
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
-            volumes.detach_all(lazy=busy.choice == "lazy")
+            try:
+                volumes.detach_all(lazy=busy.choice == "lazy")
+            except ContainerError as error:
+                outcome.complain(error)
             # Of what no runtime lists: processes named by pid, containers that have ended.
             for one in expiry.list_expiries():
-                end_attachment(one)
+                if not outcome.has_failed(one.container):
+                    with outcome.serve(one.container, ended_ok=True):
+                        end_attachment(one)
     return Change(before, after, leftovers)
 
 
@@ -291,29 +305,33 @@ def _list_prefixes() -> list[str]:
     return sorted(found)
 
 
-def _remove_folders(targets: Sequence[Target], paths: Sequence[str], *, check_mode: bool) -> list[str]:
+def _remove_folders(
+    targets: Sequence[Target], outcome: Outcome, paths: Sequence[str], *, check_mode: bool
+) -> list[str]:
     """Remove the empty folders at PATHS that attaches which were killed have left in TARGETS; phrases for them."""
     found = []
     for path in paths:
         theirs = placement.find_folders(targets, path)
         removable = placement.find_removable(theirs, path)
         theirs = [target for target, ok in zip(theirs, removable) if ok]
-        found += [f"an empty folder {path} in container {target.container.name}" for target in theirs]
+        found += [f"an empty folder {path} in container {target.name}" for target in theirs]
         if theirs and not check_mode:
-            with hold_locks([target.container for target in theirs]):
-                placement.remove_folders(theirs, path)
+            with hold_locks([target.container for target in theirs], outcome.fail):
+                held = outcome.list_left(theirs)
+                outcome.fail_each(held, placement.remove_folders(held, path), ended_ok=True)
     return found
 
 
-def _forget(targets: Sequence[Target], path: str | None) -> None:
+def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None) -> None:
     """Where nothing is attached in TARGETS (at PATH) nothing has an end any more, also where a killed attach has settled one."""
-    ids = {target.container.id for target in targets}
+    ids = {target.id for target in targets}
     settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
     if not settled:
         return
-    with hold_locks([one.container for one in settled]):  # who holds one may be about to mount
-        mounted = {attachment.place for attachment in _find_all(targets)}
-        expiry.drop([one for one in settled if one.place not in mounted])
+    with hold_locks([one.container for one in settled], outcome.fail):  # who holds one may be about to mount
+        mounted = {attachment.place for attachment in _find_all(targets, outcome, ended_ok=True)}
+        left = {target.id for target in outcome.list_left(targets)}
+        expiry.drop([one for one in settled if one.container.id in left and one.place not in mounted])
 
 
 def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
@@ -322,21 +340,34 @@ def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
         # Meanwhile somebody may have given it more time, or detached it.
         if due_only and ended not in expiry.list_expiries():
             return
-        found = _find_all(targets, path=ended.path)
+        outcome = Outcome()
+        found = _find_all(targets, outcome, path=ended.path, ended_ok=True)
         if found:
-            detach(targets, found, Busy("lazy"))
+            _detach(targets, outcome, found, Busy("lazy"))
+        outcome.check()
         expiry.drop([ended])
 
 
-def _find_all(targets: Sequence[Target], *, path: str | None = None, image: str | None = None) -> list[Attachment]:
+def _find_all(
+    targets: Sequence[Target],
+    outcome: Outcome,
+    *,
+    path: str | None = None,
+    image: str | None = None,
+    ended_ok: bool = False,
+) -> list[Attachment]:
+    """What is attached in TARGETS (at PATH, of IMAGE), but for those in which that cannot be read, which have failed."""
     finder = ImageFinder()
     ends = {one.place for one in expiry.list_expiries()}
-    return [
-        replace(attachment, has_end=attachment.place in ends)
-        for target in targets
-        for attachment in find_attachments(target, finder)
-        if path in (None, attachment.path) and image in (None, attachment.image)
-    ]
+    found = []
+    for target in targets:
+        with outcome.serve(target, ended_ok=ended_ok):
+            found += [
+                replace(attachment, has_end=attachment.place in ends)
+                for attachment in find_attachments(target, finder)
+                if path in (None, attachment.path) and image in (None, attachment.image)
+            ]
+    return found
 
 
 def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict[str, str]:
@@ -352,9 +383,6 @@ def list_attachments(containers: Sequence[Container]) -> list[Attachment]:
     """What is attached in CONTAINERS; those that are gone, or whose mounts the caller may not read, have nothing to show."""
     found = []
     for container in containers:
-        try:
-            with open_targets([container]) as targets:
-                found += _find_all(targets)
-        except (ContainerError, PermissionError):
-            continue
+        with suppress(ContainerError, PermissionError), open_targets([container], ended_ok=True) as targets:
+            found += _find_all(targets, Outcome())
     return found

@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     TIMEOUT_S,
@@ -136,10 +137,11 @@ def _run(order: Order) -> int:
     with Server() as server:  # which starts while the engine answers
         container = _find_container(order)
         check_running(container)
+        outcome = Outcome()
         with open_targets([container]) as targets:
-            places, refusals = execution.choose_places(targets, command, order.user, order.image)
-            with execution.open_jobs(places, command, refusals) as jobs:
-                execution.raise_first(refusals)
+            places = execution.choose_places(targets, outcome, command, order.user, order.image)
+            with execution.open_jobs(places, outcome, command) as jobs:
+                outcome.check()
                 (job,) = jobs
                 if job.prefix != PREFIX:
                     raise FleetError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import functools
 import os
 import shlex
 from contextlib import ExitStack, contextmanager, suppress
@@ -51,6 +52,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     check_running,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
@@ -58,7 +60,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
     UserError,
     find_users,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
@@ -135,6 +136,7 @@ def _parse_capabilities(names: Sequence[str]) -> int:
 
 def execute(
     containers: Sequence[Container],
+    outcome: Outcome,
     command: Command,
     user: str | None,
     image_name: str | None,
@@ -145,31 +147,25 @@ def execute(
 ) -> list[dict[str, Any]]:
     """Run COMMAND by SERVER in each of CONTAINERS and return what modules return of it; in check mode nothing is run.
 
-    Where one container refuses, the others are served; the error that is raised then has all results.
+    OUTCOME gets those that refuse it, in which it is killed, or whose output cannot be kept.
     """
     for container in containers:
-        check_running(container)
-    with open_targets(containers) as targets:
-        places, refusals = choose_places(targets, command, user, image_name)
+        with outcome.serve(container):
+            check_running(container)
+    reports: dict[str, dict[str, Any]] = {}
+    with open_targets(outcome.list_left(containers), refuse=outcome.fail) as targets:
+        places = choose_places(targets, outcome, command, user, image_name)
         if check_mode:
-            raise_first(refusals)
             return []
-        with open_jobs(places, command, refusals) as jobs:
+        with open_jobs(places, outcome, command) as jobs:
             sinks = open_sinks([job.target.container for job in jobs], output)
             reports = {report["id"]: report for report in _report(run_jobs(jobs, sinks, server), sinks, output)}
-    for container in containers:
-        if container.id in refusals:
-            refused = Result(container.name, container.id, rights=command.rights)
-            reports[container.id] = _describe(refused, [str(refusals[container.id])])
+    for failure in outcome.as_result():
+        refused = Result(failure["container"], failure["id"], rights=command.rights)
+        reports[failure["id"]] = _describe(refused, [failure["msg"]])
     ordered = [reports[container.id] for container in containers]
-    _check(ordered, command)
+    _note_failures(ordered, outcome, command)
     return ordered
-
-
-def raise_first(refusals: Mapping[str, FleetError]) -> None:
-    """Raise one of REFUSALS, where there are any."""
-    for error in refusals.values():
-        raise error
 
 
 @dataclass(frozen=True)
@@ -186,53 +182,47 @@ class Place:
 
 
 def choose_places(
-    targets: Sequence[Target], command: Command, user: str | None, image_name: str | None
-) -> tuple[list[Place], dict[str, FleetError]]:
+    targets: Sequence[Target], outcome: Outcome, command: Command, user: str | None, image_name: str | None
+) -> list[Place]:
     """Return for TARGETS who USER is there, and the image: the attached one, or the one of the store called IMAGE_NAME.
 
-    Those in which that cannot be found are left out, and what is wrong comes back by their ids.
+    Those in which that cannot be found are left out, and OUTCOME gets what is wrong.
     """
-    found = {target.container.id: one for target, one in zip(targets, _find_users_in(targets, user, command))}
-    refusals: dict[str, FleetError] = {id_: one for id_, one in found.items() if isinstance(one, ContainerError)}
-    users = {id_: one for id_, one in found.items() if not isinstance(one, ContainerError)}
-    attached = {}
+    users: dict[str, User | None] = {}
+    for target, user_here in zip(targets, _find_users_in(targets, user, command)):
+        if isinstance(user_here, ContainerError):
+            outcome.fail(target, user_here)
+        else:
+            users[target.id] = user_here
+    sources = {}
     finder = ImageFinder()
-    for target in targets:
-        try:
-            attached[target.container.id] = find_attachments(target, finder)
-        except (ContainerError, ProcessGone):
-            refusals.setdefault(target.container.id, ContainerGoneError("it has just ended"))
-    targets = [target for target in targets if target.container.id not in refusals]
+    find_stored = functools.lru_cache(maxsize=None)(_find_stored)
+    for target in outcome.list_left(targets):
+        with outcome.serve(target):
+            attached = [one for one in find_attachments(target, finder) if image_name in (None, one.image)]
+            sources[target.id] = attached[-1] if attached else find_stored(image_name or "default")
+    left = outcome.list_left(targets)
     kinds = list_namespaces(command)
-    shared = find_shared(targets, kinds) if kinds else [{}] * len(targets)
-    sources = _choose_sources([attached[target.container.id] for target in targets], image_name)
-    return [
-        Place(target, users[target.container.id], source, others)
-        for target, source, others in zip(targets, sources, shared)
-    ], refusals
+    shared = find_shared(left, kinds) if kinds else [{}] * len(left)
+    return [Place(target, users[target.id], sources[target.id], others) for target, others in zip(left, shared)]
 
 
 @contextmanager
-def open_jobs(places: Sequence[Place], command: Command, refusals: dict[str, FleetError]) -> Iterator[list[Job]]:
-    """COMMAND for each of PLACES, each with a mount of its image. Where it cannot be run REFUSALS gets the reason."""
+def open_jobs(places: Sequence[Place], outcome: Outcome, command: Command) -> Iterator[list[Job]]:
+    """COMMAND for each of PLACES, each with a mount of its image. Where it cannot be run OUTCOME gets the reason."""
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts("self", " - cgroup")
         with open("/proc/self/cgroup", "rb") as file:
             own_groups = cgroups.parse_cgroup(file.read())
         for place in places:
-            with ExitStack() as mine:
+            with outcome.serve(place.target), ExitStack() as mine:
                 try:
                     jobs.append(_open_job(place, command, mine, own_groups, host_mounts))
-                except (FleetError, OSError, ProcessGone) as error:
-                    refusals[place.target.container.id] = error if isinstance(error, FleetError) else _explain(error)
-                    continue
+                except (OSError, ProcessGone) as error:
+                    raise ExecutionError(f"it cannot be entered, it may have just ended: {error}") from error
                 stack.push(mine.pop_all())
         yield jobs
-
-
-def _explain(error: OSError | ProcessGone) -> ExecutionError:
-    return ExecutionError(f"it cannot be entered, it may have just ended: {error}")
 
 
 def _open_job(
@@ -342,22 +332,11 @@ def _find_outside(user: User, process: Process) -> User:
     return User(uid, gid, tuple(group for group in groups if group is not None))
 
 
-def _choose_sources(
-    attachments: Sequence[Sequence[Attachment]], image_name: str | None
-) -> list[store.StoredImage | Attachment]:
-    """Return for each container, by its ATTACHMENTS, the image to mount: an attached one, or the one of the store called IMAGE_NAME."""
-    sources: list[store.StoredImage | Attachment] = []
-    image: store.StoredImage | None = None
-    for found in attachments:
-        attached = [one for one in found if image_name in (None, one.image)]
-        if attached:
-            sources.append(attached[-1])
-            continue
-        if image is None:
-            image = store.get_image(image_name or "default")
-            store.check_manifest(image.manifest)
-        sources.append(image)
-    return sources
+def _find_stored(name: str) -> store.StoredImage:
+    """Return the image of the store called NAME, which fits this host."""
+    image = store.get_image(name)
+    store.check_manifest(image.manifest)
+    return image
 
 
 @contextmanager
@@ -412,14 +391,14 @@ def _describe(result: Result, errors: Sequence[str]) -> dict[str, Any]:
     return report
 
 
-def _check(reports: Sequence[Mapping[str, Any]], command: Command) -> None:
-    """Raise ExecutionError with all REPORTS where one tells of an error, or of the end of its time."""
-    failures = [f"container {report['container']}: {report['msg']}" for report in reports if "msg" in report]
-    late = [report["container"] for report in reports if report["timed_out"]]
-    if late:
-        failures.append(f"killed after {command.timeout_s:g} s in: {', '.join(late)}")
-    if failures:
-        raise ExecutionError("; ".join(failures), results=list(reports))
+def _note_failures(reports: Sequence[Mapping[str, Any]], outcome: Outcome, command: Command) -> None:
+    """Note in OUTCOME whose of REPORTS tell of an error, or of the end of COMMAND's time."""
+    for report in reports:
+        who = Who(report["container"], report["id"])
+        if "msg" in report:
+            outcome.fail(who, ExecutionError(report["msg"]))
+        if report["timed_out"]:
+            outcome.fail(who, ExecutionError(f"killed after {command.timeout_s:g} s"))
 
 
 def _report_stream(name: str, sink: Sink, output: Output) -> dict[str, Any]:

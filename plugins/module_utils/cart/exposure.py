@@ -14,16 +14,22 @@ import os
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     Target,
     hold_locks,
     open_targets,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 # File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
 FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
@@ -76,74 +82,90 @@ def find_exposures(found: Sequence[mounts.Mount]) -> list[Exposure]:
     return exposures
 
 
-def foresee(containers: Sequence[Container], path: str) -> None:
-    """Raise ContainerError where nothing can be shown at PATH in one of CONTAINERS, and change nothing."""
-    with open_targets(containers) as targets:
-        free = [target for target in targets if not any(one.path == path for one in _read_exposures(target))]
-        _check_free(free, path)
+def foresee(containers: Sequence[Container], outcome: Outcome, path: str) -> None:
+    """Note in OUTCOME in which of CONTAINERS nothing can be shown at PATH, and change nothing."""
+    with open_targets(containers, refuse=outcome.fail) as targets:
+        free = []
+        for target in targets:
+            with outcome.serve(target):
+                if not any(one.path == path for one in _read_exposures(target)):
+                    _check_free(target, path)
+                    free.append(target)
         host_devices = placement.list_host_devices()
-        placement.run_in_targets(
+        errors = placement.try_in_targets(
             free,
             path,
             lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices),
             "expose a trace in",
         )
+        outcome.fail_each(free, errors)
 
 
 def _read_exposures(target: Target) -> list[Exposure]:
     return find_exposures(target.read_mounts(" tracefs ", " tmpfs crashcart-"))
 
 
-def _check_free(targets: Sequence[Target], path: str) -> None:
-    for target in targets:
-        here = [one for one in target.read_mounts(f" {path} ") if one.mount_point == path]
-        if here:
-            raise ContainerError(
-                f"container {target.container.name}: {path} already holds a mount of {here[-1].source}"
-                f" ({here[-1].filesystem}) that is not ours; choose another folder"
-            )
+def _check_free(target: Target, path: str) -> None:
+    here = [one for one in target.read_mounts(f" {path} ") if one.mount_point == path]
+    if here:
+        raise ContainerError(
+            f"container {target.name}: {path} already holds a mount of {here[-1].source}"
+            f" ({here[-1].filesystem}) that is not ours; choose another folder"
+        )
 
 
 def ensure_exposed(
-    instances: Mapping[str, Container], root: str, path: str | None, files: Sequence[str], *, check_mode: bool
+    container: Container, name: str, root: str, path: str | None, files: Sequence[str], *, check_mode: bool
 ) -> bool:
-    """See to it that each of INSTANCES, name to container, shows FILES in its container at PATH and nothing elsewhere; None: nothing at all.
+    """See to it that instance NAME shows FILES in its CONTAINER at PATH and nothing elsewhere; None: nothing at all.
 
-    ROOT is where tracefs is mounted. Whether anything was (or in check mode would be) changed.
+    ROOT is where tracefs is mounted. Whether anything was (or in check mode would be) changed; where that fails nothing is.
     """
-    by_container = {container.id: name for name, container in instances.items()}
-    changed = False
-    alive = [container for container in instances.values() if path or container.pid > 1]
-    with open_targets(alive, ended_ok=not path) as targets:
-        for target in targets:
-            name = by_container[target.container.id]
+    try:
+        with open_targets([container]) as (target,):
             wanted = [Exposure(name, path, tuple(files))] if path else []
             present = _read_exposures(target)
             superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
             missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
-            changed |= bool(superfluous or missing)
-            if check_mode or not (superfluous or missing):
-                continue
-            with hold_locks([target.container]):
-                _remove(target, superfluous)
-                for one in missing:
-                    _check_free([target], one.path)
-                    _expose(target, one, os.path.join(root, "instances", name))
-    return changed
+            if not check_mode and (superfluous or missing):
+                _change(target, superfluous, missing, os.path.join(root, "instances", name))
+            return bool(superfluous or missing)
+    except ContainerGoneError:
+        if path:
+            raise
+        return False  # with it went all that it was shown
 
 
-def remove(containers: Iterable[Container], gone: Iterable[str] | None = None) -> list[str]:
-    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS; the folders they were in, as phrases."""
+def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
+    """Have TARGET show what is MISSING, of the instance in FOLDER, and not what is SUPERFLUOUS; where that fails it shows what it did."""
+    with hold_locks([target.container]), undoing() as undo:
+        for one in superfluous:
+            _remove(target, one)
+            if one.instance == os.path.basename(folder):
+                undo.callback(_expose, target, one, folder)
+        for one in missing:
+            _check_free(target, one.path)
+            _expose(target, one, folder)
+        undo.pop_all()
+
+
+def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str] | None = None) -> list[str]:
+    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS; the folders they were in, as phrases.
+
+    OUTCOME gets where that cannot be.
+    """
     names = None if gone is None else set(gone)
     phrases = []
     alive = [container for container in containers if container.pid > 1]
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         for target in targets:
-            found = [one for one in _read_exposures(target) if names is None or one.instance in names]
-            if found:
-                with hold_locks([target.container]):
-                    _remove(target, found)
-                phrases += [f"{one.path} in container {target.container.name}" for one in found]
+            with outcome.serve(target, ended_ok=True):
+                found = [one for one in _read_exposures(target) if names is None or one.instance in names]
+                if found:
+                    with hold_locks([target.container]):
+                        for one in found:
+                            _remove(target, one)
+                            phrases.append(f"{one.path} in container {target.name}")
     return phrases
 
 
@@ -151,21 +173,24 @@ def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
     """What is shown in CONTAINERS, by the name of the instance."""
     alive = [container for container in containers if container.pid > 1]
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
-        return {one.instance: one for target in targets for one in _read_exposures(target)}
+        exposures: dict[str, Exposure] = {}
+        for target in targets:
+            with suppress(ContainerGoneError, ProcessGone):
+                exposures.update((one.instance, one) for one in _read_exposures(target))
+        return exposures
 
 
-def _remove(target: Target, found: Sequence[Exposure]) -> None:
-    for one in found:
-        removable = placement.find_removable([target], one.path)[0]
-        device = mounts.parse_device(one.device)
+def _remove(target: Target, one: Exposure) -> None:
+    removable = placement.find_removable([target], one.path)[0]
+    device = mounts.parse_device(one.device)
 
-        def detach(_index: int, parent_fd: int, name: str, device: int = device, removable: bool = removable) -> None:
-            # Out of sight also where a process of the container has a file open.
-            placement.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
-            if removable:
-                placement.remove_our_folder(parent_fd, name)
+    def detach(_index: int, parent_fd: int, name: str) -> None:
+        # Out of sight also where a process of the container has a file open.
+        placement.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
+        if removable:
+            placement.remove_our_folder(parent_fd, name)
 
-        placement.run_in_targets([target], one.path, detach, "take an exposed trace out of")
+    placement.run_in_target(target, one.path, detach, "take an exposed trace out of")
 
 
 def _expose(target: Target, wish: Exposure, folder: str) -> None:
@@ -193,8 +218,8 @@ def _expose(target: Target, wish: Exposure, folder: str) -> None:
                     syscalls.umount2(".", syscalls.MNT_DETACH)
                 raise
 
-        placement.run_in_targets(
-            [target],
+        placement.run_in_target(
+            target,
             wish.path,
             lambda _index, parent_fd, name: placement.attach(mount_on, parent_fd, name, host_devices),
             "expose a trace in",

@@ -15,6 +15,7 @@ from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement, store, volumes
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import create_mounts, open_loop_device
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 
@@ -43,23 +44,29 @@ def find_method(mount: mounts.Mount) -> str:
     return "mknod" if mount.source == f"/{_NODE}" else "fsmount"
 
 
-def attach(method: str, targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
-    """Mount IMAGE at PATH in every one of TARGETS, which lack it and are locked."""
-    {"fsmount": _attach_by_fsmount, "mknod": _attach_by_mknod, "rslave": volumes.attach}[method](targets, image, path)
+def attach(
+    method: str, targets: Sequence[Target], image: store.StoredImage, path: str
+) -> Sequence[ContainerError | None]:
+    """Mount IMAGE at PATH in every one of TARGETS, which lack it and are locked; for each why that could not be, or None."""
+    if not targets:
+        return []
+    return {"fsmount": _attach_by_fsmount, "mknod": _attach_by_mknod, "rslave": volumes.attach}[method](
+        targets, image, path
+    )
 
 
-def foresee(method: str, targets: Sequence[Target], path: str) -> None:
-    """Raise ContainerError, as attach would, where nothing can be mounted at PATH in one of TARGETS."""
+def foresee(method: str, targets: Sequence[Target], path: str) -> Sequence[ContainerError | None]:
+    """For each of TARGETS why nothing can be mounted at PATH there, as attach would say, or None."""
     if method == "rslave":
-        volumes.find_folders(targets, path)
-        return
+        found = volumes.find_folders(targets, path)
+        return [one if isinstance(one, ContainerError) else None for one in found]
     host_devices = placement.list_host_devices()
-    placement.run_in_targets(
+    return placement.try_in_targets(
         targets, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices), "attach to"
     )
 
 
-def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
+def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
     host_devices = placement.list_host_devices()
     with create_mounts(image, len(targets)) as fds:
 
@@ -68,10 +75,10 @@ def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path
                 lambda target_fd: syscalls.move_mount(fds[index], target_fd), parent_fd, name, host_devices
             )
 
-        placement.run_in_targets(targets, path, attach_here, "attach to", keep=fds)
+        return placement.try_in_targets(targets, path, attach_here, "attach to", keep=fds)
 
 
-def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
+def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
     """The device's node stands in a tmpfs that only the entering process has, and never in a container."""
     host_devices = placement.list_host_devices()
     with open_loop_device(image) as device:
@@ -95,4 +102,4 @@ def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: 
         def attach_here(_index: int, parent_fd: int, name: str) -> None:
             placement.attach(mount_on, parent_fd, name, host_devices)
 
-        placement.run_in_targets(targets, path, attach_here, "attach to", prepare=make_node)
+        return placement.try_in_targets(targets, path, attach_here, "attach to", prepare=make_node)

@@ -15,7 +15,10 @@ from typing import AbstractSet, Any, Callable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.tool_users import find_users
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
@@ -23,7 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
     open_mount_namespace,
     run_in_mount_namespaces,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_pids
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone, read_pids
 
 _FOLDER_MODE = 0o111  # by which a folder that we have made is known; what is mounted there covers it
 _FOLDER_TIMEOUT_S = 5.0
@@ -48,34 +51,52 @@ def enter(
     PREPARE is called before, in the process that enters them one after the other; KEEP are descriptors that it needs.
     """
     parent, name = os.path.split(path)
+    outcomes: dict[int, Any] = {}
     with ExitStack() as stack:
-        namespaces: list[MountNamespace] = []
-        for target in targets:
-            namespace = open_mount_namespace(target.process)
-            stack.callback(namespace.close)
-            namespaces.append(namespace)
+        namespaces: dict[int, MountNamespace] = {}
+        for index, target in enumerate(targets):
+            try:
+                namespaces[index] = open_mount_namespace(target.process)
+            except ProcessGone:
+                outcomes[index] = ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+                continue
+            stack.callback(namespaces[index].close)
+        entered = list(namespaces)
 
-        def call(index: int) -> Any:
+        def call(number: int) -> Any:
+            index = entered[number]
             parent_fd = mounts.open_beneath(namespaces[index].root_fd, parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 return function(index, parent_fd, name)
             finally:
                 os.close(parent_fd)
 
-        return run_in_mount_namespaces(namespaces, call, keep, timeout_s, prepare)
+        found = run_in_mount_namespaces(list(namespaces.values()), call, keep, timeout_s, prepare)
+        outcomes.update(zip(entered, found))
+    return [outcomes[index] for index in range(len(targets))]
 
 
-def run_in_targets(
+def try_in_targets(
     targets: Sequence[Target], path: str, function: Callable[[int, int, str], Any], verb: str, **more: Any
-) -> None:
-    """The same; raises ContainerError, which says what could not be done (VERB), if any failed."""
-    failures = [
-        f"cannot {verb} container {target.container.name} at {path}: {_explain(outcome, target, path)}"
+) -> list[ContainerError | None]:
+    """The same; for each of TARGETS what could not be done (VERB), and why, or None."""
+    return [
+        _judge(outcome, target, path, verb) if isinstance(outcome, OSError) else None
         for target, outcome in zip(targets, enter(targets, path, function, **more))
-        if isinstance(outcome, OSError)
     ]
-    if failures:
-        raise ContainerError("; ".join(failures))
+
+
+def run_in_target(target: Target, path: str, function: Callable[[int, int, str], Any], verb: str, **more: Any) -> None:
+    """The same in one TARGET; raises ContainerError."""
+    (error,) = try_in_targets([target], path, function, verb, **more)
+    if error is not None:
+        raise error
+
+
+def _judge(error: OSError, target: Target, path: str, verb: str) -> ContainerError:
+    if isinstance(error, ProcessLookupError):
+        return ContainerGoneError(f"container {target.name} has just ended")
+    return ContainerError(f"cannot {verb} container {target.name} at {path}: {_explain(error, target, path)}")
 
 
 def _explain(error: OSError, target: Target, path: str) -> str:
@@ -159,12 +180,22 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
     """
     if not targets:  # as most often: the host's table of mounts, which may be long, is of no interest then
         return []
-    places = [_find_place(target.read_mounts(), path) for target in targets]
+    places: list[tuple[str, str] | None] = []
+    namespaces = set()
+    for target in targets:
+        try:
+            places.append(_find_place(target.read_mounts(), path))
+            namespaces.add(target.process.namespace("mnt"))
+        except (ContainerGoneError, ProcessGone):
+            places.append(None)
     devices = list_host_devices()
     taken = set()
-    if any(mounts.parse_device(device) in devices for device, _folder in places):
-        taken = _find_taken_places({target.process.namespace("mnt") for target in targets})
-    return [place not in taken and place not in places[index + 1 :] for index, place in enumerate(places)]
+    if any(place and mounts.parse_device(place[0]) in devices for place in places):
+        taken = _find_taken_places(namespaces)
+    return [
+        place is not None and place not in taken and place not in places[index + 1 :]
+        for index, place in enumerate(places)
+    ]
 
 
 def _find_place(found: Sequence[mounts.Mount], path: str) -> tuple[str, str]:
@@ -218,13 +249,13 @@ def find_folders(targets: Sequence[Target], path: str) -> list[Target]:
     return [target for target, is_there in zip(targets, found) if is_there is True]
 
 
-def remove_folders(targets: Sequence[Target], path: str) -> None:
-    """Remove these, where they are still what they were."""
+def remove_folders(targets: Sequence[Target], path: str) -> list[ContainerError | None]:
+    """Remove these, where they are still what they were; for each of TARGETS why it could not be, or None."""
 
     def remove(_index: int, parent_fd: int, name: str) -> None:
         remove_our_folder(parent_fd, name)
 
-    run_in_targets(targets, path, remove, "clean up in")
+    return try_in_targets(targets, path, remove, "clean up in")
 
 
 def remove_folder(parent_fd: int, name: str) -> None:

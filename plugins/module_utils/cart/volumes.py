@@ -14,9 +14,13 @@ from typing import Iterable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder, create_mounts
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 _LOCK = "volumes"
 
@@ -41,30 +45,41 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def find_folders(targets: Sequence[Target], path: str) -> list[str]:
-    """The host's folders for PATH in TARGETS, each once; raises ContainerError where a target has no such volume."""
+def find_folders(targets: Sequence[Target], path: str) -> list[str | ContainerError]:
+    """The host's folder for PATH of each of TARGETS, or what to say of one that has no such volume."""
     on_host = mounts.read_mounts()
-    folders = []
+    folders: list[str | ContainerError] = []
     for target in targets:
-        folder = find_folder(target.read_mounts(), on_host, path)
-        if folder is None:
-            raise ContainerError(
-                f"container {target.container.name} has no rslave volume at {path}: start it with"
+        try:
+            folder = find_folder(target.read_mounts(), on_host, path)
+        except (ContainerGoneError, ProcessGone):
+            folders.append(ContainerGoneError(f"container {target.name} has just ended"))
+            continue
+        folders.append(
+            folder
+            or ContainerError(
+                f"container {target.name} has no rslave volume at {path}: start it with"
                 f" --volume FOLDER:{path}:rslave, FOLDER being in a shared mount of the host, or use method fsmount"
             )
-        folders.append(folder)
-    return sorted(set(folders))
+        )
+    return folders
 
 
-def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> None:
-    """Mount IMAGE in the host's folders that TARGETS have at PATH."""
+def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
+    """Mount IMAGE in the host's folders that TARGETS have at PATH; for each of TARGETS why that could not be, or None."""
     with hold_lock(_LOCK):
         finder = ImageFinder()
         taken = {one.mount.mount_point for one in finder.find(mounts.read_mounts())}
-        folders = [folder for folder in find_folders(targets, path) if folder not in taken]
+        found = find_folders(targets, path)
+        folders = sorted({folder for folder in found if isinstance(folder, str)} - taken)
+        refused: dict[str, ContainerError] = {}
         with create_mounts(image, len(folders)) as fds:
             for fd, folder in zip(fds, folders):
-                _attach_at(fd, folder)
+                try:
+                    _attach_at(fd, folder)
+                except ContainerError as error:
+                    refused[folder] = error
+    return [one if isinstance(one, ContainerError) else refused.get(one) for one in found]
 
 
 def _attach_at(mount_fd: int, folder: str) -> None:
@@ -109,19 +124,30 @@ def _list_host_mounts() -> list[mounts.Mount]:
 
 
 def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
+    """Unmount all of FOUND; raises ContainerError for those that cannot be, when all were tried."""
+    failures = []
     with hold_lock(_LOCK):
         for mount in reversed(found):
-            if os.lstat(mount.mount_point).st_dev != mounts.parse_device(mount.device):
-                raise ContainerError(
-                    f"something that is not ours is mounted over the tools in the host's folder {mount.mount_point}: unmount"
-                    " that first"
-                )
             try:
-                syscalls.umount2(mount.mount_point, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    raise ContainerError(
-                        f"the tools in the host's folder {mount.mount_point} are in use; busy=lazy takes them out of sight"
-                    ) from error
-                if error.errno != errno.EINVAL:  # somebody else was faster
-                    raise
+                _unmount_one(mount, lazy=lazy)
+            except ContainerError as error:
+                failures.append(str(error))
+    if failures:
+        raise ContainerError("; ".join(failures))
+
+
+def _unmount_one(mount: mounts.Mount, *, lazy: bool) -> None:
+    if os.lstat(mount.mount_point).st_dev != mounts.parse_device(mount.device):
+        raise ContainerError(
+            f"something that is not ours is mounted over the tools in the host's folder {mount.mount_point}: unmount"
+            " that first"
+        )
+    try:
+        syscalls.umount2(mount.mount_point, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise ContainerError(
+                f"the tools in the host's folder {mount.mount_point} are in use; busy=lazy takes them out of sight"
+            ) from error
+        if error.errno != errno.EINVAL:  # somebody else was faster
+            raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
@@ -33,6 +33,16 @@ class Target:
     container: Container
     process: Process
 
+    @property
+    def name(self) -> str:
+        """The container's name."""
+        return self.container.name
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return self.container.id
+
     def read_mounts(self, *needles: str) -> list[mounts.Mount]:
         """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time."""
         fd = self.process.open("mountinfo")
@@ -44,13 +54,17 @@ class Target:
             os.close(fd)
 
 
+Refuse = Callable[[Container, ContainerError], Any]
+
+
 @contextmanager
 def open_targets(
-    containers: Sequence[Container], *, ended_ok: bool = False, refused_ok: bool = False
+    containers: Sequence[Container], *, ended_ok: bool = False, refused_ok: bool = False, refuse: Refuse | None = None
 ) -> Iterator[list[Target]]:
     """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched.
 
-    With ENDED_OK those that have just ended are left out, with REFUSED_OK also those whose process is not what its runtime says.
+    With ENDED_OK those that have just ended are left out, with REFUSED_OK also those whose process is not what its runtime says. With
+    REFUSE all that cannot be held are left out, and it is told which and why.
     """
     # A command does not inherit it: its supervisor was started before.
     with open_files.allow(_FILES_BESIDES + _FILES_EACH * len(containers)), ExitStack() as stack:
@@ -58,12 +72,12 @@ def open_targets(
         for container in containers:
             try:
                 targets.append(Target(container, stack.enter_context(open_process(container))))
-            except ContainerGoneError:
-                if not ended_ok:
+            except ContainerError as error:
+                if ended_ok if isinstance(error, ContainerGoneError) else refused_ok:
+                    continue
+                if refuse is None:
                     raise
-            except ContainerError:
-                if not refused_ok:
-                    raise
+                refuse(container, error)
         try:
             yield targets
         except ProcessGone as gone:
@@ -72,19 +86,29 @@ def open_targets(
 
 
 @contextmanager
-def hold_locks(containers: Sequence[Container]) -> Iterator[None]:
-    """Keep other attaches and detaches away from CONTAINERS; in the order of ids, so that no two callers wait in a ring."""
+def hold_locks(containers: Sequence[Container], refuse: Refuse | None = None) -> Iterator[None]:
+    """Keep other attaches and detaches away from CONTAINERS; in the order of ids, so that no two callers wait in a ring.
+
+    REFUSE is told of each one that somebody else keeps, which is not held then; without it that raises ContainerError.
+    """
+    patience_s = TIMEOUT_S
     with ExitStack() as stack:
-        for short_id in sorted({container.short_id for container in containers}):
-            stack.enter_context(hold_lock("container-" + short_id))
+        for short_id, container in sorted({one.short_id: one for one in containers}.items()):
+            try:
+                stack.enter_context(hold_lock("container-" + short_id, patience_s))
+            except ContainerError as error:
+                if refuse is None:
+                    raise
+                refuse(container, error)
+                patience_s = 0.0  # who keeps one may keep many: all of them are waited for once
         yield
 
 
 @contextmanager
-def hold_lock(name: str) -> Iterator[None]:
-    """Keep other operators away from the thing called NAME."""
+def hold_lock(name: str, timeout_s: float | None = None) -> Iterator[None]:
+    """Keep other operators away from the thing called NAME; who has it is waited for TIMEOUT_S, by default as long as for a container."""
     try:
-        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S):
+        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S if timeout_s is None else timeout_s):
             yield
     except LockTimeout as error:
         raise ContainerError(str(error)) from error

@@ -6,27 +6,35 @@ from __future__ import annotations
 
 import os
 import platform
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
     compression,
     drain,
+    recorder_client,
     records,
     staging,
     tracedat,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configuration import read_triggers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain, CpuLoss
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
+    Manifest,
+    Tables,
+    Task,
+    describe_container,
+    describe_host,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder_client import Loan
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracers import FUNCTION_TRACERS
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import (
     CpuStatistics,
     Instance,
@@ -36,8 +44,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
 
 if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
     from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
-
-Task = Dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,38 +67,33 @@ def count_entries(one: TraceInstance) -> int:
 
 
 def stage(
-    found: Sequence[TraceInstance], list_sources: Callable[[TraceInstance], list[Source]], methods: Sequence[str]
+    found: Sequence[TraceInstance],
+    outcome: Outcome,
+    list_sources: Callable[[TraceInstance], list[Source]],
+    methods: Sequence[str],
 ) -> tuple[list[dict[str, Any]], bool]:
     """Move each of what LIST_SOURCES tells of each of FOUND into a segment of its own, compressed by one of METHODS.
 
     The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
-    The caller holds the folder of segments. Raises TraceError that names those that failed, when all were tried.
+    OUTCOME gets those that cannot be drained. The caller holds the folder of segments.
     """
-    staging.check_waiting()
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
     staged = _Staged(method)
     for one in found:
-        try:
-            # Nobody starts, stops or removes it while it is drained.
-            with hold_lock("trace-" + one.short_id):
-                for source in list_sources(one):
+        # Nobody starts, stops or removes it while it is drained. InstanceGone: somebody has just done so, with what it held.
+        with outcome.serve(one.who), suppress(InstanceGone), hold_lock("trace-" + one.short_id):
+            for source in list_sources(one):
+                with outcome.serve(one.who), suppress(InstanceGone):
                     staged.add(source)
-        except InstanceGone:
-            continue  # somebody has just removed it, with what it held
-        except FleetError as error:
-            staged.failures.append(f"{one.container_name}: {error}")
     staging.recover()
-    if staged.failures:
-        raise TraceError(f"cannot fetch the trace of {'; '.join(staged.failures)}", empty=staged.empty)
     return staged.empty, staged.has_more
 
 
 class _Staged:
-    """What has been staged by METHOD: the manifests of the EMPTY, what was refused, and whether there HAS_MORE to come."""
+    """What has been staged by METHOD: the manifests of the EMPTY, and whether there HAS_MORE to come."""
 
     def __init__(self, method: str) -> None:
         self.empty: list[dict[str, Any]] = []
-        self.failures: list[str] = []
         self.has_more = False
         self._method = method
         self._has_some = False
@@ -103,76 +104,94 @@ class _Staged:
         if source.size > room and self._has_some:
             self.has_more = True
             return
-        try:
-            staging.check_room(source.size)
-            with staging.create_segment(source.instance) as file:
-                manifest = source.take(SegmentWriter(file, self._method), room)
-            if manifest["pages"]:
-                staging.finish_segment(file)
-                self._has_some = True
-            else:
-                self.empty.append(manifest)
-                os.unlink(file.name)
-            source.finish()
-            self.has_more |= manifest.get("partial", False)
-            self.failures += [f"{source.label}: {cpu['error']}" for cpu in manifest["cpus"] if cpu["error"]]
-        except InstanceGone:
-            raise
-        except (OSError, FleetError) as error:
-            self.failures.append(f"{source.label}: {error}")
+        staging.check_room(source.size)
+        with staging.create_segment(source.instance) as file:
+            manifest = source.take(SegmentWriter(file, self._method), room)
+        if manifest["pages"]:
+            staging.finish_segment(file)
+            self._has_some = True
+        else:
+            self.empty.append(manifest)
+            os.unlink(file.name)
+        source.finish()
+        self.has_more |= manifest.get("partial", False)
+        errors = dict.fromkeys(cpu["error"] for cpu in manifest["cpus"] if cpu["error"])
+        if errors:
+            raise TraceError("; ".join(errors))
 
 
-def capture(one: TraceInstance, writer: SegmentWriter, _room: int) -> dict[str, Any]:
-    """Drain ONE instance, all of it, by WRITER: its manifest."""
-    instance = one.instance
-    cpus = instance.list_cpus()
-    page_size = read_page_size(instance)
+class RingDrain:
+    """The ring buffers of TRACE on their way into a segment."""
+
+    def __init__(self, trace: TraceInstance) -> None:
+        self._trace = trace
+        self._stack = ExitStack()
+        self._loan: Loan | None = None
+
+    def take(self, writer: SegmentWriter, _room: int) -> dict[str, Any]:
+        """Drain all of it by WRITER, and return the manifest."""
+        with ExitStack() as stack:
+            self._loan = stack.enter_context(recorder_client.borrow(self._trace.instance))
+            manifest = _drain_ring(self._trace, writer, self._loan)
+            self._stack = stack.pop_all()
+        return manifest
+
+    def finish(self) -> None:
+        """Note that what was drained is safe, and in an account."""
+        with self._stack:
+            if self._loan is not None:
+                self._loan.settle()
+        records.note_taken(self._trace.instance)
+
+
+def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict[str, Any]:
+    instance = trace.instance
+    page_size = instance.read_page_size()
     # Before the drain: what fails here must fail while the events are still in the kernel.
-    names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
     record = records.read_record(instance)
-    first_tasks, tasks = record.get("tasks", []), list_tasks(one.container)
-    cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+    first_tasks, tasks = record.get("tasks", []), list_tasks(trace.container)
+    tables = Tables(first_tasks, tasks, _read_cmdlines(instance, first_tasks, tasks))
+    cpus = instance.list_cpus()
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
     is_tracing = instance.is_tracing()
     end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
-    manifest = {
-        **describe_host(),
-        "container": describe_container(one.container) if one.container else _describe_gone(one, record),
-        "instance": instance.name,
-        "clock": instance.read_clock(),
-        "clock_offset_ns": end["offset_ns"],
-        "time": {"start": record.get("start"), "changed": record.get("changed"), "end": end},
-        "specification": record.get("specification"),
-        "earlier_syscalls": record.get("earlier_syscalls", []),
-        "fetched": time.time(),
-        "tracing": is_tracing,
-        "mode": "ring",
-        "limits": record.get("limits", {}),
-        "followed": record.get("followed"),
-        "stopped": record.get("stopped"),
-        "buffer_kb": instance.read("buffer_size_kb"),
-        "events": instance.read_events() or record.get("events", {}),
-        "first_tasks": first_tasks,
-        "tasks": tasks,
-        "syscalls": {str(number): name for number, name in names.items()},
-        "compat_syscalls": {str(number): name for number, name in compat_names.items()},
-    }
+    manifest = Manifest(
+        host=describe_host(),
+        container=describe_container(trace.container) if trace.container else _describe_gone(trace, record),
+        instance=instance.name,
+        mode="ring",
+        clock=instance.read_clock(),
+        buffer_kb=instance.read("buffer_size_kb"),
+        events=instance.read_events() or record.get("events", {}),
+        start=record.get("start"),
+        changed=record.get("changed"),
+        end=end,
+        specification=record.get("specification"),
+        earlier_syscalls=record.get("earlier_syscalls", []),
+        limits=record.get("limits", {}),
+        followed=record.get("followed"),
+        tracing=is_tracing,
+        stopped=record.get("stopped"),
+    )
+    discarded = records.read_discarded(record)
     # Should we be killed from here on, this is what is known of what was drained till then.
     interrupted = {cpu: CpuDrain(unknown=1, error="the fetch was killed") for cpu in cpus}
+    loss = summarize_loss(before, before, interrupted, discarded, loan.reasons)
     writer.write_head(read_head(instance, page_size, record, cpus))
-    discarded = records.read_discarded(record)
-    writer.write_document({**manifest, **summarize_loss(before, before, interrupted, discarded), "cmdlines": cmdlines})
-    drained = drain.drain(instance, cpus, page_size, writer)
+    writer.write_document({**manifest.as_json(loss), **tables.as_json()})
+    drained = drain.drain(instance, loan.fds, page_size, writer)
+    drained.update((cpu, CpuDrain(error=error)) for cpu, error in loan.errors.items())
     try:
         # Who was born while one CPU was drained may have called on the next one.
-        cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+        tables = replace(tables, cmdlines=_read_cmdlines(instance, first_tasks, tasks))
     except TraceError:
         pass  # those from before the drain will do: the events must not be lost for names
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    manifest.update(summarize_loss(before, after, drained, discarded))
-    writer.write_document({**manifest, "cmdlines": cmdlines})
-    return manifest
+    loss = summarize_loss(before, after, drained, discarded, loan.account())
+    document = manifest.as_json(loss)
+    writer.write_document({**document, **tables.as_json()})
+    return document
 
 
 def summarize_loss(
@@ -180,44 +199,34 @@ def summarize_loss(
     after: dict[int, CpuStatistics],
     drained: dict[int, CpuDrain],
     discarded: records.Discarded = records.NOTHING_DISCARDED,
-) -> dict[str, Any]:
-    """The manifest's accounts: per CPU the kernel's counters since the trace began, and what this capture lacks.
+    touched: Sequence[str] = (),
+) -> Loss:
+    """Return what the capture of a ring lacks, whose counters were BEFORE and AFTER it was DRAINED.
 
-    DISCARDED is what went before with a change of settings.
+    DISCARDED is what went before with a change of settings, TOUCHED what others have done to the trace.
     """
-    losses: dict[int, CpuLoss] = {cpu: one.judge(before[cpu]) for cpu, one in drained.items()}
-    cpus = [
-        {
-            "cpu": cpu,
-            **vars(after[cpu]),
-            "entries": before[cpu].entries,
-            **vars(loss),
-            "error": drained[cpu].error,
-        }
-        for cpu, loss in losses.items()
-    ]
-    lost = sum(loss.lost for loss in losses.values())
-    # These two stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
-    lost += sum(one.dropped + one.commit_overrun for one in after.values()) + discarded.events
-    exact = all(loss.exact for loss in losses.values()) and discarded.exact
-    return {
-        "cpus": cpus,
-        "entries": sum(one.entries for one in before.values()),
-        "pages": sum(loss.pages for loss in losses.values()),
-        "discarded": discarded.events,
-        "lost": lost,
-        "lost_exact": exact,
-        "complete": exact and lost == 0,
-    }
-
-
-def read_page_size(instance: Instance) -> int:
-    """Bytes of one page of the ring buffer, from the format of its data field."""
-    for line in instance.read("events/header_page").splitlines():
-        if "data" in line:
-            numbers = dict(part.strip().split(":") for part in line.split(";") if part.count(":") == 1)
-            return int(numbers["offset"]) + int(numbers["size"])
-    raise TraceError("events/header_page of tracefs does not say how long a page is")
+    cpus = []
+    for cpu, one in sorted(drained.items()):
+        first, last = before[cpu], after[cpu]
+        lost, is_exact = one.judge(first)
+        # Smaller counters than before have begun anew meanwhile. A fetch that was killed has none of afterwards.
+        is_reset = last.read < first.read
+        cpus.append(
+            CpuLoss(
+                cpu=cpu,
+                entries=first.entries if first == last else max(0, last.read - first.read),
+                overrun=last.overrun,
+                # These stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
+                dropped=last.dropped + last.commit_overrun,
+                lost=lost + last.dropped + last.commit_overrun,
+                exact=is_exact and not is_reset,
+                pages=one.pages,
+                error=one.error,
+            )
+        )
+    return Loss(
+        cpus, others=discarded.events, discarded=discarded.events, exact=discarded.exact, touched=tuple(touched)
+    )
 
 
 def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> tracedat.Head:
@@ -293,23 +302,6 @@ def parse_saved_cmdlines(text: str) -> dict[int, str]:
 def make_printable(text: str) -> str:
     """TEXT with '?' for every character that a terminal might obey."""
     return "".join(character if " " <= character <= "~" else "?" for character in text)
-
-
-def describe_host() -> dict[str, Any]:
-    """What a manifest says of the host."""
-    uname = platform.uname()
-    return {
-        "host": uname.node,
-        "kernel": uname.release,
-        "arch": uname.machine,
-        "boot_id": records.read_boot_id(),
-    }
-
-
-def describe_container(container: Container) -> dict[str, Any]:
-    """What a manifest says of CONTAINER; its user where it is not root's."""
-    owner = {} if container.owner_uid is None else {"owner_uid": container.owner_uid}
-    return {**{name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}, **owner}
 
 
 def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:

@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import CpuStatistics, Instance, TraceError
 
 _CHUNK_BYTES = 256 << 10
 _MAX_THREADS = 8
 # Fills whole pages, each given as a place of its own; the bytes filled, 0 at the end.
 PageSource = Callable[[Sequence[memoryview]], int]
-
-
-@dataclass(frozen=True)
-class CpuLoss:
-    """What happened to the events of one CPU in this capture. EXACT is false when more than LOST may be gone."""
-
-    pages: int
-    lost: int
-    exact: bool
 
 
 @dataclass(frozen=True)
@@ -40,41 +32,62 @@ class CpuDrain:
     unknown: int = 0
     error: str = ""
 
-    def judge(self, before: CpuStatistics) -> CpuLoss:
-        """What is lost, by what the kernel counted BEFORE, too."""
+    def judge(self, before: CpuStatistics) -> tuple[int, bool]:
+        """Return how many events are lost, by what the kernel counted BEFORE, too, and whether these are all."""
         if self.unknown and before.read == 0:
             # Nobody has read before us: the kernel's counter since the start is the number.
-            return CpuLoss(self.pages, max(self.lost, before.overrun), not self.error)
-        return CpuLoss(self.pages, self.lost, self.unknown == 0 and not self.error)
+            return max(self.lost, before.overrun), not self.error
+        return self.lost, self.unknown == 0 and not self.error
 
 
-def drain(instance: Instance, cpus: Sequence[int], page_size: int, writer: SegmentWriter) -> dict[int, CpuDrain]:
-    """Copy what the buffers of CPUS hold into WRITER. Tracing may go on; each ends after one buffer's length at the latest."""
+def open_readers(instance: Instance, cpus: Iterable[int]) -> dict[int, int]:
+    """Return CPU → descriptor from which the pages of its ring buffer are taken; those that cannot be opened are left out."""
+    readers = {}
+    for cpu in cpus:
+        with suppress(OSError):
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            readers[cpu] = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", flags)
+    return readers
+
+
+def drain(instance: Instance, readers: Mapping[int, int], page_size: int, writer: SegmentWriter) -> dict[int, CpuDrain]:
+    """Copy what READERS (CPU → descriptor) give into WRITER. Tracing may go on; each ends after one buffer's length at the latest."""
     limits = {
         cpu: int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
-        for cpu in cpus
+        for cpu in readers
     }
-    with ThreadPoolExecutor(min(len(cpus), _MAX_THREADS, os.cpu_count() or 1)) as pool:
-        return dict(zip(cpus, pool.map(lambda cpu: _drain_ring(instance, cpu, page_size, limits[cpu], writer), cpus)))
+
+    def drain_one(cpu: int) -> CpuDrain:
+        return copy_pages(PageReader(instance, readers[cpu], page_size).fill, page_size, limits[cpu], cpu, writer)
+
+    with ThreadPoolExecutor(max(1, min(len(readers), _MAX_THREADS, os.cpu_count() or 1))) as pool:
+        return dict(zip(readers, pool.map(drain_one, readers)))
 
 
-def _drain_ring(instance: Instance, cpu: int, page_size: int, limit: int, writer: SegmentWriter) -> CpuDrain:
-    path = f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        return CpuDrain(error=f"{path}: {error.strerror}")
+class Unreadable(TraceError):
+    """The pages of the ring buffer have another size than before."""
 
-    def read(places: Sequence[memoryview]) -> int:
+
+class PageReader:
+    """Reads pages of PAGE_SIZE bytes from FD, a trace_pipe_raw of INSTANCE.
+
+    The kernel gives no word of it when somebody changes the size of its pages, and what it gives then fits no page of ours.
+    """
+
+    def __init__(self, instance: Instance, fd: int, page_size: int) -> None:
+        self._instance = instance
+        self._fd = fd
+        self._page_size = page_size
+
+    def fill(self, places: Sequence[memoryview]) -> int:
+        """Fill PLACES, one page each, and return how many bytes; 0 where nothing more is there. Raises Unreadable for pages of another size."""
         try:
-            return os.readv(fd, places)
+            size = os.readv(self._fd, places)
         except BlockingIOError:
             return 0
-
-    try:
-        return copy_pages(read, page_size, limit, cpu, writer)
-    finally:
-        os.close(fd)
+        if size and self._instance.read_page_size() != self._page_size:
+            raise Unreadable("somebody changed the size of the ring buffer's pages")
+        return size
 
 
 def copy_pages(source: PageSource, page_size: int, limit: int, cpu: int, writer: SegmentWriter) -> CpuDrain:
@@ -110,6 +123,8 @@ def _fill(source: PageSource, places: Sequence[memoryview], page_size: int) -> t
             size = source(places[filled:])
         except OSError as error:
             return filled, str(error.strerror)
+        except Unreadable as error:
+            return filled, str(error)
         if not size:
             break
         full, rest = divmod(size, page_size)
@@ -121,16 +136,14 @@ def _fill(source: PageSource, places: Sequence[memoryview], page_size: int) -> t
 
 
 def gen_pages(instance: Instance, cpu: int, page_size: int) -> Iterator[bytes]:
-    """The pages that CPU's buffer of INSTANCE holds, taken out of it one by one."""
-    fd = os.open(f"{instance.path}/per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        while True:
-            try:
-                page = os.read(fd, page_size)
-            except BlockingIOError:
-                return
-            if not page:
-                return
-            yield page.ljust(page_size, b"\0")
-    finally:
-        os.close(fd)
+    """Yield the pages that CPU's buffer of INSTANCE holds, taken out of it one by one."""
+    for fd in open_readers(instance, [cpu]).values():
+        try:
+            reader = PageReader(instance, fd, page_size)
+            while True:
+                page = bytearray(page_size)
+                if not reader.fill([memoryview(page)]):
+                    break
+                yield bytes(page)
+        finally:
+            os.close(fd)

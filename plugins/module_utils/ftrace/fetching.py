@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import capture, recorded, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import find_stamp
@@ -46,12 +47,13 @@ def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
     )
 
 
-def fetch(found: Sequence[TraceInstance], home: Home, warn: Callable[[str], None], *, consume: bool) -> dict[str, Any]:
+def fetch(
+    found: Sequence[TraceInstance], outcome: Outcome, home: Home, warn: Callable[[str], None], *, consume: bool
+) -> dict[str, Any]:
     """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event.
 
     Where MORE is left there was no room for it; another fetch has it once this is at home.
-    With CONSUME what HOME has is removed from the host. Raises TraceError with the same in its result where some could
-    not be drained.
+    With CONSUME what HOME has is removed from the host. OUTCOME gets those that could not be drained.
     """
     if not found and not staging.list_segments():  # nothing of ours is made where there is nothing
         return {
@@ -76,12 +78,13 @@ def fetch(found: Sequence[TraceInstance], home: Home, warn: Callable[[str], None
                     " minute ago; the next fetch brings those that are left"
                 )
         before = {one.name for one in staging.list_segments()}
-        failure, has_more = None, False
         empty: list[dict[str, Any]] = []
+        has_more = False
         try:
-            empty, has_more = capture.stage(found, recorded.list_sources, home.methods)
+            staging.check_waiting()
+            empty, has_more = capture.stage(found, outcome, recorded.list_sources, home.methods)
         except TraceError as error:
-            failure, empty = error, error.result.get("empty", [])
+            outcome.complain(error)  # what waits is offered all the same
         names = {one.instance.name for one in found}
         present = staging.list_segments()
         kept = [one for one in present if one.state == staging.KEPT and one.instance in names]
@@ -98,13 +101,10 @@ def fetch(found: Sequence[TraceInstance], home: Home, warn: Callable[[str], None
             elif one.state == staging.NEW:  # it arrived, and the word of that did not
                 os.rename(one.path, one.path[: -len(staging.NEW)] + staging.KEPT)
         transfer = staging.make_transfer(chosen, home.parts, home.owner)
-    result = {
+    return {
         "changed": bool(chosen),
         "transfer": transfer,
         "empty": empty,
         "cursor": str(max([home.cursor, *(one.stamp_ns for one in candidates)])),
         "more": has_more,
     }
-    if failure is not None:
-        raise TraceError(str(failure), **result)
-    return result

@@ -20,13 +20,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who, undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
-    capture,
     clocks,
     keeping,
     probe_points,
+    recorder_client,
     recordings,
     records,
     staging,
@@ -50,6 +51,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following i
     list_threads,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import NO_LIMITS, Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import ProbeRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Settings, add_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
@@ -79,6 +81,11 @@ class TraceInstance:
     def container_id(self) -> str:
         """The container's id, or what the instance's name says of it."""
         return self.container.id if self.container else self.instance.name[len(NAME_PREFIX) :]
+
+    @property
+    def who(self) -> Who:
+        """Its container, as outcomes name it."""
+        return Who(self.container_name, self.container_id)
 
     @property
     def short_id(self) -> str:
@@ -300,74 +307,84 @@ class Wish:
     described: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Exposing:
+    """How files of a trace come to be seen in its container, and go again; ENSURE tells whether there was anything to do."""
+
+    ensure: Callable[[TraceInstance], bool]
+    remove: Callable[[TraceInstance], Any]
+
+
+NO_EXPOSING = Exposing(lambda _trace: False, lambda _trace: None)
+
+
 @dataclass
 class Started:
-    """What was done for some containers: whether anything was, what was and is, by their names, for a diff, and which instances
-    were MADE, each with the folders of the recordings that were there before. FAILURES is why, by their ids, containers are not traced
-    by their own fault."""
+    """What was done for some containers: whether anything was, what was and is, by their names, for a diff, and which traces were MADE."""
 
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
-    made: list[tuple[TraceInstance, list[str]]] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def undo(self) -> None:
-        """Remove the instances that were made, since nobody would know of them. What was recorded before stays."""
-        for one, earlier in self.made:
-            with hold_lock("trace-" + one.short_id):
-                _take_back(one, earlier)
+    made: list[TraceInstance] = field(default_factory=list)
 
 
 def ensure_started(
     containers: Sequence[Container],
+    outcome: Outcome,
+    begun: ExitStack,
     root: str,
     wish: Wish,
     *,
     check_mode: bool,
     predict_place: Callable[[Container], Place | None] = lambda _container: None,
+    exposing: Exposing = NO_EXPOSING,
 ) -> Started:
-    """See to it that each of CONTAINERS is traced as WISH says.
+    """See to it that each of CONTAINERS is traced as WISH says, and shown by EXPOSING; OUTCOME gets those that are not.
 
-    One that does not run is awaited, where WISH is for its starts: in the place that PREDICT_PLACE tells.
+    One that does not run is awaited, where WISH is for its starts: in the place that PREDICT_PLACE tells. BEGUN gets what undoes all
+    that was made, for a caller that cannot tell of it.
     """
     restarts = wish.limits.restarts
-    running = [container for container in containers if not (restarts and container.may_start)]
-    for container in running:
-        try:
-            check_running(container)
-        except ContainerError as error:
-            may_await = container.may_start and container.runtime in _AWAITABLE
-            hint = ", or trace its next start with follow_restarts=true" if may_await else ""
-            raise ContainerError(f"{error}{hint}") from error
+    for container in containers:
+        with outcome.serve(container):
+            if not (restarts and container.may_start):
+                _check_running(container)
+    left = outcome.list_left(containers)
+    started = Started()
+    if not left:
+        return started
     settings = wish.settings
-    check_possible(root, settings, [find_instance(root, container).instance.name for container in containers])
+    check_possible(root, settings, [find_instance(root, container).instance.name for container in left])
     keeping.check_possible(wish.limits, root, int(settings.files["buffer_size_kb"]))
     probe_points.check_possible(root, wish.probes)
-    started = Started()
-    with open_targets(running, ended_ok=restarts) as held, ExitStack() as binaries:
+    running = [container for container in left if not (restarts and container.may_start)]
+    with open_targets(running, ended_ok=restarts, refuse=outcome.fail) as held, ExitStack() as binaries:
         by_id = {target.container.id: target for target in held}
-        targets = [by_id.get(container.id) or _await(container, wish, predict_place) for container in containers]
-        bound = probe_points.bind_all(targets, wish.probes, binaries)
-        failures = [one for one in bound if isinstance(one, probe_points.ProgramsError)]
-        if len(failures) == len(bound) > 0:
-            raise TraceError("; ".join(map(str, failures)))
-        try:
-            for target, own_probes in zip(targets, bound):
-                if isinstance(own_probes, probe_points.ProgramsError):
-                    started.failures[target.container.id] = str(own_probes)
-                    continue
+        targets: list[Target | Awaited] = []
+        for container in outcome.list_left(left):
+            with outcome.serve(container):
+                targets.append(by_id.get(container.id) or _await(container, wish, predict_place))
+        for target, own_probes in zip(targets, probe_points.bind_all(targets, wish.probes, binaries)):
+            with outcome.serve(target.container):
+                if isinstance(own_probes, FleetError):
+                    raise own_probes
                 try:
-                    _ensure_one(target, own_probes, root, wish, started, check_mode=check_mode)
+                    _ensure_one(target, own_probes, root, wish, started, begun, exposing, check_mode=check_mode)
                 except (ContainerGoneError, processes.ProcessGone):
                     if not restarts or isinstance(target, Awaited):
                         raise
                     awaited = _await(target.container, wish, predict_place)
-                    _ensure_one(awaited, own_probes, root, wish, started, check_mode=check_mode)
-        except BaseException:
-            started.undo()
-            raise
+                    _ensure_one(awaited, own_probes, root, wish, started, begun, exposing, check_mode=check_mode)
     return started
+
+
+def _check_running(container: Container) -> None:
+    try:
+        check_running(container)
+    except ContainerError as error:
+        may_await = container.may_start and container.runtime in _AWAITABLE
+        hint = ", or trace its next start with follow_restarts=true" if may_await else ""
+        raise ContainerError(f"{error}{hint}") from error
 
 
 def _await(container: Container, wish: Wish, predict_place: Callable[[Container], Place | None]) -> Awaited:
@@ -396,10 +413,12 @@ def _ensure_one(
     root: str,
     wish: Wish,
     started: Started,
+    begun: ExitStack,
+    exposing: Exposing,
     *,
     check_mode: bool,
 ) -> None:
-    """See to it that TARGET is traced as WISH says, with OWN_PROBES, and note that in STARTED."""
+    """See to it that TARGET is traced as WISH says, with OWN_PROBES, and note that in STARTED. Where that fails nothing of it is left."""
     container = target.container
     one = find_instance(root, container)
     group = _find_group(target)
@@ -417,6 +436,7 @@ def _ensure_one(
     with ExitStack() as stack:
         if not check_mode:
             stack.enter_context(hold_lock("trace-" + container.short_id))
+        undo = stack.enter_context(undoing())
         present = read_settings(one.instance, wanted) if one.instance.exists() else None
         is_on = present is not None and one.instance.is_tracing()
         kept = keeping.describe_order(one.instance.name)
@@ -425,24 +445,40 @@ def _ensure_one(
         followed = _find_followed(one.instance, target, wish.settings, following)
         if check_mode:
             is_same = before == after and bool(records.read_record(one.instance))
-            started.changed |= not is_same or (not limits.restarts and followed.is_missing())
+            is_changed = not is_same or (not limits.restarts and followed.is_missing())
         else:
-            earlier = recordings.list_folders(one.instance.name)
-            try:
-                started.changed |= _start(
-                    one.instance, container, group, own, wanted, own_probes, followed, present, is_other=before != after
-                )
-            except BaseException:
-                if present is None:
-                    _take_back(one, earlier)
-                raise
             if present is None:
-                started.made.append((one, earlier))
+                undo.callback(_take_back, one, recordings.list_folders(one.instance.name))
+                undo.callback(exposing.remove, one)
+            with recorder_client.change(one.instance.name) as change:
+                is_changed = _start(
+                    change,
+                    one.instance,
+                    container,
+                    group,
+                    own,
+                    wanted,
+                    own_probes,
+                    followed,
+                    present,
+                    is_other=before != after,
+                )
+        started.changed |= exposing.ensure(one) or is_changed
+        if present is None and not check_mode:
+            begun.callback(_undo, one, undo.pop_all())
+            started.made.append(one)
         started.before[container.name] = before
         started.after[container.name] = after
 
 
+def _undo(one: TraceInstance, undo: ExitStack) -> None:
+    """Have UNDO take back what was made for ONE."""
+    with hold_lock("trace-" + one.short_id):
+        undo.close()
+
+
 def _start(
+    change: recorder_client.Change,
     instance: Instance,
     container: Container,
     group: str,
@@ -463,15 +499,14 @@ def _start(
         # Before anything is traced: what is killed from now on is known.
         record = _describe_start(instance, container, wish, wanted)
         records.write_record(instance, record)
-        if wish.limits.is_kept:
-            keeping.begin(instance, container, group, wish.limits, record)
+        keeping.begin(change, instance, container, group, wish.limits, record)
 
     known = records.read_record(instance)
     if is_other:
         earlier = probe_points.list_defined(instance.root, container.short_id)
         order = keeping.find_order(instance.name)
         try:
-            if keeping.end(instance) and present is not None:
+            if keeping.end_recording(instance) and present is not None:
                 present = read_settings(instance, wanted)
             define = partial(probe_points.define, instance.root, probes)
             configure(instance, present, wanted, followed, define, look_after)
@@ -482,7 +517,7 @@ def _start(
                 with suppress(FleetError, OSError):  # what was refused comes first
                     records.restore(instance, known)
                     if order is not None:
-                        keeping.resume(order)
+                        keeping.resume(change, order)
             raise
     elif wish.limits.ttl_s is not None:
         keeping.renew(instance.name, wish.limits)
@@ -515,7 +550,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
         "clock": settings.files["trace_clock"],
-        "container": capture.describe_container(container),
+        "container": describe_container(container),
         "start": start,
         "changed": changed,
         "specification": specification,
@@ -531,15 +566,17 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
 def stop(found: Sequence[TraceInstance]) -> None:
     """Stop recording in all of FOUND; they keep what they have."""
     for one in found:
-        with hold_lock("trace-" + one.short_id):
+        with hold_lock("trace-" + one.short_id), recorder_client.change(one.instance.name) as change:
             was_on = one.find_state() == "started"
-            keeping.end(one.instance)  # first: to a recorder that is there it would be a trigger that stops the trace
+            # First: to its recorder it would be a trigger that stops the trace.
+            keeping.end_recording(one.instance)
             if was_on:
                 one.instance.trace_off()
                 record = records.read_record(one.instance)
                 if record:
                     end = clocks.measure_offset(one.instance.read_clock())
                     records.write_record(one.instance, {**record, "end": end})
+            keeping.end_limits(change, one.instance)
 
 
 def remove(found: Sequence[TraceInstance]) -> None:
@@ -552,7 +589,7 @@ def remove(found: Sequence[TraceInstance]) -> None:
 
 def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
     """Remove ONE with what it has recorded, but for the recordings in the folders EARLIER."""
-    keeping.end(one.instance)
+    keeping.forget(one.instance)
     one.instance.remove()
     records.remove_record(one.instance)
     # What others have switched on is a leftover from now on.
@@ -565,7 +602,7 @@ def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
 def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
     """Remove the probes of instances that are gone, as after a killed task; whether there were any.
 
-    Raises TraceError for those that others have switched on, unless BUSY_OK.
+    Raises TraceError for those that others have switched on, unless BUSY_OK; all others are removed then.
     """
     if check_mode:
         return bool(probe_points.list_orphans(root, NAME_PREFIX))

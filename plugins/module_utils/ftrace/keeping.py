@@ -12,11 +12,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
     orders,
+    recorder_client,
     recordings,
     records,
     tracedat,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits, check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container, describe_host
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder_client import Change
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _STOP_ON_FREE = "options/disable_on_free"
@@ -29,9 +32,9 @@ def find_order(name: str) -> orders.Order | None:
 
 
 def describe_order(name: str) -> dict[str, Any]:
-    """The same for a diff; empty when nobody does."""
+    """Return how instance NAME is looked after, for a diff; empty when nobody does, or when it is only watched any more."""
     order = find_order(name)
-    return describe_limits(order.limits, order.group) if order else {}
+    return describe_limits(order.limits, order.group) if order and not order.ended else {}
 
 
 def describe_limits(limits: Limits, group: str) -> dict[str, Any]:
@@ -54,7 +57,9 @@ def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
         )
 
 
-def begin(instance: Instance, container: Container, group: str, limits: Limits, record: dict[str, Any]) -> None:
+def begin(
+    change: Change, instance: Instance, container: Container, group: str, limits: Limits, record: dict[str, Any]
+) -> None:
     """Have INSTANCE, which is set up and does not trace yet, looked after by LIMITS; RECORD is what is known of its start.
 
     GROUP is the folder of the control group of CONTAINER, '' where that is not known.
@@ -76,7 +81,7 @@ def begin(instance: Instance, container: Container, group: str, limits: Limits, 
             run,
             group,
         )
-        orders.place(order)
+        change.place(order)
     except BaseException:
         if run:
             recordings.remove(run)
@@ -89,11 +94,11 @@ def describe(
     instance: Instance, container: Container, limits: Limits, record: dict[str, Any]
 ) -> tuple[dict[str, Any], bytes]:
     """What has to be known of INSTANCE beside its pages once it is gone, and the head of a trace.dat without any pages."""
-    page_size = capture.read_page_size(instance)
+    page_size = instance.read_page_size()
     head = capture.read_head(instance, page_size, record, [])
     about = {
-        **capture.describe_host(),
-        "container": capture.describe_container(container),
+        **describe_host(),
+        "container": describe_container(container),
         "instance": instance.name,
         "clock": instance.read_clock(),
         "buffer_kb": instance.read("buffer_size_kb"),
@@ -103,6 +108,7 @@ def describe(
         "record": record,
         "limits": limits.describe(),
         "inode": os.stat(instance.path).st_ino,
+        "watched": True,
     }
     return about, tracedat.pack_head(head, [])
 
@@ -114,18 +120,31 @@ def renew(name: str, limits: Limits) -> None:
         orders.write_order(replace(order, deadline=orders.find_deadline(limits)))
 
 
-def resume(order: orders.Order) -> None:
+def resume(change: Change, order: orders.Order) -> None:
     """Have a ring looked after as ORDER says again, where a change of it was refused; a recording has ended."""
-    if not order.run:
-        orders.place(order)
+    if not order.run and find_order(order.name) != order:
+        change.place(order)
 
 
-def end(instance: Instance) -> bool:
-    """Have nobody look after INSTANCE any more; its recording is finished then. Whether there was anything to end."""
-    was_kept = orders.withdraw(instance.name)
+def end_recording(instance: Instance) -> bool:
+    """Have the recording of INSTANCE finished, if it is recorded; whether it was."""
+    order = orders.read_order(instance.name)
+    was_recorded = order is not None and bool(order.run) and recorder_client.withdraw(instance.name)
     for recording in recordings.list_recordings(instance.name)[-1:]:
         recording.settle(instance)
-    return was_kept
+    return was_recorded
+
+
+def end_limits(change: Change, instance: Instance) -> None:
+    """Have the ring of INSTANCE, which does not trace any more, only watched: until it is gone somebody may take what it holds."""
+    order = orders.read_order(instance.name)
+    if order is not None and not order.run and not order.ended:
+        change.place(replace(order, ended="it was stopped"))
+
+
+def forget(instance: Instance) -> None:
+    """Have nobody look after INSTANCE any more, which is about to be removed; a recording of it is finished."""
+    recorder_client.withdraw(instance.name)
 
 
 def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, Any]:

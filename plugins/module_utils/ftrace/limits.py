@@ -46,11 +46,6 @@ class Limits:
     when_full: str = "stop"
     min_free: int = 0
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether somebody has to look after the trace."""
-        return self.is_recorded or self.watch or self.restarts or self.ttl_s is not None or self.max_rate is not None
-
     def describe(self) -> dict[str, Any]:
         """What was asked for, for a diff and a manifest; empty when nothing was."""
         names = asdict(self)

@@ -17,24 +17,22 @@ from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 
 FOLDER = os.path.join(RUN, "recorder")
 RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")
 _LOCK = "orders"
-_TAKE_S = 20.0
-_END_S = 60.0
-_LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
 class Order:
     """How the trace instance NAME below ROOT, whose inode tells it from others of that name, is looked after.
 
-    RUN is the folder of its recording, '' for none, GROUP that of the container's control group. ERROR says why it could not be taken on.
+    RUN is the folder of its recording, '' for none, GROUP that of the container's control group. WATCHED is since when the recorder
+    watches it, None where it does not yet. ENDED says why a ring is only watched any more, and no limit holds. ERROR says why the order
+    could not be taken on.
     """
 
     name: str
@@ -45,12 +43,16 @@ class Order:
     deadline: float | None = None
     run: str = ""
     group: str = ""
+    watched: float | None = None
+    ended: str = ""
     error: str = ""
 
     @property
     def expires(self) -> float | None:
         """When it ends by its ttl, in seconds since the epoch by the host's clock."""
-        return None if self.deadline is None else round(time.time() + self.deadline - read_clock(), 3)
+        if self.deadline is None or self.ended:
+            return None
+        return round(time.time() + self.deadline - read_clock(), 3)
 
 
 def read_clock() -> float:
@@ -82,7 +84,8 @@ def read_order(name: str) -> Order | None:
     with suppress(OSError, ValueError, TypeError, KeyError), open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         record: dict[str, Any] = json.load(file)
         container, limits = Container(**record["container"]), Limits(**record["limits"])
-        return Order(**{**record, "container": container, "limits": limits})
+        # Before version 0.2 nobody watched.
+        return Order(**{"watched": 0.0, **record, "container": container, "limits": limits})
     return None
 
 
@@ -94,10 +97,29 @@ def hold() -> Iterator[None]:
 
 
 def write_order(order: Order) -> None:
-    """Make ORDER the one for its instance."""
+    """Make ORDER the one for its instance. Since when the instance is watched stays as it is."""
     with hold():
         make_folder(FOLDER)
+        before = read_order(order.name)
+        if before is not None and before.inode == order.inode:
+            order = replace(order, watched=before.watched)
         _write(order)
+
+
+def note_watched(name: str) -> None:
+    """Note in the order for instance NAME that it is watched from now on."""
+    with hold():
+        present = read_order(name)
+        if present is not None:
+            _write(replace(present, watched=read_clock()))
+
+
+def note_ended(name: str, why: str) -> None:
+    """Note in the order for instance NAME that its trace has ended for the reason WHY, and is only watched any more."""
+    with hold():
+        present = read_order(name)
+        if present is not None:
+            _write(replace(present, ended=why))
 
 
 def _write(order: Order) -> None:
@@ -110,7 +132,8 @@ def _write(order: Order) -> None:
 def refuse(order: Order, error: str) -> None:
     """Note in ORDER's file, unless somebody has changed it, why it cannot be taken on."""
     with hold():
-        if read_order(order.name) == order:
+        present = read_order(order.name)
+        if present is not None and replace(present, watched=order.watched) == order:
             _write(replace(order, error=error))
 
 
@@ -136,53 +159,6 @@ def list_abandoned() -> list[Order]:
     return [order for order in list_orders() if not order.run and not is_taken(order.name)]
 
 
-def _is_taken_on(name: str) -> bool:
-    """The same, and whether it has begun: it tells its pid then, which was another's or none before."""
-    pid = find_recorder()
-    return pid is not None and locks.find_holder(find_lock(name)) == pid
-
-
 def find_recorder() -> int | None:
     """The pid of the recorder that runs; None when none does, or when the caller may not see it."""
     return locks.find_holder(RECORDER_LOCK)
-
-
-def ensure_recorder() -> None:
-    """Start a recorder if there is something to look after and nobody does; raises FleetError when it does not start."""
-    if not list_orders() or find_recorder() is not None:
-        return
-    from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import record  # which needs this file
-
-    if not background.start_daemon(record, lambda: find_recorder() is not None):
-        raise FleetError("the recorder, which would look after the traces, does not start on this host")
-
-
-def place(order: Order) -> None:
-    """Have the recorder take ORDER on, and return when it has; raises FleetError, and drops ORDER, when it does not."""
-    write_order(order)
-    try:
-        deadline = time.monotonic() + _TAKE_S
-        while not _is_taken_on(order.name):
-            ensure_recorder()
-            written = read_order(order.name)
-            if written is not None and written.error:
-                raise FleetError(f"the trace of {order.container.name} cannot be looked after: {written.error}")
-            if time.monotonic() > deadline:
-                raise FleetError(
-                    f"the recorder (pid {find_recorder()}) does not take on {order.name}: see what it waits for"
-                )
-            time.sleep(_LOOK_S)
-    except BaseException:
-        withdraw(order.name)
-        raise
-
-
-def withdraw(name: str) -> bool:
-    """Have nobody look after instance NAME any more, and return when a recording of it is finished; whether there was an order."""
-    was_there = drop_order(name)
-    deadline = time.monotonic() + _END_S
-    while is_taken(name):
-        if time.monotonic() > deadline:
-            raise FleetError(f"the recorder (pid {find_recorder()}) does not let go of {name}: see what it waits for")
-        time.sleep(_LOOK_S)
-    return was_there

@@ -16,8 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Collection, Dict, Sequence, Tuple
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import SHORT_ID_LENGTH
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    SHORT_ID_LENGTH,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, Target, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import Awaited
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import (
     GROUP_PREFIX,
@@ -33,6 +37,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
     strange_files,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.elf_symbols import ElfError, ElfFile
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _GROUP = re.compile(rf"{GROUP_PREFIX}([0-9a-f]{{{SHORT_ID_LENGTH}}})_")
@@ -63,10 +68,6 @@ class _Binary:
     elf: ElfFile
 
 
-class ProgramsError(TraceError):
-    """A container's programs cannot be looked at, by its own fault."""
-
-
 def check_possible(root: str, requests: Sequence[ProbeRequest]) -> None:
     """Raise TraceError, before anything is changed, for probes of a kind that the kernel of the tracefs at ROOT does not have."""
     missing = dynamic_events.find_missing_kinds(root) if requests else {}
@@ -81,36 +82,35 @@ def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: Exit
     In one that is awaited there are none but the kernel's.
     """
     (found,) = bind_all([target], requests, stack)
-    if isinstance(found, ProgramsError):
+    if isinstance(found, FleetError):
         raise found
     return found
 
 
 def bind_all(
     targets: Sequence[Target | Awaited], requests: Sequence[ProbeRequest], stack: ExitStack
-) -> list[ProbeSet | ProgramsError]:
-    """The same for each of TARGETS; a ProgramsError for one whose programs cannot be looked at, which costs no other.
+) -> list[ProbeSet | FleetError]:
+    """The same for each of TARGETS: its probes, or why it has none, which costs no other.
 
     A container's programs are opened and read by a child that can be killed: what it serves itself may never answer.
     """
     needed = [one for one in requests if one.binaries]
-    running: list[Target] = []
+    running = [target for target in targets if not isinstance(target, Awaited)]
+    looks = iter(_look_at_programs(running, requests, stack) if needed else [])
+    found: list[ProbeSet | FleetError] = []
     for target in targets:
-        if not isinstance(target, Awaited):
-            running.append(target)
-        elif needed:
-            raise TraceError(
+        places: _Places | FleetError = {}
+        if needed and isinstance(target, Awaited):
+            places = TraceError(
                 f"container {target.container.name} does not run, and probes in programs ({needed[0].name}) do not follow a start:"
                 f" start it first, or leave {'paths, which needs such here,' if needed[0].is_optional else 'it'} out"
             )
-    looks = iter(_look_at_programs(running, requests, stack) if needed else [])
-    found: list[ProbeSet | ProgramsError] = []
-    for target in targets:
-        places = next(looks) if needed else {}
-        if isinstance(places, ProgramsError):
-            found.append(places)
-        else:
-            found.append(_make_probes(target, requests, places))
+        elif needed:
+            places = next(looks)
+        try:
+            found.append(places if isinstance(places, FleetError) else _make_probes(target, requests, places))
+        except TraceError as error:
+            found.append(error)
     return found
 
 
@@ -121,43 +121,55 @@ _Places = Dict[
 
 def _look_at_programs(
     targets: Sequence[Target], requests: Sequence[ProbeRequest], stack: ExitStack
-) -> list[_Places | ProgramsError]:
+) -> list[_Places | FleetError]:
+    found: dict[int, _Places | FleetError] = {}
     with ExitStack() as roots:
-        root_fds = []
-        for target in targets:
-            root_fds.append(target.process.open("root", os.O_PATH | os.O_DIRECTORY))
-            roots.callback(os.close, root_fds[-1])
+        root_fds: dict[int, int] = {}
+        for number, target in enumerate(targets):
+            try:
+                root_fds[number] = target.process.open("root", os.O_PATH | os.O_DIRECTORY)
+            except ProcessGone:
+                found[number] = _make_gone(target)
+                continue
+            roots.callback(os.close, root_fds[number])
+        entered = list(root_fds)
 
         def look(index: int) -> Any:
+            number = entered[index]
             try:
-                return _find_places(targets[index].container.name, root_fds[index], requests)
-            except ProgramsError as error:
-                return {"strange": str(error)}
+                return _find_places(targets[number].name, root_fds[number], requests)
             except TraceError as error:
-                return {"wrong": str(error)}
+                return {"error": str(error)}
 
-        outcomes = bounded.run(len(targets), look, root_fds, TIMEOUT_S, gives_descriptors=True)
+        outcomes = bounded.run(len(entered), look, list(root_fds.values()), TIMEOUT_S, gives_descriptors=True)
     for outcome in outcomes:
         for fd in outcome.fds if isinstance(outcome, bounded.Held) else ():
             stack.callback(os.close, fd)
-    return [_parse_places(target, outcome) for target, outcome in zip(targets, outcomes)]
+    for number, outcome in zip(entered, outcomes):
+        try:
+            found[number] = _parse_places(targets[number], outcome)
+        except (FleetError, ProcessGone) as error:
+            found[number] = error if isinstance(error, FleetError) else _make_gone(targets[number])
+    return [found[number] for number in range(len(targets))]
 
 
-def _parse_places(target: Target, outcome: Any) -> _Places | ProgramsError:
+def _make_gone(target: Target) -> ContainerGoneError:
+    return ContainerGoneError(f"container {target.name} has just ended")
+
+
+def _parse_places(target: Target, outcome: Any) -> _Places:
     if isinstance(outcome, OSError):
-        return ProgramsError(
-            f"the programs of container {target.container.name} cannot be looked at: {outcome.strerror}; trace it without probes"
+        raise TraceError(
+            f"the programs of container {target.name} cannot be looked at: {outcome.strerror}; trace it without probes"
             " in programs"
         )
     if isinstance(outcome, dict):
-        if "wrong" in outcome:
-            raise TraceError(outcome["wrong"])
-        return ProgramsError(outcome["strange"])
+        raise TraceError(outcome["error"])
     # The kernel reads a probe's place, and nobody can kill it while it waits for an answer.
     found = target.read_mounts()
     if any(is_served(found, device) for device in outcome.value["devices"]):
-        return ProgramsError(
-            f"programs of container {target.container.name} are on a file system that a process serves (FUSE), where no probe can"
+        raise TraceError(
+            f"programs of container {target.name} are on a file system that a process serves (FUSE), where no probe can"
             " sit: trace it without probes in programs"
         )
     return {
@@ -254,9 +266,9 @@ def _open_binary(name: str, root_fd: int, path: str) -> _Binary | None:
         return None
     except OSError as error:
         hint = f" ({_HINTS[error.errno]})" if error.errno in _HINTS else ""
-        raise ProgramsError(f"cannot open {where}: {os.strerror(error.errno or 0)}{hint}") from error
+        raise TraceError(f"cannot open {where}: {os.strerror(error.errno or 0)}{hint}") from error
     except strange_files.StrangeFile as error:
-        raise ProgramsError(f"{where}: {error}") from error
+        raise TraceError(f"{where}: {error}") from error
     except ElfError as error:
         raise TraceError(f"{where}: {error}") from error
 
@@ -310,11 +322,17 @@ def list_orphans(root: str, prefix: str) -> set[str]:
 
 
 def remove_orphans(root: str, prefix: str, *, busy_ok: bool) -> bool:
-    """Remove the probes of those; whether any was removed. Raises TraceError as remove_unused does."""
+    """Remove the probes of those; whether any was removed. Raises TraceError as remove_unused does, when all were tried."""
     removed = False
+    failures = []
     for short_id in sorted(list_orphans(root, prefix)):
         with hold_lock("trace-" + short_id):
             # Somebody may have made the instance meanwhile.
             if not Instance(root, prefix + short_id).exists():
-                removed |= remove_unused(Instance(root, prefix + short_id), short_id, busy_ok=busy_ok)
+                try:
+                    removed |= remove_unused(Instance(root, prefix + short_id), short_id, busy_ok=busy_ok)
+                except TraceError as error:
+                    failures.append(str(error))
+    if failures:
+        raise TraceError("; ".join(failures))
     return removed

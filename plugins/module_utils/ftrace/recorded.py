@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import io
 import os
-import time
 from bisect import bisect_right
 from contextlib import ExitStack
-from functools import partial
 from itertools import accumulate
 from typing import Any, Sequence
 
@@ -23,11 +21,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     tracedat,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recordings import Recording, Segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
+    Manifest,
+    Tables,
+    describe_container,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recordings import LOST, Recording, Segment
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tasks import list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+
+_OLDER = "nobody watched the trace: an older version of this collection recorded it"
 
 
 def list_sources(one: TraceInstance) -> list[capture.Source]:
@@ -40,8 +45,8 @@ def list_sources(one: TraceInstance) -> list[capture.Source]:
     # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
     if one.instance.exists() and not keeping.is_recorded(one.instance):
         size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-        finish = partial(records.note_taken, one.instance)
-        sources.append(capture.Source(one.container_name, one.instance, size, partial(capture.capture, one), finish))
+        draining = capture.RingDrain(one)
+        sources.append(capture.Source(one.container_name, one.instance, size, draining.take, draining.finish))
     return sources
 
 
@@ -102,7 +107,6 @@ def _copy(
 ) -> dict[str, Any]:
     """Copy SEGMENTS of RECORDING, which has an END or goes on; where IS_PARTIAL others follow, and only then the end."""
     last = None if is_partial else end
-    names, compat_names = syscall_names.list_names(), syscall_names.list_compat_names()
     about, record = recording.about, recording.about["record"]
     page_size = about["page_size"]
     is_same_boot = about["boot_id"] == records.read_boot_id()
@@ -110,50 +114,50 @@ def _copy(
     has_rest = instance is not None and last is not None and _is_last(recording) and keeping.is_recorded(instance)
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
     tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
+    first_tasks = record.get("tasks", [])
+    cmdlines = capture.format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
+    tables = Tables(first_tasks, tasks, cmdlines)
     sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
     rest = dict.fromkeys(sizes, 0)
+    errors = {}
     for cpu in sizes:
         for segment in segments:
             sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
         # A recorder's death, or a full disk, leaves a page or two in the buffer.
-        for page in drain.gen_pages(instance, cpu, page_size) if instance and has_rest else ():
-            writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
-            sizes[cpu] += len(page)
-            rest[cpu] += tracedat.count_events(page, page_size)
-    loss = summarize_loss(recording, segments, last, counters, sizes, rest)
+        try:
+            for page in drain.gen_pages(instance, cpu, page_size) if instance and has_rest else ():
+                writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
+                sizes[cpu] += len(page)
+                rest[cpu] += tracedat.count_events(page, page_size)
+        except drain.Unreadable as error:
+            errors[cpu] = str(error)
+    loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
+    for cpu, why in errors.items():
+        loss.cpus[cpu].error = why
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
-    time_of_end = (end or {}).get("time") or now or record.get("start") or {"offset_ns": None}
-    manifest = {
-        **{
-            name: about[name]
-            for name in ("host", "kernel", "arch", "boot_id", "instance", "clock", "buffer_kb", "events")
-        },
-        "container": capture.describe_container(one.container) if one.container else about["container"],
-        "clock_offset_ns": time_of_end["offset_ns"],
-        "time": {
-            "start": record.get("start"),
-            "changed": _find_change(segments, record, time_of_end["offset_ns"]),
-            "end": time_of_end,
-        },
-        "specification": record.get("specification"),
-        "earlier_syscalls": record.get("earlier_syscalls", []),
-        "fetched": time.time(),
-        "tracing": end is None,
-        "mode": "record",
-        "limits": about["limits"],
-        "first_tasks": record.get("tasks", []),
-        "tasks": tasks,
-        "syscalls": {str(number): name for number, name in names.items()},
-        "compat_syscalls": {str(number): name for number, name in compat_names.items()},
-        "stopped": last["why"] if last else None,
-        "partial": is_partial,
-        **loss,
-    }
+    time_of_end = (end or {}).get("time") or now or record.get("start")
+    manifest = Manifest(
+        host={name: about[name] for name in ("host", "kernel", "arch", "boot_id")},
+        container=describe_container(one.container) if one.container else about["container"],
+        instance=about["instance"],
+        mode="record",
+        clock=about["clock"],
+        buffer_kb=about["buffer_kb"],
+        events=about["events"],
+        start=record.get("start"),
+        changed=_find_change(segments, record, (time_of_end or {}).get("offset_ns")),
+        end=time_of_end,
+        specification=record.get("specification"),
+        earlier_syscalls=record.get("earlier_syscalls", []),
+        limits=about["limits"],
+        followed=record.get("followed"),
+        tracing=end is None,
+        stopped=last["why"] if last else None,
+    )
     writer.write_head(_read_head(recording, loss))
-    saved = _read_saved_cmdlines(end, instance)
-    cmdlines = capture.format_cmdlines(record.get("tasks", []), saved, tasks)
-    writer.write_document({**manifest, "cmdlines": cmdlines})
-    return manifest
+    document = manifest.as_json(loss)
+    writer.write_document({**document, **tables.as_json()})
+    return document
 
 
 def _find_change(segments: Sequence[Segment], record: dict[str, Any], offset_ns: int | None) -> dict[str, Any] | None:
@@ -188,78 +192,82 @@ def summarize_loss(
     counters: dict[str, recordings.Counters] | None,
     sizes: dict[int, int],
     rest: dict[int, int],
-) -> dict[str, Any]:
-    """The manifest's accounts of SEGMENTS: events in them and lost while they were written, in what was rotated away before, and after the last.
+    *,
+    is_partial: bool = False,
+) -> Loss:
+    """Return what SEGMENTS of RECORDING lack: events lost while they were written, in what was rotated away before, and after the last.
 
-    COUNTERS are the kernel's after all that; without them nobody can tell what the recorder's death has cost. SIZES are bytes of pages,
-    REST events that were still in the buffer, for each CPU.
+    END is its end if that comes with them. COUNTERS are the kernel's after all that; without them nobody can tell what the recorder's
+    death has cost. SIZES are bytes of pages, REST events that were still in the buffer, for each CPU.
     """
     page_size = recording.about["page_size"]
-    cpus = {
-        cpu: {
-            "cpu": cpu,
-            "entries": rest[cpu],
-            "overrun": 0,
-            "dropped": 0,
-            "lost": 0,
-            "exact": True,
-            "pages": size // page_size,
-            "error": "",
-        }
-        for cpu, size in sizes.items()
-    }
+    cpus = {cpu: CpuLoss(cpu, entries=rest[cpu], pages=size // page_size) for cpu, size in sizes.items()}
+    touched = [] if recording.about.get("watched") else [_OLDER]
     unwritten = 0
     for segment in segments:
         after = segment.end
         if after is None and counters is not None:
             # The recorder died here: what it had read, and is in no file, is lost, and what the buffers lost when they shrank.
             after = {"cpus": counters}
-        for cpu, row in cpus.items():
-            row["exact"] &= segment.begin["exact"]
-            begin = segment.begin["cpus"].get(str(cpu))
-            last = after["cpus"].get(str(cpu)) if after else None
-            written = None if segment.end is not None else _count_events(segment, cpu, page_size)
-            if last is None or begin is None:
-                row["entries"] += written or 0
-                row["exact"] &= begin is None
-                continue
-            read = recordings.subtract(last, begin, ("read",))
-            row["entries"] += read if written is None else written
-            row["overrun"] += recordings.subtract(last, begin, ("overrun",))
-            row["dropped"] += recordings.subtract(last, begin, ("dropped", "commit_overrun"))
-            row["lost"] += recordings.subtract(last, begin) + (0 if written is None else read - written)
+        for _cpu, account in cpus.items():
+            _add_segment(account, segment, after, page_size)
         unwritten += (segment.end or {}).get("unwritten", 0)
+        touched += (segment.end or {}).get("touched", ())
     has_died = end is not None and end["why"] == recordings.DIED
+    if has_died:
+        touched.append("the recorder died, and tracing stopped with it")
     last_words = segments[-1].end if segments and has_died else None
     rotated = recording.read_rotated()
-    lost = sum(row["lost"] for row in cpus.values()) + unwritten + rotated["events"] + rotated["lost"]
-    lost += (end or {}).get("lost", 0)
+    others = rotated["lost"] + (end or {}).get("lost", 0)
     if last_words is not None and counters is not None:
         # It died behind its last segment: what the buffers lost when they shrank is in none.
-        lost += sum(recordings.subtract(after, last_words["cpus"][cpu]) for cpu, after in counters.items())
-    exact = rotated["exact"] and all(row["exact"] for row in cpus.values())
-    exact &= last_words is None or counters is not None
-    return {
-        "cpus": list(cpus.values()),
-        "entries": sum(row["entries"] for row in cpus.values()) - unwritten,
-        "pages": sum(row["pages"] for row in cpus.values()),
-        "segments": len(segments),
-        "rotated": {name: rotated[name] for name in ("segments", "events", "bytes")},
-        "lost": lost,
-        "lost_exact": exact,
-        "complete": exact and lost == 0 and not has_died,
-    }
+        others += sum(max(0, recordings.subtract(after, last_words["cpus"][cpu])) for cpu, after in counters.items())
+    return Loss(
+        list(cpus.values()),
+        others=others,
+        unwritten=unwritten,
+        rotated=Rotated(*(rotated[name] for name in ("segments", "events", "bytes"))),
+        segments=len(segments),
+        partial=is_partial,
+        exact=rotated["exact"] and (last_words is None or counters is not None),
+        touched=[*touched, *(end or {}).get("touched", ())],
+    )
+
+
+def _add_segment(account: CpuLoss, segment: Segment, after: dict[str, Any] | None, page_size: int) -> None:
+    """Add SEGMENT, at whose end the counters were AFTER, to the ACCOUNT of a CPU."""
+    cpu = str(account.cpu)
+    account.exact &= segment.begin["exact"]
+    begin = segment.begin["cpus"].get(cpu)
+    last = after["cpus"].get(cpu) if after else None
+    # Counters that are smaller than before began anew, since somebody has cleared the trace.
+    is_reset = last is not None and begin is not None and any(last[name] < begin[name] for name in ("read", *LOST))
+    written = None
+    if segment.end is None or is_reset:
+        written = _count_events(segment, account.cpu, page_size)
+    if last is None or begin is None or is_reset:
+        account.entries += written or 0
+        account.exact &= begin is None
+        return
+    read = recordings.subtract(last, begin, ("read",))
+    account.entries += read if written is None else written
+    account.overrun += recordings.subtract(last, begin, ("overrun",))
+    account.dropped += recordings.subtract(last, begin, ("dropped", "commit_overrun"))
+    account.lost += recordings.subtract(last, begin) + (0 if written is None else read - written)
 
 
 def _count_events(segment: Segment, cpu: int, page_size: int) -> int:
     return sum(tracedat.count_events(piece, page_size) for piece in recordings.gen_pages([segment], cpu))
 
 
-def _read_head(recording: Recording, loss: dict[str, Any]) -> tracedat.Head:
+def _read_head(recording: Recording, loss: Loss) -> tracedat.Head:
     with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
         head = tracedat.read_head(io.BytesIO(file.read()))
-    for row in loss["cpus"]:
-        text = f"CPU: {row['cpu']}\nentries: {row['entries']}\noverrun: {row['overrun']}\ndropped events: {row['dropped']}\n\n\0"
+    for account in loss.cpus:
+        text = (
+            f"CPU: {account.cpu}\nentries: {account.entries}\noverrun: {account.overrun}\n"
+            f"dropped events: {account.dropped}\n\n\0"
+        )
         head.options.append((tracedat.OPTION_CPUSTAT, text.encode("ascii")))
     return head
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import recordings, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import PageReader, Unreadable
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.watch import Watch
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _READ_BYTES = 1 << 20
@@ -36,9 +38,13 @@ class _Finished:
 
 
 class RecordingWriter:
-    """Drains INSTANCE to the recording in folder PATH. While it is open, tracing stops with this process (free_buffer)."""
+    """Drains INSTANCE to the recording in folder PATH. While it is open, tracing stops with this process (free_buffer).
 
-    def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int) -> None:
+    WATCH tells who else had to do with the trace, which each segment says of its time.
+    """
+
+    def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int, watch: Watch) -> None:
+        self._watch = watch
         self._instance = instance
         self.path = path
         self._limits = limits
@@ -123,11 +129,9 @@ class RecordingWriter:
 
     def _drain_cpu(self, cpu: int) -> None:
         left = self._buffer_pages[cpu]
+        reader = PageReader(self._instance, self.sources[cpu], self._page_size)
         while left > 0:
-            try:
-                size = os.readv(self.sources[cpu], self._places[:left])
-            except BlockingIOError:
-                return
+            size = reader.fill(self._places[:left])
             pages = size // self._page_size
             if pages and cpu in self._fetched:
                 self._count_lost_before(cpu, self._places[:pages])
@@ -173,8 +177,10 @@ class RecordingWriter:
         for fd in self._files.values():
             os.close(fd)
         self._files = {}
-        end = {"time": time.time(), "cpus": counters, "unwritten": self._unwritten}
+        touched = self._watch.list_reasons()
+        end = {"time": time.time(), "cpus": counters, "unwritten": self._unwritten, "touched": touched}
         recordings.write_json(os.path.join(self._folder, recordings.END), end)
+        self._watch.settle()
         self._finished.append(_Finished(self._number, self._current_bytes, time.monotonic()))
         self._finished_bytes += self._current_bytes
         self._counters = counters
@@ -251,7 +257,7 @@ class RecordingWriter:
                     self._drain_cpu(cpu)
                 if not any(one["entries"] for one in recordings.read_counters(self._instance).values()):
                     break
-        except Full:
+        except (Full, Unreadable):
             pass  # what is left is lost with the buffers, which the kernel counts
         counters = recordings.read_counters(self._instance)
         if self._current_bytes or self._unwritten:
@@ -261,11 +267,12 @@ class RecordingWriter:
             with suppress(OSError):
                 os.unlink(os.path.join(self._folder, recordings.BEGIN))
                 os.rmdir(self._folder)
+        touched = self._watch.list_reasons()
         self.close_files()
         # What did not fit has gone with the buffers.
         last = recordings.read_counters(self._instance)
         lost = sum(recordings.subtract(after, self._counters[cpu]) for cpu, after in last.items())
-        recordings.write_end(self.path, {**end, "lost": lost})
+        recordings.write_end(self.path, {**end, "lost": max(0, lost), "touched": touched})
         recordings.answer_finish(self.path)
 
     def close_files(self) -> None:

@@ -42,7 +42,7 @@ _LOCK_S = 30.0
 _FINISH_S = 10.0
 DIED = "the recorder died"
 Counters = Dict[str, int]
-_LOST = ("overrun", "dropped", "commit_overrun")
+LOST = ("overrun", "dropped", "commit_overrun")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Segment:
         return {int(cpu): subtract(end, self.begin["cpus"][cpu], names) for cpu, end in self.end["cpus"].items()}
 
 
-def subtract(after: Counters, before: Counters, names: tuple[str, ...] = _LOST) -> int:
+def subtract(after: Counters, before: Counters, names: tuple[str, ...] = LOST) -> int:
     """By how much the counters called NAMES, those of losses by default, grew together."""
     return sum(after[name] - before[name] for name in names)
 
@@ -230,7 +230,9 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
         write_json(os.path.join(path, ABOUT), {**about, "started": now})
     except OSError as error:
         remove(path)
-        raise TraceError(f"{FOLDER} cannot take a recording: {error.strerror}") from error
+        raise TraceError(
+            f"{FOLDER} cannot take a recording: {error.strerror}; see to that, or use mode=ring"
+        ) from error
     return path
 
 
@@ -288,7 +290,7 @@ def rotate(path: str, number: int) -> bool:
                         + sum(segment.count(("read",)).values())
                         - (segment.end or {}).get("unwritten", 0),
                         "lost": sums["lost"]
-                        + sum(segment.count(_LOST).values())
+                        + sum(segment.count(LOST).values())
                         + (segment.end or {}).get("unwritten", 0),
                         "exact": sums["exact"] and segment.begin["exact"],
                         "bytes": sums["bytes"] + sum(segment.sizes.values()),

@@ -113,20 +113,19 @@ def read_segment(file: BinaryIO) -> Segment:
         raise SegmentError("this is no segment of a trace")
     size = file.seek(0, io.SEEK_END)
     method = words[-1]
-    head: tracedat.Head | None = None
-    document: dict[str, Any] | None = None
+    texts: dict[int, Chunk] = {}
     chunks: dict[int, list[Chunk]] = {}
     for number, chunk in _list_frames(file, size):
-        if number == _HEAD:
-            head = _parse_head(_read_frame(file, chunk, method))
-        elif number == _DOCUMENT:
-            document = _parse_document(_read_frame(file, chunk, method))
+        if number in (_HEAD, _DOCUMENT):
+            texts[number] = chunk  # the last one counts
         elif number <= _MAX_CPU and 0 < chunk.size <= MAX_CHUNK:
             chunks.setdefault(number, []).append(chunk)
         else:
             raise SegmentError(f"a frame {number} of {chunk.size} bytes in a segment is not believable")
-    if head is None or document is None:
+    if len(texts) != 2:
         raise SegmentError("a segment holds no head or no document")
+    head = _parse_head(_read_frame(file, texts[_HEAD], method))
+    document = _parse_document(_read_frame(file, texts[_DOCUMENT], method))
     if any(one.size % head.page_size for found in chunks.values() for one in found):
         raise SegmentError("a chunk of a segment holds no whole pages")
     return Segment(file, method, head, document, chunks)
@@ -163,7 +162,7 @@ def _parse_head(data: bytes) -> tracedat.Head:
 def _parse_document(data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SegmentError(f"a document of a segment is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise SegmentError("a document of a segment is none")

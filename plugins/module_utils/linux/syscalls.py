@@ -60,11 +60,17 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+IN_ACCESS = 0x1
+IN_MODIFY = 0x2
+IN_CLOSE_WRITE = 0x8
+IN_OPEN = 0x20
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
+IN_Q_OVERFLOW = 0x4000
+IN_IGNORED = 0x8000
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -216,11 +222,26 @@ def setfsgid(gid: int) -> None:
     _libc.setfsgid(ctypes.c_uint32(gid))
 
 
+def inotify_init() -> int:
+    """Return a descriptor of a new inotify queue that does not block: inotify_init1(2)."""
+    return _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+
+
+def inotify_add_watch(fd: int, path: str, events: int) -> int:
+    """Have queue FD tell of EVENTS (IN_…) of PATH, and return the number that stands for PATH in it: inotify_add_watch(2)."""
+    return _check(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(events)), "inotify_add_watch", path)
+
+
+def inotify_rm_watch(fd: int, number: int) -> None:
+    """Have queue FD tell no more of the path that NUMBER stands for: inotify_rm_watch(2)."""
+    _check(_libc.inotify_rm_watch(fd, number), "inotify_rm_watch")
+
+
 def inotify_watch(path: str, events: int) -> int:
-    """A descriptor, not blocking, that is readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
-    fd = _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+    """Return a descriptor that does not block and is readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
+    fd = inotify_init()
     try:
-        _check(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(events)), "inotify_add_watch", path)
+        inotify_add_watch(fd, path, events)
     except OSError:
         os.close(fd)
         raise

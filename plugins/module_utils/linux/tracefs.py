@@ -316,3 +316,11 @@ class Instance:
     def read_statistics(self, cpu: int) -> CpuStatistics:
         """The counters of one CPU's ring buffer."""
         return parse_statistics(self.read(f"per_cpu/cpu{cpu}/stats"))
+
+    def read_page_size(self) -> int:
+        """Return how many bytes a page of the ring buffer has, from the format of its data field."""
+        for line in self.read("events/header_page").splitlines():
+            if "data" in line:
+                numbers = dict(part.strip().split(":") for part in line.split(";") if part.count(":") == 1)
+                return int(numbers["offset"]) + int(numbers["size"])
+        raise TraceError("events/header_page of tracefs does not say how long a page is")

@@ -111,7 +111,7 @@ def check_loss(machine: Machine, worker: str, folder: Path) -> None:
     assert manifest["cpus"][0]["overrun"] == overrun
     (summary,) = report(folder, folder / "report")
     assert (summary["complete"], summary["lost"], summary["events"]) == (False, overrun, entries)
-    assert f"INCOMPLETE: {overrun} events lost" in (folder / "report" / "summary.txt").read_text()
+    assert f"INCOMPLETE: {overrun} events were lost" in (folder / "report" / "summary.txt").read_text()
 
 
 def check_executed(machine: Machine, worker: str, folder: Path) -> None:

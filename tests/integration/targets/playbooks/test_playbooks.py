@@ -54,6 +54,46 @@ def test_the_main_job(container, where, tmp_path):
     assert sorted(os.path.splitext(file)[1] for file in captures) == [".dat", ".json"]
 
 
+def test_one_container_that_fails_costs_no_other(container, tmp_path):
+    """What was asked for is done in the others and shown; the playbook fails, with one message that has both."""
+    good, stopped = container(*LOOP), container()
+    host.docker("stop", "-t", "0", stopped)
+    reason = rf"1 of 2 containers failed: container {stopped} \(\w+\) is exited: start it first"
+
+    def play(name, done, **more):
+        chosen = {"containers": [good, stopped], **more}
+        played = host.playbook(name, "-l", "localhost", check=False, **chosen)
+        assert played.returncode != 0
+        text = " ".join(played.stdout.split())
+        assert re.search(rf"{reason}[^;]*; {done} all the same: {good}\b", text), text
+        return text
+
+    assert "/dev/crashcart/bin/bash" in play("attach", "attached")
+    assert "msg: hello" in play("exec", "run", command="echo hello")
+    host.call_module("crashcart_attach", state="detached")
+    assert re.search(r"openat +\d+ .*ENOENT \d+", play("trace", "traced", seconds=1, dest=str(tmp_path)))
+    assert host.list_instances() == []
+    assert list((tmp_path / "localhost").iterdir()) == [tmp_path / "localhost" / good]
+
+
+def test_collect_brings_what_there_is(container, tmp_path):
+    good, broken = container(*LOOP), container(*LOOP)
+    host.call_module("ftrace_instance", containers=[good, broken])
+    short_id = host.docker("inspect", "-f", "{{.Id}}", broken)[:12]
+    events = f"{host.TRACEFS}/instances/crashcart-{short_id}/events"
+    (tmp_path / "empty").mkdir()
+    host.run("mount", "--bind", str(tmp_path / "empty"), events)
+    try:
+        done = host.playbook("collect", "-l", "localhost", check=False, dest=str(tmp_path / "traces"))
+    finally:
+        host.run("umount", events)
+    assert done.returncode != 0
+    text = " ".join(done.stdout.split())
+    assert "The whole is in" in text
+    assert f"1 of 2 containers failed: container {broken}: " in text
+    assert f"; drained all the same: {good}" in text
+
+
 def read_instances():
     """Settings of all instances; the processes come and go."""
     found = host.read_host_state()["instances"]

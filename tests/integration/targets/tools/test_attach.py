@@ -16,11 +16,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from support import host
+from support import host, serving
 from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 TOOLS = "/dev/crashcart/bin"
 KINDS = {
@@ -75,9 +75,9 @@ def test_descriptors_above_those_that_select_takes(container):
     name = container()
     found = find_record(name)
     with open_files(4096, taken=1100):
-        attachments.ensure_attached([found], "default", None, check_mode=False)
+        serving.attach([found])
         assert len(attachments.list_attachments([found])) == 1
-        attachments.ensure_detached([found], None, None, attachments.Busy(), check_mode=False)
+        serving.detach([found])
     assert host.call_module("crashcart_info", containers=[name])["attachments"] == []
 
 
@@ -373,8 +373,8 @@ def test_a_process_that_died_after_the_inspect_is_refused(container):
     record = find_record(name)
     host.docker("kill", name)
     host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
-    with pytest.raises(ContainerError, match=f"{name}.*just ended"):
-        attachments.ensure_attached([record], "default", None, check_mode=False)
+    with pytest.raises(FleetError, match=f"{name}.*just ended"):
+        serving.attach([record])
     assert host.list_loop_devices() == []
 
 
@@ -384,7 +384,7 @@ def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
     records = [find_record(name) for name in (dying, staying)]
     host.docker("kill", dying)
     host.wait_until(lambda: host.docker("inspect", "-f", "{{.State.Running}}", dying) == "false")
-    change = attachments.ensure_detached(records, None, None, attachments.Busy(), check_mode=False)
+    change = serving.detach(records)
     assert ([one.container.name for one in change.before], change.after) == ([staying], [])
     assert host.list_loop_devices() == []
 
@@ -395,8 +395,8 @@ def test_a_pid_that_now_belongs_to_a_process_of_the_host_is_refused(container):
     record = find_record(name)
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         recycled = type(record)(**{**vars(record), "pid": stranger.pid})
-        with pytest.raises(ContainerError, match=f"{name}.*another process"):
-            attachments.ensure_attached([recycled], "default", None, check_mode=False)
+        with pytest.raises(FleetError, match=f"{name}.*another process"):
+            serving.attach([recycled])
         stranger.kill()
     assert not os.path.exists("/dev/crashcart")
 

@@ -9,11 +9,10 @@ import os
 import traceback
 
 import pytest
-from support import host
+from support import host, serving
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 
 ROUNDS = 50
@@ -22,17 +21,15 @@ COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, c
 
 def execute(record):
     with Server() as server:
-        (result,) = execution.execute([record], COMMAND, None, None, server, Output(), check_mode=False)
+        (result,) = serving.execute([record], COMMAND, server)
     if result["rc"] != 0:
         raise AssertionError(result)
 
 
 DO = {
-    "attach": lambda record: attachments.ensure_attached([record], "default", None, check_mode=False),
-    "attach for a time": lambda record: attachments.ensure_attached(
-        [record], "default", None, ttl_s=60, check_mode=False
-    ),
-    "detach": lambda record: attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False),
+    "attach": lambda record: serving.attach([record]),
+    "attach for a time": lambda record: serving.attach([record], ttl_s=60),
+    "detach": lambda record: serving.detach([record]),
     "exec": execute,
 }
 

@@ -176,7 +176,7 @@ def test_a_timeout_ends_the_whole_tree(container):
     name = container()
     script = "(setsid sleep 4321 &) ; setsid bash -c 'trap \"\" TERM; sleep 4322; true' & sleep 4323"
     start = time.monotonic()
-    with pytest.raises(host.ModuleFailed, match=f"killed after 1 s in: {name}") as failure:
+    with pytest.raises(host.ModuleFailed, match=f"container {name}: killed after 1 s") as failure:
         execute(name, "bash", "-c", f"echo before; {script}", timeout="1s")
     assert time.monotonic() - start < 10
     result = failure.value.result["results"][0]
@@ -353,7 +353,7 @@ def test_a_containers_root_that_turns_on_the_supervisor_gains_no_process(contain
     host.wait_until(lambda: host.runs(name, "sleep 7771") and host.runs(name, "sleep 7772"))
     host.docker("exec", name, "/bin/busybox", "killall", f"-{signal_name}", "crashcart")
     with pytest.raises(
-        host.ModuleFailed, match=f"{name}.*killed" if signal_name == "KILL" else f"killed after 3 s in: {name}"
+        host.ModuleFailed, match=f"{name}.*killed" if signal_name == "KILL" else f"container {name}: killed after 3 s"
     ):
         host.parse_result(*process.communicate(timeout=60))
     assert not [command for command in host.list_commands(name) if "777" in command]

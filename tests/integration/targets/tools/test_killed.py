@@ -10,13 +10,12 @@ import shutil
 import stat
 
 import pytest
-from support import host, images
+from support import host, images, serving
 from support.killing import kill_everywhere
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution, expiry, scratch, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, expiry, scratch, store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 
 # Sweeps over what another one has met for the most part have a third of the moments, others in each run.
@@ -31,11 +30,11 @@ def record(container):
 
 
 def attach(record, method="fsmount", ttl_s=None):
-    return attachments.ensure_attached([record], "default", None, method, ttl_s, check_mode=False)
+    return serving.attach([record], method, ttl_s)
 
 
 def detach(record):
-    return attachments.ensure_detached([record], None, None, attachments.Busy(), check_mode=False)
+    return serving.detach([record])
 
 
 def count_mounts(record):
@@ -140,7 +139,7 @@ def test_exec(record, own_calls, step, rights):
 
     def execute():
         with Server() as server:
-            execution.execute([record], command, None, None, server, Output(), check_mode=False)
+            serving.execute([record], command, server)
 
     def check(_moment):
         host.wait_until(lambda: is_clean(record) and len(host.list_commands(record.name)) == 1)

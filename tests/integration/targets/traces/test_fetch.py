@@ -19,6 +19,7 @@ from support.every_kernel import count, report
 from support.killing import kill_everywhere
 from support.workload_counts import COUNTS
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, instances, staging
 
 FOLDER = Path(staging.FOLDER)
@@ -276,7 +277,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
 
     def drain():
         found = instances.list_instances(host.TRACEFS, [])
-        fetching.fetch(found, fetching.Home(methods=["zstd"]), lambda _text: None, consume=True)
+        fetching.fetch(found, Outcome(), fetching.Home(methods=["zstd"]), lambda _text: None, consume=True)
 
     def look(_moment):
         run_workload(worker)

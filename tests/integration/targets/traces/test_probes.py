@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
-from support import every_kernel, host, images, killing
+from support import every_kernel, host, images, killing, serving
 from support.every_kernel import LIBC, read_texts
 from support.fetching import fetch_here
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, probe_points
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import parse_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Specification, find_settings
@@ -219,12 +219,10 @@ def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
 
     monkeypatch.setattr(probe_points, "define", define_and_kill)
     before = read_probes()
-    with pytest.raises((ContainerError, instances.TraceError), match="has just ended"):
-        instances.ensure_started(
+    with pytest.raises(FleetError, match="has just ended"):
+        serving.start_traces(
             [found],
-            host.TRACEFS,
             instances.Wish(find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]),
-            check_mode=False,
         )
     assert read_probes() == before
     assert host.list_instances() == []
@@ -273,16 +271,14 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
 
     def start():
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
-        instances.ensure_started(
+        serving.start_traces(
             [find_record(worker)],
-            host.TRACEFS,
             instances.Wish(
                 find_settings(Specification(syscalls=None)),
                 follow_exec=True,
                 probes=[parse_request(OPEN)],
                 described={"asked": host_module},
             ),
-            check_mode=False,
         )
 
     def check(number):

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 from support import compat_program, every_kernel, host
 from support.fetching import fetch_here
+from support.peers import list_lines, read_ours, read_theirs
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 
@@ -81,35 +81,6 @@ def test_strace_counts_what_we_count(container, tmp_path, program):
     assert ours == theirs
 
 
-def read_ours(path, event, fields):
-    """Time, thread and FIELDS of every EVENT in the capture PATH."""
-    rows = []
-    with open(path, "rb") as file:
-        trace = Trace(file)
-        known = trace.formats[event]
-        for batch in trace.gen_batches():
-            events = batch.select(known.id)
-            columns = [batch.integers(events, known.field(field)).tolist() for field in fields]
-            rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), *columns)
-    return sorted(rows)
-
-
-def read_theirs(lines, event, fields):
-    """The same of the lines of trace-cmd report -R -t."""
-    rows = []
-    for line in lines:
-        found = re.match(r" *.*-(\d+) +\[\d+\].* (\d+)\.(\d{9}): +(\S+): +(.*)", line)
-        if found and found[4] == event.partition(":")[2]:
-            values = dict(re.findall(r"(\w+)=(-?\w+)", found[5]))
-            rows.append((int(found[2] + found[3]), int(found[1]), *(_parse(values[field]) for field in fields)))
-    return sorted(rows)
-
-
-def _parse(text):
-    number = int(text, 16 if text.startswith("0x") else 10)
-    return number - (1 << 64) if number >= 1 << 63 else number
-
-
 def test_trace_cmd_reads_the_same_fields(container, tmp_path):
     name = container("python")
     every_kernel.wait_for_worker(every_kernel_here, name)
@@ -122,7 +93,7 @@ def test_trace_cmd_reads_the_same_fields(container, tmp_path):
     for word in words:
         marker.write_text(word)
     (capture,) = fetch_here(tmp_path, containers=[name])
-    lines = host.run("trace-cmd", "report", "-R", "-t", capture["path"]).stdout.splitlines()
+    lines = list_lines(capture["path"])
     for event, fields in SCHED.items():
         ours = read_ours(capture["path"], event, fields)
         assert len(ours) > 10, event

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import support
-from support import host
+from support import host, serving
 from support.every_kernel import count, report
 from support.fetching import fetch_here
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, instances, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
@@ -393,7 +393,10 @@ def test_a_trace_ends_in_time_and_keeps_what_it_has(storm, tmp_path, mode):
     ended = info(name)
     # No event is on any more, so the host's other processes take the fast path again.
     assert (ended["stopped"], ended["events"], ended["expires"]) == ("its ttl is over", {}, None)
-    host.wait_until(lambda: find_recorder()["pid"] is None)
+    if mode == "record":
+        host.wait_until(lambda: find_recorder()["pid"] is None)
+    else:  # what its ring holds is watched until it is gone
+        assert [(one["mode"], one["expires"]) for one in find_recorder()["traces"]] == [("ring", None)]
     run_storm(name, 2)
     (capture,) = fetch_here(tmp_path, containers=[name])
     manifest = capture["manifest"]
@@ -425,7 +428,7 @@ def test_a_killed_recorder_is_missed_by_the_next_call(storm, tmp_path):
     # A flight recorder in the kernel's memory needs nobody.
     assert info(name)["state"] == "started"
     (warning,) = host.call_module("ftrace_info")["warnings"]
-    assert f"nobody looks after the trace of {name} any more" in str(warning)
+    assert f"nobody watches the trace of {name} any more" in str(warning)
     fetch_here(tmp_path, containers=[name])
     os.kill(find_recorder()["pid"], signal.SIGKILL)
     host.wait_until(lambda: find_recorder()["pid"] is None)
@@ -672,10 +675,8 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
 
     monkeypatch.setattr(instances, "configure", configure_later)
     settings = specification.find_settings(specification.Specification(buffer_kb=64))
-    with pytest.raises(ContainerGoneError, match="has just ended"):
-        instances.ensure_started(
-            [record], host.TRACEFS, instances.Wish(settings, follow_exec=True, described={}), check_mode=False
-        )
+    with pytest.raises(FleetError, match="has just ended"):
+        serving.start_traces([record], instances.Wish(settings, follow_exec=True, described={}))
     host.wait_until(lambda: info(name)["pids"] == 0)  # its shim lives a moment longer
     before = info(name)
     assert (before["state"], before["buffer_kb"] > 1024) == ("started", True)
@@ -729,8 +730,10 @@ def test_a_group_that_its_user_has_chosen_is_awaited_there(container, tmp_path):
     assert [row["name"] for row in summary["processes"] if "ENOENT" in row["errors"]] == ["cat"]
 
 
-def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path):
-    """Of an instance that is gone, as after a reboot, where another one is made for the same container and taken back."""
+@pytest.mark.parametrize("how", ["alone", "interrupted"])
+def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, tmp_path, how):
+    """Of an instance that is gone, as after a reboot, where another one is made for the same container and taken back: since its own start
+    fails, or since the call is interrupted while it sets up the next one."""
     first, second = sorted((storm(0.2), storm(0.2)))
     (made,) = host.call_module("ftrace_instance", containers=[first], **RECORD)["instances"]
     calls = run_storm(first)
@@ -741,7 +744,11 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
     configure = instances.configure
 
     def configure_one(instance, present, settings, *others):
-        configure(instance, present, settings if instance.name == made["name"] else bad, *others)
+        if instance.name == made["name"]:
+            settings = bad if how == "alone" else settings
+        elif how == "interrupted":
+            raise KeyboardInterrupt
+        configure(instance, present, settings, *others)
 
     monkeypatch.setattr(instances, "configure", configure_one)
     wish = instances.Wish(
@@ -750,9 +757,10 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
         limits=Limits(is_recorded=True, max_bytes=1 << 30, rotate_bytes=1 << 26, rotate_s=60.0),
         described={},
     )
-    with pytest.raises(TraceError, match="nonesuch"):
-        instances.ensure_started([find_record(first), find_record(second)], host.TRACEFS, wish, check_mode=False)
-    assert host.list_instances() == []
+    with pytest.raises(FleetError if how == "alone" else KeyboardInterrupt, match="nonesuch" if how == "alone" else ""):
+        serving.start_traces([find_record(first), find_record(second)], wish)
+    assert made["name"] not in host.list_instances()
+    assert len(host.list_instances()) == (how == "alone")
     (capture,) = fetch_here(tmp_path, containers=[first])
     assert capture["manifest"]["complete"]
     assert count_calls(tmp_path) == 2 * calls
@@ -783,18 +791,16 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
     wish = instances.Wish(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
 
     def start():
-        return instances.ensure_started(
-            [record], host.TRACEFS, wish, check_mode=False, predict_place=DockerEngine(None).predict_place
-        )
+        return serving.start_traces([record], wish, predict_place=DockerEngine(None).predict_place)
 
     if when == "before" and not restarts:
-        with pytest.raises(ContainerGoneError, match="has just ended"):
+        with pytest.raises(FleetError, match="has just ended"):
             start()
         assert host.list_instances() == []
         return
     started = start()
     assert (started.changed, started.before, started.after[name]["state"]) == (True, {name: None}, "started")
-    assert [one.container_name for one, _earlier in started.made] == [name]
+    assert [one.container_name for one in started.made] == [name]
     assert info(name)["followed"]["restarts"] == restarts
     if restarts:
         host.docker("start", name)
@@ -853,7 +859,7 @@ def test_a_trigger_that_stops_the_trace_ends_the_recording(storm, tmp_path):
     assert info(name)["recordings"][0]["recording"]
     run_storm(name)
     host.wait_until(lambda: not info(name)["recordings"][0]["recording"])
-    assert info(name)["stopped"] == "tracing was switched off, by a trigger or by somebody else"
+    assert info(name)["stopped"] == "a trigger switched tracing off"
     (capture,) = fetch_here(tmp_path, containers=[name])
     assert (capture["manifest"]["complete"], capture["manifest"]["stopped"]) == (True, info(name)["stopped"])
     assert 1 <= count_calls(tmp_path) <= 2

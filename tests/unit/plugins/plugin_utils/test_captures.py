@@ -274,6 +274,13 @@ def test_file_name(text, name):
     assert captures.make_file_name(text) == name
 
 
+def test_long_names_stay_apart():
+    names = {captures.make_file_name("x" * length) for length in range(190, 400)}
+    assert len(names) == 210
+    assert max(map(len, names)) == 200
+    assert captures.make_file_name("x" * 200) == "x" * 200
+
+
 def test_no_file_name_leads_to_another_folder():
     source = random.Random(31)
     for _round in range(3000):
@@ -300,3 +307,94 @@ def test_a_few_bytes_that_become_many_do_not_fill_the_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
+
+
+def write_bomb(path, manifest):
+    """A segment of some kilobytes that would become 384 MiB."""
+    method = compression.list_available()[0]
+    with open(path, "wb") as file:
+        writer = SegmentWriter(file, method)
+        writer.write_head(HEAD)
+        chunk = make_page(1, [pack_event(442, 1, struct.pack("qq", 1, 2), 3)]) * 4096
+        packed = writer.make_compressor()(chunk)
+        for _number in range(24):
+            writer.write_chunk(0, packed, len(chunk))
+        writer.write_document(manifest)
+    return str(path)
+
+
+@pytest.mark.parametrize("version", [6, 7])
+@pytest.mark.parametrize(
+    "claims", [{}, {"buffer_kb": str(1 << 40), "cpus": [{}] * 64}, {"mode": "record", "limits": {"max_bytes": 1 << 60}}]
+)
+def test_a_few_bytes_do_not_become_what_no_kernel_has_written_whatever_the_manifest_says(tmp_path, version, claims):
+    path = write_bomb(tmp_path / NAME, {**MANIFEST, **claims})
+    assert os.path.getsize(path) < 256 << 10
+    with pytest.raises(FleetError, match="no kernel's pages are so much alike"):
+        assemble(path, tmp_path, version)
+    assert list_files(tmp_path / "web1") == []
+
+
+@pytest.mark.parametrize(
+    ("claims", "most"),
+    [
+        ({"buffer_kb": "64", "cpus": [{}, {}]}, (16 + 2) * 2 * 4096),
+        ({"mode": "ring", "buffer_kb": 64, "cpus": [{}]}, (16 + 2) * 4096),
+        ({"mode": "record", "buffer_kb": "64", "cpus": [{}], "limits": {"max_bytes": 8192}}, (16 + 2 + 4) * 4096),
+        # Of these nobody knows.
+        ({"buffer_kb": "7 (expanded: 1408)", "cpus": [{}]}, None),
+        ({"buffer_kb": "64"}, None),
+        ({"cpus": [{}]}, None),
+        ({"mode": "record", "buffer_kb": "64", "cpus": [{}], "limits": {}}, None),
+        ({"mode": "record", "buffer_kb": "64", "cpus": [{}], "limits": 5}, None),
+    ],
+)
+def test_a_trace_is_no_more_than_its_buffers_and_files_can_have_held(tmp_path, claims, most):
+    pages = make_pages(2)[0] * ((most or 100 * 4096) // 4096 // 2)
+    manifest = {**MANIFEST, **claims}
+    path = write_segment(tmp_path / NAME, "zlib", {0: pages}, manifest)
+    assert assemble(path, tmp_path, 6)[1]["pages"] == len(pages)
+    os.unlink(path)
+    path = write_segment(tmp_path / NAME, "zlib", {0: [*pages, pages[0]]}, manifest)
+    if most is None:
+        assemble(path, tmp_path, 6)
+    else:
+        with pytest.raises(FleetError, match=rf"more than its ring buffers and files can have held \({most}\)"):
+            assemble(path, tmp_path, 6)
+
+
+def nest(depth):
+    value = 5
+    for _level in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [300, 900])
+def test_a_document_that_is_too_deep_is_damage(tmp_path, depth):
+    path = write_segment(tmp_path / NAME, "zlib", make_pages(1), {**MANIFEST, "labels": nest(depth)})
+    try:
+        assemble(path, tmp_path)
+    except FleetError:
+        assert list_files(tmp_path / "web1") == []
+    else:
+        assert len(list_files(tmp_path / "web1")) == 2
+
+
+def test_a_document_that_no_parser_takes_is_damage(tmp_path):
+    deep = b'{"container": ' + b"[" * 200000 + b"]" * 200000 + b"}"
+    path = tmp_path / NAME
+    with open(path, "wb") as file:
+        writer = SegmentWriter(file, "zlib")
+        writer.write_head(HEAD)
+        writer._write_packed(0xFFFFFFFF, deep)
+    with pytest.raises(FleetError, match="document"):
+        assemble(str(path), tmp_path)
+
+
+def test_what_this_controller_refuses_is_no_damage(tmp_path):
+    path = write_segment(tmp_path / NAME, "zlib", make_pages(1))
+    (tmp_path / "web1" / "api").write_text("a file where the folder should be")
+    with pytest.raises(OSError):
+        assemble(path, tmp_path)
+    assert list_files(tmp_path / "web1") == ["api"]

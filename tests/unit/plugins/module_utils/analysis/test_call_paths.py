@@ -172,10 +172,11 @@ def test_a_report_names_the_paths_of_failures():
         "functions": {},
         "io_uring": {"recorded": True, "requests": {}, "polled": False},
         "min_latency_ns": 0,
+        "buffer": None,
         "programs": [row],
         "event_counts": {f"{GROUP}:path_openat": 9, f"{GROUP}:own": 4, "sched:sched_switch": 1},
     }
-    lines = report.format_summary({"captures": [capture]}).splitlines()
+    lines = report.format_summary({"captures": [capture], "skipped": []}).splitlines()
     assert lines[3:] == [
         "  paths of calls that failed:",
         "    web openat '/a b?': ENOENT 7",

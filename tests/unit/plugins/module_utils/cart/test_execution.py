@@ -19,6 +19,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
     Result,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 
 def parse(**options):
@@ -120,7 +122,9 @@ def make_sinks(stdout=b"", stderr=b""):
 
 def report(results, sinks, output=None):
     reports = execution._report(results, sinks, output or Output())
-    execution._check(reports, COMMAND)
+    outcome = Outcome()
+    execution._note_failures(reports, outcome, COMMAND)
+    outcome.check(results=reports)
     return reports
 
 
@@ -151,9 +155,12 @@ def test_report_of_commands_that_failed_names_all_and_keeps_all_results():
         make_result(container="slower", timed_out=True, rc=137),
     ]
     sinks = [make_sinks(b"fine"), make_sinks(), make_sinks(), make_sinks()]
-    with pytest.raises(ExecutionError) as caught:
+    with pytest.raises(FleetError) as caught:
         report(results, sinks)
-    assert str(caught.value) == "container db: it is gone; killed after 2 s in: slow, slower"
+    assert (
+        str(caught.value)
+        == "3 of 3 containers failed: container db: it is gone; container slow, slower: killed after 2 s"
+    )
     reports = caught.value.result["results"]
     assert [one["container"] for one in reports] == ["web", "db", "slow", "slower"]
     assert reports[0]["stdout"] == "fine"

@@ -17,16 +17,9 @@ def parse(mode="ring", **options):
     return limits.parse_limits({"mode": mode, **dict.fromkeys(NAMES), **options})
 
 
-def test_without_any_nobody_looks_after_a_trace():
+def test_without_any_a_trace_has_no_bound():
     assert parse() == Limits()
-    assert not parse().is_kept
     assert parse().describe() == {}
-
-
-@pytest.mark.parametrize("options", [{"ttl": "2h"}, {"max_rate": 1000}, {"mode": "record"}])
-def test_who_is_looked_after(options):
-    assert parse(**options).is_kept
-    assert parse(**options).describe()
 
 
 def test_a_recording():

@@ -4,15 +4,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, recorder_client
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
@@ -75,25 +77,50 @@ def test_only_the_order_of_that_recording_is_dropped():
 
 def test_a_lock_tells_who_looks_after_a_trace(monkeypatch):
     order = make_order()
+    orders.write_order(order)
     assert not orders.is_taken(order.name)
-    with locks.lock(orders.RECORDER_LOCK, 1) as recorder, locks.lock(orders.find_lock(order.name), 1) as own:
+    with locks.lock(orders.RECORDER_LOCK, 1) as recorder, locks.lock(orders.find_lock(order.name), 1):
         locks.tell_holder(recorder)
         assert orders.is_taken(order.name)
         assert orders.find_recorder() == os.getpid()
-        monkeypatch.setattr(orders, "_END_S", 0.05)
+        monkeypatch.setattr(recorder_client, "_END_S", 0.05)
         with pytest.raises(FleetError, match="does not let go of crashcart-1"):
-            orders.withdraw(order.name)
-        locks.tell_holder(own)
-        orders.place(order)
-    assert orders.read_order(order.name) == order
-    assert orders.withdraw(order.name)
-    assert not orders.withdraw(order.name)
+            recorder_client.withdraw(order.name)
+    assert not recorder_client.withdraw(order.name)
+
+
+def test_since_when_an_instance_is_watched_outlives_a_change_of_its_order():
+    orders.write_order(make_order())
+    orders.note_watched("crashcart-1")
+    orders.write_order(make_order(group="/another"))
+    present = orders.read_order("crashcart-1")
+    assert (present.group, present.watched is None) == ("/another", False)
+    orders.note_ended("crashcart-1", "its ttl is over")
+    present = orders.read_order("crashcart-1")
+    assert (present.ended, present.expires) == ("its ttl is over", None)
+    # Another instance of that name is another matter.
+    orders.write_order(replace(make_order(), inode=8))
+    assert orders.read_order("crashcart-1").watched is None
+
+
+def test_nobody_has_watched_for_an_order_of_before_traces_were_watched():
+    orders.write_order(make_order())
+    path = os.path.join(orders.FOLDER, "crashcart-1")
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file)
+    del record["watched"], record["ended"]
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+    # As after a recorder that was killed: it was watched at some time, and now is not.
+    assert orders.read_order("crashcart-1").watched == 0.0
 
 
 def test_an_order_that_nobody_takes_on_is_dropped(monkeypatch):
-    monkeypatch.setattr(orders, "_TAKE_S", 0.05)
+    """A recorder that does not listen, and whose process is not one that may be ended."""
+    monkeypatch.setattr(recorder_client, "_START_S", 0.05)
+    monkeypatch.setattr(recorder_client, "_replace_older", lambda pid: None)
     with locks.lock(orders.RECORDER_LOCK, 1) as recorder:
         locks.tell_holder(recorder)
-        with pytest.raises(FleetError, match="does not take on crashcart-1"):
-            orders.place(make_order())
+        with pytest.raises(FleetError, match="does not answer"):
+            recorder_client.Change("crashcart-1").place(make_order())
     assert orders.list_orders() == []

@@ -30,7 +30,7 @@ def make_counters(read=0, overrun=0, dropped=0):
 
 def make_recording(segments=()):
     """A recording of SEGMENTS, each the counters of its end (None: unfinished) and its pages."""
-    path = recordings.create(NAME, {"page_size": pages.PAGE_SIZE, "cpus": [0]}, b"head")
+    path = recordings.create(NAME, {"page_size": pages.PAGE_SIZE, "cpus": [0], "watched": True}, b"head")
     recordings.begin(path)
     before = make_counters()
     for number, (counters, content) in enumerate(segments, 1):
@@ -48,7 +48,7 @@ def make_recording(segments=()):
 
 def summarize(recording, segments, end, counters=None):
     size = sum(segment.sizes.get(0, 0) for segment in segments)
-    return recorded.summarize_loss(recording, segments, end, counters, {0: size}, {0: 0})
+    return recorded.summarize_loss(recording, segments, end, counters, {0: size}, {0: 0}).as_json()
 
 
 def test_what_nobody_has_written_to_is_none(store):

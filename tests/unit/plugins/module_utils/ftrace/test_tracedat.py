@@ -32,12 +32,17 @@ def read(data):
     return tracedat.read_head(io.BytesIO(data))
 
 
+def pack(head, sizes):
+    """HEAD with as many bytes of pages as SIZES say behind it."""
+    return tracedat.pack_head(head, sizes) + bytes(sum(sizes))
+
+
 @pytest.mark.parametrize("page_size", [512, 4096, 65536])
 @pytest.mark.parametrize("sizes", [[], [0], [3], [1, 0, 2], [1] * 300])
 def test_what_is_written_is_read(page_size, sizes):
     head = make_head(page_size)
     packed = tracedat.pack_head(head, [size * page_size for size in sizes])
-    found = read(packed)
+    found = read(packed + bytes(sum(sizes) * page_size))
     assert len(packed) % page_size == 0
     offset = len(packed)
     for cpu, size in enumerate(sizes):
@@ -54,18 +59,11 @@ def test_a_head_that_fills_its_pages_exactly_is_not_padded():
     for extra in range(512):
         head.printk = b"x" * extra
         packed = tracedat.pack_head(head, [512])
-        place = read(packed).cpus[0]
+        place = read(packed + bytes(512)).cpus[0]
         assert place.offset == len(packed)
         lengths.add(len(packed))
     assert len(lengths) == 2  # one page more or less, and never an empty one
     assert max(lengths) - min(lengths) == 512
-
-
-def test_the_file_stands_behind_the_head_after_reading():
-    packed = tracedat.pack_head(make_head(), [4096])
-    file = io.BytesIO(packed)
-    tracedat.read_head(file)
-    assert packed[file.tell() :].strip(b"\0") == b""
 
 
 def test_magic_and_version_are_those_of_the_format():
@@ -76,20 +74,11 @@ def test_magic_and_version_are_those_of_the_format():
 
 
 def test_cut_short_at_every_byte():
-    packed = tracedat.pack_head(make_head(), [4096, 8192])
-    whole = read(packed)
-    end = packed.rstrip(b"\0")
-    refused = 0
+    packed = pack(make_head(), [4096, 8192])
+    assert len(read(packed).cpus) == 2
     for length in range(len(packed)):
-        try:
-            found = read(packed[:length])
-        except TraceFileError:
-            refused += 1
-            continue
-        # Only the padding is missing.
-        assert found == whole
-        assert length >= len(end)
-    assert refused >= len(end)
+        with pytest.raises(TraceFileError, match="cut short|is empty|is no trace.dat"):
+            read(packed[:length])
 
 
 def test_random_bytes_are_refused():
@@ -112,7 +101,7 @@ def test_random_bytes_behind_a_good_beginning_are_refused():
 
 
 def test_every_damaged_byte_gives_a_head_or_the_one_error():
-    packed = tracedat.pack_head(make_head(512), [512])
+    packed = pack(make_head(512), [512])
     end = len(packed.rstrip(b"\0"))
     refused = 0
     for place in range(end):
@@ -169,15 +158,17 @@ def test_the_other_byte_order_is_refused():
 
 def test_another_kind_of_recording_is_refused():
     packed = tracedat.pack_head(make_head(), [])
-    with pytest.raises(TraceFileError, match="flyrecord"):
+    with pytest.raises(TraceFileError, match="latency tracer's text"):
         read(packed.replace(b"flyrecord\0", b"latency  \0"))
+    with pytest.raises(TraceFileError, match="flyrecord"):
+        read(packed.replace(b"flyrecord\0", b"something\0"))
 
 
 def test_a_file_without_options_is_read():
-    packed = tracedat.pack_head(make_head(), [4096])
+    packed = pack(make_head(), [4096])
     start = packed.index(b"options  \0")
     end = packed.index(b"flyrecord\0")
-    found = read(packed[:start] + packed[end:])
+    found = read(packed[:start] + packed[end:] + bytes(end - start))
     assert found.options == []
     assert len(found.cpus) == 1
 

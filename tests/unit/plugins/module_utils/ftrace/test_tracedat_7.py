@@ -176,7 +176,7 @@ def test_pages_of_a_cpu_that_no_machine_has():
     data = pack(compression.NONE, CPUS)
     wrong = data.replace(struct.pack("=IQQ", 2, *_place(data, 2)), struct.pack("=IQQ", 1 << 20, *_place(data, 2)))
     assert wrong != data
-    with pytest.raises(TraceFileError, match="CPUs is not believable"):
+    with pytest.raises(TraceFileError, match="CPUs in them is not believable"):
         read_pages(wrong)
 
 

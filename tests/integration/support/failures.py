@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Calls for several containers of which some fail: what the module says, and ways to be one of these."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from support import host
+
+LOCKS = "/run/crashcart/locks"
+
+
+def fail(module: str, reasons: dict[str, str], done: list[str], **arguments: Any) -> dict[str, Any]:
+    """The result of MODULE, which fails for REASONS, container to what is said of it, and does its work in the containers DONE.
+
+    In its message each container is named once.
+    """
+    with pytest.raises(host.ModuleFailed) as failure:
+        host.call_module(module, containers=[*reasons, *done], **arguments)
+    result = failure.value.result
+    message = result["msg"]
+    assert {one["container"] for one in result["failed_containers"]} == set(reasons), message
+    for one in result["failed_containers"]:
+        assert re.search(reasons[one["container"]], one["msg"]), one
+        assert host.docker("inspect", "-f", "{{.Id}}", one["container"]) == one["id"]
+        assert one["msg"] in message
+    assert message.startswith(f"{len(reasons)} of {len(reasons) + len(done)} containers failed: "), message
+    for name in (*reasons, *done):
+        assert len(re.findall(rf"{name}(?![\w-])", message)) == 1, message
+    if done:
+        told = re.search(r"; [a-z]+ all the same: (.*)\Z", message)
+        assert told is not None, message
+        assert set(told[1].split(", ")) == set(done)
+    return result
+
+
+@contextmanager
+def held(kind: str, name: str) -> Iterator[None]:
+    """Keep the lock of KIND (container, trace) of container NAME, as another operator may."""
+    os.makedirs(LOCKS, mode=0o700, exist_ok=True)
+    path = f"{LOCKS}/{kind}-{host.docker('inspect', '-f', '{{.Id}}', name)[:12]}"
+    with open(path, "a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def end(name: str) -> None:
+    """Kill container NAME, and see it gone."""
+    pid = host.find_pid(name)
+    host.docker("kill", name)
+    host.wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def stop(name: str) -> str:
+    """NAME of a container that does not run any more."""
+    host.docker("stop", "-t", "0", name)
+    return name

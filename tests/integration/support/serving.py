@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Functions of ours that serve several containers, called without a module around them: where one fails they raise, as a module does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances
+from support import host
+
+
+def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | None = None) -> attachments.Change:
+    """Attach the default image."""
+    outcome = Outcome()
+    change = attachments.ensure_attached(containers, outcome, "default", None, method, ttl_s, check_mode=False)
+    outcome.check(containers, "attached")
+    return change
+
+
+def detach(containers: list[Container]) -> attachments.Change:
+    """Detach every image."""
+    outcome = Outcome()
+    change = attachments.ensure_detached(containers, outcome, None, None, attachments.Busy(), check_mode=False)
+    outcome.check(containers, "detached")
+    return change
+
+
+def execute(containers: list[Container], command: Command, server: Server) -> list[dict[str, Any]]:
+    """Run COMMAND."""
+    outcome = Outcome()
+    results = execution.execute(containers, outcome, command, None, None, server, Output(), check_mode=False)
+    outcome.check(containers, "run")
+    return results
+
+
+def start_traces(containers: list[Container], wish: instances.Wish, **more: Any) -> instances.Started:
+    """Trace CONTAINERS."""
+    outcome = Outcome()
+    with ExitStack() as begun:
+        started = instances.ensure_started(containers, outcome, begun, host.TRACEFS, wish, check_mode=False, **more)
+        begun.pop_all()
+    outcome.check(containers, "traced")
+    return started
