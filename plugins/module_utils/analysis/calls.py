@@ -39,7 +39,6 @@ _EXECS = frozenset({"execve", "execveat"})
 _FCNTLS = frozenset({"fcntl", "fcntl64"})
 _F_GETOWN = 9
 _OWN_ERRORS = {"fcntl": errno.EBADF, "fcntl64": errno.EBADF, "times": errno.EFAULT}
-_BIRTH, _ENTER, _EXIT = range(3)  # in the order of their moments where the times are the same
 
 
 class Events(NamedTuple):
@@ -53,6 +52,13 @@ class Events(NamedTuple):
     numbers: Ints
     values: Ints
     is_own: Bools
+
+
+class Moments(NamedTuple):
+    """Threads, and the times at which they were born or got a program: their next call, but for execve's end, had not begun by then."""
+
+    tids: Ints
+    times: Ints
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class CallEvents:
         self._exec = formats.get("sched:sched_process_exec")
         self._newtask = formats.get("task:task_newtask")
         self._parts: dict[str, list[Events]] = {"enter": [], "exit": []}
-        self._births: list[tuple[Ints, Ints]] = []
+        self._moments: list[Moments] = []
         self._thread_execs: list[ThreadExec] = []
         self._last_times: dict[int, int] = {}
         self._first_times: dict[int, int] = {}
@@ -200,9 +206,10 @@ class CallEvents:
                 parts.append(self._read(batch, events, known, end))
         if self._newtask:
             events = batch.select(self._newtask.id)
-            self._births.append((batch.integers(events, self._newtask.field("pid")), batch.times[events]))
+            self._moments.append(Moments(batch.integers(events, self._newtask.field("pid")), batch.times[events]))
         if self._exec and "old_pid" in self._exec.fields:
             events = batch.select(self._exec.id)
+            self._moments.append(Moments(batch.tids[events], batch.times[events]))
             old, new = (batch.integers(events, self._exec.field(name)) for name in ("old_pid", "pid"))
             moved = old != new
             rows = zip(batch.times[events][moved].tolist(), old[moved].tolist(), new[moved].tolist())
@@ -249,8 +256,8 @@ class CallEvents:
             gap_ends=gap_ends,
             since=since,
         )
-        births = [np.concatenate(column) for column in zip(*self._births)] or [np.zeros(0, np.int64)] * 2
-        calls = pair_calls(enters, exits, self._names, scope, (births[0], births[1]), self._thread_execs)
+        moments = Moments(*map(np.concatenate, zip(*self._moments))) if self._moments else None
+        calls = pair_calls(enters, exits, self._names, scope, moments, self._thread_execs)
         selected = self._list_selected()
         if not selected:
             return calls
@@ -315,10 +322,10 @@ def pair_calls(
     exits: Events,
     names: Mapping[int, str],
     scope: Scope = Scope(),
-    births: tuple[Ints, Ints] | None = None,
+    moments: Moments | None = None,
     thread_execs: Collection[ThreadExec] = (),
 ) -> PairedCalls:
-    """Calls from the events of entry and exit. BIRTHS has threads and the times at which they came to be.
+    """Calls from the events of entry and exit, in whatever order.
 
     An exit belongs to the event before it in its thread if that is the entry of the same call, or both are of calls that bring another
     program, maybe of another architecture. The exit of rt_sigreturn has the number -1. What finds no partner is a call, too: it was
@@ -326,38 +333,37 @@ def pair_calls(
     and tells of the exit all the same.
     """
     execs = find_numbers(names, _EXECS)
-    born, born_at = births if births else (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    nobody = np.full(born.size, _NO_SYSCALL, np.int64)
-    starters = np.concatenate([born, enters.tids, _find_starters(exits, execs, thread_execs)])
-    times = np.concatenate([born_at, enters.times, exits.times])
-    numbers = np.concatenate([nobody, enters.numbers, exits.numbers])
-    kinds = np.repeat(np.arange(3), [born.size, enters.tids.size, exits.tids.size])
-    order = np.lexsort((times * 4 + kinds, starters))
-    is_own = np.concatenate([np.zeros(born.size, bool), enters.is_own, exits.is_own])
+    starters = np.concatenate([enters.tids, _find_starters(exits, execs, thread_execs)])
+    times = np.concatenate([enters.times, exits.times])
+    numbers = np.concatenate([enters.numbers, exits.numbers])
+    is_exit = np.repeat([False, True], [enters.tids.size, exits.tids.size])
+    order = np.lexsort((is_exit, times, starters))
+    is_own = np.concatenate([enters.is_own, exits.is_own])
     if is_own.any() and not is_own.all():
-        order = order[~_find_copies(starters[order], numbers[order], kinds[order], is_own[order])]
-    starters, times, numbers, kinds = starters[order], times[order], numbers[order], kinds[order]
+        order = order[~_find_copies(starters[order], numbers[order], is_exit[order], is_own[order])]
+    starters, times, numbers, is_exit = starters[order], times[order], numbers[order], is_exit[order]
     # One entry per event from here on, thread by thread; after that one per call, which is where its last event is.
     is_exec = np.isin(numbers, execs)
     same_thread = starters[1:] == starters[:-1]
     same_call = (numbers[1:] == numbers[:-1]) | (numbers[1:] == _NO_SYSCALL) | (is_exec[1:] & is_exec[:-1])
     is_pair = np.zeros(starters.size, bool)  # true at an exit whose entry stands before it
-    is_pair[1:] = (kinds[1:] == _EXIT) & (kinds[:-1] == _ENTER) & same_thread & same_call
-    is_last = kinds != _BIRTH
-    is_last[:-1] &= ~is_pair[1:]
+    is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & same_thread & same_call
+    is_last = np.ones(starters.size, bool)
+    is_last[:-1] = ~is_pair[1:]
     calls = np.flatnonzero(is_last)
-    has_begun, has_ended = is_pair[calls] | (kinds[calls] == _ENTER), kinds[calls] == _EXIT
+    has_begun, has_ended = is_pair[calls] | ~is_exit[calls], is_exit[calls]
     begun = calls - is_pair[calls]
     begins, ends = times[begun], times[calls]
     lone = np.flatnonzero(~has_begun)
     previous = np.maximum(calls[lone] - 1, 0)
+    before = np.where((calls[lone] > 0) & (starters[previous] == starters[calls[lone]]), times[previous], NEVER)
+    seen = _find_last_moments(moments, starters[calls[lone]], ends[lone])
     # Behind an entry without its exit something is missing: in one thread there is no other call between the two.
-    is_near = (calls[lone] > 0) & (starters[previous] == starters[calls[lone]]) & (kinds[previous] != _ENTER)
-    before = np.where(is_near, times[previous], NEVER)
-    places = order[calls]
-    results = np.where(has_ended, _gather([nobody, enters.values, exits.values], places), 0)
-    entry_values = _gather([nobody, enters.values, exits.values], order[begun])
-    tids = _gather([born, enters.tids, exits.tids], places)
+    before = np.where(is_exit[previous] | (seen > before), np.maximum(seen, before), NEVER)
+    values = np.concatenate([enters.values, exits.values])
+    results = np.where(has_ended, values[order[calls]], 0)
+    entry_values = values[order[begun]]
+    tids = np.concatenate([enters.tids, exits.tids])[order[calls]]
     is_return = is_pair[calls] & (numbers[calls] == _NO_SYSCALL)
     starters, numbers = starters[calls], numbers[begun]
     is_return &= numbers != _NO_SYSCALL  # a program may call -1, and gets ENOSYS
@@ -366,6 +372,7 @@ def pair_calls(
     has_entries = _is_recorded(numbers[lone], scope.enters)
     is_known = (before != NEVER) & (before >= scope.since) & ~_is_in_gap(before, ends[lone], scope)
     denied, continued = np.zeros(calls.size, bool), np.zeros(calls.size, bool)
+    is_known &= ~(np.isin(numbers[lone], execs) & (results[lone] == 0))  # who got a program was not denied it
     denied[lone] = has_entries & is_known
     continued[lone] = has_entries & ~is_known
     open_ended = np.flatnonzero(~has_ended)
@@ -394,9 +401,22 @@ def pair_calls(
     return found.select(np.lexsort((found.ends, found.tids))) if thread_execs else found
 
 
-def _gather(parts: list[Ints], places: Ints) -> Ints:
-    """The values at PLACES of PARTS, one after the other."""
-    return np.concatenate(parts)[places]
+def _find_last_moments(moments: Moments | None, tids: Ints, times: Ints) -> Ints:
+    """For each of TIMES the last of the MOMENTS of the thread in TIDS before it; NEVER where there is none."""
+    found = np.full(tids.size, NEVER)
+    if moments is None or not tids.size:
+        return found
+    # One line for each thread: its moments, and the times that are asked for.
+    wanted = np.isin(moments.tids, tids)
+    all_tids = np.concatenate([moments.tids[wanted], tids])
+    all_times = np.concatenate([moments.times[wanted], times])
+    is_asked = np.repeat([False, True], [all_tids.size - tids.size, tids.size])
+    order = np.lexsort((is_asked, all_times, all_tids))
+    places = np.maximum.accumulate(np.where(is_asked[order], -1, np.arange(order.size)))
+    last = order[places]
+    is_mine = (places >= 0) & is_asked[order] & (all_tids[last] == all_tids[order])
+    found[order[is_mine] - (order.size - tids.size)] = all_times[last[is_mine]]
+    return found
 
 
 def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[ThreadExec]) -> Ints:
@@ -414,10 +434,10 @@ def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[Thr
     return starters
 
 
-def _find_copies(tids: Ints, numbers: Ints, kinds: Ints, is_own: Bools) -> Bools:
+def _find_copies(tids: Ints, numbers: Ints, is_exit: Bools, is_own: Bools) -> Bools:
     """Which events of the system `syscalls` stand beside the one of `raw_syscalls` for the same end of the same call."""
     is_copy = np.zeros(tids.size, bool)
-    same = (tids[1:] == tids[:-1]) & (numbers[1:] == numbers[:-1]) & (kinds[1:] == kinds[:-1])
+    same = (tids[1:] == tids[:-1]) & (numbers[1:] == numbers[:-1]) & (is_exit[1:] == is_exit[:-1])
     is_copy[1:] |= same & is_own[1:] & ~is_own[:-1]
     is_copy[:-1] |= same & is_own[:-1] & ~is_own[1:]
     return is_copy

@@ -270,6 +270,17 @@ def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
     assert machine.run(f"cat {host.TRACEFS}/current_tracer; ls {host.TRACEFS}/instances").split() == ["nop"]
 
 
+def check_denials(machine: Machine, worker: str, folder: Path) -> None:
+    """What the container's seccomp filter denies is booked as denied, also where nothing else is recorded."""
+    machine.call("ftrace_instance", containers=[worker], syscalls=["clock_settime"])
+    attempt = "import time; time.clock_settime(0, 1)"
+    machine.run(f"! docker exec {worker} /usr/bin/python3 -S -c '{attempt}' 2>/dev/null")
+    machine.fetch(folder, containers=[worker])
+    (summary,) = report(folder, folder / "report")
+    rows = [(row["syscall"], row["calls"], row["errors"], row["denied"]) for row in summary["programs"]]
+    assert rows == [("clock_settime", 1, {"EPERM": 1}, {"EPERM": 1})]
+
+
 def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
     """Every profile can be had, and tells of what it is for."""
     # Event, or system call with "()", of which the workload or an exec must have left some.
@@ -293,7 +304,8 @@ def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
         calls = {f"{row['syscall']}()" for row in summary["programs"]}
         assert sign in {*calls, *summary["event_counts"]}, (profile, summary["event_counts"])
         if profile == "errors":
-            assert sum(row["calls"] for row in summary["programs"]) == sum(summary["errors"].values())
+            interrupted = sum(sum(row["interrupted"].values()) for row in summary["programs"])
+            assert sum(row["calls"] for row in summary["programs"]) == sum(summary["errors"].values()) + interrupted
         machine.call("ftrace_instance", containers=[worker], state="absent")
 
 
@@ -500,6 +512,7 @@ CHECKS = (
     check_tracers,
     check_probes,
     check_paths,
+    check_denials,
     check_profiles,
     check_loss,
     check_starts,

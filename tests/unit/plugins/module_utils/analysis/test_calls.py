@@ -127,6 +127,25 @@ def test_of_a_thread_that_was_born_in_the_trace_the_first_call_may_be_denied():
     assert list_calls(read(born))[1:] == [(6, "getpid", -1, "denied")]
 
 
+def test_of_a_program_that_began_in_the_trace_the_first_call_may_be_denied():
+    # As of what docker exec starts: before that it was the runtime's, and is left out.
+    begun = [(5, pages.make_enter(9, 0)), (10, pages.make_exec(5, b"/bin/x")), (11, pages.make_exit_of_exec(5))]
+    reading = read([*begun, (12, pages.make_exit(5, 59, 0)), (50, pages.make_exit(5, 39, -1))])
+    assert list_calls(reading)[:-1] == [(5, "execve", 0, "continued"), (5, "getpid", -1, "denied")]
+    reading = read([*begun, (50, pages.make_exit(5, 39, -1))], specification={"syscalls": EVERYTHING})
+    assert list_calls(reading)[:-1] == [(5, "getpid", -1, "denied")]
+
+
+def test_a_number_that_is_used_again_after_its_thread_left():
+    events = [
+        *BEFORE,
+        (30, pages.make_enter(5, 59)),
+        (40, pages.make_newtask(1, 5, b"x")),
+        (50, pages.make_exit(5, 39, -1)),
+    ]
+    assert list_calls(read(events))[1:] == [(5, "execve", 0, "unfinished"), (5, "getpid", -1, "denied")]
+
+
 @pytest.mark.parametrize(
     "reason",
     [
