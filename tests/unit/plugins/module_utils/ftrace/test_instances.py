@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, recordings, staging
 
 WEB = Container("0123456789ab" + "c" * 52, "web", "running", 4242, "image", {})
 
@@ -41,7 +41,14 @@ def test_an_instance_bears_the_short_id_of_its_container():
     assert (one.container_id, one.container_name) == (WEB.id, "web")
 
 
-def test_instances_are_matched_with_containers_by_id(tmp_path):
+@pytest.fixture
+def nothing_kept(tmp_path, monkeypatch):
+    """The host's own recordings and captures are not the test's."""
+    for module in (recordings, staging):
+        monkeypatch.setattr(module, "FOLDER", str(tmp_path / "kept"))
+
+
+def test_instances_are_matched_with_containers_by_id(tmp_path, nothing_kept):
     for name in ("crashcart-0123456789ab", "crashcart-ffffffffffff", "somebody-else", "crashcart"):
         (tmp_path / "instances" / name).mkdir(parents=True)
     found = instances.list_instances(str(tmp_path), [WEB])
@@ -52,5 +59,5 @@ def test_instances_are_matched_with_containers_by_id(tmp_path):
     assert (found[1].container_id, found[1].container_name) == ("ffffffffffff", "ffffffffffff")
 
 
-def test_a_kernel_without_instances_has_none(tmp_path):
+def test_a_kernel_without_instances_has_none(tmp_path, nothing_kept):
     assert instances.list_instances(str(tmp_path), [WEB]) == []
