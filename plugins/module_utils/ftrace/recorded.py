@@ -8,6 +8,7 @@ import io
 import os
 from bisect import bisect_right
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Sequence
 
@@ -119,7 +120,7 @@ def _copy(
     tables = Tables(first_tasks, tasks, cmdlines)
     sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
     rest = dict.fromkeys(sizes, 0)
-    errors = {}
+    unreadable = []
     for cpu in sizes:
         for segment in segments:
             sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
@@ -130,10 +131,9 @@ def _copy(
                 sizes[cpu] += len(page)
                 rest[cpu] += tracedat.count_events(page, page_size)
         except drain.Unreadable as error:
-            errors[cpu] = str(error)
+            unreadable.append(str(error))
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
-    for cpu, why in errors.items():
-        loss.cpus[cpu].error = why
+    loss = replace(loss, touched=[*loss.touched, *unreadable])
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
     time_of_end = (end or {}).get("time") or now or record.get("start")
     manifest = Manifest(
