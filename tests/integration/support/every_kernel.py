@@ -114,6 +114,29 @@ def check_loss(machine: Machine, worker: str, folder: Path) -> None:
     assert f"INCOMPLETE: {overrun} events were lost" in (folder / "report" / "summary.txt").read_text()
 
 
+def check_touched(machine: Machine, worker: str, folder: Path) -> None:
+    """Who else takes, clears or changes a trace is seen, and told once."""
+    machine.call("ftrace_instance", containers=[worker])
+    run_workload(machine, worker)
+    machine.run(
+        f"cd {host.TRACEFS}/instances/crashcart-*; echo 0 > tracing_on; echo 1 > tracing_on; echo 1 > events/raw_syscalls/enable;"
+        " head -n 1 trace_pipe > /dev/null; [ ! -e snapshot ] || echo 1 > snapshot; echo > trace"
+    )
+    run_workload(machine, worker)
+    (capture,) = machine.fetch(folder, containers=[worker])
+    reasons = "; ".join(capture["manifest"]["reasons"])
+    for file in (
+        "wrote to tracing_on",
+        "wrote to events/raw_syscalls/enable",
+        "opened trace_pipe",
+        "cleared the trace",
+    ):
+        assert file in reasons, reasons
+    run_workload(machine, worker)
+    (capture,) = machine.fetch(folder / "again", containers=[worker])
+    assert "trace_pipe" not in "; ".join(capture["manifest"]["reasons"])
+
+
 def check_executed(machine: Machine, worker: str, folder: Path) -> None:
     """What `docker exec` starts is in the trace from its first call on, and the runtime is not."""
     machine.call("ftrace_instance", containers=[worker])
@@ -506,6 +529,7 @@ CHECKS = (
     check_exact_counts,
     check_filters,
     check_executed,
+    check_touched,
     check_32_bit_program,
     check_events,
     check_triggers,
