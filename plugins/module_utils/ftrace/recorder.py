@@ -76,8 +76,8 @@ def record(ready_fd: int) -> None:
         background.tell_ready(ready_fd)
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            while os.path.isdir(orders.FOLDER):  # a cleanup may have taken it, and wants none of ours made again
-                _follow_orders(host)
+            _follow_all(host)
+            while _follow_orders(host):
                 if not host.keepers and not host.clients:
                     with suppress(FleetError, OSError), orders.hold():
                         if not orders.list_orders():
@@ -95,20 +95,44 @@ def record(ready_fd: int) -> None:
                 _end(keeper, why)
 
 
-def _follow_orders(host: _Host) -> None:
-    """Take on what is new, and let go of what was withdrawn."""
-    found = {order.name: order for order in orders.list_orders()}
-    for name, keeper in list(host.keepers.items()):
-        order = found.get(name)
-        if order is not None and _describe(order) == _describe(keeper.order):
-            keeper.order = order  # with more time, maybe
-        elif order is not None and keeper.writer is None and order.inode == keeper.order.inode:
-            _take(order, host, host.keepers.pop(name).close())
+def _follow_orders(host: _Host) -> bool:
+    """Take on what is new, and let go of what was withdrawn, where the folder of orders has changed.
+
+    Return False where a cleanup has taken it: it wants none of ours made again.
+    """
+    for _number, events, name in syscalls.inotify_read(host.events_fd):
+        if events & syscalls.IN_Q_OVERFLOW:
+            _follow_all(host)
+        elif not name:
+            return False
+        elif not name.startswith("."):
+            _follow(host, name)
+    return True
+
+
+def _follow_all(host: _Host) -> None:
+    for name in {*host.keepers, *(order.name for order in orders.list_orders())}:
+        _follow(host, name)
+
+
+def _follow(host: _Host, name: str) -> None:
+    """Look after instance NAME as its order says now."""
+    order = orders.read_order(name)
+    if order is not None and order.error:
+        order = None
+    keeper = host.keepers.get(name)
+    if order is not None and keeper is not None and _describe(order) == _describe(keeper.order):
+        keeper.order = order  # with more time, maybe
+        return
+    watch = None
+    if keeper is not None:
+        del host.keepers[name]
+        if order is not None and keeper.writer is None and order.inode == keeper.order.inode:
+            watch = keeper.close()
         else:
-            _end(host.keepers.pop(name), None)
-    for name, order in found.items():
-        if name not in host.keepers:
-            _take(order, host)
+            _end(keeper, None)
+    if order is not None:
+        _take(order, host, watch)
 
 
 def _describe(order: Order) -> tuple[Any, ...]:
@@ -163,9 +187,11 @@ def _work(host: _Host) -> None:
             owners[fd] = name
     until_s = time.monotonic() + min([_LOOK_S, *(keeper.look_s for keeper in host.keepers.values())])
     is_due = False
-    while not is_due:
+    talking: set[int] = set()
+    while not is_due and not talking:
         ready = {fd for fd, _event in poller.poll(max(0.0, until_s - time.monotonic()) * 1000)}
-        is_due = not ready <= set(owners) or time.monotonic() >= until_s
+        talking = ready & {host.events_fd, host.server.fileno(), *host.clients}
+        is_due = not ready - talking <= set(owners) or time.monotonic() >= until_s
         busy = {owners[fd] for fd in ready if fd in owners}
         if is_due:
             host.watcher.update()
@@ -174,13 +200,11 @@ def _work(host: _Host) -> None:
             if why is not None:
                 _end_or_finish(host, name, why)
                 is_due = True  # its files are closed: they must not be polled any more
-        if busy and not is_due:
+        if busy and not is_due and not talking:
             time.sleep(_PACE_S)
-    with suppress(BlockingIOError):
-        os.read(host.events_fd, 65536)
-    for fd in ready & set(host.clients):
+    for fd in talking & set(host.clients):
         _answer(host, fd)
-    if host.server.fileno() in ready:
+    if host.server.fileno() in talking:
         with suppress(OSError):
             client, _address = host.server.accept()
             client.settimeout(_ANSWER_S)
@@ -215,7 +239,7 @@ def _answer(host: _Host, fd: int) -> None:
 
 def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     if what == "take":
-        _follow_orders(host)
+        _follow(host, name)
     keeper = host.keepers.get(name)
     if what == "done":
         _end_change(host, fd)

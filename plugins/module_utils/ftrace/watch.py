@@ -10,15 +10,12 @@ read is compared as well, so that a reader whom nobody saw is noticed, too.
 from __future__ import annotations
 
 import os
-import struct
 from contextlib import contextmanager, suppress
 from typing import Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
-_HEAD = struct.Struct("iIII")
-_QUEUE_BYTES = 1 << 16
 _WRITTEN = syscalls.IN_MODIFY | syscalls.IN_CLOSE_WRITE
 _TAKING = ("trace_pipe", "trace_pipe_raw")
 # What a program of the container writes there is an event more, and an error costs no event.
@@ -61,24 +58,15 @@ class Watcher:
 
     def update(self) -> None:
         """Tell each watch what has happened up to now."""
-        while True:
-            try:
-                data = os.read(self._fd, _QUEUE_BYTES)
-            except BlockingIOError:
-                return
-            place = 0
-            while place < len(data):
-                number, events, _cookie, size = _HEAD.unpack_from(data, place)
-                place += _HEAD.size + size
-                name = os.fsdecode(data[place - size : place].rstrip(b"\0"))
-                if events & syscalls.IN_Q_OVERFLOW:
-                    for watch in {watch for watch, _place in self._places.values()}:
-                        watch.add_reason("", _OVERFLOW)
-                elif number in self._places:
-                    watch, folder = self._places[number]
-                    watch.note(folder, name, events)
-                    if events & syscalls.IN_IGNORED:
-                        del self._places[number]
+        for number, events, name in syscalls.inotify_read(self._fd):
+            if events & syscalls.IN_Q_OVERFLOW:
+                for watch in {watch for watch, _place in self._places.values()}:
+                    watch.add_reason("", _OVERFLOW)
+            elif number in self._places:
+                watch, folder = self._places[number]
+                watch.note(folder, name, events)
+                if events & syscalls.IN_IGNORED:
+                    del self._places[number]
 
     def close(self) -> None:
         """End all watching."""

@@ -12,7 +12,10 @@ import ctypes
 import errno
 import os
 import struct
+from typing import Iterator
 
+_INOTIFY_EVENT = struct.Struct("iIII")
+_INOTIFY_BYTES = 1 << 16
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.ptrace.restype = ctypes.c_long
@@ -235,6 +238,23 @@ def inotify_add_watch(fd: int, path: str, events: int) -> int:
 def inotify_rm_watch(fd: int, number: int) -> None:
     """Have queue FD tell no more of the path that NUMBER stands for: inotify_rm_watch(2)."""
     _check(_libc.inotify_rm_watch(fd, number), "inotify_rm_watch")
+
+
+def inotify_read(fd: int) -> Iterator[tuple[int, int, str]]:
+    """Yield what queue FD holds: the number of a watched path, the events (IN_…), and the name of what they happened to in it.
+
+    The name is empty where they happened to the path itself. Nothing is waited for.
+    """
+    while True:
+        try:
+            data = os.read(fd, _INOTIFY_BYTES)
+        except BlockingIOError:
+            return
+        place = 0
+        while place < len(data):
+            number, events, _cookie, size = _INOTIFY_EVENT.unpack_from(data, place)
+            place += _INOTIFY_EVENT.size + size
+            yield number, events, os.fsdecode(data[place - size : place].rstrip(b"\0"))
 
 
 def inotify_watch(path: str, events: int) -> int:
