@@ -43,60 +43,62 @@ def toggle(instance, file, first, then):
     write(instance, file, then)
 
 
-# Each leaves the trace as it looks from outside, where that can be.
-ACCESSES = {
+def toggle_clock(instance):
+    toggle(instance, "trace_clock", "global", "mono")
+
+
+# Most leave the trace as it looked before. These are asked for in both modes and at each moment,
+KINDS = {
     "clears": (lambda one: write(one, "trace", ""), "cleared the trace"),
-    "clears one CPU": (lambda one: write(one, "per_cpu/cpu0/trace", ""), "cleared the trace"),
     "reads trace_pipe": (lambda one: take(one, "trace_pipe"), "opened trace_pipe"),
-    "reads one CPU's trace_pipe": (lambda one: take(one, "per_cpu/cpu0/trace_pipe"), "opened per_cpu/cpu0/trace_pipe"),
     "reads raw pages": (lambda one: take(one, "per_cpu/cpu1/trace_pipe_raw"), "opened per_cpu/cpu1/trace_pipe_raw"),
     "stops and starts": (lambda one: toggle(one, "tracing_on", "0", "1"), "wrote to tracing_on"),
     "follows nobody": (lambda one: write(one, "set_event_pid", "1"), "wrote to set_event_pid"),
-    "switches events off and on": (
+    "switches events": (
         lambda one: toggle(one, "events/raw_syscalls/enable", "0", "1"),
         "wrote to events/raw_syscalls/enable",
     ),
+    "sizes the buffer": (lambda one: toggle(one, "buffer_size_kb", "64", "2048"), "wrote to buffer_size_kb"),
+    "sizes pages": (lambda one: write(one, "buffer_subbuf_size_kb", "16"), "wrote to buffer_subbuf_size_kb"),
+    "changes the clock": (toggle_clock, "wrote to trace_clock"),
+}
+# and these once: they are watched in the same way.
+OTHERS = {
+    "clears one CPU": (lambda one: write(one, "per_cpu/cpu0/trace", ""), "cleared the trace"),
+    "reads one CPU's trace_pipe": (lambda one: take(one, "per_cpu/cpu0/trace_pipe"), "opened per_cpu/cpu0/trace_pipe"),
     "switches all events off": (lambda one: write(one, "events/enable", "0"), "wrote to events/enable"),
     "filters": (
         lambda one: write(one, "events/raw_syscalls/sys_enter/filter", "id == 1"),
         "wrote to events/raw_syscalls/sys_enter/filter",
     ),
-    "changes the buffer's size": (lambda one: toggle(one, "buffer_size_kb", "64", "2048"), "wrote to buffer_size_kb"),
-    "changes the pages' size": (
-        lambda one: write(one, "buffer_subbuf_size_kb", "16"),
-        "wrote to buffer_subbuf_size_kb",
-    ),
-    "changes the clock": (lambda one: toggle(one, "trace_clock", "global", "mono"), "wrote to trace_clock"),
     "leaves CPUs out": (lambda one: toggle(one, "tracing_cpumask", "1", "3"), "wrote to tracing_cpumask"),
-    "forks are not followed": (
+    "does not follow forks": (
         lambda one: toggle(one, "options/event-fork", "0", "1"),
         "wrote to options/event-fork",
     ),
     "frees the buffer": (lambda one: write(one, "free_buffer", ""), "wrote to free_buffer"),
 }
+ACCESSES = {**KINDS, **OTHERS}
 
 
 @pytest.mark.parametrize(
-    ("mode", "when"),
+    ("access", "mode", "when"),
     [
-        ("ring", "at once"),
-        ("ring", "in the middle"),
-        ("ring", "after a change"),
-        ("ring", "once it is stopped"),  # what a recording holds is in files then
-        ("record", "at once"),
-        ("record", "in the middle"),
+        *((access, mode, when) for access in KINDS for mode in ("ring", "record") for when in ("at once", "later")),
+        *((access, "ring", "later") for access in OTHERS),
+        # What a recording holds is in files then.
+        *((access, "ring", when) for access in ("clears", "filters") for when in ("after a change", "once stopped")),
     ],
 )
-@pytest.mark.parametrize("access", ACCESSES)
 def test_what_others_have_touched_is_not_complete(busy, tmp_path, access, when, mode):
     do, reason = ACCESSES[access]
     start(busy, mode)
     instance = find_instance(busy)
-    if when == "in the middle":
+    if when == "later":
         host.wait_until(lambda: count(instance) > 100)
     if when == "after a change":
         start(busy, ttl="1h")
-    if when == "once it is stopped":
+    if when == "once stopped":
         host.call_module("ftrace_instance", containers=[busy], state="stopped")
     do(instance)
     captures = stop_and_fetch(busy, tmp_path)
