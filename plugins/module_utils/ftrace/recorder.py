@@ -169,6 +169,8 @@ def _end_or_finish(host: _Host, name: str, why: str) -> None:
             keeper.finish(why)
             return
     _end(host.keepers.pop(name), why)
+    # Where the instance went under it the order is still there.
+    _follow(host, name)
 
 
 def _work(host: _Host) -> None:

@@ -123,8 +123,8 @@ def test_what_comes_in_the_way_meanwhile(container, monkeypatch):
     good, busy = container(*LOOP), container(*LOOP)
     mine, start = find_name(busy), instances._start
 
-    def start_and_take(instance, *arguments, **more):
-        done = start(instance, *arguments, **more)
+    def start_and_take(change, instance, *arguments, **more):
+        done = start(change, instance, *arguments, **more)
         if instance.name == mine:
             host.docker("exec", busy, "/bin/touch", EXPOSED)
         return done
