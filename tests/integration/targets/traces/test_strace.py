@@ -20,9 +20,9 @@ from support.every_kernel import report
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import RESTARTS, name_call, name_errno
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import read_manifest
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import add_tables, read_manifest
 
 SUPPORT = Path(images.__file__).parent
 FREESTANDING = ("-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector", "-mno-sse")
@@ -156,7 +156,8 @@ def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, progr
         tracer.wait(30)
     capture = fetch(name, tmp_path / "traces")
     with open(capture, "rb") as file:
-        reading = read_trace(Trace(file), read_manifest(str(capture)))
+        (trace,) = read_traces(file)
+        reading = read_trace(trace, add_tables(read_manifest(str(capture.with_suffix(".json"))), trace))
     threads = {int(path.suffix[1:]): read_strace(path) for path in tmp_path.glob("strace.*")}
     assert len(threads) >= {"single": 1, "threaded": 3, "forking": 6, "signals": 4, "denied": 4, "all": 4}[scene]
     for tid, theirs in threads.items():
