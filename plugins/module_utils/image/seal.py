@@ -36,7 +36,7 @@ except ImportError:
 
 # The file of the image that says that it is sealed.
 MARK = "etc/crashcart.sealed"
-# What nobody can make: no process has this number, and a container's /proc is the kernel's.
+# What nobody can make where /proc is the kernel's: no process has this number.
 _NOWHERE = "/proc/0"
 # Folders of programs as relocate has them.
 _PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
@@ -162,7 +162,7 @@ _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libmagic\.so\..*"), ("/etc/magic:/usr/share/misc/magic",)),
 )
 # The place of modules at home, in what Python has compiled in of its library (since 3.11): a constant as it is in memory, or as marshal
-# writes it. In its place a whole path discards the home that stands before it.
+# writes it. Both know its length, so that it may begin with a NUL, and there is no path that holds one.
 _USER_BASE = re.compile(rb"(?<=\0)\.local(?=\0)|(?<=[zZ\xda\xfa]\x06)\.local")
 _PYTHON = re.compile(r"(libpython|python)3\.(\d+)(\.so.*|\.dylib)?")
 # Names of variables by which less finds files at home; the shortest is the end of the others.
@@ -457,7 +457,7 @@ def _seal_python(state: _State, place: str, content: bytes) -> bytes:
     version = _PYTHON.fullmatch(posixpath.basename(place))
     if version is None:
         return content
-    content, count = _USER_BASE.subn(b"/proc/", content)
+    content, count = _USER_BASE.subn(b"\0local", content)
     # The program itself has an option for that; what has the library may be any.
     if not count and int(version[2]) >= 11 and version[1] == "libpython" and len(content) > _LARGE:
         state.complain(place, "it does not hold the place of modules at home as expected")
