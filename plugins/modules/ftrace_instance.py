@@ -540,17 +540,39 @@ def describe(found):
 
 
 def remove(module, found):
-    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed."""
+    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed.
+
+    What was in the way of that comes back beside it: it keeps no instance.
+    """
     names = {one.instance.name for one in found}
     holders = {one.container.id: one.container for one in found if one.container is not None}
-    if all(module.params[name] is None for name in ("containers", "labels", "query")):
+    others = []
+    if not options.is_selecting(module):
+        names = None
         try:
-            holders.update((one.id, one) for one in options.select(module, options.open_host(module), required=False))
+            host = options.open_host(module)
+            holders.update((one.id, one) for one in options.select(module, host, required=False))
         except ContainerError:
             pass  # no engine answers: those of the instances' containers are all that is known
-        names = None
-    left = exposure.remove(holders.values(), names)
+        else:
+            others = options.run_for_users(
+                module,
+                host,
+                list(holders.values()),
+                lambda theirs: take_away(theirs, None),
+                "what is exposed in containers",
+            )
+            holders = {one.id: one for one in holders.values() if one.owner_uid is None}
+    left, failures = exposure.remove(holders.values(), names)
     instances.remove(found)
+    return [*left, *(phrase for phrases in others for phrase in phrases)], failures
+
+
+def take_away(containers, names):
+    """exposure.remove, with what went wrong as an error."""
+    left, failures = exposure.remove(containers, names)
+    if failures:
+        raise ContainerError("; ".join(failures))
     return left
 
 
@@ -559,18 +581,19 @@ def run_ended(module, root):
     found = selection.select_instances(module, root, untraced_ok=True)
     before = {one.instance.name: one.find_state() for one in found}
     after = dict.fromkeys(before, "stopped") if state == "stopped" else {}
-    left = []
+    left, failures = [], []
     leftovers = False
     if not module.check_mode and state == "stopped":
         instances.stop(found)
     elif state == "absent":
-        left = [] if module.check_mode else remove(module, found)
+        left, failures = ([], []) if module.check_mode else remove(module, found)
         leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
     stay = [] if module.check_mode or state == "absent" else found
     return {
         "changed": before != after or bool(left) or leftovers,
         "instances": describe(stay),
         "diff": {"before": before, "after": after},
+        "failures": failures,
     }
 
 

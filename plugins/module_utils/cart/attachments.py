@@ -161,6 +161,24 @@ class Change:
         return self.before != self.after or bool(self.leftovers)
 
 
+def parse_change(fields: dict[str, Any]) -> Change:
+    """The Change that asdict has made FIELDS of."""
+    before, after = (
+        [Attachment(**{**one, "container": Container(**one["container"])}) for one in fields[name]]
+        for name in ("before", "after")
+    )
+    return Change(before, after, fields["leftovers"])
+
+
+def add_changes(changes: Sequence[Change]) -> Change:
+    """All of CHANGES, which are of different containers, as one."""
+    return Change(
+        [one for change in changes for one in change.before],
+        [one for change in changes for one in change.after],
+        [one for change in changes for one in change.leftovers],
+    )
+
+
 def ensure_attached(
     containers: Sequence[Container],
     image_name: str,
@@ -250,13 +268,17 @@ def ensure_detached(
     busy: Busy,
     *,
     everywhere: bool = False,
+    refused_ok: bool = False,
     check_mode: bool,
 ) -> Change:
-    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; EVERYWHERE means the host's folders of volumes, too."""
+    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; EVERYWHERE means the host's folders of volumes, too.
+
+    With EVERYWHERE, and with REFUSED_OK, containers whose process is not what their runtime says are passed over.
+    """
     path = os.path.normpath(path) if path else None
     alive = [container for container in containers if container.pid > 1]
     # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
-    with open_targets(alive, ended_ok=True, refused_ok=everywhere) as targets:
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere or refused_ok) as targets:
         before = _find_all(targets, path=path, image=image_name)
         if not check_mode and before:
             with hold_locks([attachment.container for attachment in before]):

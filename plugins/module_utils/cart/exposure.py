@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from typing import Iterable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     Target,
     hold_locks,
@@ -28,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 # File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
 FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
 _LABEL = re.compile(r"crashcart-[0-9a-f]{12}\S*\Z")
+NEEDLES = (" tracefs ", " tmpfs crashcart-")  # what lines of mountinfo hold that are of exposures
 _SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 _DENIED = frozenset({"/", "/dev", "/proc", "/sys"})
 
@@ -91,7 +96,7 @@ def foresee(containers: Sequence[Container], path: str) -> None:
 
 
 def _read_exposures(target: Target) -> list[Exposure]:
-    return find_exposures(target.read_mounts(" tracefs ", " tmpfs crashcart-"))
+    return find_exposures(target.read_mounts(*NEEDLES))
 
 
 def _check_free(targets: Sequence[Target], path: str) -> None:
@@ -132,19 +137,25 @@ def ensure_exposed(
     return changed
 
 
-def remove(containers: Iterable[Container], gone: Iterable[str] | None = None) -> list[str]:
-    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS; the folders they were in, as phrases."""
+def remove(containers: Iterable[Container], gone: Iterable[str] | None = None) -> tuple[list[str], list[str]]:
+    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS: the folders they were in, as phrases, and the failures."""
     names = None if gone is None else set(gone)
-    phrases = []
+    phrases, failures = [], []
     alive = [container for container in containers if container.pid > 1]
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         for target in targets:
-            found = [one for one in _read_exposures(target) if names is None or one.instance in names]
-            if found:
-                with hold_locks([target.container]):
-                    _remove(target, found)
-                phrases += [f"{one.path} in container {target.container.name}" for one in found]
-    return phrases
+            try:
+                found = [one for one in _read_exposures(target) if names is None or one.instance in names]
+                if found:
+                    with hold_locks([target.container]):
+                        _remove(target, found)
+            except ContainerGoneError:
+                continue
+            except ContainerError as error:
+                failures.append(str(error))
+                continue
+            phrases += [f"{one.path} in container {target.container.name}" for one in found]
+    return phrases, failures
 
 
 def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:

@@ -153,9 +153,7 @@ def _check_root(own_fd: int, root_fd: int) -> None:
 # The tmpfs
 
 
-def _rebuild(
-    stack: ExitStack, source_fd: int, folders: Sequence[str], cover_fd: int, left_out: Sequence[str]
-) -> int:
+def _rebuild(stack: ExitStack, source_fd: int, folders: Sequence[str], cover_fd: int, left_out: Sequence[str]) -> int:
     """Show in COVER_FD all of SOURCE_FD but what is LEFT_OUT, with FOLDERS, one in the other, made anew; a descriptor of the last one."""
     for name in folders:
         _bind_all(source_fd, cover_fd, (name, *left_out))
@@ -176,7 +174,9 @@ def _gen_entries(folder_fd: int) -> Iterator[str]:
     with os.scandir(folder_fd) as entries:
         for count, entry in enumerate(entries):
             if count == _MAX_ENTRIES:
-                raise OSError(errno.E2BIG, f"the folder that the tools go into, or one above it, has over {count} entries")
+                raise OSError(
+                    errno.E2BIG, f"the folder that the tools go into, or one above it, has over {count} entries"
+                )
             yield entry.name
 
 

@@ -73,9 +73,7 @@ def run_in_mount_namespaces(
     return bounded.run(len(namespaces), call, [*keep, *pinned], timeout_s)
 
 
-def read_mountinfo(
-    namespace_fds: Sequence[int], needles: Sequence[str], timeout_s: float
-) -> list[list[str] | OSError]:
+def read_mountinfo(namespace_fds: Sequence[int], needles: Sequence[str], timeout_s: float) -> list[list[str] | OSError]:
     """The lines of mountinfo as seen from the root of each mount namespace of NAMESPACE_FDS, or the OSError by which it cannot be read.
 
     Of NEEDLES, where there are any, each line holds one. Each look has TIMEOUT_S.

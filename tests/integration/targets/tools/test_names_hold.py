@@ -112,6 +112,22 @@ def test_a_folder_in_the_place_of_proc_is_not_seen_with_more_rights_than_the_con
         assert execute(name, argv=["bash", "-c", "ls -d /proc/0 2>&-; :"], rights=rights)["stdout"] == text, rights
 
 
+@pytest.mark.parametrize("rights", ["container", "tools", "host"])
+def test_nor_is_it_a_home_of_pythons_modules(container, rights):
+    """Of the Python in gdb, which has no option against such."""
+    name = start_chrooted(container)
+    folder = "/x/proc/lib/python3.11/site-packages"
+    script = f"""mkdir -p {folder}; echo 'open("/out/run", "w")' >{folder}/usercustomize.py"""
+    host.docker("exec", name, "/bin/sh", "-c", script)
+    result = execute(
+        name,
+        argv=["gdb", "-batch", "-ex", "python import site; print(repr(site.getusersitepackages()))"],
+        rights=rights,
+    )
+    assert "python3.11/site-packages" in result["stdout"], result
+    assert host.docker("exec", name, "ls", "/x/out") == ""
+
+
 @pytest.mark.parametrize("rights", ["tools", "host"])
 def test_a_folder_without_an_end_costs_its_container_alone(container, rights):
     """As a container may serve it: it is not read to its end."""
