@@ -201,6 +201,8 @@ method_reason:
   sample: the kernel has detached mounts, which need nothing of the container
 """
 
+from dataclasses import asdict
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, methods
@@ -211,7 +213,31 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
-SELECTING = ("containers", "labels", "query")
+
+def run_detached(module, host, outcome):
+    """See to it that the selected containers have nothing attached. With no selection nobody waits for what users of the host have made."""
+    parameters = module.params
+    containers = options.select(module, host, required=False)
+    busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
+
+    def detach(some, outcome, **more):
+        names = (parameters["image"], parameters["path"])
+        return attachments.ensure_detached(some, outcome, *names, busy, check_mode=module.check_mode, **more)
+
+    if options.is_selecting(module):
+        return containers, detach(containers, outcome)
+
+    def detach_theirs(some):
+        theirs = Outcome()
+        change = detach(some, theirs, refused_ok=True)
+        theirs.check()
+        return asdict(change)
+
+    is_everywhere = all(parameters[name] is None for name in ("docker_host", "image", "path"))
+    own = [one for one in containers if one.owner_uid is None]
+    change = detach(own, outcome, everywhere=is_everywhere)
+    others = options.run_for_users(module, host, containers, detach_theirs, "what is attached in containers")
+    return own, attachments.add_changes([change, *map(attachments.parse_change, others)])
 
 
 def run(module):
@@ -238,16 +264,7 @@ def run(module):
             check_mode=module.check_mode,
         )
     else:
-        containers = options.select(module, host, required=False)
-        change = attachments.ensure_detached(
-            containers,
-            outcome,
-            parameters["image"],
-            parameters["path"],
-            attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout")),
-            everywhere=all(parameters[name] is None for name in (*SELECTING, "docker_host", "image", "path")),
-            check_mode=module.check_mode,
-        )
+        containers, change = run_detached(module, host, outcome)
     if not module.check_mode:
         with outcome.complaining():
             expiry.ensure_watchdog()  # somebody may have killed it

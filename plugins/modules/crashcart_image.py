@@ -175,7 +175,7 @@ def find_container_names():
 
 def ensure_absent(name, force, check_mode):
     before = store.describe(name)
-    users = census.list_mount_users(name)
+    users, _omitted = census.list_mount_users(name)
     if users and not force:
         phrases = ", ".join(census.describe_users(users, find_container_names()))
         raise store.ImageError(

@@ -197,27 +197,57 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census, expiry
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options, strangers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import keeping, orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
 def find_containers(module):
-    """The host's runtimes and the selected containers; where no engine answers none, unless some were asked for."""
-    is_asked = any(module.params[name] is not None for name in ("containers", "labels", "query"))
+    """The host's runtimes, its engine's version, who is silent and why, and the selected containers: none where all are silent, unless some
+    were asked for."""
+    is_asked = options.is_selecting(module)
+    host = None
     try:
         host = options.open_host(module)
         version = host.docker.read_version() if host.docker else None
         chosen = options.select(module, host, required=False)
-        return version, "; ".join(host.errors.values()), [one for one in chosen if is_asked or one.state == "running"]
+        errors = "; ".join(host.errors.values())
+        return host, version, errors, [one for one in chosen if is_asked or one.state == "running"]
     except ContainerError as error:
         if is_asked:
             raise
-        return None, str(error), []
+        return host, None, str(error), []
+
+
+def list_attachments(module, host, containers):
+    """What is attached in CONTAINERS, as results. Nobody has to wait for containers of users that were not asked for."""
+
+    def list_results(some):
+        return [one.as_result() for one in attachments.list_attachments(some)]
+
+    if host is None or options.is_selecting(module):
+        return list_results(containers)
+    own = list_results([one for one in containers if one.owner_uid is None])
+    others = options.run_for_users(module, host, containers, list_results, "what is attached in containers")
+    return own + [one for found in others for one in found]
+
+
+def take_census(module, host):
+    """The census, with a warning for users whose processes could not all be looked at in time."""
+    found, omitted = census.take_census(strangers.TOTAL_S if host is None else host.seconds_for_users)
+    for uid in omitted:
+        module.warn(
+            escape(
+                f"mounts of processes of {find_account(uid).label}, or some of them, are not looked at: there are too many"
+            )
+        )
+    return found
 
 
 def find_tracefs():
@@ -228,7 +258,8 @@ def find_tracefs():
 
 
 def run(module):
-    version, engine_error, containers = find_containers(module)
+    host, version, engine_error, containers = find_containers(module)
+    attached = list_attachments(module, host, containers)
     return {
         "changed": False,
         "host": {
@@ -242,10 +273,10 @@ def run(module):
         },
         "containers": [container.as_result() for container in containers],
         "images": census.describe_images(),
-        "attachments": [one.as_result() for one in attachments.list_attachments(containers)],
+        "attachments": attached,
         "watchdog": {"pid": expiry.find_watchdog(), "attachments": [one.as_result() for one in expiry.list_expiries()]},
         "recorder": {"pid": orders.find_recorder(), "traces": keeping.list_watched()},
-        "census": census.take_census(),
+        "census": take_census(module, host),
     }
 
 

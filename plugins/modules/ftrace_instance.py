@@ -554,7 +554,7 @@ def run_started(module, root, outcome):
             wish,
             check_mode=module.check_mode,
             predict_place=host.predict_place,
-            exposing=instances.Exposing(expose, conceal),
+            exposing=instances.Exposing(expose, lambda one: conceal([one.container], {one.instance.name})),
         )
         leftovers = False
         with outcome.complaining():
@@ -571,11 +571,12 @@ def run_started(module, root, outcome):
     }, containers
 
 
-def conceal(one):
-    """Take what is exposed of ONE instance out of its container."""
+def conceal(containers, names=None):
+    """Take what is exposed of instances called NAMES, or of all, out of CONTAINERS: the folders it was in, as phrases. Raises FleetError."""
     outcome = Outcome()
-    exposure.remove([one.container], outcome, {one.instance.name})
+    left = exposure.remove(containers, outcome, names)
     outcome.check()
+    return left
 
 
 def describe(found):
@@ -589,20 +590,31 @@ def describe(found):
 
 
 def remove(module, found, outcome):
-    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed."""
+    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed.
+
+    What a user of the host has put in the way of that is a warning, and keeps no instance.
+    """
     names = {one.instance.name for one in found}
     holders = {one.container.id: one.container for one in found if one.container is not None}
-    if all(module.params[name] is None for name in ("containers", "labels", "query")):
+    others = []
+    if not options.is_selecting(module):
+        names = None
         try:
-            holders.update((one.id, one) for one in options.select(module, options.open_host(module), required=False))
+            host = options.open_host(module)
+            holders.update((one.id, one) for one in options.select(module, host, required=False))
         except ContainerError:
             pass  # no engine answers: those of the instances' containers are all that is known
-        names = None
+        else:
+            others = options.run_for_users(
+                module, host, list(holders.values()), conceal, "what is exposed in containers"
+            )
+            holders = {one.id: one for one in holders.values() if one.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
     for one in found:
         if not outcome.has_failed(one.who):
             with outcome.serve(one.who):
                 instances.remove([one])
+    left += [phrase for phrases in others for phrase in phrases]
     return left
 
 

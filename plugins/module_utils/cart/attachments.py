@@ -170,6 +170,24 @@ class Change:
         return self.before != self.after or bool(self.leftovers)
 
 
+def parse_change(fields: dict[str, Any]) -> Change:
+    """The Change that asdict has made FIELDS of."""
+    before, after = (
+        [Attachment(**{**one, "container": Container(**one["container"])}) for one in fields[name]]
+        for name in ("before", "after")
+    )
+    return Change(before, after, fields["leftovers"])
+
+
+def add_changes(changes: Sequence[Change]) -> Change:
+    """All of CHANGES, which are of different containers, as one."""
+    return Change(
+        [one for change in changes for one in change.before],
+        [one for change in changes for one in change.after],
+        [one for change in changes for one in change.leftovers],
+    )
+
+
 def ensure_attached(
     containers: Sequence[Container],
     outcome: Outcome,
@@ -255,16 +273,18 @@ def ensure_detached(
     busy: Busy,
     *,
     everywhere: bool = False,
+    refused_ok: bool = False,
     check_mode: bool,
 ) -> Change:
     """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; OUTCOME gets in which one still is, and why.
 
-    EVERYWHERE means the host's folders of volumes, too.
+    EVERYWHERE means the host's folders of volumes, too. With it, and with REFUSED_OK, containers whose process is not what their runtime
+    says are passed over.
     """
     path = os.path.normpath(path) if path else None
     alive = [container for container in containers if container.pid > 1]
     # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
-    with open_targets(alive, ended_ok=True, refused_ok=everywhere, refuse=outcome.fail) as targets:
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere or refused_ok, refuse=outcome.fail) as targets:
         before = _find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         ids = {attachment.container.id for attachment in before}
         if not check_mode and before:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +27,13 @@ _RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")  # of the process that f
 DIRECTORIES = ("/var/lib/crashcart", RUN)
 
 
-def take_census() -> dict[str, list[Any]]:
+def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
     """All of ours: loop devices, mounts (in every mount namespace that can be seen), connections' folders, trace instances, probes,
-    processes and directories."""
-    return {
+    processes and directories; and the users of the host of whose mount namespaces not all could be looked at in SECONDS."""
+    users, omitted = list_mount_users(seconds=seconds)
+    found = {
         "loop_devices": [_describe_loop_device(device) for device in ImageFinder().loop_devices],
-        "mounts": describe_users(list_mount_users(), {}),
+        "mounts": describe_users(users, {}),
         "scratch": scratch.list_mounts(),
         "instances": _list_instances(),
         "probes": _list_probes(),
@@ -38,6 +41,7 @@ def take_census() -> dict[str, list[Any]]:
         "recorders": [f"pid {pid}" for pid in (locks.find_holder(_RECORDER_LOCK),) if pid is not None],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
+    return found, omitted
 
 
 def _describe_loop_device(device: mounts.LoopDevice) -> str:
@@ -59,21 +63,30 @@ class MountUser:
     container_id: str
 
 
-def list_mount_users(image_name: str | None = None) -> list[MountUser]:
-    """Every mount of an image (of that name), and where no name is given every folder of exposed files, one process for each mount namespace."""
+def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tuple[list[MountUser], list[int]]:
+    """Every mount of an image (of that name), and where no name is given every folder of exposed files, one process for each mount namespace.
+
+    Users of the host can make as many mounts as they like: their namespaces come last, and have SECONDS. Whose were left out comes back, too.
+    """
     finder = ImageFinder()
-    seen = set()
+    needles = finder.needles if image_name else (*finder.needles, *exposure.NEEDLES)
     found = []
-    for pid in sorted(processes.read_pids()):
+    omitted = set()
+    namespaces = sorted(_find_namespaces(), key=lambda one: one[0] != 0)
+    deadline = time.monotonic() + seconds
+    for owner, pid in namespaces:
+        if owner == 0:
+            deadline = time.monotonic() + seconds
+        elif time.monotonic() > deadline:
+            omitted.add(owner)
+            continue
         try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen:
-                continue
-            seen.add(namespace)
-            here = mounts.read_mounts(pid)
+            here = mounts.read_mounts(pid, *needles)
             paths = [one.mount.mount_point for one in finder.find(here) if image_name in (None, one.name)]
             if image_name is None:
-                paths += [one.mount_point for one in filter(exposure.is_exposure, here)]
+                # Anybody may call a tmpfs as ours are called, but none can put a trace's files into it.
+                shown = exposure.find_exposures(here)
+                paths += [one.path for one in shown if owner == 0 or one.files]
             if not paths:
                 continue
             with open(f"/proc/{pid}/cgroup", "rb") as file:
@@ -84,7 +97,18 @@ def list_mount_users(image_name: str | None = None) -> list[MountUser]:
             continue  # it ended, or is a zombie
         container_id = match.group(0).decode("ascii") if match else ""
         found += [MountUser(path, pid, comm, container_id) for path in paths]
-    return found
+    return found, sorted(omitted)
+
+
+def _find_namespaces() -> list[tuple[int, int]]:
+    """Each mount namespace: the user whose it is (0 for root), and a process in it."""
+    found: dict[str, tuple[int, int]] = {}
+    for pid in sorted(processes.read_pids()):
+        with suppress(OSError, processes.ProcessGone), processes.Process(pid) as process:  # it ended, or is a zombie
+            namespace = process.namespace("mnt")
+            if namespace not in found:
+                found[namespace] = (process.read_mount_owner(), pid)
+    return list(found.values())
 
 
 def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:

@@ -137,7 +137,7 @@ def _enter(given: dict[str, int], order: dict[str, Any], rights: rights_.Rights)
     if "pid" in given:
         syscalls.setns(given["pid"], syscalls.CLONE_NEWPID)  # for children only
     namespace = MountNamespace(given["mnt"], given["root"]) if "mnt" in given else None
-    enter_private_copy(namespace, given["image"], order["prefix"], given.get("scratch"))
+    enter_private_copy(namespace, given["image"], order["prefix"], given.get("scratch"), **order["view"])
     os.umask(0o022)
 
 

@@ -34,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 # File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
 FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
 _LABEL = re.compile(r"crashcart-[0-9a-f]{12}\S*\Z")
+NEEDLES = (" tracefs ", " tmpfs crashcart-")  # what lines of mountinfo hold that are of exposures
 _SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 _DENIED = frozenset({"/", "/dev", "/proc", "/sys"})
 
@@ -102,7 +103,7 @@ def foresee(containers: Sequence[Container], outcome: Outcome, path: str) -> Non
 
 
 def _read_exposures(target: Target) -> list[Exposure]:
-    return find_exposures(target.read_mounts(" tracefs ", " tmpfs crashcart-"))
+    return find_exposures(target.read_mounts(*NEEDLES))
 
 
 def _check_free(target: Target, path: str) -> None:

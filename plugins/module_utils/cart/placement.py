@@ -216,6 +216,8 @@ def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
             if namespace in seen:
                 continue
             seen.add(namespace)
+            if not finder.find(mounts.read_mounts(pid, *finder.needles)):
+                continue  # a user may have made any number of mounts
             found = mounts.read_mounts(pid)
             for one in finder.find(found):
                 above = [mount for mount in found if mount.mount_id == one.mount.parent_id]

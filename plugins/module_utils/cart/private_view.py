@@ -4,6 +4,11 @@
 
 In a private copy of its mount namespace a small tmpfs covers the folder that the image goes into (/dev), with everything
 that stood there bound into it again, and the image beside. It is gone with the last process that stands in it.
+
+A mount keeps a name where it is in its own mount namespace only: the container may rename or remove a folder on which something is
+mounted in the copy. So where a command may do more than the container, all names on the way to the image have to be mounts of the
+container's that it cannot undo. Where they are not, the tmpfs becomes the root, and all that stood in the container's root is bound
+into that. Sources: EBUSY in rename(2) and rmdir(2), mount_namespaces(7).
 """
 
 from __future__ import annotations
@@ -12,45 +17,79 @@ import errno
 import os
 import stat
 from contextlib import ExitStack
+from typing import Container, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import (
-    MountNamespace,
-    enter_mount_namespace,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
 SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: where a folder for what a command needs besides is seen
+_MAX_ENTRIES = 20_000  # of one folder that are bound again: a container may serve a folder that has no end
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def enter_private_copy(
-    namespace: MountNamespace | None, mount_fd: int, prefix: str, scratch_fd: int | None = None
+    namespace: MountNamespace | None,
+    mount_fd: int,
+    prefix: str,
+    scratch_fd: int | None = None,
+    *,
+    names_must_hold: bool = False,
+    may_unmount: bool = True,
 ) -> None:
     """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX, and the mount SCRATCH_FD beside it.
 
-    NAMESPACE None is the one that the caller is in.
+    NAMESPACE None is the one that the caller is in. With NAMES_MUST_HOLD nobody outside of the copy decides what stands at PREFIX, and
+    /proc is the kernel's or empty. MAY_UNMOUNT says whether the container may undo mounts.
     """
-    if namespace is not None:
-        enter_mount_namespace(namespace)
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount_make_private("/")
     parent, name = os.path.split(prefix)
+    folders = parent.strip("/").split("/")
+    tools = {name: mount_fd}
+    if scratch_fd is not None:
+        tools[name + SCRATCH_SUFFIX] = scratch_fd
     # Whoever may trace this process reaches what it has open.
     with ExitStack() as stack:
-        root_fd = _hold(stack, os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        parent_fd = _hold(stack, mounts.open_beneath(root_fd, parent, os.O_RDONLY | os.O_DIRECTORY))
-        cover_fd = _hold(stack, mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m"))
-        syscalls.move_mount(cover_fd, parent_fd)
-        for entry in os.listdir(parent_fd):
-            if entry not in (name, name + SCRATCH_SUFFIX):
-                _bind_again(parent_fd, entry, cover_fd)
-        _mount_in(cover_fd, name, mount_fd)
-        if scratch_fd is not None:
-            _mount_in(cover_fd, name + SCRATCH_SUFFIX, scratch_fd)
-            # It is a piece of the host's /run, and shares its mount events with it until told not to.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            os.fchdir(_hold(stack, os.open(name + SCRATCH_SUFFIX, flags, dir_fd=cover_fd)))
-            syscalls.mount_make_private(".")
+        is_rebuilt = has_proc = False
+        if namespace is None:
             os.chdir("/")
+        else:
+            own_fd = _hold(stack, os.open("/proc/self", _PLACE))
+            syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
+            if names_must_hold:
+                has_proc = _has_proc(own_fd, namespace.root_fd)
+                is_rebuilt = may_unmount or not has_proc or not _are_mounts(own_fd, namespace.root_fd, folders)
+            if is_rebuilt:
+                _check_root(own_fd, namespace.root_fd)
+            top_fd = _hold(stack, os.open("/", _PLACE))
+            os.fchdir(namespace.root_fd)
+            os.chroot(".")
+            os.fchdir(top_fd)  # the namespace's root, which is not always that of the container's first process
+        # With it root and current folder become those of the copy.
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount_make_private(".")
+        root_fd = _hold(stack, os.open("/", _FOLDER))
+        parent_fd = _hold(stack, mounts.open_beneath(root_fd, parent, _FOLDER))
+        cover_fd = _hold(stack, mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m"))
+        if is_rebuilt:
+            syscalls.move_mount(cover_fd, _hold(stack, os.open(".", _PLACE)))
+            folder_fd = _rebuild(stack, root_fd, folders, cover_fd, () if has_proc else ("proc",))
+        else:
+            syscalls.move_mount(cover_fd, parent_fd)
+            folder_fd = cover_fd
+        _bind_all(parent_fd, folder_fd, tools)
+        for entry, fd in tools.items():
+            _mount_in(folder_fd, entry, fd)
+        if scratch_fd is not None:
+            # It is a piece of the host's /run, and shares its mount events with it until told not to.
+            os.fchdir(_hold(stack, os.open(name + SCRATCH_SUFFIX, _FOLDER, dir_fd=folder_fd)))
+            syscalls.mount_make_private(".")
+        if is_rebuilt:
+            os.fchdir(cover_fd)
+            os.chroot(".")
+            flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID
+            syscalls.mount("none", "/", "none", flags)
+        os.chdir("/")
 
 
 def _hold(stack: ExitStack, fd: int) -> int:
@@ -58,9 +97,92 @@ def _hold(stack: ExitStack, fd: int) -> int:
     return fd
 
 
+# What decides, read by OWN_FD, the host's /proc/PID of the calling process, which has entered the namespace.
+
+
+def _read_mount_id(own_fd: int, fd: int) -> int:
+    """The number that mountinfo has for the mount that FD is on (proc(5))."""
+    info_fd = os.open(f"fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_fd)
+    try:
+        lines = read_all(info_fd).decode("ascii").splitlines()
+    finally:
+        os.close(info_fd)
+    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+
+
+def _read_mounts(own_fd: int, *needles: str) -> list[mounts.Mount]:
+    fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_fd)
+    try:
+        return mounts.read_open_mounts(fd, *needles)
+    finally:
+        os.close(fd)
+
+
+def _find_mount_ids(own_fd: int, root_fd: int, folders: Sequence[str]) -> list[int]:
+    """The mounts of the folder ROOT_FD, of the first of FOLDERS in it, of the second in that, and so on; as far as there are such."""
+    found = [_read_mount_id(own_fd, root_fd)]
+    for count in range(1, len(folders) + 1):
+        try:
+            fd = mounts.open_beneath(root_fd, "/".join(folders[:count]), _PLACE)
+        except OSError:
+            break
+        found.append(_read_mount_id(own_fd, fd))
+        os.close(fd)
+    return found
+
+
+def _are_mounts(own_fd: int, root_fd: int, folders: Sequence[str]) -> bool:
+    """Whether each of FOLDERS, one in the other below ROOT_FD, is one that something is mounted on."""
+    found = _find_mount_ids(own_fd, root_fd, folders)
+    return len(found) == len(folders) + 1 and all(one != two for one, two in zip(found, found[1:]))
+
+
+def _has_proc(own_fd: int, root_fd: int) -> bool:
+    """Whether the kernel's /proc is mounted as a whole on the folder proc of ROOT_FD."""
+    kernels = {one.mount_id for one in _read_mounts(own_fd, " - proc ") if one.root == "/"}
+    root_id, *found = _find_mount_ids(own_fd, root_fd, ["proc"])
+    return found != [root_id] and set(found) <= kernels and bool(found)
+
+
+def _check_root(own_fd: int, root_fd: int) -> None:
+    """Raise OSError where ROOT_FD is not below the namespace's root, so that mounts there would be no part of what is copied."""
+    if _read_mount_id(own_fd, root_fd) not in {one.mount_id for one in _read_mounts(own_fd)}:
+        raise OSError(errno.EXDEV, "the root of its first process is covered by a mount: use rights=container")
+
+
+# The tmpfs
+
+
+def _rebuild(stack: ExitStack, source_fd: int, folders: Sequence[str], cover_fd: int, left_out: Sequence[str]) -> int:
+    """Show in COVER_FD all of SOURCE_FD but what is LEFT_OUT, with FOLDERS, one in the other, made anew; a descriptor of the last one."""
+    for name in folders:
+        _bind_all(source_fd, cover_fd, (name, *left_out))
+        left_out = ()
+        os.mkdir(name, 0o755, dir_fd=cover_fd)
+        source_fd = _hold(stack, mounts.open_beneath(source_fd, name, _FOLDER))
+        cover_fd = _hold(stack, os.open(name, _FOLDER, dir_fd=cover_fd))
+    return cover_fd
+
+
+def _bind_all(source_fd: int, cover_fd: int, left_out: Container[str]) -> None:
+    for entry in _gen_entries(source_fd):
+        if entry not in left_out:
+            _bind_again(source_fd, entry, cover_fd)
+
+
+def _gen_entries(folder_fd: int) -> Iterator[str]:
+    with os.scandir(folder_fd) as entries:
+        for count, entry in enumerate(entries):
+            if count == _MAX_ENTRIES:
+                raise OSError(
+                    errno.E2BIG, f"the folder that the tools go into, or one above it, has over {count} entries"
+                )
+            yield entry.name
+
+
 def _mount_in(cover_fd: int, name: str, mount_fd: int) -> None:
     os.mkdir(name, 0o755, dir_fd=cover_fd)
-    folder_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=cover_fd)
+    folder_fd = os.open(name, _PLACE, dir_fd=cover_fd)
     syscalls.move_mount(mount_fd, folder_fd)
     os.close(folder_fd)
 

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from typing import Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import command, filters, supervisor
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Job
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import CONTAINER, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, capabilities, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.read_only import enter_read_only_view
 
 _FILTERS = os.path.join(RUN, "seccomp")
@@ -89,6 +89,12 @@ def _has_own(job: Job, name: str) -> bool:
         return False
 
 
+def _may_unmount(target: Target) -> bool:
+    """Whether processes of TARGET may undo mounts of its mount namespace. What the first process has now it may once have given up."""
+    sets = capabilities.parse_sets(processes.parse_status(target.process.read("status")))
+    return target.container.may_mount or bool(sets.bounding & capabilities.parse_names(["SYS_ADMIN"]))
+
+
 def _write_order(job: Job) -> int:
     """A memory file with what has to be known beside the descriptors."""
     order = {
@@ -98,6 +104,7 @@ def _write_order(job: Job) -> int:
         "chdir": job.command.chdir,
         "rights": asdict(job.rights),
         "prefix": job.prefix,
+        "view": {"names_must_hold": job.command.rights != CONTAINER, "may_unmount": _may_unmount(job.target)},
     }
     fd = os.memfd_create("crashcart-order")
     with open(fd, "wb", closefd=False) as file:

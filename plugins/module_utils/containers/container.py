@@ -30,7 +30,8 @@ class Container:
 
     RUNTIME is the name under which users know the runtime (docker, podman, containerd, ...). START_TICKS is when PID started, by
     field 22 of /proc/PID/stat, where the runtime vouches for that. OWNER_UID is the user of the host whose runtime says all this,
-    None for root: what a user's says is believed only of processes whose user and mount namespaces are that user's.
+    None for root: what a user's says is believed only of processes whose user and mount namespaces are that user's. MAY_MOUNT is false
+    where the runtime vouches that no process of it was given CAP_SYS_ADMIN.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Container:
     runtime: str = "docker"
     start_ticks: int | None = None
     owner_uid: int | None = None
+    may_mount: bool = True
 
     @property
     def short_id(self) -> str:

@@ -179,7 +179,17 @@ def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container
             image=entry["Config"]["Image"],
             labels=entry["Config"]["Labels"],
             runtime=runtime,
+            may_mount=_may_mount(entry),
         )
+
+
+def _may_mount(entry: dict[str, Any]) -> bool:
+    """False where ENTRY, of `docker inspect` or `podman inspect`, says what the container was given, and CAP_SYS_ADMIN is not in that."""
+    chosen = entry.get("HostConfig") or {}
+    if chosen.get("Privileged") is not False or "CapAdd" not in chosen:
+        return True
+    given = [*(chosen["CapAdd"] or ()), *(entry.get("BoundingCaps") or ())]
+    return not {one.upper().replace("CAP_", "") for one in given}.isdisjoint(("ALL", "SYS_ADMIN"))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Protocol, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman, strangers
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
@@ -153,6 +153,31 @@ class Host:
         for container in found:
             self._owners.setdefault(container.key, runtime)
         return found
+
+    def run_for_users(
+        self, containers: Sequence[Container], function: Callable[[list[Container]], Any], what: str
+    ) -> list[Any]:
+        """What FUNCTION(containers), in a child and as JSON can hold it, returns for those of CONTAINERS of each user of the host, in turn.
+
+        It is for what nobody has asked for by name: it has what is left of the time for users, and where it fails or is late
+        WARNINGS say so, by user; WHAT is what is done, in words.
+        """
+        by_owner: dict[int, list[Container]] = {}
+        for one in containers:
+            if one.owner_uid is not None:
+                by_owner.setdefault(one.owner_uid, []).append(one)
+        found = []
+        for index, (uid, theirs) in enumerate(by_owner.items()):
+            try:
+                found.append(self._budget.run(lambda theirs=theirs: function(theirs), len(by_owner) - index))  # type: ignore[misc]
+            except ContainerError as error:
+                self.warnings.append(f"{what} of {find_account(uid).label}, or some of them, is left out: {error}")
+        return found
+
+    @property
+    def seconds_for_users(self) -> float:
+        """How much is left of the time that the host's users may cost."""
+        return self._budget.left_s
 
     def find_process(self, text: str) -> Container:
         """The process that TEXT, as pid:1234, names, as a container."""

@@ -126,6 +126,21 @@ def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: 
     return listed + named
 
 
+def run_for_users(
+    module: Any, host: Host, containers: list[Container], function: Callable[[list[Container]], Any], what: str
+) -> list[Any]:
+    """Host.run_for_users, with its warnings told."""
+    known = len(host.warnings)
+    found = host.run_for_users(containers, function, what)
+    _warn(module, host.warnings[known:])
+    return found
+
+
+def is_selecting(module: Any) -> bool:
+    """Whether MODULE's options say which containers."""
+    return any(module.params[name] is not None for name in ("containers", "labels", "query"))
+
+
 def _warn(module: Any, warnings: list[str]) -> None:
     for warning in warnings:
         module.warn(escape(warning))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, read_all_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import Membership
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
@@ -40,9 +40,9 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
                     shared[index][kind] = "the host's"
                 else:
                     waiting.setdefault(identity, []).append(index)
-            place = _find_host_proc(target, host_procs) if host_procs else ""
-            if place:
-                shared[index].setdefault("pid", f"not all that it acts on: the host's processes are seen at {place!r}")
+    for index, reason in enumerate(_find_host_procs(targets, host_procs) if host_procs else ()):
+        if reason:
+            shared[index].setdefault("pid", reason)
     for pid in processes.read_pids() if waiting else ():
         with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
             for kind in kinds:
@@ -54,14 +54,23 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     return shared
 
 
-def _find_host_proc(target: Target, host_procs: set[str]) -> str:
-    """Return where TARGET has one of HOST_PROCS mounted, the devices of the host's /proc, as agents have; "" where it has none.
+def _find_host_procs(targets: Sequence[Target], host_procs: set[str]) -> list[str]:
+    """Return for each of TARGETS what keeps its tools from acting on it alone beside namespaces, in words: one of HOST_PROCS, the devices of the
+    host's /proc, is mounted, as agents have it. "" stands for nothing.
 
-    Who may trace reaches files of the host's processes through it, however it is mounted.
+    Who may trace reaches files of the host's processes through it, however it is mounted, and whatever root the first process has.
     """
-    # Of several mounts at one place the last one covers the others.
-    devices = {one.mount_point: one.device for one in target.read_mounts(" - proc ")}
-    return next((place for place, device in devices.items() if device in host_procs), "")
+    reasons = []
+    for found in read_all_mounts(targets, " - proc "):
+        if isinstance(found, OSError):
+            reasons.append(f"not known for sure: its mounts cannot be read ({found.strerror})")
+            continue
+        # A mount that another one covers is out of reach.
+        covered = {(one.parent_id, one.mount_point) for one in found}
+        open_ones = [one for one in found if (one.mount_id, one.mount_point) not in covered]
+        place = next((one.mount_point for one in open_ones if one.device in host_procs), "")
+        reasons.append(f"not all that it acts on: the host's processes are seen at {place!r}" if place else "")
+    return reasons
 
 
 def _is_helper(process: Process, kind: str) -> bool:

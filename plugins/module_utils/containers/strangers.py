@@ -14,8 +14,9 @@ import os
 import re
 import stat
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import (
@@ -49,7 +50,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust i
     find_owner,
     read_regular,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone, read_start_ticks
 
 TOTAL_S = 14.0  # for all users and for all that is asked of them for one Host
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -63,15 +66,40 @@ class Budget:
     """How many of SECONDS are left."""
 
     def __init__(self, seconds: float) -> None:
-        self._left = seconds
+        self.left_s = seconds
+
+    @contextmanager
+    def spend(self) -> Iterator[None]:
+        """Take the time within the context from what is left."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.left_s = max(0.0, self.left_s - (time.monotonic() - start))
 
     def ask(self, questions: Sequence[Question]) -> list[Any]:
         """The answers to QUESTIONS in the time that is left, as ask_users gives them."""
-        start = time.monotonic()
-        try:
-            return ask_users(questions, self._left)
-        finally:
-            self._left = max(0.0, self._left - (time.monotonic() - start))
+        with self.spend():
+            return ask_users(questions, self.left_s)
+
+    def run(self, function: Callable[[], Any], share: int) -> Any:
+        """What FUNCTION returns, which JSON can hold, from a child that has 1/SHARE of the time that is left; raises ContainerError."""
+
+        def call(_index: int) -> Any:
+            try:
+                return {"value": function()}
+            except (FleetError, ProcessGone) as error:
+                return {"error": str(error)}
+
+        with self.spend():
+            if not self.left_s:
+                raise ContainerError("no time is left for them")
+            (outcome,) = bounded.run(1, call, (), self.left_s / share)
+        if isinstance(outcome, OSError):
+            raise ContainerError(outcome.strerror or str(outcome))
+        if "error" in outcome:
+            raise ContainerError(outcome["error"])
+        return outcome["value"]
 
 
 @dataclass

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Sequence
 
@@ -15,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     open_process,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, open_files
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, namespaces, open_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
@@ -55,6 +56,23 @@ class Target:
 
 
 Refuse = Callable[[Container, ContainerError], Any]
+
+
+def read_all_mounts(targets: Sequence[Target], *needles: str) -> list[list[mounts.Mount] | OSError]:
+    """The mounts of the whole mount namespace of each of TARGETS, NEEDLES as for Target.read_mounts; or why they cannot be read.
+
+    What a process is told of its mounts ends at its root, and a container's first process may have taken another one.
+    """
+    with ExitStack() as stack:
+        fds = {}
+        for index, target in enumerate(targets):
+            with suppress(ProcessGone):
+                fds[index] = target.process.open("ns/mnt")
+                stack.callback(os.close, fds[index])
+        found = dict(zip(fds, namespaces.read_mountinfo(list(fds.values()), needles, TIMEOUT_S)))
+    gone = ProcessLookupError(errno.ESRCH, "it has just ended")
+    outcomes = (found.get(index, gone) for index in range(len(targets)))
+    return [one if isinstance(one, OSError) else list(mounts.parse_mountinfo(one)) for one in outcomes]
 
 
 @contextmanager

@@ -63,6 +63,7 @@ _DATA = {
         "lib/*/ruby/vendor_ruby/[0-9]*",
         "lib/*/ruby/[0-9]*",
     ),
+    "SHELL": ("bin/bash", "bin/sh"),
     "SSL_CERT_FILE": _BUNDLES,
     "TCL_LIBRARY": ("share/tcltk/tcl[0-9]*",),
     "TERMINFO": ("lib/terminfo", "share/terminfo", "etc/terminfo"),

@@ -36,7 +36,7 @@ except ImportError:
 
 # The file of the image that says that it is sealed.
 MARK = "etc/crashcart.sealed"
-# What nobody can make: no process has this number, and a container's /proc is the kernel's.
+# What nobody can make where /proc is the kernel's: no process has this number.
 _NOWHERE = "/proc/0"
 # Folders of programs as relocate has them.
 _PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
@@ -162,7 +162,7 @@ _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libmagic\.so\..*"), ("/etc/magic:/usr/share/misc/magic",)),
 )
 # The place of modules at home, in what Python has compiled in of its library (since 3.11): a constant as it is in memory, or as marshal
-# writes it. In its place a whole path discards the home that stands before it.
+# writes it. Both know its length, so that it may begin with a NUL, and there is no path that holds one.
 _USER_BASE = re.compile(rb"(?<=\0)\.local(?=\0)|(?<=[zZ\xda\xfa]\x06)\.local")
 _PYTHON = re.compile(r"(libpython|python)3\.(\d+)(\.so.*|\.dylib)?")
 # Names of variables by which less finds files at home; the shortest is the end of the others.
@@ -224,8 +224,10 @@ def seal(tree: str, prefix: str, absolute: Sequence[str] = ()) -> list[dict[str,
     _write_links(state)
     _write_musl_paths(state)
     _edit_scripts(state)
+    _end_searches(state)
     _launch_programs(state)
     _find_open_programs(state)
+    _find_embedded_pythons(state)
     return [{"path": place, "reason": reason} for place, reason in sorted(state.unsealed)]
 
 
@@ -457,7 +459,7 @@ def _seal_python(state: _State, place: str, content: bytes) -> bytes:
     version = _PYTHON.fullmatch(posixpath.basename(place))
     if version is None:
         return content
-    content, count = _USER_BASE.subn(b"/proc/", content)
+    content, count = _USER_BASE.subn(b"\0local", content)
     # The program itself has an option for that; what has the library may be any.
     if not count and int(version[2]) >= 11 and version[1] == "libpython" and len(content) > _LARGE:
         state.complain(place, "it does not hold the place of modules at home as expected")
@@ -532,7 +534,9 @@ _EDITS: tuple[tuple[str, str, str, bool], ...] = (
 
 
 _MAX_LINE = 4096
-# Where a Python program has its own modules, as Debian's py3compile: /usr is folded into the image's root.
+# Where a script of a shell looks before PATH; where a Python program has its own modules, as Debian's py3compile: /usr is folded into the
+# image's root.
+_FOLDERS_BEFORE_PATH = r"(?<=^PATH=)(/[\w/]+:)+(?=\$PATH$)"
 _ADDED_FOLDER = r"(?<=^sys\.path\.insert\([01], ['\"])/usr/"
 
 
@@ -545,16 +549,47 @@ def _gen_own_programs(tree: str) -> Iterator[str]:
                 yield f"{folder}/{name}"
 
 
+def _list_python_libraries(tree: str) -> list[str]:
+    """Places of the folders that hold the library of a Python."""
+    found = (glob.glob(f"{top}lib*/python3.*/", root_dir=tree) for top in ("", "local/"))
+    return sorted(
+        place.rstrip("/")
+        for places in found
+        for place in places
+        if os.path.isfile(os.path.join(tree, place, "site.py"))
+    )
+
+
+# Python looks for its library in the folders above its program, up to the root, and takes the first one that has an archive of it (since
+# 3.11, before all else) or os.py; in the same way it looks for modules in machine code.
+_EMPTY_ARCHIVE = b"PK\5\6" + bytes(18)
+
+
+def _end_searches(state: _State) -> None:
+    """See to it that Python's searches upwards end in the image; complain of a Python whose library is not there."""
+    libraries = _list_python_libraries(state.tree)
+    for library in libraries:
+        archive = os.path.join(state.tree, re.sub(r"/python3\.(\d+)$", r"/python3\1.zip", library))
+        if not os.path.lexists(archive):
+            with open(archive, "wb") as file:
+                file.write(_EMPTY_ARCHIVE)
+        os.makedirs(os.path.join(state.tree, library, "lib-dynload"), exist_ok=True)
+    for place, _status in _gen_programs(state.tree):
+        name = posixpath.basename(place)
+        version = _PYTHON.fullmatch(name)
+        if version is None or name == "libpython3.so":
+            continue
+        # As the folder above is one of what it looks through, or for its library that of whoever loads it.
+        top = "local/" if place.startswith("local/") else ""
+        if not any(re.fullmatch(rf"({top})?lib[^/]*/python3\.{version[2]}", one) for one in libraries):
+            state.complain(place, "it looks for the rest of its library in the container's folders: the image has none")
+
+
 def _edit_scripts(state: _State) -> None:
     """Edit the few lines of Python's library and programs, and of ldd, that lead into the container."""
-    libraries = sorted(
-        glob.glob("lib*/python3.*/", root_dir=state.tree) + glob.glob("local/lib*/python3.*/", root_dir=state.tree)
-    )
-    for library in libraries:
-        if not os.path.isfile(os.path.join(state.tree, library, "site.py")):
-            continue
+    for library in _list_python_libraries(state.tree):
         for pattern, old, new, is_needed in _EDITS:
-            place = pattern.format(lib=library.rstrip("/"))
+            place = pattern.format(lib=library)
             count = _edit(os.path.join(state.tree, place), old, new.format(prefix=state.prefix))
             if is_needed and not count:
                 state.complain(place, "it does not hold the line that lets Python look for modules at home")
@@ -562,9 +597,11 @@ def _edit_scripts(state: _State) -> None:
     _edit(os.path.join(state.tree, "bin/ldd"), r"^RTLDLIST=.*$", f'RTLDLIST="{loaders}"')
     for place in _gen_own_programs(state.tree):
         with open(os.path.join(state.tree, place), "rb") as file:
-            is_python = re.match(rb"#![^\n]*/python3", file.readline(_MAX_LINE)) is not None
-        if is_python:
+            interpreter = re.match(rb"#![^\n]*/(python3|\w*sh)\b", file.readline(_MAX_LINE))
+        if interpreter and interpreter[1] == b"python3":
             _edit(os.path.join(state.tree, place), _ADDED_FOLDER, f"{state.prefix}/")
+        elif interpreter:
+            _edit(os.path.join(state.tree, place), _FOLDERS_BEFORE_PATH, "")
 
 
 def _edit(path: str, old: str, new: str) -> int:
@@ -667,3 +704,14 @@ def _find_open_programs(state: _State) -> None:
         for pattern, reason in _OPEN.items():
             if re.fullmatch(pattern, posixpath.basename(place)):
                 state.complain(place, reason)
+
+
+def _find_embedded_pythons(state: _State) -> None:
+    """Name the programs with Python in them that are not known to tell it where its library is."""
+    for place, _status in _gen_programs(state.tree):
+        name = posixpath.basename(place)
+        if name == "gdb" or _PYTHON.fullmatch(name) or "/python3" in place:
+            continue
+        with open(os.path.join(state.tree, place), "rb") as file:
+            if re.search(rb"\0libpython3\.[^\0/]*\.so", file.read()):
+                state.complain(place, "it may look for Python's library where PATH leads, which is into the container")

@@ -24,7 +24,7 @@ from typing import Any, Callable, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
-_MAX_REAP_S = 5.0
+_MAX_REAP_S = 1.0
 _MAX_DESCRIPTORS = 16  # in one read; the kernel gives those of one message
 _PART = 65536
 

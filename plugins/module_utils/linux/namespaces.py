@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, read_all
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,24 @@ def run_in_mount_namespaces(
 
     pinned = [fd for one in namespaces for fd in (one.namespace_fd, one.root_fd)]
     return bounded.run(len(namespaces), call, [*keep, *pinned], timeout_s)
+
+
+def read_mountinfo(namespace_fds: Sequence[int], needles: Sequence[str], timeout_s: float) -> list[list[str] | OSError]:
+    """The lines of mountinfo as seen from the root of each mount namespace of NAMESPACE_FDS, or the OSError by which it cannot be read.
+
+    Of NEEDLES, where there are any, each line holds one. Each look has TIMEOUT_S.
+    """
+    own_fds: list[int] = []  # of the child
+
+    def call(index: int) -> list[str]:
+        if not own_fds:
+            own_fds.append(os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        syscalls.setns(namespace_fds[index], syscalls.CLONE_NEWNS)
+        fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_fds[0])
+        try:
+            lines = read_all(fd).decode("utf-8", "surrogateescape").split("\n")
+        finally:
+            os.close(fd)
+        return [line for line in lines if not needles or any(needle in line for needle in needles)]
+
+    return bounded.run(len(namespace_fds), call, namespace_fds, timeout_s)

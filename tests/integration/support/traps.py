@@ -12,6 +12,7 @@ import os
 import struct
 import subprocess
 import tempfile
+import zipfile
 from pathlib import Path
 
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
@@ -148,6 +149,33 @@ def _make_catalogue(messages: dict[bytes, bytes]) -> bytes:
 def make_script(folders: str) -> str:
     """A script for bash that springs the traps with the programs in FOLDERS."""
     return f"FOLDERS='{folders}'\n{_SPRINGS}"
+
+
+# Where Python and what has it built in would look for its library, were it not in the image: above their programs, up to the root. The
+# container's own Python has /usr/lib above it, too.
+_ABOVE = ("/dev/lib", "/lib", "/usr/lib")
+LIBRARY = "python-library"
+
+
+def lay_libraries(container: str) -> None:
+    """Put libraries of Python, which are traps, into all folders above the tools of CONTAINER: as archives, as files, machine code."""
+    # Of the whole library what is imported first is enough; then there is no open() yet.
+    code = f"import posix\nposix.close(posix.open('{OUT}/{LIBRARY}', posix.O_CREAT | posix.O_WRONLY))\n"
+    names = ("encodings/__init__", "codecs", "io", "os", "site", "json/__init__", "zipfile", "_json")
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(f"{folder}/python311.zip", "w") as archive:
+            for name in names:
+                archive.writestr(f"{name}.py", code)
+        for name in names:
+            for place in (f"python3.11/{name}.py", f"python3.11/lib-dynload/{name}.py"):
+                path = Path(folder, place)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(code)
+        pack = subprocess.run(["tar", "-C", folder, "-c", "."], capture_output=True, check=True).stdout
+    top = Path(f"/proc/{host.find_pid(container)}/root")
+    for above in _ABOVE:
+        (top / above[1:]).mkdir(parents=True, exist_ok=True)
+        subprocess.run(["tar", "-C", str(top / above[1:]), "-x"], input=pack, check=True)
 
 
 NAMES = frozenset({*_COMPILED, *_TEXTS, "inputrc", "catalogue", "magic"})

@@ -20,17 +20,20 @@ from ansible_collections.crashcart.fleet.tools.make_container_image import make_
 IMAGES = "crashcart-test"
 TOOLS = "/dev/crashcart/bin /dev/crashcart/sbin"
 RIGHTS = ("container", "tools", "host")
-# Every program, but for scripts: these start what PATH names, which with `docker exec` are the container's programs.
+# Every program that is one of KINDS by the bytes that it begins with. Scripts start what PATH names, which with `docker exec` are the
+# container's programs.
 EVERY = r"""
 count=0
 for program in /dev/crashcart/bin/* /dev/crashcart/sbin/*; do
     read -rn4 head <$program 2>/dev/null
-    [[ ! -L $program && $head == $'\x7fELF' ]] || continue
+    [[ ! -L $program && $head =~ ^($KINDS) ]] || continue
     /dev/crashcart/bin/timeout -k 2 20 $program --version </dev/null >/dev/null 2>&1
     count=$((count + 1))
 done
 echo $count programs
 """
+PROGRAMS = "KINDS=$'\\x7fELF'\n" + EVERY
+SCRIPTS_TOO = "KINDS=$'\\x7fELF|#!'\n" + EVERY
 # What the tools say where they work, whatever the container's settings are.
 ANSWERS = (
     "uid=65534(nobody)",
@@ -57,9 +60,16 @@ def test_the_traps_work(trapped):
     assert set(traps.list_sprung(trapped)) == traps.NAMES
 
 
+def test_libraries_of_python_are_traps_where_it_looks_for_them(trapped):
+    traps.lay_libraries(trapped)
+    host.docker("exec", trapped, "/usr/bin/python3", "-c", "1", check=False)
+    assert traps.LIBRARY in traps.list_sprung(trapped)
+
+
 @pytest.mark.parametrize("rights", RIGHTS)
 def test_tools_that_crashcart_exec_runs_spring_none(trapped, rights):
-    script = traps.make_script(TOOLS) + EVERY
+    traps.lay_libraries(trapped)
+    script = traps.make_script(TOOLS) + SCRIPTS_TOO
     options = {"containers": [trapped], "argv": ["bash", "-c", script], "timeout": "110s", "rights": rights}
     result = host.call_module("crashcart_exec", **options)["results"][0]
     assert traps.list_sprung(trapped) == {}, result
@@ -67,8 +77,9 @@ def test_tools_that_crashcart_exec_runs_spring_none(trapped, rights):
 
 
 def test_tools_that_docker_exec_runs_spring_none(trapped):
+    traps.lay_libraries(trapped)
     host.call_module("crashcart_attach", containers=[trapped])
-    done = host.run("docker", "exec", trapped, "/dev/crashcart/bin/bash", "-c", traps.make_script(TOOLS) + EVERY)
+    done = host.run("docker", "exec", trapped, "/dev/crashcart/bin/bash", "-c", traps.make_script(TOOLS) + PROGRAMS)
     host.call_module("crashcart_attach", containers=[trapped], state="detached")
     assert traps.list_sprung(trapped) == {}, done
     check_answers(done.stdout)
@@ -232,6 +243,7 @@ def test_an_image_by_somebody_else_is_not_sealed_and_gets_the_hosts_rights_from_
 @pytest.mark.parametrize("rights", RIGHTS)
 def test_tasks_over_the_connection_spring_none(trapped, tmp_path, rights):
     """Modules that the image's Python runs, and the shell that starts it."""
+    traps.lay_libraries(trapped)
     tool = {"argv": ["/dev/crashcart/bin/id", "nobody"], "chdir": "/trap/cwd"}
     done = inside.run_task(tmp_path, trapped, "ansible.builtin.command", tool, ansible_cart_rights=rights)
     assert "uid=65534(nobody)" in done.stdout

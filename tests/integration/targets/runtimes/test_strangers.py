@@ -389,6 +389,71 @@ def test_a_users_engine_is_believed_of_that_users_processes(user, engine, servic
             execute(containers=["cc-bai*"])
 
 
+# A tmpfs that is called as the folder of an exposed trace is, and one over it.
+COVERED = "mkdir {0}; mount -t tmpfs crashcart-{1} {0}; mount -t tmpfs other {0}; exec sleep 100000"
+
+
+def test_what_a_user_mounts_is_in_the_way_of_no_trace_of_roots(user, container):
+    name = container()
+    traced = host.call_module("ftrace_instance", state="started", containers=[name], buffer_size="64KiB")
+    instance = traced["instances"][0]["name"]
+    script = COVERED.format(user.home / "covered", "0" * 12)
+    with host.start(*user.command("unshare", "-Urm", "sh", "-c", script), cwd="/") as process:
+        host.wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_text().startswith("sleep"))
+        user.write_state("covered", process.pid)
+        result = host.call_module("ftrace_instance", state="absent")
+    assert result["changed"]
+    assert instance not in host.list_instances()
+    (warning,) = list_warnings(result)
+    assert user.label in warning and "not ours" in warning
+
+
+def test_one_container_of_roots_is_in_the_way_of_no_trace_but_its_own(container):
+    """It fails at the end: what it shows of a trace, as it says, could not be taken away."""
+    good, bad = container(), container()
+    traced = host.call_module("ftrace_instance", state="started", containers=[good], buffer_size="64KiB")
+    pid = str(host.find_pid(bad))
+    for source in ("crashcart-" + "0" * 12, "other"):
+        host.run("nsenter", "-m", "-t", pid, "--root", "/bin/busybox", "mount", "-t", "tmpfs", source, "/tmp")
+    with pytest.raises(ModuleFailed, match=f"container {bad} at /tmp.*not ours"):
+        host.call_module("ftrace_instance", state="absent")
+    assert traced["instances"][0]["name"] not in host.list_instances()
+
+
+MANY = 3000  # containers that are one process, which has this many mounts
+MOUNTS = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+os.mkdir("{0}")
+libc.mount(b"t", b"{0}", b"tmpfs", 0, None)
+for index in range(15):
+    os.mkdir("{0}/%d" % index)
+    libc.mount(b"{0}", b"{0}/%d" % index, None, 4096 | 16384, None)
+os.execvp("sleep", ["sleep", "100000"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("crashcart_info", {}), ("crashcart_attach", {"state": "detached"}), ("ftrace_instance", {"state": "absent"})],
+)
+def test_however_much_a_user_mounts_costs_15_s(user, shop, module, arguments):
+    command = user.command("unshare", "-Urm", sys.executable, "-c", MOUNTS.format(user.home / "many"))
+    with host.start(*command, cwd="/") as process:
+        host.wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_text().startswith("sleep"), 60)
+        assert len(Path(f"/proc/{process.pid}/mountinfo").read_text().splitlines()) > 1 << 15
+        state = json.dumps(strangers.make_state("x", process.pid, {}))
+        for index in range(MANY):
+            user.write_text(f"runc/many-{index}", "state.json", state)
+        start = time.monotonic()
+        result = host.call_module(module, **arguments)
+        assert time.monotonic() - start < ENOUGH_S
+    (warning,) = list_warnings(result)
+    assert user.label in warning
+    if module == "crashcart_info":
+        assert NAME in [one["name"] for one in result["containers"]]
+
+
 @pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
 def test_roots_state_in_a_folder_that_others_can_change_is_not_believed(shop, tmp_path, mode):
     (tmp_path / "bundle").mkdir()

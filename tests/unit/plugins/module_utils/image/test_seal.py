@@ -8,6 +8,7 @@ import os
 import random
 import struct
 import sys
+import zipfile
 
 import pytest
 
@@ -226,8 +227,37 @@ def test_python_and_its_library(tmp_path):
     assert launcher[:4] == b"\x7fELF" and len(launcher) < 1000
     for word in (b"-P", b"-s", b"/dev/crashcart/bin/python3.11", b"/dev/crashcart/libexec/crashcart/python3.11"):
         assert b"\0" + word + b"\0" in launcher.replace(b"\x0f\x05/", b"\x0f\x05\0/")
-    assert b"\0/proc/\0" in (tmp_path / "libexec/crashcart/python3.11").read_bytes()
+    assert b"\0\0local\0" in (tmp_path / "libexec/crashcart/python3.11").read_bytes()
     assert os.access(program, os.X_OK)
+
+
+def test_pythons_search_for_its_library_ends_in_the_image(tmp_path):
+    for place in ("bin/python3.11", "local/bin/python3.12", "lib/libpython3.13.so.1.0"):
+        put(tmp_path, place, make_elf(*SPARE))
+    put(tmp_path, "lib/python3.11/site.py", "ENABLE_USER_SITE = None\n")
+    put(tmp_path, "local/lib/python3.12/site.py", "ENABLE_USER_SITE = None\n")
+    put(tmp_path, "bin/gdb", make_elf(*SPARE, rest=b"libpython3.13.so.1.0"))
+    put(tmp_path, "bin/other", make_elf(*SPARE, rest=b"libpython3.13.so.1.0"))
+    put(tmp_path, "lib/python3.11/lib-dynload/x.so", make_elf(*SPARE, rest=b"libpython3.13.so.1.0"))
+    assert list_reasons(tmp_path) == {
+        "lib/libpython3.13.so.1.0": "it looks for the rest of its library in the container's folders: the image has none",
+        "bin/other": "it may look for Python's library where PATH leads, which is into the container",
+    }
+    for folder, archive in (
+        ("lib/python3.11", "lib/python311.zip"),
+        ("local/lib/python3.12", "local/lib/python312.zip"),
+    ):
+        assert (tmp_path / folder / "lib-dynload").is_dir()
+        assert zipfile.ZipFile(tmp_path / archive).namelist() == []
+
+
+def test_a_shells_scripts_look_for_programs_where_path_leads(tmp_path):
+    script = put(
+        tmp_path, "bin/report", "#!/dev/crashcart/bin/sh -\nPATH=/bin:/usr/local/bin:$PATH\nMYPATH=/bin:$PATH\n"
+    )
+    put(tmp_path, "bin/other", "#!/dev/crashcart/bin/awk\nPATH=/bin:$PATH\n")
+    assert list_reasons(tmp_path) == {}
+    assert script.read_text().splitlines()[1:] == ["PATH=$PATH", "MYPATH=/bin:$PATH"]
 
 
 def test_programs_in_python_have_their_modules_in_the_image(tmp_path):
