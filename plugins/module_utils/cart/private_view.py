@@ -50,29 +50,28 @@ def enter_private_copy(
         tools[name + SCRATCH_SUFFIX] = scratch_fd
     # Whoever may trace this process reaches what it has open.
     with ExitStack() as stack:
-        is_rebuilt = has_proc = False
+        own_fd = _hold(stack, os.open("/proc/self", _PLACE))
         if namespace is None:
             os.chdir("/")
         else:
-            own_fd = _hold(stack, os.open("/proc/self", _PLACE))
             syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
-            if names_must_hold:
-                has_proc = _has_proc(own_fd, namespace.root_fd)
-                is_rebuilt = may_unmount or not has_proc or not _are_mounts(own_fd, namespace.root_fd, folders)
-            if is_rebuilt:
-                _check_root(own_fd, namespace.root_fd)
-            top_fd = _hold(stack, os.open("/", _PLACE))
-            os.fchdir(namespace.root_fd)
-            os.chroot(".")
-            os.fchdir(top_fd)  # the namespace's root, which is not always that of the container's first process
-        # With it root and current folder become those of the copy.
+            os.fchdir(namespace.root_fd)  # which is not always the namespace's root
+        # Root and current folder of the process become those of the copy. All that is looked at from here on, nobody else can change.
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount_make_private(".")
-        root_fd = _hold(stack, os.open("/", _FOLDER))
+        syscalls.mount_make_private("/")
+        top_fd = _hold(stack, os.open("/", _PLACE))
+        root_fd = _hold(stack, os.open(".", _FOLDER))
         parent_fd = _hold(stack, mounts.open_beneath(root_fd, parent, _FOLDER))
+        is_rebuilt = has_proc = False
+        if namespace is not None and names_must_hold:
+            has_proc = _has_proc(own_fd, root_fd)
+            is_rebuilt = may_unmount or not has_proc or not _are_mounts(own_fd, root_fd, folders)
+        if is_rebuilt:
+            _check_root(own_fd, root_fd)
+        os.chroot(".")
         cover_fd = _hold(stack, mounts.mount_create("tmpfs", None, syscalls.MOUNT_ATTR_NOSUID, mode="0755", size="16m"))
         if is_rebuilt:
-            syscalls.move_mount(cover_fd, _hold(stack, os.open(".", _PLACE)))
+            syscalls.move_mount(cover_fd, top_fd)
             folder_fd = _rebuild(stack, root_fd, folders, cover_fd, () if has_proc else ("proc",))
         else:
             syscalls.move_mount(cover_fd, parent_fd)
@@ -97,7 +96,7 @@ def _hold(stack: ExitStack, fd: int) -> int:
     return fd
 
 
-# What decides, read by OWN_FD, the host's /proc/PID of the calling process, which has entered the namespace.
+# What decides, read by OWN_FD, the host's /proc/PID of the calling process, whose root is the namespace's.
 
 
 def _read_mount_id(own_fd: int, fd: int) -> int:
@@ -145,7 +144,7 @@ def _has_proc(own_fd: int, root_fd: int) -> bool:
 
 
 def _check_root(own_fd: int, root_fd: int) -> None:
-    """Raise OSError where ROOT_FD is not below the namespace's root, so that mounts there would be no part of what is copied."""
+    """Raise OSError where ROOT_FD is not below the namespace's root, so that its mounts are not private now."""
     if _read_mount_id(own_fd, root_fd) not in {one.mount_id for one in _read_mounts(own_fd)}:
         raise OSError(errno.EXDEV, "the root of its first process is covered by a mount: use rights=container")
 

@@ -151,8 +151,10 @@ class Root:
         # that the container runs, we saw its process and no later one with the same pid.
         pid = self._parse(self._read_state(container)).pid
         start_ticks = read_start_ticks(pid)
-        now = self._parse(self._read_state(container))
-        return replace(now, start_ticks=start_ticks if now.pid == pid else None)
+        state = self._read_state(container)
+        now = self._parse(state)
+        ticks = start_ticks if now.pid == pid else None
+        return replace(now, start_ticks=ticks, may_mount=self._may_mount(state))
 
     def predict_place(self, _container: Container) -> Place | None:
         """None: whoever starts a container here also says where its control group is."""
@@ -192,19 +194,28 @@ class Root:
 
     def _read_annotations(self, state: dict[str, Any]) -> dict[str, str]:
         """The container's annotations: of its STATE, or, where the runtime leaves them out, of its configuration, if it is root's."""
-        found = state.get("annotations")
-        folders = () if found else (os.path.join(self._path, state["id"]), state.get("bundle"))
-        for folder in folders:
+        found = state.get("annotations") or self._read_configuration(state).get("annotations")
+        return {str(name): str(value) for name, value in (found or {}).items()}
+
+    def _may_mount(self, state: dict[str, Any]) -> bool:
+        """False where the configuration of the container says which capabilities it was given, and CAP_SYS_ADMIN is not among them."""
+        try:
+            return "CAP_SYS_ADMIN" in self._read_configuration(state)["process"]["capabilities"]["bounding"]
+        except WRONG_FORM:
+            return True
+
+    def _read_configuration(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The configuration of the container with STATE, which the runtime has kept, or which is in the bundle; empty where it is not root's."""
+        for folder in (os.path.join(self._path, state["id"]), state.get("bundle")):
             if not isinstance(folder, str) or not folder.startswith("/"):
                 continue
             try:
-                found = parse_json(read_file(os.path.join(folder, "config.json"))).get("annotations")
-                break
+                return dict(parse_json(read_file(os.path.join(folder, "config.json"))))
             except FileNotFoundError:
                 continue
             except (OSError, Untrusted, Unreadable, *WRONG_FORM):
-                break  # a bundle may be anybody's: then it has no say in what the container is called
-        return {str(name): str(value) for name, value in (found or {}).items()}
+                break  # a bundle may be anybody's: then it has no say
+        return {}
 
     def _ask(self, *words: str) -> Any:
         try:

@@ -135,6 +135,20 @@ def test_what_is_led_into_the_image_works(container, way):
     assert lines[2].startswith("Python 3.")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["gdb", "-batch", "-ex", "shell readlink /proc/$$/exe"],
+        ["script", "-qec", "readlink /proc/$$/exe", "/dev/null"],
+        ["bash", "-c", "echo 'readlink /proc/$$/exe' | chroot /"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_programs_that_ask_for_a_shell_start_the_images(container, argv):
+    result = host.call_module("crashcart_exec", containers=[container()], argv=argv)["results"][0]
+    assert result["stdout"].strip() == "/dev/crashcart/bin/bash", result
+
+
 def test_musl_looks_for_libraries_in_the_image_only(container, tmp_path):
     images.install_packages("musl-tools")
     source = os.path.join(os.path.dirname(traps.__file__), "load.c")
