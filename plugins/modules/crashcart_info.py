@@ -242,6 +242,8 @@ def take_census(module, host):
     """The census, with a warning for users whose processes could not all be looked at in time."""
     found, omitted = census.take_census(strangers.TOTAL_S if host is None else host.seconds_for_users)
     for uid in omitted:
+        if host is not None and host.has_warned_of(uid):
+            continue
         module.warn(
             escape(
                 f"mounts of processes of {find_account(uid).label}, or some of them, are not looked at: there are too many"

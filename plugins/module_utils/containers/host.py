@@ -171,8 +171,13 @@ class Host:
             try:
                 found.append(self._budget.run(lambda theirs=theirs: function(theirs), len(by_owner) - index))  # type: ignore[misc]
             except ContainerError as error:
-                self.warnings.append(f"{what} of {find_account(uid).label}, or some of them, is left out: {error}")
+                if not self.has_warned_of(uid):
+                    self.warnings.append(f"{what} of {find_account(uid).label}, or some of them, is left out: {error}")
         return found
+
+    def has_warned_of(self, uid: int) -> bool:
+        """Whether one of WARNINGS is of the user UID: one is enough, however much is wrong."""
+        return any(find_account(uid).label in one for one in self.warnings)
 
     @property
     def seconds_for_users(self) -> float:

@@ -138,9 +138,8 @@ def test_what_is_led_into_the_image_works(container, way):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["gdb", "-batch", "-ex", "shell readlink /proc/$$/exe"],
-        ["script", "-qec", "readlink /proc/$$/exe", "/dev/null"],
-        ["bash", "-c", "echo 'readlink /proc/$$/exe' | chroot /"],
+        ["gdb", "-batch", "-ex", "shell echo $BASH"],
+        ["bash", "-c", "echo 'echo $BASH' | chroot /"],
     ],
     ids=lambda argv: argv[0],
 )
