@@ -255,7 +255,7 @@ def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
         json.dumps(entry.get("labels"), ensure_ascii=False).encode("utf-8")  # lone surrogates are for no manifest
         pid = entry.get("pid") or 0
         entry["start_ticks"] = read_start_ticks(pid) if isinstance(pid, int) and 1 < pid < 1 << 22 else None
-        container = make_container(**entry, owner_uid=account.uid)
+        container = make_container(**entry, owner_uid=account.uid, may_mount=True)
     except WRONG_FORM as error:
         told.troubles.append(f"a container is left out: {error}")
         return
