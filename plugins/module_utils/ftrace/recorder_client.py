@@ -178,15 +178,14 @@ class Loan:
         cpus = instance.list_cpus()
         for start in range(0, len(cpus), recorder_socket.MAX_FDS):
             some = cpus[start : start + recorder_socket.MAX_FDS]
-            found = self._borrow(some) if connection is not None else drain.open_readers(instance, some)
+            found = self._borrow(connection, some) if connection is not None else drain.open_readers(instance, some)
             for _cpu, fd in found.items():
                 stack.callback(os.close, fd)
             self.fds.update(found)
         self.errors = {cpu: "its buffer cannot be opened" for cpu in cpus if cpu not in self.fds}
 
-    def _borrow(self, cpus: list[int]) -> dict[int, int]:
-        assert self._connection is not None
-        reply, fds = _exchange(self._connection, {"do": "lend", "name": self._instance.name, "cpus": cpus})
+    def _borrow(self, connection: socket.socket, cpus: list[int]) -> dict[int, int]:
+        reply, fds = _exchange(connection, {"do": "lend", "name": self._instance.name, "cpus": cpus})
         self.reasons = reply["reasons"]
         return dict(zip(reply["cpus"], fds))
 
