@@ -34,6 +34,7 @@ _LOOP_INFO64 = struct.Struct("QQQQQIIII64s64s32s2Q")
 # struct loop_config: fd, block_size; loop_info64; reserved
 _LOOP_CONFIG_SIZE = 8 + _LOOP_INFO64.size + 64
 
+_MAX_ATTEMPTS = 100
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -253,11 +254,15 @@ def mount_create(filesystem: str, source: str | None = None, attributes: int = 0
 def open_beneath(root_fd: int, path: str, flags: int) -> int:
     """A descriptor for PATH below ROOT_FD that no symlink and no '..' can lead elsewhere."""
     path = path.strip("/") or "."
-    try:
-        return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH)
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH)
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                break
+            # EAGAIN: something was mounted or renamed on the host while a '..' was looked at (openat2(2)).
+            if error.errno != errno.EAGAIN or attempt == _MAX_ATTEMPTS - 1:
+                raise
     return _walk_beneath(root_fd, path.split("/"), flags)
 
 
