@@ -141,7 +141,7 @@ def _run(order: Order) -> int:
         with open_targets([container]) as targets:
             places = execution.choose_places(targets, outcome, command, order.user, order.image)
             with execution.open_jobs(places, outcome, command) as jobs:
-                outcome.check()
+                outcome.raise_first()
                 (job,) = jobs
                 if job.prefix != PREFIX:
                     raise FleetError(

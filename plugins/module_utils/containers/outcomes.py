@@ -55,6 +55,7 @@ class Outcome:
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], Failure] = {}
         self._complaints: list[str] = []
+        self._first: Exception | None = None
 
     @contextmanager
     def serve(self, container: Named, *, ended_ok: bool = False) -> Iterator[None]:
@@ -70,6 +71,7 @@ class Outcome:
             error = ContainerGoneError(f"container {container.name} has just ended")
         if ended_ok and isinstance(error, ContainerGoneError):
             return
+        self._first = self._first or error
         text = _tell(error)
         key = container.name, container.id
         known = self._failures.get(key)
@@ -90,6 +92,11 @@ class Outcome:
             yield
         except (FleetError, OSError) as error:
             self._complaints.append(_tell(error))
+
+    def raise_first(self) -> None:
+        """Raise the first error as it was, where a container has failed: for a call for one, whose caller tells errors apart."""
+        if self._first is not None:
+            raise self._first
 
     def has_failed(self, container: Named) -> bool:
         """Whether CONTAINER has failed so far."""
