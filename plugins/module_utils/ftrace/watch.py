@@ -189,6 +189,8 @@ class Watch:
         self._is_changing = False
         self._learn({_find_compared(file) for file in self._changed})
         self._altered -= self._changed
+        if "events/enable" in self._changed:  # which has switched all of them off, before some were set anew
+            self._altered = {file for file in self._altered if not file.startswith("events/")}
         self._watch_events(events)
         self.rebase_counters()
 
@@ -210,6 +212,7 @@ class Watch:
 
     def compare_counters(self) -> None:
         """Add what the kernel's counters tell of readers whom nobody saw, where nobody of ours has read since the last account."""
+        self._watcher.update()  # who was seen is told in better words
         taken = 0
         for cpu, read in self._count_read().items():
             before = self._read_events.get(cpu, 0)

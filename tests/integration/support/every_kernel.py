@@ -135,6 +135,7 @@ def check_touched(machine: Machine, worker: str, folder: Path) -> None:
     run_workload(machine, worker)
     (capture,) = machine.fetch(folder / "again", containers=[worker])
     assert "trace_pipe" not in "; ".join(capture["manifest"]["reasons"])
+    machine.call("ftrace_instance", containers=[worker], state="absent")
 
 
 def check_executed(machine: Machine, worker: str, folder: Path) -> None:

@@ -160,6 +160,20 @@ def test_a_module_that_leaves_what_another_has_altered_does_not_approve_of_it(wa
     assert watch.list_reasons() == ["somebody else wrote to tracing_cpumask"]
 
 
+def test_events_that_a_module_sets_anew_are_as_wanted(watch, instance):
+    write(instance, "events/sched/sched_switch/filter", "prev_pid == 1")
+    watch.begin_change()
+    write(instance, "events/sched/sched_switch/enable", "1")
+    watch.end_change([])
+    watch.settle()
+    assert len(watch.list_reasons()) == 1
+    watch.begin_change()
+    write(instance, "events/enable", "0")
+    watch.end_change([])
+    watch.settle()
+    assert watch.list_reasons() == []
+
+
 def test_the_counters_tell_of_readers_whom_nobody_saw(watch, instance):
     set_counter(instance, 40)
     watch.compare_counters()
