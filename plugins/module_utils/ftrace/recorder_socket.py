@@ -40,6 +40,7 @@ def listen() -> socket.socket:
         os.unlink(find_path())
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     server.bind(find_path())  # in a folder that is root's alone
+    os.chmod(find_path(), 0o600)
     server.listen(128)
     return server
 
