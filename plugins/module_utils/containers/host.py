@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from functools import partial
 from typing import Any, Callable, Protocol, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci, podman, strangers
@@ -169,7 +170,7 @@ class Host:
         found = []
         for index, (uid, theirs) in enumerate(by_owner.items()):
             try:
-                found.append(self._budget.run(lambda theirs=theirs: function(theirs), len(by_owner) - index))  # type: ignore[misc]
+                found.append(self._budget.run(partial(function, theirs), len(by_owner) - index))
             except ContainerError as error:
                 if not self.has_warned_of(uid):
                     self.warnings.append(f"{what} of {find_account(uid).label}, or some of them, is left out: {error}")

@@ -48,13 +48,12 @@ if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for w
 
 @dataclass(frozen=True)
 class Source:
-    """Where a capture comes from: LABEL names its container, SIZE is how many bytes of pages have to be taken at once, at least.
+    """Where a capture comes from: SIZE is how many bytes of pages have to be taken at once, at least.
 
     TAKE moves pages to a writer, more than SIZE only as far as ROOM has place for them, and gives the manifest; FINISH is called when
     they are safe in a segment.
     """
 
-    label: str
     instance: Instance
     size: int
     take: Callable[[SegmentWriter, int], dict[str, Any]]

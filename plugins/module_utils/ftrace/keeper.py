@@ -119,7 +119,7 @@ class Keeper:
             return following.START_LOOK_S
         if self._limits.watch:
             return following.LOOK_S
-        return _LOOK_S if self.writer is not None or self._limits != Limits() else _WATCH_S
+        return _LOOK_S if self.has_bounds else _WATCH_S
 
     @property
     def is_awaiting(self) -> bool:

@@ -42,12 +42,12 @@ def list_sources(one: TraceInstance) -> list[capture.Source]:
     for recording in recordings.list_recordings(one.instance.name):
         taking = _Taking(recording, one)
         size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
-        sources.append(capture.Source(one.container_name, one.instance, size, taking.take, taking.finish))
+        sources.append(capture.Source(one.instance, size, taking.take, taking.finish))
     # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
     if one.instance.exists() and not keeping.is_recorded(one.instance):
         size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
         draining = capture.RingDrain(one)
-        sources.append(capture.Source(one.container_name, one.instance, size, draining.take, draining.finish))
+        sources.append(capture.Source(one.instance, size, draining.take, draining.finish))
     return sources
 
 

@@ -228,7 +228,7 @@ class Watch:
 
     def settle(self) -> None:
         """What was told is in an account now. What another has altered, and is still so, is a reason of the next one, too."""
-        present = self._read_settings()
+        present = self._read_settings() if self._altered else {}
         lasting = set()
         for file in self._altered:
             compared = _find_compared(file)
