@@ -9,8 +9,9 @@ the host's first process's, as for a process that is named by its pid, only the 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, read_all_mounts
@@ -20,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 _INIT = "/init.scope"
+_SETTLE_S = 0.5  # for all of a call; a busy host takes tens of milliseconds
 
 
 def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[str, str]]:
@@ -43,15 +45,32 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
     for index, reason in enumerate(_find_host_procs(targets, host_procs) if host_procs else ()):
         if reason:
             shared[index].setdefault("pid", reason)
-    for pid in processes.read_pids() if waiting else ():
-        with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
-            for kind in kinds:
-                for index in waiting.get(process.namespace(kind), ()):
-                    if kind in shared[index] or _is_own(process, groups[index]) or _is_helper(process, kind):
-                        continue
-                    comm = process.read("comm").decode("utf-8", "replace").strip()
-                    shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
+    deadline = time.monotonic() + _SETTLE_S
+    for identity, kind, pid in list(_gen_inhabitants(kinds)) if waiting else ():
+        for index in waiting.get(identity, ()):
+            if kind not in shared[index] and (comm := _find_foreign(pid, kind, identity, groups[index], deadline)):
+                shared[index][kind] = f"also that of process {pid} ({comm!r}), which is not of this container"
     return shared
+
+
+def _gen_inhabitants(kinds: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield of all processes and their namespaces of KINDS: the namespace's identity, its kind, the pid."""
+    for pid in processes.read_pids():
+        with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
+            yield from [(process.namespace(kind), kind, pid) for kind in kinds]
+
+
+def _find_foreign(pid: int, kind: str, identity: str, groups: Sequence[Membership], deadline: float) -> str:
+    """Return the name of process PID if it is still foreign in namespace IDENTITY of KIND at DEADLINE, otherwise "".
+
+    A runtime that starts another command in a container, as a health check, enters its namespaces first and its control groups then.
+    """
+    with suppress(ProcessGone, OSError), Process(pid) as process:
+        while process.namespace(kind) == identity and _is_foreign(process, kind, groups):
+            if time.monotonic() > deadline:
+                return process.read("comm").decode("utf-8", "replace").strip() or "?"
+            time.sleep(0.01)
+    return ""
 
 
 def _find_host_procs(targets: Sequence[Target], host_procs: set[str]) -> list[str]:
@@ -71,6 +90,10 @@ def _find_host_procs(targets: Sequence[Target], host_procs: set[str]) -> list[st
         place = next((one.mount_point for one in open_ones if one.device in host_procs), "")
         reasons.append(f"not all that it acts on: the host's processes are seen at {place!r}" if place else "")
     return reasons
+
+
+def _is_foreign(process: Process, kind: str, groups: Sequence[Membership]) -> bool:
+    return not _is_own(process, groups) and not _is_helper(process, kind)
 
 
 def _is_helper(process: Process, kind: str) -> bool:

@@ -47,9 +47,12 @@ def held(kind: str, name: str) -> Iterator[None]:
     """Keep the lock of KIND (container, trace) of container NAME, as another operator may."""
     os.makedirs(LOCKS, mode=0o700, exist_ok=True)
     path = f"{LOCKS}/{kind}-{host.docker('inspect', '-f', '{{.Id}}', name)[:12]}"
-    with open(path, "a", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(fd)
 
 
 def end(name: str) -> None:

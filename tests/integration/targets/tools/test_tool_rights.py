@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import host
@@ -15,7 +18,11 @@ from support.tool_checks import check_tools
 from support.user_namespace import run_in_user_namespace
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, mounts, processes
 
 NETWORK = ("--network", "none")
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch-file; done")
@@ -40,6 +47,14 @@ def read_status(name, **options):
 
 def read_first_status(name):
     return processes.parse_status(Path(f"/proc/{host.find_pid(name)}/status").read_bytes())
+
+
+def join_groups(pid, other):
+    """Put process PID into the control groups of process OTHER."""
+    own, wanted = (cgroups.parse_cgroup(Path(f"/proc/{one}/cgroup").read_bytes()) for one in (pid, other))
+    for _group, path in cgroups.gen_joins(wanted, own, mounts.read_mounts("self", " - cgroup")):
+        if path:
+            Path(path).write_text(str(pid))
 
 
 @pytest.fixture
@@ -75,6 +90,28 @@ def test_another_user_has_the_two_capabilities_and_no_others(container):
     name = container()
     found = capabilities.parse_sets(read_status(name, user="4321"))
     assert found.effective == found.permitted == found.ambient == TOOL_CAPABILITIES
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_who_enters_before_it_is_in_the_control_group_is_waited_for(container, settles):
+    """As runc does with a health check or a command of `docker exec`."""
+    name = container()
+    pid = host.find_pid(name)
+    parameters = {"containers": [name], "labels": None, "query": None, "allow_empty": False, "docker_host": None}
+    chosen = options.select(SimpleNamespace(params=parameters), Host(os.environ["DOCKER_HOST"]), required=True)
+    with host.start("nsenter", "-t", str(pid), "-p", "--", "sleep", "60") as runtime, open_targets(chosen) as targets:
+        child = int(host.wait_until(Path(f"/proc/{runtime.pid}/task/{runtime.pid}/children").read_text))
+        joins = threading.Timer(0.1, join_groups, (child, pid))
+        if settles:
+            joins.start()
+        (shared,) = find_shared(targets, ["pid", "net"])
+        os.kill(child, signal.SIGKILL)
+    if settles:
+        joins.join()
+        assert shared == {}
+    else:
+        assert list(shared) == ["pid"]
+        assert f"process {child} " in shared["pid"]
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)

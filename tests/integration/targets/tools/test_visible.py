@@ -30,7 +30,7 @@ CONTAINERS = {
 }
 # Looks at whatever comes into the pid namespace until a file appears, and says what it got by each of the ways there are.
 SPY = """
-import ctypes, json, os, sys
+import ctypes, json, os, stat, sys
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 own = set(filter(str.isdigit, os.listdir('/proc'))) | {str(os.getpid())}
@@ -87,10 +87,24 @@ def map_files(folder):
         if not target.startswith('/dev/crashcart/') and writable(f'{folder}/map_files/{name}'):
             yield target
 
+def is_made_for_it(top, place):
+    # A root that was made for one command: nobody writes to it, and all in it is what the container has at the same place, or the tools.
+    for name in os.listdir(top):
+        found, own = f'{top}/{name}', f'{place}/{name}'
+        status = os.lstat(found)
+        if stat.S_ISLNK(status.st_mode) or own.startswith('/dev/crashcart'):
+            continue
+        if os.path.lexists(own) and os.path.samestat(status, os.lstat(own)):
+            continue
+        if status.st_dev != os.stat(top).st_dev or not stat.S_ISDIR(status.st_mode) or not is_made_for_it(found, own):
+            return False
+    return not writable(top)
+
 def folders(folder):
     for name in ('root', 'cwd'):
-        if os.stat(f'{folder}/{name}').st_dev != root.st_dev:
-            yield name + ' ' + os.readlink(f'{folder}/{name}')
+        top = f'{folder}/{name}'
+        if os.stat(top).st_dev != root.st_dev and not is_made_for_it(top, ''):
+            yield name + ' ' + os.readlink(top)
 
 def ptrace(folder):
     # In a child: what it traces goes on when that has ended.
