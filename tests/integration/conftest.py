@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -33,7 +34,15 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tool_image(controller: None) -> Iterator[str]:
+def alone() -> Iterator[None]:
+    """Whoever else runs these tests on this machine is waited for: they share a kernel, and what is left in it is removed at the end."""
+    with open("/run/lock/crashcart-fleet-tests", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tool_image(controller: None, alone: None) -> Iterator[str]:
     """The default tool image in this host's store; when all tests have ended a cleanup has to leave the host clean."""
     assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
     images.make(IMAGES, "busybox", "static", "python", "redis", "nginx")
