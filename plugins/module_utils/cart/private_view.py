@@ -5,10 +5,10 @@
 In a private copy of its mount namespace a small tmpfs covers the folder that the image goes into (/dev), with everything
 that stood there bound into it again, and the image beside. It is gone with the last process that stands in it.
 
-A mount keeps a name where it is in its own mount namespace only: the container may rename or remove a folder on which something is
-mounted in the copy. So where a command may do more than the container, all names on the way to the image have to be mounts of the
-container's that it cannot undo. Where they are not, the tmpfs becomes the root, and all that stood in the container's root is bound
-into that. Sources: EBUSY in rename(2) and rmdir(2), mount_namespaces(7).
+A mount keeps a name where it is in its own mount namespace only: whoever reaches the folder that it is in by another mount, in another
+namespace or in a container that shares a volume, may rename or remove what is mounted on here. So where a command may do more than the
+container, the tmpfs becomes the root, and all that stood in the container's root is bound into that. That is left out where the name holds
+without it, in a container as engines mostly make them. Sources: EBUSY in rename(2) and rmdir(2), mount_namespaces(7).
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def enter_private_copy(
         is_rebuilt = has_proc = False
         if namespace is not None and names_must_hold:
             has_proc = _has_proc(own_fd, root_fd)
-            is_rebuilt = may_unmount or not has_proc or not _are_mounts(own_fd, root_fd, folders)
+            holds = _do_names_hold(own_fd, namespace, top_fd, root_fd, folders)
+            is_rebuilt = may_unmount or not has_proc or not holds
         if is_rebuilt:
             _check_root(own_fd, root_fd)
         os.chroot(".")
@@ -130,10 +131,24 @@ def _find_mount_ids(own_fd: int, root_fd: int, folders: Sequence[str]) -> list[i
     return found
 
 
-def _are_mounts(own_fd: int, root_fd: int, folders: Sequence[str]) -> bool:
-    """Whether each of FOLDERS, one in the other below ROOT_FD, is one that something is mounted on."""
-    found = _find_mount_ids(own_fd, root_fd, folders)
-    return len(found) == len(folders) + 1 and all(one != two for one, two in zip(found, found[1:]))
+def _do_names_hold(own_fd: int, namespace: MountNamespace, top_fd: int, root_fd: int, folders: Sequence[str]) -> bool:
+    """Whether a mount on FOLDERS keeps them from all but the host's root, as long as the container undoes none. TOP_FD is the namespace's root.
+
+    That is so for a folder of an overlay's top, which nothing else on the host but the engine's own mount of it leads to, in a mount namespace
+    of the host's own user namespace.
+    """
+    ids = _find_mount_ids(own_fd, root_fd, folders)
+    known = {one.mount_id: one for one in _read_mounts(own_fd)}
+    way = [known[one] for one in ids if one in known]
+    return (
+        len(folders) == 1
+        and len(way) == len(set(ids)) == 2
+        and way[0].filesystem == "overlay"
+        and way[0].root == "/"
+        and _read_mount_id(own_fd, top_fd) == ids[0]
+        and os.path.samestat(os.fstat(top_fd), os.fstat(root_fd))
+        and os.path.samestat(os.stat("ns/user", dir_fd=own_fd), namespace.stat_owner())
+    )
 
 
 def _has_proc(own_fd: int, root_fd: int) -> bool:

@@ -8,12 +8,13 @@ Source: setns(2), pid_namespaces(7).
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, read_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import NS_GET_USERNS, Process, read_all
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class MountNamespace:
 
     namespace_fd: int
     root_fd: int
+
+    def stat_owner(self) -> os.stat_result:
+        """The user namespace that it belongs to: what its owner may do, whoever has capabilities in there may (ioctl_ns(2))."""
+        fd = fcntl.ioctl(self.namespace_fd, NS_GET_USERNS)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Let go of both."""

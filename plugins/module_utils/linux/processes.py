@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
-_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 _NS_GET_OWNER_UID = 0xB704
 
 
@@ -123,7 +123,7 @@ class Process:
         """The user who made the user namespace that its mount namespace belongs to, which need not be its own; 0 for the host's."""
         fd = self.open("ns/mnt")
         try:
-            user_fd = fcntl.ioctl(fd, _NS_GET_USERNS)
+            user_fd = fcntl.ioctl(fd, NS_GET_USERNS)
         finally:
             os.close(fd)
         try:

@@ -38,9 +38,11 @@ _TRACING = {
     "ppc64le": (0xC0000015, {"ptrace": 26, "process_vm_readv": 351}),
     "s390x": (0x80000016, {"ptrace": 26, "process_vm_readv": 340}),
 }
-_LOAD, _LOAD_NUMBER, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x00, 0x15, 0x06  # of classic BPF, linux/bpf_common.h
+# Of classic BPF, linux/bpf_common.h.
+_LOAD, _LOAD_NUMBER, _JUMP, _JUMP_IF_EQUAL, _RETURN, _RETURN_ACCUMULATOR = 0x20, 0x00, 0x05, 0x15, 0x06, 0x16
 _CALL, _MACHINE = 0, 4  # where struct seccomp_data has them
 _ALLOW = 0x7FFF0000
+_FEIGN = 0x00050000  # SECCOMP_RET_ERRNO with no error: the call is not made, and its caller is told that it was
 _MAX_INSTRUCTIONS = 4096
 
 
@@ -115,7 +117,29 @@ def let_trace(instructions: bytes, machine: str) -> bytes:
     return whole if calls and len(whole) <= _MAX_INSTRUCTIONS * _INSTRUCTION_BYTES else instructions
 
 
+def refuse_openly(instructions: bytes) -> bytes:
+    """Return a filter that answers EPERM where INSTRUCTIONS feign success, and does as they say with all else.
+
+    Who puts itself under a stranger's filter could not tell otherwise whether it has lost its capabilities, or is its own child. Raises
+    OSError (E2BIG) where there is no room.
+    """
+    steps = list(struct.iter_unpack("HBBI", instructions))
+    refusal = (_RETURN, 0, 0, _FEIGN | errno.EPERM)
+    end = len(steps)
+    for index, (code, _if_true, _if_false, value) in enumerate(steps):
+        if code == _RETURN and value == _FEIGN:
+            steps[index] = refusal
+        elif code == _RETURN_ACCUMULATOR:
+            steps[index] = (_JUMP, 0, 0, end - index - 1)
+    if any(code == _RETURN_ACCUMULATOR for code, *_rest in struct.iter_unpack("HBBI", instructions)):
+        steps += [(_JUMP_IF_EQUAL, 0, 1, _FEIGN), refusal, (_RETURN_ACCUMULATOR, 0, 0, 0)]
+    if len(steps) > _MAX_INSTRUCTIONS:
+        raise OSError(errno.E2BIG, "its seccomp filter is too long to be put under: use rights=host")
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
+
+
 def install_filter(instructions: bytes) -> None:
-    """Put the calling thread under one more filter; needs CAP_SYS_ADMIN or no_new_privs."""
+    """Put the calling thread under one more filter, which feigns nothing (refuse_openly); needs CAP_SYS_ADMIN or no_new_privs."""
+    instructions = refuse_openly(instructions)
     program = _Program(len(instructions) // _INSTRUCTION_BYTES, instructions)
     syscalls.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))

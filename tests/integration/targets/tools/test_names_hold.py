@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -20,6 +21,40 @@ WAIT = ": >/out/began; until [ -e /out/go ]; do :; done; id -u; df -P / | tail -
 CHROOT = "mkdir -p /x/dev /x/proc /x/tmp /x/out; cp -a /bin /x/; exec chroot /x /bin/sleep 100000"
 
 
+# A first process in namespaces of its own, where it may mount, which has given that up, and a child of it, which has not, that exchanges /dev.
+IN_OWN_NAMESPACES = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+def check(rc):
+    if rc:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+check(libc.unshare(0x10000000 | 0x20000))
+for name, text in (('setgroups', 'deny'), ('uid_map', '0 0 1'), ('gid_map', '0 0 1')):
+    with open(f'/proc/self/{name}', 'w') as file:
+        file.write(text)
+for name in ('dev', 'proc', 'tmp', 'out', 'fake/crashcart/bin'):
+    os.makedirs(f'/x/{name}')
+with open('/x/fake/crashcart/bin/id', 'w') as file:
+    file.write('echo EXCHANGED')  # which bash runs itself
+os.chmod('/x/fake/crashcart/bin/id', 0o755)
+check(libc.mount(b'tmpfs', b'/x/dev', b'tmpfs', 0, None))
+check(libc.mount(b'/proc', b'/x/proc', None, 0x1000 | 0x4000, None))
+if os.fork() == 0:
+    while not os.path.exists('/x/out/began'):
+        time.sleep(0.01)
+    check(libc.umount2(b'/x/dev', 2))
+    os.rename('/x/dev', '/x/gone')
+    os.rename('/x/fake', '/x/dev')
+    os.mkdir('/x/out/go')
+    time.sleep(10000)
+os.chroot('/x')
+os.chdir('/')
+check(libc.prctl(24, 21, 0, 0, 0))
+os.mkdir('/ready')
+time.sleep(10000)
+"""
+
+
 def start_chrooted(container, *options):
     name = container("busybox", "/bin/sh", "-c", CHROOT, options=(*NETWORK, "-v", "/x", *options))
     host.wait_until(lambda: Path(f"/proc/{host.find_pid(name)}/cmdline").read_bytes().startswith(b"/bin/sleep"))
@@ -28,8 +63,14 @@ def start_chrooted(container, *options):
 
 def exchange(name, top, script):
     """Run SCRIPT in container NAME once the command waits, and let that go on; TOP is where the command's root is."""
+    exchange_for(name, name, script, top)
+
+
+def exchange_for(other, name, script, top=""):
+    """Run SCRIPT in container OTHER once the command in container NAME waits, and let that go on."""
     host.wait_until(lambda: host.run("docker", "exec", name, "ls", f"{top}/out/began", check=False).returncode == 0)
-    host.docker("exec", name, "/bin/sh", "-c", f"{script}; mkdir {top}/out/go")
+    host.docker("exec", other, "/bin/sh", "-c", script)
+    host.docker("exec", name, "mkdir", f"{top}/out/go")
 
 
 def run_under_exchange(name, top, script, function):
@@ -81,6 +122,70 @@ def test_a_prefix_that_nothing_of_the_container_is_mounted_on(container, tmp_pat
     script = "mv /opt /gone && mv /fake /opt"
     check(name, "", script, "host", image="opt")
     host.call_module("crashcart_image", name="opt", state="absent")
+
+
+@pytest.mark.parametrize("rights", ["tools", "host"])
+def test_in_namespaces_that_the_container_has_made(container, rights):
+    """Who has made a user namespace may undo mounts there, whatever the first process says of itself. Podman's profile lets everybody."""
+    options = ("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined")
+    name = container("python", "/usr/bin/python3", "-c", IN_OWN_NAMESPACES, options=(*NETWORK, *options))
+    host.wait_until(lambda: Path(f"/proc/{host.find_pid(name)}/root/ready").exists())
+    result = execute(name, argv=["bash", "-c", WAIT], rights=rights)
+    assert result["stdout"].splitlines()[0] == "0", result
+
+
+@pytest.mark.parametrize("rights", ["tools", "host"])
+def test_where_another_container_mounts(container, tmp_path, rights):
+    """By propagation, below a folder that both have."""
+    shared = tmp_path / "shared"
+    (shared / "r").mkdir(parents=True)
+    host.run("mount", "--bind", str(shared), str(shared))
+    try:
+        host.run("mount", "--make-shared", str(shared))
+        volume = f"type=bind,src={shared},dst=/s,bind-propagation="
+        may_mount = ("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined")
+        other = container(options=(*NETWORK, *may_mount, "--mount", volume + "rshared"))
+        script = "mkdir -p /s/r/dev /s/r/proc /s/r/out /s/r/tmp; cp -a /bin /s/r/; mount -t tmpfs none /s/r/dev; mount -t proc none /s/r/proc"
+        host.docker("exec", other, "/bin/sh", "-c", script)
+        host.docker("exec", other, "/bin/sh", "-c", FAKE.format("/s/r/fake"))
+        chroot = ("busybox", "/bin/sh", "-c", "exec chroot /s/r /bin/sleep 100000")
+        name = container(*chroot, options=(*NETWORK, "--mount", volume + "rslave"))
+        script = "umount /s/r/dev && mv /s/r/dev /s/r/gone && mv /s/r/fake /s/r/dev"
+        thread = threading.Thread(target=exchange_for, args=(other, other, script, "/s/r"))
+        thread.start()
+        try:
+            result = execute(name, argv=["bash", "-c", WAIT], rights=rights)
+        finally:
+            thread.join()
+        assert result["stdout"].splitlines()[0] == "0", result
+    finally:
+        for one in (name, other):
+            host.docker("rm", "-f", one)
+        host.run("umount", "-R", str(shared))
+
+
+def test_a_volume_that_another_container_has_by_its_parent(container, tmp_path):
+    """A folder that something is mounted on may be renamed wherever nothing is mounted on it."""
+    build(tmp_path / "image", packages=["bash", "coreutils"], prefix="/srv/tools/crashcart")
+    images.install(tmp_path / "image", "srv")
+    volume, other_volume = (f"cc-{word}-{os.getpid()}" for word in ("srv", "tools"))
+    try:
+        other = container(options=(*NETWORK, "-v", f"{volume}:/v"))
+        name = container(options=(*NETWORK, "-v", f"{volume}:/srv", "-v", f"{other_volume}:/srv/tools"))
+        host.docker("exec", other, "/bin/sh", "-c", FAKE.format("/v/fake"))
+        script = "mv /v/tools /v/gone && mv /v/fake /v/tools"
+        thread = threading.Thread(target=exchange_for, args=(other, name, script))
+        thread.start()
+        try:
+            result = execute(name, argv=["bash", "-c", WAIT], rights="host", image="srv")
+        finally:
+            thread.join()
+        assert result["stdout"].splitlines()[0] == "0", result
+    finally:
+        for one in (name, other):
+            host.docker("rm", "-f", one)
+        host.docker("volume", "rm", volume, other_volume)
+        host.call_module("crashcart_image", name="srv", state="absent")
 
 
 def test_through_the_connection(container, tmp_path):

@@ -19,7 +19,12 @@ from support import host
 from support.rights import LOOK
 from support.user_namespace import run_in_user_namespace
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
+    capabilities,
+    seccomp,
+    syscall_names,
+    syscalls,
+)
 
 NETWORK = ("--network", "none")
 RIGHTS = ("container", "tools", "host")
@@ -221,6 +226,45 @@ def test_all_of_ours_in_the_pid_namespace_is_under_the_containers_filters(contai
     assert found["crashcart"] == wanted
     assert len(found) == 2, "the first process is a sleep, too"
     assert found["sleep"] == wanted
+
+
+# A first process under a filter that tells those who make a call of CALLS that it succeeded, and does not let them make it.
+FEIGNS = """
+import ctypes, struct, time
+calls = CALLS
+steps = [(0x20, 0, 0, 0)]
+for index, call in enumerate(calls):
+    steps.append((0x15, len(calls) - index, 0, call))
+steps += [(0x06, 0, 0, 0x7fff0000), (0x06, 0, 0, 0x00050000)]
+text = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('instructions', ctypes.c_void_p)]
+program = Program(len(steps), ctypes.addressof(text))
+open('/ready', 'w').close()
+assert ctypes.CDLL(None).prctl(22, 2, ctypes.byref(program)) == 0
+time.sleep(10000)
+"""
+
+
+@pytest.mark.parametrize("rights", RIGHTS[:2])
+@pytest.mark.parametrize("calls", [["capset"], ["clone", "clone3"], ["setsid", "clone"], ["prctl"]])
+def test_a_filter_that_feigns_success_gives_a_command_nothing(container, calls, rights):
+    """Neither the capabilities that were to be dropped, nor a place among the host's processes: the step is seen to fail."""
+    script = FEIGNS.replace("CALLS", repr([syscall_names.find_number(one) for one in calls]))
+    options = (
+        "--cap-add",
+        "SYS_ADMIN",
+        "--security-opt",
+        "seccomp=unconfined",
+        "--security-opt",
+        "apparmor=unconfined",
+    )
+    name = container("python", "/usr/bin/python3", "-c", script, options=(*NETWORK, *options))
+    pid = host.find_pid(name)
+    host.wait_until(lambda: "Seccomp:\t2" in _read_status(pid))
+    with pytest.raises(host.ModuleFailed, match="Operation not permitted"):
+        host.call_module("crashcart_exec", containers=[name], argv=["cat", "/proc/self/status"], rights=rights)
+    assert not host.runs(name, "crashcart")
 
 
 def _read_status(pid):

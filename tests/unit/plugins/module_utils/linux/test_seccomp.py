@@ -31,8 +31,12 @@ def run(instructions, call, machine):
             (accumulator,) = struct.unpack_from("I", data, value)
         elif code == 0x00:
             accumulator = value
+        elif code == 0x05:
+            place += value
         elif code == 0x15:
             place += if_true if accumulator == value else if_false
+        elif code == 0x16:
+            return accumulator
         else:
             assert code == 0x06
             return value
@@ -55,3 +59,41 @@ def test_a_filter_that_cannot_grow_and_an_unknown_machine_stay_as_they_are():
     assert seccomp.let_trace(longest, "x86_64") == longest
     assert seccomp.let_trace(DENY_ALL, "vax") == DENY_ALL
     assert len(seccomp.let_trace(DENY_ALL * 4080, "x86_64")) <= 4096 * 8
+
+
+FEIGN, RETURN_ACCUMULATOR = 0x00050000, struct.pack("HBBI", 0x16, 0, 0, 0)
+
+
+@pytest.mark.parametrize("jumps", [(0, 0), (7, 9)])  # which the kernel does not look at
+def test_success_is_not_feigned(jumps):
+    feign = struct.pack("HBBI", 0x06, *jumps, FEIGN)
+    steps = (
+        struct.pack("HBBI", 0x20, 0, 0, 0)
+        + struct.pack("HBBI", 0x15, 0, 1, 126)
+        + feign
+        + DENY_ALL[:4]
+        + struct.pack("I", ALLOW)
+    )
+    assert [run(steps, call, X86_64) for call in (125, 126)] == [ALLOW, FEIGN]
+    assert [run(seccomp.refuse_openly(steps), call, X86_64) for call in (125, 126)] == [ALLOW, DENY]
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [(FEIGN, DENY), (ALLOW, ALLOW), (0x0005000D, 0x0005000D), (0, 0)])
+def test_nor_by_what_a_filter_has_computed(answer, wanted):
+    steps = struct.pack("HBBI", 0x00, 0, 0, answer) + RETURN_ACCUMULATOR
+    assert run(steps, 1, X86_64) == answer
+    assert run(seccomp.refuse_openly(steps), 1, X86_64) == wanted
+    # From wherever it is reached.
+    early = (
+        struct.pack("HBBI", 0x00, 0, 0, answer)
+        + struct.pack("HBBI", 0x15, 0, 1, answer)
+        + RETURN_ACCUMULATOR
+        + DENY_ALL
+    )
+    assert run(seccomp.refuse_openly(early), 1, X86_64) == wanted
+
+
+def test_a_filter_without_feints_is_as_it_was_and_one_that_cannot_grow_is_refused():
+    assert seccomp.refuse_openly(DENY_AT_ZERO) == DENY_AT_ZERO
+    with pytest.raises(OSError, match="rights=host"):
+        seccomp.refuse_openly(DENY_ALL * 4094 + RETURN_ACCUMULATOR)
