@@ -378,6 +378,8 @@ def _seal_by_name(state: _State, place: str, content: bytes) -> bytes:
         return _AT_HOME.sub(b"\0OME", content)
     if name == "gdb":
         return _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
+    if name.startswith("libwrap.so."):
+        return _empty_string(content, b"/bin/sh")  # for commands in /etc/hosts.allow
     return _seal_python(state, place, content)
 
 
@@ -524,15 +526,42 @@ def _write_musl_paths(state: _State) -> None:
 
 # Scripts
 
-# Files by pattern, what stands in them, what is to stand there ({prefix}), and whether the image is unsealed where it does not.
-_EDITS: tuple[tuple[str, str, str, bool], ...] = (
-    ("{lib}/site.py", r"^ENABLE_USER_SITE = None$", "ENABLE_USER_SITE = False", True),
-    ("{lib}/pdb.py", r"\breadrc=True\b", "readrc=False", False),
-    ("{lib}/subprocess.py", r"(?<=[ (])'/bin/sh'", "'{prefix}/bin/sh'", False),
-    ("{lib}/ctypes/util.py", r"'/sbin/ldconfig'", "'{prefix}/sbin/ldconfig'", False),
+# A shell that Python's library starts by the C library is the container's, but by subprocess the image's.
+_SYSTEM = (r"\bos\.system\(", "__import__('subprocess').call(shell=True, args=")
+_CURRENT = "look for modules in the current folder"
+_BESIDE = "look for modules beside a script"
+_SETTINGS = "read settings at home"
+_PROGRAMS = "start programs of the container"
+# Files by pattern, what stands in them, what is to stand there ({prefix}), and what Python may do where that is not found: then the image
+# is not sealed.
+_EDITS: tuple[tuple[str, str, str, str], ...] = (
+    ("{lib}/site.py", r"^ENABLE_USER_SITE = None$", "ENABLE_USER_SITE = False", "look for modules at home"),
+    # What looks for modules in the current folder, or beside a script, whatever Python was told.
+    ("{lib}/pydoc.py", r"\brevised_path\.insert\(0, os\.getcwd\(\)\)", "pass", _CURRENT),
+    ("{lib}/timeit.py", r"\bsys\.path\.insert\(0, os\.curdir\)", "pass", _CURRENT),
+    ("{lib}/idlelib/pyshell.py", r"\bsys\.path\.insert\(0, dir\)", "pass", _CURRENT),
+    ("{lib}/profile.py", r"\bsys\.path\.insert\(0, os\.path\.dirname\(progname\)\)", "pass", _BESIDE),
+    ("{lib}/cProfile.py", r"\bsys\.path\.insert\(0, os\.path\.dirname\(progname\)\)", "pass", _BESIDE),
+    ("{lib}/trace.py", r"\bsys\.path\[0\] = os\.path\.dirname\(opts\.progname\)", "pass", _BESIDE),
+    ("{lib}/pdb.py", r"\bsys\.path\[0\] = os\.path\.dirname\((mainpyfile|self(\._target)?)\)", "pass", _BESIDE),
+    ("{lib}/pdb.py", r"\breadrc=True\b", "readrc=False", _SETTINGS),
+    ("{lib}/tkinter/__init__.py", r"\bself\.readprofile\(baseName, className\)", "pass", _SETTINGS),
+    ("{lib}/subprocess.py", r"(?<=[ (])'/bin/sh'", "'{prefix}/bin/sh'", _PROGRAMS),
+    ("{lib}/ctypes/util.py", r"'/sbin/ldconfig'", "'{prefix}/sbin/ldconfig'", _PROGRAMS),
+    ("{lib}/uuid.py", r"\bpath_dirs\.extend\(\['/sbin', '/usr/sbin'\]\)", "pass", _PROGRAMS),
+    # Not in each version.
+    ("{lib}/pydoc.py", *_SYSTEM, ""),
+    ("{lib}/_pyrepl/pager.py", *_SYSTEM, ""),
+    ("{lib}/pipes.py", *_SYSTEM, ""),
+    ("{lib}/mailcap.py", *_SYSTEM, ""),
 )
 
-
+# glibc's loader runs code of auditors that a file names (DT_AUDIT, DT_DEPAUDIT) also where it lists what the file needs. It takes so many
+# lists of auditors (DL_NNS), and ends when there is one more; a list may name none.
+_NO_AUDITORS = 16 * ("--audit", ":")
+_AUDITORS_END = b"Too many audit modules requested"
+# A program at home that lesspipe starts.
+_FILTER = r"(~|\$\w+|\$\{\w+\})/\.?lessfilter\b"
 _MAX_LINE = 4096
 # Where a script of a shell looks before PATH; where a Python program has its own modules, as Debian's py3compile: /usr is folded into the
 # image's root.
@@ -586,15 +615,17 @@ def _end_searches(state: _State) -> None:
 
 
 def _edit_scripts(state: _State) -> None:
-    """Edit the few lines of Python's library and programs, and of ldd, that lead into the container."""
+    """Edit the few lines of Python's library, of ldd and of other scripts that lead into the container."""
     for library in _list_python_libraries(state.tree):
-        for pattern, old, new, is_needed in _EDITS:
+        for pattern, old, new, danger in _EDITS:
             place = pattern.format(lib=library)
-            count = _edit(os.path.join(state.tree, place), old, new.format(prefix=state.prefix))
-            if is_needed and not count:
-                state.complain(place, "it does not hold the line that lets Python look for modules at home")
-    loaders = " ".join(f"{state.prefix}/{one}" for one in sorted(glob.glob("lib*/ld-linux*.so.*", root_dir=state.tree)))
-    _edit(os.path.join(state.tree, "bin/ldd"), r"^RTLDLIST=.*$", f'RTLDLIST="{loaders}"')
+            path = os.path.join(state.tree, place)
+            count = _edit(path, old, new.format(prefix=state.prefix))
+            if danger and not count and os.path.isfile(path):
+                state.complain(place, f"it does not hold the line that lets Python {danger}")
+    _edit_ldd(state)
+    for name in ("lesspipe", "lesspipe.sh"):
+        _edit(os.path.join(state.tree, "bin", name), _FILTER, f"{_NOWHERE}/lessfilter")
     for place in _gen_own_programs(state.tree):
         with open(os.path.join(state.tree, place), "rb") as file:
             interpreter = re.match(rb"#![^\n]*/(python3|\w*sh)\b", file.readline(_MAX_LINE))
@@ -602,6 +633,26 @@ def _edit_scripts(state: _State) -> None:
             _edit(os.path.join(state.tree, place), _ADDED_FOLDER, f"{state.prefix}/")
         elif interpreter:
             _edit(os.path.join(state.tree, place), _FOLDERS_BEFORE_PATH, "")
+
+
+def _edit_ldd(state: _State) -> None:
+    """Let ldd ask the image's loaders, and these load no auditors that a program names."""
+    path = os.path.join(state.tree, "bin/ldd")
+    loaders = sorted(glob.glob("lib*/ld-linux*.so.*", root_dir=state.tree))
+    places = " ".join(f"{state.prefix}/{one}" for one in loaders)
+    if not _edit(path, r"^RTLDLIST=.*$", f'RTLDLIST="{places}"'):
+        _edit(path, r"(?<![\w/])/lib/(?=ld-musl-)", f"{state.prefix}/lib/")  # musl's knows no auditors
+        return
+    if not _edit(path, r'(?<=^      try_trace "\$RTLD" )(?="\$file")', f"{' '.join(_NO_AUDITORS)} "):
+        state.complain("bin/ldd", "it does not hold the line by which it starts the loader as expected")
+    for one in (os.path.join(state.tree, one) for one in loaders):
+        if os.path.isfile(one) and not _holds(one, _AUDITORS_END):
+            state.complain("bin/ldd", "it runs code that a file names: only glibc 2.32 and later can be told not to")
+
+
+def _holds(path: str, text: bytes) -> bool:
+    with open(path, "rb") as file:
+        return text in file.read()
 
 
 def _edit(path: str, old: str, new: str) -> int:
@@ -622,11 +673,15 @@ def _edit(path: str, old: str, new: str) -> int:
 
 @dataclass(frozen=True)
 class _Launch:
-    """Which programs get ARGUMENTS ({prefix}), and whether they are called by their place in the image whatever they are called."""
+    """Which programs get ARGUMENTS ({prefix}), and whether they are called by their place in the image whatever they are called.
+
+    A program that does not hold NEEDED is too old for them.
+    """
 
     names: re.Pattern[str]
     arguments: tuple[str, ...]
     is_named: bool = False
+    needed: bytes = b""
 
 
 _LAUNCHES = (
@@ -646,6 +701,7 @@ _LAUNCHES = (
         is_named=True,
     ),
     _Launch(re.compile(r"curl"), ("-q",)),
+    _Launch(re.compile(r"capsh"), ("--shell={prefix}/bin/bash",), needed=b"--shell="),
     _Launch(
         re.compile(r"vim(\.(tiny|basic|nox|gtk3|motif))?"),
         ("-u", "{prefix}/etc/crashcart.vimrc", "--noplugin", "-i", "NONE"),
@@ -658,38 +714,73 @@ def _launch_programs(state: _State) -> None:
         launch = next((one for one in _LAUNCHES if one.names.fullmatch(posixpath.basename(place))), None)
         if launch is not None:
             _launch(state, place, launch)
+    _launch_loader(state)
+
+
+def _launch_loader(state: _State) -> None:
+    """Put a launcher into the place of the link by which people call glibc's loader; where there can be none, the link goes.
+
+    The kernel and ldd call the loader by its place.
+    """
+    path = os.path.join(state.tree, "bin/ld.so")
+    if not (os.path.islink(path) and os.path.isfile(path)):
+        return
+    aim = os.path.relpath(os.path.realpath(path), os.path.realpath(state.tree))
+    program = make_launcher(_read_machine(path), f"{state.prefix}/{aim}", None, _NO_AUDITORS)
+    os.unlink(path)
+    if program is not None:
+        _write_program(path, program)
 
 
 def _launch(state: _State, place: str, launch: _Launch) -> None:
     """Put a launcher into the place of the program at PLACE, where that is one for a machine that launchers are known for."""
     path = os.path.join(state.tree, place)
     with open(path, "rb") as file:
-        head = file.read(20)
-    if head[:4] != b"\x7fELF":
-        return
-    name = posixpath.basename(place)
-    version = re.fullmatch(r"python3\.(\d+)", name)
+        if file.read(4) != b"\x7fELF":
+            return
+    version = re.fullmatch(r"python3\.(\d+)", posixpath.basename(place))
     if version and int(version[1]) < 11:
         state.complain(place, "it takes modules from the current folder: only Python 3.11 and later can be told not to")
         return
     aim = f"{_LAUNCHED}/{place.removeprefix('bin/')}"
+    program = _make_launcher(state, place, aim, launch)
+    if program is None:
+        return
+    os.makedirs(os.path.dirname(os.path.join(state.tree, aim)), exist_ok=True)
+    os.rename(path, os.path.join(state.tree, aim))
+    _write_program(path, program)
+    if "crashcart.vimrc" in " ".join(launch.arguments):
+        _write(os.path.join(state.tree, "etc/crashcart.vimrc"), _VIMRC.format(runtime=_find_runtime(state)))
+
+
+def _make_launcher(state: _State, place: str, aim: str, launch: _Launch) -> bytes | None:
+    """A launcher for the program that is at PLACE and will be at AIM; None where there can be none, which STATE gets."""
+    path = os.path.join(state.tree, place)
+    if not _holds(path, launch.needed):
+        state.complain(place, f"it does not hold the text {launch.needed.decode()!r} as expected")
+        return None
     arguments = [one.format(prefix=state.prefix) for one in launch.arguments]
     program = make_launcher(
-        int.from_bytes(head[18:20], "little"),
+        _read_machine(path),
         f"{state.prefix}/{aim}",
         f"{state.prefix}/{place}" if launch.is_named else None,
         arguments,
     )
     if program is None:
         state.complain(place, f"it needs {' '.join(arguments)}, and there is no launcher for its machine")
-        return
-    os.makedirs(os.path.dirname(os.path.join(state.tree, aim)), exist_ok=True)
-    os.rename(path, os.path.join(state.tree, aim))
+    return program
+
+
+def _read_machine(path: str) -> int:
+    """The machine (e_machine) of the little-endian ELF file PATH."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(20)[18:], "little")
+
+
+def _write_program(path: str, content: bytes) -> None:
     with open(path, "xb") as file:
-        file.write(program)
+        file.write(content)
     os.chmod(path, 0o755)
-    if "crashcart.vimrc" in " ".join(arguments):
-        _write(os.path.join(state.tree, "etc/crashcart.vimrc"), _VIMRC.format(runtime=_find_runtime(state)))
 
 
 def _find_runtime(state: _State) -> str:

@@ -21,7 +21,7 @@ from support import host, images
 OUT = "/trap/out"
 _PACKAGES = (
     *("base-files", "bash", "bind9-dnsutils", "coreutils", "curl", "dash", "file", "gdb", "less", "libc-bin", "musl"),
-    *("openssl", "procps", "python3", "vim-tiny"),
+    *("openssl", "procps", "python3", "socat", "vim-tiny"),
 )
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _SITE = "/root/.local/lib/python3.11/site-packages"
@@ -32,6 +32,14 @@ _COMPILED = {
     "gconv": f"{_LIBRARIES}/gconv/EVIL.so",
     "openssl": "/trap/openssl.so",
     "library": f"{_LIBRARIES}/libevil.so.1",
+    "audit": "/trap/audit.so",
+    "depaudit": "/trap/depaudit.so",
+}
+# Program → what names its auditors, which a loader loads before all else.
+_AUDITED = {
+    "audit": ("-Wl,--audit=/trap/audit.so",),
+    "depaudit": ("-Wl,--depaudit=/trap/depaudit.so",),
+    "static": ("-static-pie", "-Wl,--audit=/trap/audit.so"),
 }
 _SHELL = "echo >{out}/{name}\n"
 _PYTHON = "open('{out}/{name}', 'w').close()\n"
@@ -44,6 +52,9 @@ _TEXTS = {
     "profile": ("/etc/profile", _SHELL),
     "bash_profile": ("/root/.bash_profile", _SHELL),
     "json": ("/trap/cwd/json.py", _PYTHON),
+    "pydoc": ("/trap/cwd/wave.py", _PYTHON),
+    "timeit": ("/trap/cwd/colorsys.py", _PYTHON),
+    "beside": ("/trap/beside/quopri.py", _PYTHON),
     "usercustomize": (f"{_SITE}/usercustomize.py", _PYTHON),
     "pth": (f"{_SITE}/x.pth", "import os; os.close(os.open('{out}/{name}', os.O_CREAT))\n"),
     "pdbrc": ("/root/.pdbrc", "p open('{out}/{name}', 'w')\n"),
@@ -54,6 +65,8 @@ _TEXTS = {
     "vimrc": ("/root/.vimrc", _VIM),
     "curlrc": ("/root/.curlrc", "trace-ascii = {out}/{name}\n"),
     "lesskey": ("/root/.lesskey", "#env\nLESSOPEN = ||-echo >{out}/{name}; echo {name} %s\n"),
+    "lessfilter": ("/root/.lessfilter", "#!/bin/sh\n" + _SHELL),
+    "hosts.allow": ("/etc/hosts.allow", "ALL: ALL: spawn echo >{out}/{name}\n"),
 }
 _SETTINGS = {
     "/etc/ld.so.preload": "/trap/preload.so\n",
@@ -67,6 +80,7 @@ _SETTINGS = {
     "/etc/magic": "0 string evil evil-magic\n",
     "/trap/cwd/plain": "evil\n",
     "/trap/cwd/empty.py": "1\n",
+    "/trap/beside/main.py": "import quopri\n",
     "/trap/out/made": "",
     "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/bash\n",
     "/etc/group": "root:x:0:\n",
@@ -94,12 +108,23 @@ run python3 -c 'import subprocess; subprocess.run("true", shell=True)'
 run python3 -c 'import ctypes; ctypes.CDLL("libevil.so.1")'
 run python3 -c 'import ssl; ssl.create_default_context()'
 run python3 -m pdb -c q /trap/cwd/empty.py
+run python3 -m timeit -n 1 -r 1 'import colorsys'
+run pydoc3 wave
+run python3 -m pydoc wave
+for module in cProfile profile 'trace --count --coverdir /tmp' 'pdb -c c -c q'; do run python3 -m $module /trap/beside/main.py; done
+run ldd /bin/sleep
+for options in '' '-r' '-d -u'; do run ldd $options /trap/audit /trap/depaudit /trap/static; done
+for program in /bin/sleep /trap/audit /trap/depaudit /trap/static; do run ld.so --list $program; done
 run openssl list -providers
 run gdb -batch -p 1
 run gdb -batch -ex 'python import json, sys; print(sys.path)'
 run vim.tiny --not-a-term -c q
 run curl -s file:///etc/passwd
 run less /trap/cwd/plain
+PATH=${FOLDERS// /:} run lesspipe /trap/cwd/plain
+run socat TCP-LISTEN:7777,bind=127.0.0.1,tcpwrap=any STDOUT &
+run socat -u OPEN:/trap/cwd/plain TCP:127.0.0.1:7777,retry=50,interval=0.1
+wait
 run iconv -f EVIL -t UTF-8 /trap/cwd/plain
 run dig -v
 """
@@ -115,10 +140,14 @@ def make(tag: str) -> None:
         for name, place in _COMPILED.items():
             files[place] = f"{folder}/{name}.so"
             compile_trap(name, files[place])
+        for name, options in _AUDITED.items():
+            files[f"/trap/{name}"] = f"{folder}/{name}"
+            compile_program(files[f"/trap/{name}"], *options)
         texts = {place: text.format(out=OUT, name=name) for name, (place, text) in _TEXTS.items()}
         for index, (place, text) in enumerate({**texts, **_SETTINGS}.items()):
             files[place] = f"{folder}/{index}"
             Path(files[place]).write_text(text)
+            os.chmod(files[place], 0o755)
         files["/usr/share/locale/xx/LC_MESSAGES/coreutils.mo"] = f"{folder}/mo"
         Path(f"{folder}/mo").write_bytes(_make_catalogue({b"cannot access %s": b"evil: %s"}))
         # The cache names what the package has; a container's root would make it anew.
@@ -130,6 +159,12 @@ def compile_trap(name: str, path: str, compiler: str = "gcc") -> None:
     """Make the library PATH, which leaves the file NAME when it is loaded."""
     source = os.path.join(os.path.dirname(__file__), "trap.c")
     subprocess.run([compiler, "-shared", "-fPIC", f'-DNAME="{name}"', "-o", path, source], check=True)
+
+
+def compile_program(path: str, *options: str, compiler: str = "gcc") -> None:
+    """Make the program PATH, which loads a library that it is given."""
+    source = os.path.join(os.path.dirname(__file__), "load.c")
+    subprocess.run([compiler, "-o", path, source, *options], check=True)
 
 
 def _make_catalogue(messages: dict[bytes, bytes]) -> bytes:

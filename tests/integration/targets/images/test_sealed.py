@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +40,10 @@ ANSWERS = (
     "/dev/crashcart/share/gdb/python",
     "plain: ASCII",
     "DiG 9",
+    "libc.so.6 => ",
+    "Too many audit modules requested",
+    "Help on module wave",
+    "1 loop, best of 1",
 )
 
 
@@ -140,6 +142,7 @@ def test_what_is_led_into_the_image_works(container, way):
     [
         ["gdb", "-batch", "-ex", "shell echo $BASH"],
         ["bash", "-c", "echo 'echo $BASH' | chroot /"],
+        ["capsh", "--", "-c", "echo $BASH"],
     ],
     ids=lambda argv: argv[0],
 )
@@ -148,11 +151,17 @@ def test_programs_that_ask_for_a_shell_start_the_images(container, argv):
     assert result["stdout"].strip() == "/dev/crashcart/bin/bash", result
 
 
+def test_a_shell_that_pythons_library_starts_is_the_images(container):
+    code = "import pipes; pipe = pipes.Template(); pipe.append('readlink /proc/$$/exe; :', '--'); pipe.copy('', '')"
+    argv = ["python3", "-W", "ignore", "-c", code]
+    result = host.call_module("crashcart_exec", containers=[container()], argv=argv)["results"][0]
+    assert result["stdout"].startswith("/dev/crashcart/bin/"), result
+
+
 def test_musl_looks_for_libraries_in_the_image_only(container, tmp_path):
     images.install_packages("musl-tools")
-    source = os.path.join(os.path.dirname(traps.__file__), "load.c")
     program, library = tmp_path / "load", tmp_path / "libtrap.so"
-    subprocess.run(["musl-gcc", "-o", str(program), source], check=True)
+    traps.compile_program(str(program), compiler="musl-gcc")
     traps.compile_trap("musl", str(library), "musl-gcc")
     files = {"/bin/load": str(program), "/trap/out/made": "/dev/null"}
     make_image(f"{IMAGES}/musl-plain", packages=["musl"], files=files, cmd=["/bin/load"])

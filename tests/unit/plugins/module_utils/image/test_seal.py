@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
+import re
 import struct
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -231,6 +234,44 @@ def test_python_and_its_library(tmp_path):
     assert os.access(program, os.X_OK)
 
 
+def list_pythons():
+    """The libraries of all Pythons of this machine that images may have."""
+    tops = (sys.base_prefix, "/usr", *glob.glob(os.path.expanduser("~/.pyenv/versions/*")))
+    found = {one for top in tops for one in glob.glob(f"{top}/lib/python3.*") if os.path.isfile(f"{one}/pydoc.py")}
+    return sorted(one for one in found if int(one.rpartition(".")[2]) in range(9, 14))
+
+
+DOES = re.compile(r"\bsys\.path(\[0\])? ?\+?= |path\.(insert|append)\((0, )?\S*(dir|getcwd|path)|\bos\.system\(")
+# What a user names, what is for programs that run what folders hold, what is not for Linux.
+MAY = re.compile(
+    r"(ensurepip/|distutils/|multiprocessing/|runpy|shutil|site|doctest|unittest/|_\w+_support|_bootsubprocess)"
+)
+MAY_LINES = ("_sys.path.insert(0, _dir)", "sys.path.insert(0, self._target)", "sys.path.insert(0, idlelib_dir)")
+NO_PROGRAMS = {"test", "tests", "idle_test", "turtledemo", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
+
+
+@pytest.mark.parametrize("library", list_pythons())
+def test_no_program_of_pythons_library_looks_where_it_was_told_not_to(tmp_path, library):
+    """In the real texts of all versions that are here."""
+    top = tmp_path / "lib" / os.path.basename(library)
+    for source in Path(library).rglob("*.py"):
+        place = source.relative_to(library)
+        if not NO_PROGRAMS & set(place.parts) and DOES.search(source.read_text(errors="replace")):
+            put(top, place, source.read_bytes())
+    for name in ("site", "subprocess", "ctypes/util", "uuid", "pdb", "tkinter/__init__"):
+        if os.path.isfile(f"{library}/{name}.py"):  # Debian has tkinter elsewhere
+            put(top, f"{name}.py", Path(library, f"{name}.py").read_bytes())
+    assert list_reasons(tmp_path) == {}
+    left = []
+    for path in sorted(top.rglob("*.py")):
+        text = path.read_text()
+        compile(text, str(path), "exec", dont_inherit=True)
+        if not MAY.match(str(path.relative_to(top))):
+            lines = (line.strip() for line in text.splitlines() if DOES.search(line))
+            left += [(path.name, line) for line in lines if line not in MAY_LINES]
+    assert left == []
+
+
 def test_pythons_search_for_its_library_ends_in_the_image(tmp_path):
     for place in ("bin/python3.11", "local/bin/python3.12", "lib/libpython3.13.so.1.0"):
         put(tmp_path, place, make_elf(*SPARE))
@@ -281,11 +322,94 @@ def test_scripts_in_place_of_programs_stay(tmp_path):
     assert script.read_text() == "#!/bin/sh\n"
 
 
-def test_ldd_asks_the_images_loaders(tmp_path):
-    script = put(tmp_path, "bin/ldd", '#!/bin/bash\nRTLDLIST="/lib/ld-linux.so.2 /lib64/ld-linux-x86-64.so.2"\n')
-    put(tmp_path, "lib64/ld-linux-x86-64.so.2", make_elf(*SPARE, rest=PATHS))
+AUDITORS = b"Too many audit modules requested"
+LDD = """\
+#!/bin/bash
+RTLDLIST="/lib/ld-linux.so.2 /lib64/ld-linux-x86-64.so.2"
+      try_trace "$RTLD" "$file" || result=1
+"""
+
+
+def test_ldd_asks_the_images_loaders_and_has_no_room_for_auditors(tmp_path):
+    script = put(tmp_path, "bin/ldd", LDD)
+    put(tmp_path, "lib64/ld-linux-x86-64.so.2", make_elf(*SPARE, rest=PATHS + b"\0" + AUDITORS))
     assert list_reasons(tmp_path) == {}
-    assert script.read_text() == '#!/bin/bash\nRTLDLIST="/dev/crashcart/lib64/ld-linux-x86-64.so.2"\n'
+    assert script.read_text().splitlines()[1:] == [
+        'RTLDLIST="/dev/crashcart/lib64/ld-linux-x86-64.so.2"',
+        f'      try_trace "$RTLD" {16 * "--audit : "}"$file" || result=1',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "reason"),
+    [
+        (LDD, b"", "it runs code that a file names: only glibc 2.32 and later can be told not to"),
+        (
+            LDD.replace('"$file"', "$file"),
+            AUDITORS,
+            "it does not hold the line by which it starts the loader as expected",
+        ),
+    ],
+)
+def test_an_ldd_that_runs_what_a_file_names_is_named(tmp_path, text, rest, reason):
+    put(tmp_path, "bin/ldd", text)
+    put(tmp_path, "lib64/ld-linux-x86-64.so.2", make_elf(*SPARE, rest=PATHS + b"\0" + rest))
+    assert list_reasons(tmp_path) == {"bin/ldd": reason}
+
+
+def test_musls_ldd_asks_the_images_loader(tmp_path):
+    script = put(tmp_path, "bin/ldd", '#!/bin/sh\nexec /lib/ld-musl-x86_64.so.1 --list -- "$@"\n')
+    assert list_reasons(tmp_path) == {}
+    assert script.read_text().splitlines()[1] == 'exec /dev/crashcart/lib/ld-musl-x86_64.so.1 --list -- "$@"'
+
+
+@pytest.mark.parametrize("machine", ["known", "unknown"])
+def test_the_link_to_the_loader_has_no_room_for_auditors(tmp_path, machine):
+    elf = make_elf(*SPARE, rest=PATHS)
+    put(tmp_path, "lib64/ld-linux-x86-64.so.2", elf if machine == "known" else elf[:18] + b"\x08\0" + elf[20:])
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ld.so").symlink_to("../lib64/ld-linux-x86-64.so.2")
+    assert list_reasons(tmp_path) == {}
+    if machine == "unknown":
+        assert not os.path.lexists(tmp_path / "bin/ld.so")
+        return
+    launcher = (tmp_path / "bin/ld.so").read_bytes()
+    assert launcher.endswith(b"/dev/crashcart/lib64/ld-linux-x86-64.so.2\0" + 16 * b"--audit\0:\0")
+    assert b"auditor" not in launcher and os.access(tmp_path / "bin/ld.so", os.X_OK)
+
+
+def test_capsh_gets_a_shell_of_the_image(tmp_path):
+    program = put(tmp_path, "sbin/capsh", make_elf(*SPARE, rest=b"--shell="))
+    put(tmp_path, "bin/capsh", make_elf(*SPARE))
+    assert list_reasons(tmp_path) == {"bin/capsh": "it does not hold the text '--shell=' as expected"}
+    assert b"--shell=/dev/crashcart/bin/bash\0" in program.read_bytes()
+
+
+def test_libwrap_starts_no_shell(tmp_path):
+    library = put(tmp_path, "lib/libwrap.so.0.7.6", with_constants(b"twist: /bin/sh: %m\0/bin/sh\0PATH\0"))
+    assert list_reasons(tmp_path) == {}
+    assert b"twist: /bin/sh: %m\0\0bin/sh\0PATH\0" in library.read_bytes()
+
+
+def with_constants(content):
+    """An ELF file whose section of constants holds CONTENT."""
+    elf = bytearray(make_elf(*SPARE))
+    names = b"\0.rodata\0.shstrtab\0"
+    content = b"\0" + content
+    start = len(elf) + len(content) + len(names)
+    sections = ((0, 0, 0, 0), (1, 1, len(elf), len(content)), (9, 3, len(elf) + len(content), len(names)))
+    struct.pack_into("<Q", elf, 40, start)
+    struct.pack_into("<HHH", elf, 58, 64, len(sections), 2)
+    headers = (struct.pack("<IIQQQQIIQQ", *one[:2], 0, 0, *one[2:], 0, 0, 1, 0) for one in sections)
+    return bytes(elf) + content + names + b"".join(headers)
+
+
+def test_lesspipe_starts_no_filter_of_the_users(tmp_path):
+    text = '#!/bin/sh\nif [ -x ~/.lessfilter ] || [ -x "$CONFIGDIR/lessfilter" ]; then "${HOME}/.lessfilter" "$1"; fi\n'
+    script = put(tmp_path, "bin/lesspipe", text)
+    assert list_reasons(tmp_path) == {}
+    (line,) = script.read_text().splitlines()[1:]
+    assert line == 'if [ -x /proc/0/lessfilter ] || [ -x "/proc/0/lessfilter" ]; then "/proc/0/lessfilter" "$1"; fi'
 
 
 def test_what_stands_where_a_link_should_is_named(tmp_path):
