@@ -132,10 +132,12 @@ def ensure_exposed(
             if not check_mode and (superfluous or missing):
                 _change(target, superfluous, missing, os.path.join(root, "instances", name))
             return bool(superfluous or missing)
-    except ContainerGoneError:
+    except (ContainerGoneError, MountsTooMany):
         if path:
             raise
-        return False  # with it went all that it was shown
+        return (
+            False  # with it went all that it was shown; and by many mounts no container keeps itself from being traced
+        )
 
 
 def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
