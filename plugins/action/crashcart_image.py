@@ -14,7 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import name_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import manifest_path, read_manifest
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 
@@ -93,7 +93,7 @@ class ActionModule(ActionBase):
         answer = found["stdout"].strip().rpartition("\n")[2]
         if found["rc"] != 0 or (answer and answer != "there" and not answer.startswith("/")):
             raise AnsibleActionFail(
-                escape(f"the host has no place for the image in remote_tmp: {found['stderr'] or answer}")
+                escape_lines(f"the host has no place for the image in remote_tmp: {found['stderr'] or answer}")
             )
         if answer == "there":
             return None

@@ -19,7 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
@@ -152,7 +152,7 @@ class ActionModule(ActionBase):
             commands += [["mv", "-f", f"{path}.{staging.NEW}", f"{path}.{staging.KEPT}"] for path in paths]
         done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
         if done["rc"] != 0:
-            self._display.warning(escape(f"the host still has captures that are home: {done['stderr']}"))
+            self._display.warning(escape_lines(f"the host still has captures that are home: {done['stderr']}"))
 
 
 def _make_folder(folder: str) -> list[str]:

@@ -168,7 +168,7 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
 display = Display()
@@ -435,7 +435,7 @@ class Connection(ConnectionBase):
 
 def _read_words(stderr: bytes) -> str:
     """What a program said, for a message."""
-    return escape(stderr.decode("utf-8", "replace").strip())
+    return escape_lines(stderr.decode("utf-8", "replace").strip())
 
 
 def list_link_variables() -> list[str]:

@@ -26,10 +26,15 @@ _ALL_USERS = ["0", "0", "4294967295"]
 
 
 class FleetError(Exception):
-    """The text names the thing that is wrong and the next step, and may go to a terminal; RESULT is what was done before."""
+    """The text names the thing that is wrong and the next step, and may go to a terminal; RESULT is what was done before.
+
+    SHOW makes it so: it is one line, but where a subclass has what a program of ours has said.
+    """
+
+    show: Callable[[str], str] = staticmethod(escape)
 
     def __init__(self, message: str, **result: Any) -> None:
-        super().__init__(escape(message))
+        super().__init__(self.show(message))
         self.result = result
 
 

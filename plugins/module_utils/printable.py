@@ -6,8 +6,11 @@ from __future__ import annotations
 
 
 def escape(text: str) -> str:
-    r"""TEXT with what is not printable shown as \x1b or \u202e: control characters, those that turn the direction of writing or are
-    not seen, and lone surrogates. Line feeds and tabs stay."""
-    return "".join(
-        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode("ascii") for one in text
-    )
+    r"""TEXT in one line, with what is not printable shown as \n, \x1b or \u202e: control characters, those that turn the direction of
+    writing or are not seen, and lone surrogates."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def escape_lines(text: str) -> str:
+    """TEXT of a program that we have run, shown as escape does, but for line feeds and tabs, which stay."""
+    return "".join(one if one in "\n\t" else escape(one) for one in text)

@@ -12,7 +12,7 @@ short_description: Run a command of a tool image in running containers
 description:
   - Runs a command in the namespaces of each selected container, all of them side by side.
   - Nothing has to be attached. The tools are mounted in a private copy of the container's mount namespace, which its own
-    processes do not see and which ends with the command. Where an image is attached, that one is used.
+    processes do not see and which ends with the command. Where an image is attached, that one is used, unless the container has moved it.
   - The command is in the container's control groups, so it shares its limits; where the container's memory ends the command is the first
     to be killed.
   - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
@@ -82,6 +82,7 @@ options:
         own.
       - Without it the command runs as the container's first process does, or, with O(rights=host), as the host's root.
       - With O(rights=host) any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
+        A name other than V(root) that the container's C(/etc/passwd) makes number 0 is refused then.
     type: str
   rights:
     description:

@@ -228,14 +228,20 @@ def find_containers(module):
 def list_attachments(module, host, containers):
     """What is attached in CONTAINERS, as results. Nobody has to wait for containers of users that were not asked for."""
 
-    def list_results(some):
-        return [one.as_result() for one in attachments.list_attachments(some)]
+    def list_theirs(some):
+        found, unknown = attachments.list_attachments(some)
+        if unknown:
+            raise ContainerError(unknown[0])
+        return [one.as_result() for one in found]
 
-    if host is None or options.is_selecting(module):
-        return list_results(containers)
-    own = list_results([one for one in containers if one.owner_uid is None])
-    others = options.run_for_users(module, host, containers, list_results, "what is attached in containers")
-    return own + [one for found in others for one in found]
+    is_for_all = host is not None and not options.is_selecting(module)
+    own, unknown = attachments.list_attachments([one for one in containers if one.owner_uid is None or not is_for_all])
+    for reason in unknown:
+        module.warn(escape(f"what is attached in one of the containers is left out: {reason}"))
+    others = []
+    if is_for_all:
+        others = options.run_for_users(module, host, containers, list_theirs, "what is attached in containers")
+    return [one.as_result() for one in own] + [one for found in others for one in found]
 
 
 def take_census(module, host):

@@ -29,6 +29,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    MountsTooMany,
     Target,
     hold_locks,
     open_targets,
@@ -397,10 +398,21 @@ def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict
     return {**described, "left over": ", ".join(leftovers)} if leftovers else described
 
 
-def list_attachments(containers: Sequence[Container]) -> list[Attachment]:
-    """What is attached in CONTAINERS; those that are gone, or whose mounts the caller may not read, have nothing to show."""
-    found = []
+def list_attachments(containers: Sequence[Container]) -> tuple[list[Attachment], list[str]]:
+    """What is attached in CONTAINERS, and a phrase for each one that has too many mounts to tell.
+
+    Those that are gone, or whose mounts the caller may not read, have nothing to show.
+    """
+    found: list[Attachment] = []
+    unknown = []
     for container in containers:
-        with suppress(ContainerError, PermissionError), open_targets([container], ended_ok=True) as targets:
-            found += _find_all(targets, Outcome())
-    return found
+        outcome = Outcome()
+        try:
+            with open_targets([container], ended_ok=True) as targets:
+                found += _find_all(targets, outcome)
+                outcome.raise_first()
+        except MountsTooMany as error:
+            unknown.append(str(error))
+        except (ContainerError, OSError):
+            continue
+    return found, unknown

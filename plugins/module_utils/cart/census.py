@@ -21,6 +21,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
     processes,
     tracefs,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
 _RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")  # of the process that ftrace/ starts
@@ -66,7 +68,8 @@ class MountUser:
 def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tuple[list[MountUser], list[int]]:
     """Every mount of an image (of that name), and where no name is given every folder of exposed files, one process for each mount namespace.
 
-    Users of the host can make as many mounts as they like: their namespaces come last, and have SECONDS. Whose were left out comes back, too.
+    Users of the host can make as many mounts as they like: their namespaces come last, and have SECONDS. Whose were left out, all or some,
+    comes back, too; 0 stands for root, whose containers can also have tables that are too long.
     """
     finder = ImageFinder()
     needles = finder.needles if image_name else (*finder.needles, *exposure.NEEDLES)
@@ -93,6 +96,9 @@ def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tu
                 match = _CONTAINER_ID.search(file.read())
             with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as text:
                 comm = text.read().rstrip("\n")
+        except TableTooLong:
+            omitted.add(owner)
+            continue
         except OSError:
             continue  # it ended, or is a zombie
         container_id = match.group(0).decode("ascii") if match else ""
@@ -117,7 +123,7 @@ def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:
     for user in users:
         name = names.get(user.container_id, user.container_id[:12])
         owner = f"container {name}" if user.container_id else f"process {user.comm!r} (pid {user.pid})"
-        phrases.append(f"{owner} at {user.path}")
+        phrases.append(escape(f"{owner} at {user.path}"))
     return phrases
 
 

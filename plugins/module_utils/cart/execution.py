@@ -197,9 +197,14 @@ def choose_places(
     sources = {}
     finder = ImageFinder()
     find_stored = functools.lru_cache(maxsize=None)(_find_stored)
+    find_prefix = functools.lru_cache(maxsize=None)(_find_prefix)
     for target in outcome.list_left(targets):
         with outcome.serve(target):
-            attached = [one for one in find_attachments(target, finder) if image_name in (None, one.image)]
+            attached = [
+                one
+                for one in find_attachments(target, finder)
+                if image_name in (None, one.image) and find_prefix(one.image) in (None, one.path)
+            ]
             sources[target.id] = attached[-1] if attached else find_stored(image_name or "default")
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
@@ -308,7 +313,10 @@ def _find_users_in(
                 stack.callback(os.close, root_fds[index])
         found = dict(zip(root_fds, find_users("0:0" if spec is None else spec, list(root_fds.values()))))
     gone = ContainerGoneError("it has just ended")
-    return [_settle_user(target, found.get(index, gone), command) for index, target in enumerate(targets)]
+    settled = [_settle_user(target, found.get(index, gone), command) for index, target in enumerate(targets)]
+    if spec is None or not inside or command.rights != HOST:
+        return settled
+    return [_refuse_hidden_root(spec, one) for one in settled]
 
 
 def _settle_user(target: Target, user: User | ContainerError, command: Command) -> User | ContainerError:
@@ -320,6 +328,17 @@ def _settle_user(target: Target, user: User | ContainerError, command: Command) 
         return error
     except ProcessGone:
         return ContainerGoneError("it has just ended")
+
+
+def _refuse_hidden_root(spec: str, user: User | ContainerError) -> User | ContainerError:
+    """Return USER, unless a container's files have made the host's root of the name SPEC: whoever gave that asked for somebody else."""
+    name = spec.partition(":")[0]
+    if not isinstance(user, User) or user.uid != 0 or name == "root" or name.isdigit():
+        return user
+    return UserError(
+        f"its /etc/passwd says that user {name!r} is number 0, and with rights=host that is the host's root: give the number of the user"
+        " that is meant, or root"
+    )
 
 
 def _find_outside(user: User, process: Process) -> User:
@@ -337,6 +356,12 @@ def _find_stored(name: str) -> store.StoredImage:
     image = store.get_image(name)
     store.check_manifest(image.manifest)
     return image
+
+
+def _find_prefix(name: str) -> str | None:
+    """Return where the programs of the image called NAME work, which a container can move elsewhere; None where the store has it no more."""
+    image = store.find_image(name)
+    return None if image is None else image.prefix
 
 
 @contextmanager

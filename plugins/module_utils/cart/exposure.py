@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    MountsTooMany,
     Target,
     hold_locks,
     open_targets,
@@ -131,10 +132,12 @@ def ensure_exposed(
             if not check_mode and (superfluous or missing):
                 _change(target, superfluous, missing, os.path.join(root, "instances", name))
             return bool(superfluous or missing)
-    except ContainerGoneError:
+    except (ContainerGoneError, MountsTooMany):
         if path:
             raise
-        return False  # with it went all that it was shown
+        return (
+            False  # with it went all that it was shown; and by many mounts no container keeps itself from being traced
+        )
 
 
 def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
@@ -161,7 +164,13 @@ def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         for target in targets:
             with outcome.serve(target, ended_ok=True):
-                found = [one for one in _read_exposures(target) if names is None or one.instance in names]
+                try:
+                    shown = _read_exposures(target)
+                except MountsTooMany:
+                    with outcome.complaining():  # its traces go all the same
+                        raise
+                    continue
+                found = [one for one in shown if names is None or one.instance in names]
                 if found:
                     with hold_locks([target.container]):
                         for one in found:
@@ -176,7 +185,7 @@ def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         exposures: dict[str, Exposure] = {}
         for target in targets:
-            with suppress(ContainerGoneError, ProcessGone):
+            with suppress(ContainerError, ProcessGone):
                 exposures.update((one.instance, one) for one in _read_exposures(target))
         return exposures
 

@@ -102,7 +102,9 @@ def _judge(error: OSError, target: Target, path: str, verb: str) -> ContainerErr
 def _explain(error: OSError, target: Target, path: str) -> str:
     text = error.strerror or str(error)
     if error.errno == errno.EBUSY:
-        users = ", ".join(str(one) for one in find_users(target, path))
+        users = ""
+        with suppress(ContainerError, ProcessGone):
+            users = ", ".join(str(one) for one in find_users(target, path))
         return (
             f"the tools are in use by {users or 'no process that can be seen (a mount inside it?)'}; end them, wait for them"
             " (busy=wait), kill them (busy=kill), or take the tools out of their sight (busy=lazy)"
@@ -186,7 +188,7 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
         try:
             places.append(_find_place(target.read_mounts(), path))
             namespaces.add(target.process.namespace("mnt"))
-        except (ContainerGoneError, ProcessGone):
+        except (ContainerError, ProcessGone):
             places.append(None)
     devices = list_host_devices()
     taken = set()

@@ -26,6 +26,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: where a folder for what a command needs besides is seen
 _MAX_ENTRIES = 20_000  # of one folder that are bound again: a container may serve a folder that has no end
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NO_PARENT = {
+    errno.ENOENT: "that is not there",
+    errno.ENOTDIR: "that is no folder",
+    errno.ELOOP: "that is a symbolic link, and none is followed",
+}
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -61,7 +66,7 @@ def enter_private_copy(
         syscalls.mount_make_private("/")
         top_fd = _hold(stack, os.open("/", _PLACE))
         root_fd = _hold(stack, os.open(".", _FOLDER))
-        parent_fd = _hold(stack, mounts.open_beneath(root_fd, parent, _FOLDER))
+        parent_fd = _hold(stack, _open_parent(root_fd, parent))
         is_rebuilt = has_proc = False
         if namespace is not None and names_must_hold:
             has_proc = _has_proc(own_fd, root_fd)
@@ -90,6 +95,20 @@ def enter_private_copy(
             flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID
             syscalls.mount("none", "/", "none", flags)
         os.chdir("/")
+
+
+def _open_parent(root_fd: int, parent: str) -> int:
+    try:
+        return mounts.open_beneath(root_fd, parent, _FOLDER)
+    except OSError as error:
+        reason = _NO_PARENT.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise OSError(
+            error.errno,
+            f"the tools go into {parent}, and in the container {reason}: give it a folder {parent}, which may be empty, or use an image"
+            " that is built for another prefix",
+        ) from error
 
 
 def _hold(stack: ExitStack, fd: int) -> int:

@@ -52,8 +52,11 @@ def find_folders(targets: Sequence[Target], path: str) -> list[str | ContainerEr
     for target in targets:
         try:
             folder = find_folder(target.read_mounts(), on_host, path)
-        except (ContainerGoneError, ProcessGone):
+        except ProcessGone:
             folders.append(ContainerGoneError(f"container {target.name} has just ended"))
+            continue
+        except ContainerError as error:
+            folders.append(error)
             continue
         folders.append(
             folder

@@ -28,7 +28,8 @@ def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]
     try:
         compiled = jmespath.compile(expression)
     except jmespath.exceptions.JMESPathError as error:
-        raise ContainerError(f"query {expression!r} is not JMESPath: {error}") from error
+        reason = " ".join(str(error).split())  # of several lines
+        raise ContainerError(f"query {expression!r} is not JMESPath: {reason}") from error
 
     def matches(container: Container) -> bool:
         try:

@@ -18,6 +18,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, namespaces, open_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 RUN = "/run/crashcart"
@@ -25,6 +26,10 @@ TIMEOUT_S = 30.0
 # Descriptors: for a container those of its process, namespaces, mounts, control groups and pipes; and what a module has besides.
 _FILES_EACH = 16
 _FILES_BESIDES = 256
+
+
+class MountsTooMany(ContainerError):
+    """A container's table of mounts is given up."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,15 @@ class Target:
         return self.container.id
 
     def read_mounts(self, *needles: str) -> list[mounts.Mount]:
-        """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time."""
+        """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time.
+
+        Raises MountsTooMany, or ContainerGoneError.
+        """
         fd = self.process.open("mountinfo")
         try:
             return mounts.read_open_mounts(fd, *needles)
+        except TableTooLong as error:
+            raise MountsTooMany(f"container {self.container.name}: {error.strerror}") from error
         except OSError as error:  # EINVAL: its namespaces went while it died
             raise ContainerGoneError(f"container {self.container.name} has just ended") from error
         finally:

@@ -16,9 +16,10 @@ import re
 import stat
 import struct
 from dataclasses import dataclass
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import read_table
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
 _LOOP_SET_FD = 0x4C00
@@ -114,31 +115,37 @@ def _find_group(fields: list[str], kind: str) -> int:
 
 
 def read_mounts(pid: int | str = "self", *needles: str) -> list[Mount]:
-    """The mounts that process PID sees, with NEEDLES as read_open_mounts has them; raises OSError when it has ended."""
+    """The mounts that process PID sees, with NEEDLES as read_open_mounts has them; raises OSError when it has ended.
+
+    The table of the caller's own mount namespace, the host's, is read however long it is.
+    """
+    is_own = os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt")
     fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return read_open_mounts(fd, *needles)
+        table = read_all(fd) if is_own else read_table(fd)
+        return list(parse_mountinfo(select_lines(table, needles)))
     finally:
         os.close(fd)
 
 
 def read_open_mounts(fd: int, *needles: str) -> list[Mount]:
-    """The mounts in the mountinfo that is open as FD; with NEEDLES only those whose line holds one of them.
+    """The mounts in a stranger's mountinfo that is open as FD; with NEEDLES only those whose line holds one of them. Raises TableTooLong."""
+    return list(parse_mountinfo(select_lines(read_table(fd), needles)))
+
+
+def select_lines(table: bytes, needles: Sequence[str]) -> list[str]:
+    """The lines of TABLE, the text of a mountinfo; where there are NEEDLES those that hold one of them.
 
     A host with hundreds of containers has a thousand mounts: to look for a word takes a fraction of reading a line.
     """
-    lines = _read_lines(fd)
-    return list(parse_mountinfo(line for line in lines if not needles or any(needle in line for needle in needles)))
-
-
-def _read_lines(fd: int) -> list[str]:
-    return read_all(fd).decode("utf-8", "surrogateescape").split("\n")
+    lines = table.decode("utf-8", "surrogateescape").split("\n")
+    return [line for line in lines if not needles or any(needle in line for needle in needles)]
 
 
 def list_devices(*, but: str) -> set[int]:
     """The devices of this process's mounts that are not of file system BUT, as stat(2) gives them."""
-    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
-        lines = _read_lines(file.fileno())
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = select_lines(file.read(), ())
     devices = {line.split(" ", 3)[2] for line in lines if line and f" - {but} " not in line}
     return {parse_device(device) for device in devices}
 

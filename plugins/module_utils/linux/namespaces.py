@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded, syscalls
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import NS_GET_USERNS, Process, read_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import read_table
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import select_lines
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import NS_GET_USERNS, Process
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,8 @@ def read_mountinfo(namespace_fds: Sequence[int], needles: Sequence[str], timeout
         syscalls.setns(namespace_fds[index], syscalls.CLONE_NEWNS)
         fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_fds[0])
         try:
-            lines = read_all(fd).decode("utf-8", "surrogateescape").split("\n")
+            return select_lines(read_table(fd), needles)
         finally:
             os.close(fd)
-        return [line for line in lines if not needles or any(needle in line for needle in needles)]
 
     return bounded.run(len(namespace_fds), call, namespace_fds, timeout_s)

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 MOUNT_POINT = "/sys/kernel/tracing"
 _REMOVE_TIMEOUT_S = 3.0
 _PIDS_PER_WRITE = 200
+_ENOTSUPP = 524  # include/linux/errno.h
 _COMMAND = "  Command: "
 
 
@@ -41,6 +42,16 @@ class CpuStatistics:
     bytes: int
     dropped: int
     read: int
+
+
+def _explain(error: OSError) -> str:
+    """What the kernel says by ERROR, which can be a number that it keeps for itself, and that has no name for users."""
+    if error.errno != _ENOTSUPP:
+        return str(error.strerror)
+    return (
+        "its probe is on an instruction that cannot be probed (ENOTSUPP): put it on another function, or on another offset of this one,"
+        " or leave it out"
+    )
 
 
 def _folder(event: str) -> str:
@@ -219,7 +230,7 @@ class Instance:
         except OSError as error:
             detail = self._read_error_log() if error.errno == errno.EINVAL else ""
             raise self._judge(error)(
-                f"the kernel refuses {value!r} for {name} of trace instance {self.name}: {error.strerror}{detail}"
+                f"the kernel refuses {value!r} for {name} of trace instance {self.name}: {_explain(error)}{detail}"
             ) from error
 
     def _read_error_log(self) -> str:

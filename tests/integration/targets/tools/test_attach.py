@@ -76,7 +76,7 @@ def test_descriptors_above_those_that_select_takes(container):
     found = find_record(name)
     with open_files(4096, taken=1100):
         serving.attach([found])
-        assert len(attachments.list_attachments([found])) == 1
+        assert len(attachments.list_attachments([found])[0]) == 1
         serving.detach([found])
     assert host.call_module("crashcart_info", containers=[name])["attachments"] == []
 

@@ -104,6 +104,31 @@ def test_a_mount_of_somebody_else_in_the_way(container):
     assert result["stdout"] == "42\n"
 
 
+def test_what_a_mount_in_the_way_is_of_stays_in_its_line(container):
+    name = container()
+    enter(name, "/bin/mkdir", "/dev/crashcart")
+    enter(name, "/bin/busybox", "mount", "-t", "tmpfs", "x\nok: [host]\u2028\x1b[2J", "/dev/crashcart")
+    with pytest.raises(host.ModuleFailed, match=r"a mount of x\\nok: \[host\]\\u2028\\x1b\[2J \(tmpfs\)"):
+        host.call_module("crashcart_attach", containers=[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("rm -r /x/dev", "that is not there"),
+        ("rm -r /x/dev; ln -s tmp /x/dev", "that is a symbolic link"),
+        ("rm -r /x/dev; touch /x/dev", "that is no folder"),
+    ],
+)
+@pytest.mark.parametrize("rights", ["container", "tools"])
+def test_a_root_without_a_folder_for_the_tools(container, change, why, rights):
+    script = f"mkdir -p /x/dev /x/proc /x/tmp; cp -a /bin /x/; {change}; exec chroot /x /bin/sleep 100000"
+    name = container("busybox", "/bin/sh", "-c", script, options=("--network", "none", "-v", "/x"))
+    host.wait_until(lambda: host.list_commands(name) == ["/bin/sleep 100000"])
+    with pytest.raises(host.ModuleFailed, match=f"the tools go into /dev, and in the container {why}.*: give it"):
+        host.call_module("crashcart_exec", containers=[name], argv=["true"], rights=rights)
+
+
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_a_folder_of_the_host_that_is_read_only_is_left_alone(container, check_mode):
     name = container("busybox", options=("--network", "none", "--volume", "/dev:/dev:ro"))

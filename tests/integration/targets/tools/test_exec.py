@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from support import host
+from support import host, inside
 
 # Every tool of the default set: what it is called with, and what it must say.
 TOOLS = {
@@ -261,6 +261,25 @@ def execute_check(name):
 def test_bad_input_is_named(static, options, wanted):
     with pytest.raises(host.ModuleFailed, match=wanted):
         host.call_module("crashcart_exec", containers=[static], **options)
+
+
+def test_a_name_that_a_passwd_makes_the_hosts_root_is_refused(container, tmp_path):
+    """Whoever gives it asks for somebody with less than root has."""
+    name = container()
+    line = "nobody:x:0:0:nobody:/:/bin/sh"
+    host.docker(
+        "exec", name, "/bin/sh", "-c", f"mkdir -p /etc; echo {line} >/etc/passwd; echo root:x:0:0::/: >>/etc/passwd"
+    )
+    with pytest.raises(
+        host.ModuleFailed, match="user 'nobody' is number 0, and with rights=host that is the host's root"
+    ):
+        execute(name, "id", "-u", user="nobody", rights="host")
+    for user in ("root", "0", "0:0"):
+        assert execute(name, "id", "-u", user=user, rights="host")["stdout"] == "0\n"
+    assert execute(name, "id", "-u", user="nobody")["stdout"] == "0\n"  # with the container's own capabilities
+    become = {"ansible_become": True, "ansible_become_user": "nobody", "ansible_cart_rights": "host"}
+    with pytest.raises(AssertionError, match="user 'nobody' is number 0"):
+        inside.run_task(tmp_path, name, "ansible.builtin.command", {"argv": ["id"]}, **become)
 
 
 def test_a_hostile_passwd_cannot_block_or_lead_outside(container):

@@ -243,6 +243,16 @@ def test_nor_is_it_a_home_of_pythons_modules(container, rights):
     assert host.docker("exec", name, "ls", "/x/out") == ""
 
 
+@pytest.mark.parametrize("rights", ["container", "tools", "host"])
+def test_an_attached_image_that_was_moved_is_no_place_to_run_from(container, rights):
+    name = start_chrooted(container)
+    host.call_module("crashcart_attach", containers=[name])
+    host.docker("exec", name, "/bin/sh", "-c", "mv /x/dev /x/foo; mkdir /x/dev")
+    assert " /foo/crashcart " in host.read_container_mounts(name)
+    assert execute(name, argv=["id", "-u"], rights=rights)["stdout"] == "0\n"
+    assert execute(name, argv=["bash", "-c", "type -P id"], rights=rights)["stdout"] == "/dev/crashcart/bin/id\n"
+
+
 @pytest.mark.parametrize("rights", ["tools", "host"])
 def test_a_folder_without_an_end_costs_its_container_alone(container, rights):
     """As a container may serve it: it is not read to its end."""

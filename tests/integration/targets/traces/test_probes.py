@@ -140,6 +140,14 @@ def test_a_probe_by_offset_is_that_of_the_function(worker):
     assert not host.call_module("ftrace_instance", containers=[worker], probes=[by_offset])["changed"]
 
 
+def test_an_instruction_that_cannot_be_probed_is_told(worker):
+    program = Path(f"/proc/{host.find_pid(worker)}/root{LIBC}").read_bytes()
+    locked = program.index(b"\xf0\x0f\xb1")  # lock cmpxchg
+    said = refuse(containers=[worker], probes=[{**OPEN, "symbol": None, "offset": hex(locked)}])
+    assert "on an instruction that cannot be probed (ENOTSUPP): put it on another" in said
+    assert host.list_instances() == []
+
+
 def test_the_same_probe_in_two_containers_of_one_image(worker, container, tmp_path):
     other = container("python")
     every_kernel.wait_for_worker(HERE, other)
