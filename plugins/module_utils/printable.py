@@ -11,3 +11,8 @@ def escape(text: str) -> str:
     return "".join(
         one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode("ascii") for one in text
     )
+
+
+def escape_surrogates(text: str) -> str:
+    r"""TEXT with lone surrogates shown as \udcff: names of files and texts of manifests may hold them, and readers of JSON refuse them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
