@@ -96,10 +96,11 @@ summary:
     - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
       began or ended in the capture, C(unfinished) those of them that did not end in it and C(continued) those that did not begin in it.
       To add up captures of one trace, leave out what is C(continued) in all but the first.
-    - C(summary.json) has two tables for each capture. C(programs) has a row for each program and system call, C(processes) one for each process and
-      system call. A table has at most 1000 rows. Where it would have more, the processes with most failures keep rows of their own, and the others
-      share those of their program; beyond that programs are C((other programs)) and calls are C((other calls)). Each call is in one row of a
-      table. C(process_count) says how many processes a row is of, C(pids) has the lowest 100 numbers of them.
+    - C(summary.json) has two tables for each capture. C(programs) has a row for each program and system call, C(processes) has one for each
+      process and system call. A table has at most 1000 rows. Where it would have more, the processes with most failures keep rows of their own,
+      and the others share those of their program. Programs that have none of their own then are V((other programs\)), such calls are
+      V((other calls\)). Each call is in one row of a table. C(process_count) says how many processes a row is of, C(pids) has the lowest 100 of
+      their numbers.
     - Text that is no UTF-8, such as a file's name, is shown escaped.
     - C(denied) counts what seccomp answered in the kernel's place, by error, C(SIGSYS) or C(no error), and C(interrupted) what a signal ended
       before its time, which the kernel begins again or lets fail with EINTR. C(docs/calls.md) says what strace would show.

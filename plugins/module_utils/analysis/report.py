@@ -201,8 +201,8 @@ def summarize_capture(
 
 
 def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
-    """Return MANIFEST with the tables that TRACE carries; those of a manifest of an older version stand. Raises TraceFileError."""
-    known = {**tables.read(trace.head.options), **manifest}
+    """Return MANIFEST with the tables, and parts of its own, that TRACE carries. Raises TraceFileError."""
+    known = tables.unite(manifest, trace.head.options)
     if not is_sound(known):
         raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
     return known
