@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_PATHS = 10  # of a row; a table is to be read
 _MAX_PIDS = 100  # of a row
-_MAX_ROWS = 1000  # of a table; where there are more, about half as many keep one of their own
+_MAX_ROWS = 1000  # of a table; where there are more, half as many at most have no share of others
 _REST = 1 << 62  # no process, name or system call has this number
 # Longer than the kernel lets a name be.
 _OTHER_PROGRAMS = "(other programs)"
@@ -112,7 +112,7 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
         kept = calls.measured & (calls.durations >= min_latency_ns)
         calls, paths = calls.select(kept), paths[kept]
     processes, name_numbers, known_names = _identify(calls, reading.tasks)
-    if reading.damage:
+    if reading.damage and reading.syscalls:
         # A number that is wrong in one event makes two calls of one, each with one end.
         strange = ~np.isin(calls.numbers, list(reading.syscalls)) | (
             name_numbers == (known_names.index(UNKNOWN_NAME) if UNKNOWN_NAME in known_names else _REST)
@@ -160,6 +160,7 @@ def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
         values, inverse = np.unique(key[order[starts]], return_inverse=True)
         rows, failures, sizes = (np.bincount(inverse, weights=one) for one in (None, failures, sizes))
         ranks = np.lexsort((-sizes, -failures))
+        ranks = ranks[rows[ranks] <= _MAX_ROWS // 4]  # one that makes calls up must not take the place of all others
         kept = values[ranks[np.cumsum(rows[ranks]) <= _MAX_ROWS // 2]]
         keys[place] = np.where(np.isin(key, kept), key, _REST)
     return keys

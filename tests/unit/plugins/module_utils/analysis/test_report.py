@@ -431,3 +431,19 @@ def test_names_and_calls_without_number_are_bounded(tmp_path):
         assert len(rows) <= 1000
         assert sum(row["calls"] for row in rows) == 1500
         assert [row["compat"] for row in rows if row["syscall"] == "(other calls)"] == [False]
+
+
+def test_who_makes_calls_up_takes_the_place_of_no_other(tmp_path):
+    tid, made = 7000, []
+    for call in range(1100):
+        records = [pages.make_enter(tid, 10000 + call), pages.make_exit(tid, 10000 + call, -38)]
+        for place, record in enumerate(records):
+            made.append(pages.pack_page((call * 2 + place + 1) * 1000, [pages.pack_event(record)]))
+    for place, record in enumerate([pages.make_enter(5, 257), pages.make_exit(5, 257, -2)]):
+        made.append(pages.pack_page(10**9 + place * 1000, [pages.pack_event(record)]))
+    write_capture(tmp_path, data=pages.pack_trace([made], cmdlines=b"5 web\n7000 evil\n"))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    for rows in (one["processes"], one["programs"]):
+        assert len(rows) <= 1000
+        assert [(row["name"], row["pids"]) for row in rows if row["syscall"] == "syscall_0x101"] == [("web", [5])]
+        assert sum(row["failures"] for row in rows) == 1101
