@@ -365,9 +365,9 @@ def make_crowd(processes, calls_each=14, name=b"true"):
 
 
 def test_memory_is_that_of_one_capture(tmp_path):
-    data = make_crowd(60)
+    data = make_crowd(20)
     peaks = []
-    for count in (1, 1, 8):  # the first one imports
+    for count in (1, 1, 6):  # the first one imports
         for number in range(count):
             write_capture(tmp_path / "traces", str(number), data=data)
         parameters = {
@@ -383,9 +383,9 @@ def test_memory_is_that_of_one_capture(tmp_path):
         finally:
             tracemalloc.stop()
     assert [len(one["processes"]) for one in json.loads(Path(result["files"]["json"]).read_text())["captures"]] == [
-        840
-    ] * 8
-    assert len(result["summary"]["captures"]) == 8
+        280
+    ] * 6
+    assert len(result["summary"]["captures"]) == 6
     assert peaks[2] < peaks[1] * 1.2
 
 
