@@ -189,7 +189,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
     ReportWriter,
     describe_skipped,
-    gen_captures,
+    gen_source,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -203,7 +203,7 @@ def run(module):
     min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
     captures, skipped = [], []
     with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
-        for one in gen_captures(parameters["src"], skipped, min_latency_ns):
+        for one in gen_source(parameters["src"], skipped, min_latency_ns):
             report.add(one)
             del one["programs"], one["processes"]
             captures.append(one)

@@ -12,7 +12,7 @@ import textwrap
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
@@ -367,7 +367,7 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def gen_captures(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
+def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
     """What summary.json says of each capture of SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
 
     What of a folder cannot be read is added to SKIPPED; raises CaptureError for a capture that was asked for by itself.
@@ -379,22 +379,29 @@ def gen_captures(source: str, skipped: list[dict[str, str]], min_latency_ns: int
         yield from _escape_all(summarize_capture(source, manifest, os.path.dirname(source) or ".", min_latency_ns))
         return
     paths, errors = list_captures(source)
+    skipped += [_describe_error(error, source) for error in errors]
+    yield from gen_captures(paths, source, skipped, min_latency_ns)
+
+
+def gen_captures(
+    paths: Iterable[str], root: str, skipped: list[dict[str, str]], min_latency_ns: int = 0
+) -> Iterator[dict[str, Any]]:
+    """What summary.json says of each capture at PATHS, which it names relative to ROOT; what cannot be read is added to SKIPPED."""
     for path in paths:
         try:
             manifest = read_manifest(find_manifest(path))
         except CaptureError as error:
-            errors.append(error)
+            skipped.append(_describe_error(error, root))
             manifest = {}
         try:
-            yield from _escape_all(summarize_capture(path, manifest, source, min_latency_ns))
+            yield from _escape_all(summarize_capture(path, manifest, root, min_latency_ns))
         except CaptureError as error:
-            errors.append(error)
-    skipped += _escape_all(
-        [
-            {"path": os.path.relpath(one.path, source), "reason": one.reason, "next_step": one.next_step}
-            for one in errors
-        ]
-    )
+            skipped.append(_describe_error(error, root))
+
+
+def _describe_error(error: CaptureError, root: str) -> dict[str, str]:
+    found = {"path": os.path.relpath(error.path, root), "reason": error.reason, "next_step": error.next_step}
+    return {name: escape_surrogates(text) for name, text in found.items()}
 
 
 def _escape_all(value: Any) -> Any:

@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import re
 def summarize(source):
     """What summary.json holds for SOURCE."""
     skipped = []
-    return {"captures": list(report.gen_captures(source, skipped)), "skipped": skipped}
+    return {"captures": list(report.gen_source(source, skipped)), "skipped": skipped}
 
 
 def write(summary, dest, formats, *, check_mode=False):
