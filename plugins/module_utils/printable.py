@@ -14,3 +14,8 @@ def escape(text: str) -> str:
 def escape_lines(text: str) -> str:
     """TEXT of a program that we have run, shown as escape does, but for line feeds and tabs, which stay."""
     return "".join(one if one in "\n\t" else escape(one) for one in text)
+
+
+def escape_surrogates(text: str) -> str:
+    r"""TEXT with lone surrogates shown as \udcff: names of files and texts of manifests may hold them, and readers of JSON refuse them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

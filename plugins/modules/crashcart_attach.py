@@ -217,7 +217,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 def run_detached(module, host, outcome):
     """See to it that the selected containers have nothing attached. With no selection nobody waits for what users of the host have made."""
     parameters = module.params
-    containers = options.select(module, host, required=False)
+    containers = options.select(module, host, required=False, refuse=outcome.fail)
     busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
 
     def detach(some, outcome, **more):
@@ -253,7 +253,7 @@ def run(module):
             )
         method, reason = methods.choose_method(parameters["method"])
         more["method_reason"] = reason
-        containers = options.select(module, host, required=True)
+        containers = options.select(module, host, required=True, refuse=outcome.fail)
         change = attachments.ensure_attached(
             containers,
             outcome,

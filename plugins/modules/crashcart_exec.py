@@ -332,8 +332,8 @@ def run(module):
         dest=parameters["dest"],
     )
     with Server() as server:  # which starts while the engine answers
-        containers = options.select(module, options.open_host(module), required=True)
         outcome = Outcome()
+        containers = options.select(module, options.open_host(module), required=True, refuse=outcome.fail)
         results = execution.execute(
             containers,
             outcome,

@@ -20,6 +20,9 @@ description:
     byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
     in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
   - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
+  - A manifest beside a capture is not longer than 4 KiB, but for a long account of what is wrong. Where it would be, its longest parts, such
+    as the labels of the container or the list of events, are within the C(trace.dat), where M(crashcart.fleet.ftrace_report) finds them.
+    C(in_trace) of the manifest says which, and how many entries each has.
   - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
     container that failed has recorded stays where it is.
   - What arrives is checked before it becomes a C(trace.dat). It may not hold more than the ring buffers that its manifest tells of, in
@@ -180,7 +183,9 @@ captures:
       type: str
       sample: traces/web1/api/20261121T231500.000000Z.dat
     manifest:
-      description: What the manifest says. Its whole form is in C(docs/manifest.schema.json) of the collection.
+      description:
+        - What the manifest says, and what is too long to stand beside the trace. Its form is in C(docs/manifest.schema.json) of the
+          collection.
       type: dict
       contains:
         complete:

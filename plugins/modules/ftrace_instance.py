@@ -533,7 +533,7 @@ def run_started(module, root, outcome):
             "expose: trace_pipe would take events away from the recording: expose trace, which leaves them, or use mode: ring"
         )
     host = options.open_host(module)
-    containers = options.select(module, host, required=True)
+    containers = options.select(module, host, required=True, refuse=outcome.fail)
     if path:
         for container in containers:
             with outcome.serve(container):

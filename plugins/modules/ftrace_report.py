@@ -96,6 +96,12 @@ summary:
     - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
       began or ended in the capture, C(unfinished) those of them that did not end in it and C(continued) those that did not begin in it.
       To add up captures of one trace, leave out what is C(continued) in all but the first.
+    - C(summary.json) has two tables for each capture. C(programs) has a row for each program and system call, C(processes) has one for each
+      process and system call. A table has at most 1000 rows. Where it would have more, the processes with most failures keep rows of their own,
+      and the others share those of their program. Programs that have none of their own then are V((other programs\)), such calls are
+      V((other calls\)). Each call is in one row of a table. C(process_count) says how many processes a row is of, C(pids) has the lowest 100 of
+      their numbers.
+    - Text that is no UTF-8, such as a file's name, is shown escaped.
     - C(denied) counts what seccomp answered in the kernel's place, by error, C(SIGSYS) or C(no error), and C(interrupted) what a signal ended
       before its time, which the kernel begins again or lets fail with EINTR. C(docs/calls.md) says what strace would show.
   returned: success
@@ -181,9 +187,9 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
+    ReportWriter,
     describe_skipped,
-    summarize_source,
-    write_report,
+    gen_source,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -194,15 +200,17 @@ def run(module):
     if NUMPY_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
     parameters = module.params
-    summary = summarize_source(
-        parameters["src"], int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
-    )
-    changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
-    for one in summary["skipped"]:
+    min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
+    captures, skipped = [], []
+    with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
+        for one in gen_source(parameters["src"], skipped, min_latency_ns):
+            report.add(one)
+            del one["programs"], one["processes"]
+            captures.append(one)
+        changed = report.finish(skipped)
+    for one in skipped:
         module.warn(escape(f"skipped {describe_skipped(one)}"))
-    for one in summary["captures"]:
-        del one["programs"], one["processes"]
-    return {"changed": changed, "summary": summary, "files": files}
+    return {"changed": changed, "summary": {"captures": captures, "skipped": skipped}, "files": report.files}
 
 
 def main():

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -16,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tables, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
     Segment,
     SegmentError,
@@ -25,6 +25,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 
 _BLOCK = 1 << 20
+_MAX_MANIFEST = 4096
+_ROOM_FOR_FILE = 128  # what the manifest says of its file: a digest of 64 characters, and a size
 _MAX_NAME = 200  # file systems take 255
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -38,7 +40,8 @@ def make_file_name(text: str) -> str:
 
 
 def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
-    """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and its manifest.
+    """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and all of its manifest,
+    which may be longer than what stands beside the trace.
 
     Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then; OSError is this controller's own.
     """
@@ -58,12 +61,16 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         container = manifest.get("container")
         if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
-        segment.head.options.append(tables.pack(manifest))
         shown = {name: manifest.pop(name) for name in tables.NAMES if name in manifest}
         if "reasons" not in manifest:  # an older version of this collection has drained it
             manifest["reasons"] = [] if manifest.get("complete") else [f"{manifest.get('lost')} events were lost"]
         manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
+        if "version" in manifest:
+            manifest["version"] = VERSION
+        manifest["in_trace"] = {}
+        short, parts = tables.split(manifest, _MAX_MANIFEST - _ROOM_FOR_FILE)
+        segment.head.options.append(tables.pack(shown, parts))
         stamp = find_stamp(os.path.basename(path))
         files = {"dat": os.path.join(work, "trace.dat")}
         digest = hashlib.sha256()
@@ -71,11 +78,10 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
             for block in gen_trace(segment, version):
                 digest.update(block)
                 trace.write(block)
-            manifest["size"] = trace.tell()
-        manifest["sha256"] = digest.hexdigest()
+            about_file = {"size": trace.tell(), "sha256": digest.hexdigest()}
         files["json"] = os.path.join(work, "manifest.json")
         with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
-            text.write(format_manifest(manifest))
+            text.write(tables.format_manifest({**short, **about_file}))
         if with_text:
             files["txt"] = os.path.join(work, "trace.txt")
             write_text(files["dat"], {**shown, **manifest}, files["txt"])
@@ -84,13 +90,7 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         # The trace comes last: where it is, all of it is.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
-        return os.path.join(target, stamp + ".dat"), manifest
-
-
-def format_manifest(manifest: dict[str, Any]) -> str:
-    """Return MANIFEST as JSON, a line for each thing that it says."""
-    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+        return os.path.join(target, stamp + ".dat"), {**manifest, **about_file}
 
 
 def _count_pages(segment: Segment) -> int:

@@ -229,10 +229,13 @@ class CallEvents:
                 values[special] = batch.integers(events[special], command) & 0xFFFFFFFF
         return Events(batch.tids[events], batch.times[events], numbers, values, np.full(events.size, is_own))
 
-    def pair(self, compat: CompatTasks, *, is_complete: bool, since: int = NEVER) -> PairedCalls:
+    def pair(
+        self, compat: CompatTasks, *, is_complete: bool, is_damaged: bool = False, since: int = NEVER
+    ) -> PairedCalls:
         """The calls that were asked for. COMPAT knows which threads ran 32-bit programs when.
 
-        Where the trace IS_COMPLETE no CPU's begin is a gap of it; what came before SINCE was recorded by other settings.
+        Where the trace IS_COMPLETE no CPU's begin is a gap of it; what came before SINCE was recorded by other settings. Where it IS_DAMAGED
+        events may be missing or wrong anywhere.
         """
         enters, exits = _join(self._parts["enter"]), _join(self._parts["exit"])
         for events in (enters, exits):
@@ -240,6 +243,8 @@ class CallEvents:
         gaps = list(self._gaps)
         if not is_complete:
             gaps += [(NEVER, first) for first in self._first_times.values()]
+        if is_damaged:
+            gaps.append((NEVER, -NEVER))
         gap_starts, gap_ends = _merge_gaps(gaps)
         if enters.times.size:
             since = max(since, int(enters.times.min()))

@@ -32,6 +32,7 @@ class Reading:
 
     PATHS has for each call the number in PATH_NAMES of the path that it was given, or -1. EVENTS counts all events by system:name, FUNCTIONS
     calls of the kernel's own functions. REQUESTS counts what was asked for through io_uring. Times are nanoseconds of the trace's clock.
+    DAMAGE says in words that the file holds other events than the kernel counted: some of CALLS may be nobody's.
     """
 
     calls: PairedCalls
@@ -44,6 +45,7 @@ class Reading:
     requests: RingRequests
     first_time: int
     last_time: int
+    damage: list[str]
 
 
 def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
@@ -74,7 +76,13 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
         requests.feed(batch)
     tasks.finish()
     compat.finish()
-    calls = call_events.pair(compat, is_complete=manifest.get("complete") is True, since=_find_change(manifest))
+    damage = _compare(sum(events.values()), manifest)
+    calls = call_events.pair(
+        compat,
+        is_complete=manifest.get("complete") is True,
+        is_damaged=bool(damage),
+        since=_find_change(manifest),
+    )
     by_number = {one.id: name for name, one in trace.formats.items()}
     return Reading(
         calls=calls,
@@ -87,7 +95,17 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
         requests=requests,
         first_time=first if events else 0,
         last_time=last,
+        damage=damage,
     )
+
+
+def _compare(events: int, manifest: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong where a trace holds another number of EVENTS than the kernel counted, as MANIFEST says."""
+    counted = manifest.get("entries")
+    # Manifests without a version counted what waited when the fetch began.
+    if counted is None or "version" not in manifest or counted == events:
+        return []
+    return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
 def _find_change(manifest: Mapping[str, Any]) -> int:

@@ -8,9 +8,11 @@ import json
 import os
 import re
 import stat
+import textwrap
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
@@ -19,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tabl
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
@@ -198,8 +201,8 @@ def summarize_capture(
 
 
 def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
-    """Return MANIFEST with the tables that TRACE carries; those of a manifest of an older version stand. Raises TraceFileError."""
-    known = {**tables.read(trace.head.options), **manifest}
+    """Return MANIFEST with the tables, and parts of its own, that TRACE carries. Raises TraceFileError."""
+    known = tables.unite(manifest, trace.head.options)
     if not is_sound(known):
         raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
     return known
@@ -209,7 +212,7 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
     """What summary.json says of TRACE, one buffer of the capture called NAME."""
     table = summarize(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
-    reasons = [*manifest.get("reasons", []), *_compare(table.events, manifest)]
+    reasons = [*manifest.get("reasons", []), *table.damage]
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,
@@ -230,15 +233,6 @@ def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_late
         "processes": [_describe(row) for row in table.processes],
         "errors": _sum_errors(table),
     }
-
-
-def _compare(events: int, manifest: dict[str, Any]) -> list[str]:
-    """Return what is wrong where a trace holds another number of EVENTS than the kernel counted, as MANIFEST says."""
-    counted = manifest.get("entries")
-    # Manifests without a version counted what waited when the fetch began.
-    if counted is None or "version" not in manifest or counted == events:
-        return []
-    return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
 def _describe(row: SyscallRow) -> dict[str, Any]:
@@ -268,12 +262,13 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
     return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def format_summary(summary: dict[str, Any]) -> str:
-    """The text that a person reads, for all captures of SUMMARY, and what was skipped."""
-    lines = [line for one in summary["captures"] for line in _gen_lines(one)]
-    if summary["skipped"]:
-        lines += [*(f"Skipped: {_clean(describe_skipped(one))}" for one in summary["skipped"]), ""]
-    return "\n".join(lines) if lines else "No capture: nothing was recorded.\n"
+def format_capture(one: dict[str, Any]) -> str:
+    """The text that a person reads, for ONE entry of summary.json's captures."""
+    return "".join(f"{line}\n" for line in _gen_lines(one))
+
+
+def _format_skipped(skipped: list[dict[str, str]]) -> str:
+    return "".join(f"Skipped: {_clean(describe_skipped(one))}\n" for one in skipped)
 
 
 def describe_skipped(one: dict[str, str]) -> str:
@@ -311,7 +306,6 @@ def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
         yield f"  functions of the kernel: {', '.join(f'{_clean(name)} {count}' for name, count in most)}"
     if len(one["programs"]) > _MAX_TEXT_ROWS:
         yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
-    yield ""
 
 
 def _shorten(event: str) -> str:
@@ -348,7 +342,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     errors = ", ".join(words)
     return (
         _clean(row["name"]),
-        str(row["pids"][0]) if len(row["pids"]) == 1 else f"{len(row['pids'])} of them",
+        str(row["pids"][0]) if row["process_count"] == 1 else f"{row['process_count']} of them",
         _clean(row["syscall"]),
         str(row["calls"]),
         f"{row['total_ns'] / 1e6:.3f}" if row["measured"] else "-",
@@ -373,61 +367,142 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
-    """What summary.json holds for SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
+def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
+    """What summary.json says of each capture of SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
 
-    What of a folder cannot be read is SKIPPED; raises CaptureError for a capture that was asked for by itself.
+    What of a folder cannot be read is added to SKIPPED; raises CaptureError for a capture that was asked for by itself.
     """
     if not os.path.isdir(source):
         if not os.path.lexists(source):
             raise FleetError(f"there is no capture {source}")
         manifest = read_manifest(find_manifest(source))
-        return {
-            "captures": summarize_capture(source, manifest, os.path.dirname(source) or ".", min_latency_ns),
-            "skipped": [],
-        }
-    paths, skipped = list_captures(source)
-    captures: list[dict[str, Any]] = []
+        yield from _escape_all(summarize_capture(source, manifest, os.path.dirname(source) or ".", min_latency_ns))
+        return
+    paths, errors = list_captures(source)
+    skipped += [_describe_error(error, source) for error in errors]
+    yield from gen_captures(paths, source, skipped, min_latency_ns)
+
+
+def gen_captures(
+    paths: Iterable[str], root: str, skipped: list[dict[str, str]], min_latency_ns: int = 0
+) -> Iterator[dict[str, Any]]:
+    """What summary.json says of each capture at PATHS, which it names relative to ROOT; what cannot be read is added to SKIPPED."""
     for path in paths:
         try:
             manifest = read_manifest(find_manifest(path))
         except CaptureError as error:
-            skipped.append(error)
+            skipped.append(_describe_error(error, root))
             manifest = {}
         try:
-            captures += summarize_capture(path, manifest, source, min_latency_ns)
+            yield from _escape_all(summarize_capture(path, manifest, root, min_latency_ns))
         except CaptureError as error:
-            skipped.append(error)
-    return {
-        "captures": captures,
-        "skipped": [
-            {"path": os.path.relpath(one.path, source), "reason": one.reason, "next_step": one.next_step}
-            for one in skipped
-        ],
-    }
+            skipped.append(_describe_error(error, root))
 
 
-def write_report(
-    summary: dict[str, Any], dest: str, formats: list[str], *, check_mode: bool
-) -> tuple[bool, dict[str, str]]:
-    """Write SUMMARY below folder DEST as FORMATS say: whether a file changed, and the files by format."""
-    texts = {"json": json.dumps(summary, indent=1) + "\n", "text": format_summary(summary)}
-    names = {"json": "summary.json", "text": "summary.txt"}
-    files = {one: os.path.join(dest, names[one]) for one in formats}
-    stale = [one for one, path in files.items() if _read_text(path) != texts[one]]
-    if stale and not check_mode:
-        make_missing(dest)
-        for one in stale:
-            temporary = files[one] + ".part"
-            with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
-                file.write(texts[one])
-            os.rename(temporary, files[one])
-    return bool(stale), files
+def _describe_error(error: CaptureError, root: str) -> dict[str, str]:
+    found = {"path": os.path.relpath(error.path, root), "reason": error.reason, "next_step": error.next_step}
+    return {name: escape_surrogates(text) for name, text in found.items()}
 
 
-def _read_text(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
+def _escape_all(value: Any) -> Any:
+    """VALUE, of which JSON is to be made, without lone surrogates."""
+    if isinstance(value, str):
+        return escape_surrogates(value)
+    if isinstance(value, list):
+        return [_escape_all(one) for one in value]
+    if isinstance(value, dict):
+        return {_escape_all(name): _escape_all(one) for name, one in value.items()}
+    return value
+
+
+class ReportWriter:
+    """The files of a report below folder DEST, written capture by capture, so that one capture's rows are in memory at a time.
+
+    FILES has their paths by format. With CHECK_MODE they are compared only. What is not finished leaves the files as they were.
+    """
+
+    def __init__(self, dest: str, formats: list[str], *, check_mode: bool) -> None:
+        names = {"json": "summary.json", "text": "summary.txt"}
+        self.files = {one: os.path.join(dest, names[one]) for one in formats}
+        self._drafts = {one: _Draft(path, check_mode=check_mode) for one, path in self.files.items()}
+        self._count = 0
+
+    def __enter__(self) -> ReportWriter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for draft in self._drafts.values():
+            draft.close()
+
+    def add(self, one: dict[str, Any]) -> None:
+        """Write ONE entry of summary.json's captures."""
+        if "json" in self._drafts:
+            beginning = ",\n" if self._count else '{\n "captures": [\n'
+            self._drafts["json"].write(beginning + textwrap.indent(json.dumps(one, indent=1), "  "))
+        if "text" in self._drafts:
+            self._drafts["text"].write(("\n" if self._count else "") + format_capture(one))
+        self._count += 1
+
+    def finish(self, skipped: list[dict[str, str]]) -> bool:
+        """Write what was SKIPPED, and put the files in their places; whether one has changed."""
+        if "json" in self._drafts:
+            captures_end = "\n ]" if self._count else '{\n "captures": []'
+            last = textwrap.indent(json.dumps(skipped, indent=1), " ").lstrip()
+            self._drafts["json"].write(f'{captures_end},\n "skipped": {last}\n}}\n')
+        if "text" in self._drafts:
+            text = _format_skipped(skipped)
+            if self._count:
+                text = text and "\n" + text
+            self._drafts["text"].write(text if self._count or skipped else "No capture: nothing was recorded.\n")
+        changes = [draft.finish() for draft in self._drafts.values()]
+        return any(changes)
+
+
+class _Draft:
+    """What the file at PATH is to hold, written beside it and compared with it piece by piece."""
+
+    def __init__(self, path: str, *, check_mode: bool) -> None:
+        self._path = path
+        self._temporary = path + ".part"
+        self._check_mode = check_mode
+        self._old: BinaryIO | None = None
+        self._new: BinaryIO | None = None
+        self._is_begun = False
+
+    def write(self, text: str) -> None:
+        if not self._is_begun:
+            self._begin()
+        data = text.encode("utf-8")
+        if self._new is not None:
+            self._new.write(data)
+        if self._old is not None and self._old.read(len(data)) != data:
+            self._drop_old()
+
+    def finish(self) -> bool:
+        """Put it in its place; whether that held something else."""
+        is_same = self._old is not None and not self._old.read(1)
+        if self._new is not None and not is_same:
+            self._new.close()
+            os.rename(self._temporary, self._path)
+            self._new = None
+        return not is_same
+
+    def close(self) -> None:
+        self._drop_old()
+        if self._new is not None:
+            self._new.close()
+            os.unlink(self._temporary)
+            self._new = None
+
+    def _begin(self) -> None:
+        self._is_begun = True
+        with suppress(FileNotFoundError):
+            self._old = open(self._path, "rb")
+        if not self._check_mode:
+            make_missing(os.path.dirname(self._path))
+            self._new = open(self._temporary, "wb", opener=open_private)
+
+    def _drop_old(self) -> None:
+        if self._old is not None:
+            self._old.close()
+            self._old = None

@@ -18,12 +18,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import Process, TaskNames
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import UNKNOWN_NAME, Process, TaskNames
 
 if TYPE_CHECKING:
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
 
 _MAX_PATHS = 10  # of a row; a table is to be read
+_MAX_PIDS = 100  # of a row
+_MAX_ROWS = 1000  # of a table; where there are more, half as many at most have no share of others
+_REST = 1 << 62  # no process, name or system call has this number
+# Longer than the kernel lets a name be.
+_OTHER_PROGRAMS = "(other programs)"
+_OTHER_CALLS = "(other calls)"
 # What seccomp answers beside errors; no error has these numbers.
 _TRAP = -1
 _ANSWERS = {0: "no error", _TRAP: "SIGSYS"}
@@ -40,8 +46,9 @@ class PathUse:
 
 @dataclass(frozen=True)
 class SyscallRow:
-    """The use of one system call by a process (PIDS has its number), or by all processes of one name.
+    """The use of one system call by a process (PIDS has its number), or by several processes of one name.
 
+    PROCESS_COUNT says by how many. PIDS has the lowest numbers of so many as a reader may want.
     CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time. UNFINISHED are those that
     did not end in it, CONTINUED those that did not begin in it: of a trace that is fetched again and again a call that waits is one of
     the former in one capture and of the latter in a later one. ERRORS are what programs saw. INTERRUPTED counts the kernel's words for a signal
@@ -51,6 +58,7 @@ class SyscallRow:
 
     name: str
     pids: list[int]
+    process_count: int
     container_pid: int | None
     syscall: str
     calls: int
@@ -75,9 +83,12 @@ class SyscallRow:
 class TraceTable:
     """A trace's rows by process, and by name for all processes of a name; most failures first, then most calls.
 
+    Where a table had too many rows the processes with most failures, then most calls, have rows of their own, and the others share those of
+    their name; so it goes on with names, and with system calls.
     Times are nanoseconds of the trace's clock. COUNTS has the number of all events by system:name,
     FUNCTIONS that of calls of the kernel's functions, where these were traced. REQUESTS are those that were made through io_uring, by operation.
     HAS_POLLED tells of requests by io_uring that no trace of the program's threads has, since a thread of the kernel fetches them.
+    DAMAGE says in words that the file holds other events than the kernel counted.
     """
 
     processes: list[SyscallRow]
@@ -89,6 +100,7 @@ class TraceTable:
     functions: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
     has_polled: bool = False
+    damage: list[str] = field(default_factory=list)
 
 
 def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0) -> TraceTable:
@@ -100,13 +112,23 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
         kept = calls.measured & (calls.durations >= min_latency_ns)
         calls, paths = calls.select(kept), paths[kept]
     processes, name_numbers, known_names = _identify(calls, reading.tasks)
+    if reading.damage and reading.syscalls:
+        # A number that is wrong in one event makes two calls of one, each with one end.
+        strange = ~np.isin(calls.numbers, list(reading.syscalls)) | (
+            name_numbers == (known_names.index(UNKNOWN_NAME) if UNKNOWN_NAME in known_names else _REST)
+        )
+        kept = calls.measured | ~strange
+        calls, paths, processes, name_numbers = calls.select(kept), paths[kept], processes[kept], name_numbers[kept]
+    is_failed = (calls.errors != 0) & ~np.isin(calls.errors, list(RESTARTS))
     tables = []
     for first_key in (processes, np.zeros_like(processes)):
         rows = []
-        for members in _gen_groups([first_key, name_numbers, calls.numbers]):
+        _first, names, numbers = keys = _merge_rest([first_key, name_numbers, calls.numbers], is_failed)
+        for members in _gen_groups(keys):
             owners = [reading.tasks.processes[number] for number in np.unique(processes[members]).tolist()]
-            name = known_names[name_numbers[members[0]]]
-            rows.append(_make_row(calls, members, paths[members], owners, name, reading))
+            first = members[0]
+            name = _OTHER_PROGRAMS if names[first] == _REST else known_names[names[first]]
+            rows.append(_make_row(calls, members, paths[members], owners, name, int(numbers[first]), reading))
         tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
     return TraceTable(
         tables[0],
@@ -118,26 +140,61 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
         reading.functions,
         dict(reading.requests.requests.most_common()),
         reading.requests.has_polled,
+        reading.damage,
     )
+
+
+def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
+    """KEYS, with _REST in the place of so many of their values that entries equal in all of them make a bounded number of groups.
+
+    The values that most failures are of, then most entries, stay. The first of KEYS is merged first.
+    """
+    keys = list(keys)
+    for place, key in enumerate(keys):
+        order, starts = _group(keys)
+        if starts.size <= _MAX_ROWS:
+            break
+        # One entry per group here, and one per value after that.
+        failures = np.add.reduceat(is_failed[order].astype(np.int64), starts)
+        sizes = np.diff(starts, append=order.size)
+        values, inverse = np.unique(key[order[starts]], return_inverse=True)
+        rows, failures, sizes = (np.bincount(inverse, weights=one) for one in (None, failures, sizes))
+        ranks = np.lexsort((-sizes, -failures))
+        ranks = ranks[rows[ranks] <= _MAX_ROWS // 4]  # one that makes calls up must not take the place of all others
+        kept = values[ranks[np.cumsum(rows[ranks]) <= _MAX_ROWS // 2]]
+        keys[place] = np.where(np.isin(key, kept), key, _REST)
+    return keys
 
 
 def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
     """Indices of the entries that are equal in all KEYS, group by group."""
+    order, starts = _group(keys)
+    if order.size:
+        yield from np.split(order, starts[1:])
+
+
+def _group(keys: list[Ints]) -> tuple[Ints, Ints]:
+    """Indices of all entries in the order of KEYS, and where among these the groups begin that are equal in all KEYS."""
     order = np.lexsort(keys[::-1])
-    if not order.size:
-        return
-    is_first = np.zeros(order.size, bool)
-    for key in keys:
-        column = key[order]
-        is_first[1:] |= column[1:] != column[:-1]
-    yield from np.split(order, np.flatnonzero(is_first))
+    is_first = np.ones(order.size, bool)
+    if order.size:
+        is_first[1:] = False
+        for key in keys:
+            column = key[order]
+            is_first[1:] |= column[1:] != column[:-1]
+    return order, np.flatnonzero(is_first)
 
 
 def _make_row(
-    calls: PairedCalls, members: Ints, paths: Ints, owners: list[Process], name: str, reading: Reading
+    calls: PairedCalls,
+    members: Ints,
+    paths: Ints,
+    owners: list[Process],
+    name: str,
+    number: int,
+    reading: Reading,
 ) -> SyscallRow:
-    """The row of the MEMBERS of CALLS, all of one number, which were given PATHS; OWNERS are the processes, called NAME."""
-    number = int(calls.numbers[members[0]])
+    """The row of the MEMBERS of CALLS, all of one NUMBER or of the rest, which were given PATHS; OWNERS are the processes, called NAME."""
     errors = calls.errors[members]
     is_interrupted = np.isin(errors, list(RESTARTS))
     failed = np.where(is_interrupted, 0, errors)
@@ -146,9 +203,10 @@ def _make_row(
     denied = calls.select(members[calls.denied[members]])
     return SyscallRow(
         name=name,
-        pids=sorted({one.pid for one in owners}),
+        pids=sorted({one.pid for one in owners})[:_MAX_PIDS],
+        process_count=len(owners),
         container_pid=owners[0].container_pid if len(owners) == 1 else None,
-        syscall=name_call(number, reading.syscalls),
+        syscall=_OTHER_CALLS if number == _REST else name_call(number, reading.syscalls),
         calls=int(members.size),
         errors=_count(failed[failed != 0]),
         measured=int(durations.size),
@@ -158,7 +216,7 @@ def _make_row(
         continued=int(calls.continued[members].sum()),
         interrupted=_count(errors[is_interrupted]),
         denied=_count(np.where(denied.is_trap, _TRAP, denied.errors)),
-        compat=number >= COMPAT,
+        compat=COMPAT <= number < _REST,
         paths=_list_paths(paths, failed, reading.path_names),
     )
 

@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selecti
     describe_running,
     select_containers,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Refuse
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -56,11 +57,12 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
     )
 
 
-def select(module: Any, host: Host, *, required: bool) -> list[Container]:
+def select(module: Any, host: Host, *, required: bool, refuse: Refuse | None = None) -> list[Container]:
     """The containers that MODULE's options select, with their pids and states of now.
 
     With REQUIRED something has to be asked for and only running containers are meant. Without it
-    nothing asked for means every container in any state.
+    nothing asked for means every container in any state. REFUSE is told of one that was asked for by its name and is removed meanwhile;
+    without it that raises ContainerGoneError.
     """
     selector = parse_selector(module, host.inspect)
     if required and selector.is_empty:
@@ -83,10 +85,12 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
         is_named = selector.names(container)
         try:
             fresh = host.refresh(container)
-        except ContainerGoneError:
+        except ContainerGoneError as error:
             if is_named:
-                raise
-            continue  # nobody asked for this one; containers come and go
+                if refuse is None:
+                    raise
+                refuse(container, error)
+            continue  # where nobody asked for this one: containers come and go
         # One that was asked for by its name is the caller's to judge.
         if fresh.state == "running" or is_named or not required:
             refreshed.append(fresh)

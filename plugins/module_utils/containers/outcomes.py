@@ -112,7 +112,9 @@ class Outcome:
 
     def check(self, containers: Sequence[Named] = (), done: str = "", **result: Any) -> None:
         """Raise FleetError with RESULT where anything went wrong. It names who has failed, and for which of CONTAINERS all was DONE."""
-        phrases = [*self._list_phrases(), *self._complaints]
+        told = [one.msg for one in self._failures.values()]
+        # What a container has failed by may be met again where no container is in particular.
+        phrases = [*self._list_phrases(), *(one for one in self._complaints if not any(one in msg for msg in told))]
         if not phrases:
             return
         text = "; ".join(dict.fromkeys(phrases))

@@ -7,7 +7,11 @@ from __future__ import annotations
 import traceback
 from typing import Any, Callable
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import Feature
 
 JMESPATH_IMPORT_ERROR: str | None = None
@@ -24,7 +28,10 @@ def check_jmespath() -> Feature:
 
 
 def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]]) -> Callable[[Container], bool]:
-    """A test by the JMESPath EXPRESSION over what INSPECT says, as `docker inspect` does; true selects."""
+    """A test by the JMESPath EXPRESSION over what INSPECT says, as `docker inspect` does; true selects.
+
+    A container that is removed meanwhile is not selected.
+    """
     try:
         compiled = jmespath.compile(expression)
     except jmespath.exceptions.JMESPathError as error:
@@ -34,6 +41,8 @@ def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]
     def matches(container: Container) -> bool:
         try:
             return compiled.search(inspect(container)) is True
+        except ContainerGoneError:
+            return False
         except jmespath.exceptions.JMESPathError as error:
             raise ContainerError(f"query {expression!r} fails on container {container.name}: {error}") from error
 

@@ -12,7 +12,7 @@ from support import failures, host
 from support.failures import fail
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, expiry, methods, placement
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers import targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options, targets
 
 BASH = "/dev/crashcart/bin/bash"
 IN_THE_WAY = ("busybox", "/bin/sh", "-c", "/bin/touch /dev/crashcart; /bin/sleep 1000")
@@ -156,6 +156,33 @@ def test_exec(container):
     assert [results[name]["stdout"] for name in good] == ["hello\n", "hello\n"]
     assert results[slow]["timed_out"]
     assert all(results[name]["rc"] == -1 for name in (stopped, shared, dying))
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [
+        ("crashcart_attach", {}),
+        ("crashcart_exec", {"argv": ["true"]}),
+        ("ftrace_instance", {"syscalls": ["getcwd"]}),
+    ],
+)
+def test_one_that_is_removed_while_it_is_selected_costs_no_other(container, monkeypatch, module, more):
+    good, gone = container(), container()
+    original = options.select_containers
+
+    def select_and_remove(*arguments, **also):
+        found = original(*arguments, **also)
+        host.docker("rm", "-f", gone)
+        return found
+
+    monkeypatch.setattr(options, "select_containers", select_and_remove)
+    with pytest.raises(
+        host.ModuleFailed, match=f"1 of 2 .*{gone} .* was just removed; .* all the same: {good}"
+    ) as failure:
+        host.call_module(module, containers=[gone, good], **more)
+    result = failure.value.result
+    assert [one["container"] for one in result["failed_containers"]] == [gone]
+    assert result["changed"]
 
 
 def test_a_name_that_nobody_bears_changes_nothing(container):

@@ -14,6 +14,7 @@ from support.every_kernel import count, report
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import add_tables
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 MAX_BYTES = 4096
@@ -44,6 +45,30 @@ def test_a_manifest_has_the_published_form_and_is_small(capture, tmp_path):
     # As many events as the kernel counted are in the file.
     with open(path, "rb") as file:
         assert sum(len(batch.types) for batch in Trace(file).gen_batches()) == manifest["entries"] > 0
+
+
+def test_what_makes_a_manifest_long_is_within_the_trace(container, tmp_path):
+    labels = {f"com.example.label{number:02}": "x" * 150 for number in range(40)}
+    options = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
+    name = container("busybox", "/bin/busybox", "sleep", "1000", options=("--network", "none", *options))
+    asked = {"profile": "network", "events": ["sched:*", "signal:*"]}
+    host.call_module("ftrace_instance", containers=[name], **asked)
+    host.docker("exec", name, "/bin/busybox", "nc", "127.0.0.1", "1", check=False)
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    (capture,) = fetch_here(tmp_path, containers=[name])
+    path = Path(capture["path"])
+    text = path.with_suffix(".json").read_bytes()
+    manifest = json.loads(text)
+    Draft202012Validator(SCHEMA).validate(manifest)
+    assert len(text) <= MAX_BYTES, f"{len(text)} bytes"
+    assert manifest["in_trace"]["container.labels"] == len(labels)
+    with open(path, "rb") as file:
+        whole = add_tables(manifest, Trace(file))
+    assert whole["container"]["labels"] == labels
+    assert len(whole["events"]) > 20
+    assert whole["specification"]["syscalls"] is not None
+    (summary,) = report(tmp_path, tmp_path / "report")
+    assert count(summary)["connect"]["errors"] == {"ECONNREFUSED": 1}
 
 
 @pytest.mark.parametrize("capture", ["ring", "record"], indirect=True)

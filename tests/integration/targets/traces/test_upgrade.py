@@ -81,7 +81,8 @@ def test_an_older_ring_is_fetched_stopped_and_removed(older, busy, tmp_path, opt
     first = fetch(busy, tmp_path)
     assert first["entries"] > 0
     assert not first["complete"]
-    assert any("nobody watched the trace" in reason for reason in first["reasons"])
+    # With the next step, where there is one.
+    assert any("nobody watched the trace" in one and "with state=started" in one for one in first["reasons"])
     # It goes on, and what it was told of its end holds.
     assert (info(busy)["state"], info(busy)["expires"] is not None) == ("started", bool(options))
     assert host.call_module("ftrace_instance", containers=[busy], state="stopped")["changed"]
@@ -120,8 +121,10 @@ def test_an_older_recorder_gives_way_where_its_traces_go_on(older, container, bu
 def test_an_older_recording_is_brought_home_and_stands_in_the_way_until_then(older, container, busy, tmp_path):
     other = container("busybox", "/bin/busybox", "sh", "-c", BUSY)
     older("ftrace_instance", containers=[busy], syscalls=SYSCALLS, mode="record", min_free="1MiB")
-    with pytest.raises(host.ModuleFailed, match=f"is of another version of this collection and records {busy}"):
+    refusal = f"is of another version of this collection and records {busy}"
+    with pytest.raises(host.ModuleFailed, match=refusal) as failure:
         host.call_module("ftrace_instance", containers=[other], syscalls=SYSCALLS)
+    assert failure.value.result["msg"].count(refusal) == 1
     assert [info(busy)["state"], len(host.list_instances())] == ["started", 1]
     first = fetch(busy, tmp_path)
     assert first["entries"] > 0

@@ -12,6 +12,7 @@ import random
 import struct
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,11 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
 
@@ -398,3 +401,24 @@ def test_what_this_controller_refuses_is_no_damage(tmp_path):
     with pytest.raises(OSError):
         assemble(path, tmp_path)
     assert list_files(tmp_path / "web1") == ["api"]
+
+
+def test_what_makes_a_manifest_long_goes_into_the_trace(tmp_path):
+    labels = {f"label{number}": "x" * 150 for number in range(40)}
+    manifest = {
+        **MANIFEST,
+        "version": 2,
+        "container": {"id": "0", "name": "api", "labels": labels},
+        "events": {"a:b": ""},
+    }
+    path, told = assemble(write_segment(tmp_path / NAME, compression.ZLIB, make_pages(1), manifest), tmp_path)
+    text = Path(path).with_suffix(".json").read_text()
+    short = json.loads(text)
+    assert len(text) <= 4096
+    # It has the form of who has assembled it, whatever its host's version is.
+    assert short["version"] == VERSION
+    assert (short["in_trace"], short["events"]) == ({"container.labels": 40}, {"a:b": ""})
+    assert (told["container"]["labels"], told["in_trace"], told["sha256"]) == (labels, {}, short["sha256"])
+    with open(path, "rb") as file:
+        whole = report.add_tables(short, Trace(file))
+    assert (whole["container"]["labels"], whole["tasks"]) == (labels, MANIFEST["tasks"])

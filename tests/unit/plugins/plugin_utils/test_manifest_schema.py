@@ -12,11 +12,12 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import manifest, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import manifest, recordings, tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.clocks import measure_offset
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
 
-ON_CONTROLLER = {"inventory_hostname": "web1", "size": 4096, "sha256": "0" * 64}
+ON_CONTROLLER = {"in_trace": {}, "inventory_hostname": "web1", "size": 4096, "sha256": "0" * 64}
 
 
 def find_schema():
@@ -83,6 +84,10 @@ def test_both_modes_have_the_published_form_and_the_same_keys(validator):
         lambda one: one.update(complete="yes"),
         lambda one: one.update(more=1),
         lambda one: one["cpus"][0].pop("exact"),
+        lambda one: one.pop("events"),
+        lambda one: one["container"].pop("labels"),
+        lambda one: one.update(in_trace={"events": 1}),  # they are there
+        lambda one: one.update(in_trace={"reasons": 1}),
         lambda one: one["container"].update(labels={"a": 1}),
     ],
 )
@@ -91,3 +96,55 @@ def test_another_form_is_not_the_published_one(validator, damage):
     damage(damaged)
     with pytest.raises(ValidationError):
         validator.validate(damaged)
+
+
+def make_long():
+    """A manifest each of whose long parts is long."""
+    return make(
+        container={**make()["container"], "labels": {f"label{number}": "x" * 150 for number in range(40)}},
+        events={f"sched:event{number}": "common_pid >= 0" for number in range(100)},
+        specification={"syscalls": {"native": list(range(300))}},
+        earlier_syscalls=[{"native": list(range(200))}] * 20,
+        limits={f"limit{number}": "y" * 50 for number in range(40)},
+        followed={"problems": ["z" * 1000]},
+        loss=Loss([CpuLoss(number) for number in range(128)]),
+    )
+
+
+def test_a_long_manifest_is_short_beside_its_trace_which_has_the_rest(validator):
+    whole = make_long()
+    short, parts = tables.split(whole, 4096)
+    assert len(tables.format_manifest(short)) <= 4096 < len(tables.format_manifest(whole))
+    validator.validate(short)
+    assert short["in_trace"] == {name: len(part) for name, part in parts.items()}
+    assert (short["in_trace"]["events"], short["in_trace"]["container.labels"], short["in_trace"]["cpus"]) == (
+        100,
+        40,
+        128,
+    )
+    assert "labels" not in short["container"] and short["container"]["name"] == "api"
+    option = tables.pack({"syscalls": {"1": "write"}}, parts)
+    assert tables.unite(short, [option]) == {**whole, "syscalls": {"1": "write"}, "in_trace": short["in_trace"]}
+    # All of them, where nothing is short enough.
+    assert set(tables.split(whole, 0)[1]) == set(tables.PARTS)
+    validator.validate(tables.split(whole, 0)[0])
+
+
+def test_a_short_manifest_has_all():
+    whole = make()
+    assert tables.split(whole, 4096) == (whole, {})
+    assert "in_trace" in tables.split({}, 0)[0]
+
+
+@pytest.mark.parametrize("parts", [None, [], {}, {"events": {}}])
+def test_a_trace_that_lacks_parts_of_its_manifest_is_damaged(parts):
+    short, _parts = tables.split(make_long(), 0)
+    with pytest.raises(TraceFileError, match="lack what its manifest says"):
+        tables.unite(short, [tables.pack({}, parts)])
+
+
+@pytest.mark.parametrize("in_trace", [5, [], None, {}])
+def test_odd_words_of_what_is_in_the_trace_mean_nothing(in_trace):
+    assert tables.unite({"in_trace": in_trace}, []) == {"in_trace": in_trace}
+    with pytest.raises(TraceFileError):
+        tables.unite({"in_trace": {"nonesuch": 1}}, [tables.pack({}, {"nonesuch": 1})])

@@ -14,11 +14,11 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 np = pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import call_paths, report
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import call_paths
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import parse_format
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import PathUse, summarize
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
 
 NAMES = {"0": "read", "2": "open", "4": "stat", "59": "execve", "82": "rename", "257": "openat"}
 GROUP = "crashcart_0123456789ab_5d41402a"
@@ -149,6 +149,7 @@ def test_a_report_names_the_paths_of_failures():
         "pids": [5],
         "syscall": "openat",
         "calls": 9,
+        "process_count": 1,
         "errors": {"ENOENT": 7},
         "interrupted": {},
         "denied": {},
@@ -176,7 +177,7 @@ def test_a_report_names_the_paths_of_failures():
         "programs": [row],
         "event_counts": {f"{GROUP}:path_openat": 9, f"{GROUP}:own": 4, "sched:sched_switch": 1},
     }
-    lines = report.format_summary({"captures": [capture], "skipped": []}).splitlines()
+    lines = reports.format_summary({"captures": [capture], "skipped": []}).splitlines()
     assert lines[3:] == [
         "  paths of calls that failed:",
         "    web openat '/a b?': ENOENT 7",

@@ -17,10 +17,9 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
 
 CLOCKS = b"local global counter uptime perf [%s] mono_raw boot tai x86-tsc \n\0"
 HEADER_PAGE = (
@@ -80,7 +79,7 @@ GOOD = {
 def report_one(tmp_path, data, name="x.dat"):
     """What a report of a folder says that holds one file of DATA."""
     (tmp_path / name).write_bytes(data)
-    return report.summarize_source(str(tmp_path))
+    return reports.summarize(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -122,7 +121,7 @@ def test_every_buffer_is_reported(tmp_path):
         ("x.dat", "one", 2),
         ("x.dat", "two", 6),
     ]
-    assert "x.dat, buffer two on an unknown host: 6 events" in report.format_summary(summary)
+    assert "x.dat, buffer two on an unknown host: 6 events" in reports.format_summary(summary)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_what_is_not_read_is_named_with_reason_and_next_step(tmp_path, reason):
     assert reason in skipped["reason"]
     assert skipped["next_step"]
     with pytest.raises(FleetError, match=f"x.dat: .*{reason}.*; {skipped['next_step']}"):
-        report.summarize_source(str(tmp_path / "x.dat"))
+        reports.summarize(str(tmp_path / "x.dat"))
 
 
 def test_the_word_of_a_32_bit_trace_cmd_on_a_64_bit_kernel_is_not_the_kernels(tmp_path):
@@ -228,7 +227,7 @@ def fill(folder):
 
 def test_bad_files_are_named_once_and_the_others_are_reported(tmp_path):
     bad = fill(tmp_path)
-    summary = report.summarize_source(str(tmp_path))
+    summary = reports.summarize(str(tmp_path))
     good = ["damaged_manifest.dat", "unrelated.dat", "web1/api/1.dat", "web1/api/2.dat.1"]
     assert [(one["capture"], one["events"]) for one in summary["captures"]] == [(name, 6) for name in good]
     found = {one["path"]: one["reason"] for one in summary["skipped"]}
@@ -236,21 +235,46 @@ def test_bad_files_are_named_once_and_the_others_are_reported(tmp_path):
     assert {path: reason for path, reason in found.items() if bad.get(path, "?") not in reason} == {}
     assert found.keys() == bad.keys()
     assert all(one["next_step"] for one in summary["skipped"])
-    text = report.format_summary(summary)
+    text = reports.format_summary(summary)
     for path in bad:
         assert text.count(f"Skipped: {path}: ") == 1
     json.dumps(summary)
+
+
+def is_text(document):
+    """Whether DOCUMENT, as its readers get it, is without lone surrogates."""
+    text = json.dumps(document, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode("utf-8") == text
+
+
+def test_texts_of_a_manifest_that_are_no_text(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.dat")).write_bytes(GOOD["7"])
+    (tmp_path / os.fsdecode(b"\xff.json")).write_text(
+        json.dumps(
+            {
+                "host": "\udc80",
+                "container": {"id": "0", "name": "\ud800"},
+                "tasks": [{"tid": 5, "tgid": 5, "comm": "\udfff", "container_tid": 1}],
+            }
+        )
+    )
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    assert (one["capture"], one["host"], one["container"]) == (r"\udcff.dat", r"\udc80", r"\ud800")
+    assert is_text(one)
+    (one,) = reports.summarize(str(tmp_path / os.fsdecode(b"\xff.dat")))["captures"]
+    assert one["capture"] == r"\udcff.dat"
 
 
 def test_a_name_that_is_no_text(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff\n\x1b[2J.dat"
     with open(path, "wb") as file:
         file.write(b"foreign")
-    summary = report.summarize_source(str(tmp_path))
-    text = report.format_summary(summary)
-    assert "Skipped: ???[2J.dat: the file is no trace.dat" in text
-    report.write_report(summary, str(tmp_path / "report"), ["json", "text"], check_mode=False)
+    summary = reports.summarize(str(tmp_path))
+    text = reports.format_summary(summary)
+    assert r"Skipped: \udcff??[2J.dat: the file is no trace.dat" in text
+    reports.write(summary, str(tmp_path / "report"), ["json", "text"])
     assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
+    assert is_text(summary)
     assert (tmp_path / "report" / "summary.txt").read_text() == text
 
 
@@ -258,7 +282,7 @@ def test_what_a_fetch_is_about_to_make_is_not_looked_at(tmp_path):
     for folder in (".crashcart-x1y2", "web1/.crashcart-parts"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "trace.dat").write_bytes(GOOD["7"][:-5])
-    assert report.summarize_source(str(tmp_path)) == {"captures": [], "skipped": []}
+    assert reports.summarize(str(tmp_path)) == {"captures": [], "skipped": []}
 
 
 DEEP = b"[" * 100000 + b"]" * 100000
@@ -281,7 +305,7 @@ def test_a_damaged_manifest_is_named_and_its_trace_is_reported(tmp_path, kind):
     assert [one["path"] for one in summary["skipped"]] == ["x.json"]
     assert [(one["events"], one["complete"]) for one in summary["captures"]] == [(6, None)]
     with pytest.raises(FleetError, match=r"x\.json: .*remove it"):
-        report.summarize_source(str(tmp_path / "x.dat"))
+        reports.summarize(str(tmp_path / "x.dat"))
 
 
 def gen_damaged(data, source, count):
@@ -311,7 +335,7 @@ def test_a_damaged_trace_is_reported_or_named_whatever_the_damage(tmp_path, kind
         assert not any(
             "cannot be read: " in one["reason"] for one in summary["skipped"] if "piece" not in one["reason"]
         )
-        report.format_summary(summary)
+        reports.format_summary(summary)
         skipped += len(summary["skipped"])
     assert skipped > 200
 
@@ -342,7 +366,7 @@ def test_a_damaged_manifest_of_ours_is_used_or_named_whatever_the_damage(tmp_pat
         # One that is sound and says something else, such as a clock that is off by centuries, may be the trace's undoing.
         assert len(summary["skipped"]) <= 1
         assert {one["path"] for one in summary["skipped"]} <= {"x.json", "x.dat"}
-        report.format_summary(summary)
+        reports.format_summary(summary)
 
 
 def make_bomb(chunks=24):

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +18,8 @@ pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202eevil\x00\u200b"
 
@@ -24,6 +28,7 @@ def make_row(name="web", syscall="read", **values):
     return {
         "name": name,
         "pids": [5],
+        "process_count": 1,
         "container_pid": 1,
         "syscall": syscall,
         "calls": 3,
@@ -63,7 +68,7 @@ def make_capture(*programs, **values):
 
 
 def format_one(*programs, **values):
-    return report.format_summary({"captures": [make_capture(*programs, **values)], "skipped": []})
+    return reports.format_summary({"captures": [make_capture(*programs, **values)], "skipped": []})
 
 
 def is_harmless(text):
@@ -72,7 +77,8 @@ def is_harmless(text):
 
 def test_a_table():
     lines = format_one(
-        make_row(), make_row("a longer name", "openat", pids=[7, 8], errors={}, measured=0, p99_ns=None)
+        make_row(),
+        make_row("a longer name", "openat", pids=[7, 8], process_count=2, errors={}, measured=0, p99_ns=None),
     ).split("\n")
     assert lines[0] == "api on web1: 42 events in 1.500 s from 2026-11-21T23:15:00.000+00:00, complete"
     assert lines[1].split() == ["PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL", "ms", "P99", "us", "ERRORS"]
@@ -199,7 +205,7 @@ MANIFEST = {
 
 def test_a_capture_is_summarized(tmp_path):
     write_capture(tmp_path / "web1" / "api", manifest=MANIFEST)
-    summary = report.summarize_source(str(tmp_path))
+    summary = reports.summarize(str(tmp_path))
     (one,) = summary["captures"]
     assert one["capture"] == "web1/api/20261121T231500.000000Z.dat"
     assert (one["host"], one["container"], one["complete"], one["lost"]) == ("web1", "api", False, 3)
@@ -211,7 +217,7 @@ def test_a_capture_is_summarized(tmp_path):
         ("openat", 1, 2000),
         ("read", 1, 0),
     ]
-    assert is_harmless(report.format_summary(summary))
+    assert is_harmless(reports.format_summary(summary))
     json.dumps(summary)
 
 
@@ -226,16 +232,39 @@ def test_a_capture_is_summarized(tmp_path):
 def test_a_file_that_holds_other_events_than_were_counted_is_not_complete(tmp_path, entries, version, reasons):
     manifest = {**MANIFEST, "complete": True, "lost": 0, "reasons": [], "entries": entries, "version": version}
     write_capture(tmp_path, manifest={name: value for name, value in manifest.items() if value is not None})
-    (one,) = report.summarize_source(str(tmp_path))["captures"]
+    (one,) = reports.summarize(str(tmp_path))["captures"]
     assert (one["complete"], one["reasons"]) == (not reasons, reasons)
 
 
+@pytest.mark.parametrize(("entries", "is_whole"), [(5, True), (6, False)])
+def test_of_a_file_that_holds_other_events_than_were_counted_nothing_is_inferred(tmp_path, entries, is_whole):
+    events = [
+        (10**9, pages.make_enter(5, 0)),
+        (10**9 + 1000, pages.make_exit(5, 0, 1)),
+        (2 * 10**9, pages.make_exit(5, 257, 0)),  # what seccomp answers has no entry
+        (3 * 10**9, pages.make_exit(5, 0x41DA, 0)),
+        (3 * 10**9 + 1000, pages.make_exit(77, 257, 0)),  # a thread that nobody knows
+    ]
+    made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
+    manifest = {**MANIFEST, "complete": True, "lost": 0, "reasons": [], "entries": entries, "version": 2}
+    write_capture(tmp_path, manifest=manifest, data=pages.pack_trace([made], cmdlines=b"5 web\n"))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    rows = {(row["name"], row["syscall"]): row["denied"] for row in one["programs"]}
+    whole = {
+        ("web", "read"): {},
+        ("web", "openat"): {"no error": 1},
+        ("web", "syscall_0x41da"): {"no error": 1},
+        ("?", "openat"): {},
+    }
+    assert rows == (whole if is_whole else {("web", "read"): {}, ("web", "openat"): {}})
+
+
 def test_a_capture_without_a_manifest(tmp_path):
-    summary = report.summarize_source(write_capture(tmp_path))
+    summary = reports.summarize(write_capture(tmp_path))
     (one,) = summary["captures"]
     assert (one["host"], one["container"], one["complete"], one["start"]) == (None, None, None, None)
     assert [row["syscall"] for row in one["programs"]] == ["syscall_0x101", "syscall_0x0"]
-    assert "loss unknown" in report.format_summary(summary)
+    assert "loss unknown" in reports.format_summary(summary)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +285,7 @@ def test_a_capture_without_a_manifest(tmp_path):
 def test_a_manifest_with_odd_values_gives_a_report_or_the_one_error(tmp_path, change):
     path = write_capture(tmp_path, manifest={**MANIFEST, **change})
     try:
-        report.format_summary(report.summarize_source(path))
+        reports.format_summary(reports.summarize(path))
     except FleetError:
         pass
 
@@ -264,31 +293,157 @@ def test_a_manifest_with_odd_values_gives_a_report_or_the_one_error(tmp_path, ch
 def test_captures_of_a_folder_in_order(tmp_path):
     paths = [write_capture(tmp_path / host / "api", name) for host in ("b", "a") for name in ("2", "1")]
     (tmp_path / "a" / "api" / "notes.txt").write_text("x")
-    found = report.summarize_source(str(tmp_path))["captures"]
+    found = reports.summarize(str(tmp_path))["captures"]
     assert [one["capture"] for one in found] == ["a/api/1.dat", "a/api/2.dat", "b/api/1.dat", "b/api/2.dat"]
-    assert report.summarize_source(paths[0])["captures"][0]["capture"] == "2.dat"
+    assert reports.summarize(paths[0])["captures"][0]["capture"] == "2.dat"
 
 
 def test_no_captures(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    summary = report.summarize_source(str(tmp_path))
+    summary = reports.summarize(str(tmp_path))
     assert summary == {"captures": [], "skipped": []}
-    assert report.format_summary(summary) == "No capture: nothing was recorded.\n"
+    assert reports.format_summary(summary) == "No capture: nothing was recorded.\n"
     with pytest.raises(FleetError, match="there is no capture"):
-        report.summarize_source(str(tmp_path / "nonesuch"))
+        reports.summarize(str(tmp_path / "nonesuch"))
 
 
 def test_a_report_is_written_once(tmp_path):
     dest = tmp_path / "reports"
     summary = {"captures": [make_capture(make_row())], "skipped": []}
-    changed, files = report.write_report(summary, str(dest), ["json", "text"], check_mode=True)
+    changed, files = reports.write(summary, str(dest), ["json", "text"], check_mode=True)
     assert changed
     assert not dest.exists()
-    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=False) == (True, files)
+    assert reports.write(summary, str(dest), ["json", "text"]) == (True, files)
     assert json.loads((dest / "summary.json").read_text()) == summary
-    assert (dest / "summary.txt").read_text() == report.format_summary(summary)
+    assert (dest / "summary.txt").read_text() == reports.format_summary(summary)
     assert sorted(path.name for path in dest.iterdir()) == ["summary.json", "summary.txt"]
-    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=False)[0] is False
+    assert reports.write(summary, str(dest), ["json", "text"])[0] is False
     (dest / "summary.txt").write_bytes(b"\xff")
-    assert report.write_report(summary, str(dest), ["json", "text"], check_mode=True)[0] is True
-    assert report.write_report(summary, str(dest), ["json"], check_mode=False) == (False, {"json": files["json"]})
+    assert reports.write(summary, str(dest), ["json", "text"], check_mode=True)[0] is True
+    assert reports.write(summary, str(dest), ["json"]) == (False, {"json": files["json"]})
+
+
+def test_a_report_that_is_not_finished_leaves_no_trace(tmp_path):
+    summary = {"captures": [make_capture(make_row())], "skipped": []}
+    reports.write(summary, str(tmp_path), ["json"])
+    with pytest.raises(KeyError), report.ReportWriter(str(tmp_path), ["json", "text"], check_mode=False) as writer:
+        writer.add(make_capture())
+        writer.add({})
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("captures", [0, 1, 2])
+@pytest.mark.parametrize("skipped", [0, 1, 2])
+def test_what_is_written_piece_by_piece_is_one_document(tmp_path, captures, skipped):
+    summary = {
+        "captures": [make_capture(make_row())] * captures,
+        "skipped": [{"path": "x.dat", "reason": "cut", "next_step": "fetch"}] * skipped,
+    }
+    reports.write(summary, str(tmp_path), ["json", "text"])
+    assert (tmp_path / "summary.json").read_text() == json.dumps(summary, indent=1) + "\n"
+    text = (tmp_path / "summary.txt").read_text()
+    assert text.count("api on web1: ") == captures
+    assert text.count("Skipped: x.dat: cut; fetch\n") == skipped
+    assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def make_crowd(processes, calls_each=14, name=b"true"):
+    """A trace of so many processes of one name, each of which makes so many different calls; the last one's fail."""
+    made = []
+    for process in range(processes):
+        tid = 1000 + process
+        records = [pages.make_newtask(999, tid, name % process if b"%" in name else name)]
+        for call in range(calls_each):
+            records += [
+                pages.make_enter(tid, call),
+                pages.make_exit(tid, call, -2 if process == processes - 1 else 0),
+            ]
+        for place, record in enumerate(records):
+            made.append(pages.pack_page((process * 1000 + place + 1) * 1000, [pages.pack_event(record)]))
+    return pages.pack_trace([made])
+
+
+def test_memory_is_that_of_one_capture(tmp_path):
+    data = make_crowd(20)
+    peaks = []
+    for count in (1, 1, 6):  # the first one imports
+        for number in range(count):
+            write_capture(tmp_path / "traces", str(number), data=data)
+        parameters = {
+            "src": str(tmp_path / "traces"),
+            "dest": str(tmp_path / "report"),
+            "formats": ["json", "text"],
+            "min_latency": None,
+        }
+        tracemalloc.start()
+        try:
+            result = ftrace_report.run(SimpleNamespace(params=parameters, check_mode=False, warn=pytest.fail))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert [len(one["processes"]) for one in json.loads(Path(result["files"]["json"]).read_text())["captures"]] == [
+        280
+    ] * 6
+    assert len(result["summary"]["captures"]) == 6
+    assert peaks[2] < peaks[1] * 1.2
+
+
+def test_many_short_processes_of_one_program_share_rows(tmp_path):
+    write_capture(tmp_path, data=make_crowd(200))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    rows = one["processes"]
+    assert len(rows) <= 1000
+    assert sum(row["calls"] for row in rows) == sum(row["calls"] for row in one["programs"]) == 200 * 14
+    assert sum(row["total_ns"] for row in rows) == sum(row["total_ns"] for row in one["programs"]) == 200 * 14 * 1000
+    # The one that has failed has its own, whenever it came.
+    assert [(row["pids"], row["failures"]) for row in rows[:14]] == [([1199], 1)] * 14
+    shared = [row for row in rows if row["process_count"] > 1]
+    assert len(shared) == 14
+    assert {row["name"] for row in shared} == {"true"}
+    assert [len(row["pids"]) for row in shared] == [100] * 14
+    counts = {row["process_count"] for row in shared}
+    assert counts == {200 - (len(rows) - 14) // 14}
+    assert "200 of them" in reports.format_summary({"captures": [one], "skipped": []})
+
+
+def test_few_processes_have_rows_of_their_own(tmp_path):
+    write_capture(tmp_path, data=make_crowd(71))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    assert len(one["processes"]) == 71 * 14
+    assert all(row["process_count"] == 1 for row in one["processes"])
+
+
+def test_names_and_calls_without_number_are_bounded(tmp_path):
+    write_capture(tmp_path, data=make_crowd(1200, 2, b"t%d"))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    for rows in (one["processes"], one["programs"]):
+        assert len(rows) <= 1000
+        assert sum(row["calls"] for row in rows) == 2400
+        assert {row["syscall"] for row in rows if row["name"] == "(other programs)"} == {
+            "syscall_0x0",
+            "syscall_0x1",
+        }
+        assert rows[0]["name"] == "t1199"
+    write_capture(tmp_path, data=make_crowd(1, 1500))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    for rows in (one["processes"], one["programs"]):
+        assert len(rows) <= 1000
+        assert sum(row["calls"] for row in rows) == 1500
+        assert [row["compat"] for row in rows if row["syscall"] == "(other calls)"] == [False]
+
+
+def test_who_makes_calls_up_takes_the_place_of_no_other(tmp_path):
+    tid, made = 7000, []
+    for call in range(1100):
+        records = [pages.make_enter(tid, 10000 + call), pages.make_exit(tid, 10000 + call, -38)]
+        for place, record in enumerate(records):
+            made.append(pages.pack_page((call * 2 + place + 1) * 1000, [pages.pack_event(record)]))
+    for place, record in enumerate([pages.make_enter(5, 257), pages.make_exit(5, 257, -2)]):
+        made.append(pages.pack_page(10**9 + place * 1000, [pages.pack_event(record)]))
+    write_capture(tmp_path, data=pages.pack_trace([made], cmdlines=b"5 web\n7000 evil\n"))
+    (one,) = reports.summarize(str(tmp_path))["captures"]
+    for rows in (one["processes"], one["programs"]):
+        assert len(rows) <= 1000
+        assert [(row["name"], row["pids"]) for row in rows if row["syscall"] == "syscall_0x101"] == [("web", [5])]
+        assert sum(row["failures"] for row in rows) == 1101

@@ -115,6 +115,16 @@ def test_a_complaint_is_of_no_container():
     assert outcome.as_result() == []
 
 
+def test_what_a_container_has_failed_by_is_said_once():
+    outcome = Outcome()
+    outcome.fail(API, FleetError("the recorder does not start"))
+    with outcome.complaining():
+        raise FleetError("the recorder does not start")
+    with outcome.complaining():
+        raise FleetError("no room")
+    assert told(outcome) == "container api: the recorder does not start; no room"
+
+
 def test_names_do_not_reach_a_terminal_raw():
     outcome = Outcome()
     outcome.fail(Who("\x1b[31m", "x"), FleetError("no"))

@@ -6,7 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    ContainerGoneError,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import compile_query
 
 CONTAINER = Container("0123456789ab" + "f" * 52, "web", "running", 4242, "nginx:1", {"tier": "front"})
@@ -61,3 +65,11 @@ def test_a_query_that_fails_names_the_container(expression):
     matches = compile_query(expression, answer)
     with pytest.raises(ContainerError, match="fails on container web"):
         matches(CONTAINER)
+
+
+def test_one_that_is_removed_meanwhile_is_not_selected():
+    def inspect(_container):
+        raise ContainerGoneError("it was just removed")
+
+    matches = compile_query("Name != 'x'", inspect)
+    assert not matches(Container("a" * 64, "api", "running", 5, "image", {}))

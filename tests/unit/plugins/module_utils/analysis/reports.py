@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reports as ftrace_report makes them, with all rows in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
+
+
+def summarize(source):
+    """What summary.json holds for SOURCE."""
+    skipped = []
+    return {"captures": list(report.gen_source(source, skipped)), "skipped": skipped}
+
+
+def write(summary, dest, formats, *, check_mode=False):
+    """Write SUMMARY as FORMATS say: whether a file changed, and the files by format."""
+    with report.ReportWriter(dest, formats, check_mode=check_mode) as writer:
+        for one in summary["captures"]:
+            writer.add(one)
+        return writer.finish(summary["skipped"]), writer.files
+
+
+def format_summary(summary):
+    """What summary.txt holds for SUMMARY."""
+    with tempfile.TemporaryDirectory() as folder:
+        _changed, files = write(summary, folder, ["text"])
+        return Path(files["text"]).read_text(encoding="utf-8")
