@@ -54,6 +54,8 @@ options:
   state:
     description:
       - V(started) records events, V(stopped) keeps what was recorded, V(absent) removes the instance with what it holds.
+      - With V(absent) a name that no container has is a warning, and no error, as nothing of it is traced; it is an error where a runtime of
+        the host does not answer.
     type: str
     choices: [started, stopped, absent]
     default: started
@@ -620,7 +622,7 @@ def remove(module, found, outcome):
 
 def run_ended(module, root, outcome):
     state = module.params["state"]
-    found = selection.select_instances(module, root, untraced_ok=True)
+    found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
     before = {one.instance.name: one.find_state() for one in found}
     left = []
     leftovers = False

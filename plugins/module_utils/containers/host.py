@@ -72,6 +72,11 @@ class Host:
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all runtimes that should be on the host, as far as that is known, have answered so far."""
+        return not any(name != "docker" or self._is_docker_expected for name in self.errors)
+
     def _open_docker(self, url: str) -> None:
         self.docker = self._open_engine(url, "docker")
 

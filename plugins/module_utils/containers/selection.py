@@ -7,9 +7,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import PROCESS_PREFIX
 
 RUNTIMES = frozenset(
     ("docker", "podman", "containerd", "cri-o", "runc", "crun", "lxc", "systemd-nspawn")
@@ -18,6 +19,14 @@ _OF_USER = re.compile(r"([0-9]{1,10})/(.+)", re.DOTALL)  # a user's container: U
 _GLOB_CHARACTERS = frozenset("*?[")
 _ID_DIGITS = frozenset("0123456789abcdef")
 _ID_LENGTH = 64
+
+
+class UnknownContainerError(ContainerError):
+    """PATTERN, a name or an id, finds no container."""
+
+    def __init__(self, message: str, pattern: str) -> None:
+        super().__init__(message)
+        self.pattern = pattern
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,21 @@ def _strip(text: str, beginning: str) -> str:
     return text[len(beginning) :] if text.startswith(beginning) else text
 
 
-def select_containers(selector: Selector, containers: list[Container], *, running_only: bool = True) -> list[Container]:
+def select_containers(
+    selector: Selector,
+    containers: list[Container],
+    *,
+    running_only: bool = True,
+    refuse: Callable[[UnknownContainerError], Any] | None = None,
+) -> list[Container]:
     """The containers that SELECTOR names, in the engine's order, each once.
 
     Globs, labels and queries look at running containers only (unless RUNNING_ONLY is false); a name or
     an id finds a container in any state, so that the caller can say what is wrong with it.
     What the host's users have, under names, ids and labels of their choice, is found only where a pattern names the user, or where
     nothing was asked for.
-    Raises ContainerError for a name or an id that finds none, or an id prefix that finds several.
+    Raises ContainerError for a name or an id that finds several. One that finds none is told to REFUSE; without that it raises
+    UnknownContainerError.
     """
     own = [one for one in containers if one.owner_uid is None or selector.any_owner]
     others = [one for one in containers if one not in own]
@@ -78,7 +94,12 @@ def select_containers(selector: Selector, containers: list[Container], *, runnin
     else:
         keys = set()
         for pattern in selector.patterns:
-            keys |= {container.key for container in _match(pattern, own, others, running_only)}
+            try:
+                keys |= {container.key for container in _match(pattern, own, others, running_only)}
+            except UnknownContainerError as error:
+                if refuse is None:
+                    raise
+                refuse(error)
         chosen = [container for container in containers if container.key in keys]
     chosen = [container for container in chosen if _has_labels(container, selector.labels)]
     if selector.query is not None:
@@ -107,9 +128,12 @@ def _match(pattern: str, own: list[Container], others: list[Container], running_
         found = _find(pattern, of_user)
     if found or not _GLOB_CHARACTERS.isdisjoint(pattern):
         return found or [one for one in _leave(own, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
+    if pattern.startswith(PROCESS_PREFIX):
+        raise UnknownContainerError(f"{pattern}: the host has no such process", pattern)
     choices = ", ".join(one.full_name for one in others if pattern in (one.id, one.name))
     hint = f"; a user of the host has one: give {choices} if that is meant" if choices else ""
-    raise ContainerError(f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}")
+    message = f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}"
+    raise UnknownContainerError(message, pattern)
 
 
 def _find(pattern: str, containers: list[Container]) -> list[Container]:

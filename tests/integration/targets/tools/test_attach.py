@@ -351,6 +351,38 @@ def test_nothing_selected_and_nothing_matched(container):
     assert host.call_module("crashcart_attach", containers=["nonesuch*"], allow_empty=True)["attachments"] == []
 
 
+def test_a_group_of_hosts_is_served_where_some_lack_the_container(container):
+    name = container()
+    for absent in ("nonesuch", "pid:4194305", "docker:nonesuch", "7" * 64):
+        result = host.call_module("crashcart_attach", containers=[absent, name], allow_empty=True)
+        assert [one["container"] for one in result["attachments"]] == [name]
+        assert "warnings" not in result
+    assert host.call_module("crashcart_attach", containers=["nonesuch"], allow_empty=True)["attachments"] == []
+    argv = {"argv": ["true"], "allow_empty": True}
+    assert host.call_module("crashcart_exec", containers=["nonesuch"], **argv)["results"] == []
+    (ran,) = host.call_module("crashcart_exec", containers=["nonesuch", name], **argv)["results"]
+    assert ran["container"] == name
+
+
+def test_what_is_not_there_is_detached(container):
+    name, other = container(), container()
+    host.call_module("crashcart_attach", containers=[name])
+    for check_mode in (True, False):
+        result = host.call_module(
+            "crashcart_attach", containers=["nonesuch", other, name], state="detached", check_mode=check_mode
+        )
+        assert result["changed"]
+        assert result["warnings"] == ["nothing to do for 'nonesuch': no container here is called so"]
+    assert host.list_loop_devices() == []
+    for names, words in ((["nonesuch", "pid:4194305"], "'nonesuch', 'pid:4194305'"), (["nonesuch*"], "matches no")):
+        result = host.call_module("crashcart_attach", containers=names, state="detached")
+        assert not result["changed"]
+        assert words in result["warnings"][0]
+    silent = {"docker_host": "unix:///nonesuch.sock"}
+    with pytest.raises(host.ModuleFailed, match="no Docker engine answers"):
+        host.call_module("crashcart_attach", containers=["nonesuch"], state="detached", **silent)
+
+
 def test_selection_by_labels_and_query(container):
     web = container(options=("--network", "none", "--label", "tier=web", "--label", "note=a 'b' $(c)"))
     container(options=("--network", "none", "--label", "tier=db"))

@@ -717,6 +717,25 @@ def test_traces_are_found_by_the_names_of_their_containers(container, tmp_path, 
         host.call_module("ftrace_info", containers=["nonesuch"], **engine)
 
 
+def test_what_is_not_there_is_absent(container):
+    name, untraced = container(), container()
+    host.call_module("ftrace_instance", containers=[name])
+    arguments = {"containers": ["nonesuch", untraced, name], "state": "absent"}
+    with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
+        host.call_module("ftrace_instance", **arguments, **DEAD)  # who does not answer may have one
+    assert host.list_instances() != []
+    result = host.call_module("ftrace_instance", **arguments)
+    assert (result["changed"], result["failed_containers"], host.list_instances()) == (True, [], [])
+    assert result["warnings"] == ["nothing to do for 'nonesuch': no container here is called so"]
+    again = host.call_module("ftrace_instance", **arguments, allow_empty=True)
+    assert (again["changed"], "warnings" in again) == (False, False)
+    for module, more in (("ftrace_instance", {"state": "stopped"}), ("ftrace_info", {})):
+        with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
+            host.call_module(module, containers=["nonesuch"], **more)
+        assert host.call_module(module, containers=["nonesuch"], allow_empty=True, **more)["instances"] == []
+    assert host.call_module("ftrace_instance", containers=["nonesuch"], allow_empty=True)["instances"] == []
+
+
 def test_a_container_that_ends_meanwhile_is_no_matter_where_only_a_glob_means_it(container):
     name, other = container(), container()
     engine = Host(os.environ["DOCKER_HOST"])

@@ -78,6 +78,22 @@ def test_one_bad_name_among_good_ones_is_an_error():
         select("db", "nothing", "web-*")
 
 
+def test_of_names_that_find_nothing_the_caller_is_told_and_the_others_are_found():
+    told = []
+    selector = Selector(("nothing", "db", "nor*", "pid:77", DB.id.replace("b", "c")))
+    found = select_containers(selector, list(ALL), refuse=told.append)
+    assert [one.name for one in found] == ["db"]
+    assert [one.pattern for one in told] == ["nothing", "pid:77", DB.id.replace("b", "c")]
+    assert str(told[1]) == "pid:77: the host has no such process"
+
+
+def test_an_ambiguous_name_is_an_error_for_whoever_takes_unknown_ones():
+    told = []
+    with pytest.raises(ContainerError, match="ambiguous: it may mean"):
+        select_containers(Selector(("api", "nothing")), list(RUNTIMES), refuse=told.append)
+    assert told == []
+
+
 def test_an_ambiguous_beginning_of_ids_is_an_error_that_names_them():
     with pytest.raises(ContainerError, match="ambiguous") as caught:
         select("aa")
