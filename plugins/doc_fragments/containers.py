@@ -11,8 +11,10 @@ class ModuleDocFragment:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names, of containers of any runtime on the host - Docker, Podman (the
+      - Names, ids, twelve or more digits of ids, or shell globs over names, of containers of any runtime on the host - Docker, Podman (the
         host's and its users'), containerd, CRI-O, Kubernetes, plain runc or crun, LXC, systemd-nspawn.
+      - Fewer digits of an id mean nothing. They may read like a name, as V(db) or V(cafe), and then another container would be taken where there
+        is none of that name.
       - A runtime's name and a colon before it look in that runtime only, for example V(podman:api). The names are C(docker),
         C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn).
       - A container of a pod is called C(NAMESPACE/POD/CONTAINER), for example V(shop/api-*/app).

@@ -41,7 +41,7 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection every running container is listed.
+      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection every running container is listed.
 seealso:
   - module: crashcart.fleet.ftrace_info
 """

@@ -46,7 +46,7 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names.
+      - Names, ids, twelve or more digits of ids, or shell globs over names.
       - With O(state=stopped) and O(state=absent) no selection at all means every instance of ours on the host, and a
         container that was removed is named by twelve or more digits of its id.
     type: list

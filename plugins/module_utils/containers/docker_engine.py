@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import WRONG_FORM
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    SHORT_ID_LENGTH,
     Container,
     ContainerError,
     ContainerGoneError,
@@ -122,11 +123,19 @@ class DockerEngine:
     def find_image(self, name: str) -> dict[str, Any]:
         """What `docker image inspect` says of the image NAME."""
         try:
-            return self._ask(self._client.inspect_image, name)  # type: ignore[no-any-return]
+            found: dict[str, Any] = self._ask(self._client.inspect_image, name)
         except docker.errors.NotFound as error:
             raise ContainerError(
                 f"the Docker engine at {self.host} has no image {name!r}: pull or build it first"
             ) from error
+        digits = name[len("sha256:") :] if name.startswith("sha256:") else name
+        is_id = found["Id"].rpartition(":")[2].startswith(digits)
+        if is_id and len(digits) < SHORT_ID_LENGTH and not _bears_name(found, name):
+            raise ContainerError(
+                f"the Docker engine at {self.host} has no image called {name!r}, and that begins the id {found['Id']}: give"
+                f" {SHORT_ID_LENGTH} digits of that if it is meant, or pull or build the image first"
+            )
+        return found
 
     @contextmanager
     def export_image(self, name: str) -> Iterator[Iterator[bytes]]:
@@ -181,6 +190,12 @@ def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container
             runtime=runtime,
             may_mount=_may_mount(entry),
         )
+
+
+def _bears_name(image: dict[str, Any], name: str) -> bool:
+    """Whether IMAGE, of `docker image inspect`, has a tag of the repository NAME, which the engine may have put a registry before."""
+    repositories = [tag.rpartition(":")[0] for tag in image.get("RepoTags") or ()]
+    return any(one == name or one.endswith("/" + name) for one in repositories)
 
 
 def _may_mount(entry: dict[str, Any]) -> bool:

@@ -332,13 +332,18 @@ def test_a_restarting_container_is_named(container):
 
 
 def test_unknown_and_ambiguous_names(container):
-    names = [container() for _number in range(17)]  # by the pigeonhole two ids begin with the same digit
+    names = [container() for _number in range(2)]
     with pytest.raises(host.ModuleFailed, match=r"no container is called 'nonesuch'; running are: .*cc-test"):
         host.call_module("crashcart_attach", containers=["nonesuch", names[0]])
-    digits = [host.docker("inspect", "-f", "{{.Id}}", name)[0] for name in names]
-    twice = next(digit for digit in digits if digits.count(digit) > 1)
+    short_id = host.docker("inspect", "-f", "{{.Id}}", names[0])[:12]
+    for digits in (short_id[0], short_id[:11]):
+        with pytest.raises(
+            host.ModuleFailed, match=f"no container is called '{digits}'; it begins the id of .*{names[0]}"
+        ):
+            host.call_module("crashcart_attach", containers=[digits])
+    container(name=short_id)
     with pytest.raises(host.ModuleFailed, match="ambiguous"):
-        host.call_module("crashcart_attach", containers=[twice])
+        host.call_module("crashcart_attach", containers=[short_id])
     assert host.list_loop_devices() == []
 
 
