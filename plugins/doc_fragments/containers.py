@@ -16,7 +16,8 @@ options:
       - Fewer digits of an id mean nothing. They may read like a name, as V(db) or V(cafe), and then another container would be taken where there
         is none of that name.
       - A runtime's name and a colon before it look in that runtime only, for example V(podman:api). The names are C(docker),
-        C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn).
+        C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn). Where Podman's service is in the place of
+        Docker's, as the package podman-docker puts it, its containers are C(podman)'s, and V(docker:api) means them, too.
       - A container of a pod is called C(NAMESPACE/POD/CONTAINER), for example V(shop/api-*/app).
       - C(pid:NUMBER) is the process with that number and the namespaces it is in, whoever has made them.
       - A name or an id that matches no container, or several, is an error, and then nothing is done to the others either; see

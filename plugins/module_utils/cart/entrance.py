@@ -166,9 +166,9 @@ def _find_container(order: Order) -> Container:
     host = Host(order.docker_host)
     if order.container.startswith("pid:"):
         return host.find_process(order.container)
-    is_engine_named = order.docker_host is not None
-    users = Selector((order.container,), any_owner=is_engine_named).may_mean_users
-    return host.refresh(select_one(order.container, host.list_containers(users=users), any_owner=is_engine_named))
+    pattern, any_owner = host.find_meant(order.container), order.docker_host is not None
+    users = Selector((pattern,), any_owner=any_owner).may_mean_users
+    return host.refresh(select_one(pattern, host.list_containers(users=users), any_owner=any_owner))
 
 
 def _run_job(job: Job, order: Order, server: Server) -> int:

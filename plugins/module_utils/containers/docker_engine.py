@@ -34,6 +34,8 @@ except ImportError:
     DOCKER_IMPORT_ERROR = traceback.format_exc()
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+PODMAN_SOCKET = "/run/podman/podman.sock"
+ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # how the engines' commands are told a socket
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 
@@ -43,12 +45,14 @@ def check_sdk() -> Feature:
 
 
 class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST), or another of that API, called NAME. Engine trouble is raised as ContainerError."""
+    """A Docker engine at HOST (a URL as in DOCKER_HOST), or Podman's service, which speaks its API: NAME says which. Engine trouble is raised
+    as ContainerError.
+    """
 
-    def __init__(self, host: str | None, name: str = "docker") -> None:
+    def __init__(self, host: str | None) -> None:
         if DOCKER_IMPORT_ERROR:
             raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
-        self.name = name
+        self.name = "docker"
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
@@ -57,6 +61,10 @@ class DockerEngine:
             if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
                 hint = "its socket is not for this login: use become"
             raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
+        with _expecting_form(self.name):
+            parts = self._ask(self._client.version).get("Components") or ()
+            if any("podman" in part["Name"].lower() for part in parts):
+                self.name = "podman"
 
     def read_version(self) -> str:
         """The engine's version."""
@@ -82,7 +90,7 @@ class DockerEngine:
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
-        place = [] if self.host == DEFAULT_HOST or self.name != "docker" else ["-H", self.host]
+        place = [] if self.host in (DEFAULT_HOST, f"unix://{PODMAN_SOCKET}") else [ENGINE_OPTIONS[self.name], self.host]
         options = [word for variable in variables for word in ("-e", variable)]
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
@@ -96,12 +104,10 @@ class DockerEngine:
         about = self._ask(self._client.info)
         if any("rootless" in option for option in about.get("SecurityOptions") or ()):
             return None  # below the group of the user's session
-        parts = self._ask(self._client.version).get("Components") or ()
-        engine = "podman" if any("podman" in part["Name"].lower() for part in parts) else "docker"
         parent = self.inspect(container)["HostConfig"].get("CgroupParent") or ""
         path = None if parent else self._learn_group(container)
-        path = path or control_groups.predict(engine, about.get("CgroupDriver") or "", parent, container.id)
-        return control_groups.Place(path, engine == "docker") if path else None
+        path = path or control_groups.predict(self.name, about.get("CgroupDriver") or "", parent, container.id)
+        return control_groups.Place(path, self.name == "docker") if path else None
 
     def _learn_group(self, container: Container) -> str | None:
         """The path of the control group of CONTAINER, whose user has not chosen any, by another such one that runs, if there is one.

@@ -42,8 +42,8 @@ def open_host(module: Any) -> Host:
     return Host(module.params["docker_host"])
 
 
-def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) -> Selector:
-    """What MODULE's options ask for; a query is put to what INSPECT says of a container."""
+def parse_selector(module: Any, host: Host | None) -> Selector:
+    """What MODULE's options ask for of HOST; a query needs one."""
     patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
@@ -51,9 +51,9 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
         raise ContainerError(missing_required_lib("jmespath"))
     return Selector(
         # An empty list asks for nothing; it must not come to mean everything.
-        patterns=None if patterns is None else tuple(patterns),
+        patterns=None if patterns is None else tuple(map(host.find_meant, patterns) if host else patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
-        query=compile_query(query, inspect) if query is not None else None,
+        query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
     )
 
@@ -64,7 +64,7 @@ def select(module: Any, host: Host, *, required: bool, missing_ok: bool = False)
     With REQUIRED something has to be asked for and only running containers are meant. Without it
     nothing asked for means every container in any state. With MISSING_OK what is asked for need not be there, and a warning names it.
     """
-    selector = parse_selector(module, host.inspect)
+    selector = parse_selector(module, host)
     if required and selector.is_empty:
         raise ContainerError(
             "say which containers: give containers, labels or query (containers='*' means all that run)"

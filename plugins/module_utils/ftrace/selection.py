@@ -32,12 +32,8 @@ def select_instances(
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
     host = _open_host(module)
-    if host is None:
-        selector = options.parse_selector(module, lambda _container: {})
-        listed = []
-    else:
-        selector = options.parse_selector(module, host.inspect)
-        listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None)
+    selector = options.parse_selector(module, host)
+    listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None) if host else []
     if selector.query is None:  # which asks the runtime about each
         listed += _list_gone(root, listed)
     instances = list_instances(root, listed)

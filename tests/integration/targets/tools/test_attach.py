@@ -377,12 +377,12 @@ def test_what_is_not_there_is_detached(container):
             "crashcart_attach", containers=["nonesuch", other, name], state="detached", check_mode=check_mode
         )
         assert result["changed"]
-        assert result["warnings"] == ["nothing to do for 'nonesuch': no container here is called so"]
+        assert "nothing to do for 'nonesuch': no container here is called so" in str(result["warnings"])
     assert host.list_loop_devices() == []
-    for names, words in ((["nonesuch", "pid:4194305"], "'nonesuch', 'pid:4194305'"), (["nonesuch*"], "matches no")):
+    for names, words in ((["nonesuch", "pid:4194305"], "nonesuch', 'pid:4194305"), (["nonesuch*"], "matches no")):
         result = host.call_module("crashcart_attach", containers=names, state="detached")
         assert not result["changed"]
-        assert words in result["warnings"][0]
+        assert words in str(result["warnings"])
     silent = {"docker_host": "unix:///nonesuch.sock"}
     with pytest.raises(host.ModuleFailed, match="no Docker engine answers"):
         host.call_module("crashcart_attach", containers=["nonesuch"], state="detached", **silent)
