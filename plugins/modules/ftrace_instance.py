@@ -470,6 +470,21 @@ instances:
       description: V(ring) or V(record).
       type: str
       sample: record
+    begun:
+      description:
+        - Who began it - C(time) (seconds since the epoch, by the host's clock), C(user) (of the host, as whom the task ran) and C(login) (who
+          had logged in there and become that user, V(null) for nobody). A change of a trace that goes on leaves this as it is.
+        - The controller is not known to the host. V(null) for a trace of an older version of this collection.
+      type: dict
+      sample: {time: 1790000000.25, user: root, login: alice}
+    ended:
+      description: Who stopped it, in the same form; V(null) while it records, C(user) is V(null) where it stopped by itself.
+      type: dict
+      sample: {time: 1790000600.25, user: null, login: null}
+    summary:
+      description: Who traces since when, and how that ended or will end, as one line to show.
+      type: str
+      sample: "begun 2026-09-21 14:13:20 UTC by root (login alice), stopped 2026-09-21 14:23:20 UTC: its ttl is over"
     stopped:
       description: Why it stopped by itself; V(null) where it did not.
       type: str

@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
+    history,
     keeping,
     probe_points,
     recorder_client,
@@ -549,6 +550,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         earlier = [*earlier, chosen][-_MAX_EARLIER:]
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
+        "begun": (before.get("begun") if "end" not in before else None) or history.describe_caller(),
         "clock": settings.files["trace_clock"],
         "container": describe_container(container),
         "start": start,
@@ -575,7 +577,7 @@ def stop(found: Sequence[TraceInstance]) -> None:
                 record = records.read_record(one.instance)
                 if record:
                     end = clocks.measure_offset(one.instance.read_clock())
-                    records.write_record(one.instance, {**record, "end": end})
+                    records.write_record(one.instance, {**record, "end": end, "ended": history.describe_caller()})
             keeping.end_limits(change, one.instance)
 
 
