@@ -627,10 +627,7 @@ def remove(module, found, outcome):
             )
             holders = {one.id: one for one in holders.values() if one.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
-    for one in found:
-        if not outcome.has_failed(one.who):
-            with outcome.serve(one.who):
-                instances.remove([one])
+    instances.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left
 
@@ -642,9 +639,7 @@ def run_ended(module, root, outcome):
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
-        for one in found:
-            with outcome.serve(one.who):
-                instances.stop([one])
+        instances.stop(found, outcome)
     elif state == "absent":
         left = [] if module.check_mode else remove(module, found, outcome)
         with outcome.complaining():

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_tools
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, list_namespaces
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
     ImageFinder,
@@ -199,8 +199,7 @@ def choose_places(
     find_stored = functools.lru_cache(maxsize=None)(_find_stored)
     for target in outcome.list_left(targets):
         with outcome.serve(target):
-            attached = [one for one in find_attachments(target, finder) if image_name in (None, one.image)]
-            sources[target.id] = attached[-1] if attached else find_stored(image_name or "default")
+            sources[target.id] = find_tools(target, finder, image_name) or find_stored(image_name or "default")
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
