@@ -442,8 +442,8 @@ instances:
       sample: {getaddrinfo: "p:crashcart_3f4e1c0c9b0b_5d41402a/getaddrinfo /proc/self/fd/9:0x10a2b0 host=+0(%di):ustring"}
     paths:
       description:
-        - How paths are recorded (C(by)), why so, and of which of the calls they are C(missing), in results of O(state=started) only;
-          V(null) without O(paths).
+        - How paths are recorded (C(by), V(null) where O(paths=auto) has found no way), why so, and of which of the calls they are
+          C(missing), in results of O(state=started) only; V(null) without O(paths).
       type: dict
       sample: {by: eprobe, why: "event: the kernel's events of system calls have no text (Linux 6.19); ...", missing: []}
     pids:
@@ -698,7 +698,7 @@ def main():
             follow_tools=dict(type="bool", default=False),
             follow_restarts=dict(type="bool"),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
-            paths=dict(type="bool", default=False),
+            paths=dict(type="str", choices=list(paths.WISHES), default="false"),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
             expose=dict(
                 type="dict",

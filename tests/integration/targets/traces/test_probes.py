@@ -308,6 +308,8 @@ def test_without_a_c_library_there_are_no_paths(container):
     assert f"container {name} has none of /lib/x86_64-linux-gnu/libc.so.6" in said
     assert "make their system calls by themselves" in said
     assert host.list_instances() == []
+    (made,) = host.call_module("ftrace_instance", containers=[name], paths="auto")["instances"]
+    assert (made["state"], made["probes"], made["paths"]["by"]) == ("started", {}, None)
 
 
 def test_paths_of_failures_alone(worker, tmp_path):

@@ -91,3 +91,12 @@ def test_another_form_is_not_the_published_one(validator, damage):
     damage(damaged)
     with pytest.raises(ValidationError):
         validator.validate(damaged)
+
+
+def test_how_paths_are_recorded_has_the_published_form(validator):
+    known = {"by": "eprobe", "why": "probes of the events", "missing": ["unlink"]}
+    for told in (None, known, {**known, "by": None}):
+        validator.validate(make(specification={"paths": told}))
+    for wrong in ({**known, "by": "guess"}, {**known, "why": None}, {"by": None}, "auto"):
+        with pytest.raises(ValidationError):
+            validator.validate(make(specification={"paths": wrong}))
