@@ -62,7 +62,7 @@ class DockerEngine:
                 hint = "its socket is not for this login: use become"
             raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
         with _expecting_form(self.name):
-            parts = self._ask(self._client.version).get("Components") or ()
+            parts = self._ask(self._client.version, api_version=False).get("Components") or ()
             if any("podman" in part["Name"].lower() for part in parts):
                 self.name = "podman"
 

@@ -226,14 +226,16 @@ class Host:
 
 
 def _add(listed: list[Container], found: list[Container]) -> None:
-    """Add those FOUND to LISTED that are not there yet under another runtime's name."""
-    known = {_identify(one) for one in listed}
-    listed += [one for one in found if _identify(one) not in known]
+    """Add those FOUND to LISTED that are not there yet, also under another runtime's name."""
+    known = {one.key for one in listed} | {_identify(one) for one in listed}
+    listed += [one for one in found if known.isdisjoint((one.key, _identify(one)))]
 
 
-def _identify(container: Container) -> tuple[int | None, str, int]:
-    """What is the same of a container whichever runtime tells of it: an engine's id; of others the process, too."""
-    return container.owner_uid, container.id, 0 if ENGINE_ID.match(container.id) else container.pid
+def _identify(container: Container) -> tuple[int | None, str, str]:
+    """What is the same of a container whichever runtime tells of it: an engine's id, or a process."""
+    if ENGINE_ID.match(container.id):
+        return container.owner_uid, "id", container.id
+    return container.owner_uid, "process", f"{container.pid} {container.id}" if container.pid else container.full_name
 
 
 def _is_same_socket(url: str, path: str) -> bool:

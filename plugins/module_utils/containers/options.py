@@ -73,8 +73,8 @@ def select(module: Any, host: Host, *, required: bool, missing_ok: bool = False)
     missing_ok &= host.is_complete
     try:
         chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
-    except ContainerError:
-        if selector.may_mean_users:
+    except ContainerError as error:
+        if selector.may_mean_users or (isinstance(error, UnknownContainerError) and error.is_process):
             raise
         # Users are asked for the sake of the message only: what was asked for may be theirs.
         known = len(host.warnings)

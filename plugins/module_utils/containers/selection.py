@@ -31,6 +31,7 @@ class UnknownContainerError(ContainerError):
     def __init__(self, message: str, pattern: str) -> None:
         super().__init__(message)
         self.pattern = pattern
+        self.is_process = pattern.startswith(PROCESS_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ def make(runtime, identity=ID, pid=100, owner=None):
         (make("runc", "api"), make("crun", "api"), True),
         # Names of that kind may be used twice.
         (make("runc", "api"), make("crun", "api", pid=101), False),
+        (make("runc", "api", pid=0), make("crun", "api", pid=0), False),
+        # As in two namespaces of containerd: nothing tells them apart.
+        (make("containerd", "api"), make("containerd", "api", pid=101), True),
         # Users may take whichever id.
         (make("docker"), make("podman", owner=1000), False),
         (make("podman", owner=1001), make("podman", owner=1000), False),
