@@ -68,3 +68,20 @@ def test_a_link_to_a_socket_is_that_socket(tmp_path):
     (tmp_path / "other.sock").touch()
     for url in (f"unix://{tmp_path}/other.sock", f"unix://{tmp_path}/nonesuch", "tcp://127.0.0.1:2375", "npipe://x"):
         assert not host._is_same_socket(url, str(tmp_path / "podman.sock"))
+
+
+@pytest.mark.parametrize(
+    ("errors", "is_docker_expected", "is_complete"),
+    [
+        ({}, True, True),
+        ({"docker": "no Docker engine answers"}, True, False),
+        # Asked only because nothing else is there.
+        ({"docker": "no Docker engine answers"}, False, True),
+        ({"docker": "no Docker engine answers", "podman": "it hangs"}, False, False),
+        ({"runc --root /run/runc": "it hangs"}, False, False),
+    ],
+)
+def test_a_host_is_known_where_all_that_should_be_there_have_answered(errors, is_docker_expected, is_complete):
+    found = object.__new__(host.Host)
+    found.errors, found._is_docker_expected = errors, is_docker_expected
+    assert found.is_complete is is_complete
