@@ -161,7 +161,7 @@ def test_the_files_of_a_container_become_a_tool_image(tmp_path, run_in, containe
     try:
         build(tmp_path / "other", docker_image=digits)
     finally:
-        host.docker("rmi", digits)
+        host.docker("rmi", f"{digits}:latest")
 
 
 def test_programs_of_musl(tmp_path, run_in):
