@@ -179,7 +179,9 @@ class Stranger:
             command = [place["program"], "--root", place["root"], "exec", "--tty", *options, container.id, *argv]
         else:
             options = [word for variable in variables for word in ("-e", variable)]
-            engine = [container.runtime, *([ENGINE_OPTIONS[container.runtime], self._socket] if self._socket else [])]
+            # What a user calls the runtime is no command.
+            name = "podman" if container.runtime == "podman" or not self._socket else "docker"
+            engine = [name, ENGINE_OPTIONS[name], self._socket] if self._socket else [name]
             command = [*engine, "exec", "-it", *options, container.id, *argv]
         return self._account.make_command(command)
 

@@ -178,9 +178,7 @@ def _find_history(
     """Who began the trace with RECORD, or the last of the recordings FOUND where there is none any more, and who ended it."""
     end = record.get("end")
     if not record and found:
-        record = found[-1].about["record"]
-    if end is None and found:
-        end = (found[-1].read_end() or {}).get("time")
+        record, end = found[-1].about["record"], (found[-1].read_end() or {}).get("time")
     ended = record.get("ended") or (end and {"time": end["real_time_ns"] / 1e9, "user": None, "login": None})
     return record.get("begun"), ended
 
