@@ -31,7 +31,8 @@ options:
   container:
     description:
       - The container's name or id on its host, as the modules' O(crashcart.fleet.crashcart_exec#module:containers) takes it.
-      - It has to be set.
+      - It has to be set, and to mean one container. A glob is good for a name that changes, as a pod's, and an error where several containers
+        run that it may mean.
     type: str
     vars:
       - name: ansible_cart_container

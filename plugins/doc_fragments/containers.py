@@ -11,14 +11,17 @@ class ModuleDocFragment:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names, of containers of any runtime on the host - Docker, Podman (the
+      - Names, ids, twelve or more digits of ids, or shell globs over names, of containers of any runtime on the host - Docker, Podman (the
         host's and its users'), containerd, CRI-O, Kubernetes, plain runc or crun, LXC, systemd-nspawn.
+      - Fewer digits of an id mean nothing. They may read like a name, as V(db) or V(cafe), and then another container would be taken where there
+        is none of that name.
       - A runtime's name and a colon before it look in that runtime only, for example V(podman:api). The names are C(docker),
-        C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn).
+        C(podman), C(containerd), C(cri-o), C(runc), C(crun), C(lxc) and C(systemd-nspawn). Where Podman's service is in the place of
+        Docker's, as the package podman-docker puts it, its containers are C(podman)'s, and V(docker:api) means them, too.
       - A container of a pod is called C(NAMESPACE/POD/CONTAINER), for example V(shop/api-*/app).
       - C(pid:NUMBER) is the process with that number and the namespaces it is in, whoever has made them.
-      - A name or an id that matches no container, or several, is an error, and then nothing is done to the others either. A glob looks
-        at running containers only.
+      - A name or an id that matches no container, or several, is an error, and then nothing is done to the others either; see
+        O(allow_empty). A glob looks at running containers only.
       - A container of a user of the host, as rootless Podman runs it, is selected only where the user is named, by number, as in
         V(podman:1000/api), V(1000/api), or V(1000/api-*). Users choose names, ids and labels as they like, so no name, id or glob without a
         user, no label and no query selects what a user runs, or is ambiguous because of it.
@@ -47,7 +50,9 @@ options:
     type: str
   allow_empty:
     description:
-      - Accept a selection that matches no container, instead of failing with the list of what runs.
+      - Accept a selection that matches no container, and names and ids that match none, instead of failing with the list of what runs.
+        So one task serves a group of hosts of which some lack the container.
+      - A name that may mean several containers stays an error.
     type: bool
     default: false
 requirements:

@@ -21,12 +21,18 @@ options:
         all of those; the last one what is called through the library.
       - The last one holds up each call by about 10 microseconds (measured in a virtual machine), in all containers that share
         the library's file.
+      - With V(true) the task fails in containers of which paths cannot be had, as in one with a static program where the kernel has only
+        the last way.
+      - With V(auto) they are recorded as well as may be, and the trace starts in any case. It never takes the last way, which slows others;
+        where that is the only one, or no recorded call takes a path, C(paths) in the result and in the manifest's C(specification) has
+        V(null) as C(by), and says why.
       - With O(errors_only) the paths of calls that succeed are in the trace, too, as nobody knows beforehand.
-    type: bool
-    default: false
+    type: str
+    choices: ['false', 'true', auto]
+    default: 'false'
   paths_by:
     description:
-      - The way to the paths, where not the best one is wanted.
+      - The way to the paths, where not the best one is wanted. V(uprobe) needs O(paths=true).
     type: str
     choices: [auto, event, eprobe, kprobe, uprobe]
     default: auto

@@ -48,7 +48,8 @@ options:
     description:
       - Whether the image shall be attached.
       - With V(detached) and no selection, everything that is attached on the host is detached. Paused containers can be
-        detached, too.
+        detached, too. A name that no container has is a warning then, and no error, as nothing is attached there; it is an error where a
+        runtime of the host does not answer.
     type: str
     choices: [attached, detached]
     default: attached
@@ -217,7 +218,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 def run_detached(module, host, outcome):
     """See to it that the selected containers have nothing attached. With no selection nobody waits for what users of the host have made."""
     parameters = module.params
-    containers = options.select(module, host, required=False, refuse=outcome.fail)
+    containers = options.select(module, host, required=False, missing_ok=True)
     busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
 
     def detach(some, outcome, **more):

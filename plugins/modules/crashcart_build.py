@@ -91,7 +91,7 @@ options:
     type: str
   docker_container:
     description:
-      - Name or id of a container, running or not, whose files as they are now go into the tool image.
+      - Name or id, or twelve or more digits of the id, of a container, running or not, whose files as they are now go into the tool image.
     type: str
   docker_host:
     description:

@@ -41,10 +41,7 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection every running container is listed.
-  allow_empty:
-    description:
-      - Accept a selection that matches no container, instead of failing with the list of what runs.
+      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection every running container is listed.
 seealso:
   - module: crashcart.fleet.ftrace_info
 """

@@ -57,9 +57,9 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection the traces of all containers
+      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection the traces of all containers
         are fetched. Containers that are gone, or whose runtime does not answer, are known by what was noted when their trace began, unless
-        another container has the name by now; then give the beginning of the id.
+        another container has the name by now; then give twelve digits of the id.
     type: list
     elements: str
   dest:

@@ -40,7 +40,7 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names. Without any selection every instance of ours is listed.
+      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection every instance of ours is listed.
     type: list
     elements: str
 seealso:

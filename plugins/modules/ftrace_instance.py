@@ -46,7 +46,7 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, unique beginnings of ids, or shell globs over names.
+      - Names, ids, twelve or more digits of ids, or shell globs over names.
       - With O(state=stopped) and O(state=absent) no selection at all means every instance of ours on the host, and a
         container that was removed is named by twelve or more digits of its id.
     type: list
@@ -54,6 +54,8 @@ options:
   state:
     description:
       - V(started) records events, V(stopped) keeps what was recorded, V(absent) removes the instance with what it holds.
+      - With V(absent) a name that no container has is a warning, and no error, as nothing of it is traced; it is an error where a runtime of
+        the host does not answer.
     type: str
     choices: [started, stopped, absent]
     default: started
@@ -440,8 +442,8 @@ instances:
       sample: {getaddrinfo: "p:crashcart_3f4e1c0c9b0b_5d41402a/getaddrinfo /proc/self/fd/9:0x10a2b0 host=+0(%di):ustring"}
     paths:
       description:
-        - How paths are recorded (C(by)), why so, and of which of the calls they are C(missing), in results of O(state=started) only;
-          V(null) without O(paths).
+        - How paths are recorded (C(by), V(null) where O(paths=auto) has found no way), why so, and of which of the calls they are
+          C(missing), in results of O(state=started) only; V(null) without O(paths).
       type: dict
       sample: {by: eprobe, why: "event: the kernel's events of system calls have no text (Linux 6.19); ...", missing: []}
     pids:
@@ -468,6 +470,21 @@ instances:
       description: V(ring) or V(record).
       type: str
       sample: record
+    begun:
+      description:
+        - Who began it - C(time) (seconds since the epoch, by the host's clock), C(user) (of the host, as whom the task ran) and C(login) (who
+          had logged in there and become that user, V(null) for nobody). A change of a trace that goes on leaves this as it is.
+        - The controller is not known to the host. V(null) for a trace of an older version of this collection.
+      type: dict
+      sample: {time: 1790000000.25, user: root, login: alice}
+    ended:
+      description: Who stopped it, in the same form; V(null) while it records, C(user) is V(null) where it stopped by itself.
+      type: dict
+      sample: {time: 1790000600.25, user: null, login: null}
+    summary:
+      description: Who traces since when, and how that ended or will end, as one line to show.
+      type: str
+      sample: "begun 2026-09-21 14:13:20 UTC by root (login alice), stopped 2026-09-21 14:23:20 UTC: its ttl is over"
     stopped:
       description: Why it stopped by itself; V(null) where it did not.
       type: str
@@ -610,24 +627,19 @@ def remove(module, found, outcome):
             )
             holders = {one.id: one for one in holders.values() if one.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
-    for one in found:
-        if not outcome.has_failed(one.who):
-            with outcome.serve(one.who):
-                instances.remove([one])
+    instances.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left
 
 
 def run_ended(module, root, outcome):
     state = module.params["state"]
-    found = selection.select_instances(module, root, untraced_ok=True)
+    found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
     before = {one.instance.name: one.find_state() for one in found}
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
-        for one in found:
-            with outcome.serve(one.who):
-                instances.stop([one])
+        instances.stop(found, outcome)
     elif state == "absent":
         left = [] if module.check_mode else remove(module, found, outcome)
         with outcome.complaining():
@@ -686,7 +698,7 @@ def main():
             follow_tools=dict(type="bool", default=False),
             follow_restarts=dict(type="bool"),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
-            paths=dict(type="bool", default=False),
+            paths=dict(type="str", choices=list(paths.WISHES), default="false"),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
             expose=dict(
                 type="dict",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import (
@@ -30,9 +31,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     MountsTooMany,
+    Patience,
     Target,
-    hold_locks,
+    hold_container,
     open_targets,
+    serve_held,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
@@ -97,6 +100,25 @@ def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
         # Elsewhere it is seen by the way: where a container has the host's folders, and one of them is another's volume.
         if os.path.basename(one.mount.mount_point).startswith("crashcart")
     ]
+
+
+def find_tools(target: Target, finder: ImageFinder, image_name: str | None) -> Attachment | None:
+    """What was attached last in TARGET, of the image called IMAGE_NAME if that is one; None for nothing.
+
+    The container may have bound it elsewhere, where its programs do not work, and what else is mounted over it is no matter to a command.
+    """
+    found = find_attachments(target, finder)
+    first: dict[str, Attachment] = {}
+    for one in found:
+        first.setdefault(one.digest, one)
+    usable = [one for one in found if image_name in (None, one.image) and one.path == _find_prefix(first[one.digest])]
+    return usable[-1] if usable else None
+
+
+def _find_prefix(first: Attachment) -> str:
+    """Where the image works that is attached as FIRST, and maybe bound elsewhere since."""
+    stored = store.find_image(first.image)
+    return stored.prefix if stored is not None and stored.digest == first.digest else first.path
 
 
 def _list_missing(targets: Sequence[Target], outcome: Outcome, image: store.StoredImage, path: str) -> list[Target]:
@@ -218,12 +240,14 @@ def ensure_attached(
         if check_mode:
             outcome.fail_each(missing, methods.foresee(method, missing, path))
         elif missing or ttl_s is not None:
-            concerned = outcome.list_left(targets) if ttl_s is not None else missing
-            with hold_locks([target.container for target in concerned], outcome.fail):
-                held = outcome.list_left(concerned)
+
+            def attach(held: list[Target]) -> None:
                 with _expire(held, outcome, path, ttl_s):
                     still_missing = _list_missing(held, outcome, image, path)
                     outcome.fail_each(still_missing, methods.attach(method, still_missing, image, path))
+
+            concerned = outcome.list_left(targets) if ttl_s is not None else missing
+            serve_held(concerned, attach, outcome.fail, Patience())
         known = {attachment.container.id for attachment in before}
         after = {attachment.container.id: attachment for attachment in before}
         for target in outcome.list_left(targets):
@@ -284,24 +308,28 @@ def ensure_detached(
     """
     path = os.path.normpath(path) if path else None
     alive = [container for container in containers if container.pid > 1]
+    patience = Patience()
+
+    def detach(held: list[Target]) -> None:
+        present = _find_all(held, outcome, path=path, image=image_name, ended_ok=True)
+        for place in sorted({attachment.path for attachment in present}):
+            here = [attachment for attachment in present if attachment.path == place]
+            theirs = {attachment.container.id for attachment in here}
+            _detach([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, busy)
+
     # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
     with open_targets(alive, ended_ok=True, refused_ok=everywhere or refused_ok, refuse=outcome.fail) as targets:
         before = _find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         ids = {attachment.container.id for attachment in before}
         if not check_mode and before:
-            with hold_locks([attachment.container for attachment in before], outcome.fail):
-                held = outcome.list_left([target for target in targets if target.id in ids])
-                present = _find_all(held, outcome, path=path, image=image_name, ended_ok=True)
-                for place in sorted({attachment.path for attachment in present}):
-                    here = [attachment for attachment in present if attachment.path == place]
-                    theirs = {attachment.container.id for attachment in here}
-                    _detach([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, busy)
+            concerned = outcome.list_left([target for target in targets if target.id in ids])
+            serve_held(concerned, detach, outcome.fail, patience)
         after = [] if check_mode else _find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         others = [target for target in targets if target.id not in ids]
         prefixes = [path] if path else _list_prefixes()
-        leftovers = _remove_folders(outcome.list_left(others), outcome, prefixes, check_mode=check_mode)
+        leftovers = _remove_folders(outcome.list_left(others), outcome, prefixes, patience, check_mode=check_mode)
         if not check_mode:
-            _forget(outcome.list_left(targets), outcome, path)
+            _forget(outcome.list_left(targets), outcome, path, patience)
     if everywhere:
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
@@ -325,7 +353,7 @@ def _list_prefixes() -> list[str]:
 
 
 def _remove_folders(
-    targets: Sequence[Target], outcome: Outcome, paths: Sequence[str], *, check_mode: bool
+    targets: Sequence[Target], outcome: Outcome, paths: Sequence[str], patience: Patience, *, check_mode: bool
 ) -> list[str]:
     """Remove the empty folders at PATHS that attaches which were killed have left in TARGETS; phrases for them."""
     found = []
@@ -334,28 +362,33 @@ def _remove_folders(
         removable = placement.find_removable(theirs, path)
         theirs = [target for target, ok in zip(theirs, removable) if ok]
         found += [f"an empty folder {path} in container {target.name}" for target in theirs]
-        if theirs and not check_mode:
-            with hold_locks([target.container for target in theirs], outcome.fail):
-                held = outcome.list_left(theirs)
-                outcome.fail_each(held, placement.remove_folders(held, path), ended_ok=True)
+        if not check_mode:
+            serve_held(theirs, partial(_remove_empty, outcome, path), outcome.fail, patience)
     return found
 
 
-def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None) -> None:
+def _remove_empty(outcome: Outcome, path: str, held: list[Target]) -> None:
+    outcome.fail_each(held, placement.remove_folders(held, path), ended_ok=True)
+
+
+def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None, patience: Patience) -> None:
     """Where nothing is attached in TARGETS (at PATH) nothing has an end any more, also where a killed attach has settled one."""
     ids = {target.id for target in targets}
     settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
-    if not settled:
-        return
-    with hold_locks([one.container for one in settled], outcome.fail):  # who holds one may be about to mount
-        mounted = {attachment.place for attachment in _find_all(targets, outcome, ended_ok=True)}
-        left = {target.id for target in outcome.list_left(targets)}
+
+    def forget(held: list[Target]) -> None:
+        mounted = {attachment.place for attachment in _find_all(held, outcome, ended_ok=True)}
+        left = {target.id for target in outcome.list_left(held)}
         expiry.drop([one for one in settled if one.container.id in left and one.place not in mounted])
+
+    ids = {one.container.id for one in settled}
+    # Who holds one may be about to mount.
+    serve_held([target for target in targets if target.id in ids], forget, outcome.fail, patience)
 
 
 def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
     """Take what is attached away, out of sight of those who still use it, and have it settled; with DUE_ONLY if its time has come."""
-    with open_targets([ended.container], ended_ok=True) as targets, hold_locks([ended.container]):
+    with open_targets([ended.container], ended_ok=True) as targets, hold_container(ended.container):
         # Meanwhile somebody may have given it more time, or detached it.
         if due_only and ended not in expiry.list_expiries():
             return

@@ -33,7 +33,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_one
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     TIMEOUT_S,
     open_targets,
@@ -166,9 +166,9 @@ def _find_container(order: Order) -> Container:
     host = Host(order.docker_host)
     if order.container.startswith("pid:"):
         return host.find_process(order.container)
-    selector = Selector((order.container,), any_owner=order.docker_host is not None)
-    listed = host.list_containers(users=selector.may_mean_users)
-    return host.refresh(select_containers(selector, listed)[0])
+    pattern, any_owner = host.find_meant(order.container), order.docker_host is not None
+    users = Selector((pattern,), any_owner=any_owner).may_mean_users
+    return host.refresh(select_one(pattern, host.list_containers(users=users), any_owner=any_owner))
 
 
 def _run_job(job: Job, order: Order, server: Server) -> int:

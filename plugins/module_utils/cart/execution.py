@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attachments import Attachment, find_tools
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import choose_rights, list_namespaces
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
     ImageFinder,
@@ -197,15 +197,9 @@ def choose_places(
     sources = {}
     finder = ImageFinder()
     find_stored = functools.lru_cache(maxsize=None)(_find_stored)
-    find_prefix = functools.lru_cache(maxsize=None)(_find_prefix)
     for target in outcome.list_left(targets):
         with outcome.serve(target):
-            attached = [
-                one
-                for one in find_attachments(target, finder)
-                if image_name in (None, one.image) and find_prefix(one.image) in (None, one.path)
-            ]
-            sources[target.id] = attached[-1] if attached else find_stored(image_name or "default")
+            sources[target.id] = find_tools(target, finder, image_name) or find_stored(image_name or "default")
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
@@ -356,12 +350,6 @@ def _find_stored(name: str) -> store.StoredImage:
     image = store.get_image(name)
     store.check_manifest(image.manifest)
     return image
-
-
-def _find_prefix(name: str) -> str | None:
-    """Return where the programs of the image called NAME work, which a container can move elsewhere; None where the store has it no more."""
-    image = store.find_image(name)
-    return None if image is None else image.prefix
 
 
 @contextmanager

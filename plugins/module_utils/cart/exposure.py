@@ -25,9 +25,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     MountsTooMany,
+    Patience,
     Target,
-    hold_locks,
+    hold_container,
     open_targets,
+    serve_in_turns,
+    try_lock,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
@@ -142,7 +145,7 @@ def ensure_exposed(
 
 def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
     """Have TARGET show what is MISSING, of the instance in FOLDER, and not what is SUPERFLUOUS; where that fails it shows what it did."""
-    with hold_locks([target.container]), undoing() as undo:
+    with hold_container(target.container), undoing() as undo:
         for one in superfluous:
             _remove(target, one)
             if one.instance == os.path.basename(folder):
@@ -161,21 +164,24 @@ def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str
     names = None if gone is None else set(gone)
     phrases = []
     alive = [container for container in containers if container.pid > 1]
+
+    def conceal(target: Target) -> None:
+        with outcome.serve(target, ended_ok=True):
+            try:
+                shown = _read_exposures(target)
+            except MountsTooMany:
+                with outcome.complaining():  # its traces go all the same
+                    raise
+                return
+            found = [one for one in shown if names is None or one.instance in names]
+            if found:
+                with try_lock(f"container-{target.container.short_id}"):
+                    for one in found:
+                        _remove(target, one)
+                        phrases.append(f"{one.path} in container {target.name}")
+
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
-        for target in targets:
-            with outcome.serve(target, ended_ok=True):
-                try:
-                    shown = _read_exposures(target)
-                except MountsTooMany:
-                    with outcome.complaining():  # its traces go all the same
-                        raise
-                    continue
-                found = [one for one in shown if names is None or one.instance in names]
-                if found:
-                    with hold_locks([target.container]):
-                        for one in found:
-                            _remove(target, one)
-                            phrases.append(f"{one.path} in container {target.name}")
+        serve_in_turns(targets, conceal, outcome.fail, Patience())
     return phrases
 
 

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import WRONG_FORM
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    SHORT_ID_LENGTH,
     Container,
     ContainerError,
     ContainerGoneError,
@@ -33,6 +34,8 @@ except ImportError:
     DOCKER_IMPORT_ERROR = traceback.format_exc()
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
+PODMAN_SOCKET = "/run/podman/podman.sock"
+ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # how the engines' commands are told a socket
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 
@@ -42,12 +45,14 @@ def check_sdk() -> Feature:
 
 
 class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST), or another of that API, called NAME. Engine trouble is raised as ContainerError."""
+    """A Docker engine at HOST (a URL as in DOCKER_HOST), or Podman's service, which speaks its API: NAME says which. Engine trouble is raised
+    as ContainerError.
+    """
 
-    def __init__(self, host: str | None, name: str = "docker") -> None:
+    def __init__(self, host: str | None) -> None:
         if DOCKER_IMPORT_ERROR:
             raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
-        self.name = name
+        self.name = "docker"
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
@@ -56,6 +61,10 @@ class DockerEngine:
             if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
                 hint = "its socket is not for this login: use become"
             raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
+        with _expecting_form(self.name):
+            parts = self._ask(self._client.version, api_version=False).get("Components") or ()
+            if any("podman" in part["Name"].lower() for part in parts):
+                self.name = "podman"
 
     def read_version(self) -> str:
         """The engine's version."""
@@ -81,7 +90,7 @@ class DockerEngine:
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
-        place = [] if self.host == DEFAULT_HOST or self.name != "docker" else ["-H", self.host]
+        place = [] if self.host in (DEFAULT_HOST, f"unix://{PODMAN_SOCKET}") else [ENGINE_OPTIONS[self.name], self.host]
         options = [word for variable in variables for word in ("-e", variable)]
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
@@ -95,12 +104,10 @@ class DockerEngine:
         about = self._ask(self._client.info)
         if any("rootless" in option for option in about.get("SecurityOptions") or ()):
             return None  # below the group of the user's session
-        parts = self._ask(self._client.version).get("Components") or ()
-        engine = "podman" if any("podman" in part["Name"].lower() for part in parts) else "docker"
         parent = self.inspect(container)["HostConfig"].get("CgroupParent") or ""
         path = None if parent else self._learn_group(container)
-        path = path or control_groups.predict(engine, about.get("CgroupDriver") or "", parent, container.id)
-        return control_groups.Place(path, engine == "docker") if path else None
+        path = path or control_groups.predict(self.name, about.get("CgroupDriver") or "", parent, container.id)
+        return control_groups.Place(path, self.name == "docker") if path else None
 
     def _learn_group(self, container: Container) -> str | None:
         """The path of the control group of CONTAINER, whose user has not chosen any, by another such one that runs, if there is one.
@@ -122,11 +129,19 @@ class DockerEngine:
     def find_image(self, name: str) -> dict[str, Any]:
         """What `docker image inspect` says of the image NAME."""
         try:
-            return self._ask(self._client.inspect_image, name)  # type: ignore[no-any-return]
+            found: dict[str, Any] = self._ask(self._client.inspect_image, name)
         except docker.errors.NotFound as error:
             raise ContainerError(
                 f"the Docker engine at {self.host} has no image {name!r}: pull or build it first"
             ) from error
+        digits = name[len("sha256:") :] if name.startswith("sha256:") else name
+        is_id = found["Id"].rpartition(":")[2].startswith(digits)
+        if is_id and len(digits) < SHORT_ID_LENGTH and not _bears_name(found, name):
+            raise ContainerError(
+                f"the Docker engine at {self.host} has no image called {name!r}, and that begins the id {found['Id']}: give"
+                f" {SHORT_ID_LENGTH} digits of that if it is meant, or pull or build the image first"
+            )
+        return found
 
     @contextmanager
     def export_image(self, name: str) -> Iterator[Iterator[bytes]]:
@@ -181,6 +196,12 @@ def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container
             runtime=runtime,
             may_mount=_may_mount(entry),
         )
+
+
+def _bears_name(image: dict[str, Any], name: str) -> bool:
+    """Whether IMAGE, of `docker image inspect`, has a tag of the repository NAME, which the engine may have put a registry before."""
+    repositories = [tag.rpartition(":")[0] for tag in image.get("RepoTags") or ()]
+    return any(one == name or one.endswith("/" + name) for one in repositories)
 
 
 def _may_mount(entry: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from functools import partial
@@ -17,9 +18,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import (
     DEFAULT_HOST,
     DOCKER_IMPORT_ERROR,
+    PODMAN_SOCKET,
     DockerEngine,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import Machines
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import ENGINE_ID
 
 
 class Runtime(Protocol):
@@ -59,7 +62,7 @@ class Host:
             return
         if self._is_root:
             self._roots, self.warnings = oci.find_roots()
-        has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(podman.ROOT_SOCKET)
+        has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(PODMAN_SOCKET)
         # Also one that is installed and does not run: its silence has to be told.
         is_expected = (
             "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
@@ -67,22 +70,33 @@ class Host:
         self._is_docker_expected = bool(is_expected)
         if is_expected or not (has_podman or self._roots):
             self._try("docker", lambda: self._open_docker(os.environ.get("DOCKER_HOST") or DEFAULT_HOST))
-        if os.path.exists(podman.ROOT_SOCKET) and not DOCKER_IMPORT_ERROR:
-            self._try("podman", lambda: self._open_engine("unix://" + podman.ROOT_SOCKET, "podman"))
+        if os.path.exists(PODMAN_SOCKET) and not DOCKER_IMPORT_ERROR:
+            if self.docker is None or not _is_same_socket(self.docker.host, PODMAN_SOCKET):
+                self._try("podman", lambda: self._open_engine("unix://" + PODMAN_SOCKET))
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
 
-    def _open_docker(self, url: str) -> None:
-        self.docker = self._open_engine(url, "docker")
+    def find_meant(self, pattern: str) -> str:
+        """PATTERN of a selection with Podman's name before it, where it has Docker's and Podman's service is in the place of Docker's."""
+        is_podman = self.docker is not None and self.docker.name == "podman"
+        return re.sub("^docker:", "podman:", pattern) if is_podman else pattern
 
-    def _open_engine(self, url: str, name: str) -> DockerEngine | None:
+    @property
+    def is_complete(self) -> bool:
+        """Whether all runtimes that should be on the host, as far as that is known, have answered so far."""
+        return not any(name != "docker" or self._is_docker_expected for name in self.errors)
+
+    def _open_docker(self, url: str) -> None:
+        self.docker = self._open_engine(url)
+
+    def _open_engine(self, url: str) -> DockerEngine | None:
         """Take the engine at URL among those that are asked; what it is, if it is root's."""
         owner = strangers.find_socket_owner(url) if self._is_root else 0
         if owner == 0:
-            engine = DockerEngine(url, name)
+            engine = DockerEngine(url)
             self._engines.append(engine)
             return engine
-        stranger = strangers.ask_engine(url, name, owner, self._budget)
+        stranger = strangers.ask_engine(url, owner, self._budget)
         if self._is_alone and not stranger.list_containers() and stranger.describe_troubles():
             raise ContainerError(
                 f"the engine of {stranger.label} at {url} says nothing: {stranger.describe_troubles()}"
@@ -97,21 +111,20 @@ class Host:
             self.errors[label] = str(error)
 
     def list_containers(self, *, users: bool = True) -> list[Container]:
-        """The containers of all runtimes; one that several know (an engine, and the runtime below it) counts as the first one's.
+        """The containers of all runtimes; one that several know (an engine at two sockets, and the runtime below it) counts as the first one's.
 
         Those of users come last, unless USERS are not to be asked; one that has a short id of another container is left out. Raises
         ContainerError when there are none and a runtime of root's does not answer.
         """
         listed: list[Container] = []
         for engine in self._engines:
-            listed += self._list(engine)
+            _add(listed, self._list(engine))
         for root in self._roots:
-            known = {one.id for one in listed}
             # To ask a runtime costs a process, and mostly an engine has told of all that it has.
-            if not known.issuperset(root.list_ids()):
-                listed += [one for one in self._list(root) if one.id not in known]
+            if not {one.id for one in listed if ENGINE_ID.match(one.id)}.issuperset(root.list_ids()):
+                _add(listed, self._list(root))
         if not self._is_alone:
-            listed += self._list(self._machines)
+            _add(listed, self._list(self._machines))
         found = [one for one in listed if one.owner_uid is not None]
         listed = [one for one in listed if one.owner_uid is None]
         listed += self._list_strangers(found, listed) if users or self._is_alone else []
@@ -128,8 +141,9 @@ class Host:
             self._strangers += strangers.find_strangers(self._budget)
             if self._strangers and not self._is_docker_expected:
                 self.errors.pop("docker", None)  # nobody misses it here
+        found = list(found)
         for stranger in self._strangers:
-            found = found + self._list(stranger)
+            _add(found, self._list(stranger))
             if stranger.describe_troubles():
                 self.warnings.append(
                     f"containers of {stranger.label}, or some of them, are not looked at: {stranger.describe_troubles()}"
@@ -209,3 +223,24 @@ class Host:
 
     def _find_runtime(self, container: Container) -> Runtime:
         return self._owners[container.key]
+
+
+def _add(listed: list[Container], found: list[Container]) -> None:
+    """Add those FOUND to LISTED that are not there yet, also under another runtime's name."""
+    known = {one.key for one in listed} | {_identify(one) for one in listed}
+    listed += [one for one in found if known.isdisjoint((one.key, _identify(one)))]
+
+
+def _identify(container: Container) -> tuple[int | None, str, str]:
+    """What is the same of a container whichever runtime tells of it: an engine's id, or a process."""
+    if ENGINE_ID.match(container.id):
+        return container.owner_uid, "id", container.id
+    return container.owner_uid, "process", f"{container.pid} {container.id}" if container.pid else container.full_name
+
+
+def _is_same_socket(url: str, path: str) -> bool:
+    """Whether URL, of an engine that answers, leads to the socket PATH."""
+    try:
+        return url.startswith("unix://") and os.path.samefile(url[len("unix://") :], path)
+    except OSError:
+        return False

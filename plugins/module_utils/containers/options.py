@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Callable
 
 from ansible.module_utils.basic import missing_required_lib
@@ -21,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query i
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import (
     Selector,
+    UnknownContainerError,
     describe_running,
     select_containers,
 )
@@ -41,8 +43,8 @@ def open_host(module: Any) -> Host:
     return Host(module.params["docker_host"])
 
 
-def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) -> Selector:
-    """What MODULE's options ask for; a query is put to what INSPECT says of a container."""
+def parse_selector(module: Any, host: Host | None) -> Selector:
+    """What MODULE's options ask for of HOST; a query needs one."""
     patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
@@ -50,43 +52,46 @@ def parse_selector(module: Any, inspect: Callable[[Container], dict[str, Any]]) 
         raise ContainerError(missing_required_lib("jmespath"))
     return Selector(
         # An empty list asks for nothing; it must not come to mean everything.
-        patterns=None if patterns is None else tuple(patterns),
+        patterns=None if patterns is None else tuple(map(host.find_meant, patterns) if host else patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
-        query=compile_query(query, inspect) if query is not None else None,
+        query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
     )
 
 
-def select(module: Any, host: Host, *, required: bool, refuse: Refuse | None = None) -> list[Container]:
+def select(
+    module: Any, host: Host, *, required: bool, missing_ok: bool = False, refuse: Refuse | None = None
+) -> list[Container]:
     """The containers that MODULE's options select, with their pids and states of now.
 
     With REQUIRED something has to be asked for and only running containers are meant. Without it
-    nothing asked for means every container in any state. REFUSE is told of one that was asked for by its name and is removed meanwhile;
-    without it that raises ContainerGoneError.
+    nothing asked for means every container in any state. With MISSING_OK what is asked for need not be there, and a warning names it.
+    REFUSE is told of one that was asked for by its name and is removed meanwhile; without it that raises ContainerGoneError.
     """
-    selector = parse_selector(module, host.inspect)
+    selector = parse_selector(module, host)
     if required and selector.is_empty:
         raise ContainerError(
             "say which containers: give containers, labels or query (containers='*' means all that run)"
         )
-    listed = list_candidates(module, host, selector)
+    listed = list_candidates(module, host, selector, absence_ok=missing_ok)
+    missing_ok &= host.is_complete
     try:
-        chosen = _choose(module, selector, listed, running_only=required)
-    except ContainerError:
-        if selector.may_mean_users:
+        chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
+    except ContainerError as error:
+        if selector.may_mean_users or (isinstance(error, UnknownContainerError) and error.is_process):
             raise
         # Users are asked for the sake of the message only: what was asked for may be theirs.
         known = len(host.warnings)
         listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
         _warn(module, host.warnings[known:])
-        chosen = _choose(module, selector, listed, running_only=required)
+        chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
     refreshed = []
     for container in chosen:
         is_named = selector.names(container)
         try:
             fresh = host.refresh(container)
         except ContainerGoneError as error:
-            if is_named:
+            if is_named and not (missing_ok or module.params["allow_empty"]):
                 if refuse is None:
                     raise
                 refuse(container, error)
@@ -97,30 +102,60 @@ def select(module: Any, host: Host, *, required: bool, refuse: Refuse | None = N
     return refreshed
 
 
-def _choose(module: Any, selector: Selector, listed: list[Container], *, running_only: bool) -> list[Container]:
-    chosen = select_containers(selector, listed, running_only=running_only)
-    if not chosen and not selector.is_empty and not module.params["allow_empty"]:
-        raise ContainerError(
-            f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
+def choose(
+    module: Any,
+    selector: Selector,
+    listed: list[Container],
+    *,
+    running_only: bool,
+    missing_ok: bool = False,
+    none_ok: bool = False,
+) -> list[Container]:
+    """The containers among those LISTED that SELECTOR names. Raises ContainerError for names that are not there, and, unless NONE_OK, for a
+    selection that matches none of them; with MISSING_OK that is a warning, with allow_empty nothing.
+    """
+    allow_empty = module.params["allow_empty"]
+    missing: list[UnknownContainerError] = []
+    chosen = select_containers(
+        selector, listed, running_only=running_only, refuse=missing.append if missing_ok or allow_empty else None
+    )
+    if allow_empty or selector.is_empty:
+        return chosen
+    if missing:
+        # In the same words on all hosts: then Ansible says it once.
+        _warn(
+            module,
+            [f"nothing to do for {', '.join(repr(one.pattern) for one in missing)}: no container here is called so"],
         )
+    elif not (chosen or none_ok):
+        if not missing_ok:
+            raise ContainerError(
+                f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
+            )
+        _warn(module, ["nothing to do: the selection matches no container here"])
     return chosen
 
 
-def list_candidates(module: Any, host: Host, selector: Selector, *, silence_ok: bool = False) -> list[Container]:
+def list_candidates(
+    module: Any, host: Host, selector: Selector, *, silence_ok: bool = False, absence_ok: bool = False
+) -> list[Container]:
     """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Of what is silent it warns; users are asked
     only where it may mean theirs.
 
-    Raises ContainerError where all of them are silent, unless SILENCE_OK.
+    Raises ContainerError where all of them are silent, unless SILENCE_OK; with ABSENCE_OK, or allow_empty, the host need not have any.
     """
     processes = [one for one in selector.patterns or () if one.startswith(PROCESS_PREFIX)]
-    named = [host.find_process(one) for one in processes]
-    if named and len(named) == len(selector.patterns or ()):
+    named = []
+    for one in processes:
+        with suppress(ContainerError):  # who chooses says that there is none
+            named.append(host.find_process(one))
+    if processes and len(processes) == len(selector.patterns or ()):
         return named
     try:
         listed = host.list_containers(users=selector.may_mean_users)
     except ContainerError as silence:
         _warn(module, host.warnings)
-        if not silence_ok:
+        if not (silence_ok or (host.is_complete and (absence_ok or module.params["allow_empty"]))):
             raise
         module.warn(escape(f"no runtime of this host says what containers it has: {silence}"))
         return named

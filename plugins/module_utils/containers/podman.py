@@ -26,7 +26,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
 ROOT_STATE = "/run/libpod"
-ROOT_SOCKET = "/run/podman/podman.sock"
 _TIMEOUT_S = 30
 _ELSEWHERE = ("disabled", "split")  # below the group of whoever starts a container
 _LIST = ("ps", "--all", "--no-trunc", "--format", "json")

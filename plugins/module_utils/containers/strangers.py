@@ -40,6 +40,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import (
+    ENGINE_OPTIONS,
     DockerEngine,
     parse_inspected,
 )
@@ -178,7 +179,9 @@ class Stranger:
             command = [place["program"], "--root", place["root"], "exec", "--tty", *options, container.id, *argv]
         else:
             options = [word for variable in variables for word in ("-e", variable)]
-            engine = ["docker", "-H", self._socket] if self._socket else ["podman"]
+            # What a user calls the runtime is no command.
+            name = "podman" if container.runtime == "podman" or not self._socket else "docker"
+            engine = [name, ENGINE_OPTIONS[name], self._socket] if self._socket else [name]
             command = [*engine, "exec", "-it", *options, container.id, *argv]
         return self._account.make_command(command)
 
@@ -204,10 +207,10 @@ def find_strangers(budget: Budget) -> list[Stranger]:
     return [one for one in found if one.list_containers() or one.describe_troubles()]
 
 
-def ask_engine(url: str, name: str, uid: int, budget: Budget) -> Stranger:
-    """The user UID's engine that speaks Docker's API at URL, called NAME."""
+def ask_engine(url: str, uid: int, budget: Budget) -> Stranger:
+    """The user UID's engine that speaks Docker's API at URL."""
     account = find_account(uid)
-    (answer,) = budget.ask([Question(account, lambda _until: _gather_engine(url, name))])
+    (answer,) = budget.ask([Question(account, lambda _until: _gather_engine(url))])
     return _make(account, answer, budget, url)
 
 
@@ -291,14 +294,14 @@ def _judge(container: Container, claimed_ticks: Any) -> Container:
 # What follows is run by the user.
 
 
-def _gather_engine(url: str, name: str) -> dict[str, Any]:
+def _gather_engine(url: str) -> dict[str, Any]:
     limit_memory()
-    engine = DockerEngine(url, name)
+    engine = DockerEngine(url)
     found, troubles = [], []
     for listed in engine.list_containers()[:_MAX_CONTAINERS]:
         try:
             inspected = engine.inspect(listed)
-            one = parse_inspected(inspected, name)
+            one = parse_inspected(inspected, engine.name)
         except ContainerError as error:
             troubles.append(str(error))
             continue

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Sequence, TypeVar
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
@@ -23,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 RUN = "/run/crashcart"
 TIMEOUT_S = 30.0
+_PAUSE_S = 0.02
 # Descriptors: for a container those of its process, namespaces, mounts, control groups and pipes; and what a module has besides.
 _FILES_EACH = 16
 _FILES_BESIDES = 256
@@ -66,6 +68,7 @@ class Target:
 
 
 Refuse = Callable[[Container, ContainerError], Any]
+_Item = TypeVar("_Item")
 
 
 def read_all_mounts(targets: Sequence[Target], *needles: str) -> list[list[mounts.Mount] | OSError]:
@@ -113,30 +116,94 @@ def open_targets(
             raise ContainerGoneError(f"container {', '.join(names)} has just ended") from gone
 
 
-@contextmanager
-def hold_locks(containers: Sequence[Container], refuse: Refuse | None = None) -> Iterator[None]:
-    """Keep other attaches and detaches away from CONTAINERS; in the order of ids, so that no two callers wait in a ring.
+class Patience:
+    """How long a call waits, in all, for what others keep. Those that nobody keeps are served meanwhile."""
 
-    REFUSE is told of each one that somebody else keeps, which is not held then; without it that raises ContainerError.
+    def __init__(self) -> None:
+        self._left_s = TIMEOUT_S
+
+    def wait(self) -> bool:
+        """Wait a moment; False where there is no time left for that."""
+        if self._left_s <= 0:
+            return False
+        time.sleep(_PAUSE_S)
+        self._left_s -= _PAUSE_S
+        return True
+
+
+def serve_held(
+    targets: Sequence[Target],
+    serve: Callable[[list[Target]], Any],
+    refuse: Callable[[Target, ContainerError], Any],
+    patience: Patience,
+) -> None:
+    """Call SERVE with those of TARGETS that nobody else attaches to or detaches from, while others are kept away; then with the rest.
+
+    REFUSE is told of each one that somebody keeps until PATIENCE is at its end. Nobody waits while he holds any, so no two callers wait
+    for each other.
     """
-    patience_s = TIMEOUT_S
-    with ExitStack() as stack:
-        for short_id, container in sorted({one.short_id: one for one in containers}.items()):
+    waiting = list(targets)
+    while waiting:
+        kept: list[tuple[Target, ContainerError]] = []
+        with ExitStack() as stack:
+            held = []
+            for target in waiting:
+                try:
+                    stack.enter_context(try_lock(f"container-{target.container.short_id}"))
+                    held.append(target)
+                except LockTimeout as timeout:
+                    kept.append((target, ContainerError(str(timeout))))
+            if held:
+                serve(held)
+        if not held and not patience.wait():
+            for target, error in kept:
+                refuse(target, error)
+            return
+        waiting = [target for target, _error in kept]
+
+
+def serve_in_turns(
+    items: Sequence[_Item],
+    serve: Callable[[_Item], Any],
+    refuse: Callable[[_Item, ContainerError], Any],
+    patience: Patience,
+) -> None:
+    """Call SERVE with each of ITEMS. It raises LockTimeout where somebody else keeps that one, whose turn comes again after the others.
+
+    REFUSE is told of each one that is kept until PATIENCE is at its end.
+    """
+    waiting = list(items)
+    while waiting:
+        kept: list[tuple[_Item, ContainerError]] = []
+        for item in waiting:
             try:
-                stack.enter_context(hold_lock("container-" + short_id, patience_s))
-            except ContainerError as error:
-                if refuse is None:
-                    raise
-                refuse(container, error)
-                patience_s = 0.0  # who keeps one may keep many: all of them are waited for once
+                serve(item)
+            except LockTimeout as timeout:
+                kept.append((item, ContainerError(str(timeout))))
+        if len(kept) == len(waiting) and not patience.wait():
+            for item, error in kept:
+                refuse(item, error)
+            return
+        waiting = [item for item, _error in kept]
+
+
+def try_lock(name: str) -> ContextManager[int]:
+    """Keep other operators away from the thing called NAME; raises LockTimeout at once where one has it."""
+    return lock(os.path.join(RUN, "locks", name), 0.0)
+
+
+@contextmanager
+def hold_container(container: Container) -> Iterator[None]:
+    """Keep other attaches and detaches away from CONTAINER."""
+    with hold_lock("container-" + container.short_id):
         yield
 
 
 @contextmanager
-def hold_lock(name: str, timeout_s: float | None = None) -> Iterator[None]:
-    """Keep other operators away from the thing called NAME; who has it is waited for TIMEOUT_S, by default as long as for a container."""
+def hold_lock(name: str) -> Iterator[None]:
+    """Keep other operators away from the thing called NAME; raises ContainerError where one has it for TIMEOUT_S."""
     try:
-        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S if timeout_s is None else timeout_s):
+        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S):
             yield
     except LockTimeout as error:
         raise ContainerError(str(error)) from error

@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    Patience,
+    serve_in_turns,
+    try_lock,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
     compression,
@@ -78,12 +82,15 @@ def stage(
     """
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
     staged = _Staged(method)
-    for one in found:
+
+    def stage_one(one: TraceInstance) -> None:
         # Nobody starts, stops or removes it while it is drained. InstanceGone: somebody has just done so, with what it held.
-        with outcome.serve(one.who), suppress(InstanceGone), hold_lock("trace-" + one.short_id):
+        with outcome.serve(one.who), suppress(InstanceGone), try_lock("trace-" + one.short_id):
             for source in list_sources(one):
                 with outcome.serve(one.who), suppress(InstanceGone):
                     staged.add(source)
+
+    serve_in_turns(found, stage_one, lambda one, error: outcome.fail(one.who, error), Patience())
     staging.recover()
     return staged.empty, staged.has_more
 

@@ -21,10 +21,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who, undoing
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, hold_lock, open_targets
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    Patience,
+    Target,
+    hold_lock,
+    open_targets,
+    serve_in_turns,
+    try_lock,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
+    history,
     keeping,
     probe_points,
     recorder_client,
@@ -364,7 +372,9 @@ def ensure_started(
         for container in outcome.list_left(left):
             with outcome.serve(container):
                 targets.append(by_id.get(container.id) or _await(container, wish, predict_place))
-        for target, own_probes in zip(targets, probe_points.bind_all(targets, wish.probes, binaries)):
+
+        def start(bound: tuple[Target | Awaited, probe_points.ProbeSet | FleetError]) -> None:
+            target, own_probes = bound
             with outcome.serve(target.container):
                 if isinstance(own_probes, FleetError):
                     raise own_probes
@@ -375,6 +385,9 @@ def ensure_started(
                         raise
                     awaited = _await(target.container, wish, predict_place)
                     _ensure_one(awaited, own_probes, root, wish, started, begun, exposing, check_mode=check_mode)
+
+        found = list(zip(targets, probe_points.bind_all(targets, wish.probes, binaries)))
+        serve_in_turns(found, start, lambda bound, error: outcome.fail(bound[0].container, error), Patience())
     return started
 
 
@@ -435,7 +448,7 @@ def _ensure_one(
     wanted = add_probes(wish.settings, own_probes.list_events(), follow_exec=wish.follow_exec)
     with ExitStack() as stack:
         if not check_mode:
-            stack.enter_context(hold_lock("trace-" + container.short_id))
+            stack.enter_context(try_lock("trace-" + container.short_id))
         undo = stack.enter_context(undoing())
         present = read_settings(one.instance, wanted) if one.instance.exists() else None
         is_on = present is not None and one.instance.is_tracing()
@@ -549,6 +562,7 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         earlier = [*earlier, chosen][-_MAX_EARLIER:]
     tasks = {task["tid"]: task for task in (*before.get("tasks", []), *list_tasks(container))}
     return {
+        "begun": (before.get("begun") if "end" not in before else None) or history.describe_caller(),
         "clock": settings.files["trace_clock"],
         "container": describe_container(container),
         "start": start,
@@ -563,28 +577,43 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
     }
 
 
-def stop(found: Sequence[TraceInstance]) -> None:
-    """Stop recording in all of FOUND; they keep what they have."""
-    for one in found:
-        with hold_lock("trace-" + one.short_id), recorder_client.change(one.instance.name) as change:
-            was_on = one.find_state() == "started"
-            # First: to its recorder it would be a trigger that stops the trace.
-            keeping.end_recording(one.instance)
-            if was_on:
-                one.instance.trace_off()
-                record = records.read_record(one.instance)
-                if record:
-                    end = clocks.measure_offset(one.instance.read_clock())
-                    records.write_record(one.instance, {**record, "end": end})
-            keeping.end_limits(change, one.instance)
+def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
+    """Stop recording in all of FOUND; they keep what they have. OUTCOME gets those that go on."""
+    _change_each(found, outcome, _stop)
 
 
-def remove(found: Sequence[TraceInstance]) -> None:
-    """Remove all of FOUND with what they have recorded, in files, too."""
-    for one in found:
-        with hold_lock("trace-" + one.short_id):
-            _take_back(one, [])
-            staging.remove_kept(one.instance.name)
+def _stop(one: TraceInstance) -> None:
+    with recorder_client.change(one.instance.name) as change:
+        was_on = one.find_state() == "started"
+        # First: to its recorder it would be a trigger that stops the trace.
+        keeping.end_recording(one.instance)
+        if was_on:
+            one.instance.trace_off()
+            record = records.read_record(one.instance)
+            if record:
+                end = clocks.measure_offset(one.instance.read_clock())
+                records.write_record(one.instance, {**record, "end": end, "ended": history.describe_caller()})
+        keeping.end_limits(change, one.instance)
+
+
+def remove(found: Sequence[TraceInstance], outcome: Outcome) -> None:
+    """Remove all of FOUND with what they have recorded, in files, too. OUTCOME gets those that stay."""
+    _change_each(found, outcome, _remove)
+
+
+def _remove(one: TraceInstance) -> None:
+    _take_back(one, [])
+    staging.remove_kept(one.instance.name)
+
+
+def _change_each(found: Sequence[TraceInstance], outcome: Outcome, change: Callable[[TraceInstance], None]) -> None:
+    """Call CHANGE with each of FOUND, while nobody else changes it; OUTCOME gets where that fails."""
+
+    def serve(one: TraceInstance) -> None:
+        with outcome.serve(one.who), try_lock("trace-" + one.short_id):
+            change(one)
+
+    serve_in_turns(found, serve, lambda one, error: outcome.fail(one.who, error), Patience())
 
 
 def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:

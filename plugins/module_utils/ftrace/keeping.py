@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     capture,
+    history,
     orders,
     recorder_client,
     recordings,
@@ -155,14 +156,31 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
     stopped = record.get("stopped")
     if stopped is None and found and (is_gone or not instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
+    expires = order.expires if order is not None and orders.is_taken(instance.name) else None
+    begun, ended = _find_history(record, found)
+    is_on = not is_gone and instance.is_tracing()
     return {
         "mode": "record" if (found if is_gone else is_recorded(instance)) else "ring",
+        "begun": begun,
+        "ended": None if is_on else ended,
+        "summary": history.summarize(begun, ended, stopped, expires, is_on=is_on),
         "stopped": stopped,
         "followed": record.get("followed"),
         "discarded": records.read_discarded(record).events,
-        "expires": order.expires if order is not None and orders.is_taken(instance.name) else None,
+        "expires": expires,
         "recordings": [one.as_result() for one in found],
     }
+
+
+def _find_history(
+    record: dict[str, Any], found: Sequence[recordings.Recording]
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Who began the trace with RECORD, or the last of the recordings FOUND where there is none any more, and who ended it."""
+    end = record.get("end")
+    if not record and found:
+        record, end = found[-1].about["record"], (found[-1].read_end() or {}).get("time")
+    ended = record.get("ended") or (end and {"time": end["real_time_ns"] / 1e9, "user": None, "login": None})
+    return record.get("begun"), ended
 
 
 def is_recorded(instance: Instance) -> bool:

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.path_calls import (
     FAMILIES,
@@ -25,6 +25,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 WAYS = ("event", "eprobe", "kprobe", "uprobe")
+WISHES = ("false", "true", "auto")
+_OWN_WAYS = WAYS[:-1]  # these slow no container but the one that is traced
 _FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[\w*\])?;")
 _KERNEL_FUNCTION = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
 # Where a function of the kernel finds the arguments of a call: bytes into pt_regs, whose address is its only argument.
@@ -37,9 +39,11 @@ _FOLDERS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 @dataclass(frozen=True)
 class PathPlan:
-    """The way (BY) that paths are recorded, and WHY; EVENTS of the kernel's own and PROBES of ours; calls of which they are MISSING."""
+    """The way (BY, None for none) that paths are recorded, and WHY; EVENTS of the kernel's own and PROBES of ours; calls of which they are
+    MISSING.
+    """
 
-    by: str
+    by: str | None
     why: str
     events: tuple[str, ...] = ()
     probes: tuple[ProbeRequest, ...] = ()
@@ -60,14 +64,37 @@ def list_calls(numbers: SyscallNumbers | None) -> list[str]:
     return calls
 
 
-def find_plan(root: str, calls: Iterable[str], by: str, machine: str = "") -> PathPlan:
-    """The best way to the paths of CALLS in the tracefs at ROOT, or the one called BY unless that is 'auto'.
+def choose_plan(root: str, numbers: SyscallNumbers | None, wish: str, by: str, machine: str = "") -> PathPlan | None:
+    """How the paths of the calls with NUMBERS (None: no calls are recorded) are to be had by WISH, one of WISHES, and BY as for find_plan.
+
+    For 'true' there has to be a way; for 'auto' there may be none, and none is taken that slows others. Raises TraceError.
+    """
+    if wish == "false":
+        return None
+    if wish == "true":
+        return find_plan(root, list_calls(numbers), by, machine)
+    if by == "uprobe":
+        raise TraceError(
+            "paths=auto never uses probes of programs, which slow other containers: give paths=true with paths_by=uprobe"
+        )
+    if numbers is None:
+        return PathPlan(None, "no system calls are recorded")
+    calls: list[str] = []
+    try:
+        calls = list_calls(numbers)
+        return find_plan(root, calls, by, machine, ways=_OWN_WAYS)
+    except TraceError as error:
+        return PathPlan(None, str(error), missing=tuple(calls))
+
+
+def find_plan(root: str, calls: Iterable[str], by: str, machine: str = "", *, ways: Sequence[str] = WAYS) -> PathPlan:
+    """The best of WAYS to the paths of CALLS in the tracefs at ROOT, or the one called BY unless that is 'auto'.
 
     Raises TraceError, which says why, where there is none.
     """
     machine = machine or platform.machine()
     reasons: list[str] = []
-    for way in WAYS if by == "auto" else (by,):
+    for way in ways if by == "auto" else (by,):
         try:
             plan = _PLANS[way](root, list(calls), machine)
         except TraceError as error:

@@ -14,27 +14,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
 
 _GONE = "gone"
 
 
-def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> list[TraceInstance]:
+def select_instances(
+    module: Any, root: str, *, untraced_ok: bool = False, missing_ok: bool = False
+) -> list[TraceInstance]:
     """The existing instances that MODULE's options select; all of ours when they select nothing.
 
     A container that was removed is known by the beginning of its id, twelve digits or more.
-    Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty.
+    Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty. With MISSING_OK what is selected
+    need not be there where all runtimes have answered, and a warning names it.
     """
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
     host = _open_host(module)
-    if host is None:
-        selector = options.parse_selector(module, lambda _container: {})
-        listed = []
-    else:
-        selector = options.parse_selector(module, host.inspect)
-        listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None)
+    selector = options.parse_selector(module, host)
+    listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None) if host else []
     if selector.query is None:  # which asks the runtime about each
         listed += _list_gone(root, listed)
     instances = list_instances(root, listed)
@@ -44,7 +43,9 @@ def select_instances(module: Any, root: str, *, untraced_ok: bool = False) -> li
     chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
     rest = selector.without(named)
     if rest is not None:
-        wanted = {one.key for one in select_containers(rest, listed, running_only=False)}
+        known_ok = missing_ok and host is not None and host.is_complete
+        found = options.choose(module, rest, listed, running_only=False, missing_ok=known_ok, none_ok=True)
+        wanted = {one.key for one in found}
         chosen += [one for one in instances if one.container is not None and one.container.key in wanted]
     if not chosen and not untraced_ok and not module.params["allow_empty"]:
         traced = ", ".join(one.container_name for one in instances) or "none"

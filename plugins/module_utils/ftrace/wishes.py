@@ -47,9 +47,7 @@ def find_specification(parameters: Mapping[str, Any], root: str) -> Specificatio
             notrace=tuple(parameters["notrace"]),
         ),
         probes=tuple(map(probes.parse_request, parameters["probes"])),
-        paths=paths.find_plan(root, paths.list_calls(syscalls), parameters["paths_by"])
-        if parameters["paths"]
-        else None,
+        paths=paths.choose_plan(root, syscalls, parameters["paths"], parameters["paths_by"]),
     )
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Iterator, Protocol, cast
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import select_one
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import elf, rpm
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree, is_archive, refuse_folder
@@ -359,11 +360,10 @@ class _ContainerImage:
 class _ContainerFiles:
     """The files of a container as they are now, in FOLDER until they are unpacked."""
 
-    def __init__(self, engine: DockerEngine, name: str, folder: str) -> None:
-        self._name = name
+    def __init__(self, engine: DockerEngine, name: str, container_id: str, folder: str) -> None:
         self._path = os.path.join(folder, f"container-{len(os.listdir(folder))}.tar")
         digest, size = hashlib.sha256(), 0
-        with engine.export_container(name) as chunks, open(self._path, "wb") as file:
+        with engine.export_container(container_id) as chunks, open(self._path, "wb") as file:
             for chunk in chunks:
                 digest.update(chunk)
                 size += file.write(chunk)
@@ -381,4 +381,7 @@ def open_container_image(name: str, docker_host: str | None) -> Source:
 
 def open_container(name: str, docker_host: str | None, folder: str) -> Source:
     """The source that the files of container NAME are; they are kept in FOLDER meanwhile."""
-    return _ContainerFiles(DockerEngine(docker_host), name, folder)
+    engine = DockerEngine(docker_host)
+    # The engine takes any beginning of an id, which may read like the name of another container.
+    container = select_one(name, engine.list_containers(), running_only=False, any_owner=True)
+    return _ContainerFiles(engine, name, container.id, folder)

@@ -427,12 +427,7 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
 
 def check_paths(machine: Machine, worker: str, folder: Path) -> None:
     """Paths stand beside the calls that fail, by every way that the kernel has; the best one is chosen and named."""
-    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
-    opening = machine.run(f"cat {host.TRACEFS}/events/syscalls/sys_enter_openat/format")
-    ways = {
-        "event": "__data_loc char[] __filename_val" in opening,
-        **{way: features[f"{way}s"] for way in ("eprobe", "kprobe", "uprobe")},
-    }
+    ways = find_ways_to_paths(machine)
     wish = {"containers": [worker], "paths": True, "buffer_size": "8MiB"}
     best, *others = [way for way, is_there in ways.items() if is_there]
     (made,) = machine.call("ftrace_instance", **wish)["instances"]
@@ -451,6 +446,45 @@ def check_paths(machine: Machine, worker: str, folder: Path) -> None:
     assert not [event for event in (*some["probes"], *some["events"]) if "open" in event]
     said = refuse(machine, **wish, syscalls=["connect"])
     assert "none of the system calls to record takes a path" in said
+    machine.call("ftrace_instance", containers=[worker], state="absent")
+    assert list_probes(machine) == ""
+
+
+def find_ways_to_paths(machine: Machine) -> dict[str, bool]:
+    """Which ways to paths the kernel has, the best first."""
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    opening = machine.run(f"cat {host.TRACEFS}/events/syscalls/sys_enter_openat/format")
+    return {
+        "event": "__data_loc char[] __filename_val" in opening,
+        **{way: features[f"{way}s"] for way in ("eprobe", "kprobe", "uprobe")},
+    }
+
+
+def check_paths_where_they_slow_nobody(machine: Machine, worker: str, folder: Path) -> None:
+    """paths=auto takes no probes of programs: where the kernel has no other way the trace starts without, and its manifest says why."""
+    ways = find_ways_to_paths(machine)
+    best = next((way for way, is_there in ways.items() if is_there and way != "uprobe"), None)
+    wish = {"containers": [worker], "paths": "auto", "buffer_size": "8MiB"}
+    (made,) = machine.call("ftrace_instance", **wish)["instances"]
+    plan = made["paths"]
+    assert plan["by"] == best
+    assert not machine.call("ftrace_instance", **wish)["changed"]
+    if best is not None:
+        check_paths_of_workload(machine, worker, folder / "auto", plan)
+    else:
+        assert list_probes(machine) == ""
+        assert ["eprobe: the kernel" in plan["why"], "openat" in plan["missing"]] == [True, True]
+        run_workload(machine, worker)
+        (capture,) = machine.fetch(folder / "auto", containers=[worker])
+        assert capture["manifest"]["specification"]["paths"] == plan
+        (summary,) = report(folder / "auto", folder / "auto-report")
+        assert not any(row["paths"] for row in summary["programs"])
+    # Nothing is probed in vain.
+    (some,) = machine.call("ftrace_instance", **wish, syscalls=["connect"])["instances"]
+    assert (some["paths"]["by"], some["probes"]) == (None, {})
+    (some,) = machine.call("ftrace_instance", **wish, events=["sched:sched_process_exit"])["instances"]
+    assert (some["paths"]["by"], some["probes"]) == (None, {})
+    assert "paths=auto never uses probes of programs" in refuse(machine, **wish, paths_by="uprobe")
     machine.call("ftrace_instance", containers=[worker], state="absent")
     assert list_probes(machine) == ""
 
@@ -537,6 +571,7 @@ CHECKS = (
     check_tracers,
     check_probes,
     check_paths,
+    check_paths_where_they_slow_nobody,
     check_denials,
     check_profiles,
     check_loss,

@@ -148,8 +148,20 @@ def test_the_files_of_a_container_become_a_tool_image(tmp_path, run_in, containe
     host.wait_until(lambda: host.docker("diff", name))
     build(tmp_path / "image", docker_container=name)
     assert run_in(tmp_path / "image", "busybox", "cat", "/dev/crashcart/etc/mine")["stdout"] == "mine\n"
-    with pytest.raises(host.ModuleFailed, match="has no container 'nonesuch'"):
+    with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
         build(tmp_path / "other", docker_container="nonesuch")
+    # Which the engine itself would take.
+    digits = host.docker("inspect", "-f", "{{.Id}}", name)[:11]
+    with pytest.raises(host.ModuleFailed, match=f"no container is called '{digits}'; it begins the id of {name}"):
+        build(tmp_path / "other", docker_container=digits)
+    digits = host.docker("image", "inspect", "-f", "{{.Id}}", f"{IMAGES}/busybox")[len("sha256:") :][:11]
+    with pytest.raises(host.ModuleFailed, match=f"has no image called '{digits}', and that begins the id"):
+        build(tmp_path / "other", docker_image=digits)
+    host.docker("tag", f"{IMAGES}/busybox", digits)
+    try:
+        build(tmp_path / "other", docker_image=digits)
+    finally:
+        host.docker("rmi", f"{digits}:latest")
 
 
 def test_programs_of_musl(tmp_path, run_in):

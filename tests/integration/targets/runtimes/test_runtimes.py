@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,20 +136,59 @@ def test_a_name_in_two_runtimes_is_ambiguous(others):
         assert result["rc"] == 0
 
 
-def test_podman_by_its_api(others, tmp_path):
-    socket = "unix:///run/podman/podman.sock"
-    os.makedirs("/run/podman", exist_ok=True)
-    with subprocess.Popen(["podman", "system", "service", "--time", "0", socket]) as service:
+PODMAN_SOCKET = Path("/run/podman/podman.sock")
+
+
+@contextmanager
+def serve_podman(socket):
+    socket.parent.mkdir(exist_ok=True)
+    with subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{socket}"]) as service:
         try:
-            host.wait_until(lambda: os.path.exists("/run/podman/podman.sock"))
-            (result,) = host.call_module("crashcart_exec", containers=["cc-podman"], argv=["true"])["results"]
-            assert result["rc"] == 0
-            (one,) = host.call_module("crashcart_info", containers=["cc-podman"])["containers"]
-            assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
+            host.wait_until(socket.exists)
+            yield
         finally:
             service.terminate()
             service.wait()
-            Path("/run/podman/podman.sock").unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)
+
+
+def test_podman_by_its_api(others):
+    with serve_podman(PODMAN_SOCKET):
+        (result,) = host.call_module("crashcart_exec", containers=["cc-podman"], argv=["true"])["results"]
+        assert result["rc"] == 0
+        (one,) = host.call_module("crashcart_info", containers=["cc-podman"])["containers"]
+        assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
+
+
+@pytest.mark.parametrize("kind", ["a link to its socket", "two sockets", "a socket and its command"])
+def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypatch, kind):
+    socket = tmp_path / "docker.sock"
+    with ExitStack() as stack:
+        if kind != "a socket and its command":
+            stack.enter_context(serve_podman(PODMAN_SOCKET))
+        if kind == "a link to its socket":
+            socket.symlink_to(PODMAN_SOCKET)  # as podman-docker installs it
+        else:
+            stack.enter_context(serve_podman(socket))
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
+        containers = host.call_module("crashcart_info")["containers"]
+        assert len({one["id"] for one in containers}) == len(containers)
+        assert {one["name"]: one["runtime"] for one in containers if one["name"].startswith("cc-")} == {
+            "cc-runc": "runc",
+            "cc-ctr": "containerd",
+            "cc-podman": "podman",
+            "cc-twice": "podman",
+        }
+        for patterns in (["cc-pod*"], ["cc-podman"], ["docker:cc-podman"], ["podman:cc-podman", "docker:cc-pod*"]):
+            (result,) = host.call_module("crashcart_exec", containers=patterns, argv=["true"])["results"]
+            assert (result["container"], result["rc"]) == ("cc-podman", 0)
+        attached = host.call_module("crashcart_attach", containers=["docker:cc-podman"])["attachments"]
+        script = f"script -qec {shlex.quote(attached[0]['shell'])} /dev/null"
+        done = subprocess.run(
+            script, shell=True, input="echo $((6 * 7)); exit\n", capture_output=True, text=True, timeout=30, check=False
+        )
+        assert "42" in done.stdout, done
+        host.call_module("crashcart_attach", containers=["podman:cc-podman"], state="detached")
 
 
 def test_labels_and_queries_reach_annotations(others):

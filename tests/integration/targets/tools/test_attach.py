@@ -332,13 +332,18 @@ def test_a_restarting_container_is_named(container):
 
 
 def test_unknown_and_ambiguous_names(container):
-    names = [container() for _number in range(17)]  # by the pigeonhole two ids begin with the same digit
+    names = [container() for _number in range(2)]
     with pytest.raises(host.ModuleFailed, match=r"no container is called 'nonesuch'; running are: .*cc-test"):
         host.call_module("crashcart_attach", containers=["nonesuch", names[0]])
-    digits = [host.docker("inspect", "-f", "{{.Id}}", name)[0] for name in names]
-    twice = next(digit for digit in digits if digits.count(digit) > 1)
+    short_id = host.docker("inspect", "-f", "{{.Id}}", names[0])[:12]
+    for digits in (short_id[0], short_id[:11]):
+        with pytest.raises(
+            host.ModuleFailed, match=f"no container is called '{digits}'; it begins the id of .*{names[0]}"
+        ):
+            host.call_module("crashcart_attach", containers=[digits])
+    container(name=short_id)
     with pytest.raises(host.ModuleFailed, match="ambiguous"):
-        host.call_module("crashcart_attach", containers=[twice])
+        host.call_module("crashcart_attach", containers=[short_id])
     assert host.list_loop_devices() == []
 
 
@@ -349,6 +354,38 @@ def test_nothing_selected_and_nothing_matched(container):
     with pytest.raises(host.ModuleFailed, match=f"matches no container; running are: .*{name}"):
         host.call_module("crashcart_attach", containers=["nonesuch*"])
     assert host.call_module("crashcart_attach", containers=["nonesuch*"], allow_empty=True)["attachments"] == []
+
+
+def test_a_group_of_hosts_is_served_where_some_lack_the_container(container):
+    name = container()
+    for absent in ("nonesuch", "pid:4194305", "docker:nonesuch", "7" * 64):
+        result = host.call_module("crashcart_attach", containers=[absent, name], allow_empty=True)
+        assert [one["container"] for one in result["attachments"]] == [name]
+        assert "warnings" not in result
+    assert host.call_module("crashcart_attach", containers=["nonesuch"], allow_empty=True)["attachments"] == []
+    argv = {"argv": ["true"], "allow_empty": True}
+    assert host.call_module("crashcart_exec", containers=["nonesuch"], **argv)["results"] == []
+    (ran,) = host.call_module("crashcart_exec", containers=["nonesuch", name], **argv)["results"]
+    assert ran["container"] == name
+
+
+def test_what_is_not_there_is_detached(container):
+    name, other = container(), container()
+    host.call_module("crashcart_attach", containers=[name])
+    for check_mode in (True, False):
+        result = host.call_module(
+            "crashcart_attach", containers=["nonesuch", other, name], state="detached", check_mode=check_mode
+        )
+        assert result["changed"]
+        assert "nothing to do for 'nonesuch': no container here is called so" in str(result["warnings"])
+    assert host.list_loop_devices() == []
+    for names, words in ((["nonesuch", "pid:4194305"], "nonesuch', 'pid:4194305"), (["nonesuch*"], "matches no")):
+        result = host.call_module("crashcart_attach", containers=names, state="detached")
+        assert not result["changed"]
+        assert words in str(result["warnings"])
+    silent = {"docker_host": "unix:///nonesuch.sock"}
+    with pytest.raises(host.ModuleFailed, match="no Docker engine answers"):
+        host.call_module("crashcart_attach", containers=["nonesuch"], state="detached", **silent)
 
 
 def test_selection_by_labels_and_query(container):

@@ -283,6 +283,20 @@ def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
         assert failed.value.result.get("unreachable", False) == bool(more.get("ansible_cart_container", "x"))
 
 
+def test_what_may_mean_several_containers_is_an_error_that_names_them(inside, container):
+    names = [container(name=f"cc-one-of-{number}") for number in range(2)]
+    done = inside("ansible.builtin.command", {"argv": ["cat", "/etc/hostname"]}, ansible_cart_container="cc-one-of-0*")
+    assert done["stdout"] == host.docker("inspect", "-f", "{{.Config.Hostname}}", names[0])
+    digits = host.docker("inspect", "-f", "{{.Id}}", names[0])[:11]
+    for wanted, reason in (
+        ("cc-one-of-*", r"may mean cc-one-of-\d \(docker:\w{64}\), cc-one-of-\d \(docker:\w{64}\); give one of these"),
+        ("nonesuch*", r"no container matches 'nonesuch\*'; running are: .*cc-one-of-0"),
+        (digits, f"no container is called '{digits}'; it begins the id of cc-one-of-0"),
+    ):
+        with pytest.raises(host.ModuleFailed, match=reason):
+            inside("ansible.builtin.command", {"argv": ["true"]}, ansible_cart_container=wanted)
+
+
 def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     name = container("busybox", options=("--network", "none", "--label", "tier=front end"), name="cc-listed")
     folder = tmp_path / "hosts"

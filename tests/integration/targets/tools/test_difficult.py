@@ -178,3 +178,26 @@ def test_a_user_namespace():
         host.call_module("crashcart_attach", containers=["cc-mapped"], state="detached")
         assert "crashcart" not in host.run("podman", "exec", "cc-mapped", "/bin/ls", "/dev").stdout
     host.wait_until(lambda: not host.list_loop_devices())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "mount -t tmpfs none /dev/crashcart",
+        "mount -t tmpfs none /dev/crashcart/bin",
+        "mount --bind /dev/crashcart/share /dev/crashcart",
+        "mkdir /dev/crashcart-2; mount --bind /dev/crashcart /dev/crashcart-2",
+        "mkdir /dev/crashcart-2; mount --bind /dev/crashcart/bin /dev/crashcart-2; umount -l /dev/crashcart",
+        "mkdir /opt; mount -t tmpfs none /opt; mkdir /opt/crashcart; mount --bind /dev/crashcart /opt/crashcart",
+    ],
+)
+def test_what_the_container_mounts_over_the_tools_or_makes_of_them_is_no_matter_to_a_command(container, change):
+    unconfined = ("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined")
+    name = container(options=("--network", "none", "--cap-add", "SYS_ADMIN", *unconfined))
+    host.call_module("crashcart_attach", containers=[name])
+    host.docker("exec", name, "/bin/sh", "-ec", change)
+    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["sh", "-c", "echo $0 $PATH; ss -V"])[
+        "results"
+    ]
+    assert (result["rc"], result["stdout_lines"][0]) == (0, "sh /dev/crashcart/bin:/dev/crashcart/sbin"), result
+    host.docker("kill", name)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -75,6 +76,29 @@ def test_attach(container, monkeypatch, method):
     assert again["changed"]
     again = fail("crashcart_attach", reasons, [*good, kept])
     assert not again["changed"]
+
+
+def test_who_is_kept_delays_nobody_else(container, monkeypatch):
+    """The others are attached to, and detached from, while one is waited for: all that are kept together as long as one."""
+    good, kept = [container(), container()], [container(), container()]
+    monkeypatch.setattr(targets, "TIMEOUT_S", 5.0)
+
+    def look(names):
+        return {is_attached(name) for name in names}
+
+    for state, there in (("attached", {True}), ("detached", {False})):
+        with failures.held("container", kept[0]), failures.held("container", kept[1]):
+            process = host.start_module("crashcart_attach", containers=[*kept, *good], state=state)
+            while look(good) != there:
+                assert process.poll() is None
+                time.sleep(0.05)
+            assert process.poll() is None
+        result = host.parse_result(*process.communicate(timeout=30))
+        assert (result["changed"], result["failed_containers"], look(kept)) == (True, [], there)
+    with failures.held("container", kept[0]), failures.held("container", kept[1]):
+        start = time.monotonic()
+        fail("crashcart_attach", dict.fromkeys(kept, "another process holds"), good)
+        assert 5 <= time.monotonic() - start < 9
 
 
 def test_attach_in_check_mode(container):
@@ -148,7 +172,7 @@ def test_exec(container):
         slow: "killed after 3 s",
     }
     command = ["bash", "-c", "[ ! -e /slow ] || sleep 1000; echo hello"]
-    with ending(execution, "find_attachments", dying):
+    with ending(execution, "find_tools", dying):
         result = fail("crashcart_exec", reasons, good, argv=command, timeout="3s")
     assert result["changed"]
     results = {one["container"]: one for one in result["results"]}

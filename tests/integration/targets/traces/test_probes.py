@@ -15,6 +15,7 @@ from support.every_kernel import LIBC, read_texts
 from support.fetching import fetch_here
 from support.records import find_record
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, probe_points
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import parse_request
@@ -298,7 +299,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
     assert killing.kill_everywhere(start, check, own_calls=True, step=17) > 5
 
     def end():
-        instances.remove(instances.list_instances(host.TRACEFS, []))
+        instances.remove(instances.list_instances(host.TRACEFS, []), Outcome())
 
     def check_end(number):
         host.call_module("ftrace_instance", state="absent")
@@ -315,6 +316,8 @@ def test_without_a_c_library_there_are_no_paths(container):
     assert f"container {name} has none of /lib/x86_64-linux-gnu/libc.so.6" in said
     assert "make their system calls by themselves" in said
     assert host.list_instances() == []
+    (made,) = host.call_module("ftrace_instance", containers=[name], paths="auto")["instances"]
+    assert (made["state"], made["probes"], made["paths"]["by"]) == ("started", {}, None)
 
 
 def test_paths_of_failures_alone(worker, tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,24 @@ def test_stop(container, monkeypatch):
     with failures.held("trace", kept):
         result = fail("ftrace_instance", {kept: "another process holds .*lslocks"}, [good], state="stopped")
     assert {one["container"]: one["state"] for one in result["instances"]} == {good: "stopped", kept: "started"}
+
+
+def test_who_is_kept_delays_nobody_else(container, monkeypatch):
+    good, kept = [container(*LOOP), container(*LOOP)], [container(*LOOP), container(*LOOP)]
+    monkeypatch.setattr(targets, "TIMEOUT_S", 3.0)
+    reasons = dict.fromkeys(kept, "another process holds")
+    with failures.held("trace", kept[0]), failures.held("trace", kept[1]):
+        process = host.start_module("ftrace_instance", containers=[*kept, *good])
+        host.wait_until(lambda: list_traced([*kept, *good]) == set(good))
+        assert process.poll() is None
+    assert host.parse_result(*process.communicate(timeout=30))["failed_containers"] == []
+    assert list_traced(kept) == set(kept)
+    with failures.held("trace", kept[0]), failures.held("trace", kept[1]):
+        for more in ({"errors_only": True}, {"state": "stopped"}, {"state": "absent"}):
+            start = time.monotonic()
+            fail("ftrace_instance", reasons, good, **more)
+            assert 3 <= time.monotonic() - start < 6
+    assert list_traced([*kept, *good]) == set(kept)
 
 
 def test_await(container, monkeypatch):

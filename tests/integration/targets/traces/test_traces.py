@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -715,6 +716,61 @@ def test_traces_are_found_by_the_names_of_their_containers(container, tmp_path, 
     assert host.list_instances() == []
     with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
         host.call_module("ftrace_info", containers=["nonesuch"], **engine)
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_who_traces_is_told(container, monkeypatch, mode):
+    name = container()
+    ask = {"containers": [name], "mode": mode, "ttl": "1h"}
+
+    def look():
+        (one,) = host.call_module("ftrace_info", containers=[name])["instances"]
+        return one
+
+    with open("/proc/self/loginuid", encoding="ascii") as file:
+        login = int(file.read())
+    alice, bob = ("alice", "bob") if login == 2**32 - 1 else (pwd.getpwuid(login).pw_name,) * 2
+    monkeypatch.setenv("SUDO_USER", "alice")
+    (begun,) = host.call_module("ftrace_instance", **ask)["instances"]
+    assert (begun["begun"]["user"], begun["begun"]["login"], begun["ended"]) == ("root", alice, None)
+    assert abs(begun["begun"]["time"] - time.time()) < 60
+    assert " by its ttl" in begun["summary"]
+    monkeypatch.setenv("SUDO_USER", "bob")
+    (changed,) = host.call_module("ftrace_instance", **{**ask, "errors_only": True})["instances"]
+    assert changed["begun"] == begun["begun"] == look()["begun"]
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    stopped = look()
+    assert stopped["begun"] == begun["begun"]
+    assert (stopped["ended"]["user"], stopped["ended"]["login"], stopped["stopped"]) == ("root", bob, None)
+    assert stopped["ended"]["time"] >= begun["begun"]["time"]
+    assert re.search(r"begun .* UTC by root.*, stopped .* UTC by root", stopped["summary"])
+    # Who starts it again has begun it.
+    (again,) = host.call_module("ftrace_instance", **{**ask, "ttl": "1s"})["instances"]
+    assert (again["begun"]["login"], again["ended"]) == (bob, None)
+    assert again["begun"]["time"] > stopped["ended"]["time"]
+    host.wait_until(lambda: look()["state"] == "stopped")
+    over = host.wait_until(lambda: (one := look())["stopped"] and one)
+    assert (over["begun"], over["ended"]["user"]) == (again["begun"], None)
+    assert re.search(r"stopped .* UTC: its ttl is over$", over["summary"])
+
+
+def test_what_is_not_there_is_absent(container):
+    name, untraced = container(), container()
+    host.call_module("ftrace_instance", containers=[name])
+    arguments = {"containers": ["nonesuch", untraced, name], "state": "absent"}
+    with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
+        host.call_module("ftrace_instance", **arguments, **DEAD)  # who does not answer may have one
+    assert host.list_instances() != []
+    result = host.call_module("ftrace_instance", **arguments)
+    assert (result["changed"], result["failed_containers"], host.list_instances()) == (True, [], [])
+    assert "nothing to do for 'nonesuch': no container here is called so" in str(result["warnings"])
+    again = host.call_module("ftrace_instance", **arguments, allow_empty=True)
+    assert (again["changed"], "warnings" in again) == (False, False)
+    for module, more in (("ftrace_instance", {"state": "stopped"}), ("ftrace_info", {})):
+        with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
+            host.call_module(module, containers=["nonesuch"], **more)
+        assert host.call_module(module, containers=["nonesuch"], allow_empty=True, **more)["instances"] == []
+    assert host.call_module("ftrace_instance", containers=["nonesuch"], allow_empty=True)["instances"] == []
 
 
 def test_a_container_that_ends_meanwhile_is_no_matter_where_only_a_glob_means_it(container):

@@ -148,3 +148,12 @@ def test_odd_words_of_what_is_in_the_trace_mean_nothing(in_trace):
     assert tables.unite({"in_trace": in_trace}, []) == {"in_trace": in_trace}
     with pytest.raises(TraceFileError):
         tables.unite({"in_trace": {"nonesuch": 1}}, [tables.pack({}, {"nonesuch": 1})])
+
+
+def test_how_paths_are_recorded_has_the_published_form(validator):
+    known = {"by": "eprobe", "why": "probes of the events", "missing": ["unlink"]}
+    for told in (None, known, {**known, "by": None}):
+        validator.validate(make(specification={"paths": told}))
+    for wrong in ({**known, "by": "guess"}, {**known, "why": None}, {"by": None}, "auto"):
+        with pytest.raises(ValidationError):
+            validator.validate(make(specification={"paths": wrong}))

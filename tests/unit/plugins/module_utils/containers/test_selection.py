@@ -11,6 +11,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selecti
     Selector,
     describe_running,
     select_containers,
+    select_one,
 )
 
 
@@ -37,8 +38,7 @@ def select(*patterns, labels=(), query=None, running_only=True, containers=ALL):
         (["db"], ["db"]),
         ([DB.id], ["db"]),
         ([DB.short_id], ["db"]),
-        (["b"], ["db"]),
-        (["aa1"], ["web-1"]),
+        ([DB.id[:20]], ["db"]),
         (["web-*"], ["web-1", "web-2"]),
         (["web-?"], ["web-1", "web-2"]),
         (["web-[2-9]"], ["web-2"]),
@@ -47,14 +47,14 @@ def select(*patterns, labels=(), query=None, running_only=True, containers=ALL):
         (["nothing*"], []),
         (["WEB-*"], []),
         # In the engine's order, each once.
-        (["db", "web-2", "web-*", "bb33", "db"], ["web-1", "web-2", "db"]),
+        (["db", "web-2", "web-*", DB.short_id, "db"], ["web-1", "web-2", "db"]),
     ],
 )
 def test_patterns(patterns, names):
     assert select(*patterns) == names
 
 
-@pytest.mark.parametrize("pattern", ["web-old", "cc", OLD.id])
+@pytest.mark.parametrize("pattern", ["web-old", OLD.short_id, OLD.id])
 def test_a_name_or_an_id_finds_a_container_in_any_state(pattern):
     assert select(pattern) == ["web-old"]
 
@@ -66,7 +66,21 @@ def test_globs_find_what_does_not_run_only_on_demand():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["web", "nothing", "eb-1", "", " ", "db ", "../db", "aa11x", "AA11", "web-1\n", "-db"]
+    "pattern",
+    [
+        "web",
+        "nothing",
+        "eb-1",
+        "",
+        " ",
+        "db ",
+        "../db",
+        "aa11x",
+        WEB1.short_id.upper(),
+        "web-1\n",
+        "-db",
+        WEB1.id + "0",
+    ],
 )
 def test_a_name_that_finds_nothing_is_an_error_that_says_what_runs(pattern):
     with pytest.raises(ContainerError, match="running are: db, web-1, web-2"):
@@ -78,24 +92,71 @@ def test_one_bad_name_among_good_ones_is_an_error():
         select("db", "nothing", "web-*")
 
 
+def test_of_names_that_find_nothing_the_caller_is_told_and_the_others_are_found():
+    told = []
+    selector = Selector(("nothing", "db", "nor*", "pid:77", DB.id.replace("b", "c")))
+    found = select_containers(selector, list(ALL), refuse=told.append)
+    assert [one.name for one in found] == ["db"]
+    assert [one.pattern for one in told] == ["nothing", "pid:77", DB.id.replace("b", "c")]
+    assert str(told[1]) == "pid:77: the host has no such process"
+
+
+def test_an_ambiguous_name_is_an_error_for_whoever_takes_unknown_ones():
+    told = []
+    with pytest.raises(ContainerError, match="ambiguous: it may mean"):
+        select_containers(Selector(("api", "nothing")), list(RUNTIMES), refuse=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("pattern", ["b", "bb", "bb33", "bb330000000"])
+def test_a_word_never_means_a_container_by_the_beginning_of_its_id(pattern):
+    with pytest.raises(
+        ContainerError, match=rf"{pattern}'; it begins the id of db \(bb3300000000\), of which 12 digits"
+    ):
+        select(pattern)
+    with pytest.raises(ContainerError, match=f"no container is called {pattern!r}"):
+        select_one(pattern, list(ALL))
+    named = make(pattern, "ee66")
+    assert select(pattern, containers=[*ALL, named]) == [pattern]
+    assert select_one(pattern, [*ALL, named]) is named
+
+
+def test_the_beginning_of_an_id_that_is_no_engines_means_nothing():
+    with pytest.raises(ContainerError, match="no container is called"):
+        select_ids("cafecafecafe", containers=(make_of("runc", "cafecafecafe-1", "web"),))
+    with pytest.raises(ContainerError, match=r"no container is called 'cafe'; it begins the id of web"):
+        select_ids("cafe", containers=(make_of("runc", "cafe1", "web"),))
+
+
 def test_an_ambiguous_beginning_of_ids_is_an_error_that_names_them():
+    twin = make("other", WEB1.short_id + "1", state="created")
     with pytest.raises(ContainerError, match="ambiguous") as caught:
-        select("aa")
-    assert "web-1 (aa1100000000)" in str(caught.value)
-    assert "web-2 (aa2200000000)" in str(caught.value)
-    assert "db" not in str(caught.value)
+        select(WEB1.short_id, containers=[*ALL, twin])
+    assert f"docker:{WEB1.id} (running), docker:{twin.id} (created)" in str(caught.value)
+    assert DB.id not in str(caught.value)
 
 
-def test_the_beginning_of_an_id_is_ambiguous_whatever_the_state():
+def test_a_name_that_is_the_beginning_of_another_ones_id_is_ambiguous():
     with pytest.raises(ContainerError, match="ambiguous"):
-        select("cc", containers=[*ALL, make("other", "cc45", state="created")])
+        select(DB.short_id, containers=[*ALL, make(DB.short_id, "ee66")])
 
 
-def test_a_name_goes_before_the_beginning_of_an_id():
-    named = make("aa11", "ee66")
-    assert select("aa11", containers=[*ALL, named]) == ["aa11"]
-    # Also where it would be ambiguous.
-    assert select("aa", containers=[*ALL, make("aa", "ee66")]) == ["aa"]
+def test_of_an_option_for_one_container_a_glob_has_to_mean_one():
+    assert select_one("web-1*", list(ALL)) is WEB1
+    with pytest.raises(ContainerError, match="has to mean one container, and may mean") as caught:
+        select_one("web-*", list(ALL))
+    assert f"web-1 (docker:{WEB1.id}), web-2 (docker:{WEB2.id})" in str(caught.value)
+    with pytest.raises(ContainerError, match=r"no container matches 'nothing\*'; running are: db, web-1, web-2"):
+        select_one("nothing*", list(ALL))
+    assert select_one("web-old", list(ALL)) is OLD
+    assert select_one("web-o*", list(ALL), running_only=False) is OLD
+
+
+def test_of_an_option_for_one_container_users_are_named():
+    assert select_one("1000/own", list(WITH_USERS)) is OWN_OF_1000
+    with pytest.raises(ContainerError, match="give podman:1000/"):
+        select_one("own", list(WITH_USERS))
+    assert select_one("own", [OWN_OF_1000], any_owner=True) is OWN_OF_1000
 
 
 def test_a_full_id_is_not_shadowed_by_a_name():
@@ -198,7 +259,7 @@ def test_a_name_that_several_runtimes_use_is_ambiguous_and_the_choices_are_named
     [
         ("docker:api", [API_DOCKER.id]),
         ("podman:a*", [API_PODMAN.id]),
-        ("podman:22", [API_PODMAN.id]),
+        (f"podman:{API_PODMAN.short_id}", [API_PODMAN.id]),
         ("runc:api", ["api"]),
         ("lxc:*", ["db"]),
         ("*", [one.id for one in RUNTIMES]),
@@ -244,12 +305,12 @@ def select_of(*patterns, containers=WITH_USERS, **options):
     [
         ("docker:api", [(None, "api")]),
         (API_DOCKER.id, [(None, "api")]),
-        ("11", [(None, "api")]),
+        (API_DOCKER.short_id, [(None, "api")]),
         ("ap*", [(None, "api"), (None, "api")]),
         ("*", [(None, "api"), (None, "api")]),
         ("podman:*", []),
         ("podman:1000/api", [(1000, "api")]),
-        ("podman:1000/44", [(1000, "own")]),
+        (f"podman:1000/{OWN_OF_1000.short_id}", [(1000, "own")]),
         ("podman:1000/old", [(1000, "old")]),
         ("1000/own", [(1000, "own")]),
         ("1001/own", [(1001, "own")]),
@@ -264,7 +325,7 @@ def test_a_users_container_is_found_where_the_user_is_named(pattern, found):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["own", "podman:own", OWN_OF_1000.id, "44", "shadow", "1002/own", "podman:1001/own"]
+    "pattern", ["own", "podman:own", OWN_OF_1000.id, OWN_OF_1000.short_id, "shadow", "1002/own", "podman:1001/own"]
 )
 def test_a_users_container_is_found_by_no_other_name(pattern):
     with pytest.raises(ContainerError, match="no container is called"):
@@ -306,7 +367,8 @@ def test_of_two_with_one_id_the_one_that_was_asked_for():
 
 def test_a_users_container_is_asked_for_by_name_with_the_user():
     assert Selector(("podman:1000/api",)).names(OF_1000)
-    assert Selector(("1000/33",)).names(OF_1000)
+    assert Selector((f"1000/{OF_1000.short_id}",)).names(OF_1000)
+    assert not Selector(("1000/33",)).names(OF_1000)
     assert not Selector(("1000/*",)).names(OF_1000)
 
 

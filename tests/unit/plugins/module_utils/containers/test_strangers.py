@@ -169,3 +169,21 @@ def test_annotations_of_a_wrong_form(state, labels):
     except strangers.WRONG_FORM:
         return
     assert found["labels"] == {}
+
+
+@pytest.mark.parametrize(
+    ("socket", "runtime", "command"),
+    [
+        ("", "podman", ["podman"]),
+        ("", "evil", ["podman"]),
+        ("unix:///s", "docker", ["docker", "--host", "unix:///s"]),
+        ("unix:///s", "podman", ["podman", "--url", "unix:///s"]),
+        ("unix:///s", "evil", ["docker", "--host", "unix:///s"]),
+    ],
+)
+def test_what_a_user_calls_a_runtime_is_no_command(socket, runtime, command):
+    answer = {"containers": [{**ENTRY, "runtime": runtime, "place": {}}], "troubles": []}
+    stranger = strangers._make(BOB, answer, strangers.Budget(0), socket)
+    (one,) = stranger.list_containers()
+    words = stranger.list_shell_words(one, [], ["sh"])
+    assert words[words.index("env") + 2 :] == [*command, "exec", "-it", one.id, "sh"]

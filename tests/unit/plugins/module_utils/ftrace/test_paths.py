@@ -92,6 +92,65 @@ def test_none_is_said_with_every_reason(make_kernel):
         paths.find_plan(root, CALLS, "kprobe", "x86_64")
 
 
+ALL = SyscallNumbers()
+
+
+def find_number(call):
+    return next(number for number, name in paths.syscall_names.list_names().items() if name == call)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "texts", "by"),
+    [
+        (("eprobe", "kprobe", "uprobe"), ("openat",), "event"),
+        (("eprobe", "kprobe", "uprobe"), (), "eprobe"),
+        (("kprobe", "uprobe"), (), "kprobe"),
+        (("uprobe",), (), None),
+        ((), (), None),
+    ],
+)
+def test_auto_takes_the_best_way_that_slows_nobody_else(make_kernel, kinds, texts, by):
+    root = make_kernel(*kinds, texts=texts)
+    plan = paths.choose_plan(root, ALL, "auto", "auto", "x86_64")
+    assert plan.by == by
+    assert paths.choose_plan(root, ALL, "false", "auto", "x86_64") is None
+    if by is not None:
+        assert plan == paths.choose_plan(root, ALL, "true", "auto", "x86_64")
+        return
+    assert (plan.events, plan.probes) == ((), ())
+    assert {"openat", "execve"} <= set(plan.missing)
+    assert plan.why.endswith("; eprobe: no eprobe; kprobe: no kprobe")
+    assert plan.as_result() == {"by": None, "why": plan.why, "missing": list(plan.missing)}
+    if kinds:
+        assert paths.choose_plan(root, ALL, "true", "auto", "x86_64").by == "uprobe"
+    else:
+        with pytest.raises(TraceError, match="uprobe: no uprobe"):
+            paths.choose_plan(root, ALL, "true", "auto", "x86_64")
+
+
+def test_auto_is_content_where_no_call_takes_a_path(make_kernel):
+    root = make_kernel("eprobe")
+    connect = SyscallNumbers((find_number("connect"),), ())
+    plan = paths.choose_plan(root, connect, "auto", "auto", "x86_64")
+    assert (plan.by, plan.missing) == (None, ())
+    assert "none of the system calls to record takes a path" in plan.why
+    with pytest.raises(TraceError, match="none of the system calls"):
+        paths.choose_plan(root, connect, "true", "auto", "x86_64")
+    # Events alone are no reason for probes at each call that takes a path.
+    assert paths.choose_plan(root, None, "auto", "auto", "x86_64") == paths.PathPlan(
+        None, "no system calls are recorded"
+    )
+
+
+def test_auto_by_one_way(make_kernel):
+    root = make_kernel("eprobe", "kprobe", "uprobe")
+    assert paths.choose_plan(root, ALL, "auto", "kprobe", "x86_64").by == "kprobe"
+    plan = paths.choose_plan(root, ALL, "auto", "event", "x86_64")
+    assert (plan.by, "no text" in plan.why) == (None, True)
+    with pytest.raises(TraceError, match="paths=auto never uses probes of programs"):
+        paths.choose_plan(root, ALL, "auto", "uprobe", "x86_64")
+
+
 def test_a_way_can_be_chosen(make_kernel):
     root = make_kernel("eprobe", "kprobe", "uprobe")
     for by in ("eprobe", "kprobe", "uprobe"):
@@ -108,9 +167,8 @@ def test_calls_that_take_paths():
     assert {"openat", "execve", "newfstatat", "statx", "faccessat", "unlinkat"} <= set(every)
     assert "connect" not in every
     assert paths.list_calls(None) == every
-    number = next(number for number, name in paths.syscall_names.list_names().items() if name == "connect")
     with pytest.raises(TraceError, match="none of the system calls to record takes a path"):
-        paths.list_calls(SyscallNumbers((number,), ()))
+        paths.list_calls(SyscallNumbers((find_number("connect"),), ()))
 
 
 def test_every_call_and_function_is_of_one_family():

@@ -30,7 +30,7 @@ DEFAULTS = {
     "functions": [],
     "notrace": [],
     "probes": [],
-    "paths": False,
+    "paths": "false",
     "paths_by": "auto",
 }
 
@@ -110,7 +110,7 @@ def test_probes_and_paths_in_the_manifest(tmp_path):
     (folder / "format").write_text(
         "\tfield:int dfd;\toffset:16;\n\tfield:__data_loc char[] __filename_val;\toffset:48;\n"
     )
-    wish = {"probes": [PROBE], "paths": True, "syscalls": ["openat", "unlink"]}
+    wish = {"probes": [PROBE], "paths": "true", "syscalls": ["openat", "unlink"]}
     found = find(tmp_path, **wish)
     assert (
         find_settings(found).events["syscalls:sys_enter_openat"]
@@ -125,4 +125,4 @@ def test_what_no_kernel_has_is_no_way_to_paths(tmp_path):
     with pytest.raises(
         TraceError, match="the paths of system calls cannot be recorded on this host: event: .*; uprobe: "
     ):
-        find(tmp_path, paths=True)
+        find(tmp_path, paths="true")
