@@ -170,6 +170,10 @@ attachments:
       description: When it goes away by itself, in seconds since the epoch by the host's clock; V(null) when it stays.
       type: float
       sample: 1790000000.25
+    expires_at:
+      description: The same for people, in UTC as ISO 8601 has it.
+      type: str
+      sample: "2026-09-21T14:13:20Z"
     shell:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
@@ -268,12 +272,10 @@ def run(module):
     if not module.check_mode:
         with outcome.complaining():
             expiry.ensure_watchdog()  # somebody may have killed it
-    ends = {one.place: one.expires for one in expiry.list_expiries()}
     result = {
         "changed": change.is_change,
         "attachments": [
-            {**attachment.as_result(), "expires": ends.get(attachment.place), "shell": shell_line(attachment, host)}
-            for attachment in change.after
+            {**attachment.as_result(), "shell": shell_line(attachment, host)} for attachment in change.after
         ],
         "diff": {
             "before": attachments.describe(change.before, change.leftovers),

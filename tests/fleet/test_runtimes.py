@@ -229,7 +229,9 @@ def check_without_engine(host):
     nested = "pid:" + host.run(f"pgrep -x -f '{inner}'").strip()
     owners = {"box-one": "0", "box-two": "300000", "box-lxc": "0", "shop/api-7d9f/app": "0", "outer": "0", nested: "0"}
     try:
-        listed = {one["name"]: one["runtime"] for one in host.call("crashcart_info")["containers"]}
+        listed = {
+            one["name"]: one["runtime"] for one in host.call("crashcart_info", gather=["containers"])["containers"]
+        }
         wanted = {
             "box-one": "systemd-nspawn",
             "box-two": "systemd-nspawn",

@@ -71,6 +71,8 @@ class Host:
             self._try("podman", lambda: self._open_engine("unix://" + podman.ROOT_SOCKET, "podman"))
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
+        elif has_podman:
+            self.errors["podman"] = "Podman's containers are root's: use become"
 
     def _open_docker(self, url: str) -> None:
         self.docker = self._open_engine(url, "docker")

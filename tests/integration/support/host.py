@@ -167,12 +167,12 @@ def clean_up() -> None:
     """Take everything of ours off this host by its modules, as the role does in several times the time."""
     call_module("crashcart_attach", state="detached", busy="lazy")
     call_module("ftrace_instance", state="absent")
-    info = call_module("crashcart_info")
+    info = call_module("crashcart_info", gather=["images"])
     for image in info["images"]:
         call_module("crashcart_image", name=image["name"], state="absent", force=True)
     for folder in ("/var/lib/crashcart", "/run/crashcart"):
         shutil.rmtree(folder, ignore_errors=True)
-    wait_until(lambda: not any(call_module("crashcart_info")["census"].values()))
+    wait_until(lambda: not any(call_module("crashcart_info", gather=["census"])["census"].values()))
 
 
 def wait_until(condition: Any, timeout_s: float = 10.0) -> Any:

@@ -150,7 +150,7 @@ def test_tools_with_an_end_go_after_the_login_has_gone(container, ssh_hosts, pip
     assert host.ad_hoc("as_user", "crashcart_attach", arguments, *options)["changed"]
     assert "/dev/crashcart" in host.read_container_mounts(name)
     host.wait_until(lambda: "/dev/crashcart" not in host.read_container_mounts(name))
-    host.wait_until(lambda: not host.call_module("crashcart_info")["census"]["watchdogs"])
+    host.wait_until(lambda: not host.call_module("crashcart_info", gather=["census"])["census"]["watchdogs"])
 
 
 def test_without_become_an_unprivileged_login_is_told_what_is_missing(container, ssh_hosts):
@@ -216,7 +216,7 @@ def test_cleanup_takes_everything_and_install_brings_it_back(container):
     host.playbook("cleanup", "--check")
     assert host.read_host_state() == state
     host.playbook("cleanup")
-    census = host.call_module("crashcart_info")["census"]
+    census = host.call_module("crashcart_info", gather=["census"])["census"]
     assert not any(census.values()), census
     assert not os.path.exists("/var/lib/crashcart")
     assert not os.path.exists("/run/crashcart")
@@ -242,17 +242,26 @@ def test_cleanup_fails_and_names_what_is_left(container):
 
 
 def test_facts_of_the_install_role():
-    info = host.call_module("crashcart_info")
+    info = host.call_module("crashcart_info", gather=["host", "features"])
     assert info["host"]["kernel"] == os.uname().release
     assert info["host"]["tracefs"] == host.TRACEFS
-    assert all(feature["ok"] or feature["reason"] for feature in info["host"]["features"])
-    assert {feature["name"] for feature in info["host"]["features"]} >= {
+    assert all(feature["ok"] or feature["reason"] for feature in info["features"])
+    assert {feature["name"] for feature in info["features"]} >= {
         "kernel",
         "mount_api",
         "loop",
         "squashfs",
         "tracefs",
     }
+
+
+def test_without_become_info_is_not_green_and_says_what_it_needs(ssh_hosts):
+    done = host.run("ansible", "as_user", "-i", str(ssh_hosts), "-m", "crashcart.fleet.crashcart_info", check=False)
+    assert done.returncode != 0
+    assert "add become=true, or -b" in " ".join(done.stderr.split())
+    result = json.loads(done.stdout.partition("=> ")[2])
+    assert result["msg"].startswith("no runtime of this host says what containers it has: ")
+    assert result["summary"][0].startswith("host: Linux ")
 
 
 @pytest.mark.parametrize("login", ["as_user"])

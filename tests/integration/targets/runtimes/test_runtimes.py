@@ -110,7 +110,7 @@ def test_the_tools_work_where_the_containers_root_is_nobody_on_the_host():
 
 
 def test_all_are_listed_with_their_runtimes(others):
-    listed = {one["name"]: one for one in host.call_module("crashcart_info")["containers"]}
+    listed = {one["name"]: one for one in host.call_module("crashcart_info", gather=["containers"])["containers"]}
     assert {name: listed[name]["runtime"] for name in others.values() if name in listed} == {
         "cc-runc": "runc",
         "shop/api-7d9f/app": "containerd",
@@ -144,7 +144,7 @@ def test_podman_by_its_api(others, tmp_path):
             host.wait_until(lambda: os.path.exists("/run/podman/podman.sock"))
             (result,) = host.call_module("crashcart_exec", containers=["cc-podman"], argv=["true"])["results"]
             assert result["rc"] == 0
-            (one,) = host.call_module("crashcart_info", containers=["cc-podman"])["containers"]
+            (one,) = host.call_module("crashcart_info", gather=["containers"], containers=["cc-podman"])["containers"]
             assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
         finally:
             service.terminate()
@@ -215,4 +215,4 @@ def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, n
         assert "mkdir" not in calls  # a tool of ours
     finally:
         assert host.call_module("ftrace_instance", state="absent")["changed"]
-    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)

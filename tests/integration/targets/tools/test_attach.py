@@ -78,7 +78,7 @@ def test_descriptors_above_those_that_select_takes(container):
         serving.attach([found])
         assert len(attachments.list_attachments([found])) == 1
         serving.detach([found])
-    assert host.call_module("crashcart_info", containers=[name])["attachments"] == []
+    assert host.call_module("crashcart_info", gather=["attachments"], containers=[name])["attachments"] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

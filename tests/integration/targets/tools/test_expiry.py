@@ -25,7 +25,7 @@ def is_attached(name):
 
 
 def find_watchdog():
-    return host.call_module("crashcart_info")["watchdog"]
+    return host.call_module("crashcart_info", gather=["watchdog"])["watchdog"]
 
 
 @pytest.fixture(autouse=True)
