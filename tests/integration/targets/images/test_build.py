@@ -25,9 +25,7 @@ def run_in(container):
     def run(path, *argv, kind="static", **options):
         images.install(path, "built")
         name = container(kind)
-        return host.call_module("crashcart_exec", containers=[name], argv=list(argv), image="built", **options)[
-            "results"
-        ][0]
+        return host.execute(containers=[name], argv=list(argv), image="built", **options)[0]
 
     yield run
     host.wait_until(lambda: not host.list_loop_devices())

@@ -115,7 +115,7 @@ def test_a_volume_brings_the_tools_to_all_who_have_it(container, volume):
     assert attach(one, method="rslave")["method"] == "rslave"
     assert {host.docker("exec", name, *BASH) for name in (one, two)} == {"42"}
     assert not host.call_module("crashcart_attach", containers=[two], method="rslave")["changed"]
-    assert host.call_module("crashcart_exec", containers=[two], argv=["true"])["results"][0]["rc"] == 0
+    assert host.execute(containers=[two], argv=["true"])[0]["rc"] == 0
     with pytest.raises(host.ModuleFailed, match=f"{three} has no rslave volume at /dev/crashcart: start it with"):
         attach(three, method="rslave")
     assert detach(two)
