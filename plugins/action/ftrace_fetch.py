@@ -21,7 +21,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import comp
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
+    assemble,
+    describe,
+    make_file_name,
+)
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
@@ -84,7 +88,14 @@ class ActionModule(ActionBase):
             # One that brought nothing home has made no room either.
             if not result.pop("more", False) or transfer is None:
                 break
-        return {**result, "changed": changed, "warnings": list(dict.fromkeys(warnings)), "captures": captures}
+        lines = [describe(one["path"], one["manifest"]) for one in captures]
+        return {
+            **result,
+            "changed": changed,
+            "warnings": list(dict.fromkeys(warnings)),
+            "lines": lines,
+            "captures": captures,
+        }
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""

@@ -73,6 +73,12 @@ def summarize_containers(
     return (lines or ["container: none runs"]) + summarize_traces([one for one in traces if one["id"] not in known])
 
 
+def summarize_attachment(attachment: Mapping[str, Any]) -> str:
+    """One line for ATTACHMENT, as crashcart_attach returns it, that says how to get a shell."""
+    end = "" if attachment["expires"] is None else f", until {format_time(attachment['expires'])}"
+    return _line(f"{attachment['container']}{end}: {attachment['shell']}")
+
+
 def summarize_traces(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each of TRACES, as ftrace_instance returns them."""
     return [_line(f"trace of {one['container']}: {_describe_trace(one)}") for one in traces]

@@ -132,6 +132,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+lines:
+  description: A line for people for each of RV(attachments), with the container, when it ends by itself, and the line that gives a shell.
+  returned: as RV(attachments)
+  type: list
+  elements: str
+  sample: ["api, until 2026-09-21T14:13:20Z: docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash"]
 attachments:
   description: The selected containers' attachments as they are after the task, also where it failed at some of them.
   returned: always, unless the task failed for all alike, as by its selection
@@ -274,9 +280,7 @@ def run(module):
             expiry.ensure_watchdog()  # somebody may have killed it
     result = {
         "changed": change.is_change,
-        "attachments": [
-            {**attachment.as_result(), "shell": shell_line(attachment, host)} for attachment in change.after
-        ],
+        "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],
         "diff": {
             "before": attachments.describe(change.before, change.leftovers),
             "after": attachments.describe(change.after),

@@ -85,12 +85,21 @@ EXAMPLES = r"""
   become: false
   register: report
 
-- name: Show which errors there were
+- name: Show it
   ansible.builtin.debug:
-    msg: "{{ report.summary.captures | map(attribute='errors') }}"
+    var: report.lines
 """
 
 RETURN = r"""
+lines:
+  description: The table to read, as V(text) in O(formats) has it, as a list of its first 1000 lines.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - "api on web1: 12345 events in 30.100 s from 2026-11-21T23:15:00.000+00:00, complete"
+    - "  PROCESS  PID   SYSCALL  CALLS  TOTAL ms  P99 us  ERRORS"
+    - "  python3  4711  connect     10     1.234   310.0  ECONNREFUSED 10"
 summary:
   description:
     - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
@@ -182,6 +191,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
     describe_skipped,
+    format_lines,
     summarize_source,
     write_report,
 )
@@ -200,9 +210,10 @@ def run(module):
     changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
     for one in summary["skipped"]:
         module.warn(escape(f"skipped {describe_skipped(one)}"))
+    lines = format_lines(summary)
     for one in summary["captures"]:
         del one["programs"], one["processes"]
-    return {"changed": changed, "summary": summary, "files": files}
+    return {"changed": changed, "lines": lines, "summary": summary, "files": files}
 
 
 def main():

@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
     read_segment,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _BLOCK = 1 << 20
 _MAX_NAME = 200  # file systems take 255
@@ -85,6 +86,19 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), manifest
+
+
+def describe(path: str | None, manifest: dict[str, Any]) -> str:
+    """Return a line for people on the capture at PATH, None for none, of which a host says MANIFEST."""
+    container = manifest.get("container")
+    name = container.get("name") if isinstance(container, dict) else None
+    text = f"{name or 'an unknown container'}: {path or 'nothing was recorded'}"
+    if not manifest.get("complete"):
+        reasons = manifest.get("reasons")
+        text += f" (incomplete: {'; '.join(map(str, reasons)) if isinstance(reasons, list) else 'nobody knows why'})"
+    if manifest.get("stopped"):
+        text += f" (stopped: {manifest['stopped']})"
+    return escape(text).replace("\n", "\\n")
 
 
 def format_manifest(manifest: dict[str, Any]) -> str:

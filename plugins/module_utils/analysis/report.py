@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files im
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
 _MAX_TEXT_ROWS = 40
+_MAX_LINES = 1000
 # What every trace has: calls, which the table is of, and what processes have their names from.
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
@@ -266,6 +267,13 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
     if offset is None or not time_ns:
         return None
     return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def format_lines(summary: dict[str, Any]) -> list[str]:
+    """The beginning of the text that a person reads, as much as a result may hold."""
+    lines = format_summary(summary).splitlines()
+    more = len(lines) - _MAX_LINES
+    return lines if more <= 0 else [*lines[:_MAX_LINES], f"and {more} more lines in summary.txt"]
 
 
 def format_summary(summary: dict[str, Any]) -> str:

@@ -130,6 +130,7 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
         result = host.ad_hoc(login, "crashcart_attach", {"containers": [name], "docker_host": ENGINE}, "-b", *inventory)
         line = result["attachments"][0]["shell"]
         assert line.startswith("ssh -t")
+        assert result["lines"] == [f"{name}: {line}"]
         assert word in line
         done = subprocess.run(
             ["script", "-qec", line, "/dev/null"],

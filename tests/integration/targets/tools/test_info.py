@@ -23,7 +23,8 @@ def find_line(page, beginning):
 def test_a_person_gets_a_page(container):
     name, other = container(), container()
     host.call_module("crashcart_attach", containers=[name], ttl="1h")
-    host.call_module("ftrace_instance", containers=[name], ttl="1h")
+    made = host.call_module("ftrace_instance", containers=[name], ttl="1h")
+    assert re.match(rf"trace of {name}: started {UNTIL}, \d+ events", made["lines"][0])
     done = host.run("ansible", "localhost", "-m", "crashcart.fleet.crashcart_info")
     assert len(done.stdout.splitlines()) <= 60
     page = json.loads(done.stdout.partition("=> ")[2])["summary"]

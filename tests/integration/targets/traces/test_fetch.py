@@ -112,7 +112,9 @@ def test_a_controller_without_zstd_gets_the_same_events_plain(worker, tmp_path):
 def test_the_text_has_the_events_of_trace_cmd_and_who_it_was_inside(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker], syscalls=["openat", "connect"])
     run_workload(worker)
-    (capture,) = fetch(tmp_path, containers=[worker], format="text")["captures"]
+    result = fetch(tmp_path, containers=[worker], format="text")
+    (capture,) = result["captures"]
+    assert result["lines"] == [f"{worker}: {capture['path']}"]
     text = Path(capture["path"]).with_suffix(".txt").read_text().splitlines()
     assert text[0] == f"# container {worker} on localhost, clock mono, complete"
     theirs = [

@@ -386,8 +386,10 @@ def test_a_report_twice_and_in_check_mode(worker, tmp_path):
     assert host.call_module("ftrace_report", check_mode=True, **arguments)["changed"]
     assert not (tmp_path / "out").exists()
     assert host.call_module("ftrace_report", **arguments)["changed"]
-    assert not host.call_module("ftrace_report", **arguments)["changed"]
+    again = host.call_module("ftrace_report", **arguments)
+    assert not again["changed"]
     text = (tmp_path / "out" / "summary.txt").read_text()
+    assert again["lines"] == text.splitlines()
     assert re.search(r"python3 +\d+ +connect +50 +\d+\.\d{3} +\d+\.\d +ENOENT 50", text)
 
 

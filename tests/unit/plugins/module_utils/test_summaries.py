@@ -104,3 +104,9 @@ def test_whatever_strangers_write_stays_in_its_line(text):
     assert line.isprintable()
     (line,) = summaries.summarize_images([{"name": "bad", "error": text}])
     assert line.isprintable()
+
+
+@pytest.mark.parametrize(("expires", "end"), [(None, ""), (1790000000.25, ", until 2026-09-21T14:13:20Z")])
+def test_an_attachment_is_told_by_the_line_that_gives_a_shell(expires, end):
+    one = {"container": "api", "expires": expires, "shell": "docker exec -it 3f4e /dev/crashcart/bin/bash"}
+    assert summaries.summarize_attachment(one) == f"api{end}: docker exec -it 3f4e /dev/crashcart/bin/bash"

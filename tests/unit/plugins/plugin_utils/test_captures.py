@@ -398,3 +398,26 @@ def test_what_this_controller_refuses_is_no_damage(tmp_path):
     with pytest.raises(OSError):
         assemble(path, tmp_path)
     assert list_files(tmp_path / "web1") == ["api"]
+
+
+COMPLETE = {"container": {"name": "api"}, "complete": True, "reasons": [], "stopped": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "manifest", "line"),
+    [
+        ("t/api/x.dat", COMPLETE, "api: t/api/x.dat"),
+        (None, COMPLETE, "api: nothing was recorded"),
+        (
+            "x.dat",
+            {**COMPLETE, "complete": False, "reasons": ["7 events were lost", "no room"], "stopped": "its ttl is over"},
+            "api: x.dat (incomplete: 7 events were lost; no room) (stopped: its ttl is over)",
+        ),
+        (None, {}, "an unknown container: nothing was recorded (incomplete: nobody knows why)"),
+        (None, {**COMPLETE, "container": "x", "stopped": "a\nb\x1b[2J"}, r"(stopped: a\nb\x1b[2J)"),
+    ],
+)
+def test_a_line_for_people_whatever_a_host_says(path, manifest, line):
+    told = captures.describe(path, manifest)
+    assert line in told
+    assert told.isprintable()

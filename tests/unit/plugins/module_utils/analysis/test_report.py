@@ -292,3 +292,15 @@ def test_a_report_is_written_once(tmp_path):
     (dest / "summary.txt").write_bytes(b"\xff")
     assert report.write_report(summary, str(dest), ["json", "text"], check_mode=True)[0] is True
     assert report.write_report(summary, str(dest), ["json"], check_mode=False) == (False, {"json": files["json"]})
+
+
+def test_a_result_holds_the_text_as_lines_up_to_a_bound(monkeypatch):
+    summary = {"captures": [make_capture(make_row())], "skipped": []}
+    text = report.format_summary(summary)
+    assert report.format_lines(summary) == text.splitlines()
+    assert all("\n" not in line for line in report.format_lines(summary))
+    monkeypatch.setattr(report, "_MAX_LINES", 2)
+    assert report.format_lines(summary) == [
+        *text.splitlines()[:2],
+        f"and {len(text.splitlines()) - 2} more lines in summary.txt",
+    ]
