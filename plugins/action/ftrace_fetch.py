@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Ar
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
     assemble,
     describe,
+    has_never_started,
     make_file_name,
 )
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
@@ -89,6 +90,9 @@ class ActionModule(ActionBase):
             if not result.pop("more", False) or transfer is None:
                 break
         lines = [describe(one["path"], one["manifest"]) for one in captures]
+        warnings += [
+            line for line, one in zip(lines, captures) if one["path"] is None and has_never_started(one["manifest"])
+        ]
         return {
             **result,
             "changed": changed,
@@ -114,7 +118,8 @@ class ActionModule(ActionBase):
                 os.unlink(path)
         arrivals.clean()
         if damaged:
-            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"captures": captures})
+            lines = [describe(one["path"], one["manifest"]) for one in captures]
+            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"lines": lines, "captures": captures})
         return captures
 
     def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:

@@ -27,6 +27,10 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
+      - crashcart.fleet.images
   async:
     support: none
   become:

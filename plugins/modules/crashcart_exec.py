@@ -31,6 +31,10 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
+      - crashcart.fleet.images
   async:
     support: full
   become:

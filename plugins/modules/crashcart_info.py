@@ -22,6 +22,9 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
   async:
     support: full
   become:
@@ -192,10 +195,12 @@ recorder:
       type: int
       sample: 4713
     traces:
-      description: What it looks after with C(instance), C(container), C(mode) and C(expires) (seconds since the epoch).
+      description:
+        - What it looks after with C(instance), C(container), C(mode), C(expires) (seconds since the epoch) and C(expires_at) (the same for
+          people).
       type: list
       elements: dict
-      sample: [{instance: crashcart-3f4e1c0c9b0b, container: api, mode: record, expires: 1790000000.25}]
+      sample: [{instance: crashcart-3f4e1c0c9b0b, container: api, mode: record, expires: 1790000000.25, expires_at: "2026-09-21T14:13:20Z"}]
 census:
   description: Everything of the collection's on the host, by kind. All lists are empty after a cleanup.
   returned: with V(census) in O(gather)

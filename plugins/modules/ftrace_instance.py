@@ -27,6 +27,9 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
   async:
     support: full
   become:
@@ -482,6 +485,10 @@ instances:
       description: When its O(ttl) is over, in seconds since the epoch by the host's clock; V(null) where it has none.
       type: float
       sample: 1790000000.25
+    expires_at:
+      description: The same for people, in UTC as ISO 8601 has it.
+      type: str
+      sample: "2026-09-21T14:13:20Z"
     recordings:
       description:
         - What of it is in files, the oldest first, with C(path), C(started) (seconds since the epoch), C(recording) (whether it goes on),

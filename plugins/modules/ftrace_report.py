@@ -180,7 +180,7 @@ summary:
           type: dict
           sample: {recorded: true, requests: {READ: 12}, polled: false}
 files:
-  description: The files that were asked for, by format.
+  description: The files that were asked for, by format; none where there was nothing to report on, of which nothing is written.
   returned: success
   type: dict
   sample: {json: traces/report/summary.json, text: traces/report/summary.txt}

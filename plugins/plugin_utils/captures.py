@@ -88,11 +88,20 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         return os.path.join(target, stamp + ".dat"), manifest
 
 
+def has_never_started(manifest: dict[str, Any]) -> bool:
+    """Whether a trace without events, of which a host says MANIFEST, is of a container whose start it still awaits."""
+    followed = manifest.get("followed")
+    return isinstance(followed, dict) and followed.get("restarts") is True and manifest.get("has_run") is False
+
+
 def describe(path: str | None, manifest: dict[str, Any]) -> str:
     """Return a line for people on the capture at PATH, None for none, of which a host says MANIFEST."""
     container = manifest.get("container")
     name = container.get("name") if isinstance(container, dict) else None
-    text = f"{name or 'an unknown container'}: {path or 'nothing was recorded'}"
+    what = f"{path} ({manifest.get('entries')} events)" if path else "nothing was recorded"
+    text = f"{name or 'an unknown container'}: {what}"
+    if path is None and has_never_started(manifest):
+        text += ", for it has not started since the trace awaits it: start it, or remove the trace by ftrace_instance with state=absent"
     if not manifest.get("complete"):
         reasons = manifest.get("reasons")
         text += f" (incomplete: {'; '.join(map(str, reasons)) if isinstance(reasons, list) else 'nobody knows why'})"

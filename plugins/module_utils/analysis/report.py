@@ -281,7 +281,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     lines = [line for one in summary["captures"] for line in _gen_lines(one)]
     if summary["skipped"]:
         lines += [*(f"Skipped: {_clean(describe_skipped(one))}" for one in summary["skipped"]), ""]
-    return "\n".join(lines) if lines else "No capture: nothing was recorded.\n"
+    return "\n".join(lines) if lines else "No capture: there is nothing to report on.\n"
 
 
 def describe_skipped(one: dict[str, str]) -> str:
@@ -418,7 +418,9 @@ def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
 def write_report(
     summary: dict[str, Any], dest: str, formats: list[str], *, check_mode: bool
 ) -> tuple[bool, dict[str, str]]:
-    """Write SUMMARY below folder DEST as FORMATS say: whether a file changed, and the files by format."""
+    """Write SUMMARY below folder DEST as FORMATS say: whether a file changed, and the files by format. One of nothing is not written."""
+    if not summary["captures"] and not summary["skipped"]:
+        return False, {}
     texts = {"json": json.dumps(summary, indent=1) + "\n", "text": format_summary(summary)}
     names = {"json": "summary.json", "text": "summary.txt"}
     files = {one: os.path.join(dest, names[one]) for one in formats}

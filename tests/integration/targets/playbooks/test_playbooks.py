@@ -123,6 +123,34 @@ def test_collect_leaves_the_trace_running(container, where, tmp_path):
         assert len(json.load(file)["captures"]) == 2
 
 
+def test_defaults_of_options_that_not_all_modules_have(container, tmp_path):
+    """By the groups that are for them."""
+    name = container(*LOOP)
+    calls = {
+        "crashcart_info": {},
+        "crashcart_attach": {},
+        "crashcart_exec": {"argv": ["true"]},
+        "ftrace_instance": {},
+        "ftrace_info": {},
+        "ftrace_fetch": {"dest": str(tmp_path / "traces")},
+        "crashcart_image": {"name": "nonesuch", "state": "absent"},
+        "ftrace_report": {"src": str(tmp_path / "traces"), "dest": str(tmp_path / "report")},
+    }
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "module_defaults": {
+            "group/crashcart.fleet.containers": {"containers": [name], "docker_host": ENGINE},
+            "group/crashcart.fleet.images": {"image": "default"},
+        },
+        "tasks": [{f"crashcart.fleet.{module}": arguments} for module, arguments in calls.items()],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = host.run("ansible-playbook", str(tmp_path / "play.yml"), check=False)
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["captures"][0]["container"] == name
+
+
 def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
     name = container("static")
     for login, word in (("as_root", "docker"), ("as_user", "sudo docker")):

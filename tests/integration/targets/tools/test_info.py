@@ -25,6 +25,10 @@ def test_a_person_gets_a_page(container):
     host.call_module("crashcart_attach", containers=[name], ttl="1h")
     made = host.call_module("ftrace_instance", containers=[name], ttl="1h")
     assert re.match(rf"trace of {name}: started {UNTIL}, \d+ events", made["lines"][0])
+    longer = host.call_module("ftrace_instance", containers=[name], ttl="2h", diff=True)
+    ends = [longer["diff"][side][name]["expires_at"] for side in ("before", "after")]
+    assert ends[0] < ends[1]
+    assert all(re.fullmatch(UNTIL, f"until {one}") for one in (*ends, longer["instances"][0]["expires_at"]))
     done = host.run("ansible", "localhost", "-m", "crashcart.fleet.crashcart_info")
     assert len(done.stdout.splitlines()) <= 60
     page = json.loads(done.stdout.partition("=> ")[2])["summary"]

@@ -114,7 +114,7 @@ def test_the_text_has_the_events_of_trace_cmd_and_who_it_was_inside(worker, tmp_
     run_workload(worker)
     result = fetch(tmp_path, containers=[worker], format="text")
     (capture,) = result["captures"]
-    assert result["lines"] == [f"{worker}: {capture['path']}"]
+    assert result["lines"] == [f"{worker}: {capture['path']} ({capture['manifest']['entries']} events)"]
     text = Path(capture["path"]).with_suffix(".txt").read_text().splitlines()
     assert text[0] == f"# container {worker} on localhost, clock mono, complete"
     theirs = [

@@ -617,6 +617,10 @@ def test_a_container_that_was_never_started_is_awaited_beside_one_that_runs(cont
     host.docker("create", "--name", never, "--network", "none", image, "cat", "/nonesuch")
     made = host.call_module("ftrace_instance", containers=[runs, never], profile="startup")["instances"]
     assert {one["container"]: one["pids"] > 0 for one in made} == {runs: True, never: False}
+    early = host.ad_hoc("localhost", "ftrace_fetch", {"containers": [never], "dest": str(tmp_path)})
+    (line,) = early["lines"]
+    assert line.startswith(f"{never}: nothing was recorded, for it has not started since the trace awaits it: start it")
+    assert not early["changed"]
     host.docker("start", never)
     assert host.docker("wait", never) == "1"
     fetch_here(tmp_path, containers=[never])

@@ -273,7 +273,10 @@ def test_no_captures(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     summary = report.summarize_source(str(tmp_path))
     assert summary == {"captures": [], "skipped": []}
-    assert report.format_summary(summary) == "No capture: nothing was recorded.\n"
+    assert report.format_summary(summary) == "No capture: there is nothing to report on.\n"
+    for check_mode in (True, False):
+        assert report.write_report(summary, str(tmp_path / "x"), ["json", "text"], check_mode=check_mode) == (False, {})
+    assert not (tmp_path / "x").exists()
     with pytest.raises(FleetError, match="there is no capture"):
         report.summarize_source(str(tmp_path / "nonesuch"))
 
