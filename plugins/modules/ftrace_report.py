@@ -50,8 +50,15 @@ options:
     description:
       - A capture, or a folder below which captures lie. These are files whose names end with C(.dat), or, as C(trace-cmd split) names them, with
         C(.dat.1) and so on; the manifest of C(NAME.dat) is C(NAME.json). Others are not looked at.
+      - Without it O(captures) is needed.
     type: path
-    required: true
+  captures:
+    description:
+      - Paths of captures, as RV(crashcart.fleet.ftrace_fetch#module:captures[].path) has them. Only these are reported, also where O(src) has
+        others; of an empty list there is nothing to report on. One that cannot be read is named and skipped.
+      - The report names them relative to O(src), or without it to the folder that they have in common.
+    type: list
+    elements: path
   dest:
     description:
       - Folder to write the report to, made when missing.
@@ -88,6 +95,17 @@ EXAMPLES = r"""
 - name: Show it
   ansible.builtin.debug:
     var: report.lines
+
+- name: Report only on what this run has fetched from all hosts
+  crashcart.fleet.ftrace_report:
+    src: traces
+    captures: >-
+      {{ ansible_play_hosts_all | map('extract', hostvars) | selectattr('fetched', 'defined') | map(attribute='fetched')
+      | map(attribute='captures', default=[]) | flatten | map(attribute='path') | select }}
+    dest: traces/report
+  delegate_to: localhost
+  run_once: true
+  become: false
 """
 
 RETURN = r"""
@@ -116,7 +134,7 @@ summary:
       elements: dict
       contains:
         capture:
-          description: The capture's path, relative to O(src) where that is a folder.
+          description: The capture's path, relative to O(src) where that is a folder, or to the folder that O(captures) have in common.
           type: str
           sample: web1/api/20261121T231500.000000Z.dat
         buffer:
@@ -186,12 +204,15 @@ files:
   sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
     describe_skipped,
     format_lines,
+    summarize_captures,
     summarize_source,
     write_report,
 )
@@ -200,13 +221,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 
+def find_root(captures):
+    """The folder that CAPTURES have in common."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(one)) for one in captures] or ["."])
+
+
 def run(module):
     if NUMPY_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
     parameters = module.params
-    summary = summarize_source(
-        parameters["src"], int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
-    )
+    min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
+    source, captures = parameters["src"], parameters["captures"]
+    if captures is None:
+        summary = summarize_source(source, min_latency_ns)
+    else:
+        summary = summarize_captures(captures, source or find_root(captures), min_latency_ns)
     changed, files = write_report(summary, parameters["dest"], parameters["formats"], check_mode=module.check_mode)
     for one in summary["skipped"]:
         module.warn(escape(f"skipped {describe_skipped(one)}"))
@@ -219,11 +248,13 @@ def run(module):
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            src=dict(type="path", required=True),
+            src=dict(type="path"),
+            captures=dict(type="list", elements="path"),
             dest=dict(type="path", required=True),
             min_latency=dict(type="str"),
             formats=dict(type="list", elements="str", choices=["json", "text"], default=["json", "text"]),
         ),
+        required_one_of=[("src", "captures")],
         supports_check_mode=True,
     )
     run_module(module, run)

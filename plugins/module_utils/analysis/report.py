@@ -10,7 +10,7 @@ import re
 import stat
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
@@ -51,6 +51,8 @@ def _explain(path: str, error: Exception) -> CaptureError:
         return CaptureError(
             path, f"a link to {os.readlink(path)}, which is not there", "bring that back, or remove the link"
         )
+    if isinstance(error, FileNotFoundError):
+        return CaptureError(path, "it is not there", "fetch it again, or leave it out")
     if isinstance(error, OSError):
         return CaptureError(
             path, f"it cannot be read: {error.strerror or error}", "let this user read it, or remove it"
@@ -381,6 +383,11 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def summarize_captures(paths: Iterable[str], root: str, min_latency_ns: int = 0) -> dict[str, Any]:
+    """What summary.json holds for the captures at PATHS, which it names relative to ROOT; what cannot be read is SKIPPED."""
+    return _summarize_all(dict.fromkeys(paths), root, min_latency_ns, [])
+
+
 def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
     """What summary.json holds for SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
 
@@ -395,6 +402,10 @@ def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
             "skipped": [],
         }
     paths, skipped = list_captures(source)
+    return _summarize_all(paths, source, min_latency_ns, skipped)
+
+
+def _summarize_all(paths: Iterable[str], root: str, min_latency_ns: int, skipped: list[CaptureError]) -> dict[str, Any]:
     captures: list[dict[str, Any]] = []
     for path in paths:
         try:
@@ -403,13 +414,13 @@ def summarize_source(source: str, min_latency_ns: int = 0) -> dict[str, Any]:
             skipped.append(error)
             manifest = {}
         try:
-            captures += summarize_capture(path, manifest, source, min_latency_ns)
+            captures += summarize_capture(path, manifest, root, min_latency_ns)
         except CaptureError as error:
             skipped.append(error)
     return {
         "captures": captures,
         "skipped": [
-            {"path": os.path.relpath(one.path, source), "reason": one.reason, "next_step": one.next_step}
+            {"path": os.path.relpath(one.path, root), "reason": one.reason, "next_step": one.next_step}
             for one in skipped
         ],
     }

@@ -386,6 +386,16 @@ def test_a_report_twice_and_in_check_mode(worker, tmp_path):
     assert host.call_module("ftrace_report", check_mode=True, **arguments)["changed"]
     assert not (tmp_path / "out").exists()
     assert host.call_module("ftrace_report", **arguments)["changed"]
+    (path,) = map(str, (tmp_path / "in").rglob("*.dat"))
+    named = host.call_module("ftrace_report", captures=[path], dest=str(tmp_path / "one"))
+    assert [one["capture"] for one in named["summary"]["captures"]] == [os.path.basename(path)]
+    for more in ({}, {"src": str(tmp_path / "in")}):
+        none = host.call_module("ftrace_report", captures=[], dest=str(tmp_path / "none"), **more)
+        assert (none["changed"], none["files"]) == (False, {})
+        assert none["lines"] == ["No capture: there is nothing to report on."]
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(host.ModuleFailed, match="one of the following is required: src, captures"):
+        host.call_module("ftrace_report", dest=str(tmp_path / "none"))
     again = host.call_module("ftrace_report", **arguments)
     assert not again["changed"]
     text = (tmp_path / "out" / "summary.txt").read_text()

@@ -281,6 +281,19 @@ def test_no_captures(tmp_path):
         report.summarize_source(str(tmp_path / "nonesuch"))
 
 
+def test_only_the_captures_that_are_named_are_summarized(tmp_path):
+    for name in ("old", "api", "db"):
+        write_capture(tmp_path / name, manifest=MANIFEST)
+    stamp = "20261121T231500.000000Z.dat"
+    paths = [str(tmp_path / name / stamp) for name in ("api", "db", "gone", "api")]
+    summary = report.summarize_captures(paths, str(tmp_path))
+    assert [one["capture"] for one in summary["captures"]] == [f"api/{stamp}", f"db/{stamp}"]
+    assert summary["skipped"] == [
+        {"path": f"gone/{stamp}", "reason": "it is not there", "next_step": "fetch it again, or leave it out"}
+    ]
+    assert report.summarize_captures([], str(tmp_path)) == {"captures": [], "skipped": []}
+
+
 def test_a_report_is_written_once(tmp_path):
     dest = tmp_path / "reports"
     summary = {"captures": [make_capture(make_row())], "skipped": []}
