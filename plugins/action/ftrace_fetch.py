@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
     has_never_started,
     make_file_name,
 )
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import tell_transfer
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
@@ -105,6 +106,8 @@ class ActionModule(ActionBase):
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
         kept = f"they are kept on the host in {staging.FOLDER}, and the next fetch brings them"
         try:
+            size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
+            tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
             whole = self._bring_home(transfer, folder, arrivals)
             captures, damaged = self._assemble(whole, folder, host)
         except _TRANSFER_ERRORS as error:

@@ -297,7 +297,10 @@ def test_without_become_info_is_not_green_and_says_what_it_needs(ssh_hosts):
 def test_a_push_over_ssh(ssh_hosts, login):
     source = host.DEFAULT_IMAGE
     options = ("-b", "-i", str(ssh_hosts))
-    first = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
+    call = ("-m", "crashcart.fleet.crashcart_image", "-a", json.dumps({"src": source, "name": "pushed"}))
+    told, _arrow, text = host.run("ansible", login, *call, *options).stdout.partition("=> ")
+    assert re.match(rf"crashcart_image: pushing image pushed to {login} \(\d+\.\d MiB\)\n", told)
+    first = json.loads(text)
     second = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
     assert (first["changed"], second["changed"]) == (True, False)
     assert host.run("sha256sum", first["image"]["path"]).stdout.split()[0] == first["image"]["digest"]

@@ -44,6 +44,8 @@ def test_a_person_gets_a_page(container):
     traces = host.ad_hoc("localhost", "ftrace_info", {"gather": ["summary"]})
     assert set(traces) - {"warnings"} == {"changed", "summary"}
     assert re.search(rf": started {UNTIL}, ", find_line(traces["summary"], f"trace of {name}: "))
+    host.call_module("crashcart_attach", containers=[name], state="detached")
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["watchdog"])["watchdog"]["pid"] is None)
 
 
 def test_the_trace_of_a_container_that_has_ended_is_told_by_its_name(container):
