@@ -360,12 +360,16 @@ def describe_host(version, errors):
     }
 
 
-def summarize(module, found, containers):
+def summarize(module, found, containers, *, is_known):
+    """The page for people of what was FOUND; where IS_KNOWN is false no runtime has said which CONTAINERS there are."""
+    traces = list_traces(module, containers)
+    unknown = ["container: not known, for no runtime answers", *summaries.summarize_traces(traces)]
+    of_containers = summaries.summarize_containers(found["containers"], found["attachments"], traces)
     return [
         summaries.summarize_host(found["host"]),
         *summaries.summarize_features(found["features"]),
         *summaries.summarize_images(found["images"]),
-        *summaries.summarize_containers(found["containers"], found["attachments"], list_traces(module, containers)),
+        *(of_containers if is_known else unknown),
         *summaries.summarize_captures(list_captures()),
     ]
 
@@ -403,7 +407,7 @@ def run(module):
     }
     found = {name: way() for name, way in ways.items() if name in needed}
     if summaries.SUMMARY in wanted:
-        found["summary"] = summarize(module, found, containers)
+        found["summary"] = summarize(module, found, containers, is_known=error is None)
     result = {name: value for name, value in found.items() if name in wanted}
     if error is not None:
         raise ContainerError(f"no runtime of this host says what containers it has: {error}", **result)
