@@ -15,7 +15,7 @@ archive=$(echo "$build"/package/crashcart-fleet-*.tar.gz)
 export ANSIBLE_COLLECTIONS_PATH=$build/package/installed
 ansible-galaxy collection install --offline "$archive" -p "$build/package/installed"
 cd "$build/package"
-ansible localhost -m crashcart.fleet.crashcart_info -e ansible_python_interpreter="$(command -v python)" >info.txt
+ansible localhost -m crashcart.fleet.crashcart_info -a gather=features -e ansible_python_interpreter="$(command -v python)" >info.txt
 grep -q '"features"' info.txt
 ansible-playbook --syntax-check -i localhost, crashcart.fleet.{install,attach,exec,detach,trace,collect,cleanup} >/dev/null
 mapfile -t modules < <(find installed -path '*/plugins/modules/*.py' -printf 'crashcart.fleet.%f\n' | sed 's/\.py$//')

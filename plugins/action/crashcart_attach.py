@@ -9,6 +9,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.summaries import summarize_attachment
+
 _DEFAULT_SSH_ARGUMENTS = "-C -o ControlMaster=auto -o ControlPersist=60s"
 
 
@@ -24,6 +26,8 @@ class ActionModule(ActionBase):
         )
         for attachment in result.get("attachments", ()):
             attachment["shell"] = self._extend(attachment["shell"])
+        if "attachments" in result:
+            result["lines"] = [summarize_attachment(one) for one in result["attachments"]]
         return result
 
     def _extend(self, line: str) -> str:

@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.architectures impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.builder import manifest_path, read_manifest
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_lines
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import tell_transfer
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 
@@ -53,6 +54,8 @@ class ActionModule(ActionBase):
                 states = {image.name: image.digest}
                 return {"changed": False, "image": image.as_result(), "diff": {"before": states, "after": states}}
             if folder:
+                host = (task_vars or {}).get("inventory_hostname", "the host")
+                tell_transfer(f"crashcart_image: pushing image {image.name} to {host}", os.path.getsize(source))
                 arguments["_staged"] = self._send(source, folder)
         try:
             return self._execute_module(  # type: ignore[no-any-return]

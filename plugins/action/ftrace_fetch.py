@@ -21,7 +21,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import comp
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble, make_file_name
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
+    assemble,
+    describe,
+    has_never_started,
+    make_file_name,
+)
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import tell_transfer
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
@@ -84,12 +90,24 @@ class ActionModule(ActionBase):
             # One that brought nothing home has made no room either.
             if not result.pop("more", False) or transfer is None:
                 break
-        return {**result, "changed": changed, "warnings": list(dict.fromkeys(warnings)), "captures": captures}
+        lines = [describe(one["path"], one["manifest"]) for one in captures]
+        warnings += [
+            line for line, one in zip(lines, captures) if one["path"] is None and has_never_started(one["manifest"])
+        ]
+        return {
+            **result,
+            "changed": changed,
+            "warnings": list(dict.fromkeys(warnings)),
+            "lines": lines,
+            "captures": captures,
+        }
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
         kept = f"they are kept on the host in {staging.FOLDER}, and the next fetch brings them"
         try:
+            size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
+            tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
             whole = self._bring_home(transfer, folder, arrivals)
             captures, damaged = self._assemble(whole, folder, host)
         except _TRANSFER_ERRORS as error:
@@ -103,7 +121,8 @@ class ActionModule(ActionBase):
                 os.unlink(path)
         arrivals.clean()
         if damaged:
-            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"captures": captures})
+            lines = [describe(one["path"], one["manifest"]) for one in captures]
+            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"lines": lines, "captures": captures})
         return captures
 
     def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:

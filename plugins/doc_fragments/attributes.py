@@ -11,7 +11,11 @@ class ModuleDocFragment:
 options: {}
 attributes:
   action_group:
-    description: Use C(group/crashcart.fleet.crashcart) in C(module_defaults) to set defaults for this module.
+    description:
+      - Use C(group/crashcart.fleet.crashcart) in C(module_defaults) to set defaults for this module.
+      - An option that not all modules of a group have is an error in those without it. So there are two smaller groups.
+        C(group/crashcart.fleet.containers) is for C(containers), C(labels), C(query), C(docker_host) and C(allow_empty), and
+        C(group/crashcart.fleet.images) for C(image).
     support: full
     membership:
       - crashcart.fleet.crashcart

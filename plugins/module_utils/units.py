@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sizes and times as users write them: 8MiB, 64kB, 30s, 10m, 1h30m."""
+"""Sizes and times as users write them (8MiB, 64kB, 30s, 10m, 1h30m), and as they read them."""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime, timezone
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
@@ -38,3 +39,16 @@ def parse_bytes(text: str, option: str) -> int:
     if not match or match.group(2) not in _SIZE_FACTORS:
         raise FleetError(f"{option}: {text!r} is not a size: write for example 512KiB, 8MiB or 1GiB")
     return int(float(match.group(1)) * _SIZE_FACTORS[match.group(2)])
+
+
+def format_bytes(size: int) -> str:
+    """SIZE in bytes for people, as 57.2 MiB."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def format_time(seconds: float) -> str:
+    """SECONDS since the epoch for people: UTC in the form of ISO 8601, as 2026-11-21T23:15:00Z."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

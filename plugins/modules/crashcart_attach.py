@@ -27,6 +27,10 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
+      - crashcart.fleet.images
   async:
     support: none
   become:
@@ -133,6 +137,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+lines:
+  description: A line for people for each of RV(attachments), with the container, when it ends by itself, and the line that gives a shell.
+  returned: as RV(attachments)
+  type: list
+  elements: str
+  sample: ["api, until 2026-09-21T14:13:20Z: docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash"]
 attachments:
   description: The selected containers' attachments as they are after the task, also where it failed at some of them.
   returned: always, unless the task failed for all alike, as by its selection
@@ -171,6 +181,10 @@ attachments:
       description: When it goes away by itself, in seconds since the epoch by the host's clock; V(null) when it stays.
       type: float
       sample: 1790000000.25
+    expires_at:
+      description: The same for people, in UTC as ISO 8601 has it.
+      type: str
+      sample: "2026-09-21T14:13:20Z"
     shell:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
@@ -269,13 +283,9 @@ def run(module):
     if not module.check_mode:
         with outcome.complaining():
             expiry.ensure_watchdog()  # somebody may have killed it
-    ends = {one.place: one.expires for one in expiry.list_expiries()}
     result = {
         "changed": change.is_change,
-        "attachments": [
-            {**attachment.as_result(), "expires": ends.get(attachment.place), "shell": shell_line(attachment, host)}
-            for attachment in change.after
-        ],
+        "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],
         "diff": {
             "before": attachments.describe(change.before, change.leftovers),
             "after": attachments.describe(change.after),

@@ -18,8 +18,10 @@ description:
   - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
     C(ss -p) and C(tcpdump) need. O(rights) makes that less or more.
   - Whatever the command leaves running is ended when the command itself ends, or when the container does.
-  - A container that fails costs no other. The others are served, and the task fails at its end and names both. RV(failed_containers)
-    says why.
+  - A command that ends with another exit code than 0 makes the task fail at its end, as M(ansible.builtin.command) does. Its message has the
+    exit code and the last line of the standard error. C(failed_when) accepts other exit codes, see the examples.
+  - A container in which the command cannot be run costs no other. The others are served, and the task fails at its end and names both.
+    RV(failed_containers) says why.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -29,6 +31,10 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
+      - crashcart.fleet.images
   async:
     support: full
   become:
@@ -178,12 +184,30 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ sockets.results[0].stdout_lines }}"
 
-- name: Trace file access of the first process for five seconds
+- name: Look for a word, and take it as no failure that it is not there (exit code 1)
+  crashcart.fleet.crashcart_exec:
+    containers: "api-*"
+    argv: [grep, -rl, debug, /etc/app]
+  become: true
+  register: found
+  failed_when: found.results is not defined or found.results | map(attribute='rc') | difference([0, 1]) | length > 0
+
+- name: Fail only where the command cannot be run, whatever its exit code is
+  crashcart.fleet.crashcart_exec:
+    containers: "api-*"
+    argv: [pgrep, -a, java]
+  become: true
+  register: found
+  failed_when: found.results is not defined or found.failed_containers | length > 0
+
+- name: Trace file access of the first process for five seconds, after which timeout ends with exit code 124
   crashcart.fleet.crashcart_exec:
     containers: "api-*"
     argv: [timeout, "5", strace, -f, -e, trace=file, -p, "1"]
     timeout: 20s
   become: true
+  register: traced
+  failed_when: traced.results is not defined or traced.results | map(attribute='rc') | difference([124]) | length > 0
 
 - name: What the application itself could open
   crashcart.fleet.crashcart_exec:
@@ -195,7 +219,7 @@ EXAMPLES = r"""
 - name: Capture a minute of its packets, with no capability but those that takes, to a file on the host
   crashcart.fleet.crashcart_exec:
     containers: api
-    argv: [timeout, "60", tcpdump, -Z, root, -i, any, -U, -w, "-"]
+    argv: [timeout, --preserve-status, "60", tcpdump, -Z, root, -i, any, -U, -w, "-"]
     rights: host
     capabilities: [NET_RAW, NET_ADMIN, SETGID]
     namespaces: [net]
@@ -206,8 +230,9 @@ EXAMPLES = r"""
 RETURN = r"""
 failed_containers:
   description:
-    - The containers that failed, each with the reason and the next step; the message of the task says the same.
-    - The command ran in the others.
+    - The containers in which the command could not be run, or was killed as its time was over, each with the reason and the next step.
+    - The command ran in the others. Those in which it ended with another exit code than 0 are not among these; RV(results[].rc) has it,
+      and the message of the task names all.
   returned: always, unless the task failed for all alike, as by its selection
   type: list
   elements: dict
@@ -239,7 +264,7 @@ results:
       type: str
       sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
     rc:
-      description: The command's exit code, 128 + n if signal n ended it.
+      description: The command's exit code, 128 + n if signal n ended it; -1 where it could not be run.
       type: int
       sample: 0
     stdout:
@@ -267,6 +292,11 @@ results:
       description: What it wrote to its standard error, at most O(max_output), in O(encoding). Not with O(dest).
       type: str
       sample: ""
+    stderr_lines:
+      description: The same as a list of lines; in text only.
+      type: list
+      elements: str
+      sample: []
     stderr_path:
       description: With O(dest), the file that has it.
       type: str

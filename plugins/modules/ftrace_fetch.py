@@ -37,6 +37,9 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
   async:
     support: none
   become:
@@ -172,6 +175,12 @@ failed_containers:
       description: Why it failed, and what to do.
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
+lines:
+  description: A line for people for each of RV(captures), with the container, the file, and why it is not complete or has stopped.
+  returned: as RV(failed_containers)
+  type: list
+  elements: str
+  sample: ["api: traces/web1/api/20261121T231500.000000Z.dat (1200 events)"]
 captures:
   description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
   returned: as RV(failed_containers)
@@ -221,6 +230,12 @@ captures:
           description: V(ring) or V(record).
           type: str
           sample: record
+        has_run:
+          description:
+            - Whether the container was seen to run when the trace began, or when it was fetched or ended. Where nothing was recorded of one
+              whose start is awaited, and it has not run, RV(lines) and a warning say so.
+          type: bool
+          sample: true
         stopped:
           description: Why the trace stopped by itself, such as a limit or the recorder's death; V(null) where it did not.
           type: str

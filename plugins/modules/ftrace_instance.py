@@ -27,6 +27,9 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership:
+      - crashcart.fleet.crashcart
+      - crashcart.fleet.containers
   async:
     support: full
   become:
@@ -384,6 +387,12 @@ failed_containers:
       description: Why it failed, and what to do.
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
+lines:
+  description: A line for people for each of RV(instances), with its state, when it ends by itself, and what it holds.
+  returned: as RV(failed_containers)
+  type: list
+  elements: str
+  sample: ["trace of api: started until 2026-09-21T14:13:20Z, 0 events in its buffers"]
 instances:
   description:
     - The selected containers' instances as they are after the task, of O(state=started) those that are traced as was asked for. With
@@ -493,6 +502,10 @@ instances:
       description: When its O(ttl) is over, in seconds since the epoch by the host's clock; V(null) where it has none.
       type: float
       sample: 1790000000.25
+    expires_at:
+      description: The same for people, in UTC as ISO 8601 has it.
+      type: str
+      sample: "2026-09-21T14:13:20Z"
     recordings:
       description:
         - What of it is in files, the oldest first, with C(path), C(started) (seconds since the epoch), C(recording) (whether it goes on),
@@ -507,6 +520,7 @@ from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
@@ -662,6 +676,7 @@ def run(module):
     outcome = Outcome()
     run_state = run_started if module.params["state"] == "started" else run_ended
     result, containers = run_state(module, root, outcome)
+    result["lines"] = summaries.summarize_traces(result["instances"])
     if not module.check_mode:
         with outcome.complaining():
             recorder_client.ensure_recorder()  # somebody may have killed it

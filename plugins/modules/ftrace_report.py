@@ -50,8 +50,15 @@ options:
     description:
       - A capture, or a folder below which captures lie. These are files whose names end with C(.dat), or, as C(trace-cmd split) names them, with
         C(.dat.1) and so on; the manifest of C(NAME.dat) is C(NAME.json). Others are not looked at.
+      - Without it O(captures) is needed.
     type: path
-    required: true
+  captures:
+    description:
+      - Paths of captures, as RV(crashcart.fleet.ftrace_fetch#module:captures[].path) has them. Only these are reported, also where O(src) has
+        others; of an empty list there is nothing to report on. One that cannot be read is named and skipped.
+      - The report names them relative to O(src), or without it to the folder that they have in common.
+    type: list
+    elements: path
   dest:
     description:
       - Folder to write the report to, made when missing.
@@ -85,12 +92,32 @@ EXAMPLES = r"""
   become: false
   register: report
 
-- name: Show which errors there were
+- name: Show it
   ansible.builtin.debug:
-    msg: "{{ report.summary.captures | map(attribute='errors') }}"
+    var: report.lines
+
+- name: Report only on what this run has fetched from all hosts
+  crashcart.fleet.ftrace_report:
+    src: traces
+    captures: >-
+      {{ ansible_play_hosts_all | map('extract', hostvars) | selectattr('fetched', 'defined') | map(attribute='fetched')
+      | map(attribute='captures', default=[]) | flatten | map(attribute='path') | select }}
+    dest: traces/report
+  delegate_to: localhost
+  run_once: true
+  become: false
 """
 
 RETURN = r"""
+lines:
+  description: The table to read, as V(text) in O(formats) has it, as a list of its first 1000 lines.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - "api on web1: 12345 events in 30.100 s from 2026-11-21T23:15:00.000+00:00, complete"
+    - "  PROCESS  PID   SYSCALL  CALLS  TOTAL ms  P99 us  ERRORS"
+    - "  python3  4711  connect     10     1.234   310.0  ECONNREFUSED 10"
 summary:
   description:
     - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
@@ -113,7 +140,7 @@ summary:
       elements: dict
       contains:
         capture:
-          description: The capture's path, relative to O(src) where that is a folder.
+          description: The capture's path, relative to O(src) where that is a folder, or to the folder that O(captures) have in common.
           type: str
           sample: web1/api/20261121T231500.000000Z.dat
         buffer:
@@ -177,11 +204,13 @@ summary:
           type: dict
           sample: {recorded: true, requests: {READ: 12}, polled: false}
 files:
-  description: The files that were asked for, by format.
+  description: The files that were asked for, by format; none where there was nothing to report on, of which nothing is written.
   returned: success
   type: dict
   sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
 """
+
+import os
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
@@ -189,6 +218,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
     ReportWriter,
     describe_skipped,
+    gen_captures,
     gen_source,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
@@ -196,31 +226,44 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 
+def find_root(captures):
+    """The folder that CAPTURES have in common."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(one)) for one in captures] or ["."])
+
+
 def run(module):
     if NUMPY_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
     parameters = module.params
     min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
+    source, chosen = parameters["src"], parameters["captures"]
     captures, skipped = [], []
+    if chosen is None:
+        found = gen_source(source, skipped, min_latency_ns)
+    else:
+        found = gen_captures(dict.fromkeys(chosen), source or find_root(chosen), skipped, min_latency_ns)
     with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
-        for one in gen_source(parameters["src"], skipped, min_latency_ns):
+        for one in found:
             report.add(one)
             del one["programs"], one["processes"]
             captures.append(one)
         changed = report.finish(skipped)
     for one in skipped:
         module.warn(escape(f"skipped {describe_skipped(one)}"))
-    return {"changed": changed, "summary": {"captures": captures, "skipped": skipped}, "files": report.files}
+    summary = {"captures": captures, "skipped": skipped}
+    return {"changed": changed, "lines": report.lines, "summary": summary, "files": report.files}
 
 
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            src=dict(type="path", required=True),
+            src=dict(type="path"),
+            captures=dict(type="list", elements="path"),
             dest=dict(type="path", required=True),
             min_latency=dict(type="str"),
             formats=dict(type="list", elements="str", choices=["json", "text"], default=["json", "text"]),
         ),
+        required_one_of=[("src", "captures")],
         supports_check_mode=True,
     )
     run_module(module, run)

@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments im
     read_segment,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _BLOCK = 1 << 20
 _MAX_MANIFEST = 4096
@@ -91,6 +92,28 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), {**manifest, **about_file}
+
+
+def has_never_started(manifest: dict[str, Any]) -> bool:
+    """Whether a trace without events, of which a host says MANIFEST, is of a container whose start it still awaits."""
+    followed = manifest.get("followed")
+    return isinstance(followed, dict) and followed.get("restarts") is True and manifest.get("has_run") is False
+
+
+def describe(path: str | None, manifest: dict[str, Any]) -> str:
+    """Return a line for people on the capture at PATH, None for none, of which a host says MANIFEST."""
+    container = manifest.get("container")
+    name = container.get("name") if isinstance(container, dict) else None
+    what = f"{path} ({manifest.get('entries')} events)" if path else "nothing was recorded"
+    text = f"{name or 'an unknown container'}: {what}"
+    if path is None and has_never_started(manifest):
+        text += ", for it has not started since the trace awaits it: start it, or remove the trace by ftrace_instance with state=absent"
+    if not manifest.get("complete"):
+        reasons = manifest.get("reasons")
+        text += f" (incomplete: {'; '.join(map(str, reasons)) if isinstance(reasons, list) else 'nobody knows why'})"
+    if manifest.get("stopped"):
+        text += f" (stopped: {manifest['stopped']})"
+    return escape(text)
 
 
 def _count_pages(segment: Segment) -> int:

@@ -287,7 +287,7 @@ def bench_push(inventory: Path) -> None:
         image = f"{folder}/bench.squashfs"
         host.run("mksquashfs", f"{folder}/tree", image, "-quiet", "-no-progress", "-comp", "zstd")
         digest = host.run("sha256sum", image).stdout.split()[0]
-        info = host.call_module("crashcart_info")["host"]
+        info = host.call_module("crashcart_info", gather=["host"])["host"]
         manifest = {"digest": digest, "size": os.stat(image).st_size, "arch": info["arch"], "format": "squashfs"}
         Path(f"{image}.json").write_text(json.dumps({**manifest, "prefix": "/dev/crashcart", "tools": []}))
         variables = json.loads(host.run("ansible-inventory", "-i", str(inventory), "--host", "as_root").stdout)
@@ -502,7 +502,7 @@ def bench_record(_inventory: Path) -> None:
     for rate in (10_000, 100_000, 250_000, 1_000_000):
         with containers(1, "/usr/bin/python3", "-S", "-c", storm, str(seconds), str(rate), image="python") as (name,):
             host.call_module("ftrace_instance", containers=[name], mode="record", max_size="8GiB", min_free="1GiB")
-            pid = host.call_module("crashcart_info")["recorder"]["pid"]
+            pid = host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"]
             before = read_process_seconds(pid)
             host.docker("kill", "--signal", "USR1", name)
             host.wait_until(lambda name=name: "calls" in host.docker("logs", name), 6 * seconds)

@@ -26,6 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
 _MAX_TEXT_ROWS = 40
+_MAX_LINES = 1000
 # What every trace has: calls, which the table is of, and what processes have their names from.
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
@@ -53,6 +54,8 @@ def _explain(path: str, error: Exception) -> CaptureError:
         return CaptureError(
             path, f"a link to {os.readlink(path)}, which is not there", "bring that back, or remove the link"
         )
+    if isinstance(error, FileNotFoundError):
+        return CaptureError(path, "it is not there", "fetch it again, or leave it out")
     if isinstance(error, OSError):
         return CaptureError(
             path, f"it cannot be read: {error.strerror or error}", "let this user read it, or remove it"
@@ -418,7 +421,8 @@ def _escape_all(value: Any) -> Any:
 class ReportWriter:
     """The files of a report below folder DEST, written capture by capture, so that one capture's rows are in memory at a time.
 
-    FILES has their paths by format. With CHECK_MODE they are compared only. What is not finished leaves the files as they were.
+    FILES has their paths by format, LINES the beginning of the text, as much as a result may hold. With CHECK_MODE they are compared only.
+    What is not finished leaves the files as they were. A report of nothing is not written.
     """
 
     def __init__(self, dest: str, formats: list[str], *, check_mode: bool) -> None:
@@ -426,6 +430,12 @@ class ReportWriter:
         self.files = {one: os.path.join(dest, names[one]) for one in formats}
         self._drafts = {one: _Draft(path, check_mode=check_mode) for one, path in self.files.items()}
         self._count = 0
+        self._text: list[str] = []
+        self._more = 0
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self._text, f"and {self._more} more lines in summary.txt"] if self._more else self._text
 
     def __enter__(self) -> ReportWriter:
         return self
@@ -439,23 +449,31 @@ class ReportWriter:
         if "json" in self._drafts:
             beginning = ",\n" if self._count else '{\n "captures": [\n'
             self._drafts["json"].write(beginning + textwrap.indent(json.dumps(one, indent=1), "  "))
-        if "text" in self._drafts:
-            self._drafts["text"].write(("\n" if self._count else "") + format_capture(one))
+        self._add_text(("\n" if self._count else "") + format_capture(one))
         self._count += 1
 
     def finish(self, skipped: list[dict[str, str]]) -> bool:
         """Write what was SKIPPED, and put the files in their places; whether one has changed."""
+        if not self._count and not skipped:
+            self.files = {}
+            self._text = ["No capture: there is nothing to report on."]
+            return False
         if "json" in self._drafts:
             captures_end = "\n ]" if self._count else '{\n "captures": []'
             last = textwrap.indent(json.dumps(skipped, indent=1), " ").lstrip()
             self._drafts["json"].write(f'{captures_end},\n "skipped": {last}\n}}\n')
-        if "text" in self._drafts:
-            text = _format_skipped(skipped)
-            if self._count:
-                text = text and "\n" + text
-            self._drafts["text"].write(text if self._count or skipped else "No capture: nothing was recorded.\n")
+        text = _format_skipped(skipped)
+        self._add_text("\n" + text if text and self._count else text)
         changes = [draft.finish() for draft in self._drafts.values()]
         return any(changes)
+
+    def _add_text(self, text: str) -> None:
+        if "text" in self._drafts:
+            self._drafts["text"].write(text)
+        lines = text.splitlines()
+        room = _MAX_LINES - len(self._text)
+        self._text += lines[:room]
+        self._more += len(lines[room:])
 
 
 class _Draft:

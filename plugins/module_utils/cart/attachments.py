@@ -40,13 +40,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 
 @dataclass(frozen=True)
 class Attachment:
     """An image mounted in a container: DEVICE is the mount's major:minor, FORMAT its file system.
 
-    HAS_END says whether it ends by itself, as expiry.py tells.
+    HAS_END says whether it ends by itself, as expiry.py tells, and DEADLINE when, in seconds of CLOCK_BOOTTIME.
     """
 
     container: Container
@@ -57,11 +58,21 @@ class Attachment:
     format: str
     method: str
     has_end: bool = False
+    deadline: float | None = field(default=None, compare=False)
 
     @property
     def place(self) -> tuple[str, str]:
         """Where it is: the container's id and the path in it."""
         return self.container.id, self.path
+
+    @property
+    def expires(self) -> float | None:
+        """When it ends by itself, in seconds since the epoch by the host's clock."""
+        return None if self.deadline is None else expiry.find_time(self.deadline)
+
+    def ending(self, ends: Mapping[tuple[str, str], float]) -> Attachment:
+        """The same with the deadline that ENDS have for its place."""
+        return replace(self, has_end=self.place in ends, deadline=ends.get(self.place))
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of an attachment."""
@@ -73,6 +84,8 @@ class Attachment:
             "image": self.image,
             "digest": self.digest,
             "method": self.method,
+            "expires": self.expires,
+            "expires_at": None if self.expires is None else format_time(self.expires),
         }
 
 
@@ -255,9 +268,10 @@ def ensure_attached(
                 after[target.id] = Attachment(
                     target.container, path, image.name, image.digest, "", image.format, method
                 )
-            if ttl_s is not None:
-                after[target.id] = replace(after[target.id], has_end=True)
-        return Change(before, [after[container.id] for container in containers if container.id in after])
+        ends = _list_ends()
+        if check_mode and ttl_s is not None:
+            ends.update((one.place, expiry.read_clock() + ttl_s) for one in after.values())
+        return Change(before, [after[one.id].ending(ends) for one in containers if one.id in after])
 
 
 @contextmanager
@@ -410,25 +424,33 @@ def _find_all(
 ) -> list[Attachment]:
     """What is attached in TARGETS (at PATH, of IMAGE), but for those in which that cannot be read, which have failed."""
     finder = ImageFinder()
-    ends = {one.place for one in expiry.list_expiries()}
+    ends = _list_ends()
     found = []
     for target in targets:
         with outcome.serve(target, ended_ok=ended_ok):
             found += [
-                replace(attachment, has_end=attachment.place in ends)
+                attachment.ending(ends)
                 for attachment in find_attachments(target, finder)
                 if path in (None, attachment.path) and image in (None, attachment.image)
             ]
     return found
 
 
+def _list_ends() -> dict[tuple[str, str], float]:
+    """Place of an attachment that ends by itself → its deadline."""
+    return {one.place: one.deadline for one in expiry.list_expiries()}
+
+
 def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict[str, str]:
-    """Attachments for a diff: container and path → image and the beginning of its digest; LEFTOVERS have a key of their own."""
+    """Attachments for a diff: container and path → image, the beginning of its digest, and its end; LEFTOVERS have a key of their own."""
     described = {
-        f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}{', ends by itself' if one.has_end else ''}"
-        for one in found
+        f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}{_describe_end(one)}" for one in found
     }
     return {**described, "left over": ", ".join(leftovers)} if leftovers else described
+
+
+def _describe_end(attachment: Attachment) -> str:
+    return "" if attachment.expires is None else f", until {format_time(attachment.expires)}"
 
 
 def list_attachments(containers: Sequence[Container]) -> tuple[list[Attachment], list[str]]:

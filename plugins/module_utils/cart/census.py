@@ -143,13 +143,23 @@ def _list_probes() -> list[str]:
 
 
 def describe_images() -> list[dict[str, Any]]:
-    """Every image of the store as modules return it, with its tools; a damaged one with what is wrong."""
-    described = []
+    """Every image of the store as modules return it; a damaged one with what is wrong."""
+    return [
+        one.as_result() if isinstance(one, store.StoredImage) else {"name": name, "error": str(one)}
+        for name, one in _list_images()
+    ]
+
+
+def list_tools() -> dict[str, list[str]]:
+    """Name of an image of the store → its tools."""
+    return {name: one.manifest.get("tools") or [] for name, one in _list_images() if isinstance(one, store.StoredImage)}
+
+
+def _list_images() -> list[tuple[str, store.StoredImage | store.ImageError]]:
+    found: list[tuple[str, store.StoredImage | store.ImageError]] = []
     for name in store.list_names():
         try:
-            image = store.get_image(name)
+            found.append((name, store.get_image(name)))
         except store.ImageError as error:
-            described.append({"name": name, "error": str(error)})
-            continue
-        described.append({**image.as_result(), "tools": image.manifest.get("tools", [])})
-    return described
+            found.append((name, error))
+    return found

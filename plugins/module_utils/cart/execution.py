@@ -65,6 +65,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
+_MAX_QUOTED = 200
+
 
 def parse_command(
     *,
@@ -405,13 +407,23 @@ def _describe(result: Result, errors: Sequence[str]) -> dict[str, Any]:
 
 
 def _note_failures(reports: Sequence[Mapping[str, Any]], outcome: Outcome, command: Command) -> None:
-    """Note in OUTCOME whose of REPORTS tell of an error, or of the end of COMMAND's time."""
+    """Note in OUTCOME whose of REPORTS tell of an error, of the end of COMMAND's time, or of an exit code that is not 0."""
     for report in reports:
         who = Who(report["container"], report["id"])
         if "msg" in report:
             outcome.fail(who, ExecutionError(report["msg"]))
         if report["timed_out"]:
             outcome.fail(who, ExecutionError(f"killed after {command.timeout_s:g} s"))
+        elif report["rc"] and "msg" not in report:
+            outcome.blame(who, f"the command ended with exit code {report['rc']}{_quote_end(report)}")
+
+
+def _quote_end(report: Mapping[str, Any]) -> str:
+    """The last line that the command of REPORT wrote to its standard error, or where that is."""
+    lines = [line.strip() for line in report.get("stderr_lines", ()) if line.strip()]
+    if lines:
+        return f": {lines[-1][:_MAX_QUOTED]}"
+    return f"; {report['stderr_path']} has what it said" if report["stderr_size"] and "stderr_path" in report else ""
 
 
 def _report_stream(name: str, sink: Sink, output: Output) -> dict[str, Any]:

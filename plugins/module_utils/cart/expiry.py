@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 FOLDER = os.path.join(RUN, "expiry")
 WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
@@ -49,16 +50,27 @@ class Expiry:
     @property
     def expires(self) -> float:
         """When it ends, in seconds since the epoch by the host's clock."""
-        return round(time.time() + self.deadline - read_clock(), 3)
+        return find_time(self.deadline)
 
     def as_result(self) -> dict[str, Any]:
         """What modules return of it."""
-        return {"container": self.container.name, "path": self.path, "expires": self.expires, "error": self.error}
+        return {
+            "container": self.container.name,
+            "path": self.path,
+            "expires": self.expires,
+            "expires_at": format_time(self.expires),
+            "error": self.error,
+        }
 
 
 def read_clock() -> float:
     """Now, in seconds of CLOCK_BOOTTIME."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def find_time(deadline: float) -> float:
+    """DEADLINE, of CLOCK_BOOTTIME, in seconds since the epoch by the host's clock."""
+    return round(time.time() + deadline - read_clock(), 3)
 
 
 def list_expiries() -> list[Expiry]:

@@ -41,7 +41,9 @@ _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 def check_sdk() -> Feature:
     """Whether the library is there that the host needs for this engine."""
-    return Feature("docker_sdk", not DOCKER_IMPORT_ERROR, (DOCKER_IMPORT_ERROR and "install python3-docker") or "")
+    if not DOCKER_IMPORT_ERROR:
+        return Feature("docker_sdk", True, "")
+    return Feature("docker_sdk", False, "install python3-docker", "containers of Docker are not found")
 
 
 class DockerEngine:

@@ -75,6 +75,8 @@ class Host:
                 self._try("podman", lambda: self._open_engine("unix://" + PODMAN_SOCKET))
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
+        elif has_podman:
+            self.errors["podman"] = "Podman's containers are root's: use become"
 
     def find_meant(self, pattern: str) -> str:
         """PATTERN of a selection with Podman's name before it, where it has Docker's and Podman's service is in the place of Docker's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Iterator, NamedTuple, Protocol, Sequence, TypeVar
+from typing import Any, Iterable, Iterator, NamedTuple, Protocol, Sequence, TypeVar
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
@@ -54,6 +54,7 @@ class Outcome:
 
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], Failure] = {}
+        self._blemishes: dict[tuple[str, str], Failure] = {}
         self._complaints: list[str] = []
         self._first: Exception | None = None
 
@@ -78,6 +79,11 @@ class Outcome:
         if known is not None:
             text = known.msg if text in known.msg else f"{known.msg}; {text}"
         self._failures[key] = Failure(*key, text)
+
+    def blame(self, container: Named, text: str) -> None:
+        """Note TEXT, for which the call is to fail although CONTAINER was served: it counts as one that has not failed."""
+        key = container.name, container.id
+        self._blemishes[key] = Failure(*key, escape(text))
 
     def fail_each(self, containers: Sequence[Named], errors: Sequence[Exception | None], **more: bool) -> None:
         """Note the ERRORS of CONTAINERS, None for each one that has none."""
@@ -118,23 +124,31 @@ class Outcome:
         if not phrases:
             return
         text = "; ".join(dict.fromkeys(phrases))
-        count = len({(one.name, one.id) for one in containers} | set(self._failures))
-        if self._failures and count > 1:
-            text = f"{len(self._failures)} of {count} containers failed: {text}"
-        served = [one.name for one in self.list_left(containers)]
+        bad = {**self._blemishes, **self._failures}
+        count = len({(one.name, one.id) for one in containers} | set(bad))
+        if bad and count > 1:
+            text = f"{len(bad)} of {count} containers failed: {text}"
+        served = [one.name for one in containers if (one.name, one.id) not in bad]
         if served:
             text += f"; {done} all the same: {', '.join(served)}"
         raise FleetError(text, failed_containers=self.as_result(), **result)
 
     def _list_phrases(self) -> list[str]:
-        """What to say of those that have failed: who and why, once for all of whom the same is true."""
-        names: dict[str, list[str]] = {}
-        for one in self._failures.values():
-            names.setdefault(one.msg, []).append(one.container)
-        return [
-            msg if all(_is_named(name, msg) for name in some) else f"container {', '.join(some)}: {msg}"
-            for msg, some in names.items()
+        """What to say of those that have failed, or are blamed: who and why, once for all of whom the same is true."""
+        failed = [
+            msg if all(_is_named(name, msg) for name in names) else f"container {', '.join(names)}: {msg}"
+            for msg, names in _group(self._failures.values())
         ]
+        # These texts hold a container's own words, which may be anybody's name.
+        return failed + [f"container {', '.join(names)}: {msg}" for msg, names in _group(self._blemishes.values())]
+
+
+def _group(failures: Iterable[Failure]) -> Iterable[tuple[str, list[str]]]:
+    """Each text of FAILURES, with the names of the containers that it is said of."""
+    names: dict[str, list[str]] = {}
+    for one in failures:
+        names.setdefault(one.msg, []).append(one.container)
+    return names.items()
 
 
 def _tell(error: Exception) -> str:

@@ -24,7 +24,9 @@ except ImportError:
 
 def check_jmespath() -> Feature:
     """Whether the library is there that queries need."""
-    return Feature("jmespath", not JMESPATH_IMPORT_ERROR, (JMESPATH_IMPORT_ERROR and "install python3-jmespath") or "")
+    if not JMESPATH_IMPORT_ERROR:
+        return Feature("jmespath", True, "")
+    return Feature("jmespath", False, "install python3-jmespath", "containers cannot be selected by query")
 
 
 def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]]) -> Callable[[Container], bool]:

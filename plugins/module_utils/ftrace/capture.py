@@ -177,6 +177,7 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict
         earlier_syscalls=record.get("earlier_syscalls", []),
         limits=record.get("limits", {}),
         followed=record.get("followed"),
+        has_run=bool(first_tasks or tasks),
         tracing=is_tracing,
         stopped=record.get("stopped"),
     )

@@ -69,6 +69,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs impo
     InstanceGone,
     TraceError,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 NAME_PREFIX = "crashcart-"
 _MAX_EARLIER = 50
@@ -453,6 +454,7 @@ def _ensure_one(
         present = read_settings(one.instance, wanted) if one.instance.exists() else None
         is_on = present is not None and one.instance.is_tracing()
         kept = keeping.describe_order(one.instance.name)
+        end = keeping.find_end(one.instance.name)
         before = {"state": "started" if is_on else "stopped", **vars(present), "limits": kept} if present else None
         after = {"state": "started", **vars(wanted), "limits": keeping.describe_limits(limits, group)}
         followed = _find_followed(one.instance, target, wish.settings, following)
@@ -480,8 +482,15 @@ def _ensure_one(
         if present is None and not check_mode:
             begun.callback(_undo, one, undo.pop_all())
             started.made.append(one)
-        started.before[container.name] = before
-        started.after[container.name] = after
+        started.before[container.name] = before and _tell_end(before, end)
+        planned = None if limits.ttl_s is None else time.time() + limits.ttl_s
+        end = planned if check_mode else keeping.find_end(one.instance.name)
+        started.after[container.name] = _tell_end(after, end)
+
+
+def _tell_end(described: dict[str, Any], expires: float | None) -> dict[str, Any]:
+    """What is DESCRIBED for a diff, with when it EXPIRES, which is no difference by itself."""
+    return {**described, "expires_at": None if expires is None else format_time(expires)}
 
 
 def _undo(one: TraceInstance, undo: ExitStack) -> None:

@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container, describe_host
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder_client import Change
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 _STOP_ON_FREE = "options/disable_on_free"
 
@@ -36,6 +37,12 @@ def describe_order(name: str) -> dict[str, Any]:
     """Return how instance NAME is looked after, for a diff; empty when nobody does, or when it is only watched any more."""
     order = find_order(name)
     return describe_limits(order.limits, order.group) if order and not order.ended else {}
+
+
+def find_end(name: str) -> float | None:
+    """When the trace in instance NAME ends by its ttl, in seconds since the epoch by the host's clock; None where it does not."""
+    order = find_order(name)
+    return None if order is None else order.expires
 
 
 def describe_limits(limits: Limits, group: str) -> dict[str, Any]:
@@ -150,13 +157,12 @@ def forget(instance: Instance) -> None:
 
 def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, Any]:
     """What modules return of INSTANCE, or of what is left where it IS_GONE, beside its settings."""
-    order = orders.read_order(instance.name)
+    expires = find_end(instance.name)
     found = recordings.list_recordings(instance.name)
     record = {} if is_gone else records.read_record(instance)
     stopped = record.get("stopped")
     if stopped is None and found and (is_gone or not instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
-    expires = order.expires if order is not None and orders.is_taken(instance.name) else None
     begun, ended = _find_history(record, found)
     is_on = not is_gone and instance.is_tracing()
     return {
@@ -168,6 +174,7 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
         "followed": record.get("followed"),
         "discarded": records.read_discarded(record).events,
         "expires": expires,
+        "expires_at": None if expires is None else format_time(expires),
         "recordings": [one.as_result() for one in found],
     }
 
@@ -196,6 +203,7 @@ def list_watched() -> list[dict[str, Any]]:
             "container": one.container.name,
             "mode": "record" if one.run else "ring",
             "expires": one.expires,
+            "expires_at": None if one.expires is None else format_time(one.expires),
         }
         for one in orders.list_orders()
     ]

@@ -71,6 +71,7 @@ class Manifest:
     START, CHANGED and END are readings of the trace clock beside real time, None where nobody has read it. From CHANGED on the capture has all
     events that were asked for: before that others may have been, or they are in an earlier capture.
     SPECIFICATION is what was asked for, EARLIER_SYSCALLS what was before it, LIMITS what bounded it, FOLLOWED who was followed.
+    HAS_RUN says whether the container was seen to run, when the trace began, or when it was fetched or ended.
     TRACING says whether the trace goes on, STOPPED why it has ended by itself.
     """
 
@@ -88,6 +89,7 @@ class Manifest:
     earlier_syscalls: list[Any]
     limits: dict[str, Any]
     followed: dict[str, Any] | None
+    has_run: bool
     tracing: bool
     stopped: str | None
     fetched: float = field(default_factory=time.time)
@@ -108,6 +110,7 @@ class Manifest:
             "earlier_syscalls": self.earlier_syscalls,
             "limits": self.limits,
             "followed": self.followed,
+            "has_run": self.has_run,
             "tracing": self.tracing,
             "stopped": self.stopped,
             "buffer_kb": self.buffer_kb,

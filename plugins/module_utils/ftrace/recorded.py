@@ -151,6 +151,7 @@ def _copy(
         earlier_syscalls=record.get("earlier_syscalls", []),
         limits=about["limits"],
         followed=record.get("followed"),
+        has_run=bool(first_tasks or tasks),
         tracing=end is None,
         stopped=last["why"] if last else None,
     )

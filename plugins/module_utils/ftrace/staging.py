@@ -59,6 +59,10 @@ class Staged:
         """When it was drained, in nanoseconds of real time."""
         return int(self.name.rpartition(".")[2])
 
+    def as_result(self) -> dict[str, Any]:
+        """What modules return of it."""
+        return {"instance": self.instance, "state": self.state, "size": self.size, "drained": self.stamp_ns / 1e9}
+
 
 @contextmanager
 def hold_folder() -> Iterator[None]:

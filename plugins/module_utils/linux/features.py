@@ -24,13 +24,43 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts impor
 _MIN_KERNEL = (5, 8)
 
 
+_NO_IMAGES = "images of this format can be neither attached nor used by crashcart_exec: load the module, or build them with another format"
+_NO_TRACES = "nothing can be traced, attached tools and crashcart_exec work all the same"
+# What a host without it cannot do, and what to do instead; nothing of the collection needs those that do not stand here.
+_CONSEQUENCES = {
+    "kernel": "crashcart_exec and the connection do not work: use crashcart_attach, which works by method mknod, or a newer kernel",
+    "mount_api": "nothing can be run by crashcart_exec, and crashcart_attach works by method mknod only, with privileges",
+    "squashfs": _NO_IMAGES,
+    "erofs": _NO_IMAGES,
+    "ext4": _NO_IMAGES,
+    "loop": "images can be neither attached nor used by crashcart_exec",
+    "cgroups": "the processes of containers are not known, so nothing can be attached to them, run in them or traced: mount cgroup2",
+    "tracefs": _NO_TRACES,
+    "trace_instances": _NO_TRACES,
+    "syscall_events": "system calls cannot be traced: trace events or functions",
+    "event_fork": _NO_TRACES,
+    "kprobes": "probes of the kernel's functions cannot be traced: trace its events, or probes of programs",
+    "eprobes": "probes of events cannot be traced, and paths of system calls are recorded in another way, which costs more",
+    "uprobes": "probes of programs cannot be traced: trace events",
+    "function_graph": "tracer=function_graph fails: use tracer=function, or events",
+    "function": "tracer=function and tracer=function_graph fail: trace events",
+    "syscall_names": "system calls cannot be chosen by name",
+}
+
+
 @dataclass(frozen=True)
 class Feature:
-    """Something the collection needs: REASON says why it is not there, and what to do."""
+    """Something the collection can use: REASON says why it is not there and what to do, CONSEQUENCE what a host without it cannot do."""
 
     name: str
     ok: bool
     reason: str
+    consequence: str = ""
+
+
+def make_missing(name: str, reason: str) -> Feature:
+    """The feature NAME of a host that lacks it for REASON."""
+    return Feature(name, False, reason, _CONSEQUENCES.get(name, ""))
 
 
 def list_features() -> list[Feature]:
@@ -52,14 +82,13 @@ def parse_release(release: str) -> tuple[int, ...]:
 
 
 def _feature(name: str, ok: bool, reason: str) -> Feature:
-    return Feature(name, ok, "" if ok else reason)
+    return Feature(name, True, "") if ok else make_missing(name, reason)
 
 
 def _check_kernel() -> Feature:
     release = os.uname().release
     wanted = ".".join(map(str, _MIN_KERNEL))
-    reason = f"Linux {release} is older than {wanted}: crashcart_attach works by method mknod, crashcart_exec and the connection do not"
-    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, reason)
+    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, f"Linux {release} is older than {wanted}")
 
 
 def _check_mount_api() -> Feature:
@@ -70,7 +99,7 @@ def _check_mount_api() -> Feature:
             errno.ENOSYS: "the kernel has no fsopen (Linux 5.2)",
             errno.EPERM: "it needs CAP_SYS_ADMIN: use become",
         }
-        return Feature("mount_api", False, reasons.get(error.errno or 0, str(error.strerror)))
+        return make_missing("mount_api", reasons.get(error.errno or 0, str(error.strerror)))
     return Feature("mount_api", True, "")
 
 
@@ -82,8 +111,8 @@ def check_filesystem(name: str) -> Feature:
     # An unprivileged login's PATH may lack it.
     modprobe = shutil.which("modprobe", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
     if modprobe is None:
-        return Feature(
-            name, False, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})"
+        return make_missing(
+            name, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})"
         )
     done = subprocess.run([modprobe, "--dry-run", "--quiet", name], check=False)
     return _feature(name, done.returncode == 0, f"the kernel has no module for it (CONFIG_{name.upper()})")
@@ -106,12 +135,12 @@ def list_trace_features() -> list[Feature]:
     try:
         root = tracefs.find_tracefs()
     except tracefs.TraceError as error:
-        return [Feature("tracefs", False, str(error))]
+        return [make_missing("tracefs", str(error))]
     if not os.access(root, os.R_OK | os.X_OK):
-        return [Feature("tracefs", False, f"{root} needs root: use become")]
+        return [make_missing("tracefs", f"{root} needs root: use become")]
     refusal = _try_to_read(os.path.join(root, "available_tracers"))
     if refusal:
-        return [Feature("tracefs", False, refusal)]
+        return [make_missing("tracefs", refusal)]
     needed = {
         "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
@@ -134,7 +163,7 @@ def list_trace_features() -> list[Feature]:
         if os.path.exists(functions)
         else "the kernel cannot trace its functions (CONFIG_FUNCTION_TRACER, CONFIG_DYNAMIC_FTRACE)"
     )
-    return [Feature("tracefs", True, ""), *checks, Feature("function", not reason, reason)]
+    return [Feature("tracefs", True, ""), *checks, _feature("function", not reason, reason)]
 
 
 def _try_to_read(path: str) -> str:
@@ -164,5 +193,5 @@ def _check_syscall_names() -> Feature:
     try:
         syscall_names.find_number("read")
     except FleetError as error:
-        return Feature("syscall_names", False, str(error))
+        return make_missing("syscall_names", str(error))
     return Feature("syscall_names", True, "")

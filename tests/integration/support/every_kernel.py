@@ -208,16 +208,16 @@ def check_triggers(machine: Machine, worker: str, folder: Path) -> None:
     event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff:1", "enable_event:sched:sched_switch"]}
     machine.call("ftrace_instance", containers=[worker], events=[event])
     machine.run(f"{remove}; rmdir /nonesuch || true")
-    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    (info,) = machine.call("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert (info["state"], "sched:sched_switch" in info["events"]) == ("started", False)
     machine.run(f"docker exec {worker} {remove}")
-    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    (info,) = machine.call("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert (info["state"], "sched:sched_switch" in info["events"]) == ("stopped", True)
     # That it stopped the trace is a difference, what it switched and that it has run down is none; started anew, it counts anew.
     assert machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
     assert not machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
     machine.run(f"docker exec {worker} {remove}")
-    (info,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    (info,) = machine.call("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert info["state"] == "stopped"
     offered = machine.run(f"cat {host.TRACEFS}/events/sched/sched_waking/trigger")
     hist = {"name": "sched:sched_waking", "triggers": ["hist:keys=pid"]}
@@ -376,7 +376,7 @@ def read_texts_by_trace_cmd(path: str, event: str, name: str) -> list[tuple[int,
 def check_probes(machine: Machine, worker: str, folder: Path) -> None:
     """Every type of probe that the kernel has sees each call once, and a type that it lacks is refused with the kernel's option."""
     machine.call("ftrace_instance", containers=[worker], state="absent")
-    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
     wanted = []
     for probe in ({"name": f"my_{one['type']}", **one} for one in PROBES):
         kind = probe["type"].replace("ret", "")
@@ -419,7 +419,7 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
     bad = {**wanted[0], "filter": "nonesuch == 1"}
     assert re.search("Field not found in .*nonesuch ?<here> ?== 1", refuse(machine, containers=[worker], probes=[bad]))
     assert list_probes(machine) == before
-    (left,) = machine.call("ftrace_info", containers=[worker])["instances"]
+    (left,) = machine.call("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert sorted(left["probes"]) == names
     machine.call("ftrace_instance", containers=[worker], state="absent")
     assert list_probes(machine) == ""
@@ -452,7 +452,7 @@ def check_paths(machine: Machine, worker: str, folder: Path) -> None:
 
 def find_ways_to_paths(machine: Machine) -> dict[str, bool]:
     """Which ways to paths the kernel has, the best first."""
-    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
     opening = machine.run(f"cat {host.TRACEFS}/events/syscalls/sys_enter_openat/format")
     return {
         "event": "__data_loc char[] __filename_val" in opening,
@@ -509,7 +509,7 @@ def check_paths_of_workload(machine: Machine, worker: str, folder: Path, plan: d
 
 def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) -> None:
     """A feature is there if and only if the kernel has it, and the reason names the kernel's option."""
-    features = {one["name"]: one for one in machine.call("crashcart_info")["host"]["features"]}
+    features = {one["name"]: one for one in machine.call("crashcart_info", gather=["features"])["features"]}
     tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
     there = machine.run(
         f"grep -o -m1 eprobe_dyn_event_create /proc/kallsyms; cd {host.TRACEFS}; "
@@ -525,7 +525,7 @@ def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) 
     ):
         assert features[name]["ok"] == is_there, name
         assert (option in features[name]["reason"]) == (not is_there), name
-    of_traces = {one["name"]: one for one in machine.call("ftrace_info")["features"]}
+    of_traces = {one["name"]: one for one in machine.call("ftrace_info", gather=["features"])["features"]}
     assert of_traces == {**of_traces, **{name: one for name, one in features.items() if name in of_traces}}
     can_be_read = machine.run(f"head -c 1 {host.TRACEFS}/available_filter_functions || true") != ""
     assert of_traces["function"]["ok"] == can_be_read
@@ -537,7 +537,7 @@ def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) 
 
 def check_starts(machine: Machine, worker: str, folder: Path) -> None:
     """Starts of a container are in a trace that awaits them, from the first program on: also of one that does not run when it is set."""
-    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info")["features"]}
+    features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
     has_paths = features["eprobes"] or features["kprobes"]  # those of its C library do not follow a start
     machine.run(f"docker stop -t 0 {worker}")
     wish = {"containers": [worker], "profile": "startup", "buffer_size": "4MiB", "paths": has_paths}

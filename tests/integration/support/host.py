@@ -78,6 +78,16 @@ def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False,
         return parse_result(*(_read(file) for file in (stdout, stderr)))
 
 
+def execute(**arguments: Any) -> list[dict[str, Any]]:
+    """The results of crashcart_exec, whatever the exit codes are; raises ModuleFailed where the command could not be run."""
+    try:
+        return list(call_module("crashcart_exec", **arguments)["results"])
+    except ModuleFailed as failed:
+        if failed.result.get("failed_containers") != [] or not any(one["rc"] for one in failed.result["results"]):
+            raise
+        return list(failed.result["results"])
+
+
 def _read(file: Any) -> str:
     file.seek(0)
     return str(file.read())
@@ -167,12 +177,12 @@ def clean_up() -> None:
     """Take everything of ours off this host by its modules, as the role does in several times the time."""
     call_module("crashcart_attach", state="detached", busy="lazy")
     call_module("ftrace_instance", state="absent")
-    info = call_module("crashcart_info")
+    info = call_module("crashcart_info", gather=["images"])
     for image in info["images"]:
         call_module("crashcart_image", name=image["name"], state="absent", force=True)
     for folder in ("/var/lib/crashcart", "/run/crashcart"):
         shutil.rmtree(folder, ignore_errors=True)
-    wait_until(lambda: not any(call_module("crashcart_info")["census"].values()))
+    wait_until(lambda: not any(call_module("crashcart_info", gather=["census"])["census"].values()))
 
 
 def wait_until(condition: Any, timeout_s: float = 10.0) -> Any:

@@ -14,7 +14,7 @@ from support import host
 def execute(name: str, *argv: str, **options: Any) -> str:
     """Return what a command in container NAME wrote to its standard output."""
     wish = {"containers": [name], "argv": list(argv), "timeout": "60s", **options}
-    return str(host.call_module("crashcart_exec", **wish)["results"][0]["stdout"])
+    return str(host.execute(**wish)[0]["stdout"])
 
 
 def check_tools(name: str, *, capturer: str | None = None, **options: Any) -> None:

@@ -25,9 +25,7 @@ def run_in(container):
     def run(path, *argv, kind="static", **options):
         images.install(path, "built")
         name = container(kind)
-        return host.call_module("crashcart_exec", containers=[name], argv=list(argv), image="built", **options)[
-            "results"
-        ][0]
+        return host.execute(containers=[name], argv=list(argv), image="built", **options)[0]
 
     yield run
     host.wait_until(lambda: not host.list_loop_devices())
@@ -138,7 +136,7 @@ def test_a_container_image_becomes_a_tool_image(tmp_path, run_in):
     assert "OpenSSL" in result["stdout"], result
     again = {"docker_image": f"{IMAGES}/python", "format": "ext4"}
     assert not host.call_module("crashcart_build", dest=str(tmp_path / "image"), **again)["changed"]
-    assert image["arch"] == host.call_module("crashcart_info")["host"]["arch"]
+    assert image["arch"] == host.call_module("crashcart_info", gather=["host"])["host"]["arch"]
     with pytest.raises(host.ModuleFailed, match="has no image 'nonesuch'"):
         build(tmp_path / "other", docker_image="nonesuch")
 

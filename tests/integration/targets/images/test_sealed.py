@@ -73,7 +73,7 @@ def test_tools_that_crashcart_exec_runs_spring_none(trapped, rights):
     traps.lay_libraries(trapped)
     script = traps.make_script(TOOLS) + SCRIPTS_TOO
     options = {"containers": [trapped], "argv": ["bash", "-c", script], "timeout": "110s", "rights": rights}
-    result = host.call_module("crashcart_exec", **options)["results"][0]
+    result = host.execute(**options)[0]
     assert traps.list_sprung(trapped) == {}, result
     check_answers(result["stdout"])
 
@@ -124,7 +124,7 @@ def test_what_is_led_into_the_image_works(container, way):
     name = container("busybox")
     if way == "crashcart_exec":
         options = {"containers": [name], "argv": ["bash", "-c", WORK]}
-        text = host.call_module("crashcart_exec", **options)["results"][0]["stdout"]
+        text = host.execute(**options)[0]["stdout"]
     else:
         host.call_module("crashcart_attach", containers=[name])
         path = "PATH=/dev/crashcart/bin"
@@ -147,7 +147,7 @@ def test_what_is_led_into_the_image_works(container, way):
     ids=lambda argv: argv[0],
 )
 def test_programs_that_ask_for_a_shell_start_the_images(container, argv):
-    result = host.call_module("crashcart_exec", containers=[container()], argv=argv)["results"][0]
+    result = host.execute(containers=[container()], argv=argv)[0]
     assert result["stdout"].strip() == "/dev/crashcart/bin/bash", result
 
 
@@ -186,8 +186,7 @@ def test_musl_looks_for_libraries_in_the_image_only(container, tmp_path):
     assert set(traps.list_sprung(name)) == {"musl"}
     tool = ["/dev/crashcart/bin/load", "libtrap.so"]
     for rights in RIGHTS:
-        result = host.call_module("crashcart_exec", containers=[name], image="built", argv=tool, rights=rights)
-        assert result["results"][0]["stdout"] == "not found\n"
+        assert host.execute(containers=[name], image="built", argv=tool, rights=rights)[0]["stdout"] == "not found\n"
     host.call_module("crashcart_attach", containers=[name], image="built")
     assert host.docker("exec", name, *tool) == "not found"
     assert traps.list_sprung(name) == {}
@@ -254,7 +253,7 @@ def test_an_image_by_somebody_else_is_not_sealed_and_gets_the_hosts_rights_from_
     images.install(tmp_path / "image", "foreign")
     command = {"containers": [container()], "image": "foreign", "argv": ["busybox", "true"]}
     for rights in ("container", "tools"):
-        assert host.call_module("crashcart_exec", **command, rights=rights)["results"][0]["rc"] == 0
+        assert host.execute(**command, rights=rights)[0]["rc"] == 0
     with pytest.raises(host.ModuleFailed, match="rights=host.*`unsealed`.*rights=tools.*trust_container=true"):
         host.call_module("crashcart_exec", **command, rights="host")
     done = host.call_module("crashcart_exec", **command, rights="host", trust_container=True)

@@ -64,7 +64,7 @@ echo $count programs
 
 
 def execute(name, *argv, **options):
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+    return host.execute(containers=[name], argv=list(argv), **options)[0]
 
 
 @pytest.fixture(scope="module")

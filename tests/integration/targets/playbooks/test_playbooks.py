@@ -123,6 +123,34 @@ def test_collect_leaves_the_trace_running(container, where, tmp_path):
         assert len(json.load(file)["captures"]) == 2
 
 
+def test_defaults_of_options_that_not_all_modules_have(container, tmp_path):
+    """By the groups that are for them."""
+    name = container(*LOOP)
+    calls = {
+        "crashcart_info": {},
+        "crashcart_attach": {},
+        "crashcart_exec": {"argv": ["true"]},
+        "ftrace_instance": {},
+        "ftrace_info": {},
+        "ftrace_fetch": {"dest": str(tmp_path / "traces")},
+        "crashcart_image": {"name": "nonesuch", "state": "absent"},
+        "ftrace_report": {"src": str(tmp_path / "traces"), "dest": str(tmp_path / "report")},
+    }
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "module_defaults": {
+            "group/crashcart.fleet.containers": {"containers": [name], "docker_host": ENGINE},
+            "group/crashcart.fleet.images": {"image": "default"},
+        },
+        "tasks": [{f"crashcart.fleet.{module}": arguments} for module, arguments in calls.items()],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = host.run("ansible-playbook", str(tmp_path / "play.yml"), check=False)
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["captures"][0]["container"] == name
+
+
 def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
     name = container("static")
     for login, word in (("as_root", "docker"), ("as_user", "sudo docker")):
@@ -130,6 +158,7 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
         result = host.ad_hoc(login, "crashcart_attach", {"containers": [name], "docker_host": ENGINE}, "-b", *inventory)
         line = result["attachments"][0]["shell"]
         assert line.startswith("ssh -t")
+        assert result["lines"] == [f"{name}: {line}"]
         assert word in line
         done = subprocess.run(
             ["script", "-qec", line, "/dev/null"],
@@ -150,7 +179,7 @@ def test_tools_with_an_end_go_after_the_login_has_gone(container, ssh_hosts, pip
     assert host.ad_hoc("as_user", "crashcart_attach", arguments, *options)["changed"]
     assert "/dev/crashcart" in host.read_container_mounts(name)
     host.wait_until(lambda: "/dev/crashcart" not in host.read_container_mounts(name))
-    host.wait_until(lambda: not host.call_module("crashcart_info")["census"]["watchdogs"])
+    host.wait_until(lambda: not host.call_module("crashcart_info", gather=["census"])["census"]["watchdogs"])
 
 
 def test_without_become_an_unprivileged_login_is_told_what_is_missing(container, ssh_hosts):
@@ -216,7 +245,7 @@ def test_cleanup_takes_everything_and_install_brings_it_back(container):
     host.playbook("cleanup", "--check")
     assert host.read_host_state() == state
     host.playbook("cleanup")
-    census = host.call_module("crashcart_info")["census"]
+    census = host.call_module("crashcart_info", gather=["census"])["census"]
     assert not any(census.values()), census
     assert not os.path.exists("/var/lib/crashcart")
     assert not os.path.exists("/run/crashcart")
@@ -242,11 +271,11 @@ def test_cleanup_fails_and_names_what_is_left(container):
 
 
 def test_facts_of_the_install_role():
-    info = host.call_module("crashcart_info")
+    info = host.call_module("crashcart_info", gather=["host", "features"])
     assert info["host"]["kernel"] == os.uname().release
     assert info["host"]["tracefs"] == host.TRACEFS
-    assert all(feature["ok"] or feature["reason"] for feature in info["host"]["features"])
-    assert {feature["name"] for feature in info["host"]["features"]} >= {
+    assert all(feature["ok"] or feature["reason"] for feature in info["features"])
+    assert {feature["name"] for feature in info["features"]} >= {
         "kernel",
         "mount_api",
         "loop",
@@ -255,11 +284,23 @@ def test_facts_of_the_install_role():
     }
 
 
+def test_without_become_info_is_not_green_and_says_what_it_needs(ssh_hosts):
+    done = host.run("ansible", "as_user", "-i", str(ssh_hosts), "-m", "crashcart.fleet.crashcart_info", check=False)
+    assert done.returncode != 0
+    assert "add become=true, or -b" in " ".join(done.stderr.split())
+    result = json.loads(done.stdout.partition("=> ")[2])
+    assert result["msg"].startswith("no runtime of this host says what containers it has: ")
+    assert result["summary"][0].startswith("host: Linux ")
+
+
 @pytest.mark.parametrize("login", ["as_user"])
 def test_a_push_over_ssh(ssh_hosts, login):
     source = host.DEFAULT_IMAGE
     options = ("-b", "-i", str(ssh_hosts))
-    first = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
+    call = ("-m", "crashcart.fleet.crashcart_image", "-a", json.dumps({"src": source, "name": "pushed"}))
+    told, _arrow, text = host.run("ansible", login, *call, *options).stdout.partition("=> ")
+    assert re.match(rf"crashcart_image: pushing image pushed to {login} \(\d+\.\d MiB\)\n", told)
+    first = json.loads(text)
     second = host.ad_hoc(login, "crashcart_image", {"src": source, "name": "pushed"}, *options)
     assert (first["changed"], second["changed"]) == (True, False)
     assert host.run("sha256sum", first["image"]["path"]).stdout.split()[0] == first["image"]["digest"]

@@ -93,7 +93,7 @@ def read_mounts(pid):
 @pytest.mark.parametrize("kind", KINDS)
 def test_exec_without_attach(others, kind):
     name = others[kind]
-    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["cat", "/proc/1/cmdline"])["results"]
+    (result,) = host.execute(containers=[name], argv=["cat", "/proc/1/cmdline"])
     assert result["container"] == name
     assert "sleep\x00100000" in result["stdout"]
 
@@ -110,7 +110,7 @@ def test_the_tools_work_where_the_containers_root_is_nobody_on_the_host():
 
 
 def test_all_are_listed_with_their_runtimes(others):
-    listed = {one["name"]: one for one in host.call_module("crashcart_info")["containers"]}
+    listed = {one["name"]: one for one in host.call_module("crashcart_info", gather=["containers"])["containers"]}
     assert {name: listed[name]["runtime"] for name in others.values() if name in listed} == {
         "cc-runc": "runc",
         "shop/api-7d9f/app": "containerd",
@@ -121,7 +121,7 @@ def test_all_are_listed_with_their_runtimes(others):
 
 
 def test_one_call_for_several_runtimes(others):
-    results = host.call_module("crashcart_exec", containers=["cc-*", "shop/*"], argv=["true"])["results"]
+    results = host.execute(containers=["cc-*", "shop/*"], argv=["true"])
     assert {one["container"] for one in results} == {"cc-runc", "cc-ctr", "cc-podman", "cc-twice", "shop/api-7d9f/app"}
     assert [one["container"] for one in results].count("cc-twice") == 2
 
@@ -132,7 +132,7 @@ def test_a_name_in_two_runtimes_is_ambiguous(others):
     ):
         host.call_module("crashcart_exec", containers=["cc-twice"], argv=["true"])
     for runtime in ("docker", "podman"):
-        (result,) = host.call_module("crashcart_exec", containers=[f"{runtime}:cc-twice"], argv=["true"])["results"]
+        (result,) = host.execute(containers=[f"{runtime}:cc-twice"], argv=["true"])
         assert result["rc"] == 0
 
 
@@ -193,10 +193,10 @@ def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypat
 
 def test_labels_and_queries_reach_annotations(others):
     chosen = {"labels": {"io.kubernetes.cri.sandbox-name": "api-7d9f"}}
-    (result,) = host.call_module("crashcart_exec", **chosen, argv=["true"])["results"]
+    (result,) = host.execute(**chosen, argv=["true"])
     assert result["container"] == "shop/api-7d9f/app"
     query = "Annotations.\"io.kubernetes.cri.container-name\" == 'app'"
-    (result,) = host.call_module("crashcart_exec", query=query, argv=["true"])["results"]
+    (result,) = host.execute(query=query, argv=["true"])
     assert result["container"] == "shop/api-7d9f/app"
 
 
@@ -245,7 +245,7 @@ def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, n
             *engine, "exec", name, "/bin/sh", "-c", "/bin/sleep 1; /bin/busybox rmdir /nonesuch", check=False
         )
         assert "nonesuch" in done.stderr, done
-        host.call_module("crashcart_exec", containers=[name], argv=["bash", "-c", "sleep 0.5; mkdir /proc/nonesuch"])
+        host.execute(containers=[name], argv=["bash", "-c", "sleep 0.5; mkdir /proc/nonesuch"])
         (capture,) = host.ad_hoc("localhost", "ftrace_fetch", {"containers": [name], "dest": str(tmp_path)})["captures"]
         assert capture["manifest"]["followed"] == instance["followed"]
         (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
@@ -254,4 +254,4 @@ def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, n
         assert "mkdir" not in calls  # a tool of ours
     finally:
         assert host.call_module("ftrace_instance", state="absent")["changed"]
-    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)

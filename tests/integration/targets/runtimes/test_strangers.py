@@ -58,7 +58,7 @@ def list_warnings(result):
 
 def look():
     """What crashcart_info returns, with the texts of its warnings."""
-    result = host.call_module("crashcart_info")
+    result = host.call_module("crashcart_info", gather=["all"])
     return {**result, "warnings": list_warnings(result)}
 
 
@@ -142,9 +142,11 @@ def test_a_trace_of_roots_that_has_outlived_its_container_is_not_taken_over(user
         with user.unshare("--mount", "--uts") as own:
             user.write_state(name, own)
             user.write_state(identity, own)
-            (one,) = host.call_module("ftrace_info", containers=[name])["instances"]
+            (one,) = host.call_module("ftrace_info", gather=["instances"], containers=[name])["instances"]
             assert (one["container"], one["id"]) == (name, identity)
-            assert host.call_module("ftrace_info", containers=[f"{user.uid}/*"])["instances"] == []
+            assert (
+                host.call_module("ftrace_info", gather=["instances"], containers=[f"{user.uid}/*"])["instances"] == []
+            )
     finally:
         host.call_module("ftrace_instance", state="absent")
 
@@ -435,7 +437,11 @@ os.execvp("sleep", ["sleep", "100000"])
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("crashcart_info", {}), ("crashcart_attach", {"state": "detached"}), ("ftrace_instance", {"state": "absent"})],
+    [
+        ("crashcart_info", {"gather": ["all"]}),
+        ("crashcart_attach", {"state": "detached"}),
+        ("ftrace_instance", {"state": "absent"}),
+    ],
 )
 def test_however_much_a_user_mounts_costs_15_s(user, shop, module, arguments):
     command = user.command("unshare", "-Urm", "/usr/bin/python3", "-c", MOUNTS.format(user.home / "many"))

@@ -66,7 +66,7 @@ def test_more_containers_than_a_login_may_open_files_for(container):
     with open_files(48):
         assert host.call_module("crashcart_attach", containers=names)["changed"]
         limit = {"argv": ["bash", "-c", "ulimit -Sn"], "rights": "host"}
-        told = host.call_module("crashcart_exec", containers=names[:2], **limit)["results"]
+        told = host.execute(containers=names[:2], **limit)
         assert [one["stdout"] for one in told] == ["48\n"] * 2  # a command does not have more than it would without us
         assert host.call_module("crashcart_attach", containers=names, state="detached")["changed"]
 
@@ -78,7 +78,7 @@ def test_descriptors_above_those_that_select_takes(container):
         serving.attach([found])
         assert len(attachments.list_attachments([found])[0]) == 1
         serving.detach([found])
-    assert host.call_module("crashcart_info", containers=[name])["attachments"] == []
+    assert host.call_module("crashcart_info", gather=["attachments"], containers=[name])["attachments"] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

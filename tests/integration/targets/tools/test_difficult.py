@@ -25,14 +25,14 @@ def check(name, *, ask=("docker", "exec")):
     assert host.call_module("crashcart_attach", containers=[name])["changed"]
     if ask:
         assert host.run(*ask, name, BASH, *ASK).stdout == "42\n"
-    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK], rights="host")["results"]
+    (result,) = host.execute(containers=[name], argv=["bash", *ASK], rights="host")
     assert (result["rc"], result["stdout"]) == (0, "42\n")
     assert host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
     if before is not None:
         assert host.read_container_mounts(name) == before
         assert not os.path.lexists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
     host.wait_until(lambda: not host.list_loop_devices())
-    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK], rights="host")["results"]
+    (result,) = host.execute(containers=[name], argv=["bash", *ASK], rights="host")
     assert (result["rc"], result["stdout"]) == (0, "42\n")
 
 
@@ -59,7 +59,7 @@ def test_a_command_in_the_pid_namespace_of_the_host_ends_alone(container):
     name = container("busybox", options=("--network", "none", "--pid", "host"))
     with host.start("sleep", "4321") as stranger:
         argv = ["bash", "-c", "setsid sleep 4322 >/dev/null 2>&1 & exit 3"]
-        (result,) = host.call_module("crashcart_exec", containers=[name], argv=argv, rights="host")["results"]
+        (result,) = host.execute(containers=[name], argv=argv, rights="host")
         assert result["rc"] == 3
         assert stranger.poll() is None
         assert host.run("pgrep", "-xf", "sleep 4322", check=False).stdout == ""
@@ -100,7 +100,7 @@ def test_a_mount_of_somebody_else_in_the_way(container):
         else:
             assert not host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
         assert host.read_container_mounts(name) == before
-    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK], rights="host")["results"]
+    (result,) = host.execute(containers=[name], argv=["bash", *ASK], rights="host")
     assert result["stdout"] == "42\n"
 
 
@@ -137,7 +137,7 @@ def test_a_folder_of_the_host_that_is_read_only_is_left_alone(container, check_m
     ):
         host.call_module("crashcart_attach", containers=[name], check_mode=check_mode)
     assert not os.path.lexists("/dev/crashcart")
-    (result,) = host.call_module("crashcart_exec", containers=[name], argv=["bash", *ASK], rights="host")["results"]
+    (result,) = host.execute(containers=[name], argv=["bash", *ASK], rights="host")
     assert result["stdout"] == "42\n", result
     assert not os.path.lexists("/dev/crashcart")
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -39,7 +40,7 @@ TOOLS = {
 
 def execute(name, *argv, **options):
     """The one result of a command in container NAME."""
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+    return host.execute(containers=[name], argv=list(argv), **options)[0]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -93,6 +94,43 @@ def test_exit_codes_pass_through(static, rc):
     assert execute(static, "bash", "-c", f"exit {rc}")["rc"] == rc
 
 
+def test_a_command_that_fails_fails_its_task_by_its_own_words(container):
+    good, bad = container(), container(options=("--network", "none", "--hostname", "bad"))
+    script = "echo out; if [ $(cat /proc/sys/kernel/hostname) = bad ]; then echo one >&2; printf 'two \\033[2J\\n\\n' >&2; exit 3; fi"
+    call = {"containers": [good, bad], "argv": ["bash", "-c", script]}
+    done = host.run("ansible", "localhost", "-m", "crashcart.fleet.crashcart_exec", "-a", json.dumps(call), check=False)
+    assert done.returncode != 0
+    result = json.loads(done.stdout.partition("=> ")[2])
+    assert result["msg"] == (
+        f"1 of 2 containers failed: container {bad}: the command ended with exit code 3: two \\x1b[2J; run all the same: {good}"
+    )
+    assert result["failed_containers"] == []
+    told = {one["container"]: (one["rc"], one["stdout_lines"]) for one in result["results"]}
+    assert told == {good: (0, ["out"]), bad: (3, ["out"])}
+    with pytest.raises(host.ModuleFailed, match="container .*: the command ended with exit code 1$"):
+        host.call_module("crashcart_exec", containers=[good], argv=["false"])
+
+
+def test_failed_when_decides_which_exit_codes_are_failures(container, tmp_path):
+    """By the examples of the module's documentation."""
+    name = container()
+    task = {
+        "crashcart.fleet.crashcart_exec": {"containers": name, "argv": ["bash", "-c", "exit {{ code }}"]},
+        "register": "found",
+        "failed_when": "found.results is not defined or found.results | map(attribute='rc') | difference([0, 1]) | length > 0",
+    }
+    any_code = {**task, "failed_when": "found.results is not defined or found.failed_containers | length > 0"}
+    gone = {"crashcart.fleet.crashcart_exec": {"containers": "nonesuch", "argv": ["true"]}}
+    for number, (one, code, is_green) in enumerate(
+        ((task, 1, True), (task, 2, False), (any_code, 2, True), ({**any_code, **gone}, 0, False))
+    ):
+        play = tmp_path / f"{number}.yml"
+        play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [one]}]))
+        assert (
+            host.run("ansible-playbook", str(play), "-e", f"code={code}", check=False).returncode == 0
+        ) == is_green, one
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE])
 def test_a_signal_is_128_and_its_number(static, number):
     assert execute(static, "bash", "-c", f"kill -{number.value} $$")["rc"] == 128 + number
@@ -129,9 +167,7 @@ def test_a_bare_name_is_never_a_program_of_the_container(container):
 def test_commands_run_side_by_side_in_all_containers(container):
     names = [container() for _number in range(8)]
     start = time.monotonic()
-    results = host.call_module(
-        "crashcart_exec", containers=names, argv=["bash", "-c", "sleep 2; cat /proc/sys/kernel/hostname"]
-    )["results"]
+    results = host.execute(containers=names, argv=["bash", "-c", "sleep 2; cat /proc/sys/kernel/hostname"])
     assert time.monotonic() - start < 10
     assert {one["container"] for one in results} == set(names)
     assert len({one["stdout"] for one in results}) == 8

@@ -25,7 +25,7 @@ NETWORK = ("--network", "none")
 def execute(name, *argv, **options):
     """The one result of a command in container NAME."""
     options.setdefault("rights", "host")
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+    return host.execute(containers=[name], argv=list(argv), **options)[0]
 
 
 def read_namespaces(pid):
@@ -229,9 +229,7 @@ def test_output_goes_to_files(container, tmp_path):
     names = [container() for _number in range(2)]
     folder = tmp_path / "new" / "out"
     script = "cat /proc/sys/kernel/hostname; head -c 6000000 /dev/zero; printf '\\377' >&2"
-    results = host.call_module("crashcart_exec", containers=names, argv=["bash", "-c", script], dest=str(folder))[
-        "results"
-    ]
+    results = host.execute(containers=names, argv=["bash", "-c", script], dest=str(folder))
     for result in results:
         hostname = result["id"][:12]
         path = folder / f"{result['container']}-{hostname}.stdout"
@@ -335,9 +333,11 @@ def test_secrets_stand_in_no_log_and_no_invocation(container, tmp_path):
         "argv": ["sh", "-c", "cat; echo $TOKEN 1 true; exit 1"],
         **secrets,
     }
-    (found,) = host.call_module("crashcart_exec", **arguments)["results"]
+    (found,) = host.execute(**arguments)
     assert (found["rc"], found["stdout_lines"]) == (1, ["hush-hush", "hunter2-hunter2 1 true"])
-    given = host.call_module("crashcart_exec", **arguments)["invocation"]["module_args"]
+    with pytest.raises(host.ModuleFailed) as failed:
+        host.call_module("crashcart_exec", **arguments)
+    given = failed.value.result["invocation"]["module_args"]
     assert set(given["env"]) == {"ONE", "YES", "TOKEN"}
     assert not any(secret in json.dumps(given) for secret in ("hunter2", "hush-hush"))
     with pytest.raises(host.ModuleFailed) as failed:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ from support import host, runtimes
 from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
+
+UNTIL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
 
 def attach(name, **options):
@@ -25,7 +28,7 @@ def is_attached(name):
 
 
 def find_watchdog():
-    return host.call_module("crashcart_info")["watchdog"]
+    return host.call_module("crashcart_info", gather=["watchdog"])["watchdog"]
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,10 @@ def test_more_time_and_an_end_for_what_had_none(container):
     assert not again["changed"]
     assert again["attachments"][0]["expires"] > first["attachments"][0]["expires"] + 50
     assert attach(name)["attachments"][0]["expires"] == pytest.approx(again["attachments"][0]["expires"], abs=0.1)
+    kept = attach(name, diff=True)
+    assert re.fullmatch(UNTIL, kept["attachments"][0]["expires_at"])
+    for side in ("before", "after"):
+        assert re.search(f", until {UNTIL}$", kept["diff"][side][f"{name}:/dev/crashcart"])
     time.sleep(5)
     assert is_attached(name)
 

@@ -43,7 +43,7 @@ def test_the_tools_are_there_and_no_device_is(container, method):
     assert list_devices(name) == ""
     (line,) = [one for one in host.read_container_mounts(name).splitlines() if " /dev/crashcart " in one]
     assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
-    (known,) = host.call_module("crashcart_info", containers=[name])["attachments"]
+    (known,) = host.call_module("crashcart_info", gather=["attachments"], containers=[name])["attachments"]
     assert known["method"] == method
     assert not host.call_module("crashcart_attach", containers=[name])["changed"]
     assert detach(name)
@@ -115,7 +115,7 @@ def test_a_volume_brings_the_tools_to_all_who_have_it(container, volume):
     assert attach(one, method="rslave")["method"] == "rslave"
     assert {host.docker("exec", name, *BASH) for name in (one, two)} == {"42"}
     assert not host.call_module("crashcart_attach", containers=[two], method="rslave")["changed"]
-    assert host.call_module("crashcart_exec", containers=[two], argv=["true"])["results"][0]["rc"] == 0
+    assert host.execute(containers=[two], argv=["true"])[0]["rc"] == 0
     with pytest.raises(host.ModuleFailed, match=f"{three} has no rslave volume at /dev/crashcart: start it with"):
         attach(three, method="rslave")
     assert detach(two)
@@ -130,7 +130,7 @@ def test_a_volume_that_no_container_has_any_more_is_freed_with_everything(contai
     attach(name, method="rslave")
     host.docker("kill", name)
     assert os.listdir(volume)
-    assert host.call_module("crashcart_info")["census"]["mounts"]
+    assert host.call_module("crashcart_info", gather=["census"])["census"]["mounts"]
     for check_mode in (True, False):
         result = host.call_module("crashcart_attach", state="detached", check_mode=check_mode, diff=True)
         assert result["changed"]
@@ -170,7 +170,7 @@ def test_an_erofs_image_needs_no_loop_device(container, erofs_image, tmp_path):
     for name in (names[0], names[2]):  # with it attached, and not
         done = host.call_module("crashcart_exec", containers=[name], image=erofs_image, argv=["true"])
         assert done["results"][0]["rc"] == 0
-    known = host.call_module("crashcart_info", containers=names)["attachments"]
+    known = host.call_module("crashcart_info", gather=["attachments"], containers=names)["attachments"]
     assert [(one["container"], one["image"], one["method"]) for one in known] == [
         (name, erofs_image, "fsmount") for name in names[1::-1]
     ]

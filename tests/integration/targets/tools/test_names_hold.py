@@ -84,7 +84,7 @@ def run_under_exchange(name, top, script, function):
 
 
 def execute(name, **options):
-    (result,) = host.call_module("crashcart_exec", containers=[name], timeout="60s", **options)["results"]
+    (result,) = host.execute(containers=[name], timeout="60s", **options)
     return result
 
 

@@ -36,15 +36,13 @@ DENIES_MKDIR = {
 
 def contained(name, *argv, **options):
     """The one result of a contained command in container NAME."""
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), rights="container", **options)[
-        "results"
-    ][0]
+    return host.execute(containers=[name], argv=list(argv), rights="container", **options)[0]
 
 
 def plain(name, *argv, **options):
     """The one result of a command with the host's capabilities."""
     options.setdefault("rights", "host")
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+    return host.execute(containers=[name], argv=list(argv), **options)[0]
 
 
 @pytest.fixture
@@ -383,9 +381,7 @@ def test_where_the_containers_memory_ends_the_tool_dies_and_not_the_workload(con
     name = container(options=(*NETWORK, "--memory", "64m"))
     first = host.find_pid(name)
     script = "x = bytearray(200 << 20); print(len(x))"
-    result = host.call_module("crashcart_exec", containers=[name], argv=["python3", "-c", script], rights=rights)[
-        "results"
-    ][0]
+    result = host.execute(containers=[name], argv=["python3", "-c", script], rights=rights)[0]
     assert (result["rc"], result["stdout"]) == (137, ""), result
     assert host.find_pid(name) == first
     _check_untouched(first)

@@ -82,7 +82,7 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         check_the_good_one_is_served(result, good, bad, "it took more than")
         assert bool(hung.requests) == takes_requests
         # Numbers need none of its files.
-        found = host.call_module("crashcart_exec", containers=pair, argv=["id", "-u"], user="5")["results"]
+        found = host.execute(containers=pair, argv=["id", "-u"], user="5")
         assert [one["stdout"] for one in found] == ["5\n", "5\n"]
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
 

@@ -37,7 +37,7 @@ CONTAINERS = {
 
 def execute(name, *argv, **options):
     """Return the one result of a command in container NAME."""
-    return host.call_module("crashcart_exec", containers=[name], argv=list(argv), **options)["results"][0]
+    return host.execute(containers=[name], argv=list(argv), **options)[0]
 
 
 def read_status(name, **options):

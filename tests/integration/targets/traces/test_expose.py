@@ -125,12 +125,12 @@ def test_a_change_of_the_wish_and_its_end(container):
 def test_removing_the_instance_takes_all_away(container):
     name = container(*LOOP)
     expose(name)
-    assert any(PATH in one for one in host.call_module("crashcart_info")["census"]["mounts"])
+    assert any(PATH in one for one in host.call_module("crashcart_info", gather=["census"])["census"]["mounts"])
     host.call_module("ftrace_instance", containers=[name], state="absent")
     assert host.list_instances() == []
     assert list_mounts(name) == []
     assert inside(name, f"ls -d {PATH}", check=False).returncode != 0
-    assert host.call_module("crashcart_info")["census"]["mounts"] == []
+    assert host.call_module("crashcart_info", gather=["census"])["census"]["mounts"] == []
 
 
 def test_what_a_killed_task_has_left_goes_with_everything(container):

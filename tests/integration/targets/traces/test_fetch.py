@@ -112,7 +112,9 @@ def test_a_controller_without_zstd_gets_the_same_events_plain(worker, tmp_path):
 def test_the_text_has_the_events_of_trace_cmd_and_who_it_was_inside(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker], syscalls=["openat", "connect"])
     run_workload(worker)
-    (capture,) = fetch(tmp_path, containers=[worker], format="text")["captures"]
+    result = fetch(tmp_path, containers=[worker], format="text")
+    (capture,) = result["captures"]
+    assert result["lines"] == [f"{worker}: {capture['path']} ({capture['manifest']['entries']} events)"]
     text = Path(capture["path"]).with_suffix(".txt").read_text().splitlines()
     assert text[0] == f"# container {worker} on localhost, clock mono, complete"
     theirs = [
@@ -217,7 +219,7 @@ def test_what_is_not_consumed_stays_for_others_until_its_instance_goes(worker, t
     for _number in range(2):
         run_workload(worker)
         first = fetch(tmp_path / "a", containers=[worker], consume=False)
-    assert host.call_module("ftrace_info")["instances"][0]["state"] == "started"
+    assert host.call_module("ftrace_info", gather=["instances"])["instances"][0]["state"] == "started"
     check_counts(tmp_path / "a", 2)
     # Another controller, or folder, sees all of it; the same one nothing twice.
     assert len(fetch(tmp_path / "b", containers=[worker], consume=False)["captures"]) >= 2
@@ -227,7 +229,7 @@ def test_what_is_not_consumed_stays_for_others_until_its_instance_goes(worker, t
     assert all(
         one["path"] is None or int(first["cursor"]) / 1e9 < one["manifest"]["fetched"] + 1 for one in later["captures"]
     )
-    told = host.call_module("ftrace_info")["captures"]
+    told = host.call_module("ftrace_info", gather=["captures"])["captures"]
     assert {one["state"] for one in told} == {"kept"}
     kept = [name for name in list_staged() if name.endswith(".kept")]
     assert len(told) == len(kept)

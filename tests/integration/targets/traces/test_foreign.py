@@ -159,7 +159,7 @@ def test_who_shows_a_container_its_trace_pipe_sees_that_it_took_events(busy, tmp
 def test_a_killed_recorder_is_a_gap_in_the_watch(busy, tmp_path, mode):
     start(busy, mode)
     host.wait_until(lambda: count(find_instance(busy)) > 100)
-    os.kill(host.call_module("crashcart_info")["recorder"]["pid"], signal.SIGKILL)
+    os.kill(host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"], signal.SIGKILL)
     captures = [one["manifest"] for one in fetch_here(tmp_path, containers=[busy])]
     reasons = [reason for manifest in captures for reason in manifest["reasons"]]
     assert any("the recorder was killed" in reason or "the recorder died" in reason for reason in reasons), reasons

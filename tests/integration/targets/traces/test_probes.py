@@ -188,7 +188,7 @@ def test_other_probes_take_the_place_of_the_first_ones(worker, tmp_path):
     before = read_probes()
     refuse(containers=[worker], probes=[OPEN], events=[{"name": "sched:sched_switch", "filter": "nonesuch == 1"}])
     assert read_probes() == before
-    (left,) = host.call_module("ftrace_info", containers=[worker])["instances"]
+    (left,) = host.call_module("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert (list(left["probes"]), left["state"]) == (["closing"], "started")
     host.call_module("ftrace_instance", containers=[worker], state="absent")
     assert "crashcart" not in read_probes()
@@ -265,7 +265,7 @@ def test_leftovers_are_found_by_anyones_next_start_and_foreign_ones_are_not(work
     write_event("uprobe_events", f"p:{foreign} /bin/true:0x1000\n")
     try:
         write_event("uprobe_events", f"p:{ours} /bin/true:0x1000\n")
-        census = host.call_module("crashcart_info")["census"]["probes"]
+        census = host.call_module("crashcart_info", gather=["census"])["census"]["probes"]
         assert any(ours in line for line in census)
         assert host.call_module("ftrace_instance", containers=[worker])["changed"]
         assert ours not in read_probes()

@@ -58,7 +58,7 @@ def nobody_left():
 
 
 def find_recorder():
-    return host.call_module("crashcart_info")["recorder"]
+    return host.call_module("crashcart_info", gather=["recorder"])["recorder"]
 
 
 def begin(name):
@@ -77,7 +77,7 @@ def run_storm(name, times=1):
 
 
 def info(name):
-    (instance,) = host.call_module("ftrace_info", containers=[name])["instances"]
+    (instance,) = host.call_module("ftrace_info", gather=["instances"], containers=[name])["instances"]
     return instance
 
 
@@ -348,7 +348,7 @@ def test_a_recording_outlives_instance_and_container(storm, tmp_path):
     Instance(host.TRACEFS, instance).remove()
     os.unlink(f"/run/crashcart/traces/{instance}.json")
     host.docker("rm", "-f", name)
-    (listed,) = host.call_module("ftrace_info")["instances"]
+    (listed,) = host.call_module("ftrace_info", gather=["instances"])["instances"]
     assert (listed["name"], listed["container"], listed["state"], listed["mode"]) == (
         instance,
         name,
@@ -360,7 +360,7 @@ def test_a_recording_outlives_instance_and_container(storm, tmp_path):
     (captured,) = report(tmp_path, tmp_path / "report")
     assert count(captured)["getppid"]["calls"] == calls
     assert {row["name"] for row in captured["processes"]} == {"python3"}
-    assert host.call_module("ftrace_info")["instances"] == []
+    assert host.call_module("ftrace_info", gather=["instances"])["instances"] == []
 
 
 def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
@@ -427,7 +427,7 @@ def test_a_killed_recorder_is_missed_by_the_next_call(storm, tmp_path):
     host.wait_until(lambda: find_recorder()["pid"] is None)
     # A flight recorder in the kernel's memory needs nobody.
     assert info(name)["state"] == "started"
-    (warning,) = host.call_module("ftrace_info")["warnings"]
+    (warning,) = host.call_module("ftrace_info", gather=["instances"])["warnings"]
     assert f"nobody watches the trace of {name} any more" in str(warning)
     fetch_here(tmp_path, containers=[name])
     os.kill(find_recorder()["pid"], signal.SIGKILL)
@@ -617,6 +617,10 @@ def test_a_container_that_was_never_started_is_awaited_beside_one_that_runs(cont
     host.docker("create", "--name", never, "--network", "none", image, "cat", "/nonesuch")
     made = host.call_module("ftrace_instance", containers=[runs, never], profile="startup")["instances"]
     assert {one["container"]: one["pids"] > 0 for one in made} == {runs: True, never: False}
+    early = host.ad_hoc("localhost", "ftrace_fetch", {"containers": [never], "dest": str(tmp_path)})
+    (line,) = early["lines"]
+    assert line.startswith(f"{never}: nothing was recorded, for it has not started since the trace awaits it: start it")
+    assert not early["changed"]
     host.docker("start", never)
     assert host.docker("wait", never) == "1"
     fetch_here(tmp_path, containers=[never])

@@ -30,7 +30,7 @@ def nothing_is_left():
     """After each test no trace, no recorder and no file of either is left."""
     yield
     host.call_module("ftrace_instance", state="absent")
-    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
     assert host.list_instances() == []
     assert not os.path.exists(STORE)
 
@@ -136,7 +136,9 @@ def test_what_comes_in_the_way_meanwhile(container, monkeypatch):
     host.docker("exec", busy, "/bin/rm", EXPOSED)
     assert list_left(busy) == []
     assert list_traced([good, busy]) == {good}
-    assert host.call_module("ftrace_info", containers=[good])["instances"][0]["recordings"][0]["recording"]
+    assert host.call_module("ftrace_info", gather=["instances"], containers=[good])["instances"][0]["recordings"][0][
+        "recording"
+    ]
 
 
 def test_a_full_disk(container):
@@ -242,7 +244,7 @@ def test_fetch(container, tmp_path):
 
 def fetchable():
     """The counters of all traces."""
-    found = host.call_module("ftrace_info")["instances"]
+    found = host.call_module("ftrace_info", gather=["instances"])["instances"]
     return [{"entries": sum(cpu["entries"] for cpu in one["cpus"])} for one in found]
 
 

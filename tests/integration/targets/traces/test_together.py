@@ -59,5 +59,5 @@ def test_operators_do_not_disturb_each_other(container):
         assert not host.call_module("ftrace_instance", containers=[name])["changed"]
     host.call_module("ftrace_instance", state="absent")
     shutil.rmtree("/var/lib/crashcart/captures")  # what nobody has brought home
-    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
     assert host.list_instances() == []

@@ -280,11 +280,11 @@ def test_info_changes_nothing_and_lists_what_there_is(worker):
     host.call_module("ftrace_instance", containers=[worker])
     before = host.read_host_state()
     for check_mode in (False, True):
-        info = host.call_module("ftrace_info", check_mode=check_mode)
+        info = host.call_module("ftrace_info", gather=["all"], check_mode=check_mode)
         assert [one["container"] for one in info["instances"]] == [worker]
         assert "sys_enter" in info["available"]["events"]["raw_syscalls"]
         assert "mono" in info["available"]["clocks"]
-        assert not host.call_module("crashcart_info", check_mode=check_mode)["changed"]
+        assert not host.call_module("crashcart_info", gather=["all"], check_mode=check_mode)["changed"]
     assert host.read_host_state() == before
 
 
@@ -387,8 +387,20 @@ def test_a_report_twice_and_in_check_mode(worker, tmp_path):
     assert host.call_module("ftrace_report", check_mode=True, **arguments)["changed"]
     assert not (tmp_path / "out").exists()
     assert host.call_module("ftrace_report", **arguments)["changed"]
-    assert not host.call_module("ftrace_report", **arguments)["changed"]
+    (path,) = map(str, (tmp_path / "in").rglob("*.dat"))
+    named = host.call_module("ftrace_report", captures=[path], dest=str(tmp_path / "one"))
+    assert [one["capture"] for one in named["summary"]["captures"]] == [os.path.basename(path)]
+    for more in ({}, {"src": str(tmp_path / "in")}):
+        none = host.call_module("ftrace_report", captures=[], dest=str(tmp_path / "none"), **more)
+        assert (none["changed"], none["files"]) == (False, {})
+        assert none["lines"] == ["No capture: there is nothing to report on."]
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(host.ModuleFailed, match="one of the following is required: src, captures"):
+        host.call_module("ftrace_report", dest=str(tmp_path / "none"))
+    again = host.call_module("ftrace_report", **arguments)
+    assert not again["changed"]
     text = (tmp_path / "out" / "summary.txt").read_text()
+    assert again["lines"] == text.splitlines()
     assert re.search(r"python3 +\d+ +connect +50 +\d+\.\d{3} +\d+\.\d +ENOENT 50", text)
 
 
@@ -438,7 +450,7 @@ def test_an_empty_selection_is_not_everything(worker, state):
     with pytest.raises(host.ModuleFailed, match="labels is empty"):
         host.call_module("crashcart_attach", labels={}, state="detached")
     assert len(host.list_instances()) == 1
-    assert host.call_module("ftrace_info")["instances"][0]["state"] == "started"
+    assert host.call_module("ftrace_info", gather=["instances"])["instances"][0]["state"] == "started"
 
 
 def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
@@ -456,7 +468,7 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
         (other,) = set(loops) - {program}
         assert program in names[name] and other not in names[name]
     host.call_module("ftrace_instance", containers=[loops["id"]], state="absent")
-    (left,) = host.call_module("ftrace_info")["instances"]
+    (left,) = host.call_module("ftrace_info", gather=["instances"])["instances"]
     assert (left["container"], left["state"]) == (loops["ls"], "started")
     time.sleep(0.5)
     (capture,) = fetch_here(tmp_path / "later", containers=[loops["ls"]])
@@ -582,16 +594,19 @@ def test_who_was_there_at_the_start_is_known_at_the_end(container, tmp_path):
 
 def test_without_tracefs_the_reason_is_said_and_the_next_step():
     """In a mount namespace of its own, so that nobody else misses it."""
-    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_version": "2.19"}})
     command = f"umount -a -t tracefs; exec {sys.executable} -m {host.COLLECTION}.plugins.modules."
     texts = {}
-    for module in ("ftrace_info", "ftrace_instance"):
+    for module, more in (("ftrace_info", {"gather": "all"}), ("ftrace_instance", {})):
+        arguments = json.dumps({"ANSIBLE_MODULE_ARGS": {"_ansible_version": "2.19", **more}})
         done = host.run("unshare", "-m", "sh", "-c", command + module, input=arguments, check=False)
         texts[module] = json.loads(done.stdout)
     assert (texts["ftrace_info"]["available"], texts["ftrace_info"]["instances"]) == (None, [])
     (feature,) = texts["ftrace_info"]["features"]
     assert (feature["name"], feature["ok"]) == ("tracefs", False)
     assert "apply the role crashcart.fleet.install" in feature["reason"]
+    assert "nothing can be traced" in feature["consequence"]
+    told = [one for one in texts["ftrace_info"]["summary"] if one.startswith("missing")]
+    assert told == [f"missing tracefs: {feature['reason']}; {feature['consequence']}"]
     assert texts["ftrace_instance"]["msg"] == feature["reason"]
 
 
@@ -694,12 +709,14 @@ def test_traces_are_found_by_the_names_of_their_containers(container, tmp_path, 
     time.sleep(0.5)
     if not engine:
         host.docker("rm", "-f", name)
-    told = host.call_module("ftrace_info", containers=[name], **engine)
+    told = host.call_module("ftrace_info", gather=["all"], containers=[name], **engine)
     assert [one["container"] for one in told["instances"]] == [name]
     assert ("warnings" in told) == bool(engine)
-    assert len(host.call_module("ftrace_info", **engine)["instances"]) == 2
+    assert len(host.call_module("ftrace_info", gather=["instances"], **engine)["instances"]) == 2
     host.call_module("ftrace_instance", containers=[name], state="stopped", **engine)
-    assert {one["container"]: one["state"] for one in host.call_module("ftrace_info")["instances"]} == {
+    assert {
+        one["container"]: one["state"] for one in host.call_module("ftrace_info", gather=["instances"])["instances"]
+    } == {
         name: "stopped",
         other: "started",
     }

@@ -61,11 +61,11 @@ def busy(container):
 def nobody_left():
     yield
     host.call_module("ftrace_instance", state="absent")
-    host.wait_until(lambda: host.call_module("crashcart_info")["recorder"]["pid"] is None)
+    host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
 
 
 def info(name):
-    (instance,) = host.call_module("ftrace_info", containers=[name])["instances"]
+    (instance,) = host.call_module("ftrace_info", gather=["instances"], containers=[name])["instances"]
     return instance
 
 
@@ -106,9 +106,9 @@ def test_what_an_older_version_has_drained_and_not_brought_home_comes_with_the_n
 def test_an_older_recorder_gives_way_where_its_traces_go_on(older, container, busy, tmp_path):
     other = container("busybox", "/bin/busybox", "sh", "-c", BUSY)
     older("ftrace_instance", containers=[busy], syscalls=SYSCALLS, ttl="10m")
-    before = host.call_module("crashcart_info")["recorder"]["pid"]
+    before = host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"]
     host.call_module("ftrace_instance", containers=[other], syscalls=SYSCALLS)
-    after = host.call_module("crashcart_info")["recorder"]
+    after = host.call_module("crashcart_info", gather=["recorder"])["recorder"]
     assert after["pid"] not in (None, before)
     assert {one["container"] for one in after["traces"]} == {busy, other}
     assert info(busy)["state"] == "started"

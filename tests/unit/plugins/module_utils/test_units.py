@@ -7,7 +7,12 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import (
+    format_bytes,
+    format_time,
+    parse_bytes,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +93,15 @@ def test_what_is_no_size_is_refused_by_the_name_of_its_option(text):
 def test_size_beyond_all_floats_is_refused():
     with pytest.raises(FleetError):
         parse_bytes("9" * 400 + "B", "buffer_size")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (60_000_000, "57.2 MiB"), (3 << 30, "3.0 GiB")],
+)
+def test_a_size_for_people(size, text):
+    assert format_bytes(size) == text
+
+
+def test_a_time_for_people_is_utc_to_the_second():
+    assert format_time(1790000000.25) == "2026-09-21T14:13:20Z"

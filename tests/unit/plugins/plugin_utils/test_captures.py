@@ -422,3 +422,36 @@ def test_what_makes_a_manifest_long_goes_into_the_trace(tmp_path):
     with open(path, "rb") as file:
         whole = report.add_tables(short, Trace(file))
     assert (whole["container"]["labels"], whole["tasks"]) == (labels, MANIFEST["tasks"])
+
+
+COMPLETE = {"container": {"name": "api"}, "complete": True, "reasons": [], "stopped": None, "entries": 7}
+
+
+@pytest.mark.parametrize(
+    ("path", "manifest", "line"),
+    [
+        ("t/api/x.dat", COMPLETE, "api: t/api/x.dat (7 events)"),
+        (None, COMPLETE, "api: nothing was recorded"),
+        (
+            "x.dat",
+            {**COMPLETE, "complete": False, "reasons": ["7 events were lost", "no room"], "stopped": "its ttl is over"},
+            "api: x.dat (7 events) (incomplete: 7 events were lost; no room) (stopped: its ttl is over)",
+        ),
+        (None, {}, "an unknown container: nothing was recorded (incomplete: nobody knows why)"),
+        (None, {**COMPLETE, "container": "x", "stopped": "a\nb\x1b[2J"}, r"(stopped: a\nb\x1b[2J)"),
+    ],
+)
+def test_a_line_for_people_whatever_a_host_says(path, manifest, line):
+    told = captures.describe(path, manifest)
+    assert line in told
+    assert told.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "has_run", "restarts", "is_told"),
+    [(None, False, True, True), (None, True, True, False), (None, False, False, False), ("x.dat", False, True, False)],
+)
+def test_of_a_container_that_was_awaited_and_never_came_that_is_said(path, has_run, restarts, is_told):
+    manifest = {**COMPLETE, "has_run": has_run, "followed": {"restarts": restarts}}
+    assert ("it has not started since the trace awaits it: start it" in captures.describe(path, manifest)) == is_told
+    assert not captures.has_never_started({**COMPLETE, "followed": {"restarts": True}})  # of an older version

@@ -50,6 +50,7 @@ def make(mode="ring", loss=None, **values):
         "earlier_syscalls": [],
         "limits": {},
         "followed": {"exec": "descent"},
+        "has_run": True,
         "tracing": False,
         "stopped": None,
     }

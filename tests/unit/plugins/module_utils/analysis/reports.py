@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 
@@ -25,7 +24,9 @@ def write(summary, dest, formats, *, check_mode=False):
 
 
 def format_summary(summary):
-    """What summary.txt holds for SUMMARY."""
-    with tempfile.TemporaryDirectory() as folder:
-        _changed, files = write(summary, folder, ["text"])
-        return Path(files["text"]).read_text(encoding="utf-8")
+    """What summary.txt holds for SUMMARY, or would, if it were written."""
+    with tempfile.TemporaryDirectory() as folder, report.ReportWriter(folder, ["text"], check_mode=False) as writer:
+        for one in summary["captures"]:
+            writer.add(one)
+        writer.finish(summary["skipped"])
+        return "".join(f"{line}\n" for line in writer.lines)

@@ -302,9 +302,26 @@ def test_no_captures(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     summary = reports.summarize(str(tmp_path))
     assert summary == {"captures": [], "skipped": []}
-    assert reports.format_summary(summary) == "No capture: nothing was recorded.\n"
+    assert reports.format_summary(summary) == "No capture: there is nothing to report on.\n"
+    for check_mode in (True, False):
+        assert reports.write(summary, str(tmp_path / "x"), ["json", "text"], check_mode=check_mode) == (False, {})
+    assert not (tmp_path / "x").exists()
     with pytest.raises(FleetError, match="there is no capture"):
         reports.summarize(str(tmp_path / "nonesuch"))
+
+
+def test_only_the_captures_that_are_named_are_summarized(tmp_path):
+    for name in ("old", "api", "db"):
+        write_capture(tmp_path / name, manifest=MANIFEST)
+    stamp = "20261121T231500.000000Z.dat"
+    paths = [str(tmp_path / name / stamp) for name in ("api", "db", "gone", "api")]
+    skipped = []
+    summary = {"captures": list(report.gen_captures(dict.fromkeys(paths), str(tmp_path), skipped)), "skipped": skipped}
+    assert [one["capture"] for one in summary["captures"]] == [f"api/{stamp}", f"db/{stamp}"]
+    assert summary["skipped"] == [
+        {"path": f"gone/{stamp}", "reason": "it is not there", "next_step": "fetch it again, or leave it out"}
+    ]
+    assert list(report.gen_captures([], str(tmp_path), [])) == []
 
 
 def test_a_report_is_written_once(tmp_path):
@@ -333,8 +350,7 @@ def test_a_report_that_is_not_finished_leaves_no_trace(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
-@pytest.mark.parametrize("captures", [0, 1, 2])
-@pytest.mark.parametrize("skipped", [0, 1, 2])
+@pytest.mark.parametrize(("captures", "skipped"), [(0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 2)])
 def test_what_is_written_piece_by_piece_is_one_document(tmp_path, captures, skipped):
     summary = {
         "captures": [make_capture(make_row())] * captures,
@@ -346,6 +362,18 @@ def test_what_is_written_piece_by_piece_is_one_document(tmp_path, captures, skip
     assert text.count("api on web1: ") == captures
     assert text.count("Skipped: x.dat: cut; fetch\n") == skipped
     assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_a_result_holds_the_text_as_lines_up_to_a_bound(tmp_path, monkeypatch):
+    one = make_capture(make_row())
+    text = reports.format_summary({"captures": [one, one], "skipped": []}).splitlines()
+    for bound, lines in ((1000, text), (len(text) - 1, [*text[:-1], "and 1 more lines in summary.txt"])):
+        monkeypatch.setattr(report, "_MAX_LINES", bound)
+        with report.ReportWriter(str(tmp_path), ["text"], check_mode=True) as writer:
+            writer.add(one)
+            writer.add(one)
+            writer.finish([])
+            assert writer.lines == lines
 
 
 def make_crowd(processes, calls_each=14, name=b"true"):
@@ -375,6 +403,7 @@ def test_memory_is_that_of_one_capture(tmp_path):
             "dest": str(tmp_path / "report"),
             "formats": ["json", "text"],
             "min_latency": None,
+            "captures": None,
         }
         tracemalloc.start()
         try:

@@ -132,13 +132,37 @@ COMMAND = Command(("x",), timeout_s=2.0)
 
 
 def test_report_of_commands_that_ended():
-    (one,) = report([make_result(rc=3)], [make_sinks(b"a\nb\n", b"\xff")])
+    (one,) = report([make_result()], [make_sinks(b"a\nb\n", b"\xff")])
     assert one["stdout"] == "a\nb\n"
     assert one["stdout_lines"] == ["a", "b"]
     assert one["stderr_lines"] == ["\ufffd"]
-    assert (one["container"], one["rc"], one["timed_out"]) == ("web", 3, False)
+    assert (one["container"], one["rc"], one["timed_out"]) == ("web", 0, False)
     assert "error" not in one
     assert "msg" not in one
+
+
+@pytest.mark.parametrize(
+    ("stderr", "output", "said"),
+    [
+        (b"", Output(), ""),
+        (b"first\nlast \n\n \n", Output(), ": last"),
+        (b"x" * 300, Output(), ": " + "x" * 200),
+        (b"api is not there\n", Output(), ": api is not there"),
+        (b"first", Output(encoding="base64"), ""),
+    ],
+)
+def test_report_of_a_command_that_ended_badly(stderr, output, said):
+    with pytest.raises(FleetError) as caught:
+        report([make_result(rc=3, stderr_size=len(stderr))], [make_sinks(b"fine", stderr)], output)
+    assert str(caught.value) == f"container web: the command ended with exit code 3{said}"
+    assert caught.value.result["failed_containers"] == []
+    assert caught.value.result["results"][0]["rc"] == 3
+
+
+def test_report_of_a_command_that_ended_badly_and_whose_words_are_in_a_file(tmp_path):
+    sinks = {stream: Sink(None, -1, str(tmp_path / stream)) for stream in STREAMS}
+    with pytest.raises(FleetError, match="exit code 1; .*/stderr has what it said"):
+        report([make_result(rc=1, stderr_size=9)], [sinks], Output(dest=str(tmp_path)))
 
 
 def test_report_in_base64():

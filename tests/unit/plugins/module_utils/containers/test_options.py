@@ -78,6 +78,7 @@ class Host:
 
     errors = {}
     warnings = []
+    is_complete = True
 
     def list_containers(self, *, users=False):
         return [API, DB]

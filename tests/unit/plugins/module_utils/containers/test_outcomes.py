@@ -46,6 +46,19 @@ def test_one_that_fails_costs_no_other():
     assert outcome.as_result() == [{"container": "db", "id": "d" * 64, "msg": "it is full: make room"}]
 
 
+def test_one_that_is_blamed_was_served_and_fails_the_call():
+    outcome = Outcome()
+    outcome.fail(API, FleetError("it is full: make room"))
+    outcome.blame(DB, "exit code 1: no db\x1b here")
+    outcome.blame(WEB, "exit code 1: no db\x1b here")
+    assert told(outcome, API, DB, WEB, Who("www", "1" * 64)) == (
+        "3 of 4 containers failed: container api: it is full: make room; container db, web: exit code 1: no db\\x1b here;"
+        " served all the same: www"
+    )
+    assert [one["container"] for one in outcome.as_result()] == ["api"]
+    assert outcome.list_left([API, DB]) == [DB]
+
+
 def test_one_alone_is_told_as_it_is():
     outcome = Outcome()
     outcome.fail(DB, FleetError("container db (dddddddddddd) is exited: start it first"))

@@ -37,3 +37,11 @@ def test_a_feature_that_is_there_gives_no_reason_and_a_missing_one_does():
     assert len(set(names)) == len(names)
     assert {"kernel", "mount_api", "squashfs", "loop", "cgroups", "tracefs", "syscall_names"} <= set(names)
     assert [feature.name for feature in found if feature.ok == bool(feature.reason)] == []
+    assert [feature.name for feature in found if feature.ok and feature.consequence] == []
+
+
+def test_what_follows_is_said_of_all_that_is_needed():
+    unneeded = {"hist_triggers", "snapshot"}
+    names = {feature.name for feature in features.list_features()} - unneeded
+    assert [name for name in names if not features.make_missing(name, "why").consequence] == []
+    assert [name for name in unneeded if features.make_missing(name, "why").consequence] == []

@@ -1,0 +1,22 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is told of long transfers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import progress
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(0, ""), ((8 << 20) - 1, ""), (60_000_000, "pushing to web\\x1b1 (57.2 MiB)\n")]
+)
+def test_only_of_what_takes_its_time_a_line_is_told(capsys, size, told):
+    progress.tell_transfer("pushing to web\x1b1", size)
+    assert capsys.readouterr().out == told
