@@ -186,7 +186,7 @@ def test_exec(container):
     ("module", "more"),
     [
         ("crashcart_attach", {}),
-        ("crashcart_exec", {"argv": ["true"]}),
+        ("crashcart_exec", {"argv": ["bash", "-c", "echo 42"]}),
         ("ftrace_instance", {"syscalls": ["getcwd"]}),
     ],
 )
