@@ -203,15 +203,6 @@ def test_what_cannot_be_watched_is_a_reason(instance, watcher, monkeypatch):
     assert "the trace cannot be watched: No space left on device" in watch.list_reasons()
 
 
-def test_an_instance_that_goes_is_noticed(watch, instance):
-    for folder, _folders, names in os.walk(instance.path, topdown=False):
-        for name in names:
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
-    watch._watcher.update()
-    assert watch.is_gone
-
-
 def test_two_traces_are_watched_apart(watcher, watch, instance, tmp_path):
     other = Instance(str(tmp_path), "crashcart-2")
     for name, text in FILES.items():
