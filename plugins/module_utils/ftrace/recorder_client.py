@@ -97,7 +97,12 @@ class Change:
             ensure_recorder()
             try:
                 return self._ask("take")
-            except RecorderGone:  # it had nothing to do any more just now: the next one has
+            except (
+                RecorderGone
+            ):  # it had nothing to do any more just now: the next one has, but for an order that was refused
+                written = orders.read_order(self._name)
+                if written is None or written.error:
+                    return None
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_LOOK_S)

@@ -182,8 +182,7 @@ class Watch:
     @property
     def may_stop_itself(self) -> bool:
         """Whether a trigger that we want switches tracing on or off."""
-        triggers = (text for file, text in self._expected.items() if file.endswith("/trigger"))
-        return any(line.startswith(("traceon", "traceoff")) for text in triggers for line in text.splitlines())
+        return self._has_trigger("traceon", "traceoff")
 
     def _find_differing(self, names: Iterable[str] = ()) -> set[str]:
         """Return files, of those called NAMES or all, that are not as we want them."""
@@ -198,7 +197,7 @@ class Watch:
         self._watcher.update()  # who was seen is told in better words
         if self._is_changing or not self._instance.exists():
             return
-        known = {_find_compared(file) for file in self._altered}
+        known = {self._find_compared(file) for file in self._altered}
         for file in sorted(self._find_differing(_QUICKLY_COMPARED if is_quick else ()) - known):
             self.alter(file, f"somebody else changed {file}")
 
@@ -281,7 +280,7 @@ class Watch:
 
     def _learn(self, names: Iterable[str] = ()) -> None:
         """What the files called NAMES, or all, hold now is as we want it, but for what another has altered."""
-        altered = {_find_compared(file) for file in self._altered}
+        altered = {self._find_compared(file) for file in self._altered}
         present = {file: text for file, text in self._read_settings(names).items() if file not in altered}
         before = {file: text for file, text in self._expected.items() if names or file in altered}
         self._expected = {**before, **present}
@@ -313,6 +312,19 @@ class Watch:
         """Compare the kernel's counters with those of now from here on: somebody of ours has read."""
         self._read_events = self._count_read()
 
+    def _find_compared(self, file: str) -> str:
+        """The file of those that are compared that shows what FILE sets; FILE itself for the others."""
+        if file.startswith("options/"):
+            return "trace_options"
+        # Whether an event is on that triggers of ours switch shows in no list.
+        is_switch = file.startswith("events/") and file.endswith("/enable")
+        return "set_event" if is_switch and not self._has_trigger("enable_event", "disable_event") else file
+
+    def _has_trigger(self, *actions: str) -> bool:
+        """Whether a trigger with one of ACTIONS is among those that we want."""
+        triggers = (text for file, text in self._expected.items() if file.endswith("/trigger"))
+        return any(line.startswith(actions) for text in triggers for line in text.splitlines())
+
     def settle(self, ours: Container[int] = ()) -> None:
         """What was told is in an account now. What another has altered, and is still so, is a reason of the next one, too.
 
@@ -322,7 +334,7 @@ class Watch:
         self._altered = {
             file
             for file in self._altered
-            if _find_compared(file) not in self._expected or _find_compared(file) in differing
+            if self._find_compared(file) not in self._expected or self._find_compared(file) in differing
         }
         self._reasons = {file: reason for file, reason in self._reasons.items() if file in self._altered}
         for file, holder in self._find_holders(ours).items():
@@ -350,8 +362,3 @@ class Watch:
         for number in self._numbers.values():
             self._watcher.remove(number)
         self._numbers = {}
-
-
-def _find_compared(file: str) -> str:
-    """The file of those that are compared that shows what FILE sets; FILE itself for the others."""
-    return "trace_options" if file.startswith("options/") else file
