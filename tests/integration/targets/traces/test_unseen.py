@@ -217,4 +217,5 @@ def test_a_recorder_that_does_not_answer_is_named(busy, tmp_path, mode):
             assert any(f"(pid {pid}) does not answer" in reason for reason in fetch(busy, tmp_path))
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert fetch(busy, tmp_path) == []
+    # The kernel has counted what was lost meanwhile.
+    assert not any("does not answer" in reason for reason in fetch(busy, tmp_path))
