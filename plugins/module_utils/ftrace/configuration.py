@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import events as event_words
@@ -18,12 +19,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features imp
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
 
 _PAGE_KB = 4
+CPUS = "tracing_cpumask"
 
 
 def parse_buffer_kb(text: str) -> int:
     """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
     words = text.split()
     return int(words[0]) if words and words[0].isdigit() else 0
+
+
+def with_all_cpus(settings: Settings) -> Settings:
+    """SETTINGS, and that events of all of this host's CPUs are recorded."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        count = int(file.read().strip().rpartition(",")[2].rpartition("-")[2]) + 1
+    digits = f"{(1 << count) - 1:x}"
+    words = [digits[max(0, end - 8) : end] for end in range(len(digits), 0, -8)]
+    return replace(settings, files={**settings.files, CPUS: ",".join(reversed(words))})
+
+
+def _parse_cpus(text: str) -> int:
+    return int(text.replace(",", ""), 16)
 
 
 def read_triggers(instance: Instance) -> dict[str, list[str]]:
@@ -45,6 +60,8 @@ def read_settings(instance: Instance, wanted: Settings) -> Settings:
     wanted_kb = int(wanted.files["buffer_size_kb"])
     if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
         files["buffer_size_kb"] = str(wanted_kb)
+    if CPUS in files and _parse_cpus(files[CPUS]) & _parse_cpus(wanted.files[CPUS]) == _parse_cpus(wanted.files[CPUS]):
+        files[CPUS] = wanted.files[CPUS]
     for name in set(files) & {tracers.FILTER, tracers.NOTRACE}:
         known = tracers.list_functions(instance.root)
         present = tracers.parse_filter(files[name])

@@ -222,6 +222,15 @@ def parse_triggers(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
+def strip_state(text: str) -> str:
+    """The triggers in TEXT, of that control file, sorted and without what the kernel changes in them: counts run down."""
+    lines = []
+    for line in parse_triggers(text):
+        action, if_, condition = _STATE.sub("", line).partition(" if ")
+        lines.append(_COUNT.sub("", action) + if_ + condition)
+    return "\n".join(sorted(lines))
+
+
 def parse_available_triggers(text: str) -> list[str]:
     """Names of triggers that the kernel offers, from that file of an event that has none; empty for one that has."""
     for line in text.splitlines():

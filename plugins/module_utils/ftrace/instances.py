@@ -47,6 +47,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.configurati
     parse_buffer_kb,
     read_settings,
     read_triggers,
+    with_all_cpus,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.following import (
     EVENT_PIDS,
@@ -108,7 +109,9 @@ class TraceInstance:
 
     def read_container(self) -> dict[str, Any] | None:
         """What is known here of a container that no runtime tells of, as a manifest says it; None for nothing."""
-        about = records.read_record(self.instance).get("container") if self.instance.exists() else None
+        exists = self.instance.exists()
+        record = records.read_record(self.instance) if exists else records.read_removed(self.instance) or {}
+        about: dict[str, Any] | None = record.get("container")
         found = recordings.list_recordings(self.instance.name)
         if about is None and found:
             about = found[-1].about["container"]
@@ -169,7 +172,7 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
         present = os.listdir(os.path.join(root, "instances"))
     except FileNotFoundError:
         present = []
-    names = sorted({*present, *recordings.list_names(), *staging.list_kept_names()})
+    names = sorted({*present, *recordings.list_names(), *staging.list_kept_names(), *records.list_removed(root)})
     found = [
         TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
         for name in names
@@ -446,7 +449,7 @@ def _ensure_one(
         descends=following.restarts and following.descends,
     )
     own = replace(wish, following=following, limits=limits)
-    wanted = add_probes(wish.settings, own_probes.list_events(), follow_exec=wish.follow_exec)
+    wanted = with_all_cpus(add_probes(wish.settings, own_probes.list_events(), follow_exec=wish.follow_exec))
     with ExitStack() as stack:
         if not check_mode:
             stack.enter_context(try_lock("trace-" + container.short_id))

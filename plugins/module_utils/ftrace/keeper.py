@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
@@ -41,6 +41,7 @@ _START_ROUNDS = 10  # the buffers of others wait meanwhile
 _DRAIN_S = 5.0  # after which a buffer is drained that is not half full
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
 TRIGGERED, SWITCHED_OFF = "a trigger switched tracing off", "somebody else switched tracing off"
+REMOVED = "somebody removed the trace instance"
 
 
 class Keeper:
@@ -62,7 +63,12 @@ class Keeper:
                 raise TraceError("the trace instance was removed, and another one has its name")
             # Before anything is read or traced: what another does from now on is seen.
             self.watch = watch or Watch(
-                watcher, self._instance, self._list_events(), was_watched=order.watched is not None
+                watcher,
+                self._instance,
+                self._list_events(),
+                was_watched=order.watched is not None,
+                wanted=None if order.watched is None else records.read_wanted(self._instance),
+                remember=partial(records.write_wanted, self._instance),
             )
             if watch is None:
                 failing.callback(self.watch.close)
@@ -172,9 +178,11 @@ class Keeper:
 
     def work(self, *, is_ready: bool, is_due: bool) -> str | None:
         """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""
-        if self.watch.is_gone:
-            return "somebody removed the trace instance"
+        if is_due and self.is_gone:
+            return REMOVED
         try:
+            if is_due:
+                self._look_for_others()
             if self.writer is not None:
                 if is_ready or time.monotonic() - self._drained_s > _DRAIN_S:
                     self.writer.drain()
@@ -191,18 +199,40 @@ class Keeper:
         except (FleetError, OSError) as error:
             return f"the recorder met an error: {error}"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has removed the instance."""
+        try:
+            return os.stat(self._instance.path).st_ino != self.order.inode
+        except FileNotFoundError:
+            return True
+
+    def _look_for_others(self) -> None:
+        """See what others have changed without a write, and after a gap in the watch also whether they have changed who is followed."""
+        self.watch.compare(is_quick=True)
+        if not self.watch.has_gap:
+            return
+        self.watch.has_gap = False
+        if self._container.pid and not self.order.ended:
+            threads = processes.read_threads(self._container.pid)
+            followed = self._instance.read_pids(following.EVENT_PIDS)
+            # Those that have ended meanwhile were taken off by the kernel.
+            if any(tid not in followed and processes.is_alive(tid) for tid in threads):
+                self.watch.alter(following.EVENT_PIDS, f"somebody else changed {following.EVENT_PIDS}")
+
     def _find_end(self) -> str | None:
         limits = self._limits
         if self.order.deadline is not None and not self.order.ended and self.order.deadline <= orders.read_clock():
             return TTL_IS_OVER
-        if self._container_fd is not None and select.select([self._container_fd], [], [], 0)[0]:
+        if self._container_fd is not None and syscalls.is_readable(self._container_fd):
             if not limits.restarts:
                 return CONTAINER_ENDED
             self._let_go()
             self._known = set()
             self._stirred_s = time.monotonic()
         if self.writer is not None and self._is_switched_off():
-            return SWITCHED_OFF if self.watch.has_written("tracing_on") else TRIGGERED
+            is_ours = self.watch.may_stop_itself and not self.watch.has_written("tracing_on")
+            return TRIGGERED if is_ours else SWITCHED_OFF
         if limits.max_rate is None and limits.max_loss is None:
             return None
         events, lost = self._count()

@@ -161,6 +161,9 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
     found = recordings.list_recordings(instance.name)
     record = {} if is_gone else records.read_record(instance)
     stopped = record.get("stopped")
+    removed = records.read_removed(instance) if is_gone else None
+    if removed is not None:
+        stopped = records.describe_removed(removed)
     if stopped is None and found and (is_gone or not instance.is_tracing()):
         stopped = found[-1].as_result()["stopped"]
     begun, ended = _find_history(record, found)

@@ -17,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     clocks,
     drain,
     keeping,
+    recorder_client,
     recordings,
     records,
     tracedat,
@@ -48,6 +49,12 @@ def list_sources(one: TraceInstance) -> list[capture.Source]:
         size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
         draining = capture.RingDrain(one)
         sources.append(capture.Source(one.instance, size, draining.take, draining.finish))
+    removed = records.read_removed(one.instance)
+    if removed is not None and not sources:
+        raise TraceError(
+            f"{records.describe_removed(removed)}; what it held is gone: start the trace again, or forget it"
+            " (ftrace_instance with state=absent)"
+        )
     return sources
 
 
@@ -72,8 +79,7 @@ class _Taking:
     def take(self, writer: SegmentWriter, room: int) -> dict[str, Any]:
         """Copy what is finished and has ROOM into WRITER: the manifest, which comes last, so that a copy that was killed is none."""
         recording = self._recording
-        if recording.is_running:
-            recordings.ask_to_finish(recording)
+        was_answered = not recording.is_running or recordings.ask_to_finish(recording)
         with ExitStack() as stack:
             stack.enter_context(recordings.hold(recording.path))
             end = recording.read_end()
@@ -81,7 +87,8 @@ class _Taking:
             self._segments = _find_fitting(finished, room)
             is_partial = len(self._segments) < len(finished)
             self._has_ended = end is not None and not is_partial
-            manifest = _copy(recording, self._segments, end, self._one, writer, is_partial=is_partial)
+            touched = [] if was_answered else [recorder_client.describe_silence()]
+            manifest = _copy(recording, self._segments, end, self._one, writer, touched, is_partial=is_partial)
             self._stack = stack.pop_all()
         return manifest
 
@@ -103,10 +110,14 @@ def _copy(
     end: dict[str, Any] | None,
     one: TraceInstance,
     writer: SegmentWriter,
+    touched: Sequence[str],
     *,
     is_partial: bool,
 ) -> dict[str, Any]:
-    """Copy SEGMENTS of RECORDING, which has an END or goes on; where IS_PARTIAL others follow, and only then the end."""
+    """Copy SEGMENTS of RECORDING, which has an END or goes on; where IS_PARTIAL others follow, and only then the end.
+
+    TOUCHED tells why there may be more that is not in them.
+    """
     last = None if is_partial else end
     about, record = recording.about, recording.about["record"]
     page_size = about["page_size"]
@@ -133,7 +144,7 @@ def _copy(
         except drain.Unreadable as error:
             unreadable.append(str(error))
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
-    loss = replace(loss, touched=[*loss.touched, *unreadable])
+    loss = replace(loss, touched=[*loss.touched, *unreadable, *touched])
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
     time_of_end = (end or {}).get("time") or now or record.get("start")
     manifest = Manifest(

@@ -9,21 +9,24 @@ a move of pages, and what bounds it is the disk. Its niceness makes it yield to 
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
+import struct
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, recorder_socket, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, recorder_socket, recordings, records
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.keeper import Keeper
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.watch import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _TITLE = "crashcart-recorder"
 _NICENESS = 5
@@ -62,6 +65,9 @@ def record(ready_fd: int) -> None:
     processes.set_title(_TITLE)
     background.leave_control_groups()
     os.nice(_NICENESS)
+    # Each event of a trace takes a descriptor.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with suppress(locks.LockTimeout), ExitStack() as stack:
         lock_fd = stack.enter_context(locks.lock(orders.RECORDER_LOCK, _TAKE_OVER_S))
         os.ftruncate(lock_fd, 0)
@@ -71,12 +77,13 @@ def record(ready_fd: int) -> None:
         watcher = Watcher()
         stack.callback(watcher.close)
         host = _Host(watcher, server, syscalls.inotify_watch(orders.FOLDER, changes))
-        # Only now: a recorder that has told its pid and does not listen is of an older version.
-        locks.tell_holder(lock_fd)
-        background.tell_ready(ready_fd)
         signal.signal(signal.SIGTERM, _terminate)
         try:
             _follow_all(host)
+            # Only now: a recorder that has told its pid and does not listen is of an older version, and a fetch that comes before it
+            # looks after a trace would be a stranger to it.
+            locks.tell_holder(lock_fd)
+            background.tell_ready(ready_fd)
             while _follow_orders(host):
                 if not host.keepers and not host.clients:
                     with suppress(FleetError, OSError), orders.hold():
@@ -144,6 +151,8 @@ def _take(order: Order, host: _Host, watch: Watch | None = None) -> None:
     try:
         is_there = os.path.isdir(os.path.join(order.root, "instances", order.name))
         # Whoever has begun a recording died, and tracing stopped with it.
+        if not is_there and not order.run:
+            records.note_removed(Instance(order.root, order.name))
         if not is_there or (order.run and recordings.has_begun(order.run)):
             orders.drop_order(order.name, order.run)
         else:
@@ -164,7 +173,7 @@ def _end(keeper: Keeper, why: str | None) -> None:
 def _end_or_finish(host: _Host, name: str, why: str) -> None:
     """End the trace called NAME for the reason WHY; a ring is watched until it is gone."""
     keeper = host.keepers[name]
-    if keeper.writer is None and not keeper.watch.is_gone:
+    if keeper.writer is None and not keeper.is_gone:
         with suppress(FleetError, OSError):
             keeper.finish(why)
             return
@@ -260,12 +269,19 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
             elif what == "account":
                 return {"ok": True, "reasons": keeper.watch.list_reasons()}, []
             elif what == "settle":
-                keeper.watch.settle()
+                keeper.watch.settle(_list_peers(host))
             else:
                 return {"error": f"it does not know what {what} is"}, []
         except (FleetError, OSError) as error:
             return {"error": str(error)}, []
     return {"ok": True}, []
+
+
+def _list_peers(host: _Host) -> set[int]:
+    """Return the pids of the modules that talk to the recorder: they may have readers that it has lent them."""
+    size = struct.calcsize("3i")
+    found = (one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size) for one in host.clients.values())
+    return {struct.unpack("3i", credentials)[0] for credentials in found}
 
 
 def _end_change(host: _Host, fd: int) -> None:

@@ -97,7 +97,12 @@ class Change:
             ensure_recorder()
             try:
                 return self._ask("take")
-            except RecorderGone:  # it had nothing to do any more just now: the next one has
+            except (
+                RecorderGone
+            ):  # it had nothing to do any more just now: the next one has, but for an order that was refused
+                written = orders.read_order(self._name)
+                if written is None or written.error:
+                    return None
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_LOOK_S)
@@ -124,7 +129,18 @@ class Change:
             _exchange(self._connection, {"do": what, "name": self._name})
         except OSError as error:
             self.close()
+            if isinstance(error, socket.timeout):
+                raise RecorderGone(describe_silence()) from error
             raise RecorderGone(f"the recorder of this host does not answer: {error.strerror or error}") from error
+
+
+def describe_silence() -> str:
+    """Say that the recorder does not answer, and what to do."""
+    pid = orders.find_recorder()
+    return (
+        f"the recorder of this host (pid {pid}) does not answer: see what it waits for (ps -o stat,wchan {pid}), have it go on, and"
+        " fetch again"
+    )
 
 
 def _exchange(connection: socket.socket, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
@@ -185,7 +201,10 @@ class Loan:
         self.errors = {cpu: "its buffer cannot be opened" for cpu in cpus if cpu not in self.fds}
 
     def _borrow(self, connection: socket.socket, cpus: list[int]) -> dict[int, int]:
-        reply, fds = _exchange(connection, {"do": "lend", "name": self._instance.name, "cpus": cpus})
+        try:
+            reply, fds = _exchange(connection, {"do": "lend", "name": self._instance.name, "cpus": cpus})
+        except socket.timeout as error:
+            raise FleetError(describe_silence()) from error
         self.reasons = reply["reasons"]
         return dict(zip(reply["cpus"], fds))
 

@@ -312,14 +312,15 @@ def forget_fetched(recording: Recording, segments: list[Segment], *, has_ended: 
         remove(recording.path)
 
 
-def ask_to_finish(recording: Recording) -> None:
-    """Have the recorder finish the segment that it writes, so that all up to now can be fetched."""
+def ask_to_finish(recording: Recording) -> bool:
+    """Have the recorder finish the segment that it writes, so that all up to now can be fetched; whether it has."""
     path = os.path.join(recording.path, _FINISH)
     deadline = time.monotonic() + _FINISH_S
     with suppress(FileNotFoundError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     while os.path.exists(path) and recording.is_running and time.monotonic() < deadline:
         time.sleep(0.005)
+    return not (os.path.exists(path) and recording.is_running)
 
 
 def is_asked_to_finish(path: str) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Iterator
 
@@ -19,7 +20,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files im
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
 
 _FOLDER = os.path.join(RUN, "traces")
-_DISCARDED = "discarded"
+_DISCARDED, _REMOVED = "discarded", "removed"
+_ENDING = ".json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ def read_boot_id() -> str:
 
 
 def _find_path(instance: Instance) -> str:
-    return os.path.join(_FOLDER, instance.name + ".json")
+    return os.path.join(_FOLDER, instance.name + _ENDING)
+
+
+def _find_wanted_path(instance: Instance) -> str:
+    return os.path.join(_FOLDER, instance.name + ".wanted")
 
 
 def _identify(instance: Instance) -> dict[str, Any]:
@@ -51,21 +57,78 @@ def _identify(instance: Instance) -> dict[str, Any]:
 def write_record(instance: Instance, record: dict[str, Any]) -> None:
     """Keep RECORD of INSTANCE in place of the one there was."""
     make_folder(_FOLDER)
-    path = _find_path(instance)
+    _write(_find_path(instance), {**record, "instance": _identify(instance)})
+
+
+def _write(path: str, document: dict[str, Any]) -> None:
     fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump({**record, "instance": _identify(instance)}, file)
+        json.dump(document, file)
     os.rename(path + ".part", path)
 
 
 def read_record(instance: Instance) -> dict[str, Any]:
     """The record of INSTANCE; empty when there is none, or it is of another one of that name."""
+    return _read_own(_find_path(instance), instance) or {}
+
+
+def _read(path: str) -> dict[str, Any] | None:
     try:
-        with open(_find_path(instance), encoding="utf-8") as file:
-            record: dict[str, Any] = json.load(file)
-        return record if record.pop("instance", None) == _identify(instance) else {}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _read_own(path: str, instance: Instance) -> dict[str, Any] | None:
+    document = _read(path)
+    try:
+        return document if document is not None and document.pop("instance", None) == _identify(instance) else None
+    except OSError:
+        return None  # the instance is gone
+
+
+def write_wanted(instance: Instance, settings: dict[str, str]) -> None:
+    """Keep SETTINGS, which INSTANCE is to have, for the recorder that comes after one that was killed."""
+    with suppress(FileNotFoundError):  # a cleanup has taken the folder, or the instance is gone
+        _write(_find_wanted_path(instance), {"settings": settings, "instance": _identify(instance)})
+
+
+def read_wanted(instance: Instance) -> dict[str, str] | None:
+    """The settings that INSTANCE is to have; None where nobody has kept them."""
+    document = _read_own(_find_wanted_path(instance), instance)
+    return None if document is None else document["settings"]
+
+
+def note_removed(instance: Instance) -> None:
+    """Note that somebody removed INSTANCE, of which there is a record."""
+    record = _read(_find_path(instance))
+    if record is not None and _REMOVED not in record:
+        _write(_find_path(instance), {**record, _REMOVED: time.time()})
+
+
+def read_removed(instance: Instance) -> dict[str, Any] | None:
+    """The record of INSTANCE where somebody removed it in this boot, and it was not made again."""
+    record = _read(_find_path(instance))
+    if record is None or _REMOVED not in record or record["instance"]["boot_id"] != read_boot_id():
+        return None
+    return None if instance.exists() else record
+
+
+def describe_removed(record: dict[str, Any]) -> str:
+    """Say that the instance of RECORD was removed, and when."""
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record[_REMOVED]))
+    return f"somebody removed its trace instance at {when} or a moment before"
+
+
+def list_removed(root: str) -> list[str]:
+    """Names of the instances below the tracefs at ROOT that somebody removed."""
+    try:
+        names = [name[: -len(_ENDING)] for name in os.listdir(_FOLDER) if name.endswith(_ENDING)]
+    except FileNotFoundError:
+        return []
+    return [name for name in names if read_removed(Instance(root, name)) is not None]
 
 
 @contextmanager
@@ -113,11 +176,10 @@ def restore(instance: Instance, record: dict[str, Any]) -> None:
 
 def remove_record(instance: Instance) -> None:
     """Forget the record of INSTANCE, and the folder with the last one."""
-    for path in (_find_path(instance), _find_path(instance) + ".part"):
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            continue
+    for path in (_find_path(instance), _find_wanted_path(instance)):
+        for name in (path, path + ".part"):
+            with suppress(FileNotFoundError):
+                os.unlink(name)
     try:
         os.rmdir(_FOLDER)
     except OSError:

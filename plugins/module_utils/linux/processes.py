@@ -13,6 +13,7 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass
+from typing import Container, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
@@ -178,6 +179,22 @@ def set_title(title: str) -> None:
         ctypes.memset(start, 0, end - start)
         text = title.encode("utf-8")
         ctypes.memmove(start, text, min(len(text), end - start - 1))
+
+
+def gen_holders(inodes: Container[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield the processes that have one of INODES (device and number) open, each with the inode; those that can be seen in /proc."""
+    for pid in read_pids():
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue  # it has ended
+        for name in names:
+            try:
+                status = os.stat(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            if (status.st_dev, status.st_ino) in inodes:
+                yield pid, (status.st_dev, status.st_ino)
 
 
 def is_alive(tid: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
 from typing import Iterator
 
@@ -266,6 +267,13 @@ def inotify_watch(path: str, events: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def is_readable(fd: int) -> bool:
+    """Return whether FD, which may be a high number, can be read from at once: poll(2)."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def pidfd_send_signal(fd: int, signal_number: int) -> None:

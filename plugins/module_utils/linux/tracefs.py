@@ -15,7 +15,7 @@ from typing import Any, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import gen_holders, read_all
 
 MOUNT_POINT = "/sys/kernel/tracing"
 _REMOVE_TIMEOUT_S = 3.0
@@ -183,19 +183,8 @@ class Instance:
                 own |= {
                     (one.st_dev, one.st_ino) for one in map(os.stat, (os.path.join(folder, name) for name in names))
                 }
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                names = os.listdir(f"/proc/{pid}/fd")
-            except OSError:
-                continue
-            for name in names:
-                try:
-                    status = os.stat(f"/proc/{pid}/fd/{name}")
-                except OSError:
-                    continue
-                if (status.st_dev, status.st_ino) in own:
-                    yield f"pid {pid}"
-                    break
+        for pid in dict.fromkeys(pid for pid, _inode in gen_holders(own)):
+            yield f"pid {pid}"
 
     def read(self, name: str) -> str:
         """The text of control file NAME without the last newline."""

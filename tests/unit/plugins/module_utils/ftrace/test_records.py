@@ -66,3 +66,30 @@ def test_a_clock_that_only_the_kernel_reads():
     found = clocks.measure_offset("global")
     assert (found["offset_ns"], found["uncertainty_ns"]) == (None, None)
     assert found["real_time_ns"] > 0
+
+
+def test_what_is_wanted_is_kept_for_one_instance_and_goes_with_its_record(instance, tmp_path):
+    assert records.read_wanted(instance) is None
+    records.write_wanted(instance, {"tracing_on": "1"})  # there is no record that it would go with
+    assert records.read_wanted(instance) is None
+    records.write_record(instance, {})
+    records.write_wanted(instance, {"tracing_on": "1"})
+    assert records.read_wanted(instance) == {"tracing_on": "1"}
+    records.remove_record(instance)
+    assert not (tmp_path / "traces").exists()
+
+
+def test_an_instance_that_somebody_removed_is_on_record_until_it_is_made_again(instance, tmp_path):
+    records.note_removed(instance)  # of which nothing is known
+    assert records.list_removed(str(tmp_path)) == []
+    records.write_record(instance, {"container": {"name": "api"}})
+    os.rename(instance.path, instance.path + "-old")
+    records.note_removed(instance)
+    records.note_removed(instance)
+    assert records.list_removed(str(tmp_path)) == [NAME]
+    record = records.read_removed(instance)
+    assert record["container"] == {"name": "api"}
+    assert records.describe_removed(record).startswith("somebody removed its trace instance at 20")
+    os.mkdir(instance.path)
+    assert records.read_removed(instance) is None
+    assert records.read_record(instance) == {}

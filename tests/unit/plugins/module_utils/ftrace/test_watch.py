@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -29,6 +30,7 @@ FILES = {
     "events/sched/enable": "0",
     "events/sched/sched_switch/enable": "1",
     "events/sched/sched_switch/filter": "none",
+    "events/sched/sched_switch/trigger": "# Available triggers:\n# traceon",
 }
 
 
@@ -203,15 +205,6 @@ def test_what_cannot_be_watched_is_a_reason(instance, watcher, monkeypatch):
     assert "the trace cannot be watched: No space left on device" in watch.list_reasons()
 
 
-def test_an_instance_that_goes_is_noticed(watch, instance):
-    for folder, _folders, names in os.walk(instance.path, topdown=False):
-        for name in names:
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
-    watch._watcher.update()
-    assert watch.is_gone
-
-
 def test_two_traces_are_watched_apart(watcher, watch, instance, tmp_path):
     other = Instance(str(tmp_path), "crashcart-2")
     for name, text in FILES.items():
@@ -224,3 +217,83 @@ def test_two_traces_are_watched_apart(watcher, watch, instance, tmp_path):
     write(other, "trace", "")
     second.settle()
     assert second.list_reasons() == []
+
+
+def change_unseen(instance, name, text):
+    """Have the file be another way without a write to it, as the kernel does."""
+    unseen = os.path.join(instance.root, "unseen")
+    with open(unseen, "w", encoding="ascii") as file:
+        file.write(text)
+    os.rename(unseen, os.path.join(instance.path, name))
+
+
+@pytest.mark.parametrize("name", ["set_event", "tracing_on", "events/sched/sched_switch/trigger"])
+def test_what_changes_without_a_write_is_a_reason_until_it_is_as_before(watcher, instance, name):
+    watch = Watch(watcher, instance, ["sched:sched_switch"], was_watched=False)
+    before = read(instance, name)
+    change_unseen(instance, name, "traceoff:unlimited")
+    for _number in range(2):
+        assert watch.list_reasons() == [f"somebody else changed {name}"]
+        watch.settle()
+    change_unseen(instance, name, before)
+    watch.settle()
+    assert watch.list_reasons() == []
+
+
+def test_a_trigger_of_ours_runs_down_and_stops_the_trace(watcher, instance):
+    write(instance, "events/sched/sched_switch/trigger", "traceoff:count=2 if x == 1\n")
+    write(instance, "tracing_on", "1")
+    watch = Watch(watcher, instance, ["sched:sched_switch"], was_watched=False)
+    assert watch.may_stop_itself
+    change_unseen(instance, "events/sched/sched_switch/trigger", "traceoff:count=0 if x == 1\n")
+    change_unseen(instance, "tracing_on", "0")
+    assert watch.list_reasons() == []
+
+
+def test_after_a_gap_the_settings_are_compared_with_what_was_wanted(watcher, instance):
+    kept = []
+    first = Watch(watcher, instance, [], was_watched=False, remember=kept.append)
+    first.close()
+    write(instance, "tracing_cpumask", "1")
+    second = Watch(watcher, instance, [], was_watched=True, wanted=kept[-1])
+    assert second.has_gap
+    second.settle()
+    assert second.list_reasons() == ["somebody else changed tracing_cpumask"]
+    second.begin_change()
+    write(instance, "tracing_cpumask", "3")
+    second.end_change([])
+    second.settle()
+    assert second.list_reasons() == []
+
+
+def test_what_a_module_has_changed_is_wanted_after_a_gap(watcher, instance):
+    kept = []
+    watch = Watch(watcher, instance, [], was_watched=False, remember=kept.append)
+    watch.begin_change()
+    write(instance, "tracing_cpumask", "1")
+    watch.end_change([])
+    assert kept[-1]["tracing_cpumask"] == "1"
+
+
+def test_who_has_what_takes_events_open_is_a_reason_until_it_is_closed(watch, instance):
+    path = os.path.join(instance.path, "per_cpu/cpu0/trace_pipe_raw")
+    with open(path, "rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as other:
+        try:
+            watch.list_reasons()
+            for _number in range(2):
+                watch.settle()
+                told = f"somebody (pid {other.pid}) has per_cpu/cpu0/trace_pipe_raw open, from which events are taken"
+                assert watch.list_reasons() == [told]
+            # Whom it was lent to is none of them.
+            watch.settle(ours={other.pid})
+            assert watch.list_reasons() == []
+        finally:
+            other.kill()
+
+
+def test_an_event_that_is_on_as_before_is_no_reason_any_more(watch, instance):
+    write(instance, "events/sched/sched_switch/enable", "0")
+    write(instance, "events/sched/sched_switch/enable", "1")
+    assert len(watch.list_reasons()) == 1
+    watch.settle()
+    assert watch.list_reasons() == []
