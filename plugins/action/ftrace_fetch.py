@@ -84,7 +84,13 @@ class ActionModule(ActionBase):
             # One that brought nothing home has made no room either.
             if not result.pop("more", False) or transfer is None:
                 break
-        return {**result, "changed": changed, "warnings": list(dict.fromkeys(warnings)), "captures": captures}
+        return {
+            **result,
+            "changed": changed,
+            "warnings": list(dict.fromkeys(warnings)),
+            "captures": captures,
+            "lines": [_describe(one) for one in captures],
+        }
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
@@ -103,7 +109,8 @@ class ActionModule(ActionBase):
                 os.unlink(path)
         arrivals.clean()
         if damaged:
-            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"captures": captures})
+            lines = [_describe(one) for one in captures]
+            raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"captures": captures, "lines": lines})
         return captures
 
     def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:
@@ -153,6 +160,17 @@ class ActionModule(ActionBase):
         done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
         if done["rc"] != 0:
             self._display.warning(escape(f"the host still has captures that are home: {done['stderr']}"))
+
+
+def _describe(capture: dict[str, Any]) -> str:
+    """What a person wants to know of CAPTURE, in a line."""
+    manifest = capture["manifest"]
+    parts = [f"{capture['path']} ({manifest['entries']} events)" if capture["path"] else "nothing was recorded"]
+    if not manifest["complete"]:
+        parts.append(f"incomplete: {'; '.join(manifest['reasons'])}")
+    if manifest["stopped"]:
+        parts.append(f"stopped: {manifest['stopped']}")
+    return escape(f"{manifest['container']['name']}: {', '.join(parts)}")
 
 
 def _make_folder(folder: str) -> list[str]:

@@ -169,6 +169,12 @@ failed_containers:
       description: Why it failed, and what to do.
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
+lines:
+  description: What a person wants to know of RV(captures), a line for each.
+  returned: as RV(failed_containers)
+  type: list
+  elements: str
+  sample: ["api: traces/web1/api/20261121T231500.000000Z.dat (1200 events)"]
 captures:
   description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
   returned: as RV(failed_containers)
