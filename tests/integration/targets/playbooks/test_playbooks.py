@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 
 import pytest
 from support import host
 
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 ENGINE = os.environ.get("DOCKER_HOST", "")
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
 
@@ -140,6 +142,47 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
             timeout=60,
         )
         assert re.search(r"^42\r?$", done.stdout, re.M), done.stdout
+
+
+@pytest.mark.parametrize("where", ["localhost", "as_user"], indirect=True)
+def test_a_shell_in_one_line_at_a_terminal(container, where):
+    """With the terminal's size, its end, and nothing left attached."""
+    name = container("static")
+    chosen = json.dumps({"crashcart_containers": name, "crashcart_docker_host": ENGINE})
+    line = shlex.join(["ansible-playbook", "crashcart.fleet.shell", *where, "-e", chosen])
+    with host.start("script", "-qec", f"stty rows 33 cols 101; {line}", "/dev/null", **PIPES) as terminal:
+        said = read_until(terminal, b"]0;|\\[crashcart\\]")
+        terminal.stdin.write(b"echo $((40+2)); stty size; ls -d /dev/crashcart; exit 3\n")
+        terminal.stdin.flush()
+        said = read_until(terminal, b"PLAY RECAP.*\n.*failed=[0-9]")
+        terminal.wait(30)
+    assert re.search(rb"^42\r?$", said, re.M), said
+    assert re.search(rb"^33 101\r?$", said, re.M), said
+    assert said.endswith(b"failed=0"), said
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+
+
+def read_until(process, pattern):
+    """What PROCESS writes until PATTERN is in it."""
+    said = b""
+    while not re.search(pattern, said, re.S):
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data, said
+        said += data
+    return said
+
+
+def test_a_shell_is_in_one_container_of_one_host_at_a_terminal(container):
+    name, other = container(), container()
+    for options, chosen, words in (
+        ((), [name], "Ansible's input is no terminal: start it at one, or paste this into one: docker exec"),
+        ((), [name, other], f"these are {name}, {other}: name one"),
+        (("-i", "localhost,other,"), [name], "A shell is on one host, and these are 2"),
+    ):
+        done = host.playbook("shell", *options, check=False, containers=chosen)
+        assert done.returncode != 0
+        assert words in " ".join(done.stdout.split())
+    assert "/dev/crashcart" not in host.read_container_mounts(name) + host.read_container_mounts(other)
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
