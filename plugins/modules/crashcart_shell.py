@@ -44,7 +44,8 @@ attributes:
 options:
   line:
     description:
-      - The command, as RV(crashcart.fleet.crashcart_attach#module:attachments[].shell) has it. It is split into words as a shell would, and run without one.
+      - The command, as RV(crashcart.fleet.crashcart_attach#module:attachments[].shell) has it. It is split into words as a shell would, and
+        run without one.
     type: str
     required: true
 seealso:
