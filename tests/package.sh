@@ -17,7 +17,7 @@ ansible-galaxy collection install --offline "$archive" -p "$build/package/instal
 cd "$build/package"
 ansible localhost -m crashcart.fleet.crashcart_info -a gather=features -e ansible_python_interpreter="$(command -v python)" >info.txt
 grep -q '"features"' info.txt
-ansible-playbook --syntax-check -i localhost, crashcart.fleet.{install,attach,exec,detach,trace,collect,cleanup} >/dev/null
+ansible-playbook --syntax-check -i localhost, crashcart.fleet.{install,attach,exec,shell,detach,trace,start,stop,collect,report,cleanup} >/dev/null
 mapfile -t modules < <(find installed -path '*/plugins/modules/*.py' -printf 'crashcart.fleet.%f\n' | sed 's/\.py$//')
 ansible-doc "${modules[@]}" >/dev/null
 # It wants other versions of what we use, so it lives apart.

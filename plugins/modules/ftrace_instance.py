@@ -62,6 +62,15 @@ options:
     type: str
     choices: [started, stopped, absent]
     default: started
+  existing:
+    description:
+      - What to do with O(state=started) where a container is traced already.
+      - With V(change) that trace goes on as is asked for now. With V(refuse) the container fails, and the message says who has begun the trace,
+        when, and what has become of it. A trace that has ended, and of which nothing waits to be fetched, is started again with both.
+    type: str
+    choices: [change, refuse]
+    default: change
+    version_added: 0.1.0
   profile:
     description:
       - A ready answer to a question, to which O(syscalls) and O(events) add. The measured cost of each is in C(docs/benchmarks.md).
@@ -532,6 +541,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
     paths,
     probes,
     profiles,
+    recorded,
     recorder_client,
     selection,
     specification,
@@ -565,6 +575,10 @@ def run_started(module, root, outcome):
         )
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
+    if parameters["existing"] == "refuse":
+        for container in containers:
+            with outcome.serve(container):
+                check_free(root, container)
     if path:
         for container in containers:
             with outcome.serve(container):
@@ -600,6 +614,19 @@ def run_started(module, root, outcome):
         "instances": [{**one, "created": one["name"] in made, "paths": way} for one in results],
         "diff": {"before": started.before, "after": started.after},
     }, containers
+
+
+def check_free(root, container):
+    """Raise ContainerError where CONTAINER is traced already, or what was traced waits to be fetched."""
+    one = instances.find_instance(root, container)
+    if not one.instance.exists():
+        return
+    found = one.as_result()
+    if found["state"] == "started" or recorded.count_entries(one):
+        raise ContainerError(
+            f"container {container.name} is traced already: {found['summary']}; bring home what there is (ftrace_fetch, or the playbook"
+            " collect), or end it (state=absent, or the playbook stop)"
+        )
 
 
 def conceal(containers, names=None):
@@ -689,6 +716,7 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             state=dict(type="str", choices=["started", "stopped", "absent"], default="started"),
+            existing=dict(type="str", choices=["change", "refuse"], default="change"),
             profile=dict(type="str", choices=list(profiles.PROFILES)),
             syscalls=dict(type="list", elements="str", default=[]),
             compat=dict(type="bool", default=True),

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 
 import pytest
 from support import host
 
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 ENGINE = os.environ.get("DOCKER_HOST", "")
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
 
@@ -36,11 +38,10 @@ def test_the_main_job(container, where, tmp_path):
     assert changed(predicted) == 1
     assert host.list_loop_devices() == []
     done = host.playbook("attach", *where, **chosen)
-    shell = re.search(r"msg: '?((?:ssh|docker) .*?/dev/crashcart/bin/bash)", " ".join(done.stdout.split())).group(1)
-    assert shell.startswith("docker")
+    assert re.search(r"msg: - docker .*?/dev/crashcart/bin/bash", " ".join(done.stdout.split()))
     assert changed(host.playbook("attach", *where, **chosen)) == 0
     done = host.playbook("exec", *where, command="cat /proc/1/comm", **chosen)
-    assert "msg: |-\n" in done.stdout or "msg: sh" in done.stdout
+    assert re.search(r"msg:\n *- sh\n", done.stdout), done.stdout
     failed = host.playbook("exec", *where, check=False, command="bash -c 'echo oh; exit 7'", **chosen)
     assert failed.returncode != 0
     assert "exit code 7" in failed.stdout
@@ -69,7 +70,7 @@ def test_one_container_that_fails_costs_no_other(container, tmp_path):
         return text
 
     assert "/dev/crashcart/bin/bash" in play("attach", "attached")
-    assert re.search(r"msg: (\|-? )?hello", play("exec", "run", command="echo hello"))
+    assert "msg: - hello" in play("exec", "run", command="echo hello")
     host.call_module("crashcart_attach", state="detached")
     assert re.search(r"openat +\d+ .*ENOENT \d+", play("trace", "traced", seconds=1, dest=str(tmp_path)))
     assert host.list_instances() == []
@@ -89,9 +90,109 @@ def test_collect_brings_what_there_is(container, tmp_path):
         host.run("umount", events)
     assert done.returncode != 0
     text = " ".join(done.stdout.split())
-    assert "The whole is in" in text
+    assert f"{good}: {tmp_path}/traces/localhost/{good}/" in text
     assert f"1 of 2 containers failed: container {broken}: " in text
     assert f"; drained all the same: {good}" in text
+
+
+PLAYBOOKS = "install attach exec detach trace start stop collect report shell cleanup".split()
+SELECTING = {"attach": {}, "exec": {"argv": ["true"]}, "detach": {}, "trace": {}, "start": {}, "stop": {}, "shell": {}}
+
+
+@pytest.mark.parametrize("name", PLAYBOOKS)
+def test_a_variable_that_no_playbook_knows_changes_nothing(container, name, tmp_path):
+    running = container(*LOOP)
+    before = host.read_host_state()
+    known = {"containers": running, "argv": ["true"], "image_src": host.DEFAULT_IMAGE, "dest": str(tmp_path)}
+    done = host.playbook(name, check=False, container="x", **known)
+    assert done.returncode != 0
+    text = " ".join((done.stdout + done.stderr).split())
+    assert "no playbook has a variable crashcart_container: crashcart_containers may be meant" in text
+    assert host.read_host_state() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_nothing_is_selected_by_default(container, name):
+    running = container(*LOOP)
+    before = host.read_host_state()
+    done = host.playbook(name, check=False, **SELECTING[name])
+    assert done.returncode != 0
+    assert "nothing says which containers: give -e crashcart_containers=NAME" in " ".join(done.stdout.split())
+    assert host.read_host_state() == before
+    assert "/dev/crashcart" not in host.read_container_mounts(running)
+
+
+def test_words_that_ansible_drops_are_told(container):
+    options = ("-e", f"crashcart_containers={container()}", "-e")
+    done = host.playbook("exec", *options, "crashcart_command=ss -tnp", check=False)
+    assert done.returncode != 0
+    assert "'-tnp' is left over" in " ".join(done.stdout.split())
+    assert "State" in host.playbook("exec", *options, "crashcart_command='ss -tnp'").stdout
+
+
+@pytest.fixture
+def many(container, tmp_path):
+    """An inventory of this machine under four names, one of which has the container that it selects, and what leads there."""
+    name = container(*LOOP)
+    line = 'ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"'
+    selections = [name, "nonesuch-a", "nonesuch-b", "nonesuch-*"]
+    lines = [f"h{number} {line} crashcart_containers={one}" for number, one in enumerate(selections)]
+    (tmp_path / "many").write_text("\n".join(lines) + "\n")
+    return name, ("-i", str(tmp_path / "many"))
+
+
+@pytest.mark.parametrize(
+    ("play", "variables"), [("attach", {}), ("exec", {"argv": ["true"]}), ("trace", {"seconds": 1}), ("start", {})]
+)
+def test_hosts_without_such_a_container_are_fine_and_told_in_a_line(many, play, variables, tmp_path):
+    _name, options = many
+    line = "3 of 4 hosts have no such container: h1, h2, h3."
+    done = host.playbook(play, *options, dest=str(tmp_path / "traces"), **variables)
+    assert line in " ".join(done.stdout.split())
+    nowhere = host.playbook(play, *options, "-l", "h1,h2", check=False, dest=str(tmp_path / "traces"), **variables)
+    assert nowhere.returncode != 0
+    text = " ".join((nowhere.stdout + nowhere.stderr).split())
+    assert "2 of 2 hosts have no such container: h1, h2. `ansible HOST -b" in text
+    accepted = ("-l", "h1,h2", "-e", '{"crashcart_allow_empty": true}')
+    host.playbook(play, *options, *accepted, dest=str(tmp_path / "traces"), **variables)
+    alone = host.playbook(play, *options, "-l", "h1", check=False, dest=str(tmp_path / "traces"), **variables)
+    assert "no container is called 'nonesuch-a'; running are" in " ".join((alone.stdout + alone.stderr).split())
+
+
+def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
+    name = container(*LOOP)
+    chosen = {"containers": name, "dest": str(tmp_path / "traces")}
+    done = host.playbook("start", syscalls=["openat"], **chosen)
+    assert f"{name}: traced for 1h at most" in done.stdout
+    assert len(host.list_instances()) == 1
+    refused = host.playbook("start", check=False, **chosen)
+    assert f"container {name} is traced already" in " ".join((refused.stdout + refused.stderr).split())
+    for _round in range(2):
+        done = host.playbook("stop", **chosen)
+        assert host.list_instances() == []
+    # The second one has found nothing, and reports on nothing.
+    assert "No capture: there is nothing to report on." in done.stdout
+    captures = [path for path in (tmp_path / "traces").rglob("*.dat")]
+    assert len(captures) == 1
+    done = host.playbook("report", src=str(tmp_path / "traces"), dest=str(tmp_path / "other"))
+    assert re.search(r"openat +\d+ .*ENOENT \d+", done.stdout)
+    assert (tmp_path / "other" / "report" / "summary.json").exists()
+
+
+def test_a_trace_that_is_over_and_collected_is_taken_over(container, tmp_path):
+    name = container(*LOOP)
+    chosen = {"containers": name, "dest": str(tmp_path), "seconds": 1}
+    host.call_module("ftrace_instance", containers=[name], syscalls=["openat"])
+    host.call_module("ftrace_instance", containers=[name], state="stopped")
+    refused = host.playbook("trace", check=False, **chosen)
+    assert f"container {name} is traced already" in " ".join((refused.stdout + refused.stderr).split())
+    host.playbook("collect", dest=str(tmp_path))
+    host.playbook("trace", **chosen)
+    assert host.list_instances() == []
+    # A report is of what this run has brought home.
+    reported = json.loads((tmp_path / "report" / "summary.json").read_text())["captures"]
+    assert len(reported) == 1 < len(list(tmp_path.rglob("*.dat")))
 
 
 def read_instances():
@@ -106,7 +207,11 @@ def test_a_trace_leaves_the_instance_that_was_there(container, tmp_path):
     before = read_instances()
     done = host.playbook("trace", "-l", "localhost", check=False, seconds=1, dest=str(tmp_path), containers=name)
     assert done.returncode != 0
-    assert f"Somebody traces {name} already" in " ".join(done.stdout.split())
+    text = " ".join((done.stdout + done.stderr).split())
+    assert re.search(
+        rf"container {name} is traced already: begun 2\d+-\d\d-\d\d .* by root.*, records without a ttl; bring home",
+        text,
+    ), text
     assert read_instances() == before
 
 
@@ -169,6 +274,47 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
             timeout=60,
         )
         assert re.search(r"^42\r?$", done.stdout, re.M), done.stdout
+
+
+@pytest.mark.parametrize("where", ["localhost", "as_user"], indirect=True)
+def test_a_shell_in_one_line_at_a_terminal(container, where):
+    """With the terminal's size, its end, and nothing left attached."""
+    name = container("static")
+    chosen = json.dumps({"crashcart_containers": name, "crashcart_docker_host": ENGINE})
+    line = shlex.join(["ansible-playbook", "crashcart.fleet.shell", *where, "-e", chosen])
+    with host.start("script", "-qec", f"stty rows 33 cols 101; {line}", "/dev/null", **PIPES) as terminal:
+        said = read_until(terminal, b"]0;|\\[crashcart\\]")
+        terminal.stdin.write(b"echo $((40+2)); stty size; ls -d /dev/crashcart; exit 3\n")
+        terminal.stdin.flush()
+        said = read_until(terminal, b"PLAY RECAP.*\n.*failed=[0-9]")
+        terminal.wait(30)
+    assert re.search(rb"^42\r?$", said, re.M), said
+    assert re.search(rb"^33 101\r?$", said, re.M), said
+    assert said.endswith(b"failed=0"), said
+    assert "/dev/crashcart" not in host.read_container_mounts(name)
+
+
+def read_until(process, pattern):
+    """What PROCESS writes until PATTERN is in it."""
+    said = b""
+    while not re.search(pattern, said, re.S):
+        data = os.read(process.stdout.fileno(), 65536)
+        assert data, said
+        said += data
+    return said
+
+
+def test_a_shell_is_in_one_container_of_one_host_at_a_terminal(container):
+    name, other = container(), container()
+    for options, chosen, words in (
+        ((), [name], "Ansible's input is no terminal: start it at one, or paste this into one: docker exec"),
+        ((), [name, other], f"these are {name}, {other}: name one"),
+        (("-i", "localhost,other,"), [name], "A shell is on one host, and these are 2"),
+    ):
+        done = host.playbook("shell", *options, check=False, containers=chosen)
+        assert done.returncode != 0
+        assert words in " ".join(done.stdout.split())
+    assert "/dev/crashcart" not in host.read_container_mounts(name) + host.read_container_mounts(other)
 
 
 @pytest.mark.parametrize("pipelining", [True, False])

@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_playbook_check, all of it: variables and packages of the controller are looked at where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, playbook_variables
+
+
+class ActionModule(ActionBase):
+    _supports_async = False
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the task."""
+        result = super().run(tmp, task_vars)
+        _found, arguments = self.validate_argument_spec(
+            {"needs": {"type": "list", "elements": "str", "choices": list(_NEEDS), "default": []}}
+        )
+        variables = task_vars or {}
+        needs = arguments["needs"]
+        problems: dict[str, list[str]] = {}  # each with the hosts that have it
+        for host in variables["ansible_play_hosts_all"]:
+            of_host = variables["hostvars"][host]
+            for problem in (
+                *playbook_variables.find_unknown(of_host),
+                *playbook_variables.find_dropped(of_host),
+                *playbook_variables.find_missing(of_host, needs),
+            ):
+                problems.setdefault(problem, []).append(host)
+        count = len(variables["ansible_play_hosts_all"])
+        messages = [
+            problem if len(hosts) == count else f"{problem} (on {', '.join(hosts)})"
+            for problem, hosts in problems.items()
+        ] + controller_needs.find_missing(needs)
+        if messages:
+            return {**result, "failed": True, "msg": "; ".join(messages)}
+        return {**result, "changed": False}
+
+
+_NEEDS = ("containers", "command", "src", "report", "build")

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""crashcart_shell, all of it: the user's terminal is the controller's."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import NoTerminalError, open_terminal, run_at
+
+_NOT_FOUND, _SSH_FAILED = 127, 255
+
+
+class ActionModule(ActionBase):
+    _supports_async = False
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the task."""
+        result = super().run(tmp, task_vars)
+        _found, arguments = self.validate_argument_spec({"line": {"type": "str", "required": True}})
+        words = shlex.split(arguments["line"])
+        if self._task.check_mode:
+            return {**result, "changed": True}
+        try:
+            terminal_fd = open_terminal(os.getppid())
+        except NoTerminalError as error:
+            raise AnsibleActionFail(f"{error}, or paste this into one: {arguments['line']}") from error
+        try:
+            rc = run_at(terminal_fd, words)
+        finally:
+            os.close(terminal_fd)
+        if rc in (_NOT_FOUND, _SSH_FAILED):
+            raise AnsibleActionFail(
+                f"the shell ended with exit code {rc}, as where it cannot be had: {arguments['line']}"
+            )
+        return {**result, "changed": True, "failed": False, "rc": rc}  # what was typed last may have failed

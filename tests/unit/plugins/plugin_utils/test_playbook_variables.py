@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Variables of playbooks: what nobody knows, what was dropped, what is missing; and that the lists of them are true."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+
+import yaml
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import playbook_variables
+
+TOP = Path(__file__).parents[4]
+SELECTION = {"containers", "labels", "query", "docker_host"}
+
+
+def read_options(name):
+    """The options of module NAME, by its documentation and that of its fragments."""
+    options = {}
+    for path in (f"doc_fragments/{one}" for one in ("containers", "probes")):
+        options.update(read_documented(path))
+    found = read_documented(f"modules/{name}")
+    return {**options, **found} if name == "ftrace_instance" else found
+
+
+def read_documented(path):
+    text = (TOP / f"plugins/{path}.py").read_text(encoding="utf-8")
+    return yaml.safe_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])["options"]
+
+
+def read_specs():
+    return yaml.safe_load((TOP / "roles/trace/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
+
+
+def list_passed(path):
+    """The options that the first task of the role's file PATH gives to its module."""
+    (task, *_more) = yaml.safe_load((TOP / f"roles/trace/tasks/{path}.yml").read_text(encoding="utf-8"))
+    ((_module, options),) = [(key, value) for key, value in task.items() if key.startswith("crashcart.fleet.")]
+    return options
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("crashcart_container", "crashcart_containers"),
+        ("crashcart_secons", "crashcart_seconds"),
+        ("crashcart_sylcalls", "crashcart_syscalls"),
+        ("crashcart_Containers", "crashcart_containers"),
+    ],
+)
+def test_the_nearest_name_is_told(name, near):
+    (problem,) = playbook_variables.find_unknown([name, "crashcart_hosts", "ansible_host", "crashcart"])
+    assert problem == f"no playbook has a variable {name}: {near} may be meant"
+
+
+def test_where_none_is_near_all_are_told():
+    (problem,) = playbook_variables.find_unknown(["crashcart_zzzzzz"])
+    assert "allow_empty" in problem
+    assert "when_full" in problem
+
+
+@pytest.mark.parametrize("words", ["-tnp", "of the command"])
+def test_words_that_were_dropped_are_told(words):
+    (problem,) = playbook_variables.find_dropped({"crashcart_command": "ss", "_raw_params": words})
+    assert repr(words) in problem
+    assert playbook_variables.find_dropped({"crashcart_command": "ss -tnp"}) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "needs", "words"),
+    [
+        ({}, ["containers"], ["which containers"]),
+        ({"crashcart_containers": None}, ["containers"], ["which containers"]),
+        ({"crashcart_labels": {"a": "b"}}, ["containers"], []),
+        ({"crashcart_query": "x"}, ["containers", "command"], ["what to run"]),
+        ({"crashcart_containers": "api", "crashcart_argv": ["ls"]}, ["containers", "command"], []),
+        ({}, [], []),
+    ],
+)
+def test_what_is_missing_is_told(variables, needs, words):
+    problems = playbook_variables.find_missing(variables, needs)
+    assert len(problems) == len(words)
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+
+
+def test_the_known_variables_are_those_that_playbooks_and_role_read():
+    paths = [*TOP.glob("playbooks/**/*.yml"), *TOP.glob("roles/trace/*/*.yml")]
+    assert len(paths) > 15
+    read = {name for path in paths for name in re.findall(r"\bcrashcart_(\w+)", path.read_text(encoding="utf-8"))}
+    modules = {path.stem.removeprefix("crashcart_") for path in TOP.glob("plugins/modules/crashcart_*.py")}
+    assert read - (modules - {"image"}) == playbook_variables.NAMES
+
+
+def test_the_role_has_every_option_of_a_trace():
+    options = read_options("ftrace_instance")
+    passed = list_passed("start")
+    assert set(passed) == set(options)
+    spec = {name.removeprefix("trace_"): one for name, one in read_specs()["start"]["options"].items()}
+    assert set(spec) == set(options) - {"state"} | {"default_ttl"}
+    for name in set(spec) - {"default_ttl"}:
+        for key in ("type", "elements", "choices"):
+            assert spec[name].get(key) == options[name].get(key, "str" if key == "type" else None), name
+
+
+@pytest.mark.parametrize(
+    ("entry", "module", "own"), [("fetch", "ftrace_fetch", {"cursor"}), ("report", "ftrace_report", set())]
+)
+def test_the_role_has_every_option_of_a_fetch_and_of_a_report(entry, module, own):
+    documented = {name for name in read_options(module) if not name.startswith("_")} - {"allow_empty"}
+    passed = set(list_passed(entry)) - {"allow_empty"}
+    assert passed >= documented - own
+    known = {name.removeprefix("trace_") for name in read_specs()[entry]["options"]}
+    assert known == passed - {"captures"}
