@@ -95,7 +95,7 @@ def test_collect_brings_what_there_is(container, tmp_path):
     assert f"; drained all the same: {good}" in text
 
 
-PLAYBOOKS = "install attach exec detach trace start stop collect report shell cleanup".split()
+PLAYBOOKS = ["install", "attach", "exec", "detach", "trace", "start", "stop", "collect", "report", "shell", "cleanup"]
 SELECTING = {"attach": {}, "exec": {"argv": ["true"]}, "detach": {}, "trace": {}, "start": {}, "stop": {}, "shell": {}}
 
 
@@ -173,7 +173,7 @@ def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
         assert host.list_instances() == []
     # The second one has found nothing, and reports on nothing.
     assert "No capture: there is nothing to report on." in done.stdout
-    captures = [path for path in (tmp_path / "traces").rglob("*.dat")]
+    captures = list((tmp_path / "traces").rglob("*.dat"))
     assert len(captures) == 1
     done = host.playbook("report", src=str(tmp_path / "traces"), dest=str(tmp_path / "other"))
     assert re.search(r"openat +\d+ .*ENOENT \d+", done.stdout)
