@@ -144,10 +144,14 @@ def test_what_was_altered_while_nobody_watched_counts_until_it_is_as_before(busy
     assert fetch(busy, tmp_path) == []
 
 
-def test_a_gap_counts_for_one_capture(busy, tmp_path):
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_gap_counts_for_one_capture(busy, tmp_path, is_gone):
     start(busy)
-    with no_recorder():
-        pass
+    if is_gone:
+        with no_recorder():
+            pass
+    else:
+        os.kill(find_recorder(), signal.SIGKILL)
     assert fetch(busy, tmp_path) == [GAP]
     assert fetch(busy, tmp_path) == []
 
