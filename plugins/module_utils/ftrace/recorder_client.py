@@ -97,9 +97,8 @@ class Change:
             ensure_recorder()
             try:
                 return self._ask("take")
-            except (
-                RecorderGone
-            ):  # it had nothing to do any more just now: the next one has, but for an order that was refused
+            except RecorderGone:
+                # It had nothing to do any more just now: the next one has, but for an order that was refused.
                 written = orders.read_order(self._name)
                 if written is None or written.error:
                     return None
