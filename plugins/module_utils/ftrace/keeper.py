@@ -214,7 +214,11 @@ class Keeper:
             return
         self.watch.has_gap = False
         if self._container.pid and not self.order.ended:
-            threads = processes.read_threads(self._container.pid)
+            try:
+                with open_process(self._container) as process:
+                    threads = processes.read_threads(process.pid)
+            except (FleetError, processes.ProcessGone):
+                return  # it has ended
             followed = self._instance.read_pids(following.EVENT_PIDS)
             # Those that have ended meanwhile were taken off by the kernel.
             if any(tid not in followed and processes.is_alive(tid) for tid in threads):

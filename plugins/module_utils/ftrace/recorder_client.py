@@ -97,9 +97,8 @@ class Change:
             ensure_recorder()
             try:
                 return self._ask("take")
-            except (
-                RecorderGone
-            ):  # it had nothing to do any more just now: the next one has, but for an order that was refused
+            except RecorderGone:
+                # It had nothing to do any more just now: the next one has, but for an order that was refused.
                 written = orders.read_order(self._name)
                 if written is None or written.error:
                     return None
@@ -205,6 +204,8 @@ class Loan:
             reply, fds = _exchange(connection, {"do": "lend", "name": self._instance.name, "cpus": cpus})
         except socket.timeout as error:
             raise FleetError(describe_silence()) from error
+        except OSError as error:
+            raise RecorderGone("the recorder of this host has just ended: fetch again") from error
         self.reasons = reply["reasons"]
         return dict(zip(reply["cpus"], fds))
 
@@ -226,12 +227,27 @@ class Loan:
                 _exchange(self._connection, {"do": "settle", "name": self._instance.name})
 
 
+def _wait_taken(name: str) -> bool:
+    """Return whether the recorder looks after instance NAME, maybe the next one in a moment: what is read under its eyes is nobody else's."""
+    deadline = time.monotonic() + _START_S
+    while not orders.is_taken(name):
+        order = orders.read_order(name)
+        if order is None or order.error or time.monotonic() > deadline:
+            return False
+        try:
+            ensure_recorder()
+        except FleetError:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
 @contextmanager
 def borrow(instance: Instance) -> Iterator[Loan]:
     """Borrow the readers of INSTANCE for a while; where nobody looks after it they are opened here."""
     with ExitStack() as stack:
         connection = None
-        if orders.is_taken(instance.name):
+        if _wait_taken(instance.name):
             with suppress(OSError):
                 connection = recorder_socket.connect()
                 stack.callback(connection.close)

@@ -137,11 +137,12 @@ class Watch:
         remember(self._expected)
 
     def _watch(self, place: str, events: int) -> None:
-        if place in self._numbers:
-            return
         path = os.path.join(self._instance.path, place)
+        before = self._numbers.get(place)
         try:
-            self._numbers[place] = self._watcher.add(self, place, path, events)
+            self._numbers[place] = number = self._watcher.add(self, place, path, events)
+            if before is not None and before != number:  # a probe was made anew
+                self._watcher.remove(before)
         except FileNotFoundError:
             return  # an event that went with its probe
         except OSError as error:
@@ -157,14 +158,16 @@ class Watch:
 
     def _pin(self, place: str) -> None:
         """Keep PLACE and the folders above it as they are: where memory is short the kernel makes them anew, and a watch stays with the old."""
-        if place in self._pins:
-            return
+        before = self._pins.pop(place, None)
         try:
             self._pins[place] = os.open(os.path.join(self._instance.path, place), os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # an event that went with its probe
         except OSError as error:
             self._unwatched.append(f"{place} cannot be watched: {error.strerror}")
+        finally:
+            if before is not None:
+                os.close(before)
 
     def _read_settings(self, names: Iterable[str] = ()) -> dict[str, str]:
         """Return what can be compared, or the files called NAMES of that."""

@@ -112,15 +112,17 @@ def test_another_event_is_noticed_until_it_is_off(busy, tmp_path):
     assert fetch(busy, tmp_path) == []
 
 
-def test_triggers_of_ours_are_nobody_elses(busy, tmp_path):
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_triggers_of_ours_are_nobody_elses(busy, tmp_path, mode):
     events = [
         {"name": "sched:sched_process_exit", "triggers": ["traceoff:3", "stacktrace:2"]},
         {"name": "sched:sched_process_fork", "triggers": ["enable_event:sched:sched_wakeup:1"]},
     ]
-    instance = start(busy, events=events)
+    instance = start(busy, mode, events=events)
     host.wait_until(lambda: not instance.is_tracing())
-    for _number in range(2):
-        assert fetch(busy, tmp_path) == []
+    assert fetch(busy, tmp_path) == []
+    (told,) = host.call_module("ftrace_info", containers=[busy])["instances"]
+    assert told["stopped"] in (None, "a trigger switched tracing off")
 
 
 def test_what_was_altered_while_nobody_watched_counts_until_it_is_as_before(busy, tmp_path):
@@ -144,10 +146,14 @@ def test_what_was_altered_while_nobody_watched_counts_until_it_is_as_before(busy
     assert fetch(busy, tmp_path) == []
 
 
-def test_a_gap_counts_for_one_capture(busy, tmp_path):
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_gap_counts_for_one_capture(busy, tmp_path, is_gone):
     start(busy)
-    with no_recorder():
-        pass
+    if is_gone:
+        with no_recorder():
+            pass
+    else:
+        os.kill(find_recorder(), signal.SIGKILL)
     assert fetch(busy, tmp_path) == [GAP]
     assert fetch(busy, tmp_path) == []
 

@@ -297,3 +297,15 @@ def test_an_event_that_is_on_as_before_is_no_reason_any_more(watch, instance):
     assert len(watch.list_reasons()) == 1
     watch.settle()
     assert watch.list_reasons() == []
+
+
+def test_an_event_that_was_made_anew_is_watched(watch, instance):
+    watch.begin_change()
+    os.rename(os.path.join(instance.path, "events/sched/sched_switch"), os.path.join(instance.root, "old"))
+    os.mkdir(os.path.join(instance.path, "events/sched/sched_switch"))
+    for name in ("enable", "filter", "trigger"):
+        write(instance, f"events/sched/sched_switch/{name}", "0")
+    watch.end_change(["sched:sched_switch"])
+    watch.settle()
+    write(instance, "events/sched/sched_switch/filter", "x == 1")
+    assert watch.list_reasons() == ["somebody else wrote to events/sched/sched_switch/filter"]
