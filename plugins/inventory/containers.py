@@ -17,7 +17,10 @@ description:
     as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection). Containers of one name in several runtimes of a
     host are called CONTAINER.RUNTIME.HOST, and in one runtime by the beginning of their id in its place.
   - What the users of a host run themselves, as by rootless Podman, is left out unless O(users) is set.
-  - The hosts are reached by their own connection variables, which their containers inherit.
+  - The hosts are reached by their own connection variables, which their containers inherit. Those of become lead to the
+    host's root. C(become) and C(become_user) of a task are for the inside, see P(crashcart.fleet.cart#connection).
+  - An inventory is read before Ansible asks for a password. So with C(-K) this plugin asks once more, where a host needs one that
+    is neither in C(ansible_become_password) nor in C(--become-password-file).
   - Its file's name ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources it has to come after the
     others by its name.
 options:
@@ -67,10 +70,12 @@ hosts: [web1, web2]
 """
 
 import functools
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ansible import constants, context
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.group import to_safe_group_name
 from ansible.inventory.helpers import get_group_vars
@@ -81,16 +86,8 @@ from ansible.template import Templar, trust_as_template
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
-from ansible_collections.crashcart.fleet.plugins.connection.cart import list_link_variables
-
 _CONNECTION = "crashcart.fleet.cart"
 _GROUP = "containers"
-# A host's own become leads to root there; inside a container become is another thing.
-_BECOME_VARIABLES = {
-    "ansible_become_method": "ansible_cart_become_method",
-    "ansible_become_password": "ansible_cart_become_password",
-    "ansible_become_pass": "ansible_cart_become_password",
-}
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
@@ -126,7 +123,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                     if container["user"] is not None:
                         named.setdefault(f"{container['name']}.user{container['user']}", container)
             for short_name, container in named.items():
-                self._add(f"{short_name}.{name}", name, variables[name], container)
+                self._add(f"{short_name}.{name}", name, connections[name], variables[name], container)
 
     def _choose_hosts(self) -> list[str]:
         names: dict[str, None] = {}
@@ -156,18 +153,37 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     def _connect(self, variables: dict[str, Any]) -> Any:
         """A connection to the host that has VARIABLES; nothing is sent yet."""
-        context = PlayContext()
-        connection = connection_loader.get(_CONNECTION, context)
+        play_context = PlayContext()
+        connection = connection_loader.get(_CONNECTION, play_context)
         translated = {**variables, **_translate(variables)}
         templar = Templar(self.loader, variables=translated)
         options = connection._resolve_option_variables(translated, templar)
-        connection.set_options(task_keys={"remote_user": context.remote_user}, var_options=options)
+        keys = {"remote_user": play_context.remote_user}
+        connection.set_options(task_keys=keys, var_options=options)
+        if connection.must_become_on_host() and not connection.get_option("host_become_password"):
+            play_context.become_pass = self._become_password
+            connection.set_options(task_keys=keys, var_options=options)
         return connection
 
-    def _add(self, name: str, host: str, variables: dict[str, Any], container: dict[str, Any]) -> None:
+    @functools.cached_property
+    def _become_password(self) -> str:
+        """What the command line says of it; to ask again is the only way to learn what it has asked for."""
+        path = context.CLIARGS.get("become_password_file") or constants.BECOME_PASSWORD_FILE
+        if context.CLIARGS.get("become_ask_pass"):
+            return str(self.display.prompt("BECOME password to list containers: ", private=True))
+        if path and path != "-":  # its stdin has been read
+            from ansible.cli import CLI
+
+            return str(CLI.get_password_from_file(path))
+        return ""
+
+    def _add(self, name: str, host: str, connection: Any, variables: dict[str, Any], container: dict[str, Any]) -> None:
         self.inventory.add_host(name, group=_GROUP)
-        known = list_link_variables()
-        values = {key: value for key, value in variables.items() if key in known and key != "inventory_hostname"}
+        values = {
+            key: _refer(host, key) if self.templar.is_template(variables[key]) else variables[key]
+            for key in connection.list_host_variables()
+            if key in variables and key != "inventory_hostname"
+        }
         values.update(_translate(variables))
         values.setdefault("ansible_host", host)
         # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
@@ -175,7 +191,6 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         owner = "" if container["user"] is None else f"{container['user']}/"
         values["ansible_cart_container"] = f"{container['runtime']}:{owner}{container['id']}"
         values["ansible_python_interpreter"] = trust_as_template("/dev/crashcart/bin/python3")
-        values["ansible_become"] = False
         values["crashcart_container"] = container
         for key, value in values.items():
             self.inventory.set_variable(name, key, value)
@@ -213,8 +228,13 @@ def _ask(connection: Any) -> list[dict[str, Any]] | str:
         connection.close()
 
 
+def _refer(host: str, variable: str) -> Any:
+    """A template of what VARIABLE of HOST is, by the variables of that host."""
+    return trust_as_template(f"{{{{ hostvars[{json.dumps(host)}][{json.dumps(variable)}] }}}}")
+
+
 def _translate(variables: dict[str, Any]) -> dict[str, Any]:
-    found = {new: variables[old] for old, new in _BECOME_VARIABLES.items() if old in variables}
+    found = {}
     link = str(variables.get("ansible_connection", "")).rpartition(".")[2]
     if link in ("local", "ssh"):
         found["ansible_cart_link"] = trust_as_template(link)

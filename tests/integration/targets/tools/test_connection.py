@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -23,19 +22,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement i
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
 
 LOCAL = {"ansible_host": "localhost", "ansible_cart_python": sys.executable}
-
-
-def run_task(pattern, module, arguments, *options):
-    """A task's result on PATTERN, which is one host, whatever it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["-a", json.dumps(arguments)] if arguments else []
-        done = host.run("ansible", pattern, "-m", module, *words, "-t", folder, *options, check=False)
-        paths = list(Path(folder).iterdir())
-        assert len(paths) == 1, done
-        result = json.loads(paths[0].read_text(errors="replace"))
-    if done.returncode != 0:
-        raise host.ModuleFailed(result)
-    return result
 
 
 @pytest.fixture
@@ -57,7 +43,7 @@ def inside(request, container, ssh_hosts, tmp_path):
 
     def run(module, arguments=None, *options, **more):
         extra = json.dumps({**variables, **more})
-        return run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
+        return host.run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
 
     run.name = name
     yield run
@@ -313,7 +299,7 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     ):
         assert listed[group]["hosts"] == [f"{name}.as_user"], group
     command = {"argv": ["cat", "/proc/1/comm"]}
-    result = run_task(f"{name}.as_user", "ansible.builtin.command", command, "-i", str(folder))
+    result = host.run_task(f"{name}.as_user", "ansible.builtin.command", command, "-i", str(folder))
     assert result["stdout"] == "sleep"
 
 

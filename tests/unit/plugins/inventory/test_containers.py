@@ -49,17 +49,8 @@ def test_no_two_containers_of_a_host_share_a_name():
     assert names == ["api", "dup.docker", f"dup.{'3' * 12}", "dup.podman", f"same.{'5' * 12}", f"same.{'6' * 12}"]
 
 
-def test_the_become_of_a_host_is_the_hosts_affair():
-    variables = {
-        "ansible_become": True,
-        "ansible_become_method": "doas",
-        "ansible_become_password": "x",
-        "ansible_port": 22,
-    }
-    translated = containers._translate(variables)
-    assert translated == {"ansible_cart_become_method": "doas", "ansible_cart_become_password": "x"}
-    own = {**variables, "ansible_cart_become_method": "su"}
-    assert containers._translate(own)["ansible_cart_become_method"] == "su"
+def test_a_template_stays_with_the_host_whose_variable_it_is():
+    assert containers._refer("web-1", "ansible_user") == '{{ hostvars["web-1"]["ansible_user"] }}'
 
 
 @pytest.mark.parametrize(
