@@ -166,10 +166,10 @@ all:
         ansible_connection: crashcart.fleet.cart
         ansible_python_interpreter: /dev/crashcart/bin/python3
       hosts:
-        api.web1:
+        api@web1:
           ansible_host: web1
           ansible_cart_container: api
-        db.web1:
+        db@web1:
           ansible_host: web1
           ansible_cart_container: db
 """

@@ -14,8 +14,12 @@ author:
   - crashcart.fleet contributors (@crashcart-fleet)
 description:
   - Asks the hosts that other inventory sources have named before it for their containers, of all runtimes, and adds each running one
-    as a host called CONTAINER.HOST, with the connection P(crashcart.fleet.cart#connection). Containers of one name in several runtimes of a
-    host are called CONTAINER.RUNTIME.HOST, and in one runtime by the beginning of their id in its place.
+    as a host called C(CONTAINER@HOST), with the connection P(crashcart.fleet.cart#connection). No machine's name has an C(@), and patterns,
+    C(--limit), caches of facts and ssh take it.
+  - Containers of one name in several runtimes of a host are called C(CONTAINER.RUNTIME@HOST), and in one runtime by the beginning of their id
+    in its place. In a name all but letters and digits of ASCII, C(.), C(-) and C(_) becomes C(_), such as the C(/) of a pod's
+    C(NAMESPACE/POD/CONTAINER). A warning tells of names that had to be changed, and C(crashcart_container.name) is the true one.
+  - All of them are in the group C(crashcart_containers). Plays for hosts only have C(hosts) of C(all:!crashcart_containers).
   - What the users of a host run themselves, as by rootless Podman, is left out unless O(users) is set.
   - The hosts are reached by their own connection variables, which their containers inherit. Those of become lead to the
     host's root. C(become) and C(become_user) of a task are for the inside, see P(crashcart.fleet.cart#connection).
@@ -37,14 +41,13 @@ options:
   group_by:
     description:
       - By what to make groups. Their names are C(image_…), C(label_NAME_VALUE), C(network_…), C(runtime_…) and C(on_HOST).
-      - All containers are in the group C(containers).
     type: list
     elements: str
     choices: [image, label, network, runtime, host]
     default: [image, label, network, runtime, host]
   users:
     description:
-      - Add the containers of the hosts' users, too, as CONTAINER.userUID.HOST. They are in the same groups as the others, so whoever can log
+      - Add the containers of the hosts' users, too, as C(CONTAINER.userUID@HOST). They are in the same groups as the others, so whoever can log
         in to a host chooses groups for them, by their labels.
     type: bool
     default: false
@@ -71,6 +74,7 @@ hosts: [web1, web2]
 
 import functools
 import json
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -86,8 +90,12 @@ from ansible.template import Templar, trust_as_template
 from ansible.utils.vars import combine_vars
 from ansible.vars.plugins import get_vars_from_inventory_sources
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+
 _CONNECTION = "crashcart.fleet.cart"
-_GROUP = "containers"
+_GROUP = "crashcart_containers"
+_MAX_NAME = 120  # a cache of facts makes a file's name of it and the host's
+_MAX_TOLD = 10  # names in a warning
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
@@ -103,8 +111,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         """Add the containers of the hosts that INVENTORY has."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
-        hosts = self._choose_hosts()
-        variables = {name: self._find_variables(name) for name in hosts}
+        variables = {name: self._find_variables(name) for name in self._choose_hosts()}
+        # Containers that are in the inventory already have none.
+        hosts = [name for name, values in variables.items() if values.get("ansible_connection") != _CONNECTION]
         connections = {name: self._connect(variables[name]) for name in hosts}
         with ThreadPoolExecutor(self.get_option("forks")) as pool:
             answers = dict(zip(hosts, pool.map(lambda name: _ask(connections[name]), hosts)))
@@ -115,15 +124,25 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                     raise AnsibleParserError(f"containers of {name}: {answer}")
                 self.display.warning(f"the containers of {name} are left out: {answer}")
                 continue
-            own = [one for one in answer if one["user"] is None]
-            named = dict(zip(_name(own), own))
-            if self.get_option("users"):
-                # Whatever a user calls a container, it takes the place of no other.
-                for container in answer:
-                    if container["user"] is not None:
-                        named.setdefault(f"{container['name']}.user{container['user']}", container)
-            for short_name, container in named.items():
-                self._add(f"{short_name}.{name}", name, connections[name], variables[name], container)
+            wanted = [one for one in answer if one["user"] is None or self.get_option("users")]
+            changed = []
+            for short_name, container in zip(_name(wanted), wanted):
+                full_name = self._find_free(f"{short_name}@{name}", container)
+                self._add(full_name, name, connections[name], variables[name], container)
+                if full_name != f"{_describe(container)}@{name}":
+                    changed.append(f"{container['name']!r} is {full_name}")
+            if changed:
+                more = [f"and {len(changed) - _MAX_TOLD} more"] if len(changed) > _MAX_TOLD else []
+                told = escape(", ".join(changed[:_MAX_TOLD] + more))
+                self.display.warning(f"containers of {name} have other names in the inventory: {told}")
+
+    def _find_free(self, name: str, container: dict[str, Any]) -> str:
+        """NAME, or one made of it where the inventory has it already for something other than CONTAINER."""
+        known = self.inventory.hosts.get(name)
+        if known is None or known.vars.get("ansible_cart_container") == _find_key(container):
+            return name
+        short_name, _at, host = name.partition("@")
+        return self._find_free(f"{short_name}.{_clean(container['id'])[:12]}@{host}", container)
 
     def _choose_hosts(self) -> list[str]:
         names: dict[str, None] = {}
@@ -188,8 +207,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         values.setdefault("ansible_host", host)
         # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
         values["ansible_connection"] = trust_as_template(_CONNECTION)
-        owner = "" if container["user"] is None else f"{container['user']}/"
-        values["ansible_cart_container"] = f"{container['runtime']}:{owner}{container['id']}"
+        values["ansible_cart_container"] = _find_key(container)
         values["ansible_python_interpreter"] = trust_as_template("/dev/crashcart/bin/python3")
         values["crashcart_container"] = container
         for key, value in values.items():
@@ -204,18 +222,46 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
 
 def _name(containers: list[dict[str, Any]]) -> list[str]:
-    """A name for each of a host's CONTAINERS; those of one name bear their runtime, too, or the beginning of their id."""
-    plain = Counter(one["name"] for one in containers)
-    longer = Counter(f"{one['name']}.{one['runtime']}" for one in containers)
-    names = []
-    for one in containers:
-        name = one["name"]
-        if plain[name] > 1:
-            name = f"{name}.{one['runtime']}"
-            if longer[name] > 1 or name in plain:
-                name = f"{one['name']}.{one['id'][:12]}"
-        names.append(name)
-    return names
+    """A name for each of a host's CONTAINERS; those of one name bear their runtime, too, or the beginning of their id.
+
+    Whatever a user of the host calls a container, it changes no name of one of root's.
+    """
+    names: dict[int, str] = {}
+    for user in dict.fromkeys([None, *(one["user"] for one in containers)]):
+        some = {index: one for index, one in enumerate(containers) if one["user"] == user}
+        taken = set(names.values())
+        plain = Counter(map(_shorten, some.values()))
+        longer = Counter(f"{_shorten(one)}.{one['runtime']}" for one in some.values())
+        for index, one in some.items():
+            name = _shorten(one)
+            if plain[name] > 1 or name in taken:
+                name = f"{name}.{one['runtime']}"
+                if longer[name] > 1 or name in plain or name in taken:
+                    name = f"{_shorten(one)}.{_clean(one['id'])[:12]}"
+            names[index] = name
+    return [names[index] for index in range(len(containers))]
+
+
+def _describe(container: dict[str, Any]) -> str:
+    """What people call CONTAINER on its host."""
+    return str(container["name"]) + ("" if container["user"] is None else f".user{container['user']}")
+
+
+def _shorten(container: dict[str, Any]) -> str:
+    """A name for CONTAINER that harms nobody, if there is no other of that name."""
+    name = _clean(_describe(container))
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 13]}.{_clean(container['id'])[:12]}"
+
+
+def _clean(text: str) -> str:
+    """TEXT with what patterns, files or command lines would take for something else replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", text)
+
+
+def _find_key(container: dict[str, Any]) -> str:
+    """What the connection plugin takes for CONTAINER and for no other."""
+    owner = "" if container["user"] is None else f"{container['user']}/"
+    return f"{container['runtime']}:{owner}{container['id']}"
 
 
 def _ask(connection: Any) -> list[dict[str, Any]] | str:

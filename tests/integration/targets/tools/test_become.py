@@ -104,7 +104,7 @@ def run(hosts, request):
 def test_a_password_leads_to_the_container_and_become_to_a_user_in_it(passwords, hosts, app, run):
     variables = hosts / "group_vars" / "all.yml"
     shared = json.loads(variables.read_text())
-    for method, name in (("sudo", f"{app}.asked"), ("su", f"{app}.asked"), ("sudo", "manual"), ("su", "manual")):
+    for method, name in (("sudo", f"{app}@asked"), ("su", f"{app}@asked"), ("sudo", "manual"), ("su", "manual")):
         # As people keep it: the password is another variable's value.
         more = {"ansible_become_method": method, "ansible_become_password": "{{ kept }}", "kept": passwords[method]}
         variables.write_text(json.dumps({**shared, **more}))
@@ -118,10 +118,10 @@ def test_a_password_that_is_typed(passwords, hosts, app, run, tmp_path):
     # The plugin asks for it once more: it comes first, and Ansible does not tell it.
     typed = {"input": f"{passwords['su']}\n" * 2}
     words = ("--become-method", "su", "-K")
-    assert run(f"{app}.asked", *words, "--become", "--become-user", "app", **typed).startswith("uid=1234(app)")
+    assert run(f"{app}@asked", *words, "--become", "--become-user", "app", **typed).startswith("uid=1234(app)")
     file = tmp_path / "password"
     file.write_text(passwords["sudo"])
-    assert run(f"{app}.asked", "--become-password-file", str(file)).startswith("uid=0(root)")
+    assert run(f"{app}@asked", "--become-password-file", str(file)).startswith("uid=0(root)")
     (hosts / "3-containers.yml").unlink()
     assert run("manual", "-K", input=f"{passwords['sudo']}\n").startswith("uid=0(root)")
 
@@ -143,7 +143,7 @@ def test_a_password_that_is_wrong_or_missing(passwords, hosts, app, run):
 def test_what_keywords_and_variables_of_become_are_for(passwords, hosts, app, tmp_path):
     """The method is the host's, the user is the container's; a keyword that names a method inside changes nothing."""
     play = {
-        "hosts": f"{app}.asked",
+        "hosts": f"{app}@asked",
         "gather_facts": False,
         "tasks": [
             {
@@ -170,5 +170,5 @@ def test_what_keywords_and_variables_of_become_are_for(passwords, hosts, app, tm
     done = host.run("ansible-playbook", "-i", str(hosts), str(tmp_path / "play.yml"))
     assert "uid=1234(app)" in done.stdout
     assert "uid=4" in done.stdout
-    listed = host.run("ansible-inventory", "-i", str(hosts), "--host", f"{app}.asked").stdout
+    listed = host.run("ansible-inventory", "-i", str(hosts), "--host", f"{app}@asked").stdout
     assert passwords["sudo"] not in listed

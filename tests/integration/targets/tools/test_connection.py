@@ -283,13 +283,14 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     (folder / "group_vars" / "all.yml").write_text(json.dumps(variables))
     done = host.run("ansible-inventory", "-i", str(folder), "--list")
     listed = json.loads(done.stdout)
-    assert f"{name}.as_user" in listed["_meta"]["hostvars"], done
-    one = listed["_meta"]["hostvars"][f"{name}.as_user"]
+    assert f"{name}@as_user" in listed["_meta"]["hostvars"], done
+    assert "other names" not in done.stderr
+    one = listed["_meta"]["hostvars"][f"{name}@as_user"]
     assert one["ansible_connection"] == "crashcart.fleet.cart"
     # It is from a container: never a template.
     assert one["crashcart_container"]["labels"] == {"tier": {"__ansible_unsafe": "front end"}}
     for group in (
-        "containers",
+        "crashcart_containers",
         "image_crashcart_test_busybox",
         "label_tier_front_end",
         "network_none",
@@ -297,10 +298,46 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
         "on_as_user",
         "fronts",
     ):
-        assert listed[group]["hosts"] == [f"{name}.as_user"], group
+        assert listed[group]["hosts"] == [f"{name}@as_user"], group
     command = {"argv": ["cat", "/proc/1/comm"]}
-    result = host.run_task(f"{name}.as_user", "ansible.builtin.command", command, "-i", str(folder))
-    assert result["stdout"] == "sleep"
+    # A cache of facts makes a file of the name.
+    cache = {"ANSIBLE_CACHE_PLUGIN": "jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path / "cache")}
+    limit = ("-i", str(folder), "-l", f"{name}@*")
+    environment = {**os.environ, **cache}
+    fact = {"key": "value", "cacheable": True}
+    assert (
+        host.run_task("all", "ansible.builtin.set_fact", fact, *limit, env=environment)["ansible_facts"]["key"]
+        == "value"
+    )
+    assert [one.rpartition("_cc")[2] for one in os.listdir(tmp_path / "cache")] == ["-listed@as_user"]
+    assert host.run_task("all", "ansible.builtin.command", command, *limit)["stdout"] == "sleep"
+    only_hosts = host.run("ansible", "all:!crashcart_containers", "-i", str(folder), "--list-hosts").stdout
+    assert [line.strip() for line in only_hosts.splitlines()[1:]] == ["as_root", "as_user"]
+
+
+def test_containers_take_no_machines_place(container, tmp_path):
+    """Also where a machine is called as one of them would be, and where their names are fit for neither files nor patterns."""
+    name = container("busybox")
+    folder = tmp_path / "hosts"
+    (folder / "group_vars").mkdir(parents=True)
+    machines = {
+        "here": LOCAL,
+        f"{name}@here": {"ansible_host": "192.0.2.1", "mine": True},
+        f"{name}.here": {"mine": True},
+    }
+    (folder / "1-hosts.yml").write_text(json.dumps({"all": {"children": {"own": {"hosts": machines}}}}))
+    for number in (2, 3):  # a second source of them adds nothing
+        (folder / f"{number}-containers.yml").write_text(
+            "plugin: crashcart.fleet.containers\nhosts: [here]\nstrict: true\n"
+        )
+    (folder / "group_vars" / "all.yml").write_text(json.dumps({"ansible_cart_docker_host": os.environ["DOCKER_HOST"]}))
+    done = host.run("ansible-inventory", "-i", str(folder), "--list")
+    listed = json.loads(done.stdout)
+    short_id = host.docker("inspect", "-f", "{{.Id}}", name)[:12]
+    assert listed["crashcart_containers"]["hosts"] == [f"{name}.{short_id}@here"], done
+    assert "crashcart_container" not in listed["_meta"]["hostvars"][f"{name}@here"]
+    assert listed["own"]["hosts"] == list(machines)
+    assert f"'{name}' is {name}.{short_id}@here" in " ".join(done.stderr.split())
 
 
 def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
