@@ -414,13 +414,15 @@ class Connection(ConnectionBase):
         )
         return self._read_outcome(self._order(order, in_data))
 
-    def list_containers(self) -> list[dict[str, Any]]:
-        """The containers that run on the host, each with id, name, state, pid, image, runtime, labels and networks."""
+    def list_containers(self) -> tuple[list[dict[str, Any]], str]:
+        """The containers that run on the host, each with id, name, state, pid, image, runtime, labels and networks; and which runtimes do
+        not answer, and why ('' where all do)."""
         order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:
             raise AnsibleConnectionFailure(_read_words(stderr) or f"exit code {rc}")
-        return json.loads(stdout)  # type: ignore[no-any-return]
+        answer = json.loads(stdout)
+        return answer["containers"], escape(answer["silence"])
 
     def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
         """Have the host's program carry out ORDER; the program is sent there when it is missing."""
@@ -467,7 +469,9 @@ class Connection(ConnectionBase):
             return rc, stdout, line
         message = json.loads(line)
         if "error" in message:
-            text = escape(f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}")
+            container = self.get_option("container")
+            whose = f"container {container} on {self.get_option('host')}: " if container else ""
+            text = escape(f"{whose}{message['error']}")
             raise AnsibleError(text) if message["is_wish"] else AnsibleConnectionFailure(text)
         return message["rc"], stdout, stderr
 

@@ -118,13 +118,12 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         with ThreadPoolExecutor(self.get_option("forks")) as pool:
             answers = dict(zip(hosts, pool.map(lambda name: _ask(connections[name]), hosts)))
         self.inventory.add_group(_GROUP)
-        for name, answer in answers.items():
-            if isinstance(answer, str):
-                if self.get_option("strict"):
-                    raise AnsibleParserError(f"containers of {name}: {answer}")
-                self.display.warning(f"the containers of {name} are left out: {answer}")
-                continue
-            wanted = [one for one in answer if one["user"] is None or self.get_option("users")]
+        for name, (found, silence) in answers.items():
+            if silence and self.get_option("strict"):
+                raise AnsibleParserError(f"containers of {name}: {silence}")
+            if silence:
+                self.display.warning(f"containers of {name} are left out: {silence}")
+            wanted = [one for one in found if one["user"] is None or self.get_option("users")]
             changed = []
             for short_name, container in zip(_name(wanted), wanted):
                 full_name = self._find_free(f"{short_name}@{name}", container)
@@ -264,12 +263,12 @@ def _find_key(container: dict[str, Any]) -> str:
     return f"{container['runtime']}:{owner}{container['id']}"
 
 
-def _ask(connection: Any) -> list[dict[str, Any]] | str:
-    """The containers of a host, or why they cannot be told."""
+def _ask(connection: Any) -> tuple[list[dict[str, Any]], str]:
+    """The containers of a host, and why there are no others, or none at all; '' where these are all."""
     try:
         return connection.list_containers()  # type: ignore[no-any-return]
     except AnsibleError as error:
-        return str(error)
+        return [], str(error)
     finally:
         connection.close()
 

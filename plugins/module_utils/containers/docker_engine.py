@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-import traceback
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
 
@@ -29,16 +29,34 @@ try:
     import docker
     import docker.errors
     from requests.exceptions import RequestException
-except ImportError:
-    DOCKER_IMPORT_ERROR = traceback.format_exc()
+except Exception as import_error:  # an SDK beside libraries of another age ends with whatever it does not find there
+    DOCKER_IMPORT_ERROR = f"{type(import_error).__name__}: {import_error}"
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 
+# How Python says that a library does not do what its caller knows of it, also in the words of an exception that the SDK wraps.
+_MISFIT = re.compile(r"(unexpected|missing|takes) .*argument|module '[^']*' has no attribute|URL scheme")
+
+
 def check_sdk() -> Feature:
     """Whether the library is there that the host needs for this engine."""
-    return Feature("docker_sdk", not DOCKER_IMPORT_ERROR, (DOCKER_IMPORT_ERROR and "install python3-docker") or "")
+    return Feature(
+        "docker_sdk", not DOCKER_IMPORT_ERROR, describe_sdk(DOCKER_IMPORT_ERROR) if DOCKER_IMPORT_ERROR else ""
+    )
+
+
+def describe_sdk(reason: str) -> str:
+    """What to tell users of an SDK that is of no use for REASON, an exception in words."""
+    python = sys.executable or "the host's Python"
+    other = "or choose another Python (ansible_python_interpreter, for the connection ansible_cart_python)"
+    if "No module named 'docker'" in reason:
+        return f"the Docker SDK for Python is missing on the host, for {python}: install python3-docker, {other}"
+    return (
+        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): have all of them from the distribution"
+        f" (python3-docker) or all of them new, {other}"
+    )
 
 
 class DockerEngine:
@@ -46,12 +64,14 @@ class DockerEngine:
 
     def __init__(self, host: str | None, name: str = "docker") -> None:
         if DOCKER_IMPORT_ERROR:
-            raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
+            raise ContainerError(describe_sdk(DOCKER_IMPORT_ERROR))
         self.name = name
         self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
         try:
             self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
+            if _MISFIT.search(str(error)):
+                raise ContainerError(describe_sdk(str(error))) from error
             hint = "start it, or name its socket in docker_host"
             if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
                 hint = "its socket is not for this login: use become"

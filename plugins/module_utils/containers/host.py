@@ -119,6 +119,16 @@ class Host:
             raise ContainerError("; ".join(self.errors.values()))
         return listed
 
+    def explain(self, error: ContainerError) -> ContainerError:
+        """ERROR, that containers are not found, with who does not answer: what is looked for may be theirs."""
+        if not self.errors:
+            return error
+        return ContainerError(f"{self.describe_silence()}; of what else there is, {error}")
+
+    def describe_silence(self) -> str:
+        """Which runtimes of root's do not answer, and why; '' where all do."""
+        return "; ".join(f"containers of {name} are not looked at: {error}" for name, error in self.errors.items())
+
     def _list_strangers(self, found: list[Container], own: list[Container]) -> list[Container]:
         """The containers of users, which have FOUND ones, too; without those whose short id one of root's OWN or of others has.
 

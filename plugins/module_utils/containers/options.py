@@ -69,7 +69,7 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
         )
     listed = list_candidates(module, host, selector)
     try:
-        chosen = _choose(module, selector, listed, running_only=required)
+        chosen = _choose(module, host, selector, listed, running_only=required)
     except ContainerError:
         if selector.may_mean_users:
             raise
@@ -77,7 +77,7 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
         known = len(host.warnings)
         listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
         _warn(module, host.warnings[known:])
-        chosen = _choose(module, selector, listed, running_only=required)
+        chosen = _choose(module, host, selector, listed, running_only=required)
     refreshed = []
     for container in chosen:
         is_named = selector.names(container)
@@ -93,11 +93,18 @@ def select(module: Any, host: Host, *, required: bool) -> list[Container]:
     return refreshed
 
 
-def _choose(module: Any, selector: Selector, listed: list[Container], *, running_only: bool) -> list[Container]:
-    chosen = select_containers(selector, listed, running_only=running_only)
+def _choose(
+    module: Any, host: Host, selector: Selector, listed: list[Container], *, running_only: bool
+) -> list[Container]:
+    try:
+        chosen = select_containers(selector, listed, running_only=running_only)
+    except ContainerError as error:
+        raise host.explain(error) from error
     if not chosen and not selector.is_empty and not module.params["allow_empty"]:
-        raise ContainerError(
-            f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
+        raise host.explain(
+            ContainerError(
+                f"the selection matches no container; {describe_running(listed)} (allow_empty=true accepts this)"
+            )
         )
     return chosen
 

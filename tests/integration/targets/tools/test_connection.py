@@ -269,6 +269,57 @@ def test_what_cannot_be_reached_is_unreachable_with_the_reason(inside):
         assert failed.value.result.get("unreachable", False) == bool(more.get("ansible_cart_container", "x"))
 
 
+@pytest.fixture
+def broken_python(tmp_path):
+    """broken_python(CODE): the path of the host's Python with a Docker SDK that runs CODE where it is imported."""
+
+    def make(code):
+        (tmp_path / "docker.py").write_text(code)
+        path = tmp_path / "python"
+        path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("inside", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            "import os; os.nonesuch",
+            r"does not fit the libraries beside it \(AttributeError: module 'os' has no attribute 'nonesuch'\)",
+        ),
+        (
+            "raise ModuleNotFoundError(\"No module named 'docker'\")",
+            "is missing on the host, for .*: install python3-docker",
+        ),
+        (
+            "import errors\ndef APIClient(**_more): raise errors.DockerException(\"unexpected keyword argument 'chunked'\")",
+            "does not fit the libraries beside it",
+        ),
+    ],
+)
+def test_an_sdk_that_cannot_be_used_is_named(inside, broken_python, tmp_path, code, reason):
+    (tmp_path / "errors.py").write_text(
+        "class DockerException(Exception): pass\nclass NotFound(DockerException): pass\n"
+    )
+    python = broken_python(f"import sys\n{code}\nimport errors; sys.modules['docker.errors'] = errors")
+    with pytest.raises(host.ModuleFailed, match=f"the Docker SDK for Python .*{reason}"):
+        inside("ansible.builtin.command", {"argv": ["id"]}, ansible_cart_python=python)
+    (tmp_path / "1-hosts.yml").write_text(
+        json.dumps({"all": {"hosts": {"here": {**LOCAL, "ansible_cart_python": python}}}})
+    )
+    (tmp_path / "2-containers.yml").write_text("plugin: crashcart.fleet.containers\n")
+    options = ("-i", str(tmp_path / "1-hosts.yml"), "-i", str(tmp_path / "2-containers.yml"))
+    done = host.run("ansible-inventory", *options, "--list")
+    assert "the Docker SDK for Python" in done.stderr
+    call = ("crashcart_exec", {"containers": [inside.name], "cmd": "id", "docker_host": os.environ["DOCKER_HOST"]})
+    with pytest.raises(host.ModuleFailed, match=f"the Docker SDK for Python .*{reason}"):
+        host.ad_hoc("localhost", *call, "-e", json.dumps({"ansible_python_interpreter": python}))
+
+
 def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     name = container("busybox", options=("--network", "none", "--label", "tier=front end"), name="cc-listed")
     folder = tmp_path / "hosts"
@@ -346,7 +397,7 @@ def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
     containers = tmp_path / "2-containers.yml"
     containers.write_text("plugin: crashcart.fleet.containers\n")
     done = host.run("ansible-inventory", "-i", str(hosts), "-i", str(containers), "--list")
-    assert "the containers of gone are left out" in done.stderr
+    assert "containers of gone are left out" in done.stderr
     containers.write_text("plugin: crashcart.fleet.containers\nstrict: true\n")
     done = host.run("ansible-inventory", "-i", str(hosts), "-i", str(containers), "--list")
     assert "containers of gone" in done.stderr

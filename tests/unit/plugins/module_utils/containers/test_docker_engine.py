@@ -50,3 +50,34 @@ def test_the_name_of_a_listed_container(names, name):
 
 def test_a_listed_container_without_labels():
     assert docker_engine._parse_listed({**LISTED, "Labels": None}).labels == {}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error while fetching server API version: HTTPConnection.request() got an unexpected keyword argument 'chunked'",
+        "Error while fetching server API version: Not supported URL scheme http+docker",
+        "module 'urllib3.connection' has no attribute 'match_hostname'",
+        "request() missing 1 required positional argument: 'url'",
+    ],
+)
+def test_a_library_that_does_not_fit_is_told_from_an_engine_that_is_silent(said):
+    assert docker_engine._MISFIT.search(said)
+    assert f"does not fit the libraries beside it ({said})" in docker_engine.describe_sdk(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Error while fetching server API version: ('Connection aborted.', FileNotFoundError(2, 'No such file or directory'))",
+        "'ApiVersion'",
+        "list indices must be integers or slices, not str",
+    ],
+)
+def test_an_engine_that_is_silent_or_strange_is_not_blamed_on_the_sdk(said):
+    assert not docker_engine._MISFIT.search(said)
+
+
+def test_an_sdk_that_is_not_there():
+    assert "install python3-docker" in docker_engine.describe_sdk("ModuleNotFoundError: No module named 'docker'")
+    assert "does not fit" in docker_engine.describe_sdk("ModuleNotFoundError: No module named 'six'")
