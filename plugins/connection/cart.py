@@ -20,7 +20,8 @@ description:
   - Commands run in the container's control groups and namespaces, as M(crashcart.fleet.crashcart_exec) runs them. Without become they
     are the user that the container's first process is, and O(rights) says what else they may do.
   - C(become) and C(become_user), whether of a play, a task, the command line or C(ansible_become) and C(ansible_become_user), are a change of
-    user inside the container. It is one system call, and needs neither a method nor a password nor anything of the container.
+    user inside the container. It is one system call, and needs neither a method nor a password nor anything of the container. Groups and C(HOME)
+    are what C(docker exec --user) makes them, see O(crashcart.fleet.crashcart_exec#module:user).
   - Before that the connection becomes the host's root, where the login is not root's. The method and the password are for that, whether of
     the command line (C(--become-method), C(-K)), the configuration or variables (C(ansible_become_method), C(ansible_become_password),
     C(ansible_become_flags)). The keyword C(become_method) of plays and tasks changes nothing.

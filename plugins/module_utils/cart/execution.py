@@ -56,11 +56,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
+    NO_HOME,
     User,
     UserError,
+    find_homes,
     find_users,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -172,11 +174,13 @@ def execute(
 class Place:
     """Where COMMAND is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store.
 
+    HOME is the folder of whom it is run as, in the container's terms.
     SHARED says which of the container's namespaces others are in, and who (sharing.find_shared).
     """
 
     target: Target
     user: User | None
+    home: str
     source: store.StoredImage | Attachment
     shared: Mapping[str, str]
 
@@ -204,7 +208,13 @@ def choose_places(
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
-    return [Place(target, users[target.id], sources[target.id], others) for target, others in zip(left, shared)]
+    homes = _find_homes([target for target in left if users[target.id] is None])
+    places = []
+    for target, others in zip(left, shared):
+        user_here = users[target.id]
+        home = homes[target.id] if user_here is None else user_here.home
+        places.append(Place(target, user_here, home, sources[target.id], others))
+    return places
 
 
 @contextmanager
@@ -242,7 +252,8 @@ def _open_job(
         command = _adapt(command, program, mount_fd, prefix, is_sealed=_is_sealed(source))
     rights = choose_rights(place.target, place.user, command, place.shared)
     groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
-    return Job(place.target, command, rights, mount_fd, prefix, program, {**variables, **command.env}, groups)
+    environment = {"HOME": place.home, **variables, **command.env}
+    return Job(place.target, command, rights, mount_fd, prefix, program, environment, groups)
 
 
 def _is_sealed(source: store.StoredImage | Attachment) -> bool:
@@ -298,17 +309,37 @@ def _find_users_in(
     """
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return [None for _target in targets]
-    inside = "mnt" in command.namespaces
+    with _open_roots(targets, inside="mnt" in command.namespaces) as roots:
+        found = dict(zip(roots, find_users("0:0" if spec is None else spec, list(roots.values()))))
+    gone = ContainerGoneError("it has just ended")
+    return [_settle_user(target, found.get(target.id, gone), command) for target in targets]
+
+
+def _find_homes(targets: Sequence[Target]) -> dict[str, str]:
+    """Return the homes of whom the first processes of TARGETS are, by the container's id."""
+    uids = {}
+    with _open_roots(targets, inside=True) as roots:
+        for target in targets:
+            with suppress(ProcessGone):
+                status = processes.parse_status(target.process.read("status"))
+                id_map = id_maps.parse_id_map(target.process.read("uid_map"))
+                uids[target.id] = id_maps.find_inside(int(status["Uid"].split()[1]), id_map)
+        known = [one for one in roots if uids.get(one) is not None]
+        homes = find_homes([uids[one] or 0 for one in known], [roots[one] for one in known])
+    return {**dict.fromkeys((target.id for target in targets), NO_HOME), **dict(zip(known, homes))}
+
+
+@contextmanager
+def _open_roots(targets: Sequence[Target], *, inside: bool) -> Iterator[dict[str, int]]:
+    """Give the roots of TARGETS as descriptors by the container's id, or, unless INSIDE, that of the host; without what has ended."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as stack:
-        root_fds = {}
-        for index, target in enumerate(targets):
+        roots = {}
+        for target in targets:
             with suppress(ProcessGone):
-                root_fds[index] = target.process.open("root", flags) if inside else os.open("/", flags)
-                stack.callback(os.close, root_fds[index])
-        found = dict(zip(root_fds, find_users("0:0" if spec is None else spec, list(root_fds.values()))))
-    gone = ContainerGoneError("it has just ended")
-    return [_settle_user(target, found.get(index, gone), command) for index, target in enumerate(targets)]
+                roots[target.id] = target.process.open("root", flags) if inside else os.open("/", flags)
+                stack.callback(os.close, roots[target.id])
+        yield roots
 
 
 def _settle_user(target: Target, user: User | ContainerError, command: Command) -> User | ContainerError:
@@ -329,7 +360,7 @@ def _find_outside(user: User, process: Process) -> User:
     if uid is None or gid is None:
         raise UserError(f"its user namespace has no user {user.uid} with group {user.gid}")
     groups = (id_maps.find_outside(group, gids) for group in user.groups)
-    return User(uid, gid, tuple(group for group in groups if group is not None))
+    return replace(user, uid=uid, gid=gid, groups=tuple(group for group in groups if group is not None))
 
 
 def _find_stored(name: str) -> store.StoredImage:

@@ -26,9 +26,8 @@ def parse_environment(text: str) -> dict[str, str]:
 
 
 def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
-    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base."""
+    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base; HOME is not among that."""
     variables = {
-        "HOME": "/root",
         "LANG": "C.UTF-8",
         "PATH": f"{prefix}/bin:{prefix}/sbin",
         "TERM": "dumb",

@@ -147,7 +147,7 @@ def test_what_keywords_and_variables_of_become_are_for(passwords, hosts, app, tm
         "gather_facts": False,
         "tasks": [
             {
-                "ansible.builtin.command": WHO,
+                "ansible.builtin.shell": "id; echo home $HOME",
                 "register": "as_app",
                 "become": True,
                 "become_user": "app",
@@ -169,6 +169,8 @@ def test_what_keywords_and_variables_of_become_are_for(passwords, hosts, app, tm
     (hosts / "host_vars" / "asked.yml").write_text(json.dumps(own))
     done = host.run("ansible-playbook", "-i", str(hosts), str(tmp_path / "play.yml"))
     assert "uid=1234(app)" in done.stdout
+    assert "home /app" in done.stdout
+    assert "home /app" in done.stdout
     assert "uid=4" in done.stdout
     listed = host.run("ansible-inventory", "-i", str(hosts), "--host", f"{app}@asked").stdout
     assert passwords["sudo"] not in listed

@@ -106,9 +106,10 @@ def test_what_a_command_gets(container):
     names = {line.partition("=")[0] for line in result["stdout"].splitlines()[3:] if "=" in line}
     assert "DOCKER_HOST" not in names, "the host's environment leaked"
     assert result["stderr"] == ""
-    assert execute(name, "id", "-u", user="1000")["stdout"] == "1000\n"
+    assert execute(name, "bash", "-c", "id -u; echo $HOME", user="1000")["stdout"] == "1000\n/\n"
     assert execute(name, "id", "-g", user="1000:7")["stdout"] == "7\n"
-    assert execute(name, "id", "-u")["stdout"] == "0\n"
+    assert execute(name, "bash", "-c", "id -u; echo $HOME")["stdout"] == "0\n/root\n"
+    assert execute(name, "bash", "-c", "echo $HOME", env={"HOME": "/mine"})["stdout"] == "/mine\n"
     with pytest.raises(host.ModuleFailed, match=f"{name}.*no user is called 'nobody-here'"):
         execute(name, "true", user="nobody-here")
 
@@ -323,7 +324,7 @@ def test_a_kill_of_its_own_group_is_the_commands_affair(static):
 
 @pytest.mark.parametrize("user", ["4294967295", "1000:4294967295", "\u00b2", "-1"])
 def test_a_number_that_would_stay_root_is_refused(static, user):
-    with pytest.raises(host.ModuleFailed, match="no user is called"):
+    with pytest.raises(host.ModuleFailed, match="no (user|group) is called"):
         execute(static, "id", user=user)
 
 

@@ -81,9 +81,11 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         result = fail("crashcart_exec", containers=pair, **WHO)
         check_the_good_one_is_served(result, good, bad, "it took more than")
         assert bool(hung.requests) == takes_requests
-        # Numbers need none of its files.
-        found = host.call_module("crashcart_exec", containers=pair, argv=["id", "-u"], user="5")["results"]
+        # Numbers need none of its files, and nobody has to have a home.
+        found = host.call_module("crashcart_exec", containers=pair, argv=["id", "-u"], user="5:6")["results"]
         assert [one["stdout"] for one in found] == ["5\n", "5\n"]
+        found = host.call_module("crashcart_exec", containers=pair, argv=["bash", "-c", "echo $HOME"])["results"]
+        assert [one["stdout"] for one in found] == ["/root\n", "/\n"]
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
 
 
