@@ -183,8 +183,13 @@ import json
 import os
 import re
 import shlex
+import shutil
+import stat
+import tempfile
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ansible import constants
@@ -207,7 +212,7 @@ _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
 _COMMAND = "CRASHCART_COMMAND"
 _EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
 # What connection plugins say, by a word or another, where become does not come to its end.
-_BECOME_FAILED = re.compile("privilege escalation|become (success|password)")
+_BECOME_FAILED = re.compile(r"privilege escalation|become (success|password)|(Incorrect|Missing) \S+ password")
 _MISSING = "crashcart: the program is not there"
 # What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
 # Whoever owns the folder could exchange what root runs.
@@ -338,7 +343,8 @@ class Connection(ConnectionBase):
             raise AnsibleFileNotFound(f"file {in_path} cannot be read: {error}") from error
         write = ["sh", "-c", 'cat > "$0"', out_path]
         if self._link.transport == "local":
-            self._check(self._enter(write, source=os.path.abspath(in_path)), out_path)
+            # Its program follows no link: on other hosts what is at the path may be another one's by then.
+            self._check(self._enter(write, source=os.path.realpath(in_path)), out_path)
         elif 0 < size <= _IN_ONE_PIECE:
             with open(in_path, "rb") as file:
                 self._check(self._enter(write, file.read()), out_path)
@@ -354,17 +360,16 @@ class Connection(ConnectionBase):
         """Copy the container's file IN_PATH to OUT_PATH on the controller."""
         super().fetch_file(in_path, out_path)
         read = ["cat", in_path]
-        if self._link.transport == "local":
-            with open(out_path, "wb"):
-                pass
-            self._check(self._enter(read, sink=os.path.abspath(out_path)), in_path)
-            return
-        stage = self._make_stage()
-        try:
-            self._check(self._enter(read, sink=stage), in_path)
-            self._link.fetch_file(stage, out_path)
-        finally:
-            self._remove_stage(stage)
+        with _replacing(out_path) as part:
+            if self._link.transport == "local":
+                self._check(self._enter(read, sink=part), in_path)
+                return
+            stage = self._make_stage()
+            try:
+                self._check(self._enter(read, sink=stage), in_path)
+                self._link.fetch_file(stage, part)
+            finally:
+                self._remove_stage(stage)
 
     def _check(self, outcome: tuple[int, bytes, bytes], path: str) -> None:
         rc, _stdout, stderr = outcome
@@ -452,8 +457,7 @@ class Connection(ConnectionBase):
         try:
             return self._link.exec_command(command, in_data=in_data, sudoable=True)  # type: ignore[no-any-return]
         except AnsibleError as error:
-            # The connection below raises this also where the host cannot be reached at all.
-            if isinstance(error, AnsibleConnectionFailure) and not _BECOME_FAILED.search(str(error)):
+            if not _BECOME_FAILED.search(str(error)):
                 raise
             raise AnsibleError(
                 f"{self._host_become.name} does not lead to root on {self.get_option('host')}: {escape(str(error))}; give the password with"
@@ -490,6 +494,39 @@ class Connection(ConnectionBase):
         self.close()
         if self._link is not None:
             self._link.reset()
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[str]:
+    """Give the path of a new file that takes the place of PATH, or of what that leads to, at the context's end; where it fails, nothing does."""
+    target = os.path.realpath(path)
+    with ExitStack() as stack:
+        try:
+            known = os.stat(target) if os.path.lexists(target) else None
+            is_plain = known is None or stat.S_ISREG(known.st_mode)
+            folder = os.path.dirname(target)
+            is_beside = is_plain and os.access(folder, os.W_OK)
+            if not is_beside:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crashcart-"))
+            part = os.path.join(folder, f".crashcart-{uuid.uuid4().hex}")
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            stack.callback(_remove, part)
+            yield part
+            if not is_beside:
+                shutil.copyfile(part, target)
+                return
+            if known is not None:
+                os.chmod(part, stat.S_IMODE(known.st_mode))
+                with suppress(PermissionError):
+                    os.chown(part, known.st_uid, known.st_gid)
+            os.replace(part, target)
+        except OSError as error:
+            raise AnsibleError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _read_words(stderr: bytes) -> str:

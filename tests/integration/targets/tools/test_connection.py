@@ -45,7 +45,7 @@ def inside(request, container, ssh_hosts, tmp_path):
         extra = json.dumps({**variables, **more})
         return host.run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
 
-    run.name = name
+    run.name, run.parent = name, parent
     yield run
     assert not os.path.exists(scratch.FOLDER) or os.listdir(scratch.FOLDER) == []
     assert scratch.list_mounts() == []
@@ -97,6 +97,20 @@ def test_files_travel_there_and_back(inside, tmp_path, size):
     if size == 5:
         assert not inside("ansible.builtin.copy", {"src": str(source), "dest": path})["changed"]
         assert inside("ansible.builtin.file", {"path": path, "state": "absent"})["changed"]
+
+
+@pytest.mark.parametrize("inside", ["as_user", "local"], indirect=True)
+def test_links_as_ends_of_a_copy_and_a_fetch_are_followed(inside, tmp_path):
+    for name, text in (("source", "new"), ("target", "old")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"link to {name}").symlink_to(name)
+    path = "/dev/shm/linked"
+    copied = inside("ansible.builtin.copy", {"src": f"{tmp_path}/link to source", "dest": path})
+    assert copied["checksum"] == hashlib.sha1(b"new").hexdigest()
+    inside("ansible.builtin.fetch", {"src": path, "dest": f"{tmp_path}/link to target", "flat": True})
+    assert (tmp_path / "target").read_text() == "new"
+    assert (tmp_path / "link to target").is_symlink()
+    assert len(os.listdir(tmp_path)) == 4 + (inside.parent == "local")  # its inventory
 
 
 def test_without_become_tasks_are_the_containers_user(inside, container):
