@@ -76,7 +76,10 @@ options:
     vars:
       - name: ansible_cart_confined
   docker_host:
-    description: URL of the one Docker engine to ask. By default every runtime of the host is asked.
+    description:
+      - URL of the one Docker engine to ask. By default every runtime of the host is asked.
+      - E(DOCKER_HOST), E(DOCKER_CONTEXT), E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH) are those of root's environment on the host, as C(sudo)
+        leaves it. A task's C(environment) is for the inside.
     type: str
     vars:
       - name: ansible_cart_docker_host
@@ -436,14 +439,14 @@ class Connection(ConnectionBase):
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
-        run = f"exec {python} {path}"
+        run = f"exec {python} -X utf8 {path}"  # whatever the locale of the login is
         missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}"
         # The mask is for what Python compiles of the program, which it writes beside it.
         command = f"umask 77; test -O {_LIBRARY} && test -O {path} || {missing}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
-            install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
+            install = f"exec {python} -X utf8 -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
                 raise AnsibleConnectionFailure(f"the host has no place for a program: {_read_words(stderr)}")

@@ -63,6 +63,8 @@ options:
   env:
     description:
       - Environment variables. The command has these, what the image sets for its tools, C(HOME), C(LANG), C(PATH) and C(TERM), and nothing else.
+      - A value that is no text becomes one as YAML spells it, such as V(true) or V(1.1). Quotes keep V("yes") or V("1.10") as they are written.
+        Lists and dictionaries are refused.
       - C(HOME) is the home that the container's C(/etc/passwd) gives to the command's user, and C(/) where it gives none.
       - Their values stand neither in the host's log nor in a result's C(invocation). What the command itself writes is returned as it is.
     type: dict

@@ -86,15 +86,11 @@ def parse_command(
         words = argv if argv is not None else shlex.split(cmd or "")
     except ValueError as error:
         raise ExecutionError(f"cmd {cmd!r} cannot be split into words: {error}") from error
-    texts = [*words, *map(str, env), *map(str, env.values()), chdir]
+    variables = {str(name): _spell(str(name), value) for name, value in env.items()}
+    texts = [*words, *variables, *variables.values(), chdir]
     if not words or not words[0]:
         raise ExecutionError("the command is empty: give a program's name first")
-    valueless = [name for name, value in env.items() if value is None]
-    if valueless:
-        raise ExecutionError(
-            f"env: {', '.join(map(str, valueless))} has no value; leave it out, or give it an empty text"
-        )
-    if any("\0" in text for text in texts) or any("=" in name or not name for name in env):
+    if any("\0" in text for text in texts) or any("=" in name or not name for name in variables):
         raise ExecutionError(
             "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
         )
@@ -116,7 +112,7 @@ def parse_command(
         namespaces = [*namespaces, *({"user"} - set(namespaces))]
     return Command(
         argv=tuple(words),
-        env={name: str(value) for name, value in env.items()},
+        env=variables,
         stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
         chdir=chdir,
         timeout_s=timeout_s,
@@ -125,6 +121,15 @@ def parse_command(
         capabilities=None if chosen is None else _parse_capabilities(chosen),
         trust_container=trust_container,
     )
+
+
+def _spell(name: str, value: Any) -> str:
+    """VALUE of the variable NAME as YAML spells it."""
+    if isinstance(value, (str, bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        raise ExecutionError(f"env: {name} has no value; leave it out, or give it an empty text")
+    raise ExecutionError(f"env: {name} is a {type(value).__name__}; a variable is a text, such as the value in quotes")
 
 
 def _parse_capabilities(names: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
@@ -31,7 +32,13 @@ try:
     from requests.exceptions import RequestException
 except Exception as import_error:  # an SDK beside libraries of another age ends with whatever it does not find there
     DOCKER_IMPORT_ERROR = f"{type(import_error).__name__}: {import_error}"
+try:
+    from docker.context import ContextAPI
+    from docker.context.config import get_current_context_name
+except Exception:
+    ContextAPI = None  # an SDK before 4.3
 
+_TLS_VARIABLES = ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
@@ -59,23 +66,92 @@ def describe_sdk(reason: str) -> str:
     )
 
 
-class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST), or another of that API, called NAME. Engine trouble is raised as ContainerError."""
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an engine is: URL, as in DOCKER_HOST. TLS is the SDK's, None for none; WORDS tell the command `docker` the same."""
 
-    def __init__(self, host: str | None, name: str = "docker") -> None:
+    url: str
+    tls: Any = None
+    words: tuple[str, ...] = ()
+
+
+def find_endpoint(url: str | None) -> Endpoint:
+    """The engine at URL, or the one that the environment or the docker context in use names, as `docker` finds it.
+
+    Raises ContainerError where these name something that is not there.
+    """
+    url = url or os.environ.get("DOCKER_HOST")
+    context = "" if url else os.environ.get("DOCKER_CONTEXT") or _read_context()
+    if context not in ("", "default"):
+        return _find_context(context)
+    url = url or DEFAULT_HOST
+    if (
+        DOCKER_IMPORT_ERROR
+        or url.startswith(("unix:", "npipe:", "ssh:"))
+        or not any(map(os.environ.get, _TLS_VARIABLES))
+    ):
+        return Endpoint(url, None, () if url == DEFAULT_HOST else ("-H", url))
+    folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+    try:
+        tls = docker.utils.kwargs_from_env(environment={name: os.environ.get(name, "") for name in _TLS_VARIABLES})[
+            "tls"
+        ]
+    except docker.errors.DockerException as error:
+        raise ContainerError(
+            f"TLS for the Docker engine at {url} takes ca.pem, cert.pem and key.pem in {folder} (DOCKER_CERT_PATH): {error}"
+        ) from error
+    files = [
+        f"--tls{option}={folder}/{file}.pem" for option, file in (("cacert", "ca"), ("cert", "cert"), ("key", "key"))
+    ]
+    return Endpoint(url, tls, ("-H", url, "--tlsverify" if os.environ.get("DOCKER_TLS_VERIFY") else "--tls", *files))
+
+
+def _read_context() -> str:
+    """The name of the context that this user has chosen; '' for none. Another user's configuration, as sudo may leave it in HOME, has no say."""
+    path = docker.utils.config.find_config_file() if ContextAPI else None
+    if path is None or os.stat(path).st_uid != os.geteuid():
+        return ""
+    return str(get_current_context_name() or "")
+
+
+def _find_context(name: str) -> Endpoint:
+    if ContextAPI is None:
+        raise ContainerError(
+            f"the docker context {name!r} takes a newer Docker SDK for Python: name an engine in docker_host"
+        )
+    try:
+        found = ContextAPI.get_context(name)
+    except Exception as error:  # the SDK raises no narrower one for a file that it cannot read
+        raise ContainerError(
+            f"the docker context {name!r} cannot be read: {error}; see 'docker context inspect {name}'"
+        ) from error
+    if found is None or not found.Host:
+        raise ContainerError(
+            f"there is no docker context {name!r}: see 'docker context ls', or name an engine in docker_host"
+        )
+    return Endpoint(found.Host, found.TLSConfig, ("--context", name))
+
+
+class DockerEngine:
+    """A Docker engine at HOST (a URL as in DOCKER_HOST, or an Endpoint), or another of that API, called NAME.
+
+    Engine trouble is raised as ContainerError.
+    """
+
+    def __init__(self, host: str | Endpoint | None, name: str = "docker") -> None:
         if DOCKER_IMPORT_ERROR:
             raise ContainerError(describe_sdk(DOCKER_IMPORT_ERROR))
         self.name = name
-        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._endpoint = host if isinstance(host, Endpoint) else find_endpoint(host)
+        self.host = self._endpoint.url
         try:
-            self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
+            self._client = docker.APIClient(
+                base_url=self.host, version="auto", timeout=_TIMEOUT_S, tls=self._endpoint.tls or False
+            )
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             if _MISFIT.search(str(error)):
                 raise ContainerError(describe_sdk(str(error))) from error
-            hint = "start it, or name its socket in docker_host"
-            if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
-                hint = "its socket is not for this login: use become"
-            raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
+            raise ContainerError(f"no Docker engine answers at {self.host}: {_advise(str(error))} ({error})") from error
 
     def read_version(self) -> str:
         """The engine's version."""
@@ -101,7 +177,7 @@ class DockerEngine:
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
-        place = [] if self.host == DEFAULT_HOST or self.name != "docker" else ["-H", self.host]
+        place = self._endpoint.words if self.name == "docker" else ()
         options = [word for variable in variables for word in ("-e", variable)]
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
@@ -172,6 +248,17 @@ class DockerEngine:
             raise
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
+
+
+def _advise(said: str) -> str:
+    """What to do about an engine of which the SDK has SAID this; nothing better is left under its wrappings."""
+    if "Permission denied" in said:
+        return "its socket is not for this login: use become"
+    if "to an HTTPS server" in said:
+        return "it wants TLS: set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH for the host's root, or use a docker context"
+    if "SSL" in said:
+        return "its TLS and the files of DOCKER_CERT_PATH, or of the docker context, do not fit"
+    return "start it, or name its socket in docker_host"
 
 
 def _parse_listed(entry: dict[str, Any], runtime: str = "docker") -> Container:

@@ -18,8 +18,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
     DEFAULT_HOST,
     DOCKER_IMPORT_ERROR,
     DockerEngine,
+    Endpoint,
+    find_endpoint,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import Machines
+
+_NAMES = frozenset(("DOCKER_HOST", "DOCKER_CONTEXT"))  # variables that name an engine
 
 
 class Runtime(Protocol):
@@ -62,24 +66,27 @@ class Host:
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(podman.ROOT_SOCKET)
         # Also one that is installed and does not run: its silence has to be told.
         is_expected = (
-            "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
+            not _NAMES.isdisjoint(os.environ)
+            or os.path.exists(DEFAULT_HOST[len("unix://") :])
+            or shutil.which("dockerd")
         )
         self._is_docker_expected = bool(is_expected)
         if is_expected or not (has_podman or self._roots):
-            self._try("docker", lambda: self._open_docker(os.environ.get("DOCKER_HOST") or DEFAULT_HOST))
+            self._try("docker", lambda: self._open_docker(None))
         if os.path.exists(podman.ROOT_SOCKET) and not DOCKER_IMPORT_ERROR:
-            self._try("podman", lambda: self._open_engine("unix://" + podman.ROOT_SOCKET, "podman"))
+            self._try("podman", lambda: self._open_engine(Endpoint("unix://" + podman.ROOT_SOCKET), "podman"))
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
 
-    def _open_docker(self, url: str) -> None:
-        self.docker = self._open_engine(url, "docker")
+    def _open_docker(self, url: str | None) -> None:
+        self.docker = self._open_engine(find_endpoint(url), "docker")
 
-    def _open_engine(self, url: str, name: str) -> DockerEngine | None:
-        """Take the engine at URL among those that are asked; what it is, if it is root's."""
+    def _open_engine(self, endpoint: Endpoint, name: str) -> DockerEngine | None:
+        """Take the engine at ENDPOINT among those that are asked; what it is, if it is root's."""
+        url = endpoint.url
         owner = strangers.find_socket_owner(url) if self._is_root else 0
         if owner == 0:
-            engine = DockerEngine(url, name)
+            engine = DockerEngine(endpoint, name)
             self._engines.append(engine)
             return engine
         stranger = strangers.ask_engine(url, name, owner, self._budget)

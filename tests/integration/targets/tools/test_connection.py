@@ -99,6 +99,25 @@ def test_files_travel_there_and_back(inside, tmp_path, size):
         assert inside("ansible.builtin.file", {"path": path, "state": "absent"})["changed"]
 
 
+@pytest.mark.parametrize("inside", ["local"], indirect=True)
+def test_letters_are_utf_8_whatever_the_hosts_locale_is(inside, tmp_path):
+    """Ansible wants UTF-8 for itself; of a host it knows nothing."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nLC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    letters, host_python = "é€𝄞", {"ansible_cart_python": str(python)}
+    found = inside("ansible.builtin.shell", {"_raw_params": f"echo {letters}; cat", "stdin": letters}, **host_python)
+    assert found["stdout_lines"] == [letters, letters]
+    (tmp_path / letters).write_text(letters)
+    inside("ansible.builtin.copy", {"src": f"{tmp_path}/{letters}", "dest": f"/dev/shm/{letters}"}, **host_python)
+    inside(
+        "ansible.builtin.fetch",
+        {"src": f"/dev/shm/{letters}", "dest": f"{tmp_path}/back {letters}", "flat": True},
+        **host_python,
+    )
+    assert (tmp_path / f"back {letters}").read_text() == letters
+
+
 @pytest.mark.parametrize("inside", ["as_user", "local"], indirect=True)
 def test_links_as_ends_of_a_copy_and_a_fetch_are_followed(inside, tmp_path):
     for name, text in (("source", "new"), ("target", "old")):

@@ -42,8 +42,10 @@ def test_a_command_line_is_split_into_words_and_not_interpreted(cmd, argv):
 
 
 def test_all_of_a_command():
-    command = parse(argv=["env"], env={"A": "1", "N": 5, "T": True}, stdin="ä", chdir="/tmp", timeout_s=1.5)
-    assert command == Command(("env",), {"A": "1", "N": "5", "T": "True"}, "ä".encode(), "/tmp", 1.5)
+    env = {"A": "True", "N": 5, "T": True, "F": False, "V": 1.1}
+    command = parse(argv=["env"], env=env, stdin="ä", chdir="/tmp", timeout_s=1.5)
+    spelled = {"A": "True", "N": "5", "T": "true", "F": "false", "V": "1.1"}
+    assert command == Command(("env",), spelled, "ä".encode(), "/tmp", 1.5)
 
 
 def test_words_win_over_a_line_and_are_taken_as_they_are():
@@ -74,6 +76,9 @@ def test_no_stdin_is_not_an_empty_one():
         ({"cmd": "a", "env": {"A\0": ""}}, "NUL"),
         ({"cmd": "a", "env": {"A=B": ""}}, "holds '='"),
         ({"cmd": "a", "env": {"": "x"}}, "name is empty"),
+        ({"cmd": "a", "env": {"A": None}}, "A has no value"),
+        ({"cmd": "a", "env": {"A": ["x"]}}, "A is a list; a variable is a text"),
+        ({"cmd": "a", "env": {"A": {}}}, "A is a dict; a variable is a text"),
     ],
 )
 def test_what_is_no_command_is_refused(options, message):
