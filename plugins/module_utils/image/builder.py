@@ -45,6 +45,12 @@ unset {unset}
 {exports}
 export PATH={path}:$PATH
 PS1='[crashcart] \\u@\\h:\\w\\$ '
+# There are no manuals: a program tells of itself.
+man() {{
+    [ $# -gt 0 ] || {{ echo 'man PROGRAM shows what PROGRAM --help says' >&2; return 1; }}
+    while [ $# -gt 1 ]; do shift; done
+    "$1" --help 2>&1 | less -F
+}}
 """
 _SEALED = "The tools of this image load code from the image only.\n"
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -116,6 +117,16 @@ def test_letters_are_utf_8_whatever_the_hosts_locale_is(inside, tmp_path):
         **host_python,
     )
     assert (tmp_path / f"back {letters}").read_text() == letters
+
+
+def test_archives_are_unpacked(inside, tmp_path):
+    (tmp_path / "file").write_text("in an archive")
+    inside("ansible.builtin.file", {"path": "/dev/shm/unpacked", "state": "directory"})
+    for kind in ("gztar", "bztar", "xztar", "zip"):
+        path = shutil.make_archive(str(tmp_path / kind), kind, tmp_path, "file")
+        assert inside("ansible.builtin.unarchive", {"src": path, "dest": "/dev/shm/unpacked"})["changed"], kind
+        read = {"_raw_params": "cat /dev/shm/unpacked/file && rm /dev/shm/unpacked/file"}
+        assert inside("ansible.builtin.shell", read)["stdout"] == "in an archive", kind
 
 
 @pytest.mark.parametrize("inside", ["as_user", "local"], indirect=True)
