@@ -315,7 +315,10 @@ def _find_users_in(
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return [None for _target in targets]
     with _open_roots(targets, inside="mnt" in command.namespaces) as roots:
-        found = dict(zip(roots, find_users("0:0" if spec is None else spec, list(roots.values()))))
+        users = find_users("0:0" if spec is None else spec, list(roots.values()))
+    if spec is None:  # the host's root, who is in no group for it
+        users = [replace(one, groups=()) if isinstance(one, User) else one for one in users]
+    found = dict(zip(roots, users))
     gone = ContainerGoneError("it has just ended")
     return [_settle_user(target, found.get(target.id, gone), command) for target in targets]
 

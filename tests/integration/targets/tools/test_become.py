@@ -60,7 +60,8 @@ def write_inventory(folder, ssh_hosts, app, link_name):
     link = (
         {"ansible_user": USER} if link_name == "ssh" else {"ansible_host": "localhost", "ansible_connection": "local"}
     )
-    manual = {**link, "ansible_connection": "crashcart.fleet.cart", "ansible_cart_container": app}
+    inside = {"ansible_cart_container": app, "ansible_python_interpreter": "/dev/crashcart/bin/python3"}
+    manual = {**link, **inside, "ansible_connection": "crashcart.fleet.cart"}
     more = {"asked": {**link, "ansible_pipelining": False}, "manual": manual}
     (folder / "2-more.yml").write_text(json.dumps({"all": {"hosts": more}}))
     (folder / "3-containers.yml").write_text("plugin: crashcart.fleet.containers\nhosts: [asked]\nstrict: true\n")
@@ -133,7 +134,9 @@ def test_a_password_that_is_wrong_or_missing(passwords, hosts, app, run):
         ("-e", "ansible_become_password=wrong"),
         ("-e", "ansible_become_method=su ansible_become_password=wrong"),
     ):
-        with pytest.raises(host.ModuleFailed, match="does not lead to root on .* with -K or ansible_become_password"):
+        with pytest.raises(
+            host.ModuleFailed, match="(?s)does not lead to root on .* with -K or ansible_become_password"
+        ):
             run("manual", *words)
     listed = host.run("ansible-inventory", "-i", str(hosts), "--list")
     assert "give the password with -K" in listed.stderr

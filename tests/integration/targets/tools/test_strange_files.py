@@ -15,7 +15,7 @@ from support import fuse, host, images, runtimes
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import make_file_name
 
-PASSWD = "app:x:1000:1001::/:/bin/sh\n"
+PASSWD = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n"
 WHO = {"argv": ["id", "-u"], "user": "app"}
 
 
