@@ -213,7 +213,7 @@ def choose_places(
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
-    homes = _find_homes([target for target in left if users[target.id] is None])
+    homes = _find_homes([target for target in left if users[target.id] is None], command)
     places = []
     for target, others in zip(left, shared):
         user_here = users[target.id]
@@ -323,18 +323,22 @@ def _find_users_in(
     return [_settle_user(target, found.get(target.id, gone), command) for target in targets]
 
 
-def _find_homes(targets: Sequence[Target]) -> dict[str, str]:
-    """Return the homes of whom the first processes of TARGETS are, by the container's id."""
-    uids = {}
-    with _open_roots(targets, inside=True) as roots:
+def _find_homes(targets: Sequence[Target], command: Command) -> dict[str, str]:
+    """Return the homes of whom COMMAND is run as in TARGETS where nobody is named, by the container's id."""
+    uids: dict[str, int | None] = {}
+    with _open_roots(targets, inside="mnt" in command.namespaces) as roots:
         for target in targets:
             with suppress(ProcessGone):
-                status = processes.parse_status(target.process.read("status"))
-                id_map = id_maps.parse_id_map(target.process.read("uid_map"))
-                uids[target.id] = id_maps.find_inside(int(status["Uid"].split()[1]), id_map)
+                uids[target.id] = 0 if command.rights == HOST else _read_uid(target.process)
         known = [one for one in roots if uids.get(one) is not None]
         homes = find_homes([uids[one] or 0 for one in known], [roots[one] for one in known])
     return {**dict.fromkeys((target.id for target in targets), NO_HOME), **dict(zip(known, homes))}
+
+
+def _read_uid(process: Process) -> int | None:
+    """Return whom PROCESS is run as, in its user namespace's numbers; None where that has none for it."""
+    outside = int(processes.parse_status(process.read("status"))["Uid"].split()[1])
+    return id_maps.find_inside(outside, id_maps.parse_id_map(process.read("uid_map")))
 
 
 @contextmanager

@@ -111,6 +111,9 @@ def test_what_a_command_gets(container):
     assert execute(name, "id", "-g", user="1000:7")["stdout"] == "7\n"
     assert execute(name, "bash", "-c", "id -u; echo $HOME")["stdout"] == "0\n/root\n"
     assert execute(name, "bash", "-c", "echo $HOME", env={"HOME": "/mine"})["stdout"] == "/mine\n"
+    apps = container("busybox", options=("--network", "none", "--user", "app"))
+    homes = [execute(apps, "bash", "-c", "echo $HOME", rights=rights)["stdout"] for rights in ("tools", "host")]
+    assert homes == ["/home/app\n", "/root\n"]
     with pytest.raises(host.ModuleFailed, match=f"{name}.*no user is called 'nobody-here'"):
         execute(name, "true", user="nobody-here")
 
