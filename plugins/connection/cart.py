@@ -278,11 +278,9 @@ class Connection(ConnectionBase):
         if become_loader.get(method, class_only=True) is None:
             raise AnsibleError(f"there is no become plugin {method!r}; `ansible-doc -t become -l` lists them")
         names = constants.config.get_plugin_vars("become", method)
-        return [
-            *constants.config.get_plugin_vars("connection", "ssh"),
-            # The method is chosen by whoever has the login; the user is root there, and inside another one.
-            *["ansible_become_method", *(name for name in names if not name.endswith("_user"))],
-        ]
+        # Those that name a user are for the inside: on the host it is root.
+        become = ["ansible_become_method", *(name for name in names if not name.endswith("_user"))]
+        return [*constants.config.get_plugin_vars("connection", "ssh"), *become]
 
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         """Take the options, and make the connection below with its own."""
@@ -424,8 +422,10 @@ class Connection(ConnectionBase):
         return self._read_outcome(self._order(order, in_data))
 
     def list_containers(self) -> tuple[list[dict[str, Any]], str]:
-        """The containers that run on the host, each with id, name, state, pid, image, runtime, labels and networks; and which runtimes do
-        not answer, and why ('' where all do)."""
+        """The containers that run on the host, and which of its runtimes do not answer, and why ('' where all do).
+
+        Each container has id, name, state, pid, image, runtime, labels and networks.
+        """
         order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:

@@ -39,6 +39,7 @@ except Exception:
     ContextAPI = None  # an SDK before 4.3
 
 _TLS_VARIABLES = ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
@@ -132,6 +133,20 @@ def _find_context(name: str) -> Endpoint:
     return Endpoint(found.Host, found.TLSConfig, ("--context", name))
 
 
+def _make_client(endpoint: Endpoint) -> Any:
+    """The SDK's client of ENDPOINT, which has answered. It raises what the SDK and the libraries below it raise."""
+    if endpoint.tls is None:
+        return docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S)
+    # Requests takes these before the authorities of the engine's own files.
+    hidden = {name: os.environ.pop(name) for name in _BUNDLES if name in os.environ}
+    try:
+        client = docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S, tls=endpoint.tls)
+        client.trust_env = False
+        return client
+    finally:
+        os.environ.update(hidden)
+
+
 class DockerEngine:
     """A Docker engine at HOST (a URL as in DOCKER_HOST, or an Endpoint), or another of that API, called NAME.
 
@@ -145,9 +160,7 @@ class DockerEngine:
         self._endpoint = host if isinstance(host, Endpoint) else find_endpoint(host)
         self.host = self._endpoint.url
         try:
-            self._client = docker.APIClient(
-                base_url=self.host, version="auto", timeout=_TIMEOUT_S, tls=self._endpoint.tls or False
-            )
+            self._client = _make_client(self._endpoint)
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             if _MISFIT.search(str(error)):
                 raise ContainerError(describe_sdk(str(error))) from error

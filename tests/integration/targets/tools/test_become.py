@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from support import host
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import scratch
+
 USER = "crashcart-asked"
 CAPABILITIES = "+dac_override,+dac_read_search"
 WHO = {"argv": ["id"]}
@@ -53,6 +55,7 @@ def hosts(ssh_hosts, app, request):
         write_inventory(Path(name), ssh_hosts, app, request.param)
         request.node.link = request.param
         yield Path(name)
+    assert scratch.list_mounts() == []
 
 
 def write_inventory(folder, ssh_hosts, app, link_name):
@@ -98,6 +101,7 @@ def run(hosts, request):
             "stdout"
         ]
 
+    run_id.before = before
     return run_id
 
 
@@ -138,8 +142,8 @@ def test_a_password_that_is_wrong_or_missing(passwords, hosts, app, run):
             host.ModuleFailed, match="(?s)does not lead to root on .* with -K or ansible_become_password"
         ):
             run("manual", *words)
-    listed = host.run("ansible-inventory", "-i", str(hosts), "--list")
-    assert "give the password with -K" in listed.stderr
+    listed = host.run(*run.before, "ansible-inventory", "-i", str(hosts), "--list")
+    assert "give the password with -K" in " ".join(listed.stderr.split())
 
 
 @pytest.mark.parametrize("hosts", ["ssh"], indirect=True)

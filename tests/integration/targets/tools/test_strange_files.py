@@ -85,7 +85,7 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         found = host.call_module("crashcart_exec", containers=pair, argv=["id", "-u"], user="5:6")["results"]
         assert [one["stdout"] for one in found] == ["5\n", "5\n"]
         found = host.call_module("crashcart_exec", containers=pair, argv=["bash", "-c", "echo $HOME"])["results"]
-        assert [one["stdout"] for one in found] == ["/root\n", "/\n"]
+        assert {one["container"]: one["stdout"] for one in found} == {good: "/root\n", bad: "/\n"}
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
 
 
