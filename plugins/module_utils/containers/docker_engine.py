@@ -109,16 +109,24 @@ def find_endpoint(url: str | None) -> Endpoint:
 
 def _read_context() -> str:
     """The name of the context that this user has chosen; '' for none. Another user's configuration, as sudo may leave it in HOME, has no say."""
+    return str(get_current_context_name() or "") if _has_configuration() else ""
+
+
+def _has_configuration() -> bool:
+    """Return True if there is a configuration of this user's, beside which the SDK finds contexts."""
     path = docker.utils.config.find_config_file() if ContextAPI else None
-    if path is None or os.stat(path).st_uid != os.geteuid():
-        return ""
-    return str(get_current_context_name() or "")
+    return path is not None and os.stat(path).st_uid == os.geteuid()
 
 
 def _find_context(name: str) -> Endpoint:
     if ContextAPI is None:
         raise ContainerError(
             f"the docker context {name!r} takes a newer Docker SDK for Python: name an engine in docker_host"
+        )
+    if not _has_configuration():
+        raise ContainerError(
+            f"the docker context {name!r} is looked for beside this user's ~/.docker/config.json, and there is none: 'docker context use"
+            f" {name}' makes it"
         )
     try:
         found = ContextAPI.get_context(name)
