@@ -14,7 +14,7 @@ _APPLETS = (
     "umount",
 )
 _FILES = {
-    "etc/passwd": "root:x:0:0::/:/bin/sh\napp:x:1234:1235::/:/bin/sh\n",
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\napp:x:1234:1235::/home/app:/bin/sh\n",
     "etc/group": "root:x:0:\napp:x:1235:\nlogs:x:1300:app\n",
 }
 

@@ -19,8 +19,15 @@ description:
     a file system of their own in the host's memory that only these tasks see.
   - Commands run in the container's control groups and namespaces, as M(crashcart.fleet.crashcart_exec) runs them. Without become they
     are the user that the container's first process is, and O(rights) says what else they may do.
-  - A task's become is a change of user inside the container; it needs neither sudo nor anything else there.
+  - C(become) and C(become_user), whether of a play, a task, the command line or C(ansible_become) and C(ansible_become_user), are a change of
+    user inside the container. It is one system call, and needs neither a method nor a password nor anything of the container. Groups and C(HOME)
+    are what C(docker exec --user) makes them, see O(crashcart.fleet.crashcart_exec#module:user).
+  - Before that the connection becomes the host's root, where the login is not root's. The method and the password are for that, whether of
+    the command line (C(--become-method), C(-K)), the configuration or variables (C(ansible_become_method), C(ansible_become_password),
+    C(ansible_become_flags)). The keyword C(become_method) of plays and tasks changes nothing.
 notes:
+  - What group C(all) sets of C(ansible_become) and C(ansible_become_user) holds inside containers, too, and beats the keywords. Set it for
+    groups of hosts only.
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
   - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
   - A task's command line and its C(environment) are in no process's arguments, which everybody on the host could read, until a
@@ -70,7 +77,10 @@ options:
     vars:
       - name: ansible_cart_confined
   docker_host:
-    description: URL of the one Docker engine to ask. By default every runtime of the host is asked.
+    description:
+      - URL of the one Docker engine to ask. By default every runtime of the host is asked.
+      - E(DOCKER_HOST), E(DOCKER_CONTEXT), E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH) are those of root's environment on the host, as C(sudo)
+        leaves it. A task's C(environment) is for the inside.
     type: str
     vars:
       - name: ansible_cart_docker_host
@@ -95,21 +105,39 @@ options:
       - name: ansible_ssh_user
     keyword:
       - name: remote_user
+  become_user:
+    description: Who a task with become is inside the container, as O(crashcart.fleet.crashcart_exec#module:user) takes it.
+    type: str
+    default: root
+    vars:
+      - name: ansible_become_user
+    keyword:
+      - name: become_user
   host_become:
     description: Whether to become root on the host. By default it is done unless the login is root's.
     type: bool
     vars:
       - name: ansible_cart_become
   host_become_method:
-    description: By which become plugin.
+    description: By which become plugin. Its own variables, such as C(ansible_become_flags) or C(ansible_sudo_exe), mean what they mean there.
     type: str
     default: sudo
     vars:
+      - name: ansible_become_method
       - name: ansible_cart_become_method
+    cli:
+      - name: become_method
+    env:
+      - name: ANSIBLE_BECOME_METHOD
+    ini:
+      - section: privilege_escalation
+        key: become_method
   host_become_password:
-    description: The password that it asks for.
+    description: The password that it asks for. By default the one that C(-K) or C(--become-password-file) gave.
     type: str
     vars:
+      - name: ansible_become_pass
+      - name: ansible_become_password
       - name: ansible_cart_become_password
   scratch_size:
     description:
@@ -143,10 +171,10 @@ all:
         ansible_connection: crashcart.fleet.cart
         ansible_python_interpreter: /dev/crashcart/bin/python3
       hosts:
-        api.web1:
+        api@web1:
           ansible_host: web1
           ansible_cart_container: api
-        db.web1:
+        db@web1:
           ansible_host: web1
           ansible_cart_container: db
 """
@@ -157,9 +185,15 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
+import shutil
+import stat
+import tempfile
 import uuid
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ansible import constants
@@ -181,6 +215,8 @@ _MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
 # A command with its secrets is a variable, which its own user alone can read; everybody on the host can read arguments.
 _COMMAND = "CRASHCART_COMMAND"
 _EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
+# What connection plugins say, by a word or another, where become does not come to its end.
+_BECOME_FAILED = re.compile(r"privilege escalation|become (success|password)|(Incorrect|Missing) \S+ password")
 _MISSING = "crashcart: the program is not there"
 # What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
 # Whoever owns the folder could exchange what root runs.
@@ -208,7 +244,7 @@ class Connection(ConnectionBase):
     def __init__(self, play_context: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(play_context, *args, **kwargs)
         self._connected = False
-        self._inner_become: Any = None
+        self._is_become_inside = False
         self._host_become: Any = None
         self._link: Any = None
         self._token = f"crashcart-{uuid.uuid4().hex}:"
@@ -225,15 +261,27 @@ class Connection(ConnectionBase):
 
     def set_become_plugin(self, plugin: Any) -> None:
         """Remember that a user is to be become: inside that is one system call, and no command has to be wrapped in another."""
-        self._inner_become = plugin
+        self._is_become_inside = plugin is not None
 
     def _resolve_option_variables(self, variables: dict[str, Any], templar: Any) -> dict[str, Any]:
-        """Also the variables of the connection below, for set_options to hand on."""
+        """Also the variables of the connection below and of its become plugin, for set_options to hand on."""
         found: dict[str, Any] = super()._resolve_option_variables(variables, templar)
-        for name in list_link_variables():
+        super().set_options(var_options=found)
+        for name in self.list_host_variables():
             if name in variables:
                 found[name] = templar.template(variables[name])
         return found
+
+    def list_host_variables(self) -> list[str]:
+        """Names of the variables that say how the host is reached, and how its root is become there."""
+        connection_loader.get("ssh", class_only=True)  # until it is loaded nobody knows them
+        method = self.get_option("host_become_method")
+        if become_loader.get(method, class_only=True) is None:
+            raise AnsibleError(f"there is no become plugin {method!r}; `ansible-doc -t become -l` lists them")
+        names = constants.config.get_plugin_vars("become", method)
+        # Those that name a user are for the inside: on the host it is root.
+        become = ["ansible_become_method", *(name for name in names if not name.endswith("_user"))]
+        return [*constants.config.get_plugin_vars("connection", "ssh"), *become]
 
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
         """Take the options, and make the connection below with its own."""
@@ -244,20 +292,23 @@ class Connection(ConnectionBase):
         if name == "ssh":
             self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
         else:
-            # Without it sudo's stdin would be a terminal, which takes no data.
+            # Without it the stdin of sudo or su would be a terminal, which takes no data.
             self._link.set_option("pipelining", True)
+        self._host_become = None
+        if self.must_become_on_host():
+            password = self.get_option("host_become_password") or self._play_context.become_pass
+            options = {"become_user": "root", **({"become_pass": password} if password else {})}
+            self._host_become = become_loader.get(self.get_option("host_become_method"))
+            self._host_become.set_options(var_options=var_options, direct=options)
+            self._link.set_become_plugin(self._host_become)
+
+    def must_become_on_host(self) -> bool:
+        """Return True if root is to be become on the host."""
         wanted = self.get_option("host_become")
         if wanted is None:
-            wanted = os.geteuid() != 0 if name == "local" else self.get_option("remote_user") != "root"
-        if wanted:
-            self._host_become = become_loader.get(self.get_option("host_become_method"))
-            if self._host_become is None:
-                raise AnsibleError(
-                    f"there is no become plugin {self.get_option('host_become_method')!r} (ansible_cart_become_method)"
-                )
-            options = {"become_user": "root", "become_pass": self.get_option("host_become_password")}
-            self._host_become.set_options(direct={key: value for key, value in options.items() if value is not None})
-            self._link.set_become_plugin(self._host_become)
+            is_root = os.geteuid() == 0 if self._link.transport == "local" else self.get_option("remote_user") == "root"
+            return not is_root
+        return bool(wanted)
 
     def _connect(self) -> Connection:
         if not self._connected:
@@ -294,7 +345,8 @@ class Connection(ConnectionBase):
             raise AnsibleFileNotFound(f"file {in_path} cannot be read: {error}") from error
         write = ["sh", "-c", 'cat > "$0"', out_path]
         if self._link.transport == "local":
-            self._check(self._enter(write, source=os.path.abspath(in_path)), out_path)
+            # Its program follows no link: on other hosts what is at the path may be another one's by then.
+            self._check(self._enter(write, source=os.path.realpath(in_path)), out_path)
         elif 0 < size <= _IN_ONE_PIECE:
             with open(in_path, "rb") as file:
                 self._check(self._enter(write, file.read()), out_path)
@@ -310,17 +362,16 @@ class Connection(ConnectionBase):
         """Copy the container's file IN_PATH to OUT_PATH on the controller."""
         super().fetch_file(in_path, out_path)
         read = ["cat", in_path]
-        if self._link.transport == "local":
-            with open(out_path, "wb"):
-                pass
-            self._check(self._enter(read, sink=os.path.abspath(out_path)), in_path)
-            return
-        stage = self._make_stage()
-        try:
-            self._check(self._enter(read, sink=stage), in_path)
-            self._link.fetch_file(stage, out_path)
-        finally:
-            self._remove_stage(stage)
+        with _replacing(out_path) as part:
+            if self._link.transport == "local":
+                self._check(self._enter(read, sink=part), in_path)
+                return
+            stage = self._make_stage()
+            try:
+                self._check(self._enter(read, sink=stage), in_path)
+                self._link.fetch_file(stage, part)
+            finally:
+                self._remove_stage(stage)
 
     def _check(self, outcome: tuple[int, bytes, bytes], path: str) -> None:
         rc, _stdout, stderr = outcome
@@ -360,7 +411,7 @@ class Connection(ConnectionBase):
             env=env,
             image=self.get_option("image"),
             docker_host=self.get_option("docker_host"),
-            user=(self._play_context.become_user or "root") if self._inner_become else None,
+            user=self.get_option("become_user") if self._is_become_inside else None,
             scratch=self._scratch,
             scratch_bytes=parse_bytes(self.get_option("scratch_size"), "ansible_cart_scratch_size"),
             keep=bool(argv) and self._is_scratch_kept,
@@ -371,13 +422,17 @@ class Connection(ConnectionBase):
         )
         return self._read_outcome(self._order(order, in_data))
 
-    def list_containers(self) -> list[dict[str, Any]]:
-        """The containers that run on the host, each with id, name, state, pid, image, runtime, labels and networks."""
+    def list_containers(self) -> tuple[list[dict[str, Any]], str]:
+        """The containers that run on the host, and which of its runtimes do not answer, and why ('' where all do).
+
+        Each container has id, name, state, pid, image, runtime, labels and networks.
+        """
         order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:
             raise AnsibleConnectionFailure(_read_words(stderr) or f"exit code {rc}")
-        return json.loads(stdout)  # type: ignore[no-any-return]
+        answer = json.loads(stdout)
+        return answer["containers"], escape(answer["silence"])
 
     def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
         """Have the host's program carry out ORDER; the program is sent there when it is missing."""
@@ -385,14 +440,14 @@ class Connection(ConnectionBase):
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
-        run = f"exec {python} {path}"
+        run = f"exec {python} -X utf8 {path}"  # whatever the locale of the login is
         missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}"
         # The mask is for what Python compiles of the program, which it writes beside it.
         command = f"umask 77; test -O {_LIBRARY} && test -O {path} || {missing}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
         if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
-            install = f"exec {python} -c {shlex.quote(_UNPACK)} {path}"
+            install = f"exec {python} -X utf8 -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
                 raise AnsibleConnectionFailure(f"the host has no place for a program: {_read_words(stderr)}")
@@ -400,9 +455,18 @@ class Connection(ConnectionBase):
         return outcome
 
     def _run_on_host(self, command: str, in_data: bytes | None) -> tuple[int, bytes, bytes]:
-        if self._host_become is not None:
-            command = self._host_become.build_become_command(command, self._link._shell)
-        return self._link.exec_command(command, in_data=in_data, sudoable=self._host_become is not None)  # type: ignore[no-any-return]
+        if self._host_become is None:
+            return self._link.exec_command(command, in_data=in_data, sudoable=False)  # type: ignore[no-any-return]
+        command = self._host_become.build_become_command(command, self._link._shell)
+        try:
+            return self._link.exec_command(command, in_data=in_data, sudoable=True)  # type: ignore[no-any-return]
+        except AnsibleError as error:
+            if not _BECOME_FAILED.search(str(error)):
+                raise
+            raise AnsibleError(
+                f"{self._host_become.name} does not lead to root on {self.get_option('host')}: {escape(str(error))}; give the password with"
+                " -K or ansible_become_password, choose a method with ansible_become_method, or log in as root"
+            ) from None
 
     def _read_outcome(self, outcome: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
         """OUTCOME, or what the program's own last line makes of it."""
@@ -414,7 +478,9 @@ class Connection(ConnectionBase):
             return rc, stdout, line
         message = json.loads(line)
         if "error" in message:
-            text = escape(f"container {self.get_option('container')} on {self.get_option('host')}: {message['error']}")
+            container = self.get_option("container")
+            whose = f"container {container} on {self.get_option('host')}: " if container else ""
+            text = escape(f"{whose}{message['error']}")
             raise AnsibleError(text) if message["is_wish"] else AnsibleConnectionFailure(text)
         return message["rc"], stdout, stderr
 
@@ -434,15 +500,42 @@ class Connection(ConnectionBase):
             self._link.reset()
 
 
+@contextmanager
+def _replacing(path: str) -> Iterator[str]:
+    """Give the path of a new file that takes the place of PATH, or of what that leads to, at the context's end; where it fails, nothing does."""
+    target = os.path.realpath(path)
+    with ExitStack() as stack:
+        try:
+            known = os.stat(target) if os.path.lexists(target) else None
+            is_plain = known is None or stat.S_ISREG(known.st_mode)
+            folder = os.path.dirname(target)
+            is_beside = is_plain and os.access(folder, os.W_OK)
+            if not is_beside:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crashcart-"))
+            part = os.path.join(folder, f".crashcart-{uuid.uuid4().hex}")
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+            stack.callback(_remove, part)
+            yield part
+            if not is_beside:
+                shutil.copyfile(part, target)
+                return
+            if known is not None:
+                os.chmod(part, stat.S_IMODE(known.st_mode))
+                with suppress(PermissionError):
+                    os.chown(part, known.st_uid, known.st_gid)
+            os.replace(part, target)
+        except OSError as error:
+            raise AnsibleError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def _read_words(stderr: bytes) -> str:
     """What a program said, for a message."""
     return escape_lines(stderr.decode("utf-8", "replace").strip())
-
-
-def list_link_variables() -> list[str]:
-    """Names of the variables that the connection to a host has."""
-    connection_loader.get("ssh", class_only=True)  # until it is loaded nobody knows them
-    return list(constants.config.get_plugin_vars("connection", "ssh"))
 
 
 @functools.lru_cache(maxsize=None)

@@ -46,7 +46,10 @@ options:
       - URL of an engine that speaks Docker's API, for example V(unix:///run/user/1000/docker.sock). With it that engine is the only runtime.
       - At a socket that a user can put another one in the place of, the engine is that user's. It is asked as that user, and believed of
         processes in that user's namespaces. Whoever names it here selects its containers as if they were root's.
-      - Without it Docker is looked for by the environment variable E(DOCKER_HOST) of the host, then at V(unix:///var/run/docker.sock).
+      - Without it Docker is looked for as C(docker) does, by the environment variables E(DOCKER_HOST) and E(DOCKER_CONTEXT) of the host, by the
+        docker context that the task's user has chosen, then at V(unix:///var/run/docker.sock).
+      - TLS for an engine at V(tcp://…) is by E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH), or by the docker context. A task's C(environment) may
+        set these variables.
     type: str
   allow_empty:
     description:

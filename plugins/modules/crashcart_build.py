@@ -61,11 +61,12 @@ options:
     description:
       - Tools by the name of a set; V(default) where no other source is named. They are bash, coreutils, findutils, grep, less and sed,
         and beside these
-      - V(default) - curl, dig, file, gdb, iproute2, lsof, ping, procps, python3, socat, strace, tcpdump, util-linux and vim;
+      - V(default) - curl, dig, file, gdb, iproute2, lsof, ping, procps, python3, socat, strace, tcpdump, util-linux and vim, and what Ansible's
+        modules call (bzip2, getent, gzip, hostname, tar, unzip, which, xz);
       - V(network) - conntrack, curl, dig, ethtool, iperf3, iproute2, iptables, mtr, nc, net-tools, nft, ngrep, openssl, ping, procps,
         socat, tcpdump, tracepath and traceroute;
       - V(debug) - binutils, bpftrace, elfutils, file, gdb, lsof, ltrace, procps, psmisc, python3, strace, sysstat, util-linux and vim;
-      - V(python) - gzip, procps, python3 with its whole standard library and apt's, tar and util-linux, which is what Ansible's modules need.
+      - V(python) - procps, python3 with its whole standard library and apt's, util-linux, and the same that Ansible's modules call.
       - V(minimal) is busybox and nothing else.
     type: list
     elements: str

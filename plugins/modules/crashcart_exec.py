@@ -69,6 +69,9 @@ options:
   env:
     description:
       - Environment variables. The command has these, what the image sets for its tools, C(HOME), C(LANG), C(PATH) and C(TERM), and nothing else.
+      - A value that is no text becomes one as YAML spells it, such as V(true) or V(1.1). Quotes keep V("yes") or V("1.10") as they are written.
+        Lists and dictionaries are refused.
+      - C(HOME) is the home that the container's C(/etc/passwd) gives to the command's user, and C(/) where it gives none.
       - Their values stand neither in the host's log nor in a result's C(invocation). What the command itself writes is returned as it is.
     type: dict
     default: {}
@@ -84,8 +87,11 @@ options:
     default: /
   user:
     description:
-      - Whom to run as, a name of the container's C(/etc/passwd), or numbers as V(1000) or V(1000:1000). In a user namespace they are its
-        own.
+      - Whom to run as, by the rules of C(docker exec). V(USER) or V(USER:GROUP), each of them a name of the container's C(/etc/passwd) and
+        C(/etc/group), or a number. In a user namespace numbers are its own.
+      - Without a group it is that of the user's entry, with the groups of C(/etc/group) that name this user, also for a number that
+        has an entry. A number without an entry has the group 0. With a group there are no others. What C(docker run --group-add) added is
+        for the container's first process only.
       - Without it the command runs as the container's first process does, or, with O(rights=host), as the host's root.
       - With O(rights=host) any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
         A name other than V(root) that the container's C(/etc/passwd) makes number 0 is refused then.

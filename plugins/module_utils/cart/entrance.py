@@ -28,6 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.private_view 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server, open_descriptors
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
+    ContainerError,
     ContainerGoneError,
     check_running,
 )
@@ -54,7 +55,7 @@ class Order:
     SCRATCH names the folder for temporary files of this connection, which holds SCRATCH_BYTES at most. It is removed after the
     command unless KEEP says that another one needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of
     the host that is the command's stdin, SINK one that takes its stdout. TOKEN begins our own last line. Without a CONTAINER the
-    running ones are listed, as JSON on stdout.
+    running ones are listed, as JSON on stdout, and who does not answer (`silence`, a text).
     """
 
     token: str
@@ -150,7 +151,7 @@ def _run(order: Order) -> int:
                 return _run_job(job, order, server)
 
 
-def _list_containers(order: Order) -> list[dict[str, Any]]:
+def _list_containers(order: Order) -> dict[str, Any]:
     host = Host(order.docker_host)
     found = []
     for listed in host.list_containers():
@@ -159,7 +160,7 @@ def _list_containers(order: Order) -> list[dict[str, Any]]:
         with suppress(ContainerGoneError):
             networks = host.inspect(listed).get("NetworkSettings", {}).get("Networks") or {}
             found.append({**listed.as_result(), "labels": listed.labels, "networks": sorted(networks)})
-    return found
+    return {"containers": found, "silence": host.describe_silence()}
 
 
 def _find_container(order: Order) -> Container:
@@ -168,7 +169,12 @@ def _find_container(order: Order) -> Container:
         return host.find_process(order.container)
     pattern, any_owner = host.find_meant(order.container), order.docker_host is not None
     users = Selector((pattern,), any_owner=any_owner).may_mean_users
-    return host.refresh(select_one(pattern, host.list_containers(users=users), any_owner=any_owner))
+    listed = host.list_containers(users=users)
+    try:
+        container = select_one(pattern, listed, any_owner=any_owner)
+    except ContainerError as error:
+        raise host.explain(error) from error
+    return host.refresh(container)
 
 
 def _run_job(job: Job, order: Order, server: Server) -> int:

@@ -56,11 +56,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
+    NO_HOME,
     User,
     UserError,
+    find_homes,
     find_users,
+    is_id,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -86,15 +89,11 @@ def parse_command(
         words = argv if argv is not None else shlex.split(cmd or "")
     except ValueError as error:
         raise ExecutionError(f"cmd {cmd!r} cannot be split into words: {error}") from error
-    texts = [*words, *map(str, env), *map(str, env.values()), chdir]
+    variables = {str(name): _spell(str(name), value) for name, value in env.items()}
+    texts = [*words, *variables, *variables.values(), chdir]
     if not words or not words[0]:
         raise ExecutionError("the command is empty: give a program's name first")
-    valueless = [name for name, value in env.items() if value is None]
-    if valueless:
-        raise ExecutionError(
-            f"env: {', '.join(map(str, valueless))} has no value; leave it out, or give it an empty text"
-        )
-    if any("\0" in text for text in texts) or any("=" in name or not name for name in env):
+    if any("\0" in text for text in texts) or any("=" in name or not name for name in variables):
         raise ExecutionError(
             "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
         )
@@ -116,7 +115,7 @@ def parse_command(
         namespaces = [*namespaces, *({"user"} - set(namespaces))]
     return Command(
         argv=tuple(words),
-        env={name: str(value) for name, value in env.items()},
+        env=variables,
         stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
         chdir=chdir,
         timeout_s=timeout_s,
@@ -125,6 +124,15 @@ def parse_command(
         capabilities=None if chosen is None else _parse_capabilities(chosen),
         trust_container=trust_container,
     )
+
+
+def _spell(name: str, value: Any) -> str:
+    """VALUE of the variable NAME as YAML spells it."""
+    if isinstance(value, (str, bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None:
+        raise ExecutionError(f"env: {name} has no value; leave it out, or give it an empty text")
+    raise ExecutionError(f"env: {name} is a {type(value).__name__}; a variable is a text, such as the value in quotes")
 
 
 def _parse_capabilities(names: Sequence[str]) -> int:
@@ -174,11 +182,13 @@ def execute(
 class Place:
     """Where COMMAND is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store.
 
+    HOME is the folder of whom it is run as, in the container's terms.
     SHARED says which of the container's namespaces others are in, and who (sharing.find_shared).
     """
 
     target: Target
     user: User | None
+    home: str
     source: store.StoredImage | Attachment
     shared: Mapping[str, str]
 
@@ -205,7 +215,13 @@ def choose_places(
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
-    return [Place(target, users[target.id], sources[target.id], others) for target, others in zip(left, shared)]
+    homes = _find_homes([target for target in left if users[target.id] is None], command)
+    places = []
+    for target, others in zip(left, shared):
+        user_here = users[target.id]
+        home = homes[target.id] if user_here is None else user_here.home
+        places.append(Place(target, user_here, home, sources[target.id], others))
+    return places
 
 
 @contextmanager
@@ -243,7 +259,8 @@ def _open_job(
         command = _adapt(command, program, mount_fd, prefix, is_sealed=_is_sealed(source))
     rights = choose_rights(place.target, place.user, command, place.shared)
     groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
-    return Job(place.target, command, rights, mount_fd, prefix, program, {**variables, **command.env}, groups)
+    environment = {"HOME": place.home, **variables, **command.env}
+    return Job(place.target, command, rights, mount_fd, prefix, program, environment, groups)
 
 
 def _is_sealed(source: store.StoredImage | Attachment) -> bool:
@@ -300,19 +317,47 @@ def _find_users_in(
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return [None for _target in targets]
     inside = "mnt" in command.namespaces
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    with ExitStack() as stack:
-        root_fds = {}
-        for index, target in enumerate(targets):
-            with suppress(ProcessGone):
-                root_fds[index] = target.process.open("root", flags) if inside else os.open("/", flags)
-                stack.callback(os.close, root_fds[index])
-        found = dict(zip(root_fds, find_users("0:0" if spec is None else spec, list(root_fds.values()))))
+    with _open_roots(targets, inside=inside) as roots:
+        users = find_users("0:0" if spec is None else spec, list(roots.values()))
+    if spec is None:  # the host's root, who is in no group for it
+        users = [replace(one, groups=()) if isinstance(one, User) else one for one in users]
+    found = dict(zip(roots, users))
     gone = ContainerGoneError("it has just ended")
-    settled = [_settle_user(target, found.get(index, gone), command) for index, target in enumerate(targets)]
+    settled = [_settle_user(target, found.get(target.id, gone), command) for target in targets]
     if spec is None or not inside or command.rights != HOST:
         return settled
     return [_refuse_hidden_root(spec, one) for one in settled]
+
+
+def _find_homes(targets: Sequence[Target], command: Command) -> dict[str, str]:
+    """Return the homes of whom COMMAND is run as in TARGETS where nobody is named, by the container's id."""
+    uids: dict[str, int | None] = {}
+    with _open_roots(targets, inside="mnt" in command.namespaces) as roots:
+        for target in targets:
+            with suppress(ProcessGone):
+                uids[target.id] = 0 if command.rights == HOST else _read_uid(target.process)
+        known = [one for one in roots if uids.get(one) is not None]
+        homes = find_homes([uids[one] or 0 for one in known], [roots[one] for one in known])
+    return {**dict.fromkeys((target.id for target in targets), NO_HOME), **dict(zip(known, homes))}
+
+
+def _read_uid(process: Process) -> int | None:
+    """Return whom PROCESS is run as, in its user namespace's numbers; None where that has none for it."""
+    outside = int(processes.parse_status(process.read("status"))["Uid"].split()[1])
+    return id_maps.find_inside(outside, id_maps.parse_id_map(process.read("uid_map")))
+
+
+@contextmanager
+def _open_roots(targets: Sequence[Target], *, inside: bool) -> Iterator[dict[str, int]]:
+    """Give the roots of TARGETS as descriptors by the container's id, or, unless INSIDE, that of the host; without what has ended."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    with ExitStack() as stack:
+        roots = {}
+        for target in targets:
+            with suppress(ProcessGone):
+                roots[target.id] = target.process.open("root", flags) if inside else os.open("/", flags)
+                stack.callback(os.close, roots[target.id])
+        yield roots
 
 
 def _settle_user(target: Target, user: User | ContainerError, command: Command) -> User | ContainerError:
@@ -329,7 +374,7 @@ def _settle_user(target: Target, user: User | ContainerError, command: Command) 
 def _refuse_hidden_root(spec: str, user: User | ContainerError) -> User | ContainerError:
     """Return USER, unless a container's files have made the host's root of the name SPEC: whoever gave that asked for somebody else."""
     name = spec.partition(":")[0]
-    if not isinstance(user, User) or user.uid != 0 or name == "root" or name.isdigit():
+    if not isinstance(user, User) or user.uid != 0 or name == "root" or is_id(name):
         return user
     return UserError(
         f"its /etc/passwd says that user {name!r} is number 0, and with rights=host that is the host's root: give the number of the user"
@@ -344,7 +389,7 @@ def _find_outside(user: User, process: Process) -> User:
     if uid is None or gid is None:
         raise UserError(f"its user namespace has no user {user.uid} with group {user.gid}")
     groups = (id_maps.find_outside(group, gids) for group in user.groups)
-    return User(uid, gid, tuple(group for group in groups if group is not None))
+    return replace(user, uid=uid, gid=gid, groups=tuple(group for group in groups if group is not None))
 
 
 def _find_stored(name: str) -> store.StoredImage:

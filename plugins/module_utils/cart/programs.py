@@ -15,6 +15,16 @@ _ENVIRONMENT_FILE = "etc/crashcart.env"
 _MAX_LINKS = 40  # as many as the kernel follows
 
 
+def encode(text: str) -> bytes:
+    """TEXT in UTF-8, as images and containers have their names, whatever the host's locale is."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode(name: bytes) -> str:
+    """The text of which encode makes NAME."""
+    return name.decode("utf-8", "surrogateescape")
+
+
 def parse_environment(text: str) -> dict[str, str]:
     """Variables from an image's environment file: lines of NAME=VALUE, '#' begins a comment line."""
     variables = {}
@@ -26,9 +36,8 @@ def parse_environment(text: str) -> dict[str, str]:
 
 
 def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
-    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base."""
+    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base; HOME is not among that."""
     variables = {
-        "HOME": "/root",
         "LANG": "C.UTF-8",
         "PATH": f"{prefix}/bin:{prefix}/sbin",
         "TERM": "dumb",
@@ -59,7 +68,7 @@ def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
                 return False
             continue
         try:
-            aim = os.readlink(place[len(prefix) + 1 :], dir_fd=mount_fd)
+            aim = decode(os.readlink(encode(place[len(prefix) + 1 :]), dir_fd=mount_fd))
         except OSError:
             continue  # no link, or not there at all
         links += 1
@@ -81,7 +90,7 @@ def find_program(name: str, mount_fd: int, prefix: str, search: str) -> str:
         if not folder.startswith(prefix + "/"):
             continue
         try:
-            os.stat(f"{folder[len(prefix) + 1 :]}/{name}", dir_fd=mount_fd, follow_symlinks=False)
+            os.stat(encode(f"{folder[len(prefix) + 1 :]}/{name}"), dir_fd=mount_fd, follow_symlinks=False)
         except FileNotFoundError:
             continue
         return f"{folder}/{name}"

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-import traceback
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
@@ -30,39 +31,152 @@ try:
     import docker
     import docker.errors
     from requests.exceptions import RequestException
-except ImportError:
-    DOCKER_IMPORT_ERROR = traceback.format_exc()
+except Exception as import_error:  # an SDK beside libraries of another age ends with whatever it does not find there
+    DOCKER_IMPORT_ERROR = f"{type(import_error).__name__}: {import_error}"
+try:
+    from docker.context import ContextAPI
+    from docker.context.config import get_current_context_name
+except Exception:
+    ContextAPI = None  # an SDK before 4.3
 
+_TLS_VARIABLES = ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 PODMAN_SOCKET = "/run/podman/podman.sock"
 ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # how the engines' commands are told a socket
 _TIMEOUT_S = 45  # an engine on a busy host takes its time
 
 
+# How Python says that a library does not do what its caller knows of it, also in the words of an exception that the SDK wraps.
+_MISFIT = re.compile(r"(unexpected|missing|takes) .*argument|module '[^']*' has no attribute|URL scheme")
+
+
 def check_sdk() -> Feature:
     """Whether the library is there that the host needs for this engine."""
     if not DOCKER_IMPORT_ERROR:
         return Feature("docker_sdk", True, "")
-    return Feature("docker_sdk", False, "install python3-docker", "containers of Docker are not found")
+    return Feature("docker_sdk", False, describe_sdk(DOCKER_IMPORT_ERROR), "containers of Docker are not found")
+
+
+def describe_sdk(reason: str) -> str:
+    """What to tell users of an SDK that is of no use for REASON, an exception in words."""
+    python = sys.executable or "the host's Python"
+    other = "or choose another Python (ansible_python_interpreter, for the connection ansible_cart_python)"
+    if "No module named 'docker'" in reason:
+        return f"the Docker SDK for Python is missing on the host, for {python}: install python3-docker, {other}"
+    return (
+        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): have all of them from the distribution"
+        f" (python3-docker) or all of them new, {other}"
+    )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an engine is: URL, as in DOCKER_HOST. TLS is the SDK's, None for none; WORDS tell the command `docker` the same."""
+
+    url: str
+    tls: Any = None
+    words: tuple[str, ...] = ()
+
+
+def find_endpoint(url: str | None) -> Endpoint:
+    """The engine at URL, or the one that the environment or the docker context in use names, as `docker` finds it.
+
+    Raises ContainerError where these name something that is not there.
+    """
+    url = url or os.environ.get("DOCKER_HOST")
+    context = "" if url else os.environ.get("DOCKER_CONTEXT") or _read_context()
+    if context not in ("", "default"):
+        return _find_context(context)
+    url = url or DEFAULT_HOST
+    if (
+        DOCKER_IMPORT_ERROR
+        or url.startswith(("unix:", "npipe:", "ssh:"))
+        or not any(map(os.environ.get, _TLS_VARIABLES))
+    ):
+        return Endpoint(url, None, () if url == DEFAULT_HOST else (ENGINE_OPTIONS["docker"], url))
+    folder = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+    try:
+        tls = docker.utils.kwargs_from_env(environment={name: os.environ.get(name, "") for name in _TLS_VARIABLES})[
+            "tls"
+        ]
+    except docker.errors.DockerException as error:
+        raise ContainerError(
+            f"TLS for the Docker engine at {url} takes ca.pem, cert.pem and key.pem in {folder} (DOCKER_CERT_PATH): {error}"
+        ) from error
+    files = [
+        f"--tls{option}={folder}/{file}.pem" for option, file in (("cacert", "ca"), ("cert", "cert"), ("key", "key"))
+    ]
+    mode = "--tlsverify" if os.environ.get("DOCKER_TLS_VERIFY") else "--tls"
+    return Endpoint(url, tls, (ENGINE_OPTIONS["docker"], url, mode, *files))
+
+
+def _read_context() -> str:
+    """The name of the context that this user has chosen; '' for none. Another user's configuration, as sudo may leave it in HOME, has no say."""
+    return str(get_current_context_name() or "") if _has_configuration() else ""
+
+
+def _has_configuration() -> bool:
+    """Return True if there is a configuration of this user's, beside which the SDK finds contexts."""
+    path = docker.utils.config.find_config_file() if ContextAPI else None
+    return path is not None and os.stat(path).st_uid == os.geteuid()
+
+
+def _find_context(name: str) -> Endpoint:
+    if ContextAPI is None:
+        raise ContainerError(
+            f"the docker context {name!r} takes a newer Docker SDK for Python: name an engine in docker_host"
+        )
+    if not _has_configuration():
+        raise ContainerError(
+            f"the docker context {name!r} is looked for beside this user's ~/.docker/config.json, and there is none: 'docker context use"
+            f" {name}' makes it"
+        )
+    try:
+        found = ContextAPI.get_context(name)
+    except Exception as error:  # the SDK raises no narrower one for a file that it cannot read
+        raise ContainerError(
+            f"the docker context {name!r} cannot be read: {error}; see 'docker context inspect {name}'"
+        ) from error
+    if found is None or not found.Host:
+        raise ContainerError(
+            f"there is no docker context {name!r}: see 'docker context ls', or name an engine in docker_host"
+        )
+    return Endpoint(found.Host, found.TLSConfig, ("--context", name))
+
+
+def _make_client(endpoint: Endpoint) -> Any:
+    """The SDK's client of ENDPOINT, which has answered. It raises what the SDK and the libraries below it raise."""
+    if endpoint.tls is None:
+        return docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S)
+    # Requests takes these before the authorities of the engine's own files.
+    hidden = {name: os.environ.pop(name) for name in _BUNDLES if name in os.environ}
+    try:
+        client = docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S, tls=endpoint.tls)
+        client.trust_env = False
+        return client
+    finally:
+        os.environ.update(hidden)
 
 
 class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST), or Podman's service, which speaks its API: NAME says which. Engine trouble is raised
-    as ContainerError.
+    """A Docker engine at HOST (a URL as in DOCKER_HOST, or an Endpoint), or Podman's service, which speaks its API: NAME says which.
+
+    Engine trouble is raised as ContainerError.
     """
 
-    def __init__(self, host: str | None) -> None:
+    def __init__(self, host: str | Endpoint | None) -> None:
         if DOCKER_IMPORT_ERROR:
-            raise ContainerError("the Docker SDK for Python is missing on the host: install python3-docker")
+            raise ContainerError(describe_sdk(DOCKER_IMPORT_ERROR))
         self.name = "docker"
-        self.host = host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+        self._endpoint = host if isinstance(host, Endpoint) else find_endpoint(host)
+        self.host = self._endpoint.url
         try:
-            self._client = docker.APIClient(base_url=self.host, version="auto", timeout=_TIMEOUT_S)
+            self._client = _make_client(self._endpoint)
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
-            hint = "start it, or name its socket in docker_host"
-            if "Permission denied" in str(error):  # nothing better is left of it under the SDK's wrappings
-                hint = "its socket is not for this login: use become"
-            raise ContainerError(f"no Docker engine answers at {self.host}: {hint} ({error})") from error
+            if _MISFIT.search(str(error)):
+                raise ContainerError(describe_sdk(str(error))) from error
+            raise ContainerError(f"no Docker engine answers at {self.host}: {_advise(str(error))} ({error})") from error
         with _expecting_form(self.name):
             parts = self._ask(self._client.version, api_version=False).get("Components") or ()
             if any("podman" in part["Name"].lower() for part in parts):
@@ -92,7 +206,10 @@ class DockerEngine:
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
         """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
-        place = [] if self.host in (DEFAULT_HOST, f"unix://{PODMAN_SOCKET}") else [ENGINE_OPTIONS[self.name], self.host]
+        place = self._endpoint.words
+        if self.name == "podman":
+            is_usual = self.host in (DEFAULT_HOST, f"unix://{PODMAN_SOCKET}")
+            place = () if is_usual else (ENGINE_OPTIONS["podman"], self.host)
         options = [word for variable in variables for word in ("-e", variable)]
         # The id, not the name: it needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
@@ -169,6 +286,17 @@ class DockerEngine:
             raise
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
+
+
+def _advise(said: str) -> str:
+    """What to do about an engine of which the SDK has SAID this; nothing better is left under its wrappings."""
+    if "Permission denied" in said:
+        return "its socket is not for this login: use become"
+    if "to an HTTPS server" in said:
+        return "it wants TLS: set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH for the host's root, or use a docker context"
+    if "SSL" in said:
+        return "its TLS and the files of DOCKER_CERT_PATH, or of the docker context, do not fit"
+    return "start it, or name its socket in docker_host"
 
 
 def _parse_listed(entry: dict[str, Any], runtime: str = "docker") -> Container:

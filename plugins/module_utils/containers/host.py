@@ -20,9 +20,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
     DOCKER_IMPORT_ERROR,
     PODMAN_SOCKET,
     DockerEngine,
+    Endpoint,
+    find_endpoint,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import Machines
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups import ENGINE_ID
+
+_NAMES = frozenset(("DOCKER_HOST", "DOCKER_CONTEXT"))  # variables that name an engine
 
 
 class Runtime(Protocol):
@@ -65,14 +69,16 @@ class Host:
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(PODMAN_SOCKET)
         # Also one that is installed and does not run: its silence has to be told.
         is_expected = (
-            "DOCKER_HOST" in os.environ or os.path.exists(DEFAULT_HOST[len("unix://") :]) or shutil.which("dockerd")
+            not _NAMES.isdisjoint(os.environ)
+            or os.path.exists(DEFAULT_HOST[len("unix://") :])
+            or shutil.which("dockerd")
         )
         self._is_docker_expected = bool(is_expected)
         if is_expected or not (has_podman or self._roots):
-            self._try("docker", lambda: self._open_docker(os.environ.get("DOCKER_HOST") or DEFAULT_HOST))
+            self._try("docker", lambda: self._open_docker(None))
         if os.path.exists(PODMAN_SOCKET) and not DOCKER_IMPORT_ERROR:
             if self.docker is None or not _is_same_socket(self.docker.host, PODMAN_SOCKET):
-                self._try("podman", lambda: self._open_engine("unix://" + PODMAN_SOCKET))
+                self._try("podman", lambda: self._open_engine(Endpoint("unix://" + PODMAN_SOCKET)))
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
         elif has_podman:
@@ -88,14 +94,15 @@ class Host:
         """Whether all runtimes that should be on the host, as far as that is known, have answered so far."""
         return not any(name != "docker" or self._is_docker_expected for name in self.errors)
 
-    def _open_docker(self, url: str) -> None:
-        self.docker = self._open_engine(url)
+    def _open_docker(self, url: str | None) -> None:
+        self.docker = self._open_engine(find_endpoint(url))
 
-    def _open_engine(self, url: str) -> DockerEngine | None:
-        """Take the engine at URL among those that are asked; what it is, if it is root's."""
+    def _open_engine(self, endpoint: Endpoint) -> DockerEngine | None:
+        """Take the engine at ENDPOINT among those that are asked; what it is, if it is root's."""
+        url = endpoint.url
         owner = strangers.find_socket_owner(url) if self._is_root else 0
         if owner == 0:
-            engine = DockerEngine(url)
+            engine = DockerEngine(endpoint)
             self._engines.append(engine)
             return engine
         stranger = strangers.ask_engine(url, owner, self._budget)
@@ -133,6 +140,16 @@ class Host:
         if not listed and self.errors:
             raise ContainerError("; ".join(self.errors.values()))
         return listed
+
+    def explain(self, error: ContainerError) -> ContainerError:
+        """ERROR, that containers are not found, with who does not answer: what is looked for may be theirs."""
+        if not self.errors:
+            return error
+        return ContainerError(f"{self.describe_silence()}; of what else there is, {error}")
+
+    def describe_silence(self) -> str:
+        """Which runtimes of root's do not answer, and why; '' where all do."""
+        return "; ".join(f"containers of {name} are not looked at: {error}" for name, error in self.errors.items())
 
     def _list_strangers(self, found: list[Container], own: list[Container]) -> list[Container]:
         """The containers of users, which have FOUND ones, too; without those whose short id one of root's OWN or of others has.

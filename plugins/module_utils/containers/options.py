@@ -78,13 +78,18 @@ def select(
     try:
         chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
     except ContainerError as error:
-        if selector.may_mean_users or (isinstance(error, UnknownContainerError) and error.is_process):
+        if isinstance(error, UnknownContainerError) and error.is_process:
             raise
+        if selector.may_mean_users:
+            raise host.explain(error) from error
         # Users are asked for the sake of the message only: what was asked for may be theirs.
         known = len(host.warnings)
         listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
         _warn(module, host.warnings[known:])
-        chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
+        try:
+            chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
+        except ContainerError as left:
+            raise host.explain(left) from left
     refreshed = []
     for container in chosen:
         is_named = selector.names(container)

@@ -182,9 +182,10 @@ def _has_labels(container: Container, labels: tuple[tuple[str, str | None], ...]
 
 def describe_running(containers: list[Container]) -> str:
     """A clause for error messages that lists what runs."""
-    names = sorted(
-        one.name if one.owner_uid is None else f"{one.runtime}:{one.owner_uid}/{one.name}"
-        for one in containers
-        if one.state == "running"
-    )
-    return "running are: " + ", ".join(names) if names else "no container runs"
+    names = []
+    for one in containers:
+        # Where an engine is silent the runtime below it knows ids alone.
+        name = one.short_id if one.name == one.id else one.name
+        if one.state == "running":
+            names.append(name if one.owner_uid is None else f"{one.runtime}:{one.owner_uid}/{name}")
+    return "running are: " + ", ".join(sorted(names)) if names else "no container runs"

@@ -36,7 +36,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
 # Goes up whenever the same sources would make another image.
-BUILDER_VERSION = 8
+BUILDER_VERSION = 9
 _WORK = ".crashcart-build-"
 
 _BASHRC = """\
@@ -45,6 +45,12 @@ unset {unset}
 {exports}
 export PATH={path}:$PATH
 PS1='[crashcart] \\u@\\h:\\w\\$ '
+# There are no manuals: a program tells of itself.
+man() {{
+    [ $# -gt 0 ] || {{ echo 'man PROGRAM shows what PROGRAM --help says' >&2; return 1; }}
+    while [ $# -gt 1 ]; do shift; done
+    "$1" --help 2>&1 | less -F
+}}
 """
 _SEALED = "The tools of this image load code from the image only.\n"
 

@@ -380,7 +380,33 @@ def _seal_by_name(state: _State, place: str, content: bytes) -> bytes:
         return _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
     if name.startswith("libwrap.so."):
         return _empty_string(content, b"/bin/sh")  # for commands in /etc/hosts.allow
+    if name == "tar":
+        return look_up_shell(content)
     return _seal_python(state, place, content)
+
+
+_SHELL = b"\0/bin/sh\0"
+_LOOKED_UP = {"execv": "execvp", "execl": "execlp"}
+
+
+def look_up_shell(content: bytes) -> bytes:
+    """CONTENT, a program that starts /bin/sh, which is the container's, made to start the `sh` that it finds by PATH.
+
+    tar has each filter started by it. There is no room for a longer path. So the name of the shell becomes a bare one, and each call by a
+    path one that looks bare names up, which differ in nothing else. A program that has no such call already stays as it is.
+    """
+    changed = bytearray(content.replace(_SHELL, b"\0sh".ljust(len(_SHELL), b"\0")))
+    symbols = ELFFile(io.BytesIO(content)).get_section_by_name(".dynsym")
+    names = {symbol.name: symbol.entry.st_name for symbol in symbols.iter_symbols()} if symbols else {}
+    calls = [name for name in _LOOKED_UP if name in names]
+    if content.count(_SHELL) != 1 or not calls or not all(_LOOKED_UP[name] in names for name in calls):
+        return content
+    order = {1: "<", 2: ">"}[content[5]]
+    for index, symbol in enumerate(symbols.iter_symbols()):
+        if symbol.name in calls:
+            place = symbols.header.sh_offset + index * symbols.header.sh_entsize
+            struct.pack_into(f"{order}I", changed, place, names[_LOOKED_UP[symbol.name]])
+    return bytes(changed)
 
 
 def _patch_flag(state: _State, place: str) -> bytes:

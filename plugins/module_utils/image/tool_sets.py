@@ -10,6 +10,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors impor
 _SHELL = ("bash", "coreutils", "findutils", "grep", "less", "libc-bin", "ncurses-base", "sed")
 # The whole standard library. Later releases have no packages of their own for its parts.
 _PYTHON = ("ca-certificates", "python3", "python3-distutils", "python3-lib2to3")
+# What Ansible's own modules call in a container: `unarchive`, `hostname`, `getent` (of libc-bin), `service_facts` and the like.
+_CALLED = ("bzip2", "debianutils", "gzip", "hostname", "tar", "unzip", "xz-utils")
 # Debian's tcpdump gives up root for a user that no container has; see relocate.wrap_privilege_droppers.
 _TCPDUMP = ("libnss-wrapper", "tcpdump")
 
@@ -18,6 +20,7 @@ TOOL_SETS: dict[str, tuple[str, ...]] = {
     "default": (
         *_SHELL,
         *_PYTHON,
+        *_CALLED,
         *_TCPDUMP,
         "bind9-dnsutils",
         "curl",
@@ -72,7 +75,7 @@ TOOL_SETS: dict[str, tuple[str, ...]] = {
         "util-linux",
         "vim-tiny",
     ),
-    "python": (*_SHELL, *_PYTHON, "dpkg", "gzip", "procps", "python3-apt", "tar", "util-linux"),
+    "python": (*_SHELL, *_PYTHON, *_CALLED, "dpkg", "procps", "python3-apt", "util-linux"),
 }
 # Packages of the sets that not every release has, and that its others make up for.
 OPTIONAL = frozenset({"python3-distutils", "python3-lib2to3"})
@@ -94,6 +97,7 @@ ALTERNATIVES = {
     "view": ("vim.basic", "vim.tiny"),
     "vi": ("vim.basic", "vim.tiny"),
     "vim": ("vim.basic", "vim.tiny"),
+    "which": ("which.gnu", "which.debianutils"),
 }
 
 

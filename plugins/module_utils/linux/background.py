@@ -22,11 +22,14 @@ _PAUSE_S = 0.05
 
 
 def make_command(function: Callable[..., None], *numbers: int) -> list[str]:
-    """The command that runs FUNCTION(*NUMBERS), one of a module's own, in a Python without site packages and user settings."""
+    """The command that runs FUNCTION(*NUMBERS), one of a module's own, in a Python without site packages and user settings.
+
+    What it reads and starts is UTF-8, whatever the host's locale is.
+    """
     folder = __file__.rpartition("/ansible_collections/crashcart/fleet/")[0]
     name = function.__name__
     code = f"import sys; sys.path.insert(0, sys.argv[1]); from {function.__module__} import {name}; {name}(*map(int, sys.argv[2:]))"
-    return [sys.executable, "-I", "-S", "-c", code, folder, *map(str, numbers)]
+    return [sys.executable, "-I", "-S", "-X", "utf8", "-c", code, folder, *map(str, numbers)]
 
 
 def start_daemon(function: Callable[[int], None], is_running: Callable[[], bool]) -> bool:

@@ -28,3 +28,8 @@ def find_outside(number: int, ranges: Iterable[IdRange]) -> int | None:
         if one.inside <= number < one.inside + one.count:
             return one.outside + number - one.inside
     return None
+
+
+def find_inside(number: int, ranges: Iterable[IdRange]) -> int | None:
+    """What NUMBER of outside is in the namespace; None when it is nobody there."""
+    return find_outside(number, [IdRange(one.outside, one.inside, one.count) for one in ranges])

@@ -166,6 +166,24 @@ def ad_hoc(host: str, module: str, arguments: dict[str, Any] | None = None, *opt
     return result
 
 
+def run_task(
+    pattern: str, module: str, arguments: dict[str, Any] | None, *options: str, before: tuple[str, ...] = (), **how: Any
+) -> dict[str, Any]:
+    """The result of a task of any MODULE on PATTERN, which is one host; raises ModuleFailed. The words BEFORE start ansible."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        words = ["-a", json.dumps(arguments)] if arguments else []
+        done = run(*before, "ansible", pattern, "-m", module, *words, "-t", folder, *options, check=False, **how)
+        names = os.listdir(folder)
+        if len(names) != 1:
+            raise AssertionError(f"ansible said: {done.stdout}\n{done.stderr}")
+        with open(os.path.join(folder, names[0]), encoding="utf-8", errors="replace") as file:
+            result: dict[str, Any] = json.load(file)
+    if done.returncode != 0:
+        raise ModuleFailed(result)
+    return result
+
+
 def playbook(name: str, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Run the collection's playbook NAME by its full name."""
     extra = ["-e", json.dumps({f"crashcart_{key}": value for key, value in variables.items()})] if variables else []

@@ -27,9 +27,12 @@ ASK = {
     "iostat": "-V",
     "killall": "-V",
     "pstree": "-V",
+    "unzip": "-v",
+    "which": "sh",
 }
 SETS = {
-    "default": "bash curl dig file find gdb grep ip less ls lsof lsblk nsenter ping ps python3 sed socat ss strace tcpdump top vim",
+    "default": "bash bzip2 curl dig file find gdb getent grep gunzip gzip hostname ip less ls lsof lsblk nsenter ping ps python3 sed socat ss"
+    " strace tar tcpdump top unzip vim which xz",
     "network": "arp bash conntrack curl dig ethtool iperf3 ip iptables less ls mtr nc netstat nft ngrep openssl ping ps sed socat ss"
     " tc tcpdump tracepath traceroute",
     "debug": "addr2line bash bpftrace eu-stack file gdb iostat killall ls lsof ltrace nm objdump ps pstree python3 readelf sar strace"
@@ -107,6 +110,27 @@ def test_every_tool_of_every_set_starts_everywhere(tools, container, kind):
     )
     answers = dict(line.split() for line in done.stdout.splitlines())
     assert {pair: int(rc) <= 2 for pair, rc in answers.items()} == dict.fromkeys(pairs.split(), True), done
+
+
+def test_what_a_tool_says_of_itself_is_its_manual(container):
+    line = host.call_module("crashcart_attach", containers=[container("static")])["attachments"][0]["shell"]
+    done = subprocess.run(
+        line.replace(" -it ", " -i "),
+        shell=True,
+        input="man 1 find\nman\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Usage: find " in done.stdout
+    assert "man PROGRAM shows" in done.stderr
+
+
+def test_tar_starts_its_filters_where_there_is_no_shell(container):
+    name = container("static")
+    pack = "tar -C /proc/self -czf - status | tar -tzf -; tar -C /proc/self -cf - --use-compress-program='xz -1' status | tar -tJf -"
+    assert execute(name, "bash", "-c", pack)["stdout"] == "status\nstatus\n"
 
 
 def test_every_program_finds_its_libraries_in_the_image(tools, container):

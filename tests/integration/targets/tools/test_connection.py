@@ -9,9 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
@@ -23,19 +23,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement i
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
 
 LOCAL = {"ansible_host": "localhost", "ansible_cart_python": sys.executable}
-
-
-def run_task(pattern, module, arguments, *options):
-    """A task's result on PATTERN, which is one host, whatever it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["-a", json.dumps(arguments)] if arguments else []
-        done = host.run("ansible", pattern, "-m", module, *words, "-t", folder, *options, check=False)
-        paths = list(Path(folder).iterdir())
-        assert len(paths) == 1, done
-        result = json.loads(paths[0].read_text(errors="replace"))
-    if done.returncode != 0:
-        raise host.ModuleFailed(result)
-    return result
 
 
 @pytest.fixture
@@ -57,9 +44,9 @@ def inside(request, container, ssh_hosts, tmp_path):
 
     def run(module, arguments=None, *options, **more):
         extra = json.dumps({**variables, **more})
-        return run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
+        return host.run_task(parent, module, arguments, "-i", str(hosts), "-e", extra, *options)
 
-    run.name = name
+    run.name, run.parent = name, parent
     yield run
     assert not os.path.exists(scratch.FOLDER) or os.listdir(scratch.FOLDER) == []
     assert scratch.list_mounts() == []
@@ -111,6 +98,49 @@ def test_files_travel_there_and_back(inside, tmp_path, size):
     if size == 5:
         assert not inside("ansible.builtin.copy", {"src": str(source), "dest": path})["changed"]
         assert inside("ansible.builtin.file", {"path": path, "state": "absent"})["changed"]
+
+
+@pytest.mark.parametrize("inside", ["local"], indirect=True)
+def test_letters_are_utf_8_whatever_the_hosts_locale_is(inside, tmp_path):
+    """Ansible wants UTF-8 for itself; of a host it knows nothing."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nLC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    letters, host_python = "é€𝄞", {"ansible_cart_python": str(python)}
+    found = inside("ansible.builtin.shell", {"_raw_params": f"echo {letters}; cat", "stdin": letters}, **host_python)
+    assert found["stdout_lines"] == [letters, letters]
+    (tmp_path / letters).write_text(letters)
+    inside("ansible.builtin.copy", {"src": f"{tmp_path}/{letters}", "dest": f"/dev/shm/{letters}"}, **host_python)
+    inside(
+        "ansible.builtin.fetch",
+        {"src": f"/dev/shm/{letters}", "dest": f"{tmp_path}/back {letters}", "flat": True},
+        **host_python,
+    )
+    assert (tmp_path / f"back {letters}").read_text() == letters
+
+
+def test_archives_are_unpacked(inside, tmp_path):
+    (tmp_path / "file").write_text("in an archive")
+    inside("ansible.builtin.file", {"path": "/dev/shm/unpacked", "state": "directory"})
+    for kind in ("gztar", "bztar", "xztar", "zip"):
+        path = shutil.make_archive(str(tmp_path / kind), kind, tmp_path, "file")
+        assert inside("ansible.builtin.unarchive", {"src": path, "dest": "/dev/shm/unpacked"})["changed"], kind
+        read = {"_raw_params": "cat /dev/shm/unpacked/file && rm /dev/shm/unpacked/file"}
+        assert inside("ansible.builtin.shell", read)["stdout"] == "in an archive", kind
+
+
+@pytest.mark.parametrize("inside", ["as_user", "local"], indirect=True)
+def test_links_as_ends_of_a_copy_and_a_fetch_are_followed(inside, tmp_path):
+    for name, text in (("source", "new"), ("target", "old")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"link to {name}").symlink_to(name)
+    path = "/dev/shm/linked"
+    copied = inside("ansible.builtin.copy", {"src": f"{tmp_path}/link to source", "dest": path})
+    assert copied["checksum"] == hashlib.sha1(b"new").hexdigest()
+    inside("ansible.builtin.fetch", {"src": path, "dest": f"{tmp_path}/link to target", "flat": True})
+    assert (tmp_path / "target").read_text() == "new"
+    assert (tmp_path / "link to target").is_symlink()
+    assert len(os.listdir(tmp_path)) == 4 + (inside.parent == "local")  # its inventory
 
 
 def test_without_become_tasks_are_the_containers_user(inside, container):
@@ -297,6 +327,57 @@ def test_what_may_mean_several_containers_is_an_error_that_names_them(inside, co
             inside("ansible.builtin.command", {"argv": ["true"]}, ansible_cart_container=wanted)
 
 
+@pytest.fixture
+def broken_python(tmp_path):
+    """broken_python(CODE): the path of the host's Python with a Docker SDK that runs CODE where it is imported."""
+
+    def make(code):
+        (tmp_path / "docker.py").write_text(code)
+        path = tmp_path / "python"
+        path.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("inside", ["local"], indirect=True)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            "import os; os.nonesuch",
+            r"does not fit the libraries beside it \(AttributeError: module 'os' has no attribute 'nonesuch'\)",
+        ),
+        (
+            "raise ModuleNotFoundError(\"No module named 'docker'\")",
+            "is missing on the host, for .*: install python3-docker",
+        ),
+        (
+            "import errors\ndef APIClient(**_more): raise errors.DockerException(\"unexpected keyword argument 'chunked'\")",
+            "does not fit the libraries beside it",
+        ),
+    ],
+)
+def test_an_sdk_that_cannot_be_used_is_named(inside, broken_python, tmp_path, code, reason):
+    (tmp_path / "errors.py").write_text(
+        "class DockerException(Exception): pass\nclass NotFound(DockerException): pass\n"
+    )
+    python = broken_python(f"import sys\n{code}\nimport errors; sys.modules['docker.errors'] = errors")
+    with pytest.raises(host.ModuleFailed, match=f"the Docker SDK for Python .*{reason}"):
+        inside("ansible.builtin.command", {"argv": ["id"]}, ansible_cart_python=python)
+    (tmp_path / "1-hosts.yml").write_text(
+        json.dumps({"all": {"hosts": {"here": {**LOCAL, "ansible_cart_python": python}}}})
+    )
+    (tmp_path / "2-containers.yml").write_text("plugin: crashcart.fleet.containers\n")
+    options = ("-i", str(tmp_path / "1-hosts.yml"), "-i", str(tmp_path / "2-containers.yml"))
+    done = host.run("ansible-inventory", *options, "--list")
+    assert "the Docker SDK for Python" in done.stderr
+    call = ("crashcart_exec", {"containers": [inside.name], "cmd": "id", "docker_host": os.environ["DOCKER_HOST"]})
+    with pytest.raises(host.ModuleFailed, match=f"the Docker SDK for Python .*{reason}"):
+        host.ad_hoc("localhost", *call, "-e", json.dumps({"ansible_python_interpreter": python}))
+
+
 def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     name = container("busybox", options=("--network", "none", "--label", "tier=front end"), name="cc-listed")
     folder = tmp_path / "hosts"
@@ -311,13 +392,14 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
     (folder / "group_vars" / "all.yml").write_text(json.dumps(variables))
     done = host.run("ansible-inventory", "-i", str(folder), "--list")
     listed = json.loads(done.stdout)
-    assert f"{name}.as_user" in listed["_meta"]["hostvars"], done
-    one = listed["_meta"]["hostvars"][f"{name}.as_user"]
+    assert f"{name}@as_user" in listed["_meta"]["hostvars"], done
+    assert "other names" not in done.stderr
+    one = listed["_meta"]["hostvars"][f"{name}@as_user"]
     assert one["ansible_connection"] == "crashcart.fleet.cart"
     # It is from a container: never a template.
     assert one["crashcart_container"]["labels"] == {"tier": {"__ansible_unsafe": "front end"}}
     for group in (
-        "containers",
+        "crashcart_containers",
         "image_crashcart_test_busybox",
         "label_tier_front_end",
         "network_none",
@@ -325,10 +407,46 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
         "on_as_user",
         "fronts",
     ):
-        assert listed[group]["hosts"] == [f"{name}.as_user"], group
+        assert listed[group]["hosts"] == [f"{name}@as_user"], group
     command = {"argv": ["cat", "/proc/1/comm"]}
-    result = run_task(f"{name}.as_user", "ansible.builtin.command", command, "-i", str(folder))
-    assert result["stdout"] == "sleep"
+    # A cache of facts makes a file of the name.
+    cache = {"ANSIBLE_CACHE_PLUGIN": "jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(tmp_path / "cache")}
+    limit = ("-i", str(folder), "-l", f"{name}@*")
+    environment = {**os.environ, **cache}
+    fact = {"key": "value", "cacheable": True}
+    assert (
+        host.run_task("all", "ansible.builtin.set_fact", fact, *limit, env=environment)["ansible_facts"]["key"]
+        == "value"
+    )
+    assert [one.rpartition("_cc")[2] for one in os.listdir(tmp_path / "cache")] == ["-listed@as_user"]
+    assert host.run_task("all", "ansible.builtin.command", command, *limit)["stdout"] == "sleep"
+    only_hosts = host.run("ansible", "all:!crashcart_containers", "-i", str(folder), "--list-hosts").stdout
+    assert [line.strip() for line in only_hosts.splitlines()[1:]] == ["as_root", "as_user"]
+
+
+def test_containers_take_no_machines_place(container, tmp_path):
+    """Also where a machine is called as one of them would be, and where their names are fit for neither files nor patterns."""
+    name = container("busybox")
+    folder = tmp_path / "hosts"
+    (folder / "group_vars").mkdir(parents=True)
+    machines = {
+        "here": LOCAL,
+        f"{name}@here": {"ansible_host": "192.0.2.1", "mine": True},
+        f"{name}.here": {"mine": True},
+    }
+    (folder / "1-hosts.yml").write_text(json.dumps({"all": {"children": {"own": {"hosts": machines}}}}))
+    for number in (2, 3):  # a second source of them adds nothing
+        (folder / f"{number}-containers.yml").write_text(
+            "plugin: crashcart.fleet.containers\nhosts: [here]\nstrict: true\n"
+        )
+    (folder / "group_vars" / "all.yml").write_text(json.dumps({"ansible_cart_docker_host": os.environ["DOCKER_HOST"]}))
+    done = host.run("ansible-inventory", "-i", str(folder), "--list")
+    listed = json.loads(done.stdout)
+    short_id = host.docker("inspect", "-f", "{{.Id}}", name)[:12]
+    assert listed["crashcart_containers"]["hosts"] == [f"{name}.{short_id}@here"], done
+    assert "crashcart_container" not in listed["_meta"]["hostvars"][f"{name}@here"]
+    assert listed["own"]["hosts"] == list(machines)
+    assert f"'{name}' is {name}.{short_id}@here" in " ".join(done.stderr.split())
 
 
 def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
@@ -337,7 +455,7 @@ def test_a_host_that_is_down_is_left_out_or_an_error(tmp_path):
     containers = tmp_path / "2-containers.yml"
     containers.write_text("plugin: crashcart.fleet.containers\n")
     done = host.run("ansible-inventory", "-i", str(hosts), "-i", str(containers), "--list")
-    assert "the containers of gone are left out" in done.stderr
+    assert "containers of gone are left out" in done.stderr
     containers.write_text("plugin: crashcart.fleet.containers\nstrict: true\n")
     done = host.run("ansible-inventory", "-i", str(hosts), "-i", str(containers), "--list")
     assert "containers of gone" in done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -144,9 +145,13 @@ def test_what_a_command_gets(container):
     names = {line.partition("=")[0] for line in result["stdout"].splitlines()[3:] if "=" in line}
     assert "DOCKER_HOST" not in names, "the host's environment leaked"
     assert result["stderr"] == ""
-    assert execute(name, "id", "-u", user="1000")["stdout"] == "1000\n"
+    assert execute(name, "bash", "-c", "id -u; echo $HOME", user="1000")["stdout"] == "1000\n/\n"
     assert execute(name, "id", "-g", user="1000:7")["stdout"] == "7\n"
-    assert execute(name, "id", "-u")["stdout"] == "0\n"
+    assert execute(name, "bash", "-c", "id -u; echo $HOME")["stdout"] == "0\n/root\n"
+    assert execute(name, "bash", "-c", "echo $HOME", env={"HOME": "/mine"})["stdout"] == "/mine\n"
+    apps = container("busybox", options=("--network", "none", "--user", "app"))
+    homes = [execute(apps, "bash", "-c", "echo $HOME", rights=rights)["stdout"] for rights in ("tools", "host")]
+    assert homes == ["/home/app\n", "/root\n"]
     with pytest.raises(host.ModuleFailed, match=f"{name}.*no user is called 'nobody-here'"):
         execute(name, "true", user="nobody-here")
 
@@ -378,13 +383,48 @@ def test_a_kill_of_its_own_group_is_the_commands_affair(static):
 
 @pytest.mark.parametrize("user", ["4294967295", "1000:4294967295", "\u00b2", "-1"])
 def test_a_number_that_would_stay_root_is_refused(static, user):
-    with pytest.raises(host.ModuleFailed, match="no user is called"):
+    with pytest.raises(host.ModuleFailed, match="no (user|group) is called"):
         execute(static, "id", user=user)
 
 
 def test_terminal_programs_and_letters(static):
     assert "PID" in execute(static, "top", "-b", "-n", "1")["stdout"]
     assert execute(static, "bash", "-c", "printf é | wc -m")["stdout"].strip() == "1"
+
+
+LETTERS = "é€𝄞"
+
+
+@pytest.fixture(params=["ASCII", "ISO-8859-1"])
+def locale(request, monkeypatch, tmp_path):
+    """The variables of a host's locale that is not UTF-8, which this process has, too."""
+    found = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    if request.param != "ASCII":
+        name = f"en_US.{request.param}"
+        command = ("localedef", "-i", "en_US", "-f", request.param, str(tmp_path / name))
+        if host.run(*command, check=False).returncode != 0:
+            pytest.skip("this machine has no sources of locales")
+        found.update(LC_ALL=name, LOCPATH=str(tmp_path))
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    encoding = host.run(sys.executable, "-c", "import sys; print(sys.getfilesystemencoding())").stdout.strip()
+    assert encoding.replace("iso", "iso-").upper().startswith(request.param)
+    return found
+
+
+def run_module(name, *argv, **options):
+    done = host.start_module("crashcart_exec", containers=[name], argv=argv, **options)
+    return host.parse_result(*done.communicate(timeout=60))["results"][0]
+
+
+def test_letters_are_utf_8_whatever_the_hosts_locale_is(static, locale):
+    look = 'printf "%s|%s|%s|" "$1" "$LETTERS" "$(cat)"; printf "%s" "$1" | wc -m'
+    found = run_module(static, "bash", "-c", look, "x", LETTERS, env={"LETTERS": LETTERS}, stdin=LETTERS)
+    assert found["stdout"] == f"{LETTERS}|{LETTERS}|{LETTERS}|3\n"
+    with pytest.raises(host.ModuleFailed, match=f"no program called '{LETTERS}'"):
+        run_module(static, LETTERS)
+    with pytest.raises(host.ModuleFailed, match=f"cannot run /{LETTERS}"):
+        run_module(static, f"/{LETTERS}")
 
 
 def test_a_foreign_mount_over_the_tools_stays(container):

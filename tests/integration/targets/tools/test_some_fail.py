@@ -223,3 +223,16 @@ def test_a_name_that_nobody_bears_changes_nothing(container):
     assert not is_attached(name)
     assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/touched")
     assert host.list_instances() == []
+
+
+def test_the_reasons_reach_whoever_asks_by_ansible(container):
+    """Through the action plugin, which adds to each attachment how the controller reaches it."""
+    good, stopped = container(), failures.stop(container())
+    with pytest.raises(host.ModuleFailed, match="start it first") as failed:
+        host.ad_hoc("localhost", "crashcart_attach", {"containers": [good, stopped]})
+    assert [one["shell"].split()[0] for one in failed.value.result["attachments"]] == ["docker"]
+    host.docker("exec", "-d", "-w", "/dev/crashcart/bin", good, "/bin/sleep", "1000")
+    detach = {"containers": [good], "state": "detached"}
+    with pytest.raises(host.ModuleFailed, match=r"in use by 'sleep' \(pid \d+\); end them"):
+        host.ad_hoc("localhost", "crashcart_attach", detach)
+    assert host.ad_hoc("localhost", "crashcart_attach", {**detach, "busy": "kill"})["attachments"] == []

@@ -15,7 +15,7 @@ from support import fuse, host, images, runtimes
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import make_file_name
 
-PASSWD = "app:x:1000:1001::/:/bin/sh\n"
+PASSWD = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n"
 WHO = {"argv": ["id", "-u"], "user": "app"}
 
 
@@ -81,9 +81,11 @@ def test_a_passwd_that_never_answers_costs_only_its_container(pair, takes_reques
         result = fail("crashcart_exec", containers=pair, **WHO)
         check_the_good_one_is_served(result, good, bad, "it took more than")
         assert bool(hung.requests) == takes_requests
-        # Numbers need none of its files.
-        found = host.execute(containers=pair, argv=["id", "-u"], user="5")
+        # Numbers need none of its files, and nobody has to have a home.
+        found = host.execute(containers=pair, argv=["id", "-u"], user="5:6")
         assert [one["stdout"] for one in found] == ["5\n", "5\n"]
+        found = host.execute(containers=pair, argv=["bash", "-c", "echo $HOME"])
+        assert {one["container"]: one["stdout"] for one in found} == {good: "/root\n", bad: "/\n"}
         assert "it took more than" in fail("crashcart_exec", check_mode=True, containers=pair, **WHO)["msg"]
 
 

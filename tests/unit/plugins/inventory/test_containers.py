@@ -34,10 +34,11 @@ def test_groups(kinds, groups):
     assert containers._list_groups("web-1", CONTAINER, kinds) == groups
 
 
-def test_no_two_containers_of_a_host_share_a_name():
-    def make(name, runtime, number):
-        return {"name": name, "runtime": runtime, "id": f"{number:x}" * 64}
+def make(name, runtime, number, user=None):
+    return {"name": name, "runtime": runtime, "id": f"{number:x}" * 64, "user": user}
 
+
+def test_no_two_containers_of_a_host_share_a_name():
     found = [
         make("api", "docker", 1),
         make("dup", "docker", 2),
@@ -49,17 +50,38 @@ def test_no_two_containers_of_a_host_share_a_name():
     assert names == ["api", "dup.docker", f"dup.{'3' * 12}", "dup.podman", f"same.{'5' * 12}", f"same.{'6' * 12}"]
 
 
-def test_the_become_of_a_host_is_the_hosts_affair():
-    variables = {
-        "ansible_become": True,
-        "ansible_become_method": "doas",
-        "ansible_become_password": "x",
-        "ansible_port": 22,
-    }
-    translated = containers._translate(variables)
-    assert translated == {"ansible_cart_become_method": "doas", "ansible_cart_become_password": "x"}
-    own = {**variables, "ansible_cart_become_method": "su"}
-    assert containers._translate(own)["ansible_cart_become_method"] == "su"
+def test_users_take_no_name_away():
+    found = [
+        make("api", "podman", 1, user=7),
+        make("api", "podman", 2, user=8),
+        make("db", "podman", 3, user=7),
+        make("api", "docker", 4),
+        make("db.user7", "docker", 5),
+        make("a/b", "podman", 6, user=7),
+        make("a_b", "podman", 7, user=7),
+    ]
+    names = containers._name(found)
+    assert names[:5] == ["api.user7", "api.user8", "db.user7.podman", "api", "db.user7"]
+    assert names[5:] == [f"a_b.user7.{'6' * 12}", f"a_b.user7.{'7' * 12}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("api-1.x_y", "api-1.x_y"),
+        ("default/web-7f/nginx", "default_web-7f_nginx"),
+        ("-x", "_x"),
+        ("../../etc", "_._.._etc"),
+        ("a:b,c&!d[1]*?@e~ é\n", "a_b_c__d_1____e____"),
+        ("n" * 200, "n" * 107 + "." + "1" * 12),
+    ],
+)
+def test_names_that_files_and_patterns_take(name, cleaned):
+    assert containers._name([make(name, "docker", 1)]) == [cleaned]
+
+
+def test_a_template_stays_with_the_host_whose_variable_it_is():
+    assert containers._refer("web-1", "ansible_user") == '{{ hostvars["web-1"]["ansible_user"] }}'
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import (
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.sinks import STREAMS, Sink
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 
@@ -42,8 +43,10 @@ def test_a_command_line_is_split_into_words_and_not_interpreted(cmd, argv):
 
 
 def test_all_of_a_command():
-    command = parse(argv=["env"], env={"A": "1", "N": 5, "T": True}, stdin="ä", chdir="/tmp", timeout_s=1.5)
-    assert command == Command(("env",), {"A": "1", "N": "5", "T": "True"}, "ä".encode(), "/tmp", 1.5)
+    env = {"A": "True", "N": 5, "T": True, "F": False, "V": 1.1}
+    command = parse(argv=["env"], env=env, stdin="ä", chdir="/tmp", timeout_s=1.5)
+    spelled = {"A": "True", "N": "5", "T": "true", "F": "false", "V": "1.1"}
+    assert command == Command(("env",), spelled, "ä".encode(), "/tmp", 1.5)
 
 
 def test_words_win_over_a_line_and_are_taken_as_they_are():
@@ -74,6 +77,9 @@ def test_no_stdin_is_not_an_empty_one():
         ({"cmd": "a", "env": {"A\0": ""}}, "NUL"),
         ({"cmd": "a", "env": {"A=B": ""}}, "holds '='"),
         ({"cmd": "a", "env": {"": "x"}}, "name is empty"),
+        ({"cmd": "a", "env": {"A": None}}, "A has no value"),
+        ({"cmd": "a", "env": {"A": ["x"]}}, "A is a list; a variable is a text"),
+        ({"cmd": "a", "env": {"A": {}}}, "A is a dict; a variable is a text"),
     ],
 )
 def test_what_is_no_command_is_refused(options, message):
@@ -189,3 +195,14 @@ def test_report_of_commands_that_failed_names_all_and_keeps_all_results():
     assert [one["container"] for one in reports] == ["web", "db", "slow", "slower"]
     assert reports[0]["stdout"] == "fine"
     assert reports[1]["msg"] == "it is gone"
+
+
+@pytest.mark.parametrize("spec", ["nobody", "nobody:7", "99999999999", "\u0663"])
+def test_a_name_that_is_the_hosts_root_by_a_containers_files_is_refused(spec):
+    assert isinstance(execution._refuse_hidden_root(spec, User(0, 7)), UserError)
+    assert execution._refuse_hidden_root(spec, User(100000)) == User(100000)  # of a user namespace
+
+
+@pytest.mark.parametrize("spec", ["root", "root:7", "0", "0:nobody"])
+def test_who_asks_for_root_gets_root(spec):
+    assert execution._refuse_hidden_root(spec, User(0, 7)) == User(0, 7)

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which containers that several runtimes tell of are one."""
+"""Which containers that several runtimes tell of are one, and what is said of a runtime that does not answer."""
 
 from __future__ import annotations
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
 
 ID = "ab" * 32
+NOWHERE = "unix:///nonesuch/docker.sock"
 
 
 def make(runtime, identity=ID, pid=100, owner=None):
@@ -85,3 +86,27 @@ def test_a_host_is_known_where_all_that_should_be_there_have_answered(errors, is
     found = object.__new__(host.Host)
     found.errors, found._is_docker_expected = errors, is_docker_expected
     assert found.is_complete is is_complete
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A host whose Docker engine should be there, and which has nothing else."""
+    monkeypatch.setenv("DOCKER_HOST", NOWHERE)
+    monkeypatch.setattr(host.oci, "find_roots", lambda: ([], []))
+    monkeypatch.setattr(host.podman, "ROOT_STATE", "/nonesuch")
+    monkeypatch.setattr(host, "PODMAN_SOCKET", "/nonesuch")
+    return host.Host(None)
+
+
+def test_what_is_not_found_may_be_the_silent_ones(silent):
+    error = silent.explain(ContainerError("no container is called 'api'"))
+    assert str(error).startswith("containers of docker are not looked at: ")
+    assert str(error).endswith("; of what else there is, no container is called 'api'")
+    assert "docker" in silent.describe_silence()
+
+
+def test_where_all_answer_nothing_is_added(silent):
+    silent.errors.clear()
+    error = ContainerError("no container is called 'api'")
+    assert silent.explain(error) is error
+    assert silent.describe_silence() == ""

@@ -95,9 +95,19 @@ class Host:
         return container
 
 
-def select(containers, **more):
+class HostInPart(Host):
+    """The same, where one runtime is silent."""
+
+    errors = {"podman": "it hangs"}
+    is_complete = False
+
+    def explain(self, error):
+        return ContainerError(f"podman hangs; {error}")
+
+
+def select(containers, *, host=None, warn=pytest.fail, **more):
     params = {"containers": containers, "labels": None, "query": None, "docker_host": None, "allow_empty": False}
-    return options.select(SimpleNamespace(params=params, warn=pytest.fail), Host(), required=True, **more)
+    return options.select(SimpleNamespace(params=params, warn=warn), host or Host(), required=True, **more)
 
 
 def test_one_that_is_removed_meanwhile_is_named_and_costs_no_other():
@@ -120,3 +130,12 @@ def test_one_that_nobody_named_may_go():
 def test_without_a_list_of_failures_it_is_an_error():
     with pytest.raises(ContainerGoneError, match="just removed"):
         select(["api", "db"])
+
+
+@pytest.mark.parametrize("wanted", ["nonesuch", "none*", "1000/nonesuch"])
+@pytest.mark.parametrize("missing_ok", [True, False])
+def test_what_is_not_found_may_be_a_silent_runtimes(wanted, missing_ok):
+    warnings = []
+    with pytest.raises(ContainerError, match="^podman hangs; (no container is called|the selection matches no)"):
+        select([wanted], host=HostInPart(), warn=warnings.append, missing_ok=missing_ok)
+    assert warnings == ["containers of podman are not looked at: it hangs"]

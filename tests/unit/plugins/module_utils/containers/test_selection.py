@@ -172,6 +172,11 @@ def test_a_hostile_name_is_found_by_itself_and_hurts_nobody(name):
     assert name in select("*", containers=containers) or name == "*"
 
 
+def test_a_container_whose_engine_is_silent_is_listed_by_a_short_id():
+    nameless = Container("ab" * 32, "ab" * 32, "running", 1, "", {})
+    assert describe_running([nameless]) == "running are: " + "ab" * 6
+
+
 def test_without_containers_nothing_is_found_and_said():
     assert select("*", containers=[]) == []
     with pytest.raises(ContainerError, match="no container runs"):

@@ -61,31 +61,70 @@ def find(root, spec):
 @pytest.mark.parametrize(
     ("spec", "user"),
     [
-        ("app", User(1000, 1001, (10, 44))),
-        ("nobody", User(65534, 65534, ())),
-        ("root", User(0, 0, (10,))),
-        # Numbers are looked up nowhere, and bring no groups.
-        ("1000", User(1000, 1000, ())),
-        ("1000:7", User(1000, 7, ())),
-        ("0:0", User(0, 0, ())),
+        ("app", User(1000, 1001, (1001, 10, 44), "/app")),
+        ("nobody", User(65534, 65534, (65534,), "/")),
+        ("root", User(0, 0, (0, 10), "/root")),
+        # A number is as good as the name of its entry, and without one has the group 0.
+        ("1000", User(1000, 1001, (1001, 10, 44), "/app")),
+        ("0", User(0, 0, (0, 10), "/root")),
+        ("4242", User(4242, 0, (0,), "/")),
+        # A group that is named is the only one.
+        ("1000:7", User(1000, 7, (7,), "/app")),
+        ("0:0", User(0, 0, (0,), "/root")),
+        ("app:wheel", User(1000, 10, (10,), "/app")),
+        ("app:0", User(1000, 0, (0,), "/app")),
+        ("4242:video", User(4242, 44, (44,), "/")),
     ],
 )
 def test_user(root, spec, user):
     assert find(root, spec) == user
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "missing", "APP", "app:", "app:wheel", "1000:", ":5", "-1", "1:-1", "1:2:3", "a\0", "*"]
-)
+@pytest.mark.parametrize("spec", ["", "missing", "APP", "app:", "1000:", ":5", ":", "-1", "a\0", "*", "missing:wheel"])
 def test_what_is_no_user(root, spec):
     with pytest.raises(ContainerError, match="no user is called"):
         find(root, spec)
 
 
+@pytest.mark.parametrize("spec", ["app:missing", "1:-1", "1:2:3", "0:WHEEL", "app:wheel:"])
+def test_what_is_no_group(root, spec):
+    with pytest.raises(ContainerError, match="no group is called"):
+        find(root, spec)
+
+
+def test_a_number_is_no_name(root):
+    (root / "etc" / "passwd").write_text("1000:x:5:6::/five:\n" + PASSWD)
+    (root / "etc" / "group").write_text("10:x:5:\n" + GROUP)
+    assert find(root, "1000:10") == User(1000, 10, (10,), "/app")
+
+
 def test_numbers_need_no_files(tmp_path):
-    assert find(tmp_path, "5:6") == User(5, 6, ())
+    assert find(tmp_path, "5:6") == User(5, 6, (6,))
+    assert find(tmp_path, "5") == User(5, 0, (0,))
     with pytest.raises(ContainerError):
         find(tmp_path, "app")
+
+
+def test_numbers_with_a_group_do_where_the_files_cannot_be_read(root):
+    os.mkfifo(replace_passwd(root))
+    with open_folder(root) as fd, limit(20):
+        assert find_users("5:6", [fd]) == [User(5, 6, (6,))]
+        (refused,) = find_users("5", [fd])
+        assert "give numbers as UID:GID" in str(refused)
+
+
+def test_homes(root, tmp_path):
+    with open_folder(root) as fd, open_folder(tmp_path) as other, limit(20):
+        assert users.find_homes([1000, 0, 7, 1000], [fd, fd, fd, other]) == ["/app", "/root", "/", "/"]
+
+
+@pytest.mark.parametrize(
+    ("field", "home"), [("", "/"), ("/a b", "/a b"), ("\0/x", "/"), ("/\udcff", "/\udcff"), ("/é", "/é")]
+)
+def test_a_home_is_any_text_that_a_variable_can_hold(root, field, home):
+    (root / "etc" / "passwd").write_bytes(f"app:x:5:6::{field}:/bin/sh\n".encode("utf-8", "surrogateescape"))
+    with open_folder(root) as fd, limit(20):
+        assert find_users("app", [fd])[0].home == users.find_homes([5], [fd])[0] == home
 
 
 def replace_passwd(root):
@@ -146,7 +185,7 @@ def test_the_kernels_own_links_are_not_followed(root):
 def test_root_is_root_where_no_file_says_so(root):
     os.unlink(str(root / "etc" / "passwd"))
     with open_folder(root) as fd:
-        assert find_users("root", [fd, fd]) == [User(0, 0, ())] * 2
+        assert find_users("root", [fd, fd]) == [User(0, 0, (0,))] * 2
         assert isinstance(find_users("daemon", [fd])[0], ContainerError)
 
 
@@ -196,9 +235,9 @@ def test_the_first_line_of_a_name_counts(root):
 
 def test_damaged_groups_are_passed_over(root):
     (root / "etc" / "group").write_bytes(b"\xff\nx:x:abc:app\nshort:x:9\nlong:x:9:app:more\ngood:x:3:app\n")
-    assert find(root, "app").groups == (3,)
+    assert find(root, "app").groups == (1001, 3)
     (root / "etc" / "group").unlink()
-    assert find(root, "app").groups == ()
+    assert find(root, "app").groups == (1001,)
 
 
 # 4294967295 is -1 to setresuid(2), which then changes nothing: the command would stay root.
@@ -229,9 +268,9 @@ def test_a_number_that_is_no_user_is_refused_as_an_option(root, number, spec):
 
 
 def test_the_highest_number_of_a_user(root):
-    assert find(root, "4294967294:4294967294") == User(4294967294, 4294967294, ())
+    assert find(root, "4294967294:4294967294") == User(4294967294, 4294967294, (4294967294,))
 
 
 def test_a_number_that_is_no_group_is_passed_over(root):
     (root / "etc" / "group").write_text("odd:x:\u00b2:app\nbad:x:4294967295:app\ngood:x:3:app\n", encoding="utf-8")
-    assert find(root, "app").groups == (3,)
+    assert find(root, "app").groups == (1001, 3)

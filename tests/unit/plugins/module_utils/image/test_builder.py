@@ -212,6 +212,7 @@ def test_settings_of_a_tree_are_what_a_command_reads(tmp_path):
         "TERMINFO=/dev/crashcart/lib/terminfo",
     ]
     assert "export TERMINFO=/dev/crashcart/lib/terminfo\n" in (tmp_path / "etc" / "crashcart.bashrc").read_text()
+    assert '"$1" --help' in (tmp_path / "etc" / "crashcart.bashrc").read_text()
     assert json.loads((tmp_path / "etc" / "crashcart.json").read_text()) == manifest
 
 

@@ -8,7 +8,9 @@ import glob
 import os
 import random
 import re
+import shutil
 import struct
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -417,3 +419,24 @@ def test_what_stands_where_a_link_should_is_named(tmp_path):
     put(tmp_path, "lib/x86_64-linux-gnu/gconv/gconv-modules", "x")
     put(tmp_path, "gconv", "x")
     assert list_reasons(tmp_path) == {"gconv": "it stands where a link to lib/x86_64-linux-gnu/gconv should"}
+
+
+def test_tar_finds_its_shell_by_path(tmp_path):
+    with open(shutil.which("tar") or pytest.skip("there is no tar"), "rb") as file:
+        before = file.read()
+    tar, shell = tmp_path / "tar", tmp_path / "sh"
+    tar.write_bytes(seal.look_up_shell(before))
+    shell.write_text(f'#!/bin/sh\n: >{tmp_path}/asked\nexec /bin/sh "$@"\n')
+    for path in (tar, shell):
+        path.chmod(0o755)
+    (tmp_path / "file").write_text("text")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([tar, "-C", tmp_path, "-czf", tmp_path / "archive", "file"], env=environment, check=True)
+    assert (tmp_path / "asked").exists()
+    listed = subprocess.run(["tar", "-tzf", tmp_path / "archive"], capture_output=True, check=True)
+    assert listed.stdout == b"file\n"
+
+
+def test_a_program_without_such_calls_keeps_its_shell():
+    content = make_elf(rest=b"\0/bin/sh\0")
+    assert seal.look_up_shell(content) == content
