@@ -225,7 +225,7 @@ def test_collect_leaves_the_trace_running(container, where, tmp_path):
     files = [file for file in os.listdir(tmp_path / where[-1] / name) if file.endswith(".dat")]
     assert len(files) == 2
     with open(tmp_path / "report" / "summary.json", encoding="utf-8") as file:
-        assert len(json.load(file)["captures"]) == 2
+        assert len(json.load(file)["captures"]) == 1  # of this run
 
 
 def test_defaults_of_options_that_not_all_modules_have(container, tmp_path):
@@ -286,11 +286,11 @@ def test_a_shell_in_one_line_at_a_terminal(container, where):
         said = read_until(terminal, b"]0;|\\[crashcart\\]")
         terminal.stdin.write(b"echo $((40+2)); stty size; ls -d /dev/crashcart; exit 3\n")
         terminal.stdin.flush()
-        said = read_until(terminal, b"PLAY RECAP.*\n.*failed=[0-9]")
+        said = read_until(terminal, b"PLAY RECAP.*\n.* failed=[0-9]")
         terminal.wait(30)
     assert re.search(rb"^42\r?$", said, re.M), said
     assert re.search(rb"^33 101\r?$", said, re.M), said
-    assert said.endswith(b"failed=0"), said
+    assert b" failed=0 " in said, said
     assert "/dev/crashcart" not in host.read_container_mounts(name)
 
 
@@ -307,7 +307,7 @@ def read_until(process, pattern):
 def test_a_shell_is_in_one_container_of_one_host_at_a_terminal(container):
     name, other = container(), container()
     for options, chosen, words in (
-        ((), [name], "Ansible's input is no terminal: start it at one, or paste this into one: docker exec"),
+        ((), [name], "input is no terminal: start it at one, or paste this into one: docker "),
         ((), [name, other], f"these are {name}, {other}: name one"),
         (("-i", "localhost,other,"), [name], "A shell is on one host, and these are 2"),
     ):
