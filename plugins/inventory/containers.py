@@ -197,12 +197,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     def _add(self, name: str, host: str, connection: Any, variables: dict[str, Any], container: dict[str, Any]) -> None:
         self.inventory.add_host(name, group=_GROUP)
-        values = {
-            key: _refer(host, key) if self.templar.is_template(variables[key]) else variables[key]
-            for key in connection.list_host_variables()
-            if key in variables and key != "inventory_hostname"
-        }
-        values.update(_translate(variables))
+        values = _translate(variables)
+        own = [key for key in variables if key.startswith("ansible_cart_")]
+        for key in [*connection.list_host_variables(), *own]:
+            if key in variables and key != "inventory_hostname":
+                values[key] = _refer(host, key) if self.templar.is_template(variables[key]) else variables[key]
         values.setdefault("ansible_host", host)
         # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
         values["ansible_connection"] = trust_as_template(_CONNECTION)
