@@ -38,7 +38,7 @@ def test_the_main_job(container, where, tmp_path):
     assert changed(predicted) == 1
     assert host.list_loop_devices() == []
     done = host.playbook("attach", *where, **chosen)
-    assert re.search(r"msg: - docker .*?/dev/crashcart/bin/bash", " ".join(done.stdout.split()))
+    assert re.search(rf"msg: - '?{name}: docker .*?/dev/crashcart/bin/bash", " ".join(done.stdout.split()))
     assert changed(host.playbook("attach", *where, **chosen)) == 0
     done = host.playbook("exec", *where, command="cat /proc/1/comm", **chosen)
     assert re.search(r"msg:\n *- sh\n", done.stdout), done.stdout
@@ -164,7 +164,7 @@ def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
     name = container(*LOOP)
     chosen = {"containers": name, "dest": str(tmp_path / "traces")}
     done = host.playbook("start", syscalls=["openat"], **chosen)
-    assert f"{name}: traced for 1h at most" in done.stdout
+    assert re.search(rf"trace of {name}: started until 2\d\d\d-", done.stdout), done.stdout
     assert len(host.list_instances()) == 1
     refused = host.playbook("start", check=False, **chosen)
     assert f"container {name} is traced already" in " ".join((refused.stdout + refused.stderr).split())
