@@ -200,10 +200,13 @@ def hold_container(container: Container) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lock(name: str) -> Iterator[None]:
-    """Keep other operators away from the thing called NAME; raises ContainerError where one has it for TIMEOUT_S."""
+def hold_lock(name: str, *, may_make_folder: bool = True) -> Iterator[None]:
+    """Keep other operators away from the thing called NAME; raises ContainerError where one has it for TIMEOUT_S.
+
+    Unless MAY_MAKE_FOLDER, FileNotFoundError says that a cleanup has taken the folder of locks.
+    """
     try:
-        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S):
+        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S, may_make_folder=may_make_folder):
             yield
     except LockTimeout as error:
         raise ContainerError(str(error)) from error

@@ -90,15 +90,15 @@ def read_order(name: str) -> Order | None:
 
 
 @contextmanager
-def hold() -> Iterator[None]:
-    """Keep others from writing and dropping."""
-    with hold_lock(_LOCK):
+def hold(*, is_first: bool = False) -> Iterator[None]:
+    """Keep others from writing and dropping. Unless this IS_FIRST, where there may be no folder yet, FileNotFoundError tells of a cleanup."""
+    with hold_lock(_LOCK, may_make_folder=is_first):
         yield
 
 
 def write_order(order: Order) -> None:
     """Make ORDER the one for its instance. Since when the instance is watched stays as it is."""
-    with hold():
+    with hold(is_first=True):
         make_folder(FOLDER)
         before = read_order(order.name)
         if before is not None and before.inode == order.inode:
@@ -108,7 +108,7 @@ def write_order(order: Order) -> None:
 
 def note_watched(name: str) -> None:
     """Note in the order for instance NAME that it is watched from now on."""
-    with hold():
+    with suppress(FileNotFoundError), hold():
         present = read_order(name)
         if present is not None:
             _write(replace(present, watched=read_clock()))
@@ -116,7 +116,7 @@ def note_watched(name: str) -> None:
 
 def note_ended(name: str, why: str) -> None:
     """Note in the order for instance NAME that its trace has ended for the reason WHY, and is only watched any more."""
-    with hold():
+    with suppress(FileNotFoundError), hold():
         present = read_order(name)
         if present is not None:
             _write(replace(present, ended=why))
@@ -131,7 +131,7 @@ def _write(order: Order) -> None:
 
 def refuse(order: Order, error: str) -> None:
     """Note in ORDER's file, unless somebody has changed it, why it cannot be taken on."""
-    with hold():
+    with suppress(FileNotFoundError), hold():
         present = read_order(order.name)
         if present is not None and replace(present, watched=order.watched) == order:
             _write(replace(order, error=error))
@@ -141,7 +141,7 @@ def drop_order(name: str, run: str | None = None) -> bool:
     """Forget the order for instance NAME (if it is for the recording in RUN); whether there was one."""
     if not os.path.lexists(os.path.join(FOLDER, name)):
         return False
-    with hold(), suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), hold():
         order = read_order(name)
         if run is None or order is None or order.run == run:
             os.unlink(os.path.join(FOLDER, name))

@@ -20,15 +20,21 @@ class LockTimeout(Exception):
 
 
 @contextmanager
-def lock(path: str, timeout_s: float) -> Iterator[int]:
-    """Hold the exclusive lock of file PATH, made when missing (its directory too, mode 0700); gives the file's descriptor."""
+def lock(path: str, timeout_s: float, *, may_make_folder: bool = True) -> Iterator[int]:
+    """Hold the exclusive lock of file PATH, made when missing; gives the file's descriptor.
+
+    Its directory is made, too (mode 0700), unless MAY_MAKE_FOLDER is false: then FileNotFoundError says that it is missing.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
-        make_folder(os.path.dirname(path))
+        if may_make_folder:
+            make_folder(os.path.dirname(path))
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
-            continue  # a cleanup took the directory just now
+            if may_make_folder:
+                continue  # a cleanup took the directory just now
+            raise
         try:
             _wait(fd, path, deadline)
             if _is_still(fd, path):

@@ -180,10 +180,16 @@ def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
     assert (tmp_path / "other" / "report" / "summary.json").exists()
 
 
+def has_events():
+    (one,) = host.call_module("ftrace_info", gather=["instances"])["instances"]
+    return sum(cpu["entries"] for cpu in one["cpus"])
+
+
 def test_a_trace_that_is_over_and_collected_is_taken_over(container, tmp_path):
     name = container(*LOOP)
     chosen = {"containers": name, "dest": str(tmp_path), "seconds": 1}
     host.call_module("ftrace_instance", containers=[name], syscalls=["openat"])
+    host.wait_until(has_events)
     host.call_module("ftrace_instance", containers=[name], state="stopped")
     refused = host.playbook("trace", check=False, **chosen)
     assert f"container {name} is traced already" in " ".join((refused.stdout + refused.stderr).split())
@@ -308,7 +314,7 @@ def test_a_shell_is_in_one_container_of_one_host_at_a_terminal(container):
     name, other = container(), container()
     for options, chosen, words in (
         ((), [name], "input is no terminal: start it at one, or paste this into one: docker "),
-        ((), [name, other], f"these are {name}, {other}: name one"),
+        ((), [name, other], f"these are {', '.join(sorted([name, other]))}: name one"),
         (("-i", "localhost,other,"), [name], "A shell is on one host, and these are 2"),
     ):
         done = host.playbook("shell", *options, check=False, containers=chosen)

@@ -173,3 +173,15 @@ def test_the_holder_is_told_for_as_long_as_it_holds(tmp_path):
     # Whoever looks keeps nobody from taking it.
     with lock(path, 0.1):
         assert find_holder(path) == os.getpid()
+
+
+def test_a_folder_that_a_cleanup_has_taken_is_not_made_again(tmp_path):
+    path = tmp_path / "locks" / "one"
+    with pytest.raises(FileNotFoundError), lock(str(path), 0.0, may_make_folder=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    for _round in range(2):
+        with lock(str(path), 0.0):
+            pass
+        with lock(str(path), 0.0, may_make_folder=False):
+            pass
