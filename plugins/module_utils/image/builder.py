@@ -36,7 +36,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
 # Goes up whenever the same sources would make another image.
-BUILDER_VERSION = 9
+BUILDER_VERSION = 10
 _WORK = ".crashcart-build-"
 
 _BASHRC = """\

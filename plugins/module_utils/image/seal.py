@@ -24,7 +24,7 @@ import posixpath
 import re
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.launcher import make_launcher
@@ -589,9 +589,10 @@ _AUDITORS_END = b"Too many audit modules requested"
 # A program at home that lesspipe starts.
 _FILTER = r"(~|\$\w+|\$\{\w+\})/\.?lessfilter\b"
 _MAX_LINE = 4096
-# Where a script of a shell looks before PATH; where a Python program has its own modules, as Debian's py3compile: /usr is folded into the
-# image's root.
-_FOLDERS_BEFORE_PATH = r"(?<=^PATH=)(/[\w/]+:)+(?=\$PATH$)"
+# Where a script of a shell looks before PATH or after it, and how it calls a program by its place; where a Python program has its own
+# modules, as Debian's py3compile: /usr is folded into the image's root.
+_FOLDERS_BESIDE_PATH = r"(?<=\bPATH=)\"?(?:(?:/[\w/]+:)+\$PATH|\$PATH(?::/[\w/]+)+)\"?(?=[;\s]|$)"
+_PROGRAM_BY_PLACE = r"(?<![\w.}/$-])/(?:usr/)?s?bin/([\w.+-]+)"
 _ADDED_FOLDER = r"(?<=^sys\.path\.insert\([01], ['\"])/usr/"
 
 
@@ -658,7 +659,15 @@ def _edit_scripts(state: _State) -> None:
         if interpreter and interpreter[1] == b"python3":
             _edit(os.path.join(state.tree, place), _ADDED_FOLDER, f"{state.prefix}/")
         elif interpreter:
-            _edit(os.path.join(state.tree, place), _FOLDERS_BEFORE_PATH, "")
+            _edit(os.path.join(state.tree, place), _FOLDERS_BESIDE_PATH, "$PATH")
+            _edit(os.path.join(state.tree, place), _PROGRAM_BY_PLACE, lambda found: _find_program(state, found))
+
+
+def _find_program(state: _State, found: re.Match[str]) -> str:
+    """The image's own program of the name that is FOUND by its usual place; that place where the image has none."""
+    places = (f"{folder}/{found[1]}" for folder in _PROGRAM_FOLDERS)
+    own = next((one for one in places if os.path.lexists(os.path.join(state.tree, one))), None)
+    return found[0] if own is None else f"{state.prefix}/{own}"
 
 
 def _edit_ldd(state: _State) -> None:
@@ -681,13 +690,13 @@ def _holds(path: str, text: bytes) -> bool:
         return text in file.read()
 
 
-def _edit(path: str, old: str, new: str) -> int:
-    """Replace what fits OLD in the file PATH by NEW; how often."""
+def _edit(path: str, old: str, new: str | Callable[[re.Match[str]], str]) -> int:
+    """Replace what fits OLD in the file PATH by NEW, or by what NEW makes of it; how often."""
     if not os.path.isfile(path) or os.path.islink(path):
         return 0
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         text = file.read()
-    changed, count = re.subn(old, lambda _match: new, text, flags=re.MULTILINE)
+    changed, count = re.subn(old, new if callable(new) else lambda _match: new, text, flags=re.MULTILINE)
     if count:
         with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(changed)

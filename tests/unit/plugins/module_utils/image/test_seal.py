@@ -303,6 +303,26 @@ def test_a_shells_scripts_look_for_programs_where_path_leads(tmp_path):
     assert script.read_text().splitlines()[1:] == ["PATH=$PATH", "MYPATH=/bin:$PATH"]
 
 
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ('PATH="/usr/bin:/bin:$PATH"; export PATH', "PATH=$PATH; export PATH"),
+        ("export PATH=$PATH:/sbin:/usr/sbin", "export PATH=$PATH"),
+        ('  PATH="$PATH:/sbin" \\', "  PATH=$PATH \\"),
+        ("PATH=$HOME/bin:$PATH", "PATH=$HOME/bin:$PATH"),
+        ('trap "/bin/rm -f $tmp" 0', 'trap "/dev/crashcart/bin/rm -f $tmp" 0'),
+        ("if tail $0|/usr/bin/fsck -a", "if tail $0|/dev/crashcart/sbin/fsck -a"),
+        ("/bin/nonesuch /share/bin/rm $x/bin/rm ${x}/bin/rm", "/bin/nonesuch /share/bin/rm $x/bin/rm ${x}/bin/rm"),
+    ],
+)
+def test_a_shells_scripts_run_programs_of_the_image(tmp_path, line, changed):
+    for place in ("bin/rm", "sbin/fsck"):
+        put(tmp_path, place, make_elf(*SPARE))
+    script = put(tmp_path, "bin/report", f"#!/dev/crashcart/bin/sh\n{line}\n")
+    list_reasons(tmp_path)
+    assert script.read_text() == f"#!/dev/crashcart/bin/sh\n{changed}\n"
+
+
 def test_programs_in_python_have_their_modules_in_the_image(tmp_path):
     text = "#!{}\nsys.path.insert(1, '/usr/share/python3/')\nif x:\n    print('/usr/share/python3/')\n"
     script = put(tmp_path, "bin/py3clean", text.format("/dev/crashcart/bin/python3 -s"))
