@@ -156,7 +156,7 @@ def test_podman_by_its_api(others):
     with serve_podman(PODMAN_SOCKET):
         (result,) = host.call_module("crashcart_exec", containers=["cc-podman"], argv=["true"])["results"]
         assert result["rc"] == 0
-        (one,) = host.call_module("crashcart_info", containers=["cc-podman"])["containers"]
+        (one,) = host.call_module("crashcart_info", containers=["cc-podman"], gather=["containers"])["containers"]
         assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
 
 
@@ -171,7 +171,7 @@ def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypat
         else:
             stack.enter_context(serve_podman(socket))
         monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
-        containers = host.call_module("crashcart_info")["containers"]
+        containers = host.call_module("crashcart_info", gather=["containers"])["containers"]
         assert len({one["id"] for one in containers}) == len(containers)
         assert {one["name"]: one["runtime"] for one in containers if one["name"].startswith("cc-")} == {
             "cc-runc": "runc",

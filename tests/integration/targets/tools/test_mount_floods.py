@@ -53,7 +53,7 @@ def test_commands_and_attachments(pair):
     assert {one["container"]: one["rc"] for one in result["results"]} == {good: 0, bad: -1}
     result = fail("crashcart_attach", bad, containers=pair)
     assert [one["container"] for one in result["attachments"]] == [good]
-    result = host.call_module("crashcart_info")
+    result = host.call_module("crashcart_info", gather=["attachments", "census"])
     assert [one["container"] for one in result["attachments"] if one["container"] in pair] == [good]
     warnings = json.dumps(result["warnings"])
     assert f"container {bad}: its table of mounts" in warnings

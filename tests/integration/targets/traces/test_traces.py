@@ -741,7 +741,7 @@ def test_who_traces_is_told(container, monkeypatch, mode):
     ask = {"containers": [name], "mode": mode, "ttl": "1h"}
 
     def look():
-        (one,) = host.call_module("ftrace_info", containers=[name])["instances"]
+        (one,) = host.call_module("ftrace_info", containers=[name], gather=["instances"])["instances"]
         return one
 
     with open("/proc/self/loginuid", encoding="ascii") as file:
@@ -783,7 +783,7 @@ def test_what_is_not_there_is_absent(container):
     assert "nothing to do for 'nonesuch': no container here is called so" in str(result["warnings"])
     again = host.call_module("ftrace_instance", **arguments, allow_empty=True)
     assert (again["changed"], "warnings" in again) == (False, False)
-    for module, more in (("ftrace_instance", {"state": "stopped"}), ("ftrace_info", {})):
+    for module, more in (("ftrace_instance", {"state": "stopped"}), ("ftrace_info", {"gather": ["instances"]})):
         with pytest.raises(host.ModuleFailed, match="no container is called 'nonesuch'"):
             host.call_module(module, containers=["nonesuch"], **more)
         assert host.call_module(module, containers=["nonesuch"], allow_empty=True, **more)["instances"] == []

@@ -59,7 +59,7 @@ def fetch(name, folder):
 
 
 def find_recorder():
-    return host.call_module("crashcart_info")["recorder"]["pid"]
+    return host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"]
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def test_triggers_of_events_that_the_trace_does_not_need(busy, tmp_path, name, m
         write(instance, file, text, 0)
     reasons = fetch(busy, tmp_path)
     assert any(text in reasons for text in ("somebody else changed set_event", "somebody else changed tracing_on"))
-    for one in host.call_module("ftrace_info", containers=[busy])["instances"]:
+    for one in host.call_module("ftrace_info", containers=[busy], gather=["instances"])["instances"]:
         assert one["stopped"] in (None, "somebody else switched tracing off")
 
 
@@ -121,7 +121,7 @@ def test_triggers_of_ours_are_nobody_elses(busy, tmp_path, mode):
     instance = start(busy, mode, events=events)
     host.wait_until(lambda: not instance.is_tracing())
     assert fetch(busy, tmp_path) == []
-    (told,) = host.call_module("ftrace_info", containers=[busy])["instances"]
+    (told,) = host.call_module("ftrace_info", containers=[busy], gather=["instances"])["instances"]
     assert told["stopped"] in (None, "a trigger switched tracing off")
 
 
@@ -199,7 +199,7 @@ def test_a_ring_that_somebody_removed_is_told_of_until_it_is_forgotten(busy, tmp
     for _number in range(2):
         with pytest.raises(host.ModuleFailed, match="somebody removed its trace instance .*; what it held is gone"):
             fetch_here(tmp_path, containers=[busy])
-    (told,) = host.call_module("ftrace_info", containers=[busy])["instances"]
+    (told,) = host.call_module("ftrace_info", containers=[busy], gather=["instances"])["instances"]
     assert "somebody removed its trace instance" in told["stopped"]
     start(busy)
     assert fetch(busy, tmp_path) == []
