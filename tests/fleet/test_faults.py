@@ -132,7 +132,7 @@ def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
 
     # The kernel's state went with the kernel; files are what they were.
     assert on_all(lambda host: host.run(TRACED), hosts) == [""] * 3
-    run = play("attach exec", argv=["bash", "-c", "cat /proc/1/comm"])
+    run = play("attach exec", containers="*", argv=["bash", "-c", "cat /proc/1/comm"])
     assert run.count("failures") == same(0), run.output
     assert {host: one["changed"] for host, one in run.find("Attach").items()} == same(True)
     for one in run.find("Run").values():
