@@ -140,7 +140,7 @@ def test_from_attach_to_detach(hosts, installed, tmp_path):
     expected = [(name, 0, "sh\n") for name in sorted(NAMES)]
     for one in run.find("Run").values():
         assert sorted((ran["container"], ran["rc"], ran["stdout"]) for ran in one["results"]) == expected
-    for one in on_all(lambda host: host.call("ftrace_info", gather=["available"]), hosts):
+    for one in on_all(lambda host: call(host.name, "ftrace_info", {"gather": ["available"]}), hosts):
         assert {"kprobe", "uprobe", "synthetic"} <= set(one["available"]["probes"])
         assert "function_graph" in one["available"]["tracers"]
 
