@@ -65,9 +65,9 @@ def test_what_holds_on_every_kernel(worker, tmp_path, check):
 
 
 def test_strace_counts_the_workload_as_we_do(worker):
-    with subprocess.Popen(
-        ["docker", "logs", "-f", "--since", "0s", worker], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as logs:
+    with host.start(
+        "docker", "logs", "-f", "--since", "0s", worker, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ):
         process = host.start_module(
             "crashcart_exec",
             containers=[worker],
@@ -78,8 +78,9 @@ def test_strace_counts_the_workload_as_we_do(worker):
         run_workload(worker)
         # Its own end is strace's end, too; INT makes it print.
         host.run("pkill", "-INT", "-f", "^strace -f -c")
-        result = host.parse_result(*process.communicate(timeout=60))["results"][0]
-        logs.terminate()
+        with pytest.raises(host.ModuleFailed, match="exit code 130") as interrupted:
+            host.parse_result(*process.communicate(timeout=60))
+        (result,) = interrupted.value.result["results"]
     table = {}
     for line in result["stderr"].splitlines():
         words = line.split()
