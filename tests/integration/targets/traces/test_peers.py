@@ -126,7 +126,7 @@ def test_a_playbook_names_bad_files_and_goes_on(capture, extracted, tmp_path):
     (traces / "picture.dat").write_bytes(b"\x89PNG\r\n\x1a\n" * 100)
     (traces / "gone.dat").symlink_to("nonesuch")
     bad = ["cut.dat", "empty.dat", "gone.dat", "picture.dat", "trace.json"]
-    done = host.playbook("collect", "-l", "localhost", dest=str(traces))
+    done = host.playbook("report", src=str(traces), dest=str(traces))
     summary = json.loads((traces / "report/summary.json").read_text())
     assert [one["path"] for one in summary["skipped"]] == bad
     reported = [(one["capture"], one["buffer"]) for one in summary["captures"]]
