@@ -503,7 +503,7 @@ def test_a_kill_of_the_hosts_program_leaves_nothing(inside):
     task.start()
     host.wait_until(lambda: host.runs(inside.name, "sleep 4321"), 60)
     # Its supervisor is to end the command.
-    pid = host.run("pgrep", "--oldest", "-f", "^[^ ]*python[^ ]* /run/crashcart/lib/").stdout
+    pid = host.run("pgrep", "--oldest", "-f", "^[^ ]*python[^ ]* -X utf8 /run/crashcart/lib/").stdout
     os.kill(int(pid), signal.SIGKILL)
     host.wait_until(lambda: not host.runs(inside.name, "sleep 4321"))
     task.join()
