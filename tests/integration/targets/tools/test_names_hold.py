@@ -69,8 +69,12 @@ def exchange(name, top, script):
 def exchange_for(other, name, script, top=""):
     """Run SCRIPT in container OTHER once the command in container NAME waits, and let that go on."""
     host.wait_until(lambda: host.run("docker", "exec", name, "ls", f"{top}/out/began", check=False).returncode == 0)
+    go = f"mkdir {top}/out/go"
+    if other == name:  # of which nothing can be started behind that
+        script = f"{script}; {go}"
     host.docker("exec", other, "/bin/sh", "-c", script)
-    host.docker("exec", name, "mkdir", f"{top}/out/go")
+    if other != name:
+        host.docker("exec", name, "/bin/sh", "-c", go)
 
 
 def run_under_exchange(name, top, script, function):
@@ -173,6 +177,7 @@ def test_a_volume_that_another_container_has_by_its_parent(container, tmp_path):
         other = container(options=(*NETWORK, "-v", f"{volume}:/v"))
         name = container(options=(*NETWORK, "-v", f"{volume}:/srv", "-v", f"{other_volume}:/srv/tools"))
         host.docker("exec", other, "/bin/sh", "-c", FAKE.format("/v/fake"))
+        host.docker("exec", name, "mkdir", "/out")
         script = "mv /v/tools /v/gone && mv /v/fake /v/tools"
         thread = threading.Thread(target=exchange_for, args=(other, name, script))
         thread.start()
