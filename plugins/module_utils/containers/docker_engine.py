@@ -176,7 +176,9 @@ class DockerEngine:
         except (docker.errors.DockerException, RequestException, *WRONG_FORM) as error:
             if _MISFIT.search(str(error)):
                 raise ContainerError(describe_sdk(str(error))) from error
-            raise ContainerError(f"no Docker engine answers at {self.host}: {_advise(str(error))} ({error})") from error
+            raise ContainerError(
+                f"no Docker engine answers at {self.host}: {_advise(self.host, str(error))} ({error})"
+            ) from error
         with _expecting_form(self.name):
             parts = self._ask(self._client.version, api_version=False).get("Components") or ()
             if any("podman" in part["Name"].lower() for part in parts):
@@ -288,11 +290,11 @@ class DockerEngine:
             raise ContainerError(f"the Docker engine at {self.host} does not answer as it should: {error}") from error
 
 
-def _advise(said: str) -> str:
-    """What to do about an engine of which the SDK has SAID this; nothing better is left under its wrappings."""
+def _advise(url: str, said: str) -> str:
+    """What to do about the engine at URL, of which the SDK has SAID this; nothing better is left under its wrappings."""
     if "Permission denied" in said:
         return "its socket is not for this login: use become"
-    if "to an HTTPS server" in said:
+    if "to an HTTPS server" in said or (url.startswith("tcp:") and "closed connection without response" in said):
         return "it wants TLS: set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH for the host's root, or use a docker context"
     if "SSL" in said:
         return "its TLS and the files of DOCKER_CERT_PATH, or of the docker context, do not fit"
