@@ -513,7 +513,8 @@ def test_the_inventory_has_users_containers_on_demand_and_under_names_of_their_o
         plain = list_hosts(2)
         assert set(plain) == {f"{NAME}@here", f"cc-x.user{user.uid}@here"}
         found = list_hosts(3)
-    # One that would take the name of root's is left out.
+    # One that would take the name of root's has another one.
     assert {name: one for name, one in found.items() if name in plain} == plain
-    assert set(found) - set(plain) == {f"{NAME}.user{user.uid}@here"}
+    assert set(found) - set(plain) == {f"{NAME}.user{user.uid}@here", f"cc-x.user{user.uid}.runc@here"}
+    assert f"runc:{user.uid}/cc-x" in found[f"cc-x.user{user.uid}.runc@here"]
     assert f"runc:{user.uid}/{NAME}" in found[f"{NAME}.user{user.uid}@here"]
