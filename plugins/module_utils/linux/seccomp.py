@@ -126,12 +126,14 @@ def refuse_openly(instructions: bytes) -> bytes:
     steps = list(struct.iter_unpack("HBBI", instructions))
     refusal = (_RETURN, 0, 0, _FEIGN | errno.EPERM)
     end = len(steps)
+    returns_computed = False
     for index, (code, _if_true, _if_false, value) in enumerate(steps):
         if code == _RETURN and value == _FEIGN:
             steps[index] = refusal
         elif code == _RETURN_ACCUMULATOR:
             steps[index] = (_JUMP, 0, 0, end - index - 1)
-    if any(code == _RETURN_ACCUMULATOR for code, *_rest in struct.iter_unpack("HBBI", instructions)):
+            returns_computed = True
+    if returns_computed:
         steps += [(_JUMP_IF_EQUAL, 0, 1, _FEIGN), refusal, (_RETURN_ACCUMULATOR, 0, 0, 0)]
     if len(steps) > _MAX_INSTRUCTIONS:
         raise OSError(errno.E2BIG, "its seccomp filter is too long to be put under: use rights=host")
