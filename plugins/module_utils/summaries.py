@@ -25,13 +25,15 @@ def summarize_host(host: Mapping[str, Any]) -> str:
     """One line for HOST, as crashcart_info returns it."""
     engine = f"Docker {host['engine']}" if host["engine"] else "no Docker engine"
     silence = f" ({host['engine_error']})" if host["engine_error"] else ""
-    return _line(f"host: Linux {host['kernel']} ({host['arch']}), cgroups {host['cgroups']}, {engine}{silence}")
+    return escape(f"host: Linux {host['kernel']} ({host['arch']}), cgroups {host['cgroups']}, {engine}{silence}")
 
 
 def summarize_features(features: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each of FEATURES that is missing and that anything of the collection needs, with what follows and what to do."""
     return [
-        _line(f"missing {one['name']}: {one['reason']}; {one['consequence']}") for one in features if one["consequence"]
+        escape(f"missing {one['name']}: {one['reason']}; {one['consequence']}")
+        for one in features
+        if one["consequence"]
     ]
 
 
@@ -39,7 +41,7 @@ def summarize_images(images: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each of the IMAGES in the host's store."""
     if not images:
         return ["image: none; push one by crashcart_image"]
-    return [_line(f"image {one['name']}: {_describe_image(one)}") for one in images]
+    return [escape(f"image {one['name']}: {_describe_image(one)}") for one in images]
 
 
 def _describe_image(image: Mapping[str, Any]) -> str:
@@ -68,7 +70,7 @@ def summarize_containers(
             if it["id"] == one["id"]
         ]
         more += [f"traced: {_describe_trace(it)}" for it in traces if it["id"] == one["id"]]
-        lines.append(_line("; ".join([about, *more])))
+        lines.append(escape("; ".join([about, *more])))
     known = {one["id"] for one in containers}
     return (lines or ["container: none runs"]) + summarize_traces([one for one in traces if one["id"] not in known])
 
@@ -76,12 +78,12 @@ def summarize_containers(
 def summarize_attachment(attachment: Mapping[str, Any]) -> str:
     """One line for ATTACHMENT, as crashcart_attach returns it, that says how to get a shell."""
     end = "" if attachment["expires"] is None else f", until {format_time(attachment['expires'])}"
-    return _line(f"{attachment['container']}{end}: {attachment['shell']}")
+    return escape(f"{attachment['container']}{end}: {attachment['shell']}")
 
 
 def summarize_traces(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each of TRACES, as ftrace_instance returns them."""
-    return [_line(f"trace of {one['container']}: {_describe_trace(one)}") for one in traces]
+    return [escape(f"trace of {one['container']}: {_describe_trace(one)}") for one in traces]
 
 
 def _describe_trace(trace: Mapping[str, Any]) -> str:
@@ -116,8 +118,3 @@ def summarize_captures(captures: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _describe_end(expires: float | None) -> str:
     return "" if expires is None else f" until {format_time(expires)}"
-
-
-def _line(text: str) -> str:
-    """TEXT, some of which strangers have chosen, as one line."""
-    return escape(text).replace("\n", "\\n")
