@@ -43,4 +43,4 @@ class ActionModule(ActionBase):
         return {**result, "changed": False}
 
 
-_NEEDS = ("containers", "command", "src", "report", "build")
+_NEEDS = ("containers", "command", "report", "build")

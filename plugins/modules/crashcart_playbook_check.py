@@ -44,11 +44,11 @@ attributes:
 options:
   needs:
     description:
-      - What has to be there besides. V(containers) is a selection, V(command) what to run, V(src) where captures are, V(report) and V(build)
+      - What has to be there besides. V(containers) is a selection, V(command) what to run, V(report) and V(build)
         what the controller needs for these.
     type: list
     elements: str
-    choices: [containers, command, src, report, build]
+    choices: [containers, command, report, build]
     default: []
 seealso:
   - module: crashcart.fleet.crashcart_host_check

@@ -72,8 +72,6 @@ def find_missing(variables: Mapping[str, Any], needs: Iterable[str]) -> list[str
         )
     if "command" in needs and not any(is_set(variables, one) for one in ("command", "argv")):
         found.append(f'''nothing says what to run: give -e "{PREFIX}command='ss -tnp'", or {PREFIX}argv, a list''')
-    if "src" in needs and not any(is_set(variables, one) for one in ("src", "dest")):
-        found.append(f"nothing says where the captures are: give -e {PREFIX}src=FOLDER")
     return found
 
 
