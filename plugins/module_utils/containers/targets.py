@@ -142,9 +142,9 @@ def serve_held(
     REFUSE is told of each one that somebody keeps until PATIENCE is at its end. Nobody waits while he holds any, so no two callers wait
     for each other.
     """
-    waiting = list(targets)
-    while waiting:
-        kept: list[tuple[Target, ContainerError]] = []
+
+    def attempt(waiting: list[Target]) -> list[tuple[Target, ContainerError]]:
+        kept = []
         with ExitStack() as stack:
             held = []
             for target in waiting:
@@ -155,11 +155,9 @@ def serve_held(
                     kept.append((target, ContainerError(str(timeout))))
             if held:
                 serve(held)
-        if not held and not patience.wait():
-            for target, error in kept:
-                refuse(target, error)
-            return
-        waiting = [target for target, _error in kept]
+        return kept
+
+    _attempt_until_served(targets, attempt, refuse, patience)
 
 
 def serve_in_turns(
@@ -172,14 +170,29 @@ def serve_in_turns(
 
     REFUSE is told of each one that is kept until PATIENCE is at its end.
     """
-    waiting = list(items)
-    while waiting:
-        kept: list[tuple[_Item, ContainerError]] = []
+
+    def attempt(waiting: list[_Item]) -> list[tuple[_Item, ContainerError]]:
+        kept = []
         for item in waiting:
             try:
                 serve(item)
             except LockTimeout as timeout:
                 kept.append((item, ContainerError(str(timeout))))
+        return kept
+
+    _attempt_until_served(items, attempt, refuse, patience)
+
+
+def _attempt_until_served(
+    items: Sequence[_Item],
+    attempt: Callable[[list[_Item]], list[tuple[_Item, ContainerError]]],
+    refuse: Callable[[_Item, ContainerError], Any],
+    patience: Patience,
+) -> None:
+    """ATTEMPT to serve those of ITEMS that are left, which returns whom somebody keeps, until there are none or PATIENCE is at its end."""
+    waiting = list(items)
+    while waiting:
+        kept = attempt(waiting)
         if len(kept) == len(waiting) and not patience.wait():
             for item, error in kept:
                 refuse(item, error)
