@@ -8,7 +8,6 @@ Source: setns(2), pid_namespaces(7).
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any, Callable, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import read_table
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import select_lines
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import NS_GET_USERNS, Process
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, open_owner
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class MountNamespace:
     root_fd: int
 
     def stat_owner(self) -> os.stat_result:
-        """The user namespace that it belongs to: what its owner may do, whoever has capabilities in there may (ioctl_ns(2))."""
-        fd = fcntl.ioctl(self.namespace_fd, NS_GET_USERNS)
+        """The user namespace that it belongs to: what its owner may do, whoever has capabilities in there may."""
+        fd = open_owner(self.namespace_fd)
         try:
             return os.fstat(fd)
         finally:

@@ -17,7 +17,7 @@ from typing import Container, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
-NS_GET_USERNS = 0xB701  # ioctl_ns(2)
+_NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 _NS_GET_OWNER_UID = 0xB704
 
 
@@ -124,13 +124,18 @@ class Process:
         """The user who made the user namespace that its mount namespace belongs to, which need not be its own; 0 for the host's."""
         fd = self.open("ns/mnt")
         try:
-            user_fd = fcntl.ioctl(fd, NS_GET_USERNS)
+            user_fd = open_owner(fd)
         finally:
             os.close(fd)
         try:
             return _read_owner(user_fd)
         finally:
             os.close(user_fd)
+
+
+def open_owner(namespace_fd: int) -> int:
+    """A descriptor of the user namespace that the namespace NAMESPACE_FD belongs to (ioctl_ns(2))."""
+    return fcntl.ioctl(namespace_fd, _NS_GET_USERNS)
 
 
 def _read_owner(user_namespace_fd: int) -> int:
