@@ -51,12 +51,18 @@ options:
   state:
     description:
       - Whether the image shall be attached.
-      - With V(detached) and no selection, everything that is attached on the host is detached. Paused containers can be
-        detached, too. A name that no container has is a warning then, and no error, as nothing is attached there; it is an error where a
-        runtime of the host does not answer.
+      - Paused containers can be detached, too. With V(detached) a name that no container has is a warning, and no error, as nothing is
+        attached there; it is an error where a runtime of the host does not answer.
     type: str
     choices: [attached, detached]
     default: attached
+  everything:
+    description:
+      - With O(state=detached) and in the place of a selection, detach whatever is attached on the host, also what users of the host have
+        attached, and take away what killed tasks have left. O(image), O(path) and O(docker_host) narrow it.
+    type: bool
+    default: false
+    version_added: 0.1.0
   image:
     description:
       - Name of an image in the host's store. Without it, V(default).
@@ -230,8 +236,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 
 def run_detached(module, host, outcome):
-    """See to it that the selected containers have nothing attached. With no selection nobody waits for what users of the host have made."""
+    """See to it that the selected containers have nothing attached. With everything nobody waits for what users of the host have made."""
     parameters = module.params
+    options.require_selection(module, "whatever is attached on the host")
     containers = options.select(module, host, required=False, missing_ok=True)
     busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
 
@@ -239,7 +246,7 @@ def run_detached(module, host, outcome):
         names = (parameters["image"], parameters["path"])
         return attachments.ensure_detached(some, outcome, *names, busy, check_mode=module.check_mode, **more)
 
-    if options.is_selecting(module):
+    if not parameters["everything"]:
         return containers, detach(containers, outcome)
 
     def detach_theirs(some):
@@ -262,6 +269,8 @@ def run(module):
     outcome = Outcome()
     more = {}
     if parameters["state"] == "attached":
+        if parameters["everything"]:
+            raise ContainerError("everything goes with state=detached only (containers='*' means all that run)")
         if parameters["method"] == "rslave" and parameters["ttl"] is not None:
             raise ContainerError(
                 "ttl does not go with method=rslave: its mount is the host's and outlives the container"
@@ -301,6 +310,7 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             state=dict(type="str", choices=["attached", "detached"], default="attached"),
+            everything=dict(type="bool", default=False),
             image=dict(type="str"),
             path=dict(type="path"),
             method=dict(type="str", choices=["auto", *methods.METHODS], default="auto"),

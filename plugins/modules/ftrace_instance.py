@@ -50,8 +50,7 @@ options:
   containers:
     description:
       - Names, ids, twelve or more digits of ids, or shell globs over names.
-      - With O(state=stopped) and O(state=absent) no selection at all means every instance of ours on the host, and a
-        container that was removed is named by twelve or more digits of its id.
+      - With O(state=stopped) and O(state=absent) a container that was removed is named by twelve or more digits of its id.
     type: list
     elements: str
   state:
@@ -62,6 +61,13 @@ options:
     type: str
     choices: [started, stopped, absent]
     default: started
+  everything:
+    description:
+      - With O(state=stopped) and O(state=absent), and in the place of a selection, every trace instance of this collection on the host is
+        meant, with V(absent) also what killed tasks have left exposed in containers.
+    type: bool
+    default: false
+    version_added: 0.1.0
   existing:
     description:
       - What to do with O(state=started) where a container is traced already.
@@ -555,6 +561,10 @@ _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 def run_started(module, root, outcome):
     parameters = module.params
+    if parameters["everything"]:
+        raise ContainerError(
+            "everything goes with state=stopped and state=absent only (containers='*' means all that run)"
+        )
     wanted = wishes.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
@@ -648,14 +658,14 @@ def describe(found):
 
 
 def remove(module, found, outcome):
-    """Remove instances, what is exposed of them first; where nothing was selected also what a killed task has left exposed.
+    """Remove instances, what is exposed of them first; with everything also what a killed task has left exposed.
 
     What a user of the host has put in the way of that is a warning, and keeps no instance.
     """
     names = {one.instance.name for one in found}
     holders = {one.container.id: one.container for one in found if one.container is not None}
     others = []
-    if not options.is_selecting(module):
+    if module.params["everything"]:
         names = None
         try:
             host = options.open_host(module)
@@ -675,6 +685,7 @@ def remove(module, found, outcome):
 
 def run_ended(module, root, outcome):
     state = module.params["state"]
+    options.require_selection(module, "every trace of this collection on the host")
     found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
     before = {one.instance.name: one.find_state() for one in found}
     left = []
@@ -716,6 +727,7 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             state=dict(type="str", choices=["started", "stopped", "absent"], default="started"),
+            everything=dict(type="bool", default=False),
             existing=dict(type="str", choices=["change", "refuse"], default="change"),
             profile=dict(type="str", choices=list(profiles.PROFILES)),
             syscalls=dict(type="list", elements="str", default=[]),

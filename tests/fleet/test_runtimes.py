@@ -169,7 +169,7 @@ def check_podman(host):
         served = {**loop, "docker_host": "unix:///run/podman/podman.sock"}
         (awaited,) = host.call("ftrace_instance", **served)["instances"]
         assert (awaited["created"], awaited["followed"]["exec"]) == (False, "watch")
-        assert host.call("ftrace_instance", state="absent")["changed"]
+        assert host.call("ftrace_instance", state="absent", everything=True)["changed"]
         done = host.call("crashcart_exec", containers="pod-web", argv=["true"])
         assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
     finally:

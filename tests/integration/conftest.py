@@ -75,7 +75,7 @@ def container() -> Iterator[Callable[..., str]]:
     for name in names:
         host.docker("rm", "-f", name, check=False)
     if host.list_instances() or "crashcart" in Path(f"{host.TRACEFS}/dynamic_events").read_text():
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
     host.wait_until(lambda: not host.list_loop_devices())
 
 

@@ -170,6 +170,20 @@ def list_candidates(
     return listed + named
 
 
+def require_selection(module: Any, what: str) -> None:
+    """Raise ContainerError where MODULE's options neither select containers nor say that everything is meant, or say both.
+
+    WHAT is what everything would be, in words.
+    """
+    if module.params["everything"]:
+        if is_selecting(module):
+            raise ContainerError(
+                "everything=true goes with no selection: leave out containers, labels and query, or everything"
+            )
+    elif not is_selecting(module):
+        raise ContainerError(f"say which containers: give containers, labels or query (everything=true means {what})")
+
+
 def run_for_users(
     module: Any, host: Host, containers: list[Container], function: Callable[[list[Container]], Any], what: str
 ) -> list[Any]:

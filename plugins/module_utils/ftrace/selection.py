@@ -23,7 +23,7 @@ _GONE = "gone"
 def select_instances(
     module: Any, root: str, *, untraced_ok: bool = False, missing_ok: bool = False
 ) -> list[TraceInstance]:
-    """The existing instances that MODULE's options select; all of ours when they select nothing.
+    """The existing instances that MODULE's options select; all of ours where they select nothing, as `everything`, a look or a fetch may.
 
     A container that was removed is known by the beginning of its id, twelve digits or more.
     Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty. With MISSING_OK what is selected

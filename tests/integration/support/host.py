@@ -193,8 +193,8 @@ def playbook(name: str, *options: str, check: bool = True, **variables: Any) -> 
 
 def clean_up() -> None:
     """Take everything of ours off this host by its modules, as the role does in several times the time."""
-    call_module("crashcart_attach", state="detached", busy="lazy")
-    call_module("ftrace_instance", state="absent")
+    call_module("crashcart_attach", state="detached", everything=True, busy="lazy")
+    call_module("ftrace_instance", state="absent", everything=True)
     info = call_module("crashcart_info", gather=["images"])
     for image in info["images"]:
         call_module("crashcart_image", name=image["name"], state="absent", force=True)

@@ -71,7 +71,7 @@ def test_one_container_that_fails_costs_no_other(container, tmp_path):
 
     assert "/dev/crashcart/bin/bash" in play("attach", "attached")
     assert "msg: - hello" in play("exec", "run", command="echo hello")
-    host.call_module("crashcart_attach", state="detached")
+    host.call_module("crashcart_attach", state="detached", everything=True)
     assert re.search(r"openat +\d+ .*ENOENT \d+", play("trace", "traced", seconds=1, dest=str(tmp_path)))
     assert host.list_instances() == []
     assert list((tmp_path / "localhost").iterdir()) == [tmp_path / "localhost" / good]

@@ -225,7 +225,7 @@ def test_traces_of_runc_without_following_exec(others, tmp_path):
         assert instance["container"] == "cc-runc"
         assert host.call_module("ftrace_instance", containers=["cc-runc"], state="absent")["changed"]
     finally:
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
     assert host.list_instances() == []
 
 
@@ -253,5 +253,5 @@ def test_what_is_execed_where_there_is_no_shim_is_looked_for(others, tmp_path, n
         assert calls["rmdir"]["calls"] == 1
         assert "mkdir" not in calls  # a tool of ours
     finally:
-        assert host.call_module("ftrace_instance", state="absent")["changed"]
+        assert host.call_module("ftrace_instance", state="absent", everything=True)["changed"]
     host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)

@@ -123,7 +123,7 @@ def test_a_users_container_takes_no_name_glob_label_query_or_id_of_roots(user, s
         try:
             assert (instance["container"], instance["id"]) == (NAME, identity)
         finally:
-            host.call_module("ftrace_instance", state="absent")
+            host.call_module("ftrace_instance", state="absent", everything=True)
         info = look()
         users = {one["id"]: one["user"] for one in info["containers"]}
         assert users == {identity: None, NAME: user.uid, "cc-other": user.uid}
@@ -148,7 +148,7 @@ def test_a_trace_of_roots_that_has_outlived_its_container_is_not_taken_over(user
                 host.call_module("ftrace_info", gather=["instances"], containers=[f"{user.uid}/*"])["instances"] == []
             )
     finally:
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
 
 
 def test_true_containers_of_a_user(user):
@@ -403,7 +403,7 @@ def test_what_a_user_mounts_is_in_the_way_of_no_trace_of_roots(user, container):
     with host.start(*user.command("unshare", "-Urm", "sh", "-c", script), cwd="/") as process:
         host.wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_text().startswith("sleep"))
         user.write_state("covered", process.pid)
-        result = host.call_module("ftrace_instance", state="absent")
+        result = host.call_module("ftrace_instance", state="absent", everything=True)
     assert result["changed"]
     assert instance not in host.list_instances()
     (warning,) = list_warnings(result)
@@ -418,7 +418,7 @@ def test_one_container_of_roots_is_in_the_way_of_no_trace_but_its_own(container)
     for source in ("crashcart-" + "0" * 12, "other"):
         host.run("nsenter", "-m", "-t", pid, "--root", "/bin/busybox", "mount", "-t", "tmpfs", source, "/tmp")
     with pytest.raises(ModuleFailed, match=f"container {bad} at /tmp.*not ours"):
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
     assert traced["instances"][0]["name"] not in host.list_instances()
 
 
@@ -439,8 +439,8 @@ os.execvp("sleep", ["sleep", "100000"])
     ("module", "arguments"),
     [
         ("crashcart_info", {"gather": ["all"]}),
-        ("crashcart_attach", {"state": "detached"}),
-        ("ftrace_instance", {"state": "absent"}),
+        ("crashcart_attach", {"state": "detached", "everything": True}),
+        ("ftrace_instance", {"state": "absent", "everything": True}),
     ],
 )
 def test_however_much_a_user_mounts_costs_15_s(user, shop, module, arguments):

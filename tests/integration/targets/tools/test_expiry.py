@@ -35,7 +35,7 @@ def find_watchdog():
 def nobody_left():
     """After each test no watchdog is left."""
     yield
-    host.call_module("crashcart_attach", state="detached")
+    host.call_module("crashcart_attach", state="detached", everything=True)
     host.wait_until(lambda: find_watchdog() == {"pid": None, "attachments": []})
 
 
@@ -164,7 +164,7 @@ def test_everything_means_also_what_only_a_pid_names(container):
     host.docker("unpause", name)
     with runtimes.run_unshared() as other:
         attach(f"pid:{other}", ttl="60s")
-        assert host.call_module("crashcart_attach", state="detached")["changed"]
+        assert host.call_module("crashcart_attach", state="detached", everything=True)["changed"]
         with open(f"/proc/{other}/mountinfo", encoding="utf-8") as file:
             assert "squashfs" not in file.read()
     assert not is_attached(name)

@@ -132,11 +132,13 @@ def test_a_volume_that_no_container_has_any_more_is_freed_with_everything(contai
     assert os.listdir(volume)
     assert host.call_module("crashcart_info", gather=["census"])["census"]["mounts"]
     for check_mode in (True, False):
-        result = host.call_module("crashcart_attach", state="detached", check_mode=check_mode, diff=True)
+        result = host.call_module(
+            "crashcart_attach", state="detached", everything=True, check_mode=check_mode, diff=True
+        )
         assert result["changed"]
         assert str(volume) in result["diff"]["before"]["left over"]
     assert os.listdir(volume) == []
-    assert not host.call_module("crashcart_attach", state="detached")["changed"]
+    assert not host.call_module("crashcart_attach", state="detached", everything=True)["changed"]
     host.wait_until(lambda: not host.list_loop_devices())
 
 
@@ -200,9 +202,9 @@ def test_a_mount_over_the_tools_in_a_volume_is_not_ours_to_unmount(container, vo
     host.run("mount", "-t", "tmpfs", "tmpfs", str(volume))
     try:
         with pytest.raises(host.ModuleFailed, match=f"mounted over the tools in the host's folder {volume}"):
-            host.call_module("crashcart_attach", state="detached")
+            host.call_module("crashcart_attach", state="detached", everything=True)
         assert host.run("findmnt", "-n", "-o", "FSTYPE", str(volume)).stdout.splitlines()[-1] == "tmpfs"
     finally:
         host.run("umount", str(volume))
-    assert host.call_module("crashcart_attach", state="detached")["changed"]
+    assert host.call_module("crashcart_attach", state="detached", everything=True)["changed"]
     host.wait_until(lambda: not host.list_loop_devices())

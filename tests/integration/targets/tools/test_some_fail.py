@@ -132,7 +132,7 @@ def test_a_volume_that_one_lacks(container, tmp_path):
         reasons = {lacking: "has no rslave volume at /dev/crashcart: start it with"}
         fail("crashcart_attach", reasons, [good], method="rslave")
         assert host.docker("exec", good, BASH, "-c", "echo 42") == "42"
-        host.call_module("crashcart_attach", state="detached")
+        host.call_module("crashcart_attach", state="detached", everything=True)
     finally:
         host.run("umount", "-l", str(volume))
 
@@ -154,10 +154,12 @@ def test_detach(container, monkeypatch):
     assert list_ends() - {dying} == {busy, kept}
     # What is refused is not taken away by way of its end either.
     with pytest.raises(host.ModuleFailed, match="in use by 'sleep'") as failure:
-        host.call_module("crashcart_attach", state="detached")
+        host.call_module("crashcart_attach", state="detached", everything=True)
     assert [one["container"] for one in failure.value.result["failed_containers"]] == [busy]
     assert [is_attached(name) for name in (busy, kept)] == [True, False]
-    assert host.call_module("crashcart_attach", state="detached", busy="lazy")["failed_containers"] == []
+    assert (
+        host.call_module("crashcart_attach", state="detached", everything=True, busy="lazy")["failed_containers"] == []
+    )
 
 
 def test_exec(container):

@@ -142,9 +142,9 @@ def test_what_a_killed_task_has_left_goes_with_everything(container):
     host.wait_until(lambda: remove_folder(folder))
     assert inside(name, f"cat {PATH}/trace", check=False).returncode != 0
     assert len(list_mounts(name)) == 3
-    assert host.call_module("ftrace_instance", state="absent")["changed"]
+    assert host.call_module("ftrace_instance", state="absent", everything=True)["changed"]
     assert list_mounts(name) == []
-    assert not host.call_module("ftrace_instance", state="absent")["changed"]
+    assert not host.call_module("ftrace_instance", state="absent", everything=True)["changed"]
 
 
 def remove_folder(folder):
@@ -255,7 +255,7 @@ def test_a_tmpfs_that_the_containers_root_calls_as_ours_is_only_its_own_affair(c
         *LOOP, options=("--network", "none", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined")
     )
     inside(name, "mkdir /tmp/x && mount -t tmpfs crashcart-0123456789ab /tmp/x")
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     assert list_mounts(name) == []
     assert inside(name, "ls -d /tmp/x").stdout.strip() == "/tmp/x"
 

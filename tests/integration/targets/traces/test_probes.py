@@ -58,7 +58,7 @@ def write_event(file, text):
 def nothing_is_left():
     before = read_probes()
     yield
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     assert read_probes() == before
     assert host.list_instances() == []
 
@@ -214,7 +214,7 @@ def test_a_probe_holds_no_container_back(worker):
     assert host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
     assert not host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
     host.docker("rm", "-f", worker)
-    assert host.call_module("ftrace_instance", state="absent")["changed"]
+    assert host.call_module("ftrace_instance", state="absent", everything=True)["changed"]
     assert "opening" not in read_probes()
 
 
@@ -246,7 +246,7 @@ def test_a_probe_that_somebody_uses_is_named_and_removed_later(worker):
         (foreign / "events" / group / "enable").write_text("1")
         assert "it is on in somebody-elses, switch it off there" in refuse(containers=[worker], state="absent")
         # Said again to whoever wants everything gone, and no matter to whoever starts another trace.
-        assert "it is on in somebody-elses" in refuse(state="absent")
+        assert "it is on in somebody-elses" in refuse(state="absent", everything=True)
         assert host.call_module("ftrace_instance", containers=[worker], probes=[OPEN])["changed"]
         refuse(containers=[worker], state="absent")
         assert group in read_probes()
@@ -254,9 +254,9 @@ def test_a_probe_that_somebody_uses_is_named_and_removed_later(worker):
     finally:
         foreign.rmdir()
     # Its instance is gone: now it is a leftover.
-    assert host.call_module("ftrace_instance", check_mode=True, state="absent")["changed"]
+    assert host.call_module("ftrace_instance", check_mode=True, state="absent", everything=True)["changed"]
     assert group in read_probes()
-    assert host.call_module("ftrace_instance", state="absent")["changed"]
+    assert host.call_module("ftrace_instance", state="absent", everything=True)["changed"]
     assert group not in read_probes()
 
 
@@ -291,7 +291,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         )
 
     def check(number):
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
         assert read_probes() == before, number
         assert host.list_instances() == [], number
 
@@ -302,7 +302,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         instances.remove(instances.list_instances(host.TRACEFS, []), Outcome())
 
     def check_end(number):
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
         assert read_probes() == before, number
         start()
 

@@ -52,7 +52,7 @@ def storm(container):
 def nobody_left():
     """After each test no recorder is left, and no file of any recording."""
     yield
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     host.wait_until(lambda: find_recorder()["pid"] is None)
     assert not os.path.exists(STORE)
 

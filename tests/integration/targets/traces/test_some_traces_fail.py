@@ -29,7 +29,7 @@ PROBE = {"name": "mine", "type": "uprobe", "binary": "/bin/busybox"}
 def nothing_is_left():
     """After each test no trace, no recorder and no file of either is left."""
     yield
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
     assert host.list_instances() == []
     assert not os.path.exists(STORE)

@@ -57,7 +57,7 @@ def test_operators_do_not_disturb_each_other(container):
     for name in names:
         host.call_module("ftrace_instance", containers=[name])
         assert not host.call_module("ftrace_instance", containers=[name])["changed"]
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     shutil.rmtree("/var/lib/crashcart/captures")  # what nobody has brought home
     host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
     assert host.list_instances() == []

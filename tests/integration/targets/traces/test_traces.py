@@ -294,7 +294,7 @@ def test_foreign_instances_are_never_touched(worker):
     os.mkdir(foreign)
     try:
         host.call_module("ftrace_instance", containers=[worker])
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
         assert host.list_instances() == []
         assert os.path.isdir(foreign)
     finally:
@@ -450,6 +450,14 @@ def test_an_empty_selection_is_not_everything(worker, state):
     assert "/dev/crashcart" in host.read_container_mounts(worker)
     with pytest.raises(host.ModuleFailed, match="labels is empty"):
         host.call_module("crashcart_attach", labels={}, state="detached")
+    for module, its_state in (("ftrace_instance", state), ("crashcart_attach", "detached")):
+        with pytest.raises(host.ModuleFailed, match=r"say which containers: .* \(everything=true means "):
+            host.call_module(module, state=its_state)
+        with pytest.raises(host.ModuleFailed, match="everything=true goes with no selection"):
+            host.call_module(module, state=its_state, everything=True, containers=[worker])
+        with pytest.raises(host.ModuleFailed, match=r"everything goes with .* only \(containers='\*' means all"):
+            host.call_module(module, everything=True)
+    assert "/dev/crashcart" in host.read_container_mounts(worker)
     assert len(host.list_instances()) == 1
     assert host.call_module("ftrace_info", gather=["instances"])["instances"][0]["state"] == "started"
 
@@ -530,7 +538,7 @@ def test_foreign_instances_and_probes_with_their_settings_are_never_touched(work
         assert "sock" in systems and "somebody" not in systems
         fetch_here(tmp_path, containers=[worker])
         host.call_module("ftrace_instance", containers=[worker], state="stopped")
-        host.call_module("ftrace_instance", state="absent")
+        host.call_module("ftrace_instance", state="absent", everything=True)
         assert read_all() == before
         assert "stacktrace" in before["events/sched/sched_switch/trigger"]
     finally:

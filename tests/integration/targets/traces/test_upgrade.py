@@ -60,7 +60,7 @@ def busy(container):
 @pytest.fixture(autouse=True)
 def nobody_left():
     yield
-    host.call_module("ftrace_instance", state="absent")
+    host.call_module("ftrace_instance", state="absent", everything=True)
     host.wait_until(lambda: host.call_module("crashcart_info", gather=["recorder"])["recorder"]["pid"] is None)
 
 
