@@ -77,8 +77,8 @@ builds: setup ## Tests of building images that need no engine
 package: setup ## Build the collection, install it elsewhere, let Galaxy's importer look at it
 	tests/package.sh $(BUILD)
 
-readme: setup ## Run the README's commands
-	tests/readme.sh $(BUILD)
+readme: setup ## Type the README's commands, and compare what they say with what it shows
+	tests/integration/with_engine.sh $(BUILD)/readme-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/readme.py
 
 fleet: setup ## Tests on three real hosts: Debian guests with their own kernels, engines and ssh
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini

@@ -295,6 +295,16 @@ def make_request(parameters):
     )
 
 
+def list_broken(manifest, named):
+    """The paths of programs that lack something, of the sources that were asked for by their names.
+
+    A set's packages and dependencies are left out: they bring scripts along for languages that the image does not have.
+    """
+    unasked = {one["name"] for one in manifest["components"] if one["uri"]} - set(named)
+    paths = [one["path"] for one in manifest["problems"] if one["path"].startswith(("bin/", "sbin/", "local/"))]
+    return [path for path in paths if manifest["tools"].get(os.path.basename(path), "").split(" ")[0] not in unasked]
+
+
 def make_teller(path):
     """Who writes each step to the file PATH as a line, where there is one to write to."""
 
@@ -345,7 +355,7 @@ def run(module):
     is_listed = True
     if parameters["sbom"]:
         is_listed = not sbom.write(sbom.make(after, os.path.basename(dest)), parameters["sbom"])
-    broken = [one["path"] for one in after["problems"] if one["path"].startswith(("bin/", "sbin/", "local/"))]
+    broken = list_broken(after, parameters["packages"] or ())
     if broken:
         module.warn(escape(f"these programs will not work in the image (see problems): {', '.join(broken)}"))
     return {

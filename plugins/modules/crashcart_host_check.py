@@ -39,11 +39,17 @@ options:
   needs:
     description:
       - What is needed besides root's rights. V(containers) is a runtime that says which there are, V(query) the library for
-        O(crashcart.fleet.crashcart_attach#module:query), V(tools) what mounting an image takes, V(traces) what tracing system calls takes.
+        O(crashcart.fleet.crashcart_attach#module:query), V(tools) what attaching an image takes, V(commands) what running a command of an image
+        by M(crashcart.fleet.crashcart_exec) takes, V(traces) what tracing system calls takes.
     type: list
     elements: str
-    choices: [containers, query, tools, traces]
+    choices: [containers, query, tools, commands, traces]
     default: []
+  allow_empty:
+    description:
+      - Accept a host that has no runtime at all, since it has no container either. A runtime that does not answer stays an error.
+    type: bool
+    default: false
   docker_host:
     description:
       - URL of an engine that speaks Docker's API, as in M(crashcart.fleet.crashcart_attach).
@@ -71,7 +77,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
 FEATURES = {
-    "tools": ("kernel", "mount_api", "loop"),
+    "tools": ("loop",),
+    "commands": ("kernel", "mount_api", "loop"),
     "traces": ("tracefs", "trace_instances", "syscall_events", "event_fork", "syscall_names"),
 }
 
@@ -84,11 +91,13 @@ def find_privileges():
     return []
 
 
-def find_runtimes(docker_host):
+def find_runtimes(docker_host, allow_empty):
+    host = None
     try:
-        Host(docker_host).list_containers(users=False)
+        host = Host(docker_host)
+        host.list_containers(users=False)
     except ContainerError as error:
-        return [str(error)]
+        return [] if allow_empty and host is not None and host.is_complete else [str(error)]
     return []
 
 
@@ -99,7 +108,7 @@ def run(module):
         wanted = {name for need in needs for name in FEATURES.get(need, ())}
         missing = [f"{one.name}: {one.reason}" for one in features.list_features() if one.name in wanted and not one.ok]
     if "containers" in needs:
-        missing += find_runtimes(module.params["docker_host"])
+        missing += find_runtimes(module.params["docker_host"], module.params["allow_empty"])
     if "query" in needs and not check_jmespath().ok:
         missing.append(f"jmespath: {check_jmespath().reason}")
     if missing:
@@ -110,7 +119,10 @@ def run(module):
 def main():
     module = AnsibleModule(
         argument_spec=dict(
-            needs=dict(type="list", elements="str", choices=["containers", "query", "tools", "traces"], default=[]),
+            needs=dict(
+                type="list", elements="str", choices=["containers", "query", "tools", "commands", "traces"], default=[]
+            ),
+            allow_empty=dict(type="bool", default=False),
             docker_host=dict(type="str"),
         ),
         supports_check_mode=True,

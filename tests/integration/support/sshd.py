@@ -11,16 +11,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 USER = "crashcart-test"
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Path]:
-    """Serve until the context ends; gives the path of an inventory with the hosts as_root and as_user."""
+def serve(
+    folder: Path, password: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Path]:
+    """Serve until the context ends; gives the path of an inventory with the hosts as_root and as_user.
+
+    With PASSWORD the user's sudo asks for it. ENVIRONMENT is what every session has, also under sudo.
+    """
     folder.mkdir(exist_ok=True)
     os.chmod(folder, 0o755)
     for parent in folder.parents[:3]:
@@ -29,11 +35,11 @@ def serve(folder: Path) -> Iterator[Path]:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     shutil.copy(folder / "login_key.pub", folder / "authorized_keys")
     os.chmod(folder / "authorized_keys", 0o644)
-    with _user(), socket.socket() as probe:
+    with _user(password), socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        (folder / "config").write_text(_configuration(folder, port))
+        (folder / "config").write_text(_configuration(folder, port, environment))
         os.makedirs("/run/sshd", exist_ok=True)
         with subprocess.Popen(
             ["/usr/sbin/sshd", "-D", "-e", "-f", folder / "config"], stderr=subprocess.DEVNULL
@@ -46,13 +52,17 @@ def serve(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _user() -> Iterator[None]:
-    """An unprivileged user who may sudo, for as long as the tests run."""
+def _user(password: str | None) -> Iterator[None]:
+    """An unprivileged user who may sudo, with PASSWORD where there is one, for as long as the tests run."""
     rule = Path("/etc/sudoers.d/crashcart-test")
     is_new = USER not in {entry.pw_name for entry in pwd.getpwall()}
     if is_new:
         subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER], check=True)
-    rule.write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\nDefaults:{USER} env_keep += DOCKER_HOST\n")
+    if password is not None:
+        subprocess.run(["chpasswd"], input=f"{USER}:{password}\n", text=True, check=True)
+    rule.write_text(
+        f"{USER} ALL=(ALL) {'' if password else 'NOPASSWD: '}ALL\nDefaults:{USER} env_keep += DOCKER_HOST\n"
+    )
     os.chmod(rule, 0o440)
     try:
         yield
@@ -62,7 +72,7 @@ def _user() -> Iterator[None]:
             subprocess.run(["userdel", "--force", "--remove", USER], check=True, capture_output=True)
 
 
-def _configuration(folder: Path, port: int) -> str:
+def _configuration(folder: Path, port: int, environment: Mapping[str, str]) -> str:
     return f"""\
 ListenAddress 127.0.0.1
 Port {port}
@@ -76,7 +86,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin yes
 MaxStartups 100
 Subsystem sftp internal-sftp
-"""
+""" + "".join(f"SetEnv {name}={value}\n" for name, value in environment.items())
 
 
 def _wait_for_banner(port: int) -> None:
