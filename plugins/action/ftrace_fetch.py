@@ -90,6 +90,9 @@ class ActionModule(ActionBase):
             # One that brought nothing home has made no room either.
             if not result.pop("more", False) or transfer is None:
                 break
+        captures.sort(
+            key=lambda one: one["manifest"]["container"]["name"]
+        )  # of one container they are in the order of time
         lines = [describe(one["path"], one["manifest"]) for one in captures]
         warnings += [
             line for line, one in zip(lines, captures) if one["path"] is None and has_never_started(one["manifest"])

@@ -71,6 +71,7 @@ RETURN = r""" # """
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
@@ -112,6 +113,8 @@ def run(module):
     if "query" in needs and not check_jmespath().ok:
         missing.append(f"jmespath: {check_jmespath().reason}")
     if missing:
+        if not (check_sdk().ok and check_jmespath().ok):
+            missing.append("the playbook crashcart.fleet.install brings the libraries")
         raise FleetError("this host lacks what is needed: " + "; ".join(missing))
     return {"changed": False}
 

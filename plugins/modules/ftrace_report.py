@@ -110,7 +110,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 lines:
-  description: The table to read, as V(text) in O(formats) has it, as a list of its first 1000 lines.
+  description:
+    - A page to read. Up to 60 lines it is the table that V(text) in O(formats) writes. Where there are more it has the first rows of each
+      capture, with the path that they failed on most often, and says where the rest is.
   returned: success
   type: list
   elements: str
@@ -215,12 +217,9 @@ import os
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import (
-    ReportWriter,
-    describe_skipped,
-    gen_captures,
-    gen_source,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import gen_captures, gen_source
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds

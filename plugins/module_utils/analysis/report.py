@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Captures on the controller → summary.json, and the same as a table to read."""
+"""Captures on the controller → what summary.json says of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 import os
 import re
 import stat
-import textwrap
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any, BinaryIO, Iterable, Iterator
@@ -18,18 +16,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tables
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
-_HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
-_NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
-_MAX_TEXT_ROWS = 40
-_MAX_LINES = 1000
-# What every trace has: calls, which the table is of, and what processes have their names from.
-_PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
-_OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 _CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes
 _UNFINISHED = ".crashcart-"  # what a fetch is about to make, or was
 _MAX_MANIFEST = 64 << 20  # the bound of a segment's documents, too
@@ -265,111 +254,6 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
     return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def format_capture(one: dict[str, Any]) -> str:
-    """The text that a person reads, for ONE entry of summary.json's captures."""
-    return "".join(f"{line}\n" for line in _gen_lines(one))
-
-
-def _format_skipped(skipped: list[dict[str, str]]) -> str:
-    return "".join(f"Skipped: {_clean(describe_skipped(one))}\n" for one in skipped)
-
-
-def describe_skipped(one: dict[str, str]) -> str:
-    """One line that says of an entry of `skipped` what it is, why, and what next."""
-    return f"{one['path']}: {one['reason']}; {one['next_step']}"
-
-
-def _explain_loss(one: dict[str, Any]) -> str:
-    return "; ".join(one.get("reasons") or []) or f"{one['lost']} events lost"
-
-
-def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
-    name = _clean(one["container"] or one["capture"]) + (f", buffer {_clean(one['buffer'])}" if one["buffer"] else "")
-    host = _clean(one["host"] or "an unknown host")
-    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {_clean(_explain_loss(one))}")
-    yield f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
-    rows = one["programs"][:_MAX_TEXT_ROWS]
-    if not rows:
-        yield "  no system call was recorded"
-    else:
-        yield from _gen_table([_cells(row) for row in rows])
-    yield from _gen_failed_paths(one["programs"])
-    yield from _gen_rings(one["io_uring"], has_calls=bool(rows))
-    if one["min_latency_ns"]:
-        yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
-    others = [
-        f"{_clean(_shorten(name))} {count}"
-        for name, count in one["event_counts"].items()
-        if not name.startswith(_OWN_EVENTS) and not _PATH_EVENT.match(name)
-    ]
-    if others:
-        yield f"  other events: {', '.join(others)}"
-    if one["functions"]:
-        most = list(one["functions"].items())[:_MAX_TEXT_ROWS]
-        yield f"  functions of the kernel: {', '.join(f'{_clean(name)} {count}' for name, count in most)}"
-    if len(one["programs"]) > _MAX_TEXT_ROWS:
-        yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
-
-
-def _shorten(event: str) -> str:
-    """EVENT, if a probe of ours, without the group that it has on its host."""
-    system, _colon, name = event.partition(":")
-    return f"probe {name}" if system.startswith(GROUP_PREFIX) else event
-
-
-def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Lines with the paths that calls failed on, most failures first."""
-    failed = [(row, use) for row in rows for use in row["paths"] if use["errors"]]
-    failed.sort(key=lambda pair: -sum(pair[1]["errors"].values()))
-    if failed:
-        yield "  paths of calls that failed:"
-    for row, use in failed[:_MAX_TEXT_ROWS]:
-        errors = ", ".join(f"{name} {count}" for name, count in use["errors"].items())
-        yield f"    {_clean(row['name'])} {_clean(row['syscall'])} {_clean(use['path'])!r}: {errors}"
-
-
-def _gen_rings(rings: dict[str, Any], *, has_calls: bool) -> Iterator[str]:
-    """What can be said of requests by io_uring, beside calls."""
-    if rings["requests"]:
-        requests = ", ".join(f"{_clean(name)} {count}" for name, count in rings["requests"].items())
-        yield f"  io_uring, no system calls: {requests}"
-    if rings["polled"]:
-        yield "  io_uring: the kernel polls for requests (SQPOLL); those could not be seen"
-    if has_calls and not rings["recorded"]:
-        yield "  io_uring: requests were not recorded and could not be seen (ftrace_instance's profiles record them)"
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    words = [f"{name} {count}" for name, count in (*row["errors"].items(), *row["interrupted"].items())]
-    words += [f"denied {name} {count}" for name, count in row["denied"].items()]
-    errors = ", ".join(words)
-    return (
-        _clean(row["name"]),
-        str(row["pids"][0]) if row["process_count"] == 1 else f"{row['process_count']} of them",
-        _clean(row["syscall"]),
-        str(row["calls"]),
-        f"{row['total_ns'] / 1e6:.3f}" if row["measured"] else "-",
-        f"{row['p99_ns'] / 1e3:.1f}" if row["measured"] else "-",
-        errors or "-",
-    )
-
-
-def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    lines = [_HEADINGS, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
-            for heading, cell, width in zip(_HEADINGS, line, widths)
-        ]
-        yield ("  " + "  ".join(cells)).rstrip()
-
-
-def _clean(text: str) -> str:
-    """TEXT with '?' for what a terminal might obey or hide."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
     """What summary.json says of each capture of SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
 
@@ -416,111 +300,3 @@ def _escape_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {_escape_all(name): _escape_all(one) for name, one in value.items()}
     return value
-
-
-class ReportWriter:
-    """The files of a report below folder DEST, written capture by capture, so that one capture's rows are in memory at a time.
-
-    FILES has their paths by format, LINES the beginning of the text, as much as a result may hold. With CHECK_MODE they are compared only.
-    What is not finished leaves the files as they were. A report of nothing is not written.
-    """
-
-    def __init__(self, dest: str, formats: list[str], *, check_mode: bool) -> None:
-        names = {"json": "summary.json", "text": "summary.txt"}
-        self.files = {one: os.path.join(dest, names[one]) for one in formats}
-        self._drafts = {one: _Draft(path, check_mode=check_mode) for one, path in self.files.items()}
-        self._count = 0
-        self._text: list[str] = []
-        self._more = 0
-
-    @property
-    def lines(self) -> list[str]:
-        return [*self._text, f"and {self._more} more lines in summary.txt"] if self._more else self._text
-
-    def __enter__(self) -> ReportWriter:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for draft in self._drafts.values():
-            draft.close()
-
-    def add(self, one: dict[str, Any]) -> None:
-        """Write ONE entry of summary.json's captures."""
-        if "json" in self._drafts:
-            beginning = ",\n" if self._count else '{\n "captures": [\n'
-            self._drafts["json"].write(beginning + textwrap.indent(json.dumps(one, indent=1), "  "))
-        self._add_text(("\n" if self._count else "") + format_capture(one))
-        self._count += 1
-
-    def finish(self, skipped: list[dict[str, str]]) -> bool:
-        """Write what was SKIPPED, and put the files in their places; whether one has changed."""
-        if not self._count and not skipped:
-            self.files = {}
-            self._text = ["No capture: there is nothing to report on."]
-            return False
-        if "json" in self._drafts:
-            captures_end = "\n ]" if self._count else '{\n "captures": []'
-            last = textwrap.indent(json.dumps(skipped, indent=1), " ").lstrip()
-            self._drafts["json"].write(f'{captures_end},\n "skipped": {last}\n}}\n')
-        text = _format_skipped(skipped)
-        self._add_text("\n" + text if text and self._count else text)
-        changes = [draft.finish() for draft in self._drafts.values()]
-        return any(changes)
-
-    def _add_text(self, text: str) -> None:
-        if "text" in self._drafts:
-            self._drafts["text"].write(text)
-        lines = text.splitlines()
-        room = _MAX_LINES - len(self._text)
-        self._text += lines[:room]
-        self._more += len(lines[room:])
-
-
-class _Draft:
-    """What the file at PATH is to hold, written beside it and compared with it piece by piece."""
-
-    def __init__(self, path: str, *, check_mode: bool) -> None:
-        self._path = path
-        self._temporary = path + ".part"
-        self._check_mode = check_mode
-        self._old: BinaryIO | None = None
-        self._new: BinaryIO | None = None
-        self._is_begun = False
-
-    def write(self, text: str) -> None:
-        if not self._is_begun:
-            self._begin()
-        data = text.encode("utf-8")
-        if self._new is not None:
-            self._new.write(data)
-        if self._old is not None and self._old.read(len(data)) != data:
-            self._drop_old()
-
-    def finish(self) -> bool:
-        """Put it in its place; whether that held something else."""
-        is_same = self._old is not None and not self._old.read(1)
-        if self._new is not None and not is_same:
-            self._new.close()
-            os.rename(self._temporary, self._path)
-            self._new = None
-        return not is_same
-
-    def close(self) -> None:
-        self._drop_old()
-        if self._new is not None:
-            self._new.close()
-            os.unlink(self._temporary)
-            self._new = None
-
-    def _begin(self) -> None:
-        self._is_begun = True
-        with suppress(FileNotFoundError):
-            self._old = open(self._path, "rb")
-        if not self._check_mode:
-            make_missing(os.path.dirname(self._path))
-            self._new = open(self._temporary, "wb", opener=open_private)
-
-    def _drop_old(self) -> None:
-        if self._old is not None:
-            self._old.close()
-            self._old = None

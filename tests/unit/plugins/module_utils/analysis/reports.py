@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report, report_files
 
 
 def summarize(source):
@@ -17,16 +18,20 @@ def summarize(source):
 
 def write(summary, dest, formats, *, check_mode=False):
     """Write SUMMARY as FORMATS say: whether a file changed, and the files by format."""
-    with report.ReportWriter(dest, formats, check_mode=check_mode) as writer:
+    with report_files.ReportWriter(dest, formats, check_mode=check_mode) as writer:
         for one in summary["captures"]:
             writer.add(one)
         return writer.finish(summary["skipped"]), writer.files
 
 
 def format_summary(summary):
-    """What summary.txt holds for SUMMARY, or would, if it were written."""
-    with tempfile.TemporaryDirectory() as folder, report.ReportWriter(folder, ["text"], check_mode=False) as writer:
+    """What summary.txt holds for SUMMARY, or the page, where there is nothing to report on."""
+    with tempfile.TemporaryDirectory() as folder, report_files.ReportWriter(
+        folder, ["text"], check_mode=False
+    ) as writer:
         for one in summary["captures"]:
             writer.add(one)
         writer.finish(summary["skipped"])
-        return "".join(f"{line}\n" for line in writer.lines)
+        if not writer.files:
+            return "".join(f"{line}\n" for line in writer.lines)
+        return Path(writer.files["text"]).read_text(encoding="utf-8")

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a report, written capture by capture, and the page of it that a result has."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_page import Page
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import format_capture, format_skipped
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+
+
+class ReportWriter:
+    """The files of a report below folder DEST, written capture by capture, so that one capture's rows are in memory at a time.
+
+    FILES has their paths by format, LINES the page for people, once it is finished. With CHECK_MODE they are compared only.
+    What is not finished leaves the files as they were. A report of nothing is not written.
+    """
+
+    def __init__(self, dest: str, formats: list[str], *, check_mode: bool) -> None:
+        names = {"json": "summary.json", "text": "summary.txt"}
+        self.files = {one: os.path.join(dest, names[one]) for one in formats}
+        self._drafts = {one: _Draft(path, check_mode=check_mode) for one, path in self.files.items()}
+        self._count = 0
+        self._page = Page()
+        self.lines: list[str] = []
+
+    def __enter__(self) -> ReportWriter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for draft in self._drafts.values():
+            draft.close()
+
+    def add(self, one: dict[str, Any]) -> None:
+        """Write ONE entry of summary.json's captures."""
+        if "json" in self._drafts:
+            beginning = ",\n" if self._count else '{\n "captures": [\n'
+            self._drafts["json"].write(beginning + textwrap.indent(json.dumps(one, indent=1), "  "))
+        text = format_capture(one)
+        self._add_text(("\n" if self._count else "") + text)
+        self._page.add(one, text)
+        self._count += 1
+
+    def finish(self, skipped: list[dict[str, str]]) -> bool:
+        """Write what was SKIPPED, and put the files in their places; whether one has changed."""
+        if not self._count and not skipped:
+            self.files = {}
+            self.lines = ["No capture: there is nothing to report on."]
+            return False
+        if "json" in self._drafts:
+            captures_end = "\n ]" if self._count else '{\n "captures": []'
+            last = textwrap.indent(json.dumps(skipped, indent=1), " ").lstrip()
+            self._drafts["json"].write(f'{captures_end},\n "skipped": {last}\n}}\n')
+        text = format_skipped(skipped)
+        self._add_text("\n" + text if text and self._count else text)
+        self.lines = self._page.finish(text, self.files.get("text"))
+        changes = [draft.finish() for draft in self._drafts.values()]
+        return any(changes)
+
+    def _add_text(self, text: str) -> None:
+        if "text" in self._drafts:
+            self._drafts["text"].write(text)
+
+
+class _Draft:
+    """What the file at PATH is to hold, written beside it and compared with it piece by piece."""
+
+    def __init__(self, path: str, *, check_mode: bool) -> None:
+        self._path = path
+        self._temporary = path + ".part"
+        self._check_mode = check_mode
+        self._old: BinaryIO | None = None
+        self._new: BinaryIO | None = None
+        self._is_begun = False
+
+    def write(self, text: str) -> None:
+        if not self._is_begun:
+            self._begin()
+        data = text.encode("utf-8")
+        if self._new is not None:
+            self._new.write(data)
+        if self._old is not None and self._old.read(len(data)) != data:
+            self._drop_old()
+
+    def finish(self) -> bool:
+        """Put it in its place; whether that held something else."""
+        is_same = self._old is not None and not self._old.read(1)
+        if self._new is not None and not is_same:
+            self._new.close()
+            os.rename(self._temporary, self._path)
+            self._new = None
+        return not is_same
+
+    def close(self) -> None:
+        self._drop_old()
+        if self._new is not None:
+            self._new.close()
+            os.unlink(self._temporary)
+            self._new = None
+
+    def _begin(self) -> None:
+        self._is_begun = True
+        with suppress(FileNotFoundError):
+            self._old = open(self._path, "rb")
+        if not self._check_mode:
+            make_missing(os.path.dirname(self._path))
+            self._new = open(self._temporary, "wb", opener=open_private)
+
+    def _drop_old(self) -> None:
+        if self._old is not None:
+            self._old.close()
+            self._old = None
