@@ -17,7 +17,8 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import ArrivalError, Arrivals, check_name
@@ -31,7 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import te
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
-_TRANSFER = re.compile(re.escape(staging.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
+_TRANSFER = re.compile(re.escape(outbox.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
 
 
 class ActionModule(ActionBase):
@@ -107,7 +108,7 @@ class ActionModule(ActionBase):
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
-        kept = f"they are kept on the host in {staging.FOLDER}, and the next fetch brings them"
+        kept = f"they are kept on the host in {outbox.FOLDER}, and the next fetch brings them"
         try:
             size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
             tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
@@ -163,15 +164,15 @@ class ActionModule(ActionBase):
 
     def _acknowledge(self, transfer: dict[str, Any]) -> None:
         """Have the host remove what is home now, or keep it for others. Where it does not hear it, the next fetch says it again."""
-        names = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == staging.NEW]
-        others = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == staging.KEPT]
-        paths = [os.path.join(staging.FOLDER, name) for name in names]
+        names = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == outbox.NEW]
+        others = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == outbox.KEPT]
+        paths = [os.path.join(outbox.FOLDER, name) for name in names]
         commands = [["rm", "-f", transfer["path"]]]
         if boolean(self._task.args.get("consume", True)):
-            commands[0] += [f"{path}.{staging.NEW}" for path in paths]
-            commands[0] += [f"{staging.FOLDER}/{name}.{staging.KEPT}" for name in others]
+            commands[0] += [f"{path}.{outbox.NEW}" for path in paths]
+            commands[0] += [f"{outbox.FOLDER}/{name}.{outbox.KEPT}" for name in others]
         else:
-            commands += [["mv", "-f", f"{path}.{staging.NEW}", f"{path}.{staging.KEPT}"] for path in paths]
+            commands += [["mv", "-f", f"{path}.{outbox.NEW}", f"{path}.{outbox.KEPT}"] for path in paths]
         done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
         if done["rc"] != 0:
             self._display.warning(escape_lines(f"the host still has captures that are home: {done['stderr']}"))
@@ -197,5 +198,5 @@ def _list_stamps(folder: str) -> list[str]:
     stamps: set[str] = set()
     for _folder, _folders, names in os.walk(folder):
         found = sorted(name[: -len(".dat")] for name in names if name.endswith(".dat"))
-        stamps.update(found[-staging.MAX_KEPT_CAPTURES :])
+        stamps.update(found[-outbox.MAX_KEPT_CAPTURES :])
     return sorted(stamps)

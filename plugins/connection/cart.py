@@ -202,7 +202,7 @@ from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.utils.display import Display
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import connection_entry
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
@@ -211,7 +211,7 @@ display = Display()
 _LIBRARY = "/run/crashcart/lib"
 _LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of a tunnel
 _IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
-_MODULE_UTILS = os.path.dirname(os.path.dirname(entrance.__file__))
+_MODULE_UTILS = f"{connection_entry.__file__.rpartition('/module_utils/')[0]}/module_utils"
 # A command with its secrets is a variable, which its own user alone can read; everybody on the host can read arguments.
 _COMMAND = "CRASHCART_COMMAND"
 _EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
@@ -252,11 +252,11 @@ class Connection(ConnectionBase):
         self._is_scratch_kept = False
         self._link_context = copy.copy(play_context)
         # Also modules that want a shell are told this one; no container needs to have another.
-        play_context.executable = f"{entrance.PREFIX}/bin/sh"
+        play_context.executable = f"{connection_entry.PREFIX}/bin/sh"
         # Ansible asks the shell plugin where temporary files go. Here that is no user's choice: it must not be in the container.
         plain_option = self._shell.get_option
         self._shell.get_option = lambda name, *rest: (
-            entrance.SCRATCH_PATH if name == "remote_tmp" else plain_option(name, *rest)
+            connection_entry.SCRATCH_PATH if name == "remote_tmp" else plain_option(name, *rest)
         )
 
     def set_become_plugin(self, plugin: Any) -> None:
@@ -402,9 +402,9 @@ class Connection(ConnectionBase):
         if not self.get_option("container"):
             raise AnsibleError("say which container: set ansible_cart_container to its name or id")
         env = env or {}
-        keep = any(entrance.SCRATCH_PATH in word for word in [*argv, *env.values()])
+        keep = any(connection_entry.SCRATCH_PATH in word for word in [*argv, *env.values()])
         self._is_scratch_kept = self._is_scratch_kept or keep
-        order = entrance.Order(
+        order = connection_entry.Order(
             token=self._token,
             container=str(self.get_option("container")),
             argv=argv,
@@ -427,26 +427,28 @@ class Connection(ConnectionBase):
 
         Each container has id, name, state, pid, image, runtime, labels and networks.
         """
-        order = entrance.Order(token=self._token, container="", argv=[], docker_host=self.get_option("docker_host"))
+        order = connection_entry.Order(
+            token=self._token, container="", argv=[], docker_host=self.get_option("docker_host")
+        )
         rc, stdout, stderr = self._read_outcome(self._order(order, None))
         if rc != 0:
             raise AnsibleConnectionFailure(_read_words(stderr) or f"exit code {rc}")
         answer = json.loads(stdout)
         return answer["containers"], escape(answer["silence"])
 
-    def _order(self, order: entrance.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
+    def _order(self, order: connection_entry.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
         """Have the host's program carry out ORDER; the program is sent there when it is missing."""
         self._connect()
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
         run = f"exec {python} -X utf8 {path}"  # whatever the locale of the login is
-        missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {entrance.RC_OTHER}; }}"
+        missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {connection_entry.RC_OTHER}; }}"
         # The mask is for what Python compiles of the program, which it writes beside it.
         command = f"umask 77; test -O {_LIBRARY} && test -O {path} || {missing}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
-        if outcome[0] == entrance.RC_OTHER and _MISSING.encode() in outcome[2]:
+        if outcome[0] == connection_entry.RC_OTHER and _MISSING.encode() in outcome[2]:
             install = f"exec {python} -X utf8 -c {shlex.quote(_UNPACK)} {path}"
             rc, _stdout, stderr = self._run_on_host(install, _pack(files))
             if rc != 0:
@@ -471,7 +473,7 @@ class Connection(ConnectionBase):
     def _read_outcome(self, outcome: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
         """OUTCOME, or what the program's own last line makes of it."""
         rc, stdout, stderr = outcome
-        if rc != entrance.RC_OTHER:
+        if rc != connection_entry.RC_OTHER:
             return outcome
         stderr, token, line = stderr.rpartition(b"\n" + self._token.encode("ascii"))
         if not token:
@@ -540,20 +542,27 @@ def _read_words(stderr: bytes) -> str:
 
 @functools.lru_cache(maxsize=None)
 def _read_program() -> tuple[str, dict[str, bytes]]:
-    """The host's program, by a digest and by files: the entrance, and all of this collection that it may import."""
-    start = f"from {entrance.__name__} import main\n\nraise SystemExit(main())\n"
+    """Return the digest of the host's program and its files, by their places in the archive: all that it may import of this collection."""
+    start = f"from {connection_entry.__name__} import main\n\nraise SystemExit(main())\n"
     files = {"__main__.py": start.encode("ascii")}
-    top = entrance.__name__.split(".")[:-2]  # the package of module_utils
-    for folder in ("", "cart", "containers", "linux"):
-        place = os.path.join(_MODULE_UTILS, folder)
-        for name in sorted(os.listdir(place)):
-            if name.endswith(".py"):
-                with open(os.path.join(place, name), "rb") as file:
-                    files["/".join([*top, *folder.split(), name])] = file.read()
+    top = [*connection_entry.__name__.partition(".module_utils.")[0].split("."), "module_utils"]
+    for path in _list_sources():
+        with open(os.path.join(_MODULE_UTILS, path), "rb") as file:
+            files["/".join([*top, path])] = file.read()
     for name in list(files):
         while name := os.path.dirname(name):
             files.setdefault(f"{name}/__init__.py", b"")
     return hashlib.sha256(repr(sorted(files.items())).encode("ascii")).hexdigest(), files
+
+
+def _list_sources() -> list[str]:
+    """Return the paths below module_utils of what the host's program may import."""
+    paths = [name for name in os.listdir(_MODULE_UTILS) if name.endswith(".py")]
+    for top in ("cart", "containers", "linux"):
+        for folder, _folders, names in os.walk(os.path.join(_MODULE_UTILS, top)):
+            place = os.path.relpath(folder, _MODULE_UTILS)
+            paths += [os.path.join(place, name) for name in names if name.endswith(".py")]
+    return sorted(paths)
 
 
 def _pack(files: dict[str, bytes]) -> bytes:

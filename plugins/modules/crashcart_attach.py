@@ -226,8 +226,8 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, expiry, methods
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.shells import shell_line
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments, expiry, methods
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome

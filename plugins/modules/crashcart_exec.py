@@ -335,9 +335,9 @@ results:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import NAMESPACES, RIGHTS, Output
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import NAMESPACES, RIGHTS, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module

@@ -252,15 +252,19 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, census, expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import census
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments, expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options, strangers
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, keeping, orders, staging
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 # What the summary is made of.
@@ -333,7 +337,7 @@ def list_traces(module, containers):
     if root is None or not os.access(root, os.R_OK | os.X_OK):
         return []
     with suppress(tracefs.TraceError, PermissionError):
-        found = instances.list_instances(root, containers)
+        found = start.list_instances(root, containers)
         if options.is_selecting(module):
             found = [one for one in found if one.container is not None]
         return [{**one.as_result(), "container": find_name(one)} for one in found]
@@ -348,7 +352,7 @@ def find_name(trace):
 
 def list_captures():
     with suppress(PermissionError):
-        return [one.as_result() for one in staging.list_segments()]
+        return [one.as_result() for one in outbox.list_segments()]
     return []
 
 
@@ -405,7 +409,7 @@ def run(module):
             "pid": expiry.find_watchdog(),
             "attachments": [one.as_result() for one in expiry.list_expiries()],
         },
-        "recorder": lambda: {"pid": orders.find_recorder(), "traces": keeping.list_watched()},
+        "recorder": lambda: {"pid": orders.find_recorder(), "traces": handover.list_watched()},
         "census": lambda: take_census(module, host),
     }
     found = {name: way() for name, way in ways.items() if name in needed}

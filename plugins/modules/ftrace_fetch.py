@@ -296,13 +296,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
-    fetching,
-    recorder_client,
-    selection,
-    staging,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 
 def run(module):
@@ -317,10 +315,10 @@ def run(module):
         stamps=parameters["_stamps"],
         cursor=int(cursor),
         methods=parameters["_methods"],
-        owner=staging.find_owner(parameters["_owned"]),
+        owner=outbox.find_owner(parameters["_owned"]),
     )
     root = tracefs.find_tracefs()
-    found = selection.select_instances(module, root, untraced_ok=bool(staging.list_segments()))
+    found = selection.select_instances(module, root, untraced_ok=bool(outbox.list_segments()))
     if module.check_mode:
         return {
             "changed": fetching.foresee(found, home),
@@ -329,7 +327,7 @@ def run(module):
             "failed_containers": [],
         }
     try:
-        recorder_client.ensure_recorder()  # somebody may have killed it
+        client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # what there is can be fetched all the same
     outcome = Outcome()

@@ -168,8 +168,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import orders, selection, staging, tracers
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import dynamic_events, features, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 
@@ -209,7 +213,7 @@ def run(module):
     available = None if root is None else find_available(root)
     found = {
         "instances": [] if available is None else list_traces(module, root),
-        "captures": [one.as_result() for one in staging.list_segments()],
+        "captures": [one.as_result() for one in outbox.list_segments()],
         "features": list_features(available),
         "available": available,
     }

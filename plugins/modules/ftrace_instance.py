@@ -541,20 +541,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import (
-    instances,
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import (
     limits,
     paths,
     probes,
     profiles,
-    recorded,
-    recorder_client,
-    selection,
     specification,
     tracers,
-    wishes,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
@@ -565,17 +564,17 @@ def run_started(module, root, outcome):
         raise ContainerError(
             "everything goes with state=stopped and state=absent only (containers='*' means all that run)"
         )
-    wanted = wishes.find_specification(parameters, root)
+    wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
         restarts = parameters["profile"] == "startup"
-    wish = instances.Wish(
+    wish = start.Wish(
         settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
         follow_tools=parameters["follow_tools"],
         probes=wanted.list_probes(),
         limits=replace(limits.parse_limits(parameters), restarts=restarts),
-        described=wishes.describe(parameters, wanted),
+        described=trace_options.describe(parameters, wanted),
     )
     shown = parameters["expose"]
     path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
@@ -601,7 +600,7 @@ def run_started(module, root, outcome):
         )
 
     with ExitStack() as begun:
-        started = instances.ensure_started(
+        started = start.ensure_started(
             outcome.list_left(containers),
             outcome,
             begun,
@@ -609,13 +608,13 @@ def run_started(module, root, outcome):
             wish,
             check_mode=module.check_mode,
             predict_place=host.predict_place,
-            exposing=instances.Exposing(expose, lambda one: conceal([one.container], {one.instance.name})),
+            exposing=start.Exposing(expose, lambda one: conceal([one.container], {one.instance.name})),
         )
         leftovers = False
         with outcome.complaining():
-            leftovers = instances.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+            leftovers = start.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
         made = {one.instance.name for one in started.made}
-        found = [instances.find_instance(root, container) for container in outcome.list_left(containers)]
+        found = [start.find_instance(root, container) for container in outcome.list_left(containers)]
         way = wanted.paths.as_result() if wanted.paths else None
         results = [] if module.check_mode else describe(found)
         begun.pop_all()
@@ -628,11 +627,11 @@ def run_started(module, root, outcome):
 
 def check_free(root, container):
     """Raise ContainerError where CONTAINER is traced already, or what was traced waits to be fetched."""
-    one = instances.find_instance(root, container)
+    one = start.find_instance(root, container)
     if not one.instance.exists():
         return
     found = one.as_result()
-    if found["state"] == "started" or recorded.count_entries(one):
+    if found["state"] == "started" or recording.count_entries(one):
         raise ContainerError(
             f"container {container.name} is traced already: {found['summary']}; bring home what there is (ftrace_fetch, or the playbook"
             " collect), or end it (state=absent, or the playbook stop)"
@@ -678,7 +677,7 @@ def remove(module, found, outcome):
             )
             holders = {one.id: one for one in holders.values() if one.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
-    instances.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
+    start.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left
 
@@ -691,11 +690,11 @@ def run_ended(module, root, outcome):
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
-        instances.stop(found, outcome)
+        start.stop(found, outcome)
     elif state == "absent":
         left = [] if module.check_mode else remove(module, found, outcome)
         with outcome.complaining():
-            leftovers = instances.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
+            leftovers = start.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
     failed = [one for one in found if outcome.has_failed(one.who)]
     after = {one.instance.name: one.find_state() for one in failed}
     if state == "stopped":
@@ -717,7 +716,7 @@ def run(module):
     result["lines"] = summaries.summarize_traces(result["instances"])
     if not module.check_mode:
         with outcome.complaining():
-            recorder_client.ensure_recorder()  # somebody may have killed it
+            client.ensure_recorder()  # somebody may have killed it
     outcome.check(containers, _DONE[module.params["state"]], **result)
     return {**result, "failed_containers": []}
 

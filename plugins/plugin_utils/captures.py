@@ -14,14 +14,14 @@ from typing import Any, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tables, tracedat
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, tables, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
     Segment,
     SegmentError,
     find_stamp,
     read_segment,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
@@ -120,7 +120,7 @@ def _count_pages(segment: Segment) -> int:
     """How many pages SEGMENT holds. Raises SegmentError for more than its host's buffers can have held, by its manifest, and than any could."""
     chunks = [chunk for found in segment.chunks.values() for chunk in found]
     page_size, plain = segment.head.page_size, sum(chunk.size for chunk in chunks)
-    tracedat.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
+    trace_dat.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
     most = find_most(segment.document, page_size)
     if most is not None and plain > most:
         raise SegmentError(f"{plain} bytes of pages are more than its ring buffers and files can have held ({most})")
@@ -136,7 +136,7 @@ def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
     size_kb, cpus = str(manifest.get("buffer_kb")), manifest.get("cpus")
     if not re.fullmatch("[0-9]{1,15}", size_kb) or not isinstance(cpus, list):
         return None
-    rings = (int(size_kb) * 1024 // (page_size - tracedat.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
+    rings = (int(size_kb) * 1024 // (page_size - trace_dat.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
     if manifest.get("mode") != "record":
         return rings
     limits = manifest.get("limits")
@@ -152,9 +152,9 @@ def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
     cpus = range(max(segment.chunks, default=-1) + 1)
     is_copied = version == 7 and segment.compression == compression.ZSTD
     if is_copied:
-        count_size = len(tracedat.pack_count(0))
+        count_size = len(trace_dat.pack_count(0))
         sizes = [
-            sum(tracedat.CHUNK_HEADER_SIZE + one.packed for one in segment.chunks[cpu]) + count_size
+            sum(trace_dat.CHUNK_HEADER_SIZE + one.packed for one in segment.chunks[cpu]) + count_size
             if cpu in segment.chunks
             else 0
             for cpu in cpus
@@ -164,10 +164,10 @@ def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
     head = replace(
         segment.head, version=version, compression=compression.ZSTD if is_copied else compression.NONE, cpus=[]
     )
-    yield tracedat.pack_head(head, sizes)
+    yield trace_dat.pack_head(head, sizes)
     for cpu in cpus:
         chunks = segment.chunks.get(cpu, [])
         if is_copied and chunks:
-            yield tracedat.pack_count(len(chunks))
+            yield trace_dat.pack_count(len(chunks))
         for chunk in chunks:
             yield segment.read_packed(chunk) if is_copied else segment.read_chunk(chunk)

@@ -28,13 +28,15 @@ from support.stops import count_stops
 from tables import make_ratios, print_table
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import summarize_capture
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import RIGHTS
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import RIGHTS
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import profiles, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import profiles
 
 PREFIX = "crashcart-test"
 ROUNDS = 5
@@ -427,7 +429,7 @@ def bench_drain(_inventory: Path) -> None:
             wall, after = time.perf_counter() - start, os.times()
             cpu = after.children_user + after.children_system - before.children_user - before.children_system
             host.call_module("ftrace_instance", containers=[name], state="absent")
-            for file in Path(staging.FOLDER).iterdir():
+            for file in Path(outbox.FOLDER).iterdir():
                 file.unlink()
             return cpu, wall, events, transfer["size"], memory.peak_mib
 

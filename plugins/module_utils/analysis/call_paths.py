@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.path_calls import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.path_calls import (
     CALL_OF_KERNEL_NAME,
     FAMILIES,
     FAMILY_OF_CALL,
     FAMILY_OF_FUNCTION,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import GROUP_PREFIX, PATH_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import GROUP_PREFIX, PATH_PREFIX
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints

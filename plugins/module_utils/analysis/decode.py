@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bytes, Ints, Times
@@ -59,7 +59,7 @@ class Batch:
 
     def _gather(self, events: Ints, offset: int, size: int, *, signed: bool) -> Ints:
         if size not in (1, 2, 4, 8):
-            raise tracedat.TraceFileError(f"a number of {size} bytes in an event is not known")
+            raise trace_dat.TraceFileError(f"a number of {size} bytes in an event is not known")
         places = np.where(self.lengths[events] >= offset + size, self.records[events] + offset, 0)
         raw = np.ascontiguousarray(self.data[places[:, None] + np.arange(size)])
         values = raw.view(np.dtype(f"{'i' if signed else 'u'}{size}"))[:, 0].astype(np.int64)
@@ -94,10 +94,10 @@ class Trace:
     """One buffer of a trace.dat open for reading: that of HEAD, or the only one."""
 
     def __init__(
-        self, file: BinaryIO, head: tracedat.Head | None = None, formats: dict[str, EventFormat] | None = None
+        self, file: BinaryIO, head: trace_dat.Head | None = None, formats: dict[str, EventFormat] | None = None
     ) -> None:
         self._file = file
-        self.head = head or tracedat.read_head(file)
+        self.head = head or trace_dat.read_head(file)
         self.formats = read_formats(self.head) if formats is None else formats
         self._factor, self._shift = _find_scale(self.head)
 
@@ -106,27 +106,27 @@ class Trace:
         for place in self.head.cpus:
             yield from self.gen_cpu_batches(place)
 
-    def gen_cpu_batches(self, place: tracedat.CpuPages, block_size: int = tracedat.BLOCK) -> Iterator[Batch]:
+    def gen_cpu_batches(self, place: trace_dat.CpuPages, block_size: int = trace_dat.BLOCK) -> Iterator[Batch]:
         """Batches of the one CPU at PLACE, each of some BLOCK_SIZE bytes of pages; those of several CPUs may be asked for in turn."""
-        for block in tracedat.gen_page_blocks(self._file, self.head, place, block_size):
+        for block in trace_dat.gen_page_blocks(self._file, self.head, place, block_size):
             batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
             yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
 
 
 def read_traces(file: BinaryIO) -> list[Trace]:
     """A Trace for each buffer that the trace.dat FILE holds. Raises TraceFileError where one cannot be read."""
-    heads = tracedat.read_heads(file)
+    heads = trace_dat.read_heads(file)
     formats = read_formats(heads[0])
     return [Trace(file, head, formats) for head in heads]
 
 
-def _find_scale(head: tracedat.Head) -> tuple[int, int]:
+def _find_scale(head: trace_dat.Head) -> tuple[int, int]:
     """What makes nanoseconds of HEAD's time stamps: a factor, and bits to shift right then. Raises TraceFileError where that is not known."""
     clock = head.clock or "local"
     if clock in _NANOSECONDS:
         # trace-cmd extract names the host's clock, whatever the instance had.
         if head.has_seconds() is False:
-            raise tracedat.TraceFileError(
+            raise trace_dat.TraceFileError(
                 f"its clock is not {clock!r}, as the file says: the kernel's statistics in it do not count nanoseconds",
                 _OTHER_CLOCK,
             )
@@ -135,7 +135,7 @@ def _find_scale(head: tracedat.Head) -> tuple[int, int]:
         return 10**7, 0
     scale = head.find_tsc_factor() if clock in _TICKS else None
     if scale is None or scale[1] > _MAX_SHIFT:
-        raise tracedat.TraceFileError(
+        raise trace_dat.TraceFileError(
             f"its clock {clock!r} does not count nanoseconds, nor does the file say what it counts",
             _OTHER_CLOCK,
         )
@@ -164,8 +164,8 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
     page_headers = data.view(np.uint64).reshape(count, page_size // 8)
     time = page_headers[:, 0].copy()
     committed = (page_headers[:, 1] & np.uint64((1 << 20) - 1)).astype(np.int64)
-    ends = starts + np.minimum(tracedat.PAGE_HEADER_SIZE + committed, page_size)
-    places = starts + tracedat.PAGE_HEADER_SIZE
+    ends = starts + np.minimum(trace_dat.PAGE_HEADER_SIZE + committed, page_size)
+    places = starts + trace_dat.PAGE_HEADER_SIZE
     steps: list[tuple[Ints, Times, Ints, Ints]] = []
     live = np.flatnonzero(places + 4 <= ends)
     while live.size:
@@ -194,7 +194,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
         places[live] = at + ((size + 3) & ~3)
         live = live[~is_over]
         live = live[places[live] + 4 <= ends[live]]
-    missed = np.flatnonzero(page_headers[:, 1] & np.uint64(tracedat.MISSED_EVENTS))
+    missed = np.flatnonzero(page_headers[:, 1] & np.uint64(trace_dat.MISSED_EVENTS))
     return _sort(steps, missed, data, cpu)
 
 

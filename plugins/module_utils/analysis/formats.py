@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import Head, TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import Head, TraceFileError
 
 _FIELD = re.compile(
     r"field:(?P<type>.+?)\s*(?P<name>\w+)(?P<array>\[\w*\])?;\s*offset:(?P<offset>[0-9]{1,6});\s*size:(?P<size>[0-9]{1,6});\s*signed:(?P<signed>[01]);"

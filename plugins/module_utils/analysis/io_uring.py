@@ -10,7 +10,10 @@ from typing import Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.profiles import IO_URING_CREATE, IO_URING_REQUESTS
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import (
+    IO_URING_CREATE,
+    IO_URING_REQUESTS,
+)
 
 _SETUP_SQPOLL = 2
 

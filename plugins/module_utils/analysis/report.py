@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Iterable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tables
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
 _CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes

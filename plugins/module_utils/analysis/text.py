@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats i
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import CpuPages
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
 
 if TYPE_CHECKING:

@@ -11,17 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry, exposure, scratch, store, tool_users
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, tool_users
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
-    dynamic_events,
-    locks,
-    mounts,
-    processes,
-    tracefs,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks, mounts, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,

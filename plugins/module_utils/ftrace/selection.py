@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.instances import TraceInstance, list_instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance, list_instances
 
 _GONE = "gone"
 

@@ -12,14 +12,13 @@ import subprocess
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
-    cgroups,
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import (
     dynamic_events,
     syscall_names,
-    syscalls,
     tracefs,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 
 _MIN_KERNEL = (5, 8)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.arrivals import Arrivals
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import assemble
 from support import host
@@ -29,7 +30,7 @@ def fetch(
     captures: list[dict[str, Any]] = []
     transfer = result["transfer"]
     if transfer is not None:
-        segments = [f"{staging.FOLDER}/{one['name']}.{one['state']}" for one in transfer["segments"]]
+        segments = [f"{outbox.FOLDER}/{one['name']}.{one['state']}" for one in transfer["segments"]]
         local = folder / "transfer"
         local.write_bytes(take([transfer["path"], *segments]))
         for segment in Arrivals(str(folder)).take(transfer, str(local)):

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
 from support import host
 
 _PTRACE_SYSCALL = 24

@@ -7,12 +7,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments, execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.jobs import Command, Output
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Output
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from support import host
 
 
@@ -40,11 +41,11 @@ def execute(containers: list[Container], command: Command, server: Server) -> li
     return results
 
 
-def start_traces(containers: list[Container], wish: instances.Wish, **more: Any) -> instances.Started:
+def start_traces(containers: list[Container], wish: start.Wish, **more: Any) -> start.Started:
     """Trace CONTAINERS."""
     outcome = Outcome()
     with ExitStack() as begun:
-        started = instances.ensure_started(containers, outcome, begun, host.TRACEFS, wish, check_mode=False, **more)
+        started = start.ensure_started(containers, outcome, begun, host.TRACEFS, wish, check_mode=False, **more)
         begun.pop_all()
     outcome.check(containers, "traced")
     return started

@@ -19,7 +19,7 @@ import pytest
 from support import host, serving
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
 TOOLS = "/dev/crashcart/bin"

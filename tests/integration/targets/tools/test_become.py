@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import host
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import scratch
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
 
 USER = "crashcart-asked"
 CAPABILITIES = "+dac_override,+dac_read_search"

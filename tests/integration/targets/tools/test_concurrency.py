@@ -12,8 +12,8 @@ import pytest
 from support import host, serving
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 
 ROUNDS = 50
 COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)

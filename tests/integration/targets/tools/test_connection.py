@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from support import host, images
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import scratch
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.confinement import TOOL_CAPABILITIES
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, processes
 
 LOCAL = {"ansible_host": "localhost", "ansible_cart_python": sys.executable}

@@ -14,7 +14,7 @@ import pytest
 from support import host, runtimes
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry
 
 UNTIL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 

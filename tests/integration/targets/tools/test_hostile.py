@@ -15,7 +15,7 @@ import pytest
 from support import host
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 
 CLONE_NEWPID = "CLONE_NEWPID"

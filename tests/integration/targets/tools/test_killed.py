@@ -14,9 +14,11 @@ from support import host, images, serving
 from support.killing import kill_everywhere
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, expiry, scratch, store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution, scratch
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.server import Server
 
 # Sweeps over what another one has met for the most part have a third of the moments, others in each run.
 SAMPLE = 3

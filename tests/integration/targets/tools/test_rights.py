@@ -19,12 +19,8 @@ from support import host
 from support.rights import LOOK
 from support.user_namespace import run_in_user_namespace
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
-    capabilities,
-    seccomp,
-    syscall_names,
-    syscalls,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 
 NETWORK = ("--network", "none")
 RIGHTS = ("container", "tools", "host")

@@ -12,7 +12,8 @@ import pytest
 from support import failures, host
 from support.failures import fail
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import execution, expiry, methods, placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, methods, placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options, targets
 
 BASH = "/dev/crashcart/bin/bash"

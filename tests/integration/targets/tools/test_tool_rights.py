@@ -17,7 +17,7 @@ from support.stops import count_stops
 from support.tool_checks import check_tools
 from support.user_namespace import run_in_user_namespace
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.confinement import TOOL_CAPABILITIES
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.confinement import TOOL_CAPABILITIES
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared

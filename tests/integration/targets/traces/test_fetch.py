@@ -20,9 +20,11 @@ from support.killing import kill_everywhere
 from support.workload_counts import COUNTS
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import fetching, instances, staging
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 
-FOLDER = Path(staging.FOLDER)
+FOLDER = Path(outbox.FOLDER)
 
 
 class Here:
@@ -278,7 +280,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
     run_workload(worker)
 
     def drain():
-        found = instances.list_instances(host.TRACEFS, [])
+        found = start.list_instances(host.TRACEFS, [])
         fetching.fetch(found, Outcome(), fetching.Home(methods=["zstd"]), lambda _text: None, consume=True)
 
     def look(_moment):

@@ -11,7 +11,7 @@ import pytest
 from support import host
 from support.fetching import fetch_here
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 # Makes calls all the time, so that there is always something to take.
 BUSY = "while true; do /bin/busybox true; done"

@@ -17,9 +17,13 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, probe_points
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.probes import parse_request
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.specification import Specification, find_settings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import parse_request
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import (
+    Specification,
+    find_settings,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
 
 PYTHON = "/usr/bin/python3"
 OPEN = {
@@ -220,13 +224,13 @@ def test_a_probe_holds_no_container_back(worker):
 
 def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
     found = find_record(worker)
-    define = probe_points.define
+    define = installed_probes.define
 
     def define_and_kill(root, probes):
         define(root, probes)
         host.docker("kill", worker)
 
-    monkeypatch.setattr(probe_points, "define", define_and_kill)
+    monkeypatch.setattr(installed_probes, "define", define_and_kill)
     before = read_probes()
     with pytest.raises(FleetError, match="has just ended"):
         serving.start_traces(

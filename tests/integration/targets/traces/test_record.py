@@ -21,11 +21,13 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import configuration, instances, specification
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import configure as configuration
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 STORE = "/var/lib/crashcart/traces"
 CAPTURES = "/var/lib/crashcart/captures"

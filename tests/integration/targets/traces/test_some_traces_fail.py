@@ -15,7 +15,7 @@ from support.failures import fail
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
 
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.05; done")
 EXPOSED = "/dev/crashcart-trace"

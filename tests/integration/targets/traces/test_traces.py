@@ -24,10 +24,11 @@ from support.records import find_record
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import instances, specification
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.events import parse_triggers
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscall_names import find_number
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.events import parse_triggers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 WORKLOAD = workload_counts.COUNTS
 

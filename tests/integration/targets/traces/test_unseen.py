@@ -13,7 +13,7 @@ import pytest
 from support import host
 from support.fetching import fetch_here
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 BUSY = "while true; do /bin/busybox true; done"
 SYSCALLS = ["execve", "exit_group", "openat"]

@@ -17,7 +17,7 @@ if sys.version_info < (3, 11):
 from ansible.errors import AnsibleError
 
 from ansible_collections.crashcart.fleet.plugins.connection import cart
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart import entrance
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import connection_entry
 
 
 def test_the_program_is_whole_and_always_the_same(tmp_path):
@@ -29,7 +29,7 @@ def test_the_program_is_whole_and_always_the_same(tmp_path):
     for _connection in range(2):
         subprocess.run([sys.executable, "-c", cart._UNPACK, str(path)], input=cart._pack(files), check=True)
     assert [one.name for one in path.parent.iterdir()] == [digest]
-    order = entrance.Order(token="mark:", container="", argv=[], docker_host="unix:///nonesuch")
+    order = connection_entry.Order(token="mark:", container="", argv=[], docker_host="unix:///nonesuch")
     done = subprocess.run(
         [sys.executable, "-I", str(path)],
         cwd="/",
@@ -38,7 +38,7 @@ def test_the_program_is_whole_and_always_the_same(tmp_path):
         check=False,
         input=order.pack().decode(),
     )
-    assert done.returncode == entrance.RC_OTHER, done
+    assert done.returncode == connection_entry.RC_OTHER, done
     _before, token, line = done.stderr.rpartition("mark:")
     assert token
     assert set(json.loads(line)) == {"error", "is_wish"}

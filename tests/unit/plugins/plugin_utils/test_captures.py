@@ -23,9 +23,9 @@ pytest.importorskip("numpy")
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.segments import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
 
 NAME = "crashcart-0123456789ab.01795302900250000000"
@@ -56,7 +56,7 @@ format:
 
 print fmt: "%s", REC->buf
 """
-HEAD = tracedat.Head(
+HEAD = trace_dat.Head(
     4096, b"page", b"event", [MARK.encode()], {"raw_syscalls": [SWITCH.encode()]}, options=[(4, b"local [mono]\0")]
 )
 MANIFEST = {
@@ -128,7 +128,7 @@ def read_trace(path):
     with open(path, "rb") as file:
         trace = Trace(file)
         cpus = {
-            place.cpu: b"".join(tracedat.gen_page_blocks(file, trace.head, place))
+            place.cpu: b"".join(trace_dat.gen_page_blocks(file, trace.head, place))
             for place in trace.head.cpus
             if place.size
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
 
 _COMMON = """\
 format:
@@ -172,7 +172,7 @@ def pack_page(time, events, commit=None, size=PAGE_SIZE):
 
 def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b"", more_formats=None):
     """A trace.dat of the pages of CPUS, a list of pages for each; MORE_FORMATS has formats by system."""
-    head = tracedat.Head(
+    head = trace_dat.Head(
         page_size=PAGE_SIZE,
         header_page=b"",
         header_event=b"",
@@ -187,4 +187,4 @@ def pack_trace(cpus, rename_format=TASK_RENAME, cmdlines=b"", more_formats=None)
         cmdlines=cmdlines,
     )
     contents = [b"".join(pages) for pages in cpus]
-    return tracedat.pack_head(head, [len(content) for content in contents]) + b"".join(contents)
+    return trace_dat.pack_head(head, [len(content) for content in contents]) + b"".join(contents)

@@ -19,7 +19,7 @@ np = pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import decode
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 SIZE = pages.PAGE_SIZE

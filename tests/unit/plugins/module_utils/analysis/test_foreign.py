@@ -18,7 +18,7 @@ if sys.version_info < (3, 11):
 pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
 
 CLOCKS = b"local global counter uptime perf [%s] mono_raw boot tai x86-tsc \n\0"
@@ -31,14 +31,14 @@ TSC2NSEC = 14
 
 
 def make_head(version=7, method=compression.NONE, clock=b"mono", options=(), header_page=HEADER_PAGE):
-    return tracedat.Head(
+    return trace_dat.Head(
         page_size=pages.PAGE_SIZE,
         header_page=header_page,
         header_event=b"",
         ftrace_formats=[],
         event_formats={"raw_syscalls": [pages.SYS_ENTER.encode(), pages.SYS_EXIT.encode()]},
         cmdlines=b"5 web\n",
-        options=[(tracedat.OPTION_TRACECLOCK, CLOCKS % clock), *options],
+        options=[(trace_dat.OPTION_TRACECLOCK, CLOCKS % clock), *options],
         version=version,
         compression=method,
     )
@@ -60,10 +60,10 @@ def pack(head, cpus):
     for made in cpus:
         plain = b"".join(made)
         if head.compression != compression.NONE and plain:
-            contents.append(tracedat.pack_count(1) + tracedat.pack_chunk(compress(plain), len(plain)))
+            contents.append(trace_dat.pack_count(1) + trace_dat.pack_chunk(compress(plain), len(plain)))
         else:
             contents.append(plain)
-    return tracedat.pack_head(head, list(map(len, contents))) + b"".join(contents)
+    return trace_dat.pack_head(head, list(map(len, contents))) + b"".join(contents)
 
 
 GOOD = {
@@ -149,9 +149,9 @@ def swap(data, place, value):
 
 NARROW = HEADER_PAGE.replace(b"size:8;\tsigned:1", b"size:4;\tsigned:1")
 STATISTICS = b"CPU: 0\nentries: 3\noldest event ts:%s\nnow ts: %s\nread events: 0\n\0"
-OTHER = (tracedat.OPTION_CPUSTAT, b"\nBuffer: other\n\n\0")
-IN_SECONDS = (tracedat.OPTION_CPUSTAT, STATISTICS % (b"   189.491412", b"   190.396822"))
-IN_TICKS = (tracedat.OPTION_CPUSTAT, STATISTICS % (b" 3", b"2731"))
+OTHER = (trace_dat.OPTION_CPUSTAT, b"\nBuffer: other\n\n\0")
+IN_SECONDS = (trace_dat.OPTION_CPUSTAT, STATISTICS % (b"   189.491412", b"   190.396822"))
+IN_TICKS = (trace_dat.OPTION_CPUSTAT, STATISTICS % (b" 3", b"2731"))
 
 
 @pytest.mark.parametrize("options", [[IN_SECONDS], [IN_SECONDS, OTHER, IN_TICKS], [OTHER, IN_TICKS]])
@@ -374,8 +374,8 @@ def make_bomb(chunks=24):
     method = compression.list_available()[0]
     chunk = make_page(1000) * ((16 << 20) // pages.PAGE_SIZE)
     packed = compression.make_compressor(method)(chunk)
-    content = tracedat.pack_count(chunks) + tracedat.pack_chunk(packed, len(chunk)) * chunks
-    return tracedat.pack_head(make_head(7, method), [len(content)]) + content
+    content = trace_dat.pack_count(chunks) + trace_dat.pack_chunk(packed, len(chunk)) * chunks
+    return trace_dat.pack_head(make_head(7, method), [len(content)]) + content
 
 
 def count_headroom_mib():
@@ -419,7 +419,7 @@ def make_lying_head(kind):
         start
         + struct.pack("Q", len(start) + 8)
         + struct.pack("=HHIQ", 0, 1, 0, 0)
-        + tracedat.pack_chunk(packed, len(plain))
+        + trace_dat.pack_chunk(packed, len(plain))
     )
 
 

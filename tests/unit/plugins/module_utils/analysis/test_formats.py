@@ -14,7 +14,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format, read_formats
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import Head, TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import Head, TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 COMMON = ["common_type", "common_flags", "common_preempt_count", "common_pid"]

@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls imp
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 NAMES = {"0": "read", "15": "rt_sigreturn", "56": "clone", "59": "execve", "257": "openat"}

@@ -9,8 +9,12 @@ import struct
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import compression, tracedat
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.tracedat import CpuPages, Head, TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import (
+    CpuPages,
+    Head,
+    TraceFileError,
+)
 
 METHODS = [compression.NONE, *compression.list_available()]
 
@@ -25,7 +29,7 @@ def make_head(method, page_size=512):
         kallsyms=b"ffffffff t x\n",
         printk=b'0xffffffff : "text"\n',
         cmdlines=b"4242 nginx\n4243 \xff\n",
-        options=[(tracedat.OPTION_TRACECLOCK, b"local [mono] boot\0"), (tracedat.OPTION_CPUSTAT, b"")],
+        options=[(trace_dat.OPTION_TRACECLOCK, b"local [mono] boot\0"), (trace_dat.OPTION_CPUSTAT, b"")],
         version=7,
         compression=method,
     )
@@ -44,21 +48,21 @@ def pack(method, cpus, page_size=512):
         if method == compression.NONE:
             contents.append(b"".join(plain))
         elif plain:
-            packed = [tracedat.pack_chunk(compress(data), len(data)) for data in plain]
-            contents.append(tracedat.pack_count(len(packed)) + b"".join(packed))
+            packed = [trace_dat.pack_chunk(compress(data), len(data)) for data in plain]
+            contents.append(trace_dat.pack_count(len(packed)) + b"".join(packed))
         else:
             contents.append(b"")
-    return tracedat.pack_head(make_head(method, page_size), list(map(len, contents))) + b"".join(contents)
+    return trace_dat.pack_head(make_head(method, page_size), list(map(len, contents))) + b"".join(contents)
 
 
 CPUS = [[[make_page(1), make_page(2)], [make_page(3)]], [], [[make_page(4)]]]
 
 
-def read_pages(data, block_size=tracedat.BLOCK):
+def read_pages(data, block_size=trace_dat.BLOCK):
     file = io.BytesIO(data)
-    head = tracedat.read_head(file)
+    head = trace_dat.read_head(file)
     return head, {
-        place.cpu: list(tracedat.gen_page_blocks(file, head, place, block_size)) for place in head.cpus if place.size
+        place.cpu: list(trace_dat.gen_page_blocks(file, head, place, block_size)) for place in head.cpus if place.size
     }
 
 
@@ -81,7 +85,7 @@ def test_what_is_written_is_read(method, page_size):
 @pytest.mark.parametrize("method", METHODS)
 def test_pages_that_are_not_compressed_are_where_a_reader_can_map_them(method):
     data = pack(method, CPUS)
-    first = tracedat.read_head(io.BytesIO(data)).cpus[0]
+    first = trace_dat.read_head(io.BytesIO(data)).cpus[0]
     assert first.cpu == 0
     assert first.offset % 512 == 0
 
@@ -89,8 +93,8 @@ def test_pages_that_are_not_compressed_are_where_a_reader_can_map_them(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_are_small_where_that_is_asked_for_and_cpus_may_be_read_in_turn(method):
     file = io.BytesIO(pack(method, CPUS))
-    head = tracedat.read_head(file)
-    first, last = (tracedat.gen_page_blocks(file, head, head.cpus[cpu], 512) for cpu in (0, 2))
+    head = trace_dat.read_head(file)
+    first, last = (trace_dat.gen_page_blocks(file, head, head.cpus[cpu], 512) for cpu in (0, 2))
     blocks = [next(first)]
     assert next(last) == make_page(4)
     blocks += first
@@ -154,18 +158,18 @@ def test_options_that_point_to_themselves_end():
 @pytest.mark.parametrize("size", [511, 513, (16 << 20) + 512])
 def test_a_chunk_that_holds_no_whole_pages_or_too_many_is_refused(size):
     chunk = compression.make_compressor(compression.ZLIB)(bytes(size))
-    content = tracedat.pack_count(1) + tracedat.pack_chunk(chunk, size)
-    data = tracedat.pack_head(make_head(compression.ZLIB), [len(content)]) + content
+    content = trace_dat.pack_count(1) + trace_dat.pack_chunk(chunk, size)
+    data = trace_dat.pack_head(make_head(compression.ZLIB), [len(content)]) + content
     with pytest.raises(TraceFileError, match="no whole pages|not believable"):
         read_pages(data)
 
 
 def test_chunks_that_reach_into_the_next_cpu_are_refused():
-    content = [tracedat.pack_count(9), tracedat.pack_chunk(zlib_of(make_page(1)), 512)]
+    content = [trace_dat.pack_count(9), trace_dat.pack_chunk(zlib_of(make_page(1)), 512)]
     sizes = [sum(map(len, content)), 0]
-    data = tracedat.pack_head(make_head(compression.ZLIB), sizes) + b"".join(content)
+    data = trace_dat.pack_head(make_head(compression.ZLIB), sizes) + b"".join(content)
     with pytest.raises(TraceFileError):
-        read_pages(data + tracedat.pack_chunk(zlib_of(make_page(2)), 512) * 8)
+        read_pages(data + trace_dat.pack_chunk(zlib_of(make_page(2)), 512) * 8)
 
 
 def zlib_of(data):
@@ -181,6 +185,6 @@ def test_pages_of_a_cpu_that_no_machine_has():
 
 
 def _place(data, cpu):
-    place = next(one for one in tracedat.read_head(io.BytesIO(data)).cpus if one.cpu == cpu)
+    place = next(one for one in trace_dat.read_head(io.BytesIO(data)).cpus if one.cpu == cpu)
     assert isinstance(place, CpuPages)
     return place.offset, place.size

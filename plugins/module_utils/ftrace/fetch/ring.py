@@ -1,0 +1,318 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Drain trace instances into segments on the host, and account for what was lost."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Callable, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    Patience,
+    serve_in_turns,
+    try_lock,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain, outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import CpuDrain
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import CpuLoss, Loss
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
+    Manifest,
+    Tables,
+    Task,
+    describe_container,
+    describe_host,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.client import Loan
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.tracers import FUNCTION_TRACERS
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import read_triggers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
+    CpuStatistics,
+    Instance,
+    InstanceGone,
+    TraceError,
+)
+
+if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
+    from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a capture comes from: SIZE is how many bytes of pages have to be taken at once, at least.
+
+    TAKE moves pages to a writer, more than SIZE only as far as ROOM has place for them, and gives the manifest; FINISH is called when
+    they are safe in a segment.
+    """
+
+    instance: Instance
+    size: int
+    take: Callable[[SegmentWriter, int], dict[str, Any]]
+    finish: Callable[[], None] = lambda: None
+
+
+def count_entries(one: TraceInstance) -> int:
+    """How many events wait in ONE instance's buffers."""
+    return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
+
+
+def stage(
+    found: Sequence[TraceInstance],
+    outcome: Outcome,
+    list_sources: Callable[[TraceInstance], list[Source]],
+    methods: Sequence[str],
+) -> tuple[list[dict[str, Any]], bool]:
+    """Move each of what LIST_SOURCES tells of each of FOUND into a segment of its own, compressed by one of METHODS.
+
+    The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
+    OUTCOME gets those that cannot be drained. The caller holds the folder of segments.
+    """
+    method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
+    staged = _Staged(method)
+
+    def stage_one(one: TraceInstance) -> None:
+        # Nobody starts, stops or removes it while it is drained. InstanceGone: somebody has just done so, with what it held.
+        with outcome.serve(one.who), suppress(InstanceGone), try_lock("trace-" + one.short_id):
+            for source in list_sources(one):
+                with outcome.serve(one.who), suppress(InstanceGone):
+                    staged.add(source)
+
+    serve_in_turns(found, stage_one, lambda one, error: outcome.fail(one.who, error), Patience())
+    outbox.recover()
+    return staged.empty, staged.has_more
+
+
+class _Staged:
+    """What has been staged by METHOD: the manifests of the EMPTY, and whether there HAS_MORE to come."""
+
+    def __init__(self, method: str) -> None:
+        self.empty: list[dict[str, Any]] = []
+        self.has_more = False
+        self._method = method
+        self._has_some = False
+
+    def add(self, source: Source) -> None:
+        """Move SOURCE into a segment."""
+        room = outbox.find_room()
+        if source.size > room and self._has_some:
+            self.has_more = True
+            return
+        outbox.check_room(source.size)
+        with outbox.create_segment(source.instance) as file:
+            manifest = source.take(SegmentWriter(file, self._method), room)
+        if manifest["pages"]:
+            outbox.finish_segment(file)
+            self._has_some = True
+        else:
+            self.empty.append(manifest)
+            os.unlink(file.name)
+        source.finish()
+        self.has_more |= manifest.get("partial", False)
+        errors = dict.fromkeys(cpu["error"] for cpu in manifest["cpus"] if cpu["error"])
+        if errors:
+            raise TraceError("; ".join(errors))
+
+
+class RingDrain:
+    """The ring buffers of TRACE on their way into a segment."""
+
+    def __init__(self, trace: TraceInstance) -> None:
+        self._trace = trace
+        self._stack = ExitStack()
+        self._loan: Loan | None = None
+
+    def take(self, writer: SegmentWriter, _room: int) -> dict[str, Any]:
+        """Drain all of it by WRITER, and return the manifest."""
+        with ExitStack() as stack:
+            self._loan = stack.enter_context(client.borrow(self._trace.instance))
+            manifest = _drain_ring(self._trace, writer, self._loan)
+            self._stack = stack.pop_all()
+        return manifest
+
+    def finish(self) -> None:
+        """Note that what was drained is safe, and in an account."""
+        with self._stack:
+            if self._loan is not None:
+                self._loan.settle()
+        metadata.note_taken(self._trace.instance)
+
+
+def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict[str, Any]:
+    instance = trace.instance
+    page_size = instance.read_page_size()
+    # Before the drain: what fails here must fail while the events are still in the kernel.
+    record = metadata.read_record(instance)
+    first_tasks, tasks = record.get("tasks", []), list_tasks(trace.container)
+    tables = Tables(first_tasks, tasks, _read_cmdlines(instance, first_tasks, tasks))
+    cpus = instance.list_cpus()
+    before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
+    # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
+    is_tracing = instance.is_tracing()
+    end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
+    manifest = Manifest(
+        host=describe_host(),
+        container=describe_container(trace.container) if trace.container else _describe_gone(trace, record),
+        instance=instance.name,
+        mode="ring",
+        clock=instance.read_clock(),
+        buffer_kb=instance.read("buffer_size_kb"),
+        events=instance.read_events() or record.get("events", {}),
+        start=record.get("start"),
+        changed=record.get("changed"),
+        end=end,
+        specification=record.get("specification"),
+        earlier_syscalls=record.get("earlier_syscalls", []),
+        limits=record.get("limits", {}),
+        followed=record.get("followed"),
+        has_run=bool(first_tasks or tasks),
+        tracing=is_tracing,
+        stopped=record.get("stopped"),
+    )
+    discarded = metadata.read_discarded(record)
+    # Should we be killed from here on, this is what is known of what was drained till then.
+    interrupted = {cpu: CpuDrain(unknown=1, error="the fetch was killed") for cpu in cpus}
+    loss = summarize_loss(before, before, interrupted, discarded, loan.reasons)
+    writer.write_head(read_head(instance, page_size, record, cpus))
+    writer.write_document({**manifest.as_json(loss), **tables.as_json()})
+    drained = drain.drain(instance, loan.fds, page_size, writer)
+    drained.update((cpu, CpuDrain(error=error)) for cpu, error in loan.errors.items())
+    try:
+        # Who was born while one CPU was drained may have called on the next one.
+        tables = replace(tables, cmdlines=_read_cmdlines(instance, first_tasks, tasks))
+    except TraceError:
+        pass  # those from before the drain will do: the events must not be lost for names
+    after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
+    loss = summarize_loss(before, after, drained, discarded, loan.account())
+    document = manifest.as_json(loss)
+    writer.write_document({**document, **tables.as_json()})
+    return document
+
+
+def summarize_loss(
+    before: dict[int, CpuStatistics],
+    after: dict[int, CpuStatistics],
+    drained: dict[int, CpuDrain],
+    discarded: metadata.Discarded = metadata.NOTHING_DISCARDED,
+    touched: Sequence[str] = (),
+) -> Loss:
+    """Return what the capture of a ring lacks, whose counters were BEFORE and AFTER it was DRAINED.
+
+    DISCARDED is what went before with a change of settings, TOUCHED what others have done to the trace.
+    """
+    cpus = []
+    for cpu, one in sorted(drained.items()):
+        first, last = before[cpu], after[cpu]
+        lost, is_exact = one.judge(first)
+        # Smaller counters than before have begun anew meanwhile. A fetch that was killed has none of afterwards.
+        is_reset = last.read < first.read
+        cpus.append(
+            CpuLoss(
+                cpu=cpu,
+                entries=first.entries if first == last else max(0, last.read - first.read),
+                overrun=last.overrun,
+                # These stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
+                dropped=last.dropped + last.commit_overrun,
+                lost=lost + last.dropped + last.commit_overrun,
+                exact=is_exact and not is_reset,
+                pages=one.pages,
+                error=one.error,
+            )
+        )
+    return Loss(
+        cpus, others=discarded.events, discarded=discarded.events, exact=discarded.exact, touched=tuple(touched)
+    )
+
+
+def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> trace_dat.Head:
+    """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
+    events: dict[str, list[bytes]] = {}
+    present = instance.read_events()
+    # Of a trace that its limits have ended no event is on any more.
+    for event in sorted({**record.get("events", {}), **present}):
+        system, name = event.split(":")
+        folder = f"events/{system}/{name}"
+        # A probe that is no longer wished for has gone.
+        if event in present or os.path.isdir(os.path.join(instance.path, folder)):
+            events.setdefault(system, []).append(instance.read_bytes(f"{folder}/format"))
+    top = Instance(instance.root, "..")  # the files that instances lack
+    ftrace_folder = os.path.join(top.path, "events/ftrace")
+    names = sorted(name for name in os.listdir(ftrace_folder) if os.path.isdir(os.path.join(ftrace_folder, name)))
+    uname = platform.uname()
+    statistics = [f"CPU: {cpu}\n{instance.read(f'per_cpu/cpu{cpu}/stats')}\n\0".encode() for cpu in cpus]
+    return trace_dat.Head(
+        page_size=page_size,
+        header_page=instance.read_bytes("events/header_page"),
+        header_event=instance.read_bytes("events/header_event"),
+        ftrace_formats=[top.read_bytes(f"events/ftrace/{name}/format") for name in names],
+        event_formats=events,
+        kallsyms=_read_kallsyms() if _has_addresses(instance) else b"",
+        printk=top.read_bytes("printk_formats"),
+        options=[
+            (trace_dat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
+            (trace_dat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
+            *((trace_dat.OPTION_CPUSTAT, text) for text in statistics),
+        ],
+    )
+
+
+def _has_addresses(instance: Instance) -> bool:
+    if instance.read("current_tracer") in FUNCTION_TRACERS:
+        return True
+    return any(text.startswith("stacktrace") for texts in read_triggers(instance).values() for text in texts)
+
+
+def _read_kallsyms() -> bytes:
+    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions or stacks."""
+    with open("/proc/kallsyms", "rb") as file:
+        return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
+
+
+def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> str:
+    return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
+
+
+def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> str:
+    """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
+    names = {task["tid"]: task["comm"] for task in first_tasks}
+    names.update(parse_saved_cmdlines(saved))
+    names.update((task["tid"], task["comm"]) for task in tasks)
+    lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
+    return "".join(lines)
+
+
+def parse_saved_cmdlines(text: str) -> dict[int, str]:
+    """Thread → name from the kernel's list. A name may hold a line break and so pretend to be two: who stands there twice is left out."""
+    names: dict[int, str] = {}
+    twice = set()
+    for line in text.split("\n"):
+        number, space, comm = line.partition(" ")
+        if space and number.isascii() and number.isdigit():
+            if int(number) in names:
+                twice.add(int(number))
+            names[int(number)] = comm
+    return {tid: comm for tid, comm in names.items() if tid not in twice}
+
+
+def make_printable(text: str) -> str:
+    """TEXT with '?' for every character that a terminal might obey."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text)
+
+
+def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:
+    """The same of a container that its engine knows no more, from the RECORD of the trace's start."""
+    return record.get("container") or {
+        "id": one.container_id,
+        "name": one.container_name,
+        "image": None,
+        "labels": {},
+        "runtime": None,
+    }

@@ -1,0 +1,367 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who but us takes, clears, stops or changes a trace: the files of its instance, watched by inotify(7), and compared with what we want.
+
+The recorder watches each trace from before its first event until the instance is gone. One queue serves all traces of the host.
+A trace that somebody else has touched is not complete, and the reason is told in words. Three witnesses add what inotify does not tell.
+The kernel's counter of events that were read shows a reader whom nobody saw. The settings are compared, since a trigger of an event
+that nobody watches changes them without a write, and so may somebody while no recorder runs. /proc tells who still has a file open.
+
+No fanotify(7): it opens each file that it tells of, and to open and close some of these files takes events or frees a buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from typing import Callable, Container, Iterable, Iterator, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.events import strip_state
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+
+_WRITTEN = syscalls.IN_MODIFY | syscalls.IN_CLOSE_WRITE
+_TAKING = ("trace_pipe", "trace_pipe_raw")
+# What a program of the container writes there is an event more, and an error costs no event.
+_HARMLESS = frozenset({"trace_marker", "trace_marker_raw", "error_log", "buffer_percent"})
+# What these files hold can be compared with what they held when the trace was set up.
+_COMPARED = (
+    "buffer_size_kb",
+    "buffer_subbuf_size_kb",
+    "current_tracer",
+    "set_event",
+    "set_event_notrace_pid",
+    "set_ftrace_filter",
+    "set_ftrace_notrace",
+    "trace_clock",
+    "trace_options",
+    "tracing_cpumask",
+    "tracing_on",
+)
+# These two change when a trigger is set, whatever its event is: it has the event be on, in the kernel's eyes.
+_QUICKLY_COMPARED = ("set_event", "tracing_on")
+_PAUSE = "options/pause-on-trace"
+_UNWATCHED = "nobody watched the trace for some time: the recorder was killed"
+_OVERFLOW = "more happened to the files of traces than could be watched"
+
+
+class Watcher:
+    """The inotify queue of all watched traces of this host."""
+
+    def __init__(self) -> None:
+        self._fd = syscalls.inotify_init()
+        self._places: dict[int, tuple[Watch, str]] = {}
+
+    def add(self, watch: Watch, place: str, path: str, events: int) -> int:
+        """Tell WATCH of EVENTS at PATH, which it calls PLACE, and return a number for remove()."""
+        number = syscalls.inotify_add_watch(self._fd, path, events)
+        self._places[number] = (watch, place)
+        return number
+
+    def remove(self, number: int) -> None:
+        """Tell of the path with NUMBER no more."""
+        if self._places.pop(number, None) is not None:
+            with suppress(OSError):  # it may have gone with its file
+                syscalls.inotify_rm_watch(self._fd, number)
+
+    def update(self) -> None:
+        """Tell each watch what has happened up to now."""
+        for number, events, name in syscalls.inotify_read(self._fd):
+            if events & syscalls.IN_Q_OVERFLOW:
+                for watch in {watch for watch, _place in self._places.values()}:
+                    watch.note_gap(_OVERFLOW)
+            elif number in self._places:
+                watch, folder = self._places[number]
+                watch.note(folder, name, events)
+                if events & syscalls.IN_IGNORED:
+                    del self._places[number]
+
+    def close(self) -> None:
+        """End all watching."""
+        os.close(self._fd)
+        self._places = {}
+
+
+class Watch:
+    """What others have done to INSTANCE since the last account of it. EVENTS (system:name) are those that its trace needs.
+
+    WAS_WATCHED says that the trace was watched before, by a recorder that is gone; WANTED are the settings that it has handed to its
+    REMEMBER.
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        instance: Instance,
+        events: Iterable[str],
+        *,
+        was_watched: bool,
+        wanted: Mapping[str, str] | None = None,
+        remember: Callable[[dict[str, str]], None] = lambda _settings: None,
+    ) -> None:
+        self._watcher = watcher
+        self._instance = instance
+        self._remember = remember
+        self._reasons: dict[str, str] = {}
+        self._unwatched: list[str] = []
+        self._altered: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        self._pins: dict[str, int] = {}
+        self._events: set[str] = set()
+        self._is_changing = False
+        self._changed: set[str] = set()
+        self.has_gap = False
+        try:
+            # On older kernels, and where this option is on, nothing is recorded while somebody has the file open.
+            reading_pauses = instance.read(_PAUSE) == "1"
+        except TraceError:
+            reading_pauses = True
+        self._stopping = frozenset({"trace"}) if reading_pauses else frozenset()
+        cpus = instance.list_cpus()
+        self._taking = frozenset({"trace_pipe", *(f"per_cpu/cpu{cpu}/{name}" for cpu in cpus for name in _TAKING)})
+        # Somebody may have one open since before we look.
+        self._held = set(self._taking)
+        self._watch("", _WRITTEN)
+        self._watch("trace_pipe", syscalls.IN_OPEN | syscalls.IN_ACCESS)
+        if reading_pauses:
+            self._watch("trace", syscalls.IN_OPEN)
+        for cpu in cpus:
+            self._watch(f"per_cpu/cpu{cpu}", _WRITTEN | syscalls.IN_OPEN)
+        self._watch("options", _WRITTEN)
+        self._watch_events(events)
+        self._expected = self._read_settings() if wanted is None else dict(wanted)
+        self._read_events = self._count_read()
+        if was_watched:
+            self.note_gap(_UNWATCHED)
+            self.compare()
+        remember(self._expected)
+
+    def _watch(self, place: str, events: int) -> None:
+        path = os.path.join(self._instance.path, place)
+        before = self._numbers.get(place)
+        try:
+            self._numbers[place] = number = self._watcher.add(self, place, path, events)
+            if before is not None and before != number:  # a probe was made anew
+                self._watcher.remove(before)
+        except FileNotFoundError:
+            return  # an event that went with its probe
+        except OSError as error:
+            self._unwatched.append(f"{place or 'the trace'} cannot be watched: {error.strerror}")
+
+    def _watch_events(self, events: Iterable[str]) -> None:
+        self._events |= {*events, *self._instance.read_events()}
+        folders = {event.replace(":", "/") for event in self._events}
+        for folder in folders:
+            self._pin(os.path.join("events", folder))
+        for place in ("", *{os.path.dirname(folder) for folder in folders}, *folders):
+            self._watch(os.path.join("events", place).rstrip("/"), _WRITTEN)
+
+    def _pin(self, place: str) -> None:
+        """Keep PLACE and the folders above it as they are: where memory is short the kernel makes them anew, and a watch stays with the old."""
+        before = self._pins.pop(place, None)
+        try:
+            self._pins[place] = os.open(os.path.join(self._instance.path, place), os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # an event that went with its probe
+        except OSError as error:
+            self._unwatched.append(f"{place} cannot be watched: {error.strerror}")
+        finally:
+            if before is not None:
+                os.close(before)
+
+    def _read_settings(self, names: Iterable[str] = ()) -> dict[str, str]:
+        """Return what can be compared, or the files called NAMES of that."""
+        found = {}
+        for name in names or _COMPARED:
+            with suppress(TraceError):  # older kernels lack some
+                found[name] = self._instance.read(name)
+        for event in () if names else sorted(self._events):
+            folder = f"events/{event.replace(':', '/')}"
+            with suppress(TraceError):  # it went with its probe
+                found[f"{folder}/filter"] = self._instance.read(f"{folder}/filter")
+                found[f"{folder}/trigger"] = strip_state(self._instance.read_triggers(event))
+        return found
+
+    @property
+    def may_stop_itself(self) -> bool:
+        """Whether a trigger that we want switches tracing on or off."""
+        return self._has_trigger("traceon", "traceoff")
+
+    def _find_differing(self, names: Iterable[str] = ()) -> set[str]:
+        """Return files, of those called NAMES or all, that are not as we want them."""
+        present = self._read_settings(names)
+        differing = {
+            file for file, text in self._expected.items() if (not names or file in names) and present.get(file) != text
+        }
+        return differing - {"tracing_on"} if self.may_stop_itself else differing
+
+    def compare(self, *, is_quick: bool = False) -> None:
+        """Add what is not as we want it, whoever has altered it in what way; where that has to be QUICK what a trigger leads to."""
+        self._watcher.update()  # who was seen is told in better words
+        if self._is_changing or not self._instance.exists():
+            return
+        known = {self._find_compared(file) for file in self._altered}
+        for file in sorted(self._find_differing(_QUICKLY_COMPARED if is_quick else ()) - known):
+            self.alter(file, f"somebody else changed {file}")
+
+    def alter(self, file: str, reason: str) -> None:
+        """Have the trace be incomplete for REASON until FILE is as we want it."""
+        self.add_reason(file, reason)
+        self._altered.add(file)
+
+    def note_gap(self, reason: str) -> None:
+        """Note that for REASON nobody has seen what happened for a while."""
+        self.add_reason(reason, reason)
+        self.has_gap = True
+        self._held = set(self._taking)
+
+    def _count_read(self) -> dict[int, int]:
+        return {cpu: self._instance.read_statistics(cpu).read for cpu in self._instance.list_cpus()}
+
+    def note(self, place: str, name: str, events: int) -> None:
+        """Note that EVENTS happened to the file NAME in PLACE, or to PLACE itself."""
+        if events & syscalls.IN_IGNORED:
+            self._numbers.pop(place, None)
+            return
+        file = os.path.join(place, name) if name else place
+        base = os.path.basename(file)
+        if base in _HARMLESS or not file:
+            return
+        if events & _WRITTEN and base not in _TAKING:
+            if base == "trace":
+                self.add_reason(file, f"somebody cleared the trace ({file})")
+            elif self._is_changing:
+                self._changed.add(file)
+            else:
+                self.alter(file, f"somebody else wrote to {file}")
+        if events & (syscalls.IN_OPEN | syscalls.IN_ACCESS):
+            if base in _TAKING:
+                self.add_reason(file, f"somebody opened {file}, from which events are taken")
+                self._held.add(file)
+            elif base in self._stopping:
+                self.add_reason(file, f"somebody read {file}, and this kernel records nothing meanwhile")
+
+    def add_reason(self, file: str, reason: str) -> None:
+        """Have the trace be incomplete for REASON, which has to do with FILE."""
+        self._reasons.setdefault(file, reason)
+
+    @contextmanager
+    def ours(self, *files: str) -> Iterator[None]:
+        """Take what happens meanwhile for our own doing, and what FILES hold then for what we want.
+
+        It must be short: what another does at the same time is not seen.
+        """
+        self._watcher.update()
+        if files:
+            self.compare(is_quick=True)
+        known, altered, held = dict(self._reasons), set(self._altered), set(self._held)
+        try:
+            yield
+        finally:
+            self._watcher.update()
+            self._reasons, self._altered, self._held = known, altered, held
+            if files:
+                self._learn(files)
+
+    def begin_change(self) -> None:
+        """From now on a module of ours changes settings; what takes or clears events is still another's."""
+        self.compare()
+        if not self._is_changing:
+            self._changed = set()
+        self._is_changing = True
+
+    def end_change(self, events: Iterable[str]) -> None:
+        """The module has changed what it wanted, and the trace needs EVENTS now."""
+        self._watcher.update()
+        self._is_changing = False
+        self._altered -= self._changed
+        if "events/enable" in self._changed:  # which has switched all of them off, before some were set anew
+            self._altered = {file for file in self._altered if file != "set_event" and not file.startswith("events/")}
+        self._watch_events(events)
+        self._learn()
+        self.rebase_counters()
+
+    def _learn(self, names: Iterable[str] = ()) -> None:
+        """What the files called NAMES, or all, hold now is as we want it, but for what another has altered."""
+        altered = {self._find_compared(file) for file in self._altered}
+        present = {file: text for file, text in self._read_settings(names).items() if file not in altered}
+        before = {file: text for file, text in self._expected.items() if names or file in altered}
+        self._expected = {**before, **present}
+        self._remember(self._expected)
+
+    def has_written(self, file: str) -> bool:
+        """Return whether somebody else has written to FILE since the last account."""
+        self._watcher.update()
+        return file in self._reasons
+
+    def list_reasons(self) -> list[str]:
+        """Return why what was recorded since the last account may not be complete, in words; empty where nobody else touched it."""
+        self.compare()
+        return [*self._unwatched, *self._reasons.values()]
+
+    def compare_counters(self) -> None:
+        """Add what the kernel's counters tell of readers whom nobody saw, where nobody of ours has read since the last account."""
+        self._watcher.update()  # who was seen is told in better words
+        taken = 0
+        for cpu, read in self._count_read().items():
+            before = self._read_events.get(cpu, 0)
+            if read < before:
+                self.add_reason("trace", "the kernel's counters began anew: somebody cleared the trace")
+            taken += max(0, read - before)
+        if taken:
+            self.add_reason("trace_pipe", f"somebody else has taken {taken} events")
+
+    def rebase_counters(self) -> None:
+        """Compare the kernel's counters with those of now from here on: somebody of ours has read."""
+        self._read_events = self._count_read()
+
+    def _find_compared(self, file: str) -> str:
+        """The file of those that are compared that shows what FILE sets; FILE itself for the others."""
+        if file.startswith("options/"):
+            return "trace_options"
+        # Whether an event is on that triggers of ours switch shows in no list.
+        is_switch = file.startswith("events/") and file.endswith("/enable")
+        return "set_event" if is_switch and not self._has_trigger("enable_event", "disable_event") else file
+
+    def _has_trigger(self, *actions: str) -> bool:
+        """Whether a trigger with one of ACTIONS is among those that we want."""
+        triggers = (text for file, text in self._expected.items() if file.endswith("/trigger"))
+        return any(line.startswith(actions) for text in triggers for line in text.splitlines())
+
+    def settle(self, ours: Container[int] = ()) -> None:
+        """What was told is in an account now. What another has altered, and is still so, is a reason of the next one, too.
+
+        So is a reader whom /proc shows: an open file gives events without another word. OURS are processes that we lend readers to.
+        """
+        differing = self._find_differing() if self._altered else set()
+        self._altered = {
+            file
+            for file in self._altered
+            if self._find_compared(file) not in self._expected or self._find_compared(file) in differing
+        }
+        self._reasons = {file: reason for file, reason in self._reasons.items() if file in self._altered}
+        for file, holder in self._find_holders(ours).items():
+            self._reasons[file] = f"somebody (pid {holder}) has {file} open, from which events are taken"
+        self._held &= set(self._reasons)
+
+    def _find_holders(self, ours: Container[int]) -> dict[str, int]:
+        """Return file → a process that has it open, for those that others may have open."""
+        files = {}
+        for file in sorted(self._held):
+            with suppress(OSError):  # another kernel's, or the instance is gone
+                status = os.stat(os.path.join(self._instance.path, file))
+                files[(status.st_dev, status.st_ino)] = file
+        if not files:
+            return {}
+        return {
+            files[inode]: pid for pid, inode in processes.gen_holders(files) if pid != os.getpid() and pid not in ours
+        }
+
+    def close(self) -> None:
+        """End the watch."""
+        for fd in self._pins.values():
+            os.close(fd)
+        self._pins = {}
+        for number in self._numbers.values():
+            self._watcher.remove(number)
+        self._numbers = {}

@@ -1,0 +1,283 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The recorder's writing half: drain the ring buffers of one instance to the files of one recording, within its bounds.
+
+Nothing is read from the kernel that there is no room for: what cannot be kept is lost in the kernel, which counts it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import PageReader, Unreadable
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+
+_READ_BYTES = 1 << 20
+_MAX_ROUNDS = 100
+
+
+class Full(Exception):
+    """There is no more room; the text says of what kind."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished segment: its number, its bytes, and when it ended, by time.monotonic()."""
+
+    number: int
+    size: int
+    ended_s: float
+
+
+class RecordingWriter:
+    """Drains INSTANCE to the recording in folder PATH. While it is open, tracing stops with this process (free_buffer).
+
+    WATCH tells who else had to do with the trace, which each segment says of its time.
+    """
+
+    def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int, watch: Watch) -> None:
+        self._watch = watch
+        self._instance = instance
+        self.path = path
+        self._limits = limits
+        self._page_size = page_size
+        self._buffer = bytearray(max(page_size, _READ_BYTES // page_size * page_size))
+        view = memoryview(self._buffer)
+        # One page for each: the kernel gives one at a time, and as many in one system call as there are places.
+        self._places = [view[start : start + page_size] for start in range(0, len(view), page_size)]
+        self._finished: deque[_Finished] = deque()
+        self._finished_bytes = 0
+        self._number = 0
+        self._files: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._unwritten = 0
+        self._is_failed = False
+        folder = f"{instance.path}/per_cpu"
+        self._guards = [os.open(f"{instance.path}/free_buffer", os.O_WRONLY | os.O_CLOEXEC)]
+        self.sources: dict[int, int] = {}
+        self._buffer_pages: dict[int, int] = {}
+        try:
+            for cpu in instance.list_cpus():
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                self.sources[cpu] = os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags)
+                size_kb = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0])
+                self._buffer_pages[cpu] = size_kb * 1024 // (page_size - trace_dat.PAGE_HEADER_SIZE) + 2
+            # What the buffers hold from before comes along; where nobody has read before, so does what they have lost.
+            none = dict.fromkeys(("overrun", "dropped", "commit_overrun"), 0)
+            self._counters = {
+                cpu: one if one["read"] else {**one, **none} for cpu, one in recordings.read_counters(instance).items()
+            }
+            # Elsewhere the pages tell what was lost since a fetch, as long as nothing is traced yet.
+            self._fetched = {int(cpu) for cpu, one in self._counters.items() if one["read"] and one["entries"]}
+            self._is_exact = True
+            recordings.begin(path)
+            self._begin_segment()
+            if self._fetched:
+                try:
+                    self.drain()
+                except Full:  # which the first look at its limits says again
+                    self._is_exact = False
+                    self._write_begin()
+                self._fetched = set()
+        except BaseException:
+            self.close_files()
+            raise
+
+    @property
+    def _reserve(self) -> int:
+        """What the ring buffers may hold, in bytes of pages."""
+        return sum(self._buffer_pages.values()) * self._page_size
+
+    @property
+    def _current_bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    def _begin_segment(self) -> None:
+        self._number += 1
+        self._folder = os.path.join(self.path, recordings.format_number(self._number))
+        os.mkdir(self._folder, 0o700)
+        self._write_begin()
+        self._begun_s = time.monotonic()
+        self._sizes = {}
+
+    def _write_begin(self) -> None:
+        begin = {"time": time.time(), "cpus": self._counters, "exact": self._is_exact}
+        recordings.write_json(os.path.join(self._folder, recordings.BEGIN), begin)
+
+    def _count_lost_before(self, cpu: int, pages: list[memoryview]) -> None:
+        """Have the recording begin where the ring of CPU was fetched for the last time; PAGES came since then."""
+        for lost, is_known in map(trace_dat.read_loss, pages):
+            self._counters[str(cpu)]["overrun"] -= lost
+            self._is_exact &= is_known
+        self._write_begin()
+
+    def drain(self) -> None:
+        """Read what is there, of each CPU no more than its buffer holds; raises Full when there is no room for it."""
+        self._make_room()
+        for cpu in self.sources:
+            self._drain_cpu(cpu)
+        if self._current_bytes >= self._limits.rotate_bytes:
+            self.finish_segment()
+
+    def _drain_cpu(self, cpu: int) -> None:
+        left = self._buffer_pages[cpu]
+        reader = PageReader(self._instance, self.sources[cpu], self._page_size)
+        while left > 0:
+            size = reader.fill(self._places[:left])
+            pages = size // self._page_size
+            if pages and cpu in self._fetched:
+                self._count_lost_before(cpu, self._places[:pages])
+            if size:
+                self._write(cpu, memoryview(self._buffer)[:size])
+            left -= pages
+            if pages < len(self._places):
+                return
+
+    def _write(self, cpu: int, pages: memoryview) -> None:
+        done = 0
+        try:
+            if cpu not in self._files:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._files[cpu] = os.open(os.path.join(self._folder, f"cpu{cpu}"), flags, 0o600)
+                self._sizes[cpu] = 0
+            while done < len(pages):
+                done += os.write(self._files[cpu], pages[done:])
+        except OSError as error:
+            done -= done % self._page_size
+            if cpu in self._files:
+                os.ftruncate(self._files[cpu], self._sizes[cpu] + done)
+            # The kernel has given these away, so nobody else counts them.
+            self._is_failed = True
+            self._unwritten += trace_dat.count_events(bytes(pages[done:]), self._page_size)
+            raise Full(f"writing to {recordings.FOLDER} failed: {error.strerror}") from error
+        finally:
+            if cpu in self._sizes:
+                self._sizes[cpu] += done
+
+    def finish_segment(self) -> None:
+        """End the segment, if there is anything in it, and begin the next."""
+        counters = recordings.read_counters(self._instance)
+        if not self._current_bytes and not any(
+            recordings.subtract(after, self._counters[cpu]) for cpu, after in counters.items()
+        ):
+            self._begun_s = time.monotonic()
+            return
+        self._finish(counters)
+        self._begin_segment()
+
+    def _finish(self, counters: dict[str, recordings.Counters]) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files = {}
+        touched = self._watch.list_reasons()
+        end = {"time": time.time(), "cpus": counters, "unwritten": self._unwritten, "touched": touched}
+        recordings.write_json(os.path.join(self._folder, recordings.END), end)
+        self._watch.settle()
+        self._finished.append(_Finished(self._number, self._current_bytes, time.monotonic()))
+        self._finished_bytes += self._current_bytes
+        self._counters = counters
+        self._is_exact = True
+        self._unwritten = 0
+
+    def tend(self) -> None:
+        """What time brings: the end of a segment, on demand too, and of what is too old."""
+        if time.monotonic() - self._begun_s >= self._limits.rotate_s:
+            self.drain()
+            self.finish_segment()
+        if recordings.is_asked_to_finish(self.path):
+            self.drain()
+            self.finish_segment()
+            recordings.answer_finish(self.path)
+        age_s = self._limits.max_age_s
+        while age_s and self._finished and time.monotonic() - self._finished[0].ended_s > age_s:
+            if not self._rotate_oldest():
+                return
+
+    def _make_room(self) -> None:
+        """See to it that there is room, now and for a last time, for all that the ring buffers may hold; at the oldest segments' cost."""
+        while True:
+            why = self._find_shortage()
+            if why is None:
+                return
+            if self._limits.when_full == "stop":
+                raise Full(why)
+            if not self._finished:
+                self.finish_segment()
+            if not self._finished:
+                raise Full(f"{why}, and nothing of this recording is left to make room")
+            if not self._rotate_oldest():
+                return  # a fetch reads it, and takes it away
+
+    def _find_shortage(self) -> str | None:
+        if self._find_size() > self._limits.max_bytes:
+            self._forget_fetched()
+        if self._find_size() > self._limits.max_bytes:
+            return f"it reached max_size ({self._limits.max_bytes} bytes)"
+        free = recordings.find_free(self.path)
+        if free < self._limits.min_free:
+            return (
+                f"{recordings.FOLDER} has {free >> 20} MiB free, less than min_free ({self._limits.min_free >> 20} MiB)"
+            )
+        return None
+
+    def _find_size(self) -> int:
+        """Bytes that the recording may have after this round and the last one."""
+        return self._finished_bytes + self._current_bytes + 2 * self._reserve
+
+    def _forget_fetched(self) -> None:
+        """What a fetch has taken away takes no room any more."""
+        left = [
+            one
+            for one in self._finished
+            if os.path.isdir(os.path.join(self.path, recordings.format_number(one.number)))
+        ]
+        self._finished = deque(left)
+        self._finished_bytes = sum(one.size for one in left)
+
+    def _rotate_oldest(self) -> bool:
+        if not recordings.rotate(self.path, self._finished[0].number):
+            return False
+        self._finished_bytes -= self._finished.popleft().size
+        return True
+
+    def close(self, end: Mapping[str, Any]) -> None:
+        """Write what the stopped buffers still hold, as far as there is room, and END beside the recording; the buffers shrink."""
+        recordings.free_reserve(self.path)
+        try:
+            for _round in range(0 if self._is_failed else _MAX_ROUNDS):
+                for cpu in self.sources:
+                    self._drain_cpu(cpu)
+                if not any(one["entries"] for one in recordings.read_counters(self._instance).values()):
+                    break
+        except (Full, Unreadable):
+            pass  # what is left is lost with the buffers, which the kernel counts
+        counters = recordings.read_counters(self._instance)
+        if self._current_bytes or self._unwritten:
+            self._finish(counters)
+        else:
+            self._counters = counters
+            with suppress(OSError):
+                os.unlink(os.path.join(self._folder, recordings.BEGIN))
+                os.rmdir(self._folder)
+        touched = self._watch.list_reasons()
+        self.close_files()
+        # What did not fit has gone with the buffers.
+        last = recordings.read_counters(self._instance)
+        lost = sum(recordings.subtract(after, self._counters[cpu]) for cpu, after in last.items())
+        recordings.write_end(self.path, {**end, "lost": max(0, lost), "touched": touched})
+        recordings.answer_finish(self.path)
+
+    def close_files(self) -> None:
+        """Let go of the buffers, which shrink, and of all files; again does nothing."""
+        for fd in (*self._files.values(), *self.sources.values(), *self._guards):
+            os.close(fd)
+        self._files, self.sources, self._guards = {}, {}, []

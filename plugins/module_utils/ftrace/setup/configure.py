@@ -1,0 +1,253 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The settings of one trace instance: read them, see whether they can be had, bring the instance to them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from typing import Any, Callable, Iterable, Protocol, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import events as event_words
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import (
+    Settings,
+    leave_out_noise,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import parse_release
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+
+_PAGE_KB = 4
+CPUS = "tracing_cpumask"
+
+
+def parse_buffer_kb(text: str) -> int:
+    """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
+    words = text.split()
+    return int(words[0]) if words and words[0].isdigit() else 0
+
+
+def with_all_cpus(settings: Settings) -> Settings:
+    """SETTINGS, and that events of all of this host's CPUs are recorded."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        count = int(file.read().strip().rpartition(",")[2].rpartition("-")[2]) + 1
+    digits = f"{(1 << count) - 1:x}"
+    words = [digits[max(0, end - 8) : end] for end in range(len(digits), 0, -8)]
+    return replace(settings, files={**settings.files, CPUS: ",".join(reversed(words))})
+
+
+def _parse_cpus(text: str) -> int:
+    return int(text.replace(",", ""), 16)
+
+
+def read_triggers(instance: Instance) -> dict[str, list[str]]:
+    """The triggers of all events that are on or have been, as the kernel shows them: they outlive that their event is switched off."""
+    events = {**instance.read_events(), **metadata.read_record(instance).get("events", {})}
+    there = [event for event in events if os.path.isdir(os.path.join(instance.path, "events", *event.split(":")))]
+    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in there}
+    return {event: triggers for event, triggers in found.items() if triggers}
+
+
+def read_settings(instance: Instance, wanted: Settings) -> Settings:
+    """The present values of the files that WANTED names, all enabled events, and their triggers.
+
+    What is as good as wanted reads as wanted: a buffer that the kernel has rounded up, a trigger that has run down.
+    """
+    files = {name: instance.read(name) for name in wanted.files}
+    files["trace_clock"] = instance.read_clock()
+    # The kernel rounds a buffer up to whole pages, and newer ones say so.
+    wanted_kb = int(wanted.files["buffer_size_kb"])
+    if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
+        files["buffer_size_kb"] = str(wanted_kb)
+    if CPUS in files and _parse_cpus(files[CPUS]) & _parse_cpus(wanted.files[CPUS]) == _parse_cpus(wanted.files[CPUS]):
+        files[CPUS] = wanted.files[CPUS]
+    for name in set(files) & {tracers.FILTER, tracers.NOTRACE}:
+        known = tracers.list_functions(instance.root)
+        present = tracers.parse_filter(files[name])
+        is_same = present == tracers.find_functions(wanted.files[name], known)
+        files[name] = wanted.files[name] if is_same else " ".join(sorted(present))
+    enabled = {event: text for event, text in instance.read_events().items() if event not in wanted.switched}
+    triggers = {
+        event: match_triggers(wanted.triggers.get(event, ()), present)
+        for event, present in read_triggers(instance).items()
+    }
+    return Settings(files, enabled, triggers, wanted.switched)
+
+
+def match_triggers(wanted: tuple[str, ...], present: Iterable[str]) -> tuple[str, ...]:
+    """PRESENT triggers of an event, in the words and the order of WANTED where they are the same."""
+    left = sorted(present)
+    matched = []
+    for one in wanted:
+        same = next((text for text in left if event_words.is_same_trigger(one, text)), None)
+        if same is not None:
+            left.remove(same)
+            matched.append(one)
+    return (*matched, *map(event_words.format_present, left))
+
+
+def check_possible(root: str, settings: Settings, names: Sequence[str]) -> None:
+    """Raise TraceError, before anything is changed, for what the kernel does not have or allow, and for buffers that the
+    host has no memory for, for instances called NAMES."""
+    files = settings.files
+    request = tracers.TracerRequest(
+        files.get("current_tracer", "nop"),
+        tuple(files.get(tracers.FILTER, "").split()),
+        tuple(files.get(tracers.NOTRACE, "").split()),
+    )
+    tracers.check_possible(root, request, names, parse_release(os.uname().release))
+    for event in settings.events:
+        folder = os.path.join(root, "events", *event.split(":"))
+        if not os.path.isdir(folder):
+            raise TraceError(f"the kernel has no event {event!r}; ftrace_info lists those it has")
+        if not all(os.path.exists(os.path.join(folder, name)) for name in ("enable", "filter")):
+            raise TraceError(f"event {event!r} is the kernel's own and cannot be switched on; choose another")
+    if settings.triggers:
+        event_words.check_triggers(settings.triggers, list_offered_triggers(root))
+    cpus = len(Instance(root, "..").list_cpus())
+    buffer_kb = int(settings.files["buffer_size_kb"])
+    with open("/proc/meminfo", encoding="ascii") as file:
+        available_kb = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    wanted_kb = buffer_kb * cpus * len(names)
+    if wanted_kb > available_kb // 2:
+        raise TraceError(
+            f"buffer_size: {buffer_kb} KiB on {cpus} CPUs for {len(names)} containers is {wanted_kb} KiB,"
+            f" more than half of the {available_kb} KiB that the host has free: ask for less"
+        )
+
+
+def list_offered_triggers(root: str) -> list[str]:
+    """Names of the triggers that the kernel of the tracefs at ROOT offers."""
+    top = Instance(root, "..")
+    for event in top.read("available_events").splitlines():
+        # An event that somebody's trigger is on shows that instead.
+        offered = event_words.parse_available_triggers(top.read_triggers(event))
+        if offered:
+            return offered
+    return []
+
+
+def has_field(root: str, event: str, name: str) -> bool:
+    """Whether EVENT of the kernel of the tracefs at ROOT has a field called NAME."""
+    text = Instance(root, "..").read(f"events/{event.replace(':', '/')}/format")
+    return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)
+
+
+class Followers(Protocol):
+    """Whose events an instance records."""
+
+    def begin(self) -> None:
+        """Record these and nobody else."""
+
+    def restore(self) -> None:
+        """Record who was recorded before that."""
+
+
+def configure(
+    instance: Instance,
+    present: Settings | None,
+    settings: Settings,
+    followers: Followers,
+    define: Callable[[], Any],
+    look_after: Callable[[], Any],
+) -> None:
+    """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, record FOLLOWERS, have somebody LOOK_AFTER it, and start it.
+
+    Where that fails it is as it was before, or gone if it was made here.
+    """
+    was_on = present is not None and instance.is_tracing()
+    if present is None:
+        instance.create()
+    try:
+        # Only now: probes whose instance there is are nobody's leftovers.
+        define()
+    except BaseException:
+        if present is None:
+            instance.remove()
+        raise
+    try:
+        instance.trace_off()
+        with metadata.noting_discarded(instance):
+            try:
+                _write_files(instance, present, settings)
+                # Triggers begin anew with any change: those of a stopped trace have run down maybe.
+                has_triggers = settings.triggers or (present and present.triggers)
+                is_same = present is not None and present.events == settings.events and not has_triggers
+                if present is not None and not is_same:
+                    clear_events(instance, {*present.events, *present.triggers})
+                # First who: while there is nobody in the list every process of the host would set off triggers, also while nothing is traced.
+                followers.begin()
+                if not is_same:
+                    _write_events(instance, settings)
+            except TraceError as error:
+                error.args = (leave_out_noise(str(error)),)  # what is wrong is in what the user has written
+                raise
+        look_after()
+        instance.trace_on()
+    except BaseException:
+        if present is None:
+            instance.remove()
+        else:
+            # What was written meanwhile is known by its events only, and these may have been written in part.
+            clear_events(instance, {*settings.events, *present.events, *present.triggers})
+            # A file that has not changed is not written again: what refused the change may refuse that, too.
+            with metadata.noting_discarded(instance):
+                _write_files(instance, read_settings(instance, present), present)
+            followers.restore()
+            _write_events(instance, present)
+            if was_on:
+                instance.trace_on()
+        raise
+
+
+def _write_files(instance: Instance, present: Settings | None, settings: Settings) -> None:
+    """Bring the control files of INSTANCE to SETTINGS; what is so in PRESENT already is left alone."""
+    for name, value in settings.files.items():
+        if present is None or present.files[name] != value:
+            _write_file(instance, name, value)
+
+
+def _write_events(instance: Instance, settings: Settings) -> None:
+    """Bring INSTANCE, whose events are off, to the events and triggers of SETTINGS."""
+    for event, event_filter in settings.switched.items():
+        instance.event_filter(event, event_filter)
+    for event, triggers in settings.triggers.items():
+        for text in triggers:
+            # Of a trigger's condition that is refused older kernels do not say why, of a filter they do.
+            instance.event_filter(event, event_words.parse_trigger(text).condition)
+    # Filters first: an event that is on without its own would record others for a moment.
+    for event, event_filter in settings.events.items():
+        instance.event_enable(event, event_filter)
+    for event, triggers in settings.triggers.items():
+        for text in triggers:
+            instance.trigger_write(event, text)
+
+
+def _write_file(instance: Instance, name: str, value: str) -> None:
+    if name in (tracers.FILTER, tracers.NOTRACE):
+        instance.write_patterns(name, value.split())
+        return
+    try:
+        instance.write(name, value)
+    except TraceError as error:
+        if name != "buffer_size_kb":
+            raise
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY:
+            raise TraceError(
+                f"buffer_size cannot change while somebody reads the trace: end who does ({error})"
+            ) from error
+        cpus = len(instance.list_cpus())
+        raise TraceError(
+            f"buffer_size: the kernel does not give {value} KiB on each of {cpus} CPUs, {int(value) * cpus} KiB in all:"
+            f" ask for less ({error})"
+        ) from error
+
+
+def clear_events(instance: Instance, events: Iterable[str]) -> None:
+    """Record no event in INSTANCE any more, and take away the triggers of EVENTS."""
+    instance.events_disable()
+    for event in events:
+        for text in event_words.parse_triggers(instance.read_triggers(event)):
+            instance.trigger_write(event, event_words.format_removal(text))

@@ -1,0 +1,33 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sessions import run_jobs
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sinks import STREAMS, Sink
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
+
+
+def test_a_container_that_has_just_ended_is_an_error_and_no_hang():
+    with subprocess.Popen(["sleep", "1000"]) as child, Process(child.pid) as process:
+        child.kill()
+        child.wait()
+        container = Container("a" * 64, "gone", "running", child.pid, "image", {})
+        rights = Rights(0, 0, (), None, no_new_privileges=False)
+        program = "/dev/crashcart/bin/true"
+        job = Job(Target(container, process), Command(("true",)), rights, -1, "/dev/crashcart", program, {}, {})
+        sinks = {stream: Sink(1) for stream in STREAMS}
+        signal.alarm(10)  # a hang ends the test run
+        with Server() as server:
+            results = run_jobs([job, job], [sinks, sinks], server)
+        signal.alarm(0)
+    assert [(one.container, one.rc) for one in results] == [("gone", -1)] * 2
+    assert all("may have just ended" in one.error for one in results)
