@@ -260,9 +260,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace, read_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -337,16 +338,16 @@ def list_traces(module, containers):
     if root is None or not os.access(root, os.R_OK | os.X_OK):
         return []
     with suppress(tracefs.TraceError, PermissionError):
-        found = start.list_instances(root, containers)
+        found = list_instances(root, containers)
         if options.is_selecting(module):
             found = [one for one in found if one.container is not None]
-        return [{**one.as_result(), "container": find_name(one)} for one in found]
+        return [{**describe_trace(one), "container": find_name(one)} for one in found]
     return []
 
 
 def find_name(trace):
     """Who is traced, also where it does not run any more."""
-    about = trace.read_container() if trace.container is None else None
+    about = read_container(trace) if trace.container is None else None
     return about["name"] if about else trace.container_name
 
 

@@ -169,6 +169,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
@@ -193,7 +194,7 @@ def list_features(available):
 
 
 def list_traces(module, root):
-    found = [one.as_result() for one in selection.select_instances(module, root, untraced_ok=True)]
+    found = [describe_trace(one) for one in selection.select_instances(module, root, untraced_ok=True)]
     for order in orders.list_abandoned():
         module.warn(
             escape(

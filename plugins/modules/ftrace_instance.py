@@ -541,7 +541,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, selection, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import (
@@ -553,6 +554,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request imp
     tracers,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
@@ -612,9 +614,9 @@ def run_started(module, root, outcome):
         )
         leftovers = False
         with outcome.complaining():
-            leftovers = start.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
+            leftovers = end.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
         made = {one.instance.name for one in started.made}
-        found = [start.find_instance(root, container) for container in outcome.list_left(containers)]
+        found = [find_instance(root, container) for container in outcome.list_left(containers)]
         way = wanted.paths.as_result() if wanted.paths else None
         results = [] if module.check_mode else describe(found)
         begun.pop_all()
@@ -627,10 +629,10 @@ def run_started(module, root, outcome):
 
 def check_free(root, container):
     """Raise ContainerError where CONTAINER is traced already, or what was traced waits to be fetched."""
-    one = start.find_instance(root, container)
+    one = find_instance(root, container)
     if not one.instance.exists():
         return
-    found = one.as_result()
+    found = describe_trace(one)
     if found["state"] == "started" or recording.count_entries(one):
         raise ContainerError(
             f"container {container.name} is traced already: {found['summary']}; bring home what there is (ftrace_fetch, or the playbook"
@@ -652,7 +654,7 @@ def describe(found):
     for one in found:
         shown = exposed.get(one.instance.name)
         what = {"path": shown.path, "files": list(shown.files)} if shown else None
-        results.append({**one.as_result(), "exposed": what})
+        results.append({**describe_trace(one), "exposed": what})
     return results
 
 
@@ -677,7 +679,7 @@ def remove(module, found, outcome):
             )
             holders = {one.id: one for one in holders.values() if one.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
-    start.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
+    end.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left
 
@@ -690,11 +692,11 @@ def run_ended(module, root, outcome):
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
-        start.stop(found, outcome)
+        end.stop(found, outcome)
     elif state == "absent":
         left = [] if module.check_mode else remove(module, found, outcome)
         with outcome.complaining():
-            leftovers = start.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
+            leftovers = end.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
     failed = [one for one in found if outcome.has_failed(one.who)]
     after = {one.instance.name: one.find_state() for one in failed}
     if state == "stopped":

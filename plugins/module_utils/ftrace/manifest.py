@@ -11,7 +11,7 @@ from typing import Any, Dict
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import Loss
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 
 # Raised with each change that an older reader would take for something else. Since 3 long parts are within the trace.dat (tables.py).

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
@@ -15,7 +17,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance, list_instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import read_container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import NAME_PREFIX, TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 _GONE = "gone"
 
@@ -83,7 +90,7 @@ def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
     taken = {(one.owner_uid, word) for one in present for word in (one.id, one.name)}
     found = {}
     for one in list_instances(root, present):
-        about = one.read_container() if one.container is None else None
+        about = read_container(one) if one.container is None else None
         if about is not None and taken.isdisjoint((about.get("owner_uid"), about[word]) for word in ("id", "name")):
             found[about["id"]] = Container(state=_GONE, pid=0, **about)
     return list(found.values())
@@ -96,3 +103,28 @@ def _refresh(one: TraceInstance, host: Host | None) -> TraceInstance:
         return TraceInstance(one.instance, host.refresh(one.container))
     except ContainerGoneError:
         return TraceInstance(one.instance, None)
+
+
+def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
+    """All instances of ours below the tracefs at ROOT, and those of which something is kept, with those of CONTAINERS that they are of."""
+    # Root's go before those of users, who may take any id.
+    by_id = {one.short_id: one for one in sorted(containers, key=lambda one: one.owner_uid is None)}
+    try:
+        present = os.listdir(os.path.join(root, "instances"))
+    except FileNotFoundError:
+        present = []
+    names = sorted({*present, *recordings.list_names(), *outbox.list_kept_names(), *metadata.list_removed(root)})
+    found = [
+        TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
+        for name in names
+        if name.startswith(NAME_PREFIX)
+    ]
+    return [one if _is_theirs(one) else replace(one, container=None) for one in found]
+
+
+def _is_theirs(one: TraceInstance) -> bool:
+    """Whether the trace may be its container's: a user may have taken the id of one that is gone."""
+    if one.container is None or one.container.owner_uid is None:
+        return True
+    about = read_container(one)
+    return about is not None and about.get("owner_uid") == one.container.owner_uid

@@ -13,14 +13,13 @@ from functools import partial
 from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
-    SHORT_ID_LENGTH,
     Container,
     ContainerError,
     ContainerGoneError,
     check_running,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who, undoing
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     Patience,
     Target,
@@ -31,24 +30,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import history, metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import (
-    EVENT_PIDS,
     NOBODY,
     Awaited,
     Following,
-    add_missing,
     find_following,
-    find_missing,
-    list_threads,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.pid_lists import PidLists, make_pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
-    client,
-    handover,
-    recordings,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import NO_LIMITS, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest
@@ -57,237 +49,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import (
     check_possible,
     configure,
-    parse_buffer_kb,
     read_settings,
-    read_triggers,
     with_all_cpus,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
-    Instance,
-    InstanceGone,
-    TraceError,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
-NAME_PREFIX = "crashcart-"
 _MAX_EARLIER = 50
-_MAX_REWRITES = 5
 _AWAITABLE = ("docker", "podman")
-_FORGET_S = 5.0  # in which the kernel forgets a process that has ended
-_LOOK_S = 0.005
-
-
-@dataclass(frozen=True)
-class TraceInstance:
-    """An instance of ours and its container; CONTAINER is None when its engine knows it no more."""
-
-    instance: Instance
-    container: Container | None
-
-    @property
-    def container_id(self) -> str:
-        """The container's id, or what the instance's name says of it."""
-        return self.container.id if self.container else self.instance.name[len(NAME_PREFIX) :]
-
-    @property
-    def who(self) -> Who:
-        """Its container, as outcomes name it."""
-        return Who(self.container_name, self.container_id)
-
-    @property
-    def short_id(self) -> str:
-        """The container's short id, which the instance's name bears."""
-        return self.instance.name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]
-
-    @property
-    def container_name(self) -> str:
-        """The container's name, or what is left of its id."""
-        return self.container.name if self.container else self.container_id
-
-    def read_container(self) -> dict[str, Any] | None:
-        """What is known here of a container that no runtime tells of, as a manifest says it; None for nothing."""
-        exists = self.instance.exists()
-        record = metadata.read_record(self.instance) if exists else metadata.read_removed(self.instance) or {}
-        about: dict[str, Any] | None = record.get("container")
-        found = recordings.list_recordings(self.instance.name)
-        if about is None and found:
-            about = found[-1].about["container"]
-        return about or outbox.read_kept_container(self.instance.name)
-
-    def find_state(self) -> str:
-        """Its state in the words of ftrace_instance."""
-        try:
-            return "started" if self.instance.is_tracing() else "stopped"
-        except InstanceGone:
-            return "stopped"
-
-    def as_result(self) -> dict[str, Any]:
-        """What modules return of an instance, or of what is left of one in recordings."""
-        instance = self.instance
-        names = {"name": instance.name, "container": self.container_name, "id": self.container_id}
-        try:
-            return {**names, **self._describe()}
-        except InstanceGone:
-            nothing: dict[str, Any] = {
-                "clock": None,
-                "buffer_kb": 0,
-                "events": {},
-                "triggers": {},
-                "tracer": None,
-                "pids": 0,
-                "cpus": [],
-            }
-            return {**names, "state": "stopped", **nothing, **handover.describe_state(instance, is_gone=True)}
-
-    def _describe(self) -> dict[str, Any]:
-        instance = self.instance
-        statistics = {cpu: vars(instance.read_statistics(cpu)) for cpu in instance.list_cpus()}
-        return {
-            "state": "started" if instance.is_tracing() else "stopped",
-            "clock": instance.read_clock(),
-            "buffer_kb": parse_buffer_kb(instance.read("buffer_size_kb")),
-            "events": instance.read_events(),
-            "triggers": read_triggers(instance),
-            "tracer": instance.read("current_tracer"),
-            "probes": {one.name: one.line for one in installed_probes.list_own(instance, self.short_id)},
-            "pids": len(instance.read_pids(EVENT_PIDS)),
-            "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
-            **handover.describe_state(instance),
-        }
-
-
-def find_instance(root: str, container: Container) -> TraceInstance:
-    """The instance of CONTAINER, whether it exists or not."""
-    return TraceInstance(Instance(root, NAME_PREFIX + container.short_id), container)
-
-
-def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
-    """All instances of ours below the tracefs at ROOT, and those of which something is kept, with those of CONTAINERS that they are of."""
-    # Root's go before those of users, who may take any id.
-    by_id = {one.short_id: one for one in sorted(containers, key=lambda one: one.owner_uid is None)}
-    try:
-        present = os.listdir(os.path.join(root, "instances"))
-    except FileNotFoundError:
-        present = []
-    names = sorted({*present, *recordings.list_names(), *outbox.list_kept_names(), *metadata.list_removed(root)})
-    found = [
-        TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
-        for name in names
-        if name.startswith(NAME_PREFIX)
-    ]
-    return [one if _is_theirs(one) else replace(one, container=None) for one in found]
-
-
-def _is_theirs(one: TraceInstance) -> bool:
-    """Whether the trace may be its container's: a user may have taken the id of one that is gone."""
-    if one.container is None or one.container.owner_uid is None:
-        return True
-    about = one.read_container()
-    return about is not None and about.get("owner_uid") == one.container.owner_uid
-
-
-def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> bool:
-    """Record the threads that LIST_TIDS names, by control file FILE; whether any had to be added.
-
-    The kernel adds new threads of recorded ones (event-fork) and drops dead ones. A thread that starts between our look and
-    our write is found by looking again. One that dies there stays in the list, and its number may go to a stranger one
-    day: while nothing is recorded yet, such a list is written anew, a few times if need be.
-    """
-    changed = add_missing(instance, list_tids, file)
-    for _round in range(_MAX_REWRITES):
-        if instance.is_tracing() or all(processes.is_alive(tid) for tid in instance.read_pids(file)):
-            break
-        instance.write(file, "")
-        add_missing(instance, list_tids, file)
-    if not instance.read_pids(file):
-        # The kernel would take an empty list for all processes of the host.
-        raise ContainerGoneError(f"no thread for trace instance {instance.name} is left: its container has just ended")
-    return changed
-
-
-@dataclass(frozen=True)
-class _Followed:
-    """Who is to be recorded in INSTANCE: control files, and for each who lists the threads in it; EARLIER is who was in them before."""
-
-    instance: Instance
-    lists: dict[str, Callable[[], set[int]]]
-    earlier: dict[str, set[int]] = field(default_factory=dict)
-
-    def begin(self) -> None:
-        """Record them, and nobody else any more; where that fails, a list may be empty."""
-        self._clear()
-        self.cover()
-
-    def _clear(self) -> None:
-        for file in self.lists:
-            self.earlier[file] = self.instance.read_pids(file)
-            self.instance.write(file, "")
-
-    def restore(self) -> None:
-        """Record who was recorded before; nobody where nobody of these is left."""
-        for file, tids in self.earlier.items():
-            self.instance.write(file, "")
-            self.instance.add_pids(file, set(filter(processes.is_alive, tids)))
-            if not self.instance.read_pids(file):
-                _pass_through(self.instance, file)
-
-    def cover(self) -> bool:
-        """Record them, too; whether any had to be added."""
-        changed = [cover_threads(self.instance, list_tids, file) for file, list_tids in self.lists.items()]
-        return any(changed)
-
-    def is_missing(self) -> bool:
-        """Whether any has to be added."""
-        return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
-
-
-class _Nobody(_Followed):
-    """A container that does not run has nobody to be recorded yet."""
-
-    def begin(self) -> None:
-        self._clear()
-        for file in self.lists:
-            _pass_through(self.instance, file)
-
-    def cover(self) -> bool:
-        return False
-
-
-def _pass_through(instance: Instance, file: str) -> None:
-    """Have a process of ours been in the list of INSTANCE in control FILE: one that nobody has been in yet is the whole host to the kernel."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(writer)
-            os.read(reader, 1)  # until we let it go, or are gone
-        finally:
-            os._exit(0)
-    try:
-        os.close(reader)
-        instance.add_pids(file, {child})
-    finally:
-        os.close(writer)
-        os.waitpid(child, 0)
-    deadline = time.monotonic() + _FORGET_S
-    while child in instance.read_pids(file):
-        if time.monotonic() > deadline:
-            raise TraceError(
-                f"the kernel does not take a process that has ended off {file} of trace instance {instance.name}"
-            )
-        time.sleep(_LOOK_S)
-
-
-def _find_followed(instance: Instance, target: Target | Awaited, settings: Settings, following: Following) -> _Followed:
-    if isinstance(target, Awaited):
-        return _Nobody(instance, {EVENT_PIDS: set})
-    lists: dict[str, Callable[[], set[int]]] = {EVENT_PIDS: partial(list_threads, target, following)}
-    if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
-        # No filter could keep the runtime's functions out, as those of events do.
-        lists[tracers.PIDS] = partial(list_threads, target, replace(following, shim=None))
-    return _Followed(instance, lists)
 
 
 def _find_group(target: Target | Awaited) -> str:
@@ -459,13 +231,13 @@ def _ensure_one(
         end = handover.find_end(one.instance.name)
         before = {"state": "started" if is_on else "stopped", **vars(present), "limits": kept} if present else None
         after = {"state": "started", **vars(wanted), "limits": handover.describe_limits(limits, group)}
-        followed = _find_followed(one.instance, target, wish.settings, following)
+        followed = make_pid_lists(one.instance, target, wish.settings, following)
         if check_mode:
             is_same = before == after and bool(metadata.read_record(one.instance))
             is_changed = not is_same or (not limits.restarts and followed.is_missing())
         else:
             if present is None:
-                undo.callback(_take_back, one, recordings.list_folders(one.instance.name))
+                undo.callback(take_back, one, recordings.list_folders(one.instance.name))
                 undo.callback(exposing.remove, one)
             with client.change(one.instance.name) as change:
                 is_changed = _start(
@@ -509,7 +281,7 @@ def _start(
     wish: Wish,
     wanted: Settings,
     probes: installed_probes.ProbeSet,
-    followed: _Followed,
+    followed: PidLists,
     present: Settings | None,
     *,
     is_other: bool,
@@ -586,64 +358,3 @@ def _describe_start(instance: Instance, container: Container, wish: Wish, settin
         "followed": wish.following.describe(),
         "discarded": before.get("discarded"),
     }
-
-
-def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
-    """Stop recording in all of FOUND; they keep what they have. OUTCOME gets those that go on."""
-    _change_each(found, outcome, _stop)
-
-
-def _stop(one: TraceInstance) -> None:
-    with client.change(one.instance.name) as change:
-        was_on = one.find_state() == "started"
-        # First: to its recorder it would be a trigger that stops the trace.
-        handover.end_recording(one.instance)
-        if was_on:
-            one.instance.trace_off()
-            record = metadata.read_record(one.instance)
-            if record:
-                end = clocks.measure_offset(one.instance.read_clock())
-                metadata.write_record(one.instance, {**record, "end": end, "ended": history.describe_caller()})
-        handover.end_limits(change, one.instance)
-
-
-def remove(found: Sequence[TraceInstance], outcome: Outcome) -> None:
-    """Remove all of FOUND with what they have recorded, in files, too. OUTCOME gets those that stay."""
-    _change_each(found, outcome, _remove)
-
-
-def _remove(one: TraceInstance) -> None:
-    _take_back(one, [])
-    outbox.remove_kept(one.instance.name)
-
-
-def _change_each(found: Sequence[TraceInstance], outcome: Outcome, change: Callable[[TraceInstance], None]) -> None:
-    """Call CHANGE with each of FOUND, while nobody else changes it; OUTCOME gets where that fails."""
-
-    def serve(one: TraceInstance) -> None:
-        with outcome.serve(one.who), try_lock("trace-" + one.short_id):
-            change(one)
-
-    serve_in_turns(found, serve, lambda one, error: outcome.fail(one.who, error), Patience())
-
-
-def _take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
-    """Remove ONE with what it has recorded, but for the recordings in the folders EARLIER."""
-    handover.forget(one.instance)
-    one.instance.remove()
-    metadata.remove_record(one.instance)
-    # What others have switched on is a leftover from now on.
-    installed_probes.remove_unused(one.instance, one.short_id, busy_ok=True)
-    for folder in recordings.list_folders(one.instance.name):
-        if folder not in earlier:
-            recordings.remove(folder)
-
-
-def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
-    """Remove the probes of instances that are gone, as after a killed task; whether there were any.
-
-    Raises TraceError for those that others have switched on, unless BUSY_OK; all others are removed then.
-    """
-    if check_mode:
-        return bool(installed_probes.list_orphans(root, NAME_PREFIX))
-    return installed_probes.remove_orphans(root, NAME_PREFIX, busy_ok=busy_ok)

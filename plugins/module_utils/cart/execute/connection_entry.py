@@ -35,10 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_one
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
-    TIMEOUT_S,
-    open_targets,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import UserError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
 

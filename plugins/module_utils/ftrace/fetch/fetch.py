@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox, recording, ring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.outbox import Staged
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import find_stamp
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 
 
 @dataclass(frozen=True)

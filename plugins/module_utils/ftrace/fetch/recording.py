@@ -12,28 +12,20 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain, ring
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import CpuLoss, Loss, Rotated
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import ring
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import format_cmdlines, list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
     Tables,
     describe_container,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
-    client,
-    handover,
-    recordings,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import (
-    LOST,
-    Recording,
-    Segment,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import LOST, Recording, Segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
@@ -130,7 +122,7 @@ def _copy(
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
     tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
     first_tasks = record.get("tasks", [])
-    cmdlines = ring.format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
+    cmdlines = format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
     tables = Tables(first_tasks, tasks, cmdlines)
     sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
     rest = dict.fromkeys(sizes, 0)

@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
@@ -16,13 +15,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
     serve_in_turns,
     try_lock,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain, outbox
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import CpuDrain
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import CpuLoss, Loss
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import format_cmdlines, list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.head import read_head
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
     Tables,
@@ -32,8 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest im
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.client import Loan
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.tracers import FUNCTION_TRACERS
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import read_triggers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
     CpuStatistics,
@@ -41,9 +40,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
     InstanceGone,
     TraceError,
 )
-
-if TYPE_CHECKING:  # what starts an instance keeps its head, by this file, for when it is gone
-    from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import TraceInstance
 
 
 @dataclass(frozen=True)
@@ -232,79 +228,8 @@ def summarize_loss(
     )
 
 
-def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> trace_dat.Head:
-    """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
-    events: dict[str, list[bytes]] = {}
-    present = instance.read_events()
-    # Of a trace that its limits have ended no event is on any more.
-    for event in sorted({**record.get("events", {}), **present}):
-        system, name = event.split(":")
-        folder = f"events/{system}/{name}"
-        # A probe that is no longer wished for has gone.
-        if event in present or os.path.isdir(os.path.join(instance.path, folder)):
-            events.setdefault(system, []).append(instance.read_bytes(f"{folder}/format"))
-    top = Instance(instance.root, "..")  # the files that instances lack
-    ftrace_folder = os.path.join(top.path, "events/ftrace")
-    names = sorted(name for name in os.listdir(ftrace_folder) if os.path.isdir(os.path.join(ftrace_folder, name)))
-    uname = platform.uname()
-    statistics = [f"CPU: {cpu}\n{instance.read(f'per_cpu/cpu{cpu}/stats')}\n\0".encode() for cpu in cpus]
-    return trace_dat.Head(
-        page_size=page_size,
-        header_page=instance.read_bytes("events/header_page"),
-        header_event=instance.read_bytes("events/header_event"),
-        ftrace_formats=[top.read_bytes(f"events/ftrace/{name}/format") for name in names],
-        event_formats=events,
-        kallsyms=_read_kallsyms() if _has_addresses(instance) else b"",
-        printk=top.read_bytes("printk_formats"),
-        options=[
-            (trace_dat.OPTION_TRACECLOCK, instance.read_bytes("trace_clock") + b"\0"),
-            (trace_dat.OPTION_UNAME, f"{uname.system} {uname.node} {uname.release} {uname.version}\0".encode()),
-            *((trace_dat.OPTION_CPUSTAT, text) for text in statistics),
-        ],
-    )
-
-
-def _has_addresses(instance: Instance) -> bool:
-    if instance.read("current_tracer") in FUNCTION_TRACERS:
-        return True
-    return any(text.startswith("stacktrace") for texts in read_triggers(instance).values() for text in texts)
-
-
-def _read_kallsyms() -> bytes:
-    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions or stacks."""
-    with open("/proc/kallsyms", "rb") as file:
-        return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")
-
-
 def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> str:
     return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
-
-
-def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> str:
-    """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
-    names = {task["tid"]: task["comm"] for task in first_tasks}
-    names.update(parse_saved_cmdlines(saved))
-    names.update((task["tid"], task["comm"]) for task in tasks)
-    lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
-    return "".join(lines)
-
-
-def parse_saved_cmdlines(text: str) -> dict[int, str]:
-    """Thread → name from the kernel's list. A name may hold a line break and so pretend to be two: who stands there twice is left out."""
-    names: dict[int, str] = {}
-    twice = set()
-    for line in text.split("\n"):
-        number, space, comm = line.partition(" ")
-        if space and number.isascii() and number.isdigit():
-            if int(number) in names:
-                twice.add(int(number))
-            names[int(number)] = comm
-    return {tid: comm for tid, comm in names.items() if tid not in twice}
-
-
-def make_printable(text: str) -> str:
-    """TEXT with '?' for every character that a terminal might obey."""
-    return "".join(character if " " <= character <= "~" else "?" for character in text)
 
 
 def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,13 @@ from typing import Any, Callable
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 _SHIM_NAME = "containerd-shim"
 _SUPERVISOR = (
     "crashcart-super"  # what the kernel keeps of the name of the process that starts tools (cart/execute/supervisor.py)
 )
-EVENT_PIDS = "set_event_pid"
 LOOK_S = 0.05  # between two looks at a control group
 START_LOOK_S = 0.002  # the same while a container starts
-_MAX_ROUNDS = 100
 _MAX_ANCESTORS = 4  # between a starting container's first process and its shim
 
 
@@ -123,32 +120,6 @@ def list_threads(target: Target, following: Following) -> set[int]:
     if following.shim is not None:
         pids.add(following.shim)
     return {tid for pid in pids for tid in processes.read_threads(pid)}
-
-
-def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> set[int]:
-    """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
-    # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
-    wanted = list_tids()
-    missing = wanted - instance.read_pids(file)
-    return {tid for tid in missing if processes.is_alive(tid)}
-
-
-def add_missing(
-    instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS, rounds: int = _MAX_ROUNDS
-) -> bool:
-    """Put threads that LIST_TIDS names into control file FILE of INSTANCE until none is missing, or for so many ROUNDS; whether any was.
-
-    All of a round at once: the kernel takes some 20 ms for a write, whose effect comes at its beginning. A thread that comes between our
-    look and our write may be nobody's child that is followed, so it is looked for again.
-    """
-    changed = False
-    for _round in range(rounds):
-        missing = find_missing(instance, list_tids, file)
-        if not missing:
-            break
-        instance.add_pids(file, missing)
-        changed = True
-    return changed
 
 
 def list_members(directory: str, *, tools: bool) -> set[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import Task
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import word_size
 
@@ -29,3 +30,30 @@ def list_tasks(container: Container | None) -> list[dict[str, Any]]:
         for task in map(processes.read_task, tids)
         if task is not None
     ]
+
+
+def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> str:
+    """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
+    names = {task["tid"]: task["comm"] for task in first_tasks}
+    names.update(parse_saved_cmdlines(saved))
+    names.update((task["tid"], task["comm"]) for task in tasks)
+    lines = [f"{tid} {make_printable(comm)[:15] or '?'}\n" for tid, comm in sorted(names.items())]
+    return "".join(lines)
+
+
+def parse_saved_cmdlines(text: str) -> dict[int, str]:
+    """Thread → name from the kernel's list. A name may hold a line break and so pretend to be two: who stands there twice is left out."""
+    names: dict[int, str] = {}
+    twice = set()
+    for line in text.split("\n"):
+        number, space, comm = line.partition(" ")
+        if space and number.isascii() and number.isdigit():
+            if int(number) in names:
+                twice.add(int(number))
+            names[int(number)] = comm
+    return {tid: comm for tid, comm in names.items() if tid not in twice}
+
+
+def make_printable(text: str) -> str:
+    """TEXT with '?' for every character that a terminal might obey."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text)

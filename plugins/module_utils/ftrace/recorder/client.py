@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import channel, orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.process import record

@@ -10,8 +10,8 @@ from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import history, metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import ring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.head import read_head
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container, describe_host
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.client import Change
@@ -98,7 +98,7 @@ def describe(
 ) -> tuple[dict[str, Any], bytes]:
     """What has to be known of INSTANCE beside its pages once it is gone, and the head of a trace.dat without any pages."""
     page_size = instance.read_page_size()
-    head = ring.read_head(instance, page_size, record, [])
+    head = read_head(instance, page_size, record, [])
     about = {
         **describe_host(),
         "container": describe_container(container),

@@ -16,18 +16,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     open_process,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import Unreadable
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import Unreadable
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch, Watcher
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import (
-    Full,
-    RecordingWriter,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Brake, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
@@ -159,7 +155,7 @@ class Keeper:
             return {tid for pid in pids for tid in processes.read_threads(pid)}
 
         with self.watch.ours():
-            following.add_missing(self._instance, list_tids, rounds=_START_ROUNDS)
+            pid_lists.add_missing(self._instance, list_tids, rounds=_START_ROUNDS)
         with suppress(ProcessLookupError):
             self._container_fd = syscalls.pidfd_open(first)
             self._container = replace(self._container, pid=first, start_ticks=None)
@@ -174,7 +170,7 @@ class Keeper:
         tids = {tid for pid in new for tid in processes.read_threads(pid)}
         if tids:
             with self.watch.ours():
-                self._instance.add_pids(following.EVENT_PIDS, following.find_missing(self._instance, lambda: tids))
+                self._instance.add_pids(pid_lists.EVENT_PIDS, pid_lists.find_missing(self._instance, lambda: tids))
 
     def work(self, *, is_ready: bool, is_due: bool) -> str | None:
         """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""
@@ -219,10 +215,10 @@ class Keeper:
                     threads = processes.read_threads(process.pid)
             except (FleetError, processes.ProcessGone):
                 return  # it has ended
-            followed = self._instance.read_pids(following.EVENT_PIDS)
+            followed = self._instance.read_pids(pid_lists.EVENT_PIDS)
             # Those that have ended meanwhile were taken off by the kernel.
             if any(tid not in followed and processes.is_alive(tid) for tid in threads):
-                self.watch.alter(following.EVENT_PIDS, f"somebody else changed {following.EVENT_PIDS}")
+                self.watch.alter(pid_lists.EVENT_PIDS, f"somebody else changed {pid_lists.EVENT_PIDS}")
 
     def _find_end(self) -> str | None:
         limits = self._limits

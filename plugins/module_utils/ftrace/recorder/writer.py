@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import PageReader, Unreadable
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import PageReader, Unreadable
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch

@@ -20,9 +20,9 @@ from support.killing import kill_everywhere
 from support.workload_counts import COUNTS
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
 
 FOLDER = Path(outbox.FOLDER)
 
@@ -280,7 +280,7 @@ def test_killed_at_any_system_call_of_the_drain(worker, tmp_path):
     run_workload(worker)
 
     def drain():
-        found = start.list_instances(host.TRACEFS, [])
+        found = list_instances(host.TRACEFS, [])
         fetching.fetch(found, Outcome(), fetching.Home(methods=["zstd"]), lambda _text: None, consume=True)
 
     def look(_moment):

@@ -17,12 +17,14 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import remove
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import parse_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import (
     Specification,
     find_settings,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
 
 PYTHON = "/usr/bin/python3"
@@ -235,7 +237,7 @@ def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
     with pytest.raises(FleetError, match="has just ended"):
         serving.start_traces(
             [found],
-            instances.Wish(find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]),
+            start.Wish(find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]),
         )
     assert read_probes() == before
     assert host.list_instances() == []
@@ -286,7 +288,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
         serving.start_traces(
             [find_record(worker)],
-            instances.Wish(
+            start.Wish(
                 find_settings(Specification(syscalls=None)),
                 follow_exec=True,
                 probes=[parse_request(OPEN)],
@@ -303,7 +305,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
     assert killing.kill_everywhere(start, check, own_calls=True, step=17) > 5
 
     def end():
-        instances.remove(instances.list_instances(host.TRACEFS, []), Outcome())
+        remove(list_instances(host.TRACEFS, []), Outcome())
 
     def check_end(number):
         host.call_module("ftrace_instance", state="absent", everything=True)

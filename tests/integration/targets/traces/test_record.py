@@ -21,7 +21,7 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import configure as configuration
@@ -672,17 +672,17 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
     name = container("busybox", "sleep", "1000")
     (made,) = host.call_module("ftrace_instance", containers=[name])["instances"]
     record = find_record(name)
-    configure = instances.configure
+    configure = start.configure
 
     def configure_later(*arguments):
         host.docker("kill", name)
         host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
         configure(*arguments)
 
-    monkeypatch.setattr(instances, "configure", configure_later)
+    monkeypatch.setattr(start, "configure", configure_later)
     settings = specification.find_settings(specification.Specification(buffer_kb=64))
     with pytest.raises(FleetError, match="has just ended"):
-        serving.start_traces([record], instances.Wish(settings, follow_exec=True, described={}))
+        serving.start_traces([record], start.Wish(settings, follow_exec=True, described={}))
     host.wait_until(lambda: info(name)["pids"] == 0)  # its shim lives a moment longer
     before = info(name)
     assert (before["state"], before["buffer_kb"] > 1024) == ("started", True)
@@ -747,7 +747,7 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
     os.rmdir(f"{host.TRACEFS}/instances/{made['name']}")
     bad = specification.find_settings(specification.Specification())
     bad.events["sched:sched_switch"] = "nonesuch == 1"
-    configure = instances.configure
+    configure = start.configure
 
     def configure_one(instance, present, settings, *others):
         if instance.name == made["name"]:
@@ -756,8 +756,8 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
             raise KeyboardInterrupt
         configure(instance, present, settings, *others)
 
-    monkeypatch.setattr(instances, "configure", configure_one)
-    wish = instances.Wish(
+    monkeypatch.setattr(start, "configure", configure_one)
+    wish = start.Wish(
         specification.find_settings(specification.Specification(is_recorded=True, buffer_kb=256)),
         follow_exec=False,
         limits=Limits(is_recorded=True, max_bytes=1 << 30, rotate_bytes=1 << 26, rotate_s=60.0),
@@ -778,33 +778,33 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
     """Before it is set: that is an error that leaves nothing, or the next start is awaited; after: there is a trace, and it is known."""
     name = container("busybox", "sleep", "1000")
     record = find_record(name)
-    configure = instances.configure
+    configure = start.configure
 
     def end():
         host.docker("kill", name)
         host.wait_until(lambda: not os.path.exists(f"/proc/{record.pid}"))
 
     def configure_meanwhile(*arguments):
-        monkeypatch.setattr(instances, "configure", configure)
+        monkeypatch.setattr(start, "configure", configure)
         if when == "before":
             end()
         configure(*arguments)
         if when == "after":
             end()
 
-    monkeypatch.setattr(instances, "configure", configure_meanwhile)
+    monkeypatch.setattr(start, "configure", configure_meanwhile)
     settings = specification.find_settings(specification.Specification())
-    wish = instances.Wish(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
+    wish = start.Wish(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
 
-    def start():
+    def begin():
         return serving.start_traces([record], wish, predict_place=DockerEngine(None).predict_place)
 
     if when == "before" and not restarts:
         with pytest.raises(FleetError, match="has just ended"):
-            start()
+            begin()
         assert host.list_instances() == []
         return
-    started = start()
+    started = begin()
     assert (started.changed, started.before, started.after[name]["state"]) == (True, {name: None}, "started")
     assert [one.container_name for one in started.made] == [name]
     assert info(name)["followed"]["restarts"] == restarts

@@ -15,7 +15,7 @@ from support.failures import fail
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import targets
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start as instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 
 LOOP = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.05; done")
 EXPOSED = "/dev/crashcart-trace"
@@ -76,7 +76,7 @@ def find_code():
 
 def end_meanwhile(monkeypatch, name):
     """Have container NAME end when its trace is set up."""
-    configure = instances.configure
+    configure = start.configure
     mine = find_name(name)
 
     def configure_later(instance, *arguments):
@@ -84,7 +84,7 @@ def end_meanwhile(monkeypatch, name):
             failures.end(name)
         configure(instance, *arguments)
 
-    monkeypatch.setattr(instances, "configure", configure_later)
+    monkeypatch.setattr(start, "configure", configure_later)
 
 
 def test_start(container, monkeypatch):
@@ -122,15 +122,15 @@ def test_what_stands_where_one_is_exposed(container):
 def test_what_comes_in_the_way_meanwhile(container, monkeypatch):
     """Its trace runs already when the folder turns out to be taken: it is taken back with its recording."""
     good, busy = container(*LOOP), container(*LOOP)
-    mine, start = find_name(busy), instances._start
+    mine, begin = find_name(busy), start._start
 
     def start_and_take(change, instance, *arguments, **more):
-        done = start(change, instance, *arguments, **more)
+        done = begin(change, instance, *arguments, **more)
         if instance.name == mine:
             host.docker("exec", busy, "/bin/touch", EXPOSED)
         return done
 
-    monkeypatch.setattr(instances, "_start", start_and_take)
+    monkeypatch.setattr(start, "_start", start_and_take)
     wish = {"expose": {}, "follow_exec": False, **RECORD}
     fail("ftrace_instance", {busy: "what stands there is not a directory"}, [good], **wish)
     host.docker("exec", busy, "/bin/rm", EXPOSED)

@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import manifest
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.clocks import measure_offset
 

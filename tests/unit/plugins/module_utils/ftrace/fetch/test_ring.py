@@ -7,9 +7,14 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import CpuDrain
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import ring
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.drain import CpuDrain
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.loss import CpuLoss, Loss, Rotated
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import (
+    format_cmdlines,
+    make_printable,
+    parse_saved_cmdlines,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import CpuStatistics
 
 
@@ -71,13 +76,13 @@ def test_overwritten_events_that_an_earlier_capture_told_of_are_not_lost_again()
     ],
 )
 def test_printable(text, printable):
-    assert ring.make_printable(text) == printable
+    assert make_printable(text) == printable
 
 
 def test_command_names_of_now_replace_those_the_kernel_remembers():
     tasks = [{"tid": tid, "comm": comm} for tid, comm in ((20, "new"), (5, "evil\n9 root\x1b"), (7, ""), (8, "x" * 40))]
     first = [{"tid": 20, "comm": "oldest"}, {"tid": 30, "comm": "older"}, {"tid": 40, "comm": "forgotten"}]
-    text = ring.format_cmdlines(first, "20 old\n30 other name\nnonsense\n31\nx y\n", tasks)
+    text = format_cmdlines(first, "20 old\n30 other name\nnonsense\n31\nx y\n", tasks)
     assert text == "5 evil?9 root?\n7 ?\n8 " + "x" * 15 + "\n20 new\n30 other name\n40 forgotten\n"
 
 
@@ -100,9 +105,9 @@ def test_a_drain_that_ended_early_is_no_complete_capture_and_says_why():
 
 def test_a_name_that_pretends_to_be_a_line_of_the_list_names_nobody_else():
     saved = "7 victim\n9 a\n7 evil\n8 sh\n\u0661 x\n"
-    assert ring.parse_saved_cmdlines(saved) == {9: "a", 8: "sh"}
+    assert parse_saved_cmdlines(saved) == {9: "a", 8: "sh"}
     # What is known from elsewhere stands.
-    assert ring.format_cmdlines([{"tid": 7, "comm": "victim"}], saved, []) == "7 victim\n8 sh\n9 a\n"
+    assert format_cmdlines([{"tid": 7, "comm": "victim"}], saved, []) == "7 victim\n8 sh\n9 a\n"
 
 
 def test_what_a_change_of_settings_dropped_is_lost():

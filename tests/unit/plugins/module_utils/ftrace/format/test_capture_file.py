@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import drain
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import capture_file, compression, trace_dat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
     SegmentError,

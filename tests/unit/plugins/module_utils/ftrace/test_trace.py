@@ -7,9 +7,11 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import parse_buffer_kb
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
 
 WEB = Container("0123456789ab" + "c" * 52, "web", "running", 4242, "image", {})
 
@@ -33,11 +35,11 @@ def no_recordings(tmp_path, monkeypatch):
     ],
 )
 def test_size_of_a_buffer(text, size):
-    assert start.parse_buffer_kb(text) == size
+    assert parse_buffer_kb(text) == size
 
 
 def test_an_instance_bears_the_short_id_of_its_container():
-    one = start.find_instance("/sys/kernel/tracing", WEB)
+    one = find_instance("/sys/kernel/tracing", WEB)
     assert one.instance.name == "crashcart-0123456789ab"
     assert one.instance.path == "/sys/kernel/tracing/instances/crashcart-0123456789ab"
     assert (one.container_id, one.container_name) == (WEB.id, "web")
@@ -53,7 +55,7 @@ def nothing_kept(tmp_path, monkeypatch):
 def test_instances_are_matched_with_containers_by_id(tmp_path, nothing_kept):
     for name in ("crashcart-0123456789ab", "crashcart-ffffffffffff", "somebody-else", "crashcart"):
         (tmp_path / "instances" / name).mkdir(parents=True)
-    found = start.list_instances(str(tmp_path), [WEB])
+    found = list_instances(str(tmp_path), [WEB])
     assert [(one.instance.name, one.container) for one in found] == [
         ("crashcart-0123456789ab", WEB),
         ("crashcart-ffffffffffff", None),
@@ -62,4 +64,4 @@ def test_instances_are_matched_with_containers_by_id(tmp_path, nothing_kept):
 
 
 def test_a_kernel_without_instances_has_none(tmp_path, nothing_kept):
-    assert start.list_instances(str(tmp_path), [WEB]) == []
+    assert list_instances(str(tmp_path), [WEB]) == []
