@@ -226,7 +226,7 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments, expiry, methods
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attach, attachments, methods, watchdog
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
@@ -244,7 +244,7 @@ def run_detached(module, host, outcome):
 
     def detach(some, outcome, **more):
         names = (parameters["image"], parameters["path"])
-        return attachments.ensure_detached(some, outcome, *names, busy, check_mode=module.check_mode, **more)
+        return attach.ensure_detached(some, outcome, *names, busy, check_mode=module.check_mode, **more)
 
     if not parameters["everything"]:
         return containers, detach(containers, outcome)
@@ -259,7 +259,7 @@ def run_detached(module, host, outcome):
     own = [one for one in containers if one.owner_uid is None]
     change = detach(own, outcome, everywhere=is_everywhere)
     others = options.run_for_users(module, host, containers, detach_theirs, "what is attached in containers")
-    return own, attachments.add_changes([change, *map(attachments.parse_change, others)])
+    return own, attach.add_changes([change, *map(attach.parse_change, others)])
 
 
 def run(module):
@@ -278,7 +278,7 @@ def run(module):
         method, reason = methods.choose_method(parameters["method"])
         more["method_reason"] = reason
         containers = options.select(module, host, required=True, refuse=outcome.fail)
-        change = attachments.ensure_attached(
+        change = attach.ensure_attached(
             containers,
             outcome,
             parameters["image"] or "default",
@@ -291,13 +291,13 @@ def run(module):
         containers, change = run_detached(module, host, outcome)
     if not module.check_mode:
         with outcome.complaining():
-            expiry.ensure_watchdog()  # somebody may have killed it
+            watchdog.ensure_watchdog()  # somebody may have killed it
     result = {
         "changed": change.is_change,
         "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],
         "diff": {
-            "before": attachments.describe(change.before, change.leftovers),
-            "after": attachments.describe(change.after),
+            "before": attach.describe(change.before, change.leftovers),
+            "after": attach.describe(change.after),
         },
         **more,
     }

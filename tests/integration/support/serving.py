@@ -7,7 +7,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attach as attaching
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import Busy
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
@@ -17,18 +18,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import star
 from support import host
 
 
-def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | None = None) -> attachments.Change:
+def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | None = None) -> attaching.Change:
     """Attach the default image."""
     outcome = Outcome()
-    change = attachments.ensure_attached(containers, outcome, "default", None, method, ttl_s, check_mode=False)
+    change = attaching.ensure_attached(containers, outcome, "default", None, method, ttl_s, check_mode=False)
     outcome.check(containers, "attached")
     return change
 
 
-def detach(containers: list[Container]) -> attachments.Change:
+def detach(containers: list[Container]) -> attaching.Change:
     """Detach every image."""
     outcome = Outcome()
-    change = attachments.ensure_detached(containers, outcome, None, None, attachments.Busy(), check_mode=False)
+    change = attaching.ensure_detached(containers, outcome, None, None, Busy(), check_mode=False)
     outcome.check(containers, "detached")
     return change
 

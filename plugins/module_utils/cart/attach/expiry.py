@@ -18,8 +18,7 @@ from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
@@ -131,15 +130,3 @@ def postpone(one: Expiry, delay_s: float, error: str) -> None:
 def find_watchdog() -> int | None:
     """The pid of the watchdog that runs; None when none does, or when the caller may not see it."""
     return locks.find_holder(WATCHDOG_LOCK)
-
-
-def ensure_watchdog() -> None:
-    """Start a watchdog if there is something to watch and nobody does; raises FleetError when it does not start."""
-    if not list_expiries() or find_watchdog() is not None:
-        return
-    from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.watchdog import (
-        watch,  # which needs this file
-    )
-
-    if not background.start_daemon(watch, lambda: find_watchdog() is not None):
-        raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")

@@ -25,6 +25,14 @@ _LOOK_S = 10.0  # between two looks at whether the containers are still there
 _RETRY_S = 10.0
 
 
+def ensure_watchdog() -> None:
+    """Start a watchdog if there is something to watch and nobody does; raises FleetError when it does not start."""
+    if not expiry.list_expiries() or expiry.find_watchdog() is not None:
+        return
+    if not background.start_daemon(watch, lambda: expiry.find_watchdog() is not None):
+        raise FleetError("the watchdog, which would end the attachments in time, does not start on this host")
+
+
 def watch(ready_fd: int) -> None:
     """End attachments in time until none is left; READY_FD gets a byte when this process is the host's watchdog."""
     processes.set_title(_TITLE)

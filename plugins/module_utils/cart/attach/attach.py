@@ -1,0 +1,299 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attach a tool image to running containers, and take it away again: what has to change, done and undone container by container."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Iterator, Mapping, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import (
+    expiry,
+    methods,
+    placement,
+    volumes,
+    watchdog,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import (
+    Attachment,
+    Busy,
+    end_attachment,
+    find_all,
+    find_attachments,
+    list_ends,
+    take_away,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.expiry import Expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
+    Container,
+    ContainerError,
+    check_running,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
+    Patience,
+    Target,
+    open_targets,
+    serve_held,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was attached before a call, and what is after it (or would be, in check mode).
+
+    LEFTOVERS are phrases for what an attach that was killed has left, or a container that has ended, and what is there no longer.
+    """
+
+    before: list[Attachment]
+    after: list[Attachment]
+    leftovers: list[str] = field(default_factory=list)
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything is other than before."""
+        return self.before != self.after or bool(self.leftovers)
+
+
+def parse_change(fields: dict[str, Any]) -> Change:
+    """The Change that asdict has made FIELDS of."""
+    before, after = (
+        [Attachment(**{**one, "container": Container(**one["container"])}) for one in fields[name]]
+        for name in ("before", "after")
+    )
+    return Change(before, after, fields["leftovers"])
+
+
+def add_changes(changes: Sequence[Change]) -> Change:
+    """All of CHANGES, which are of different containers, as one."""
+    return Change(
+        [one for change in changes for one in change.before],
+        [one for change in changes for one in change.after],
+        [one for change in changes for one in change.leftovers],
+    )
+
+
+def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict[str, str]:
+    """Attachments for a diff: container and path → image, the beginning of its digest, and its end; LEFTOVERS have a key of their own."""
+    described = {
+        f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}{_describe_end(one)}" for one in found
+    }
+    return {**described, "left over": ", ".join(leftovers)} if leftovers else described
+
+
+def _describe_end(attachment: Attachment) -> str:
+    return "" if attachment.expires is None else f", until {format_time(attachment.expires)}"
+
+
+def ensure_attached(
+    containers: Sequence[Container],
+    outcome: Outcome,
+    image_name: str,
+    path: str | None,
+    method: str = "fsmount",
+    ttl_s: float | None = None,
+    *,
+    check_mode: bool,
+) -> Change:
+    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix); OUTCOME gets whose it is not.
+
+    METHOD counts where it is not yet. With TTL_S all of these attachments end after that time; without it nothing changes
+    about their end.
+    """
+    image = store.get_image(image_name)
+    store.check_manifest(image.manifest)
+    path = os.path.normpath(path or image.prefix)
+    if path != image.prefix:
+        raise ContainerError(f"the programs of image {image.name!r} work at {image.prefix} only, not at {path}")
+    for container in containers:
+        with outcome.serve(container):
+            check_running(container)
+    with open_targets(outcome.list_left(containers), refuse=outcome.fail) as targets:
+        before = find_all(targets, outcome, path=path)
+        missing = _list_missing(outcome.list_left(targets), outcome, image, path)
+        if check_mode:
+            outcome.fail_each(missing, methods.foresee(method, missing, path))
+        elif missing or ttl_s is not None:
+
+            def attach(held: list[Target]) -> None:
+                with _expire(held, outcome, path, ttl_s):
+                    still_missing = _list_missing(held, outcome, image, path)
+                    outcome.fail_each(still_missing, methods.attach(method, still_missing, image, path))
+
+            concerned = outcome.list_left(targets) if ttl_s is not None else missing
+            serve_held(concerned, attach, outcome.fail, Patience())
+        known = {attachment.container.id for attachment in before}
+        after = {attachment.container.id: attachment for attachment in before}
+        for target in outcome.list_left(targets):
+            if target.id not in known:
+                after[target.id] = Attachment(
+                    target.container, path, image.name, image.digest, "", image.format, method
+                )
+        ends = list_ends()
+        if check_mode and ttl_s is not None:
+            ends.update((one.place, expiry.read_clock() + ttl_s) for one in after.values())
+        return Change(before, [after[one.id].ending(ends) for one in containers if one.id in after])
+
+
+@contextmanager
+def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float | None) -> Iterator[None]:
+    """Have what is attached within the context end after TTL_S (None: not). It is settled before; where nothing came of it, it is undone."""
+    before = {one.name: one for one in expiry.list_expiries()}
+    settled = [] if ttl_s is None else [Expiry(one.container, path, expiry.read_clock() + ttl_s) for one in targets]
+    with ExitStack() as stack:
+        stack.callback(_settle_back, targets, outcome, settled, before)
+        if settled:
+            expiry.write(settled)
+        watchdog.ensure_watchdog()
+        yield
+
+
+def _settle_back(
+    targets: Sequence[Target], outcome: Outcome, settled: Sequence[Expiry], before: Mapping[str, Expiry]
+) -> None:
+    """Take those that were SETTLED back, to what was BEFORE, whose one of TARGETS has failed, or has nothing there."""
+    finder = ImageFinder()
+    for target, one in zip(targets, settled):
+        with suppress(FleetError, OSError, ProcessGone):  # else the watchdog drops what is of no use
+            if not outcome.has_failed(target) and one.path in {
+                found.path for found in find_attachments(target, finder)
+            }:
+                continue
+            if one.name in before:
+                expiry.write([before[one.name]])
+            else:
+                expiry.drop([one])
+
+
+def _list_missing(targets: Sequence[Target], outcome: Outcome, image: store.StoredImage, path: str) -> list[Target]:
+    """The targets that lack IMAGE at PATH. Those where something else is mounted there have failed."""
+    finder = ImageFinder()
+    missing = []
+    for target in targets:
+        with outcome.serve(target):
+            if _is_missing(target, finder, image, path):
+                missing.append(target)
+    return missing
+
+
+def _is_missing(target: Target, finder: ImageFinder, image: store.StoredImage, path: str) -> bool:
+    here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
+    if not here or (here[-1].master and not finder.identify(here[-1])):
+        # Nothing, or an rslave volume, which is there to be mounted over.
+        return True
+    found = finder.identify(here[-1])
+    if found is None:
+        raise ContainerError(
+            f"container {target.name}: {path} already holds a mount of {here[-1].source}"
+            f" ({here[-1].filesystem}) that is not ours; unmount it first"
+        )
+    if found[1] != image.digest:
+        raise ContainerError(
+            f"container {target.name}: another image ({found[0]}, {found[1][:12]}) is attached at {path};"
+            " detach it first"
+        )
+    return False
+
+
+def ensure_detached(
+    containers: Sequence[Container],
+    outcome: Outcome,
+    image_name: str | None,
+    path: str | None,
+    busy: Busy,
+    *,
+    everywhere: bool = False,
+    refused_ok: bool = False,
+    check_mode: bool,
+) -> Change:
+    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; OUTCOME gets in which one still is, and why.
+
+    EVERYWHERE means the host's folders of volumes, too. With it, and with REFUSED_OK, containers whose process is not what their runtime
+    says are passed over.
+    """
+    path = os.path.normpath(path) if path else None
+    alive = [container for container in containers if container.pid > 1]
+    patience = Patience()
+
+    def detach(held: list[Target]) -> None:
+        present = find_all(held, outcome, path=path, image=image_name, ended_ok=True)
+        for place in sorted({attachment.path for attachment in present}):
+            here = [attachment for attachment in present if attachment.path == place]
+            theirs = {attachment.container.id for attachment in here}
+            take_away([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, busy)
+
+    # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere or refused_ok, refuse=outcome.fail) as targets:
+        before = find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
+        ids = {attachment.container.id for attachment in before}
+        if not check_mode and before:
+            concerned = outcome.list_left([target for target in targets if target.id in ids])
+            serve_held(concerned, detach, outcome.fail, patience)
+        after = [] if check_mode else find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
+        others = [target for target in targets if target.id not in ids]
+        prefixes = [path] if path else _list_prefixes()
+        leftovers = _remove_folders(outcome.list_left(others), outcome, prefixes, patience, check_mode=check_mode)
+        if not check_mode:
+            _forget(outcome.list_left(targets), outcome, path, patience)
+    if everywhere:
+        leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
+        if not check_mode:
+            with outcome.complaining():
+                volumes.detach_all(lazy=busy.choice == "lazy")
+            # Of what no runtime lists: processes named by pid, containers that have ended.
+            for one in expiry.list_expiries():
+                if not outcome.has_failed(one.container):
+                    with outcome.serve(one.container, ended_ok=True):
+                        end_attachment(one)
+    return Change(before, after, leftovers)
+
+
+def _list_prefixes() -> list[str]:
+    """Where images of this host are attached."""
+    found = {"/dev/crashcart"}
+    for name in store.list_names():
+        with suppress(store.ImageError):
+            found.add(store.get_image(name).prefix)
+    return sorted(found)
+
+
+def _remove_folders(
+    targets: Sequence[Target], outcome: Outcome, paths: Sequence[str], patience: Patience, *, check_mode: bool
+) -> list[str]:
+    """Remove the empty folders at PATHS that attaches which were killed have left in TARGETS; phrases for them."""
+    found = []
+    for path in paths:
+        theirs = placement.find_folders(targets, path)
+        removable = placement.find_removable(theirs, path)
+        theirs = [target for target, ok in zip(theirs, removable) if ok]
+        found += [f"an empty folder {path} in container {target.name}" for target in theirs]
+        if not check_mode:
+            serve_held(theirs, partial(_remove_empty, outcome, path), outcome.fail, patience)
+    return found
+
+
+def _remove_empty(outcome: Outcome, path: str, held: list[Target]) -> None:
+    outcome.fail_each(held, placement.remove_folders(held, path), ended_ok=True)
+
+
+def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None, patience: Patience) -> None:
+    """Where nothing is attached in TARGETS (at PATH) nothing has an end any more, also where a killed attach has settled one."""
+    ids = {target.id for target in targets}
+    settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
+
+    def forget(held: list[Target]) -> None:
+        mounted = {attachment.place for attachment in find_all(held, outcome, ended_ok=True)}
+        left = {target.id for target in outcome.list_left(held)}
+        expiry.drop([one for one in settled if one.container.id in left and one.place not in mounted])
+
+    ids = {one.container.id for one in settled}
+    # Who holds one may be about to mount.
+    serve_held([target for target in targets if target.id in ids], forget, outcome.fail, patience)
