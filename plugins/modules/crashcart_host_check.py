@@ -70,12 +70,12 @@ RETURN = r""" # """
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.crashcart.fleet.plugins.module_utils import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
 FEATURES = {
     "tools": ("loop",),

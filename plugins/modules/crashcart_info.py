@@ -250,7 +250,7 @@ from contextlib import suppress
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
+from ansible_collections.crashcart.fleet.plugins.module_utils import features, summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import census
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attachments, expiry
@@ -264,7 +264,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, features, mounts
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 

@@ -165,7 +165,7 @@ features:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
+from ansible_collections.crashcart.fleet.plugins.module_utils import features, summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
@@ -173,7 +173,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 

@@ -18,9 +18,9 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PUBLIC, make_folder
 
 STORE = "/var/lib/crashcart/images"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Dict
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import Loss
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 
 # Raised with each change that an older reader would take for something else. Since 3 long parts are within the trace.dat (tables.py).
@@ -26,7 +26,7 @@ def describe_host() -> dict[str, Any]:
         "host": uname.node,
         "kernel": uname.release,
         "arch": uname.machine,
-        "boot_id": metadata.read_boot_id(),
+        "boot_id": boot.read_boot_id(),
     }
 
 

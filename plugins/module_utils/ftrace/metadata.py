@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
@@ -35,12 +36,6 @@ class Discarded:
 NOTHING_DISCARDED = Discarded()
 
 
-def read_boot_id() -> str:
-    """The identity of this boot of the host."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
 def _find_path(instance: Instance) -> str:
     return os.path.join(_FOLDER, instance.name + _ENDING)
 
@@ -51,7 +46,7 @@ def _find_wanted_path(instance: Instance) -> str:
 
 def _identify(instance: Instance) -> dict[str, Any]:
     status = os.stat(instance.path)
-    return {"boot_id": read_boot_id(), "inode": status.st_ino, "made_ns": status.st_ctime_ns}
+    return {"boot_id": boot.read_boot_id(), "inode": status.st_ino, "made_ns": status.st_ctime_ns}
 
 
 def write_record(instance: Instance, record: dict[str, Any]) -> None:
@@ -111,7 +106,7 @@ def note_removed(instance: Instance) -> None:
 def read_removed(instance: Instance) -> dict[str, Any] | None:
     """The record of INSTANCE where somebody removed it in this boot, and it was not made again."""
     record = _read(_find_path(instance))
-    if record is None or _REMOVED not in record or record["instance"]["boot_id"] != read_boot_id():
+    if record is None or _REMOVED not in record or record["instance"]["boot_id"] != boot.read_boot_id():
         return None
     return None if instance.exists() else record
 

@@ -241,3 +241,9 @@ def read_parent(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(stat[stat.rindex(b")") + 2 :].split()[1])
+
+
+def read_comm(pid: int) -> str:
+    """The name of process PID; '' when it has ended."""
+    task = read_task(pid)
+    return task.comm if task else ""

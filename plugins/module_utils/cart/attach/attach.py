@@ -42,6 +42,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
     serve_held,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
@@ -139,7 +140,7 @@ def ensure_attached(
                 )
         ends = list_ends()
         if check_mode and ttl_s is not None:
-            ends.update((one.place, expiry.read_clock() + ttl_s) for one in after.values())
+            ends.update((one.place, boot.read_clock() + ttl_s) for one in after.values())
         return Change(before, [after[one.id].ending(ends) for one in containers if one.id in after])
 
 
@@ -147,7 +148,7 @@ def ensure_attached(
 def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float | None) -> Iterator[None]:
     """Have what is attached within the context end after TTL_S (None: not). It is settled before; where nothing came of it, it is undone."""
     before = {one.name: one for one in expiry.list_expiries()}
-    settled = [] if ttl_s is None else [Expiry(one.container, path, expiry.read_clock() + ttl_s) for one in targets]
+    settled = [] if ttl_s is None else [Expiry(one.container, path, boot.read_clock() + ttl_s) for one in targets]
     with ExitStack() as stack:
         stack.callback(_settle_back, targets, outcome, settled, before)
         if settled:

@@ -18,7 +18,7 @@ from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
@@ -62,14 +62,9 @@ class Expiry:
         }
 
 
-def read_clock() -> float:
-    """Now, in seconds of CLOCK_BOOTTIME."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 def find_time(deadline: float) -> float:
     """DEADLINE, of CLOCK_BOOTTIME, in seconds since the epoch by the host's clock."""
-    return round(time.time() + deadline - read_clock(), 3)
+    return round(time.time() + deadline - boot.read_clock(), 3)
 
 
 def list_expiries() -> list[Expiry]:
@@ -124,7 +119,7 @@ def postpone(one: Expiry, delay_s: float, error: str) -> None:
     """Have it ended in DELAY_S at the earliest, since ERROR has kept it from that; unless it was settled anew since."""
     with hold():
         if _read(one.name) == one:
-            _write(replace(one, deadline=max(one.deadline, read_clock() + delay_s), error=error))
+            _write(replace(one, deadline=max(one.deadline, boot.read_clock() + delay_s), error=error))
 
 
 def find_watchdog() -> int | None:

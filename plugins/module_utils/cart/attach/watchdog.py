@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import end_attachment
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, boot, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 
 _TITLE = "crashcart-watchdog"
@@ -67,7 +67,7 @@ def _end_due() -> float:
     """End what is due, forget whose container has ended; in how many seconds to look again."""
     for one in expiry.list_expiries():
         try:
-            if one.deadline <= expiry.read_clock():
+            if one.deadline <= boot.read_clock():
                 end_attachment(one, due_only=True)
             else:
                 with open_targets([one.container], ended_ok=True) as targets:
@@ -76,4 +76,4 @@ def _end_due() -> float:
         except (FleetError, OSError) as error:
             expiry.postpone(one, _RETRY_S, str(error))
     left = expiry.list_expiries()
-    return min(_LOOK_S, max(0.0, left[0].deadline - expiry.read_clock())) if left else 0.0
+    return min(_LOOK_S, max(0.0, left[0].deadline - boot.read_clock())) if left else 0.0

@@ -26,6 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import LOST, Recording, Segment
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
@@ -116,7 +117,7 @@ def _copy(
     last = None if is_partial else end
     about, record = recording.about, recording.about["record"]
     page_size = about["page_size"]
-    is_same_boot = about["boot_id"] == metadata.read_boot_id()
+    is_same_boot = about["boot_id"] == boot.read_boot_id()
     instance = one.instance if recording.is_of(one.instance) else None
     has_rest = instance is not None and last is not None and _is_last(recording) and handover.is_recorded(instance)
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")

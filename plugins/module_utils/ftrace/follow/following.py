@@ -108,7 +108,7 @@ def _find_shim_above(pid: int) -> int | None:
         pid = processes.read_parent(pid)
         if pid <= 1:
             return None
-        if read_comm(pid).startswith(_SHIM_NAME):
+        if processes.read_comm(pid).startswith(_SHIM_NAME):
             return pid
     return None
 
@@ -125,13 +125,7 @@ def list_threads(target: Target, following: Following) -> set[int]:
 def list_members(directory: str, *, tools: bool) -> set[int]:
     """Pids in the control group DIRECTORY; without TOOLS those are left out that crashcart_exec or a task of the connection has started."""
     pids = set(cgroups.gen_pids(directory))
-    return pids if tools else pids - find_tools(pids, pids, processes.read_parent, read_comm)
-
-
-def read_comm(pid: int) -> str:
-    """The name of process PID; '' when it has ended."""
-    task = processes.read_task(pid)
-    return task.comm if task else ""
+    return pids if tools else pids - find_tools(pids, pids, processes.read_parent, processes.read_comm)
 
 
 def find_tools(

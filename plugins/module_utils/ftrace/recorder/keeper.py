@@ -25,7 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.or
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Brake, Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, locks, processes, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, cgroups, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
@@ -165,7 +165,7 @@ class Keeper:
         pids = set(cgroups.gen_pids(group))
         new = pids - self._known
         if new and not self._limits.tools:
-            new -= following.find_tools(new, pids, processes.read_parent, following.read_comm)
+            new -= following.find_tools(new, pids, processes.read_parent, processes.read_comm)
         self._known = pids
         tids = {tid for pid in new for tid in processes.read_threads(pid)}
         if tids:
@@ -222,7 +222,7 @@ class Keeper:
 
     def _find_end(self) -> str | None:
         limits = self._limits
-        if self.order.deadline is not None and not self.order.ended and self.order.deadline <= orders.read_clock():
+        if self.order.deadline is not None and not self.order.ended and self.order.deadline <= boot.read_clock():
             return TTL_IS_OVER
         if self._container_fd is not None and syscalls.is_readable(self._container_fd):
             if not limits.restarts:

@@ -18,7 +18,7 @@ from typing import Any, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 
 FOLDER = os.path.join(RUN, "recorder")
@@ -52,17 +52,12 @@ class Order:
         """When it ends by its ttl, in seconds since the epoch by the host's clock."""
         if self.deadline is None or self.ended:
             return None
-        return round(time.time() + self.deadline - read_clock(), 3)
-
-
-def read_clock() -> float:
-    """Now, in seconds of CLOCK_BOOTTIME."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return round(time.time() + self.deadline - boot.read_clock(), 3)
 
 
 def find_deadline(limits: Limits) -> float | None:
     """When a trace that begins now ends by its ttl."""
-    return None if limits.ttl_s is None else read_clock() + limits.ttl_s
+    return None if limits.ttl_s is None else boot.read_clock() + limits.ttl_s
 
 
 def find_lock(name: str) -> str:
@@ -111,7 +106,7 @@ def note_watched(name: str) -> None:
     with suppress(FileNotFoundError), hold():
         present = read_order(name)
         if present is not None:
-            _write(replace(present, watched=read_clock()))
+            _write(replace(present, watched=boot.read_clock()))
 
 
 def note_ended(name: str, why: str) -> None:

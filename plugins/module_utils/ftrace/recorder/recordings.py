@@ -26,7 +26,7 @@ from typing import Any, Dict, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
@@ -104,7 +104,7 @@ class Recording:
             inode = os.stat(instance.path).st_ino
         except FileNotFoundError:
             return False
-        return bool(self.about["inode"] == inode and self.about["boot_id"] == metadata.read_boot_id())
+        return bool(self.about["inode"] == inode and self.about["boot_id"] == boot.read_boot_id())
 
     def settle(self, instance: Instance) -> None:
         """Where the recorder died, note what the kernel has counted, before INSTANCE counts on for something else."""

@@ -22,14 +22,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.spe
     Specification,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.tracers import TracerRequest
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.dynamic_events import list_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import (
     SyscallNumbers,
     find_numbers,
     join_numbers,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
 _SYSTEMS_OF_USERS = ("synthetic:", "user_events:")  # what somebody has defined, beside probes

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import events as event_words
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
@@ -16,7 +17,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.spe
     Settings,
     leave_out_noise,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 _PAGE_KB = 4
@@ -127,12 +127,6 @@ def list_offered_triggers(root: str) -> list[str]:
         if offered:
             return offered
     return []
-
-
-def has_field(root: str, event: str, name: str) -> bool:
-    """Whether EVENT of the kernel of the tracefs at ROOT has a field called NAME."""
-    text = Instance(root, "..").read(f"events/{event.replace(':', '/')}/format")
-    return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)
 
 
 class Followers(Protocol):

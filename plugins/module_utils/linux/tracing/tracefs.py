@@ -324,3 +324,9 @@ class Instance:
                 numbers = dict(part.strip().split(":") for part in line.split(";") if part.count(":") == 1)
                 return int(numbers["offset"]) + int(numbers["size"])
         raise TraceError("events/header_page of tracefs does not say how long a page is")
+
+
+def has_field(root: str, event: str, name: str) -> bool:
+    """Whether EVENT of the kernel of the tracefs at ROOT has a field called NAME."""
+    text = Instance(root, "..").read(f"events/{event.replace(':', '/')}/format")
+    return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)

@@ -15,6 +15,7 @@ from support import host, runtimes
 from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 
 UNTIL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 
@@ -174,7 +175,7 @@ def test_a_killed_call_settles_nothing_for_the_next_attachment(container):
     """What a killed attach has settled is forgotten with a detach, though nothing was mounted."""
     name = container()
     record = find_record(name)
-    expiry.write([expiry.Expiry(record, "/dev/crashcart", expiry.read_clock() + 600)])
+    expiry.write([expiry.Expiry(record, "/dev/crashcart", boot.read_clock() + 600)])
     host.call_module("crashcart_attach", containers=[name], state="detached")
     assert attach(name)["attachments"][0]["expires"] is None
 

@@ -19,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution, scratch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 
 # Sweeps over what another one has met for the most part have a third of the moments, others in each run.
 SAMPLE = 3
@@ -93,7 +94,7 @@ def test_detach(record):
 @pytest.fixture
 def other_expiry(container):
     """Of another container something that ends in ten minutes; after the test nothing does, and nobody watches."""
-    yield expiry.Expiry(find_record(container()), "/dev/other", expiry.read_clock() + 600)
+    yield expiry.Expiry(find_record(container()), "/dev/other", boot.read_clock() + 600)
     expiry.drop(expiry.list_expiries())
     host.wait_until(lambda: expiry.find_watchdog() is None)
 

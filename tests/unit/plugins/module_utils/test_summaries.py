@@ -8,8 +8,7 @@ import json
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
+from ansible_collections.crashcart.fleet.plugins.module_utils import features, summaries
 
 HOST = {
     "kernel": "6.1.0-17-amd64",

@@ -14,10 +14,10 @@ import time
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.store import ImageError
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
 
 OLD = b"old image " * 1000
 NEW = b"new image " * 2000

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
@@ -43,7 +44,7 @@ def test_a_record_of_an_earlier_instance_of_that_name_is_none(instance):
 
 def test_a_record_of_an_earlier_boot_is_none(instance, monkeypatch):
     metadata.write_record(instance, {"tasks": []})
-    monkeypatch.setattr(metadata, "read_boot_id", lambda: "another")
+    monkeypatch.setattr(boot, "read_boot_id", lambda: "another")
     assert metadata.read_record(instance) == {}
 
 

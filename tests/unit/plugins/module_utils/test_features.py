@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import features
+from ansible_collections.crashcart.fleet.plugins.module_utils import features
 
 
 @pytest.mark.parametrize(
