@@ -560,62 +560,74 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 
-def run_started(module, root, outcome):
+def make_request(module, root):
+    """What is asked for, and the event specification that it was made of."""
     parameters = module.params
-    if parameters["everything"]:
-        raise ContainerError(
-            "everything goes with state=stopped and state=absent only (containers='*' means all that run)"
-        )
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
         restarts = parameters["profile"] == "startup"
-    wish = start.Wish(
+    path, files = find_exposed(parameters)
+
+    def expose(trace):
+        return exposure.ensure_exposed(
+            trace.container, trace.instance.name, root, path, files, check_mode=module.check_mode
+        )
+
+    return wanted, start.TraceRequest(
         settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
         follow_tools=parameters["follow_tools"],
         probes=wanted.list_probes(),
         limits=replace(limits.parse_limits(parameters), restarts=restarts),
+        exposing=start.Exposing(expose, lambda trace: conceal([trace.container], {trace.instance.name})),
         described=trace_options.describe(parameters, wanted),
     )
+
+
+def find_exposed(parameters):
+    """Where which files of a trace are to be shown in its container; no folder where none is."""
     shown = parameters["expose"]
     path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
     if "trace_pipe" in files and parameters["mode"] == "record":
         raise FleetError(
             "expose: trace_pipe would take events away from the recording: expose trace, which leaves them, or use mode: ring"
         )
+    return path, files
+
+
+def run_started(module, root, outcome):
+    if module.params["everything"]:
+        raise ContainerError(
+            "everything goes with state=stopped and state=absent only (containers='*' means all that run)"
+        )
+    wanted, request = make_request(module, root)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
-    if parameters["existing"] == "refuse":
+    if module.params["existing"] == "refuse":
         for container in containers:
             with outcome.serve(container):
                 check_free(root, container)
+    path, _files = find_exposed(module.params)
     if path:
         for container in containers:
             with outcome.serve(container):
                 check_running(container)
         exposure.foresee(outcome.list_left(containers), outcome, path)
-
-    def expose(one):
-        return exposure.ensure_exposed(
-            one.container, one.instance.name, root, path, files, check_mode=module.check_mode
-        )
-
     with ExitStack() as begun:
         started = start.ensure_started(
             outcome.list_left(containers),
             outcome,
             begun,
             root,
-            wish,
+            request,
             check_mode=module.check_mode,
             predict_place=host.predict_place,
-            exposing=start.Exposing(expose, lambda one: conceal([one.container], {one.instance.name})),
         )
         leftovers = False
         with outcome.complaining():
             leftovers = end.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
-        made = {one.instance.name for one in started.made}
+        made = {trace.instance.name for trace in started.made}
         found = [find_instance(root, container) for container in outcome.list_left(containers)]
         way = wanted.paths.as_result() if wanted.paths else None
         results = [] if module.check_mode else describe(found)

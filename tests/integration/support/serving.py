@@ -42,7 +42,7 @@ def execute(containers: list[Container], command: Command, server: Server) -> li
     return results
 
 
-def start_traces(containers: list[Container], wish: start.Wish, **more: Any) -> start.Started:
+def start_traces(containers: list[Container], wish: start.TraceRequest, **more: Any) -> start.Started:
     """Trace CONTAINERS."""
     outcome = Outcome()
     with ExitStack() as begun:

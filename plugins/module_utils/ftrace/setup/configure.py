@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
@@ -151,49 +152,51 @@ def configure(
 
     Where that fails it is as it was before, or gone if it was made here.
     """
-    was_on = present is not None and instance.is_tracing()
-    if present is None:
-        instance.create()
-    try:
+    with ExitStack() as undo:
+        if present is None:
+            instance.create()
+            undo.callback(instance.remove)
         # Only now: probes whose instance there is are nobody's leftovers.
         define()
-    except BaseException:
-        if present is None:
-            instance.remove()
-        raise
-    try:
+        if present is not None:
+            undo.callback(_put_back, instance, present, settings, followers, is_on=instance.is_tracing())
         instance.trace_off()
         with metadata.noting_discarded(instance):
             try:
-                _write_files(instance, present, settings)
-                # Triggers begin anew with any change: those of a stopped trace have run down maybe.
-                has_triggers = settings.triggers or (present and present.triggers)
-                is_same = present is not None and present.events == settings.events and not has_triggers
-                if present is not None and not is_same:
-                    clear_events(instance, {*present.events, *present.triggers})
-                # First who: while there is nobody in the list every process of the host would set off triggers, also while nothing is traced.
-                followers.begin()
-                if not is_same:
-                    _write_events(instance, settings)
+                _write(instance, present, settings, followers)
             except TraceError as error:
                 error.args = (leave_out_noise(str(error)),)  # what is wrong is in what the user has written
                 raise
         look_after()
         instance.trace_on()
-    except BaseException:
-        if present is None:
-            instance.remove()
-        else:
-            # What was written meanwhile is known by its events only, and these may have been written in part.
-            clear_events(instance, {*settings.events, *present.events, *present.triggers})
-            # A file that has not changed is not written again: what refused the change may refuse that, too.
-            with metadata.noting_discarded(instance):
-                _write_files(instance, read_settings(instance, present), present)
-            followers.restore()
-            _write_events(instance, present)
-            if was_on:
-                instance.trace_on()
-        raise
+        undo.pop_all()
+
+
+def _write(instance: Instance, present: Settings | None, settings: Settings, followers: Followers) -> None:
+    """Bring INSTANCE, which is off and PRESENT or new, to SETTINGS, and have it record FOLLOWERS."""
+    _write_files(instance, present, settings)
+    # Triggers begin anew with any change: those of a stopped trace have run down maybe.
+    has_triggers = settings.triggers or (present and present.triggers)
+    is_same = present is not None and present.events == settings.events and not has_triggers
+    if present is not None and not is_same:
+        clear_events(instance, {*present.events, *present.triggers})
+    # First who: while there is nobody in the list every process of the host would set off triggers, also while nothing is traced.
+    followers.begin()
+    if not is_same:
+        _write_events(instance, settings)
+
+
+def _put_back(instance: Instance, present: Settings, settings: Settings, followers: Followers, *, is_on: bool) -> None:
+    """Bring INSTANCE, which was to have SETTINGS, back to what was PRESENT, and have it trace if it IS_ON."""
+    # What was written meanwhile is known by its events only, and these may have been written in part.
+    clear_events(instance, {*settings.events, *present.events, *present.triggers})
+    # A file that has not changed is not written again: what refused the change may refuse that, too.
+    with metadata.noting_discarded(instance):
+        _write_files(instance, read_settings(instance, present), present)
+    followers.restore()
+    _write_events(instance, present)
+    if is_on:
+        instance.trace_on()
 
 
 def _write_files(instance: Instance, present: Settings | None, settings: Settings) -> None:

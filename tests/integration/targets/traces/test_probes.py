@@ -237,7 +237,9 @@ def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
     with pytest.raises(FleetError, match="has just ended"):
         serving.start_traces(
             [found],
-            start.Wish(find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]),
+            start.TraceRequest(
+                find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]
+            ),
         )
     assert read_probes() == before
     assert host.list_instances() == []
@@ -288,7 +290,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
         serving.start_traces(
             [find_record(worker)],
-            start.Wish(
+            start.TraceRequest(
                 find_settings(Specification(syscalls=None)),
                 follow_exec=True,
                 probes=[parse_request(OPEN)],

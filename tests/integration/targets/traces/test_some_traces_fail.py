@@ -122,15 +122,15 @@ def test_what_stands_where_one_is_exposed(container):
 def test_what_comes_in_the_way_meanwhile(container, monkeypatch):
     """Its trace runs already when the folder turns out to be taken: it is taken back with its recording."""
     good, busy = container(*LOOP), container(*LOOP)
-    mine, begin = find_name(busy), start._start
+    mine, begin = find_name(busy), start._bring_about
 
-    def start_and_take(change, instance, *arguments, **more):
-        done = begin(change, instance, *arguments, **more)
-        if instance.name == mine:
+    def start_and_take(change, plan, present):
+        done = begin(change, plan, present)
+        if plan.instance.name == mine:
             host.docker("exec", busy, "/bin/touch", EXPOSED)
         return done
 
-    monkeypatch.setattr(start, "_start", start_and_take)
+    monkeypatch.setattr(start, "_bring_about", start_and_take)
     wish = {"expose": {}, "follow_exec": False, **RECORD}
     fail("ftrace_instance", {busy: "what stands there is not a directory"}, [good], **wish)
     host.docker("exec", busy, "/bin/rm", EXPOSED)

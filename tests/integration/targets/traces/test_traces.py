@@ -215,7 +215,7 @@ def test_a_refused_change_leaves_the_trace_as_it_was(worker):
     settings = specification.find_settings(specification.Specification(clock="mono", follow_exec=False))
     settings.events["sched:sched_switch"] = "nonesuch == 1"
     with pytest.raises(FleetError, match="nonesuch"):
-        serving.start_traces([record], start.Wish(settings, follow_exec=False))
+        serving.start_traces([record], start.TraceRequest(settings, follow_exec=False))
     assert host.read_host_state()["instances"] == before
 
 
