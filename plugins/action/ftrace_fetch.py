@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleError
@@ -109,16 +109,18 @@ class ActionModule(ActionBase):
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
         """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
         kept = f"they are kept on the host in {outbox.FOLDER}, and the next fetch brings them"
-        try:
-            size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
-            tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
-            whole = self._bring_home(transfer, folder, arrivals)
-            captures, damaged = self._assemble(whole, folder, host)
-        except _TRANSFER_ERRORS as error:
-            raise AnsibleActionFail(escape(f"the captures could not be brought home ({error}); {kept}")) from error
-        except BaseException:  # the task's time is over, or the user has had enough
-            self._display.warning(f"{host}: the captures could not be brought home; {kept}")
-            raise
+        with ExitStack() as undo:
+            # Whatever ends it: the task's time is over, or the user has had enough.
+            undo.callback(self._display.warning, f"{host}: the captures could not be brought home; {kept}")
+            try:
+                size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
+                tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
+                whole = self._bring_home(transfer, folder, arrivals)
+                captures, damaged = self._assemble(whole, folder, host)
+            except _TRANSFER_ERRORS as error:
+                undo.pop_all()
+                raise AnsibleActionFail(escape(f"the captures could not be brought home ({error}); {kept}")) from error
+            undo.pop_all()
         self._acknowledge(transfer)
         for path in whole:
             with suppress(FileNotFoundError):

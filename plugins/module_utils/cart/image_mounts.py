@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -112,13 +112,12 @@ def _create_from_file(path: str, count: int) -> list[int]:
         if error.errno == errno.ENOTBLK:
             return []
         raise
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.close, fds[0])
         for _number in range(1, count):
             fds.append(_clone_mount(fds[0]) or mounts.mount_create("erofs", path, MOUNT_ATTRIBUTES))
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
+            undo.callback(os.close, fds[-1])
+        undo.pop_all()
     return fds
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,7 +195,8 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
     make_folder(folder, PUBLIC)
     image = StoredImage(name, digest, manifest)
     temporary_fd, temporary = tempfile.mkstemp(dir=folder, prefix=".crashcart-")
-    try:
+    with ExitStack() as undo:
+        undo.callback(_remove_draft, temporary)
         with open(source, "rb") as reader, open(temporary_fd, "wb") as writer:
             found = _copy(reader, writer)
             if found != digest:
@@ -206,17 +208,21 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
             os.fsync(writer.fileno())
         _write_manifest(folder, digest, manifest)
         os.rename(temporary, image.path)
-    except BaseException:
-        os.unlink(temporary)
-        if not os.listdir(folder):
-            os.rmdir(folder)
-        raise
+        undo.pop_all()
     _sync_folder(folder)
     for other in _list_digests(name):
         if other != digest:
             _unlink(name, other)
     _remove_stray_files(folder, digest)
     return image
+
+
+def _remove_draft(path: str) -> None:
+    """Remove the file at PATH, and its folder where nothing else is in it."""
+    os.unlink(path)
+    folder = os.path.dirname(path)
+    if not os.listdir(folder):
+        os.rmdir(folder)
 
 
 def _sync_folder(folder: str) -> None:
@@ -240,16 +246,15 @@ def _copy(reader: Any, writer: Any) -> str:
 
 def _write_manifest(folder: str, digest: str, manifest: dict[str, Any]) -> None:
     fd, temporary = tempfile.mkstemp(dir=folder, prefix=".crashcart-")
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.unlink, temporary)
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(manifest, file)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.rename(temporary, os.path.join(folder, digest + ".json"))
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        undo.pop_all()
 
 
 def _remove_stray_files(folder: str, digest: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,26 +121,28 @@ def open_process(container: Container) -> Process:
         process = Process(container.pid)
     except ProcessGone as gone:
         raise ContainerGoneError(f"{name} has just ended") from gone
-    try:
-        if not _is_of(process, container):
-            raise ContainerGoneError(f"{name} has just ended: pid {container.pid} now belongs to another process")
-        if process.namespace("mnt") == os.readlink("/proc/self/ns/mnt"):
-            raise ContainerError(f"{name} shares the host's mount namespace: there is nothing to attach to")
-        if container.owner_uid is not None and {process.read_owner(), process.read_mount_owner()} != {
-            container.owner_uid
-        }:
-            # A user's process may be in a mount namespace of the host's, as a service's is, and in a user namespace of its own.
-            raise ContainerError(
-                f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace, or in"
-                " no mount namespace, of that user: it is not touched"
-            )
-    except ProcessGone as gone:
-        process.close()
-        raise ContainerGoneError(f"{name} has just ended") from gone
-    except BaseException:
-        process.close()
-        raise
+    with ExitStack() as undo:
+        undo.callback(process.close)
+        try:
+            _check_process(process, container, name)
+        except ProcessGone as gone:
+            raise ContainerGoneError(f"{name} has just ended") from gone
+        undo.pop_all()
     return process
+
+
+def _check_process(process: Process, container: Container, name: str) -> None:
+    """Raise ContainerError where PROCESS is not CONTAINER's, of which messages say NAME, or not one to be touched."""
+    if not _is_of(process, container):
+        raise ContainerGoneError(f"{name} has just ended: pid {container.pid} now belongs to another process")
+    if process.namespace("mnt") == os.readlink("/proc/self/ns/mnt"):
+        raise ContainerError(f"{name} shares the host's mount namespace: there is nothing to attach to")
+    if container.owner_uid is not None and {process.read_owner(), process.read_mount_owner()} != {container.owner_uid}:
+        # A user's process may be in a mount namespace of the host's, as a service's is, and in a user namespace of its own.
+        raise ContainerError(
+            f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace, or in"
+            " no mount namespace, of that user: it is not touched"
+        )
 
 
 def _is_of(process: Process, container: Container) -> bool:

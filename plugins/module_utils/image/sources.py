@@ -15,7 +15,7 @@ import stat
 import struct
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Iterator, Protocol, cast
 
@@ -181,7 +181,8 @@ def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
             return BuildError(f"{what} cannot be unpacked: {text}")
 
         output = cast("IO[bytes]", process.stdout)
-        with process:
+        with process, ExitStack() as undo:
+            undo.callback(process.kill)  # which does nothing to one that has ended
             try:
                 yield output
                 while output.read(_CHUNK):
@@ -190,9 +191,6 @@ def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
             except BuildError as error:
                 if _has_failed(process):
                     raise explain() from error  # which is why what it wrote is no archive
-                raise
-            except BaseException:
-                process.kill()
                 raise
         if failed:
             raise explain()

@@ -19,6 +19,7 @@ import signal
 import socket
 import time
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn, Sequence
 
@@ -141,15 +142,22 @@ class _Collector:
     def collect(self, count: int, timeout_s: float) -> list[Any]:
         """COUNT replies, or fewer, of which the last says why the child stopped."""
         outcomes: list[Any] = []
-        try:
-            self._collect(outcomes, count, timeout_s)
-        except BaseException:
-            self._fds.extend(fd for one in outcomes if isinstance(one, Held) for fd in one.fds)
-            raise
-        finally:
-            for fd in self._fds:  # of a child that was killed before it said what it is
-                os.close(fd)
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            with ExitStack() as undo:
+                undo.callback(self._take_back, outcomes)
+                self._collect(outcomes, count, timeout_s)
+                undo.pop_all()
         return outcomes
+
+    def _take_back(self, outcomes: list[Any]) -> None:
+        """Have the descriptors of OUTCOMES, which nobody will get, closed."""
+        self._fds.extend(fd for one in outcomes if isinstance(one, Held) for fd in one.fds)
+
+    def _close(self) -> None:
+        """Close the descriptors of a child that was killed before it said what they are."""
+        for fd in self._fds:
+            os.close(fd)
 
     def _collect(self, outcomes: list[Any], count: int, timeout_s: float) -> None:
         buffer = b""

@@ -9,6 +9,7 @@ Source: setns(2), pid_namespaces(7).
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
@@ -42,11 +43,10 @@ class MountNamespace:
 def open_mount_namespace(process: Process) -> MountNamespace:
     """The mount namespace of PROCESS; raises ProcessGone when it has ended."""
     namespace_fd = process.open("ns/mnt")
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.close, namespace_fd)
         root_fd = process.open("root", os.O_PATH | os.O_DIRECTORY)
-    except BaseException:
-        os.close(namespace_fd)
-        raise
+        undo.pop_all()
     return MountNamespace(namespace_fd, root_fd)
 
 

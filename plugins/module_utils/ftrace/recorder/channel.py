@@ -16,7 +16,7 @@ import array
 import json
 import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Dict, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
@@ -47,13 +47,11 @@ def listen() -> socket.socket:
 
 def connect() -> socket.socket:
     """Return a connection to the recorder; raises OSError where none listens."""
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with ExitStack() as undo:
+        client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         client.settimeout(_TIMEOUT_S)
         client.connect(find_path())
-    except BaseException:
-        client.close()
-        raise
+        undo.pop_all()
     return client
 
 

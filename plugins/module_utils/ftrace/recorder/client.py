@@ -82,15 +82,14 @@ class Change:
     def place(self, order: Order) -> None:
         """Have the recorder take ORDER on; raises FleetError, and forgets ORDER, when it does not."""
         orders.write_order(order)
-        try:
+        with ExitStack() as undo:
+            undo.callback(withdraw, order.name)
             self._have_taken()
             written = orders.read_order(order.name)
             if written is None or written.error:
                 why = written.error if written is not None else "somebody has withdrawn it meanwhile"
                 raise FleetError(f"the trace of {order.container.name} cannot be looked after: {why}")
-        except BaseException:
-            withdraw(order.name)
-            raise
+            undo.pop_all()
 
     def _have_taken(self) -> None:
         deadline = time.monotonic() + _START_S

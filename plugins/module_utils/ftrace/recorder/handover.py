@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Sequence
 
@@ -68,12 +69,13 @@ def begin(
     GROUP is the folder of the control group of CONTAINER, '' where that is not known.
     """
     run = ""
-    if limits.is_recorded:
-        for path in recordings.list_unbegun(instance.name):
-            recordings.remove(path)
-        run = recordings.create(instance.name, *describe(instance, container, limits, record))
-        recordings.note_discarded(run, metadata.read_discarded(record))
-    try:
+    with ExitStack() as undo:
+        if limits.is_recorded:
+            for path in recordings.list_unbegun(instance.name):
+                recordings.remove(path)
+            run = recordings.create(instance.name, *describe(instance, container, limits, record))
+            undo.callback(recordings.remove, run)
+            recordings.note_discarded(run, metadata.read_discarded(record))
         order = orders.Order(
             instance.name,
             instance.root,
@@ -85,10 +87,7 @@ def begin(
             group,
         )
         change.place(order)
-    except BaseException:
-        if run:
-            recordings.remove(run)
-        raise
+        undo.pop_all()
     if run:
         metadata.note_taken(instance)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Mapping
 
@@ -65,7 +65,8 @@ class RecordingWriter:
         self._guards = [os.open(f"{instance.path}/free_buffer", os.O_WRONLY | os.O_CLOEXEC)]
         self.sources: dict[int, int] = {}
         self._buffer_pages: dict[int, int] = {}
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close_files)
             for cpu in instance.list_cpus():
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 self.sources[cpu] = os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags)
@@ -88,9 +89,7 @@ class RecordingWriter:
                     self._is_exact = False
                     self._write_begin()
                 self._fetched = set()
-        except BaseException:
-            self.close_files()
-            raise
+            undo.pop_all()
 
     @property
     def _reserve(self) -> int:
