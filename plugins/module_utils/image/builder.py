@@ -22,7 +22,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image import (
     elf,
     filesystems,
     relocate,
-    seal,
     sources,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
@@ -32,6 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import (
     check_package_names,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing import seal
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component, Source
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
