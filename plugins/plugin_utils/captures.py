@@ -14,7 +14,13 @@ from typing import Any, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, tables, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    compression,
+    ring_pages,
+    tables,
+    trace_dat,
+    trace_dat_reader,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
     Segment,
     SegmentError,
@@ -120,7 +126,7 @@ def _count_pages(segment: Segment) -> int:
     """How many pages SEGMENT holds. Raises SegmentError for more than its host's buffers can have held, by its manifest, and than any could."""
     chunks = [chunk for found in segment.chunks.values() for chunk in found]
     page_size, plain = segment.head.page_size, sum(chunk.size for chunk in chunks)
-    trace_dat.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
+    trace_dat_reader.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
     most = find_most(segment.document, page_size)
     if most is not None and plain > most:
         raise SegmentError(f"{plain} bytes of pages are more than its ring buffers and files can have held ({most})")
@@ -136,7 +142,7 @@ def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
     size_kb, cpus = str(manifest.get("buffer_kb")), manifest.get("cpus")
     if not re.fullmatch("[0-9]{1,15}", size_kb) or not isinstance(cpus, list):
         return None
-    rings = (int(size_kb) * 1024 // (page_size - trace_dat.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
+    rings = (int(size_kb) * 1024 // (page_size - ring_pages.PAGE_HEADER_SIZE) + 2) * page_size * len(cpus)
     if manifest.get("mode") != "record":
         return rings
     limits = manifest.get("limits")

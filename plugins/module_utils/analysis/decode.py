@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, BinaryIO, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field, read_formats
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    ring_pages,
+    trace_dat,
+    trace_dat_reader,
+)
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bytes, Ints, Times
@@ -97,7 +101,7 @@ class Trace:
         self, file: BinaryIO, head: trace_dat.Head | None = None, formats: dict[str, EventFormat] | None = None
     ) -> None:
         self._file = file
-        self.head = head or trace_dat.read_head(file)
+        self.head = head or trace_dat_reader.read_head(file)
         self.formats = read_formats(self.head) if formats is None else formats
         self._factor, self._shift = _find_scale(self.head)
 
@@ -106,16 +110,16 @@ class Trace:
         for place in self.head.cpus:
             yield from self.gen_cpu_batches(place)
 
-    def gen_cpu_batches(self, place: trace_dat.CpuPages, block_size: int = trace_dat.BLOCK) -> Iterator[Batch]:
+    def gen_cpu_batches(self, place: trace_dat.CpuPages, block_size: int = trace_dat_reader.BLOCK) -> Iterator[Batch]:
         """Batches of the one CPU at PLACE, each of some BLOCK_SIZE bytes of pages; those of several CPUs may be asked for in turn."""
-        for block in trace_dat.gen_page_blocks(self._file, self.head, place, block_size):
+        for block in trace_dat_reader.gen_page_blocks(self._file, self.head, place, block_size):
             batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
             yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
 
 
 def read_traces(file: BinaryIO) -> list[Trace]:
     """A Trace for each buffer that the trace.dat FILE holds. Raises TraceFileError where one cannot be read."""
-    heads = trace_dat.read_heads(file)
+    heads = trace_dat_reader.read_heads(file)
     formats = read_formats(heads[0])
     return [Trace(file, head, formats) for head in heads]
 
@@ -164,8 +168,8 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
     page_headers = data.view(np.uint64).reshape(count, page_size // 8)
     time = page_headers[:, 0].copy()
     committed = (page_headers[:, 1] & np.uint64((1 << 20) - 1)).astype(np.int64)
-    ends = starts + np.minimum(trace_dat.PAGE_HEADER_SIZE + committed, page_size)
-    places = starts + trace_dat.PAGE_HEADER_SIZE
+    ends = starts + np.minimum(ring_pages.PAGE_HEADER_SIZE + committed, page_size)
+    places = starts + ring_pages.PAGE_HEADER_SIZE
     steps: list[tuple[Ints, Times, Ints, Ints]] = []
     live = np.flatnonzero(places + 4 <= ends)
     while live.size:
@@ -194,7 +198,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
         places[live] = at + ((size + 3) & ~3)
         live = live[~is_over]
         live = live[places[live] + 4 <= ends[live]]
-    missed = np.flatnonzero(page_headers[:, 1] & np.uint64(trace_dat.MISSED_EVENTS))
+    missed = np.flatnonzero(page_headers[:, 1] & np.uint64(ring_pages.MISSED_EVENTS))
     return _sort(steps, missed, data, cpu)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
     CpuStatistics,
@@ -106,7 +106,7 @@ def copy_pages(source: PageSource, page_size: int, limit: int, cpu: int, writer:
         if filled:
             size = filled * page_size
             for place in places[:filled]:
-                missed, is_known = trace_dat.read_loss(place)
+                missed, is_known = ring_pages.read_loss(place)
                 lost += missed
                 unknown += not is_known
             try:

@@ -15,7 +15,11 @@ from typing import Any, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import ring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import format_cmdlines, list_tasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    ring_pages,
+    trace_dat,
+    trace_dat_reader,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
@@ -136,7 +140,7 @@ def _copy(
             for page in drain.gen_pages(instance, cpu, page_size) if instance and has_rest else ():
                 writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
                 sizes[cpu] += len(page)
-                rest[cpu] += trace_dat.count_events(page, page_size)
+                rest[cpu] += ring_pages.count_events(page, page_size)
         except drain.Unreadable as error:
             unreadable.append(str(error))
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
@@ -265,12 +269,12 @@ def _add_segment(account: CpuLoss, segment: Segment, after: dict[str, Any] | Non
 
 
 def _count_events(segment: Segment, cpu: int, page_size: int) -> int:
-    return sum(trace_dat.count_events(piece, page_size) for piece in recordings.gen_pages([segment], cpu))
+    return sum(ring_pages.count_events(piece, page_size) for piece in recordings.gen_pages([segment], cpu))
 
 
 def _read_head(recording: Recording, loss: Loss) -> trace_dat.Head:
     with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
-        head = trace_dat.read_head(io.BytesIO(file.read()))
+        head = trace_dat_reader.read_head(io.BytesIO(file.read()))
     for account in loss.cpus:
         text = (
             f"CPU: {account.cpu}\nentries: {account.entries}\noverrun: {account.overrun}\n"

@@ -19,7 +19,11 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    compression,
+    trace_dat,
+    trace_dat_reader,
+)
 
 _LINE = "crashcart segment 1 {}\n"
 _LINE_SIZE = 64
@@ -156,7 +160,7 @@ def _read_frame(file: BinaryIO, chunk: Chunk, method: str) -> bytes:
 
 
 def _parse_head(data: bytes) -> trace_dat.Head:
-    return trace_dat.read_head(io.BytesIO(data))
+    return trace_dat_reader.read_head(io.BytesIO(data))
 
 
 def _parse_document(data: bytes) -> dict[str, Any]:

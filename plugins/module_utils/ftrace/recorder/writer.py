@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import PageReader, Unreadable
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
@@ -71,7 +71,7 @@ class RecordingWriter:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 self.sources[cpu] = os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags)
                 size_kb = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0])
-                self._buffer_pages[cpu] = size_kb * 1024 // (page_size - trace_dat.PAGE_HEADER_SIZE) + 2
+                self._buffer_pages[cpu] = size_kb * 1024 // (page_size - ring_pages.PAGE_HEADER_SIZE) + 2
             # What the buffers hold from before comes along; where nobody has read before, so does what they have lost.
             none = dict.fromkeys(("overrun", "dropped", "commit_overrun"), 0)
             self._counters = {
@@ -114,7 +114,7 @@ class RecordingWriter:
 
     def _count_lost_before(self, cpu: int, pages: list[memoryview]) -> None:
         """Have the recording begin where the ring of CPU was fetched for the last time; PAGES came since then."""
-        for lost, is_known in map(trace_dat.read_loss, pages):
+        for lost, is_known in map(ring_pages.read_loss, pages):
             self._counters[str(cpu)]["overrun"] -= lost
             self._is_exact &= is_known
         self._write_begin()
@@ -156,7 +156,7 @@ class RecordingWriter:
                 os.ftruncate(self._files[cpu], self._sizes[cpu] + done)
             # The kernel has given these away, so nobody else counts them.
             self._is_failed = True
-            self._unwritten += trace_dat.count_events(bytes(pages[done:]), self._page_size)
+            self._unwritten += ring_pages.count_events(bytes(pages[done:]), self._page_size)
             raise Full(f"writing to {recordings.FOLDER} failed: {error.strerror}") from error
         finally:
             if cpu in self._sizes:

@@ -23,7 +23,11 @@ pytest.importorskip("numpy")
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    compression,
+    trace_dat,
+    trace_dat_reader,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
@@ -128,7 +132,7 @@ def read_trace(path):
     with open(path, "rb") as file:
         trace = Trace(file)
         cpus = {
-            place.cpu: b"".join(trace_dat.gen_page_blocks(file, trace.head, place))
+            place.cpu: b"".join(trace_dat_reader.gen_page_blocks(file, trace.head, place))
             for place in trace.head.cpus
             if place.size
         }

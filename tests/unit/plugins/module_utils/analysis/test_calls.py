@@ -17,7 +17,7 @@ pytest.importorskip("numpy")
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call, name_errno, read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import MISSED_EVENTS
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import MISSED_EVENTS
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 NAMES = {

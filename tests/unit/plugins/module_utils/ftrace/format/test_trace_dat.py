@@ -11,7 +11,11 @@ import sys
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    ring_pages,
+    trace_dat,
+    trace_dat_reader,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import (
     CpuPages,
     Head,
@@ -33,7 +37,7 @@ def make_head(page_size=4096):
 
 
 def read(data):
-    return trace_dat.read_head(io.BytesIO(data))
+    return trace_dat_reader.read_head(io.BytesIO(data))
 
 
 def pack(head, sizes):
@@ -142,7 +146,7 @@ def test_an_unbelievable_length_is_refused_before_it_is_read():
     packed[place : place + 8] = struct.pack("Q", (1 << 64) - 1)
     file = Counting(bytes(packed))
     with pytest.raises(TraceFileError, match="not believable"):
-        trace_dat.read_head(file)
+        trace_dat_reader.read_head(file)
     assert file.most < 1 << 16
 
 
@@ -199,12 +203,12 @@ def make_page(commit, tail=b""):
     ],
 )
 def test_loss(commit, tail, loss):
-    assert trace_dat.read_loss(make_page(commit, tail)) == loss
+    assert ring_pages.read_loss(make_page(commit, tail)) == loss
 
 
 def test_commit_word():
-    assert trace_dat.unpack_commit(4080) == (4080, False, False)
-    assert trace_dat.unpack_commit(4080 | MISSED) == (4080, True, False)
-    assert trace_dat.unpack_commit(16 | MISSED | STORED) == (16, True, True)
+    assert ring_pages.unpack_commit(4080) == (4080, False, False)
+    assert ring_pages.unpack_commit(4080 | MISSED) == (4080, True, False)
+    assert ring_pages.unpack_commit(16 | MISSED | STORED) == (16, True, True)
     # Bits above are the kernel's own.
-    assert trace_dat.unpack_commit(16 | 1 << 40) == (16, False, False)
+    assert ring_pages.unpack_commit(16 | 1 << 40) == (16, False, False)

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording as recorded
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
@@ -183,13 +183,13 @@ def test_events_are_counted_without_what_is_none():
         pages.pack_padding(40, 0),
     ]
     page = pages.pack_page(1, events)
-    assert trace_dat.count_events(page, pages.PAGE_SIZE) == 3
-    assert trace_dat.count_events(page * 3 + page[:100], pages.PAGE_SIZE) == 9
-    assert trace_dat.count_events(b"", pages.PAGE_SIZE) == 0
-    assert trace_dat.count_events(pages.pack_page(1, []), pages.PAGE_SIZE) == 0
+    assert ring_pages.count_events(page, pages.PAGE_SIZE) == 3
+    assert ring_pages.count_events(page * 3 + page[:100], pages.PAGE_SIZE) == 9
+    assert ring_pages.count_events(b"", pages.PAGE_SIZE) == 0
+    assert ring_pages.count_events(pages.pack_page(1, []), pages.PAGE_SIZE) == 0
 
 
 def test_counting_ends_on_random_pages():
     source = random.Random(3)
     for _round in range(300):
-        trace_dat.count_events(bytes(source.randrange(256) for _byte in range(pages.PAGE_SIZE)), pages.PAGE_SIZE)
+        ring_pages.count_events(bytes(source.randrange(256) for _byte in range(pages.PAGE_SIZE)), pages.PAGE_SIZE)

@@ -9,7 +9,11 @@ import struct
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    compression,
+    trace_dat,
+    trace_dat_reader,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import (
     CpuPages,
     Head,
@@ -58,11 +62,13 @@ def pack(method, cpus, page_size=512):
 CPUS = [[[make_page(1), make_page(2)], [make_page(3)]], [], [[make_page(4)]]]
 
 
-def read_pages(data, block_size=trace_dat.BLOCK):
+def read_pages(data, block_size=trace_dat_reader.BLOCK):
     file = io.BytesIO(data)
-    head = trace_dat.read_head(file)
+    head = trace_dat_reader.read_head(file)
     return head, {
-        place.cpu: list(trace_dat.gen_page_blocks(file, head, place, block_size)) for place in head.cpus if place.size
+        place.cpu: list(trace_dat_reader.gen_page_blocks(file, head, place, block_size))
+        for place in head.cpus
+        if place.size
     }
 
 
@@ -85,7 +91,7 @@ def test_what_is_written_is_read(method, page_size):
 @pytest.mark.parametrize("method", METHODS)
 def test_pages_that_are_not_compressed_are_where_a_reader_can_map_them(method):
     data = pack(method, CPUS)
-    first = trace_dat.read_head(io.BytesIO(data)).cpus[0]
+    first = trace_dat_reader.read_head(io.BytesIO(data)).cpus[0]
     assert first.cpu == 0
     assert first.offset % 512 == 0
 
@@ -93,8 +99,8 @@ def test_pages_that_are_not_compressed_are_where_a_reader_can_map_them(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_are_small_where_that_is_asked_for_and_cpus_may_be_read_in_turn(method):
     file = io.BytesIO(pack(method, CPUS))
-    head = trace_dat.read_head(file)
-    first, last = (trace_dat.gen_page_blocks(file, head, head.cpus[cpu], 512) for cpu in (0, 2))
+    head = trace_dat_reader.read_head(file)
+    first, last = (trace_dat_reader.gen_page_blocks(file, head, head.cpus[cpu], 512) for cpu in (0, 2))
     blocks = [next(first)]
     assert next(last) == make_page(4)
     blocks += first
@@ -185,6 +191,6 @@ def test_pages_of_a_cpu_that_no_machine_has():
 
 
 def _place(data, cpu):
-    place = next(one for one in trace_dat.read_head(io.BytesIO(data)).cpus if one.cpu == cpu)
+    place = next(one for one in trace_dat_reader.read_head(io.BytesIO(data)).cpus if one.cpu == cpu)
     assert isinstance(place, CpuPages)
     return place.offset, place.size

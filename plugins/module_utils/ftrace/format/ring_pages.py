@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pages of the kernel's ring buffer: their headers, and how many events they hold. Source: include/linux/ring_buffer.h."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+PAGE_HEADER_SIZE = 16
+_COMMIT_MASK = (1 << 20) - 1
+MISSED_EVENTS = 1 << 31
+_MISSED_STORED = 1 << 30
+# Kinds of entries in a page beside events (ring-buffer: type_len).
+_PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
+
+
+def unpack_commit(commit: int) -> tuple[int, bool, bool]:
+    """From a page's commit word: bytes of events, whether events were lost before them, whether their number is stored behind them."""
+    return commit & _COMMIT_MASK, bool(commit & MISSED_EVENTS), bool(commit & _MISSED_STORED)
+
+
+def read_loss(page: bytes | memoryview) -> tuple[int, bool]:
+    """Events lost before PAGE as the kernel noted them, and whether that number is known."""
+    commit = struct.unpack_from("Q", page, 8)[0]
+    size, missed, stored = unpack_commit(commit)
+    if not missed:
+        return 0, True
+    if not stored:
+        return 0, False
+    return int(struct.unpack_from("Q", page, PAGE_HEADER_SIZE + size)[0]), True
+
+
+def count_events(pages: bytes, page_size: int) -> int:
+    """How many events PAGES, whole ones of the ring buffer, hold; padding and time stamps of their own are none."""
+    count = 0
+    for start in range(0, len(pages) - page_size + 1, page_size):
+        size, _missed, _stored = unpack_commit(struct.unpack_from("Q", pages, start + 8)[0])
+        place = start + PAGE_HEADER_SIZE
+        end = min(place + size, start + page_size)
+        while place + 4 <= end:
+            word = struct.unpack_from("I", pages, place)[0]
+            is_little = sys.byteorder == "little"
+            kind, delta = (word & 31, word >> 5) if is_little else (word >> 27, word & 0x7FFFFFF)
+            if kind == _PADDING and delta == 0:
+                break  # up to the page's end
+            if kind in (_TIME_EXTEND, _TIME_STAMP):
+                place += 8
+                continue
+            if kind in (0, _PADDING):
+                if place + 8 > end:
+                    break
+                length = struct.unpack_from("I", pages, place + 4)[0]
+                place += 4 + (length + 3 & ~3)
+            else:
+                place += 4 + 4 * kind
+            count += kind != _PADDING
+    return count

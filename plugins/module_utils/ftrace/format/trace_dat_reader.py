@@ -1,0 +1,426 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read trace.dat files of versions 6 and 7, whoever has written them: nothing in them is believed."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import sys
+from dataclasses import replace
+from typing import BinaryIO, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import (
+    BUFFER,
+    CHUNK,
+    CMDLINES,
+    COMPRESSED,
+    CPUCOUNT,
+    DONE,
+    ENDIAN,
+    EVENT_FORMATS,
+    FLYRECORD,
+    FTRACE_EVENTS,
+    HEADER_EVENT,
+    HEADER_INFO,
+    HEADER_PAGE,
+    KALLSYMS,
+    MAGIC,
+    OPTIONS,
+    PRINTK,
+    SECTION,
+    CpuPages,
+    Head,
+    TraceFileError,
+    find_clock,
+    read_current_clock,
+)
+
+_BUFFER_TEXT = 22
+_SECTIONS = range(16, 22)
+_ORDERS = {b"\0": "little-endian", b"\1": "big-endian"}
+_LATENCY = b"latency  \0"
+_COMMIT_SIZE = re.compile(rb"field: local_t commit;\s*offset:[0-9]+;\s*size:([0-9]{1,3});")
+_MAX_CLOCKS = 256  # bytes of the kernel's list of them
+_WORD_SIZE = 8
+_READ_BY_TRACE_CMD = "read it by trace-cmd report"
+_COUNT_SIZE = 4
+_MAX_SECTION = 64 << 20
+_MAX_HEAD = 256 << 20  # of all sections
+_MAX_FORMATS = 65536  # an event's number has 16 bits
+_MAX_CHUNK = 16 << 20
+_MAX_CPUS = 65536  # in all buffers of a file
+_MAX_BUFFERS = 1024
+_MAX_OPTIONS = 131072  # there is one for each CPU of each buffer
+BLOCK = 16 << 20
+# A page has a time of its own, and an event at least. However well pages are compressed, that takes some bytes for each.
+_MIN_PAGE = 4
+_MAX_USUAL_PAGE = 65536
+_FREE_GROWTH = 64 << 20
+
+
+class _Reader:
+    """Reads the fields of a head in turn; every length is checked before it is believed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _MAX_HEAD
+
+    def seek(self, offset: int) -> None:
+        if offset > self._file.seek(0, io.SEEK_END):
+            raise TraceFileError("the trace is cut short: a section of it lies behind the end")
+        self._file.seek(offset)
+
+    def spend(self, count: int) -> None:
+        """Take COUNT bytes of memory into account: a file may point to the same ones again and again."""
+        self._left -= count
+        if count > _MAX_SECTION or self._left < 0:
+            raise TraceFileError(f"a section of {count} bytes in the head of the trace is not believable")
+
+    def take(self, count: int) -> bytes:
+        self.spend(count)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise TraceFileError("the trace is cut short")
+        return data
+
+    def look(self, count: int) -> bytes:
+        """COUNT bytes, or those that are left."""
+        self.spend(count)
+        return self._file.read(count)
+
+    def expect(self, wanted: bytes) -> None:
+        if self.take(len(wanted)) != wanted:
+            raise TraceFileError(f"the trace is damaged: its head lacks {wanted[:-1].decode('ascii')}")
+
+    def number(self, code: str) -> int:
+        return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
+
+    def count(self, what: str, most: int) -> int:
+        """The number of WHAT follows; raises TraceFileError for one above MOST."""
+        count = self.number("I")
+        if count > most:
+            raise TraceFileError(f"{count} {what} in one trace are not believable")
+        return count
+
+    def text(self) -> str:
+        name = bytearray()
+        while True:
+            byte = self.take(1)
+            if byte == b"\0":
+                return name.decode("utf-8", "replace")
+            name += byte
+            if len(name) > 256:
+                raise TraceFileError("a name in the head of the trace does not end")
+
+    def formats(self) -> list[bytes]:
+        return [self.take(self.number("Q")) for _index in range(self.count("event formats", _MAX_FORMATS))]
+
+    def chunk(self, method: str) -> bytes:
+        """What the chunk here holds, compressed by METHOD."""
+        packed, size = CHUNK.unpack(self.take(CHUNK.size))
+        self.spend(size)
+        return _decompress(method, self.take(packed), size)
+
+
+def read_head(file: BinaryIO) -> Head:
+    """The head of the trace.dat of one buffer, as we write it, that FILE, open at its start, holds. Raises TraceFileError."""
+    heads = read_heads(file)
+    if len(heads) != 1:
+        raise TraceFileError(f"the trace holds {len(heads)} buffers, and is to hold one")
+    return heads[0]
+
+
+def read_heads(file: BinaryIO) -> list[Head]:
+    """A head for each buffer that the trace.dat FILE, open at its start, holds; they share all that is not of one buffer only.
+
+    Raises TraceFileError where it is not sound, or of a kind that is not supported.
+    """
+    reader = _Reader(file)
+    head, word_size = _read_start(reader)
+    heads = _read_sections(reader, head) if head.version == 7 else _read_head_6(reader, head)
+    found = _COMMIT_SIZE.search(head.header_page)
+    # The first byte that says so is of trace-cmd's own word; the pages are the kernel's.
+    word_size = int(found[1]) if found else word_size
+    if word_size != _WORD_SIZE:
+        raise TraceFileError(
+            f"the trace is of a kernel with words of {word_size} bytes, and only those of {_WORD_SIZE} are read here",
+            _READ_BY_TRACE_CMD,
+        )
+    # trace-cmd gives each file a buffer without a name, also where all was recorded in others.
+    heads = [one for one in heads if one.buffer or any(place.size for place in one.cpus)] or heads[:1]
+    if not heads:
+        raise TraceFileError("the trace holds no buffer: nothing was recorded", "remove it")
+    _check_places(file, heads)
+    return heads
+
+
+def _read_start(reader: _Reader) -> tuple[Head, int]:
+    """What the first bytes say: a head that lacks the rest, and the size of a word."""
+    magic = reader.look(len(MAGIC))
+    if not magic:
+        raise TraceFileError("the file is empty", "remove it")
+    if magic != MAGIC:
+        raise TraceFileError("the file is no trace.dat of trace-cmd's", "move it elsewhere, or remove it")
+    version = reader.text()
+    if version not in ("6", "7"):
+        raise TraceFileError(
+            f"the file is not a trace.dat of version 6 or 7 (it says {version!r})",
+            "let trace-cmd convert --file-version 7 make one of it",
+        )
+    order = reader.take(1)
+    if order not in _ORDERS:
+        raise TraceFileError("the trace is damaged: it has no byte order")
+    if order != ENDIAN:
+        raise TraceFileError(
+            f"the trace is of a {_ORDERS[order]} machine, and this one has another byte order", _READ_BY_TRACE_CMD
+        )
+    word_size = reader.number("B")
+    page_size = reader.number("I")
+    _check_page_size(page_size)
+    return Head(page_size, b"", b"", [], {}, version=int(version)), word_size
+
+
+def _check_page_size(page_size: int) -> None:
+    if page_size < 512 or page_size > 1 << 20 or page_size & (page_size - 1):
+        raise TraceFileError(f"a page size of {page_size} bytes is not believable")
+
+
+def _read_head_6(reader: _Reader, head: Head) -> list[Head]:
+    for number in _SECTIONS:
+        _read_section(reader, head, number)
+    cpus = reader.count("CPUs", _MAX_CPUS)
+    buffers = []
+    section = reader.take(len(OPTIONS))
+    if section == OPTIONS:
+        while True:
+            number = reader.number("H")
+            if number == DONE:
+                break
+            data = reader.take(reader.number("I"))
+            if number == BUFFER:
+                buffers.append(data)
+            elif number == CPUCOUNT:
+                cpus = _Reader(io.BytesIO(data)).count("CPUs", _MAX_CPUS)
+            else:
+                _add_option(head, number, data)
+        section = reader.take(len(FLYRECORD))
+    _check_counts(1 + len(buffers), (1 + len(buffers)) * cpus)
+    heads = [_read_buffer_6(reader, section, cpus, head)]
+    for data in buffers:
+        option = _Reader(io.BytesIO(data))
+        offset, name = option.number("Q"), option.text()
+        if offset:  # else trace-cmd split has left the place of one empty
+            reader.seek(offset)
+            heads.append(replace(_read_buffer_6(reader, reader.take(len(FLYRECORD)), cpus, head), buffer=name))
+    return heads
+
+
+def _read_buffer_6(reader: _Reader, section: bytes, cpus: int, head: Head) -> Head:
+    """HEAD for the buffer whose SECTION begins here: where each CPU's pages lie, and their clock, which our older files lack."""
+    if section == _LATENCY:
+        raise _make_text_error()
+    if section != FLYRECORD:
+        raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
+    places = [CpuPages(cpu, reader.number("Q"), reader.number("Q")) for cpu in range(cpus)]
+    rest = reader.look(8 + _MAX_CLOCKS)
+    size = int.from_bytes(rest[:8], sys.byteorder)
+    return replace(head, cpus=places, clock=read_current_clock(rest[8 : 8 + size]) or find_clock(head))
+
+
+def _make_text_error() -> TraceFileError:
+    return TraceFileError("the trace holds a latency tracer's text, and no events", _READ_BY_TRACE_CMD)
+
+
+def _add_option(head: Head, number: int, data: bytes) -> None:
+    head.options.append((number, data))
+    if len(head.options) > _MAX_OPTIONS:
+        raise TraceFileError(f"more than {_MAX_OPTIONS} options in one trace are not believable")
+
+
+def _read_section(reader: _Reader, head: Head, number: int) -> None:
+    """Take into HEAD what section NUMBER says; both versions write it in the same way."""
+    if number == HEADER_INFO:
+        reader.expect(HEADER_PAGE)
+        head.header_page = reader.take(reader.number("Q"))
+        reader.expect(HEADER_EVENT)
+        head.header_event = reader.take(reader.number("Q"))
+    elif number == FTRACE_EVENTS:
+        head.ftrace_formats = reader.formats()
+    elif number == EVENT_FORMATS:
+        for _system in range(reader.count("event systems", _MAX_FORMATS)):
+            name = reader.text()
+            head.event_formats[name] = reader.formats()
+    elif number == KALLSYMS:
+        head.kallsyms = reader.take(reader.number("I"))
+    elif number == PRINTK:
+        head.printk = reader.take(reader.number("I"))
+    elif number == CMDLINES:
+        head.cmdlines = reader.take(reader.number("Q"))
+
+
+def _read_sections(reader: _Reader, head: Head) -> list[Head]:
+    head.compression = reader.text()
+    reader.text()  # the version of what compressed it
+    if head.compression not in (compression.NONE, *compression.list_available()):
+        is_missing = head.compression == compression.ZSTD
+        raise TraceFileError(
+            f"the trace is compressed by {head.compression!r}, which cannot be read here",
+            "install libzstd1 (or libzstd)"
+            if is_missing
+            else "let trace-cmd convert --compression none make one that can",
+        )
+    sections: dict[int, int] = {}
+    buffers: list[bytes] = []
+    offset = reader.number("Q")
+    seen = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        options = _open_section(reader, offset, DONE, head.compression)
+        while True:
+            number = options.number("H")
+            data = options.take(options.number("I"))
+            if number == _BUFFER_TEXT:
+                raise _make_text_error()
+            if number == DONE:
+                offset = _Reader(io.BytesIO(data)).number("Q")
+                break
+            if number in _SECTIONS:
+                sections[number] = _Reader(io.BytesIO(data)).number("Q")
+            elif number == BUFFER:
+                buffers.append(data)
+            elif number != CPUCOUNT:
+                _add_option(head, number, data)
+    for number, offset in sections.items():
+        _read_section(_open_section(reader, offset, number, head.compression), head, number)
+    _check_counts(len(buffers), 0)
+    heads = [_read_buffer_7(reader, _Reader(io.BytesIO(data)), head) for data in buffers]
+    places = [place for one in heads for place in one.cpus]
+    _check_counts(len(buffers), max([len(places), *(place.cpu for place in places)]))
+    return heads
+
+
+def _check_counts(buffers: int, cpus: int) -> None:
+    if buffers > _MAX_BUFFERS or cpus > _MAX_CPUS:
+        raise TraceFileError(f"a trace of {buffers} buffers and {cpus} CPUs in them is not believable")
+
+
+def _open_section(reader: _Reader, offset: int, wanted: int, method: str) -> _Reader:
+    """A reader of the section WANTED, which begins at OFFSET."""
+    number, flags, size = _read_section_header(reader, offset)
+    if number != wanted or size > _MAX_SECTION:
+        raise TraceFileError(f"where section {wanted} of the trace should be is section {number} of {size} bytes")
+    return _Reader(io.BytesIO(reader.chunk(method) if flags & COMPRESSED else reader.take(size)))
+
+
+def _read_section_header(reader: _Reader, offset: int) -> tuple[int, int, int]:
+    reader.seek(offset)
+    number, flags, _description, size = SECTION.unpack(reader.take(SECTION.size))
+    return number, flags, size
+
+
+def _decompress(method: str, packed: bytes, size: int) -> bytes:
+    try:
+        return compression.decompress(method, packed, size)
+    except compression.CompressionError as error:
+        raise TraceFileError(f"a compressed piece of the trace cannot be read: {error}") from error
+
+
+def _read_buffer_7(reader: _Reader, option: _Reader, head: Head) -> Head:
+    """HEAD for the buffer that OPTION tells of."""
+    number, flags, _size = _read_section_header(reader, option.number("Q"))
+    if number != BUFFER:
+        raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
+    name, clock = option.text(), option.text()
+    page_size = option.number("I")
+    _check_page_size(page_size)
+    cpus = option.count("CPUs", _MAX_CPUS)
+    return replace(
+        head,
+        buffer=name,
+        clock=clock,
+        page_size=page_size,
+        cpus=[CpuPages(option.number("I"), option.number("Q"), option.number("Q")) for _cpu in range(cpus)],
+        compression=head.compression if flags & COMPRESSED else compression.NONE,
+    )
+
+
+def _check_places(file: BinaryIO, heads: list[Head]) -> None:
+    """Raise TraceFileError where the pages of HEADS cannot all be in FILE, or would become more than any kernel's do."""
+    end = file.seek(0, io.SEEK_END)
+    reached = packed = plain = 0
+    found = [(place, head) for head in heads for place in head.cpus if place.size]
+    for place, own in sorted(found, key=lambda pair: pair[0].offset):
+        if place.offset + place.size > end:
+            raise TraceFileError(
+                f"the trace is cut short: the pages of CPU {place.cpu} end at byte {place.offset + place.size}, the file at {end}"
+            )
+        if place.offset < reached:
+            raise TraceFileError(f"the trace is damaged: the pages of CPU {place.cpu} are another one's, too")
+        reached = place.offset + place.size
+        if own.compression != compression.NONE:
+            packed += place.size
+            plain += sum(size for _at, _packed, size in _gen_chunks(file, place))
+        elif place.size % own.page_size:
+            raise TraceFileError(f"the trace is damaged: it holds no whole pages of CPU {place.cpu}")
+    check_growth(packed, plain, max(head.page_size for head in heads))
+
+
+def check_growth(packed: int, plain: int, page_size: int) -> None:
+    """Raise TraceFileError where PLAIN bytes of pages in PACKED bytes cannot be a kernel's: a page has a time of its own, and an event."""
+    most = _FREE_GROWTH + packed // _MIN_PAGE * min(page_size, _MAX_USUAL_PAGE)
+    if plain > most:
+        raise TraceFileError(
+            f"{packed} bytes would become {plain}, and no kernel's pages are so much alike ({most} at most)"
+        )
+
+
+def gen_page_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int = BLOCK) -> Iterator[bytes]:
+    """The pages of one CPU, in blocks of whole pages, of BLOCK_SIZE bytes or somewhat more. FILE may be read for others between two.
+
+    Raises TraceFileError where the file does not hold them.
+    """
+    if head.compression == compression.NONE:
+        for start in range(place.offset, place.offset + place.size, block_size):
+            file.seek(start)
+            wanted = min(block_size, place.offset + place.size - start)
+            block = file.read(wanted)
+            if len(block) < max(wanted, head.page_size):
+                raise TraceFileError(f"the trace is cut short in the pages of CPU {place.cpu}")
+            yield block
+    elif place.size:
+        yield from _gen_chunk_blocks(file, head, place, block_size)
+
+
+def _gen_chunks(file: BinaryIO, place: CpuPages) -> Iterator[tuple[int, int, int]]:
+    """Of each chunk of the CPU at PLACE where its data begin, and how many bytes they are compressed and plain."""
+    file.seek(place.offset)
+    count = _Reader(file).number("I")
+    at = place.offset + _COUNT_SIZE
+    end = at + place.size  # trace-cmd's sizes are without the count, ours with it
+    for _chunk in range(count):
+        file.seek(at)
+        packed, size = CHUNK.unpack(_Reader(file).take(CHUNK.size))
+        if size > _MAX_CHUNK:
+            raise TraceFileError(f"{size} bytes in one chunk of CPU {place.cpu} are not believable")
+        if at + CHUNK.size + packed > end:
+            raise TraceFileError(f"the chunks of CPU {place.cpu} reach beyond their end")
+        yield at + CHUNK.size, packed, size
+        at += CHUNK.size + packed
+
+
+def _gen_chunk_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int) -> Iterator[bytes]:
+    # A decoder works best on many pages at once, and a chunk has few.
+    gathered: list[bytes] = []
+    for at, packed, size in _gen_chunks(file, place):
+        if size % head.page_size:
+            raise TraceFileError(f"a chunk of CPU {place.cpu} holds no whole pages")
+        file.seek(at)
+        gathered.append(_decompress(head.compression, _Reader(file).take(packed), size))
+        if sum(map(len, gathered)) >= block_size:
+            yield b"".join(gathered)
+            gathered = []
+    if gathered:
+        yield b"".join(gathered)
