@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_paths import PathEvents
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import (
-    NEVER,
-    CallEvents,
-    PairedCalls,
-    read_names,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import CallEvents, read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.io_uring import RingRequests
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import NEVER, PairedCalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 
 if TYPE_CHECKING:

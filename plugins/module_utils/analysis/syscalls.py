@@ -8,15 +8,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import (
-    RESTARTS,
-    PairedCalls,
-    name_call,
-    name_errno,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import RESTARTS, PairedCalls, name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import UNKNOWN_NAME, Process, TaskNames
 

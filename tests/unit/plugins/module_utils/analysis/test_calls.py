@@ -14,8 +14,9 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call, name_errno, read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call, read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import read_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import MISSED_EVENTS
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
