@@ -44,6 +44,7 @@ lint: setup ## Style, types, licences, documentation
 	ruff check --quiet
 	cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
 	    $(foreach folder,module_utils action connection inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
+	python tools/check_shape.py plugins
 	reuse lint --quiet
 	antsibull-changelog lint
 	tools/stage_collection.sh $(BUILD)

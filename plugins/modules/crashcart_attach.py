@@ -243,8 +243,8 @@ def run_detached(module, host, outcome):
     busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
 
     def detach(some, outcome, **more):
-        names = (parameters["image"], parameters["path"])
-        return attach.ensure_detached(some, outcome, *names, busy, check_mode=module.check_mode, **more)
+        what = attach.Detaching(parameters["image"], parameters["path"], busy, **more)
+        return attach.ensure_detached(some, outcome, what, check_mode=module.check_mode)
 
     if not parameters["everything"]:
         return containers, detach(containers, outcome)

@@ -336,6 +336,10 @@ results:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import NAMESPACES, RIGHTS, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
@@ -349,7 +353,7 @@ def run(module):
     parameters = module.params
     if parameters["confined"] and parameters["rights"] == "host":
         raise FleetError("confined is the old name for rights=container, and rights is host: leave confined out")
-    command = execution.parse_command(
+    wanted = CommandOptions(
         argv=parameters["argv"],
         cmd=parameters["cmd"],
         env=parameters["env"],
@@ -358,9 +362,12 @@ def run(module):
         timeout_s=parse_seconds(parameters["timeout"], "timeout"),
         namespaces=parameters["namespaces"],
         rights="container" if parameters["confined"] else parameters["rights"],
-        chosen=parameters["capabilities"],
+        capabilities=parameters["capabilities"],
         trust_container=parameters["trust_container"],
+        user=parameters["user"],
+        image=parameters["image"],
     )
+    command = parse_command(wanted)
     max_output = parameters["max_output"]
     output = Output(
         max_bytes=None if max_output is None else parse_bytes(max_output, "max_output"),
@@ -374,8 +381,6 @@ def run(module):
             containers,
             outcome,
             command,
-            parameters["user"],
-            parameters["image"],
             server,
             output,
             check_mode=module.check_mode,

@@ -29,7 +29,10 @@ from tables import make_ratios, print_table
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import summarize_capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import RIGHTS
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import open_loop_device
@@ -173,7 +176,7 @@ def bench_rights(inventory: Path) -> None:
 def bench_scale(_inventory: Path) -> None:
     """Attach, exec and detach for ever more containers, as one call spends its time once it knows them and Python runs."""
     counts = (1, 10, 100, 300)
-    command = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
+    command = parse_command(CommandOptions(argv=["true"]))
 
     def attach(some: list[Container]) -> None:
         serving.attach(some)

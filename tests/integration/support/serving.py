@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attach as attaching
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import Busy
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Output
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
@@ -29,7 +28,7 @@ def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | 
 def detach(containers: list[Container]) -> attaching.Change:
     """Detach every image."""
     outcome = Outcome()
-    change = attaching.ensure_detached(containers, outcome, None, None, Busy(), check_mode=False)
+    change = attaching.ensure_detached(containers, outcome, attaching.Detaching(), check_mode=False)
     outcome.check(containers, "detached")
     return change
 
@@ -37,7 +36,7 @@ def detach(containers: list[Container]) -> attaching.Change:
 def execute(containers: list[Container], command: Command, server: Server) -> list[dict[str, Any]]:
     """Run COMMAND."""
     outcome = Outcome()
-    results = execution.execute(containers, outcome, command, None, None, server, Output(), check_mode=False)
+    results = execution.execute(containers, outcome, command, server, Output(), check_mode=False)
     outcome.check(containers, "run")
     return results
 

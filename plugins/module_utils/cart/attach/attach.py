@@ -204,23 +204,31 @@ def _is_missing(target: Target, finder: ImageFinder, image: store.StoredImage, p
     return False
 
 
-def ensure_detached(
-    containers: Sequence[Container],
-    outcome: Outcome,
-    image_name: str | None,
-    path: str | None,
-    busy: Busy,
-    *,
-    everywhere: bool = False,
-    refused_ok: bool = False,
-    check_mode: bool,
-) -> Change:
-    """See to it that no image (of that name, at PATH) is mounted in CONTAINERS; OUTCOME gets in which one still is, and why.
+@dataclass(frozen=True)
+class Detaching:
+    """What is to be detached: images of the name IMAGE, at PATH, None for all; and what happens where they are BUSY.
 
     EVERYWHERE means the host's folders of volumes, too. With it, and with REFUSED_OK, containers whose process is not what their runtime
     says are passed over.
     """
-    path = os.path.normpath(path) if path else None
+
+    image: str | None = None
+    path: str | None = None
+    busy: Busy = field(default_factory=Busy)
+    everywhere: bool = False
+    refused_ok: bool = False
+
+
+def ensure_detached(
+    containers: Sequence[Container],
+    outcome: Outcome,
+    what: Detaching,
+    *,
+    check_mode: bool,
+) -> Change:
+    """See to it that nothing of WHAT is mounted in CONTAINERS; OUTCOME gets in which it still is, and why."""
+    path = os.path.normpath(what.path) if what.path else None
+    image_name, everywhere = what.image, what.everywhere
     alive = [container for container in containers if container.pid > 1]
     patience = Patience()
 
@@ -229,10 +237,10 @@ def ensure_detached(
         for place in sorted({attachment.path for attachment in present}):
             here = [attachment for attachment in present if attachment.path == place]
             theirs = {attachment.container.id for attachment in here}
-            take_away([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, busy)
+            take_away([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, what.busy)
 
     # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
-    with open_targets(alive, ended_ok=True, refused_ok=everywhere or refused_ok, refuse=outcome.fail) as targets:
+    with open_targets(alive, ended_ok=True, refused_ok=everywhere or what.refused_ok, refuse=outcome.fail) as targets:
         before = find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         ids = {attachment.container.id for attachment in before}
         if not check_mode and before:
@@ -248,7 +256,7 @@ def ensure_detached(
         leftovers += [f"an image in the host's folder {folder}" for folder in volumes.list_folders()]
         if not check_mode:
             with outcome.complaining():
-                volumes.detach_all(lazy=busy.choice == "lazy")
+                volumes.detach_all(lazy=what.busy.choice == "lazy")
             # Of what no runtime lists: processes named by pid, containers that have ended.
             for one in expiry.list_expiries():
                 if not outcome.has_failed(one.container):

@@ -23,6 +23,10 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import command as command_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch as scratch_
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import TOOLS, Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.private_view import SCRATCH_SUFFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server, open_descriptors
@@ -122,22 +126,21 @@ def _carry_out(order: Order) -> int:
 
 
 def _run(order: Order) -> int:
-    command = execution.parse_command(
+    wanted = CommandOptions(
         argv=order.argv,
-        cmd=None,
         env={"TMPDIR": SCRATCH_PATH, **order.env},  # what modules unpack is not for the container's files
-        stdin=None,
-        chdir="/",
-        timeout_s=None,
         rights=order.rights,
         trust_container=order.trust_container,
+        user=order.user,
+        image=order.image,
     )
+    command = parse_command(wanted)
     with Server() as server:  # which starts while the engine answers
         container = _find_container(order)
         check_running(container)
         outcome = Outcome()
         with open_targets([container]) as targets:
-            places = execution.choose_places(targets, outcome, command, order.user, order.image)
+            places = execution.choose_places(targets, outcome, command)
             with execution.open_jobs(places, outcome, command) as jobs:
                 outcome.raise_first()
                 (job,) = jobs

@@ -9,11 +9,9 @@ Commands in one container cannot disturb each other, nor can a detach disturb th
 
 from __future__ import annotations
 
-import base64
 import errno
 import functools
 import os
-import shlex
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
@@ -29,7 +27,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs 
     HOST,
     HOST_NAMESPACES,
     NAMESPACES,
-    TOOLS,
     Command,
     ExecutionError,
     Job,
@@ -41,9 +38,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.progr
     is_in_image,
     read_environment,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.reports import (
+    describe_result,
+    note_failures,
+    report_results,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sessions import run_jobs
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sinks import STREAMS, Sink, open_sinks
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sinks import open_sinks
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import (
     ImageFinder,
     create_mount,
@@ -55,7 +57,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     check_running,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.sharing import find_shared
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target, open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import (
@@ -66,93 +68,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
     find_users,
     is_id,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, cgroups, id_maps, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, id_maps, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
-
-_MAX_QUOTED = 200
-
-
-def parse_command(
-    *,
-    argv: list[str] | None,
-    cmd: str | None,
-    env: dict[str, Any],
-    stdin: str | None,
-    chdir: str,
-    timeout_s: float | None,
-    namespaces: Sequence[str] | None = None,
-    rights: str = TOOLS,
-    chosen: Sequence[str] | None = None,
-    trust_container: bool = False,
-) -> Command:
-    """Return the Command that a module's options mean; CHOSEN are names of capabilities."""
-    try:
-        words = argv if argv is not None else shlex.split(cmd or "")
-    except ValueError as error:
-        raise ExecutionError(f"cmd {cmd!r} cannot be split into words: {error}") from error
-    variables = {str(name): _spell(str(name), value) for name, value in env.items()}
-    texts = [*words, *variables, *variables.values(), chdir]
-    if not words or not words[0]:
-        raise ExecutionError("the command is empty: give a program's name first")
-    if any("\0" in text for text in texts) or any("=" in name or not name for name in variables):
-        raise ExecutionError(
-            "a command, a folder or a variable holds a NUL character, or a variable's name is empty or holds '='"
-        )
-    if namespaces is not None and not namespaces:
-        raise ExecutionError(f"namespaces: name at least one of {', '.join(NAMESPACES)}, or leave the option out")
-    if rights == CONTAINER and (namespaces is not None or chosen is not None):
-        raise ExecutionError(
-            "rights=container: such a command has all of the container's namespaces and the capabilities of its first process; leave"
-            " out `namespaces` and `capabilities`, or choose other rights"
-        )
-    if rights == TOOLS and namespaces is not None and not {"mnt", "pid"} <= set(namespaces):
-        raise ExecutionError(
-            "namespaces: without mnt or pid a command sees the host's files or processes, which takes rights=host"
-        )
-    if namespaces is None:
-        namespaces = HOST_NAMESPACES if rights == HOST else NAMESPACES
-    elif rights == TOOLS:
-        # Outside of it the container's capabilities would be the host's.
-        namespaces = [*namespaces, *({"user"} - set(namespaces))]
-    return Command(
-        argv=tuple(words),
-        env=variables,
-        stdin=None if stdin is None else stdin.encode("utf-8", "surrogateescape"),
-        chdir=chdir,
-        timeout_s=timeout_s,
-        namespaces=tuple(namespaces),
-        rights=rights,
-        capabilities=None if chosen is None else _parse_capabilities(chosen),
-        trust_container=trust_container,
-    )
-
-
-def _spell(name: str, value: Any) -> str:
-    """VALUE of the variable NAME as YAML spells it."""
-    if isinstance(value, (str, bool, int, float)):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    if value is None:
-        raise ExecutionError(f"env: {name} has no value; leave it out, or give it an empty text")
-    raise ExecutionError(f"env: {name} is a {type(value).__name__}; a variable is a text, such as the value in quotes")
-
-
-def _parse_capabilities(names: Sequence[str]) -> int:
-    try:
-        return capabilities.parse_names(names)
-    except ValueError as error:
-        raise ExecutionError(
-            f"capabilities: Linux has none called {str(error)!r}; it has {', '.join(capabilities.NAMES)}"
-        ) from error
 
 
 def execute(
     containers: Sequence[Container],
     outcome: Outcome,
     command: Command,
-    user: str | None,
-    image_name: str | None,
     server: Server,
     output: Output,
     *,
@@ -167,17 +91,17 @@ def execute(
             check_running(container)
     reports: dict[str, dict[str, Any]] = {}
     with open_targets(outcome.list_left(containers), refuse=outcome.fail) as targets:
-        places = choose_places(targets, outcome, command, user, image_name)
+        places = choose_places(targets, outcome, command)
         if check_mode:
             return []
         with open_jobs(places, outcome, command) as jobs:
             sinks = open_sinks([job.target.container for job in jobs], output)
-            reports = {report["id"]: report for report in _report(run_jobs(jobs, sinks, server), sinks, output)}
+            reports = {report["id"]: report for report in report_results(run_jobs(jobs, sinks, server), sinks, output)}
     for failure in outcome.as_result():
         refused = Result(failure["container"], failure["id"], rights=command.rights)
-        reports[failure["id"]] = _describe(refused, [failure["msg"]])
+        reports[failure["id"]] = describe_result(refused, [failure["msg"]])
     ordered = [reports[container.id] for container in containers]
-    _note_failures(ordered, outcome, command)
+    note_failures(ordered, outcome, command)
     return ordered
 
 
@@ -196,15 +120,13 @@ class Place:
     shared: Mapping[str, str]
 
 
-def choose_places(
-    targets: Sequence[Target], outcome: Outcome, command: Command, user: str | None, image_name: str | None
-) -> list[Place]:
-    """Return for TARGETS who USER is there, and the image: the attached one, or the one of the store called IMAGE_NAME.
+def choose_places(targets: Sequence[Target], outcome: Outcome, command: Command) -> list[Place]:
+    """Return for TARGETS who COMMAND's user is there, and its image: the attached one, or the one of the store that is called so.
 
     Those in which that cannot be found are left out, and OUTCOME gets what is wrong.
     """
     users: dict[str, User | None] = {}
-    for target, user_here in zip(targets, _find_users_in(targets, user, command)):
+    for target, user_here in zip(targets, _find_users_in(targets, command.user, command)):
         if isinstance(user_here, ContainerError):
             outcome.fail(target, user_here)
         else:
@@ -214,7 +136,7 @@ def choose_places(
     find_stored = functools.lru_cache(maxsize=None)(_find_stored)
     for target in outcome.list_left(targets):
         with outcome.serve(target):
-            sources[target.id] = find_tools(target, finder, image_name) or find_stored(image_name or "default")
+            sources[target.id] = find_tools(target, finder, command.image) or find_stored(command.image or "default")
     left = outcome.list_left(targets)
     kinds = list_namespaces(command)
     shared = find_shared(left, kinds) if kinds else [{}] * len(left)
@@ -429,56 +351,3 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _report(results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], output: Output) -> list[dict[str, Any]]:
-    reports = []
-    for result, streams in zip(results, sinks):
-        errors = [result.error]
-        texts: dict[str, Any] = {}
-        for name in STREAMS:
-            texts.update(_report_stream(name, streams[name], output))
-            try:
-                streams[name].close()
-            except OSError as error:  # a file system over a network tells of its failures late
-                errors.append(f"its {name} cannot be kept: {error.strerror}")
-        reports.append({**_describe(result, errors), **texts})
-    return reports
-
-
-def _describe(result: Result, errors: Sequence[str]) -> dict[str, Any]:
-    """Return what modules return of RESULT but for its output, with those of ERRORS that are not empty."""
-    report = {name: value for name, value in vars(result).items() if name != "error"}
-    if any(errors):
-        report["msg"] = escape("; ".join(filter(None, errors)))
-    return report
-
-
-def _note_failures(reports: Sequence[Mapping[str, Any]], outcome: Outcome, command: Command) -> None:
-    """Note in OUTCOME whose of REPORTS tell of an error, of the end of COMMAND's time, or of an exit code that is not 0."""
-    for report in reports:
-        who = Who(report["container"], report["id"])
-        if "msg" in report:
-            outcome.fail(who, ExecutionError(report["msg"]))
-        if report["timed_out"]:
-            outcome.fail(who, ExecutionError(f"killed after {command.timeout_s:g} s"))
-        elif report["rc"] and "msg" not in report:
-            outcome.blame(who, f"the command ended with exit code {report['rc']}{_quote_end(report)}")
-
-
-def _quote_end(report: Mapping[str, Any]) -> str:
-    """The last line that the command of REPORT wrote to its standard error, or where that is."""
-    lines = [line.strip() for line in report.get("stderr_lines", ()) if line.strip()]
-    if lines:
-        return f": {lines[-1][:_MAX_QUOTED]}"
-    return f"; {report['stderr_path']} has what it said" if report["stderr_size"] and "stderr_path" in report else ""
-
-
-def _report_stream(name: str, sink: Sink, output: Output) -> dict[str, Any]:
-    if output.dest is not None:
-        return {f"{name}_path": sink.path}
-    data = sink.read()
-    if output.encoding == "base64":
-        return {name: base64.b64encode(data).decode("ascii")}
-    text = data.decode("utf-8", "replace")
-    return {name: text, f"{name}_lines": text.splitlines()}

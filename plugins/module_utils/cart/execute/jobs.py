@@ -27,7 +27,8 @@ class Command:
     """What to run: TIMEOUT_S None waits for ever; ENV goes on top of the image's own.
 
     RIGHTS is one of RIGHTS. CAPABILITIES, a set, replaces what TOOLS adds, or are the only ones of HOST; None stands for the usual ones.
-    TRUST_CONTAINER allows HOST also with an image whose programs load files of the container.
+    TRUST_CONTAINER allows HOST also with an image whose programs load files of the container. USER and IMAGE are names, None for the
+    user of the first process and for the attached image, or the one called default.
     """
 
     argv: tuple[str, ...]
@@ -39,6 +40,8 @@ class Command:
     rights: str = TOOLS
     capabilities: int | None = None
     trust_container: bool = False
+    user: str | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,7 @@ def enter_private_copy(
     # Whoever may trace this process reaches what it has open.
     with ExitStack() as stack:
         own_fd = _hold(stack, os.open("/proc/self", _PLACE))
-        if namespace is None:
-            os.chdir("/")
-        else:
-            syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
-            os.fchdir(namespace.root_fd)  # which is not always the namespace's root
-        # Root and current folder of the process become those of the copy. All that is looked at from here on, nobody else can change.
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount_make_private("/")
+        _copy(namespace)
         top_fd = _hold(stack, os.open("/", _PLACE))
         root_fd = _hold(stack, os.open(".", _FOLDER))
         parent_fd = _hold(stack, _open_parent(root_fd, parent))
@@ -95,6 +88,18 @@ def enter_private_copy(
             flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID
             syscalls.mount("none", "/", "none", flags)
         os.chdir("/")
+
+
+def _copy(namespace: MountNamespace | None) -> None:
+    """Stand in a copy of NAMESPACE, or of the caller's: all that is looked at from here on, nobody else can change."""
+    if namespace is None:
+        os.chdir("/")
+    else:
+        syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
+        os.fchdir(namespace.root_fd)  # which is not always the namespace's root
+    # Root and current folder of the process become those of the copy.
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount_make_private("/")
 
 
 def _open_parent(root_fd: int, parent: str) -> int:

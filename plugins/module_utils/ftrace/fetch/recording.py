@@ -120,7 +120,6 @@ def _copy(
     """
     last = None if is_partial else end
     about, record = recording.about, recording.about["record"]
-    page_size = about["page_size"]
     is_same_boot = about["boot_id"] == boot.read_boot_id()
     instance = one.instance if recording.is_of(one.instance) else None
     has_rest = instance is not None and last is not None and _is_last(recording) and handover.is_recorded(instance)
@@ -129,20 +128,7 @@ def _copy(
     first_tasks = record.get("tasks", [])
     cmdlines = format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
     tables = Tables(first_tasks, tasks, cmdlines)
-    sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
-    rest = dict.fromkeys(sizes, 0)
-    unreadable = []
-    for cpu in sizes:
-        for segment in segments:
-            sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
-        # A recorder's death, or a full disk, leaves a page or two in the buffer.
-        try:
-            for page in drain.gen_pages(instance, cpu, page_size) if instance and has_rest else ():
-                writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
-                sizes[cpu] += len(page)
-                rest[cpu] += ring_pages.count_events(page, page_size)
-        except drain.Unreadable as error:
-            unreadable.append(str(error))
+    sizes, rest, unreadable = _copy_pages(segments, about, instance if has_rest else None, writer)
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
     loss = replace(loss, touched=[*loss.touched, *unreadable, *touched])
     now = clocks.measure_offset(about["clock"]) if is_same_boot else None
@@ -170,6 +156,31 @@ def _copy(
     document = manifest.as_json(loss)
     writer.write_document({**document, **tables.as_json()})
     return document
+
+
+def _copy_pages(
+    segments: Sequence[Segment], about: dict[str, Any], instance: Instance | None, writer: SegmentWriter
+) -> tuple[dict[int, int], dict[int, int], list[str]]:
+    """Copy the pages of SEGMENTS of a recording that ABOUT tells of and, where there is one, what is left in the buffer of INSTANCE.
+
+    Return the bytes of pages and the events that were left, by CPU, and what could not be read.
+    """
+    page_size = about["page_size"]
+    sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
+    rest = dict.fromkeys(sizes, 0)
+    unreadable = []
+    for cpu in sizes:
+        for segment in segments:
+            sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
+        # A recorder's death, or a full disk, leaves a page or two in the buffer.
+        try:
+            for page in drain.gen_pages(instance, cpu, page_size) if instance is not None else ():
+                writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
+                sizes[cpu] += len(page)
+                rest[cpu] += ring_pages.count_events(page, page_size)
+        except drain.Unreadable as error:
+            unreadable.append(str(error))
+    return sizes, rest, unreadable
 
 
 def _find_change(segments: Sequence[Segment], record: dict[str, Any], offset_ns: int | None) -> dict[str, Any] | None:

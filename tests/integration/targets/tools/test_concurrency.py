@@ -12,11 +12,14 @@ import pytest
 from support import host, serving
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 
 ROUNDS = 50
-COMMAND = execution.parse_command(argv=["true"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None)
+COMMAND = parse_command(CommandOptions(argv=["true"]))
 
 
 def execute(record):

@@ -16,7 +16,11 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, watchdog
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution, scratch
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
@@ -135,9 +139,7 @@ def test_starting_the_watchdog(other_expiry):
     ids=["container", "tools", "host", "tools, its other processes", "host, its other processes"],
 )
 def test_exec(record, own_calls, step, rights):
-    command = execution.parse_command(
-        argv=["bash", "-c", "sleep 0.01"], cmd=None, env={}, stdin=None, chdir="/", timeout_s=None, rights=rights
-    )
+    command = parse_command(CommandOptions(argv=["bash", "-c", "sleep 0.01"], rights=rights))
     mounts = host.read_container_mounts(record.name)
 
     def execute():

@@ -7,6 +7,10 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
+    CommandOptions,
+    parse_command,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import (
     CONTAINER,
     HOST,
@@ -18,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs 
     Output,
     Result,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.reports import note_failures, report_results
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sinks import STREAMS, Sink
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, UserError
@@ -25,8 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 
 
 def parse(**options):
-    defaults = {"argv": None, "cmd": None, "env": {}, "stdin": None, "chdir": "/", "timeout_s": None}
-    return execution.parse_command(**{**defaults, **options})
+    return parse_command(CommandOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,11 @@ def test_what_is_no_command_is_refused(options, message):
     ("options", "message"),
     [
         ({"rights": CONTAINER, "namespaces": ["net"]}, "leave out `namespaces`"),
-        ({"rights": CONTAINER, "chosen": []}, "leave out `namespaces` and `capabilities`"),
+        ({"rights": CONTAINER, "capabilities": []}, "leave out `namespaces` and `capabilities`"),
         ({"namespaces": ["mnt", "net"]}, "without mnt or pid .* rights=host"),
         ({"rights": TOOLS, "namespaces": ["pid"]}, "without mnt or pid .* rights=host"),
         ({"namespaces": []}, "name at least one"),
-        ({"chosen": ["net_raw", "cap_nonsense"]}, "none called 'cap_nonsense'; it has CHOWN"),
+        ({"capabilities": ["net_raw", "cap_nonsense"]}, "none called 'cap_nonsense'; it has CHOWN"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(options, message):
@@ -109,7 +113,7 @@ def test_choices():
     )
     assert parse(cmd="x", rights=CONTAINER).namespaces == NAMESPACES
     assert parse(cmd="x", rights=HOST).namespaces == HOST_NAMESPACES
-    assert parse(cmd="x", rights=HOST, namespaces=["net"], chosen=["CHOWN", "KILL"]) == Command(
+    assert parse(cmd="x", rights=HOST, namespaces=["net"], capabilities=["CHOWN", "KILL"]) == Command(
         ("x",), rights=HOST, namespaces=("net",), capabilities=0x21
     )
     assert parse(cmd="x", namespaces=["mnt", "pid"]).namespaces == ("mnt", "pid", "user")
@@ -127,9 +131,9 @@ def make_sinks(stdout=b"", stderr=b""):
 
 
 def report(results, sinks, output=None):
-    reports = execution._report(results, sinks, output or Output())
+    reports = report_results(results, sinks, output or Output())
     outcome = Outcome()
-    execution._note_failures(reports, outcome, COMMAND)
+    note_failures(reports, outcome, COMMAND)
     outcome.check(results=reports)
     return reports
 
