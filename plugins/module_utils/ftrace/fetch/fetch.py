@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The host's half of a fetch: drain, and offer what is not at home yet.
 
-A fetch moves what the kernel holds into segments (staging.py) and offers those that its controller lacks. What no controller has
+A fetch moves what the kernel holds into segments (outbox.py) and offers those that its controller lacks. What no controller has
 is offered to every fetch, what is kept for others to those that select its instance.
 """
 
