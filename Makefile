@@ -14,11 +14,13 @@ PYTHON_FOLDERS := $(shell tools/find_python.sh --folders)
 PACKAGES := busybox-static ca-certificates git libseccomp2 openssh-client patchelf python3 python3-venv squashfs-tools strace \
     trace-cmd util-linux
 TARGET_PYTHONS := 3.8 3.9 3.10 3.11 3.12 3.13
+MYPY = cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
+    $(foreach folder,module_utils action connection inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
 export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo test lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
+.PHONY: help setup demo quick test lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -39,11 +41,15 @@ demo: setup ## Tell the field's classic story on this machine, and leave it clea
 test: ## Everything that has to hold before a change lands
 	tests/run.sh
 
+quick: setup ## While you work: style, types and unit tests on this Python, without the long sweeps
+	@ruff format --check --quiet & ruff check --quiet; wait $$!
+	@python tools/check_shape.py plugins
+	@$(MYPY) & python -m pytest -q -n 2 --no-header -p no:cacheprovider -m 'not sweep' $(if $(K),-k "$(K)"); wait $$!
+
 lint: setup ## Style, types, licences, documentation
 	ruff format --check --quiet
 	ruff check --quiet
-	cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
-	    $(foreach folder,module_utils action connection inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
+	$(MYPY)
 	python tools/check_shape.py plugins
 	reuse lint --quiet
 	antsibull-changelog lint
@@ -61,16 +67,24 @@ sanity: setup ## ansible-test's sanity tests on every Python it supports
 	cd $(STAGED) && ansible-test sanity --local --color no --skip-test pylint
 	cd $(STAGED) && ansible-test sanity --local --color no --test pylint --exclude tests/  # ruff looks at these
 
-unit: setup ## Unit tests on all Pythons that targets have
+unit: setup ## Unit tests on all Pythons that targets have; K=expression for some of them on this Python
+ifdef K
+	python -m pytest -q -p no:cacheprovider -k "$(K)"
+else
 	tools/stage_collection.sh $(BUILD)
 	python tools/prepare_ansible_test.py 24.2
 	tests/unit.sh $(BUILD) $(TARGET_PYTHONS)
+endif
 
-integration: setup ## Tests with a real engine, real containers and a real sshd; TARGET=name for one
+integration: setup ## Tests with a real engine, containers and sshd; TARGET=name, K=expression, KEEP=1 keeps the engine
+ifneq ($(K)$(KEEP),)
+	KEEP=$(KEEP) tests/integration/some.sh $(BUILD) "$(TARGET)" "$(K)"
+else
 	tools/stage_collection.sh $(BUILD)
 	tests/integration/with_engine.sh $(BUILD)/test-engine \
 	    ansible-test integration --local --python $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	    --allow-root --allow-destructive --color no $(TARGET)
+endif
 
 builds: setup ## Tests of building images that need no engine
 	cd tests/builds && PYTHONPATH=$(COLLECTIONS) python -m pytest -c ../integration/pytest.ini --rootdir . .

@@ -52,6 +52,7 @@ def test_a_whole_transfer(tmp_path):
     assert read_all(take(arrivals, transfer, data, tmp_path)) == CONTENTS
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("again", [7, 60])
 def test_a_transfer_broken_at_every_byte_goes_on_behind_it(tmp_path, again):
     whole = sum(map(len, CONTENTS.values()))

@@ -296,6 +296,7 @@ def test_no_file_name_leads_to_another_folder():
         assert os.path.normpath(os.path.join("/dest", name)) == "/dest/" + name
 
 
+@pytest.mark.sweep
 def test_a_few_bytes_that_become_many_do_not_fill_the_memory(tmp_path):
     import tracemalloc
 

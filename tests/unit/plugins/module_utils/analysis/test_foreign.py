@@ -323,6 +323,7 @@ def gen_damaged(data, source, count):
         yield bytes(damaged)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", GOOD)
 def test_a_damaged_trace_is_reported_or_named_whatever_the_damage(tmp_path, kind):
     source = random.Random(18)
@@ -349,6 +350,7 @@ def test_a_trace_that_is_cut_anywhere_is_named(tmp_path, kind):
         assert skipped["path"] == "x.dat"
 
 
+@pytest.mark.sweep
 def test_a_damaged_manifest_of_ours_is_used_or_named_whatever_the_damage(tmp_path):
     manifest = {
         "container": {"id": "0" * 64, "name": "api"},

@@ -432,6 +432,7 @@ def make_crowd(processes, calls_each=14, name=b"true"):
     return pages.pack_trace([made])
 
 
+@pytest.mark.sweep
 def test_memory_is_that_of_one_capture(tmp_path):
     data = make_crowd(20)
     peaks = []

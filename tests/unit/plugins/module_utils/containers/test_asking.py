@@ -52,6 +52,7 @@ def test_the_environment_is_clean(monkeypatch):
     assert b"CC_SECRET" not in ask("env").stdout
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "script",
     [

@@ -252,6 +252,7 @@ MAY_LINES = ("_sys.path.insert(0, _dir)", "sys.path.insert(0, self._target)", "s
 NO_PROGRAMS = {"test", "tests", "idle_test", "turtledemo", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("library", list_pythons())
 def test_no_program_of_pythons_library_looks_where_it_was_told_not_to(tmp_path, library):
     """In the real texts of all versions that are here."""

@@ -56,6 +56,7 @@ def test_one_that_takes_too_long_is_given_up(bounds):
         read(bounds, 100)
 
 
+@pytest.mark.sweep
 def test_many_do_not_add_up_and_prompt_ones_are_read_all_the_same(bounds):
     start = time.monotonic()
     for _number in range(10):
@@ -68,6 +69,7 @@ def test_many_do_not_add_up_and_prompt_ones_are_read_all_the_same(bounds):
         read(bounds, 10)
 
 
+@pytest.mark.sweep
 def test_patience_comes_back(bounds, monkeypatch):
     with pytest.raises(mount_tables.TableTooLong):
         read(bounds, 50)

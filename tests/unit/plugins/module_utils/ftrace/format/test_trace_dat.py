@@ -81,6 +81,7 @@ def test_magic_and_version_are_those_of_the_format():
     assert packed[13] == struct.calcsize("P")
 
 
+@pytest.mark.sweep
 def test_cut_short_at_every_byte():
     packed = pack(make_head(), [4096, 8192])
     assert len(read(packed).cpus) == 2

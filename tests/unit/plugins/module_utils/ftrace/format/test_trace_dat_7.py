@@ -131,6 +131,7 @@ def test_cut_short_at_every_byte(method):
             assert read_pages(data[:length]) == whole, length
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", METHODS)
 def test_every_damaged_byte_gives_pages_or_the_one_error(method):
     data = pack(method, CPUS)

@@ -223,6 +223,7 @@ def test_a_file_that_shrinks_is_named(tmp_path):
             elf.find_offset("f")
 
 
+@pytest.mark.sweep
 def test_damage_is_an_error_or_a_wrong_answer_and_never_anything_else(tmp_path):
     whole = bytes(Made(dynsym=[symbol("f"), symbol("g")], symtab=[symbol("h")]).body)
     luck = random.Random(6)

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Let pytest find the checkout as the collection that it is, also where nothing has prepared that."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _is_importable() -> bool:
+    try:
+        return importlib.util.find_spec("ansible_collections.crashcart.fleet.plugins") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if not _is_importable():
+    link = ROOT / ".collections/ansible_collections/crashcart/fleet"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to("../../..")
+    sys.path.insert(0, str(ROOT / ".collections"))
+    sys.modules.pop("ansible_collections", None)  # one that another place has
+
+
+def pytest_configure(config):
+    """Name the marker also where the checkout's settings of pytest are not read."""
+    config.addinivalue_line("markers", "sweep: looks at very many cases; `make quick` leaves it out")
