@@ -24,12 +24,16 @@ class ActionModule(ActionBase):
         )
         variables = task_vars or {}
         needs = arguments["needs"]
+        own = variables["hostvars"][variables["inventory_hostname"]]
+        # What the play has, as by import_playbook, is among no host's variables.
+        of_play = {name: value for name, value in variables.items() if name not in own}
         problems: dict[str, list[str]] = {}  # each with the hosts that have it
         for host in variables["ansible_play_hosts_all"]:
-            of_host = variables["hostvars"][host]
+            of_host = {**of_play, **variables["hostvars"][host]}
             for problem in (
                 *playbook_variables.find_unknown(of_host),
                 *playbook_variables.find_dropped(of_host),
+                *playbook_variables.find_misshapen(of_host),
                 *playbook_variables.find_missing(of_host, needs),
             ):
                 problems.setdefault(problem, []).append(host)
@@ -37,10 +41,15 @@ class ActionModule(ActionBase):
         messages = [
             problem if len(hosts) == count else f"{problem} (on {', '.join(hosts)})"
             for problem, hosts in problems.items()
-        ] + controller_needs.find_missing(needs)
+        ] + controller_needs.find_missing(needs, self._find_dest(variables))
         if messages:
             return {**result, "failed": True, "msg": "; ".join(messages)}
         return {**result, "changed": False}
 
+    def _find_dest(self, variables: dict[str, Any]) -> str:
+        """Return the folder of the controller that captures go to."""
+        given = variables.get("crashcart_dest")
+        return str(self._templar.template(given)) if given else "traces"
 
-_NEEDS = ("containers", "command", "report", "build")
+
+_NEEDS = ("containers", "command", "report", "build", "terminal")

@@ -78,7 +78,8 @@ options:
       - name: ansible_cart_confined
   docker_host:
     description:
-      - URL of the one Docker engine to ask. By default every runtime of the host is asked.
+      - URL of the one Docker engine to ask. By default every runtime of the host is asked. Of a host of the plugin
+        P(crashcart.fleet.containers#inventory) the variable C(crashcart_docker_host), which the playbooks have, is taken, too.
       - E(DOCKER_HOST), E(DOCKER_CONTEXT), E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH) are those of root's environment on the host, as C(sudo)
         leaves it. A task's C(environment) is for the inside.
     type: str

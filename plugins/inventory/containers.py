@@ -93,6 +93,7 @@ from ansible.vars.plugins import get_vars_from_inventory_sources
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _CONNECTION = "crashcart.fleet.cart"
+_ENGINE = "crashcart_docker_host"
 _GROUP = "crashcart_containers"
 _MAX_NAME = 120  # a cache of facts makes a file's name of it and the host's
 _MAX_TOLD = 10  # names in a warning
@@ -202,6 +203,12 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         for key in [*connection.list_host_variables(), *own]:
             if key in variables and key != "inventory_hostname":
                 values[key] = _refer(host, key) if self.templar.is_template(variables[key]) else variables[key]
+        if (
+            _ENGINE in variables
+            and "ansible_cart_docker_host" not in variables
+            and self.templar.is_template(variables[_ENGINE])
+        ):
+            values["ansible_cart_docker_host"] = _refer(host, _ENGINE)
         values.setdefault("ansible_host", host)
         # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
         values["ansible_connection"] = trust_as_template(_CONNECTION)
@@ -282,6 +289,8 @@ def _translate(variables: dict[str, Any]) -> dict[str, Any]:
     link = str(variables.get("ansible_connection", "")).rpartition(".")[2]
     if link in ("local", "ssh"):
         found["ansible_cart_link"] = trust_as_template(link)
+    if _ENGINE in variables:  # the playbooks' variable is enough for both
+        found["ansible_cart_docker_host"] = variables[_ENGINE]
     return {**found, **{key: value for key, value in variables.items() if key.startswith("ansible_cart_")}}
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -60,6 +61,14 @@ class Feature:
 def make_missing(name: str, reason: str) -> Feature:
     """The feature NAME of a host that lacks it for REASON."""
     return Feature(name, False, reason, _CONSEQUENCES.get(name, ""))
+
+
+def find_way(library: str, package: str) -> str:
+    """Return how LIBRARY of PyPI gets into the Python that runs this: by the distribution's PACKAGE, or by pip where that Python is not its."""
+    is_distributions = sys.prefix == sys.base_prefix and os.path.realpath(sys.executable or "").startswith("/usr/bin/")
+    return (
+        f"install {package}" if is_distributions or not sys.executable else f"{sys.executable} -m pip install {library}"
+    )
 
 
 def list_features() -> list[Feature]:

@@ -91,9 +91,7 @@ def _describe_trace(trace: Mapping[str, Any]) -> str:
 
 
 def _gen_trace(trace: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{trace['state']}{_describe_end(trace['expires'])}"
-    if trace["stopped"]:
-        yield f"it stopped: {trace['stopped']}"
+    yield trace["summary"]
     if trace["mode"] == "record":
         size = sum(one["size"] for one in trace["recordings"])
         yield f"{format_bytes(size)} recorded to files"

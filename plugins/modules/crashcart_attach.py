@@ -195,6 +195,18 @@ attachments:
       description: A line for the controller's terminal that gives an interactive shell in the container.
       type: str
       sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
+selected:
+  description: Names of the containers that the selection means here, also in check mode.
+  returned: success, and where some of them failed
+  type: list
+  elements: str
+  sample: [api, web]
+not_found:
+  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
+  returned: as RV(selected)
+  type: list
+  elements: str
+  sample: []
 failed_containers:
   description:
     - The containers that failed, each with the reason and the next step; the message of the task says the same.
@@ -300,6 +312,7 @@ def run(module):
             "after": attach.describe(change.after),
         },
         **more,
+        **options.describe_selection(module, containers),
     }
     outcome.check(containers, parameters["state"], **result)
     return {**result, "failed_containers": []}

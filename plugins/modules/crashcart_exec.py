@@ -234,6 +234,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+selected:
+  description: Names of the containers that the selection means here, also in check mode.
+  returned: success, and where some of them failed
+  type: list
+  elements: str
+  sample: [api, web]
+not_found:
+  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
+  returned: as RV(selected)
+  type: list
+  elements: str
+  sample: []
 failed_containers:
   description:
     - The containers in which the command could not be run, or was killed as its time was over, each with the reason and the next step.
@@ -386,8 +398,9 @@ def run(module):
             check_mode=module.check_mode,
         )
     is_run = module.check_mode or any(report["start"] for report in results)
-    outcome.check(containers, "run", changed=is_run, results=results)
-    return {"changed": True, "results": results, "failed_containers": []}
+    result = {"results": results, **options.describe_selection(module, containers)}
+    outcome.check(containers, "run", changed=is_run, **result)
+    return {"changed": True, **result, "failed_containers": []}
 
 
 def main():

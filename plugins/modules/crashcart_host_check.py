@@ -19,6 +19,7 @@ extends_documentation_fragment:
 attributes:
   action_group:
     support: full
+    membership: [crashcart.fleet.crashcart, crashcart.fleet.images]
   async:
     support: full
   become:
@@ -54,6 +55,11 @@ options:
     description:
       - URL of an engine that speaks Docker's API, as in M(crashcart.fleet.crashcart_attach).
     type: str
+  image:
+    description:
+      - The image that V(tools) and V(commands) are about. It is not looked for with O(allow_empty), as who has no such container needs none.
+    type: str
+    default: default
 seealso:
   - module: crashcart.fleet.crashcart_info
   - module: crashcart.fleet.crashcart_playbook_check
@@ -71,8 +77,8 @@ RETURN = r""" # """
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import features
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import check_sdk
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import check_jmespath
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
@@ -102,6 +108,15 @@ def find_runtimes(docker_host, allow_empty):
     return []
 
 
+def find_image(name):
+    """What is missing where there is no image called NAME."""
+    try:
+        found = store.find_image(name)
+    except FleetError as error:
+        return [str(error)]
+    return [] if found else [f"there is no image called {name!r}: the playbook crashcart.fleet.install brings one"]
+
+
 def run(module):
     needs = module.params["needs"]
     missing = find_privileges()
@@ -110,11 +125,11 @@ def run(module):
         missing = [f"{one.name}: {one.reason}" for one in features.list_features() if one.name in wanted and not one.ok]
     if "containers" in needs:
         missing += find_runtimes(module.params["docker_host"], module.params["allow_empty"])
+    if not module.params["allow_empty"] and {"tools", "commands"} & set(needs):
+        missing += find_image(module.params["image"])
     if "query" in needs and not check_jmespath().ok:
         missing.append(f"jmespath: {check_jmespath().reason}")
     if missing:
-        if not (check_sdk().ok and check_jmespath().ok):
-            missing.append("the playbook crashcart.fleet.install brings the libraries")
         raise FleetError("this host lacks what is needed: " + "; ".join(missing))
     return {"changed": False}
 
@@ -127,6 +142,7 @@ def main():
             ),
             allow_empty=dict(type="bool", default=False),
             docker_host=dict(type="str"),
+            image=dict(type="str", default="default"),
         ),
         supports_check_mode=True,
     )

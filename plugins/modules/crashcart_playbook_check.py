@@ -45,10 +45,10 @@ options:
   needs:
     description:
       - What has to be there besides. V(containers) is a selection, V(command) what to run, V(report) and V(build)
-        what the controller needs for these.
+        what the controller needs for these, V(terminal) that Ansible was started at one.
     type: list
     elements: str
-    choices: [containers, command, report, build]
+    choices: [containers, command, report, build, terminal]
     default: []
 seealso:
   - module: crashcart.fleet.crashcart_host_check

@@ -382,6 +382,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+selected:
+  description: Names of the containers that the selection means here, also in check mode.
+  returned: success, and where some of them failed
+  type: list
+  elements: str
+  sample: [api, web]
+not_found:
+  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
+  returned: as RV(selected)
+  type: list
+  elements: str
+  sample: []
 failed_containers:
   description:
     - The containers that failed, each with the reason and the next step; the message of the task says the same.
@@ -728,6 +740,7 @@ def run(module):
     run_state = run_started if module.params["state"] == "started" else run_ended
     result, containers = run_state(module, root, outcome)
     result["lines"] = summaries.summarize_traces(result["instances"])
+    result.update(options.describe_selection(module, containers))
     if not module.check_mode:
         with outcome.complaining():
             client.ensure_recorder()  # somebody may have killed it

@@ -37,17 +37,97 @@ NAMES = frozenset(
         *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "src"),
     )
 )
+# Those of them that are lists. A text that begins with a bracket is a list that Ansible has not taken for one.
+LISTS = (
+    "containers",
+    "argv",
+    "capabilities",
+    "namespaces",
+    "syscalls",
+    "events",
+    "functions",
+    "notrace",
+    "probes",
+    "formats",
+)
+# Beginnings of other variables that the playbooks read, and what they know behind these.
+ROLES = {
+    "trace_": NAMES
+    | {
+        "default_ttl",
+        "ids",
+        "captures",
+        "instances",
+        "mine",
+        "kept",
+        "failures",
+        "started",
+        "stopped",
+        "fetched",
+        "removed",
+        "report",
+    },
+    "install_": frozenset(
+        {
+            *("image_src", "image_name", "docker_host", "packages", "package_names", "facts", "before", "after"),
+            *("built_image", "libraries", "missing", "tracefs"),
+        }
+    ),
+    "cleanup_": frozenset({"docker_host", "before", "after"}),
+}
+CONTAINERS_GROUP = "crashcart_containers"  # of the inventory plugin
 _DROPPED = "_raw_params"  # what Ansible calls words of an option -e that are no assignment
+_LIKE = 0.85  # of 1: how much alike the words have to be of which one is meant for the other
 
 
-def find_unknown(variables: Iterable[str]) -> list[str]:
-    """What is wrong with the names of VARIABLES that begin as the playbooks' do, each in words, with the nearest known name."""
+def find_unknown(variables: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names of VARIABLES that are, or may be meant for, those of the playbooks, in words with the nearest known one."""
+    if CONTAINERS_GROUP in (variables.get("group_names") or ()):
+        return [
+            "a container of the inventory is no host of the playbooks: name its host, and the container in crashcart_containers"
+        ]
     found = []
     for name in sorted(variables):
-        if name.startswith(PREFIX) and name[len(PREFIX) :] not in NAMES:
-            near = difflib.get_close_matches(name[len(PREFIX) :], sorted(NAMES), 1)
-            hint = f": {PREFIX}{near[0]} may be meant" if near else f"; variables are {', '.join(sorted(NAMES))}"
-            found.append(f"no playbook has a variable {name}{hint}")
+        if name.startswith(PREFIX):
+            if name[len(PREFIX) :] not in NAMES and not _is_result(variables[name]):
+                found.append(f"no playbook has a variable {name}{_find_hint(name, PREFIX, NAMES)}")
+        elif _is_misspelled(name):
+            found.append(f"no playbook has a variable {name}: they begin with {PREFIX}")
+        for prefix, known in ROLES.items():
+            if name.startswith(prefix) and name[len(prefix) :] not in known:
+                near = difflib.get_close_matches(name[len(prefix) :], sorted(known), 1, _LIKE)
+                found += [f"no playbook has a variable {name}: {prefix}{near[0]} may be meant"] if near else []
+    return found
+
+
+def _find_hint(name: str, prefix: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name[len(prefix) :], sorted(known), 1)
+    return f": {prefix}{near[0]} may be meant" if near else f"; after {prefix} they have {', '.join(sorted(known))}"
+
+
+def _is_result(value: Any) -> bool:
+    """Whether VALUE is a task's registered result, whose name is nobody's affair."""
+    return isinstance(value, Mapping) and "changed" in value and "failed" in value
+
+
+def _is_misspelled(name: str) -> bool:
+    """Whether NAME begins with a word that is nearly the playbooks' prefix."""
+    word, mark, _rest = name.replace("-", "_").partition("_")
+    return bool(mark) and difflib.SequenceMatcher(None, word.lower(), PREFIX[:-1]).ratio() >= _LIKE
+
+
+def find_misshapen(variables: Mapping[str, Any]) -> list[str]:
+    """Which of VARIABLES hold a text where a list was meant, or a list where a text is, in words."""
+    found = []
+    for name in LISTS:
+        value = variables.get(PREFIX + name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            found.append(
+                f"{PREFIX}{name} is the text {value!r}, since -e NAME=VALUE makes texts: give"
+                f""" -e '{{"{PREFIX}{name}": [...]}}', or names with commas between them"""
+            )
+    if isinstance(variables.get(f"{PREFIX}command"), (list, tuple)):
+        found.append(f"{PREFIX}command is a list: that is what {PREFIX}argv is for")
     return found
 
 

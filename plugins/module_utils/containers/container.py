@@ -32,7 +32,8 @@ class Container:
     RUNTIME is the name under which users know the runtime (docker, podman, containerd, ...). START_TICKS is when PID started, by
     field 22 of /proc/PID/stat, where the runtime vouches for that. OWNER_UID is the user of the host whose runtime says all this,
     None for root: what a user's says is believed only of processes whose user and mount namespaces are that user's. MAY_MOUNT is false
-    where the runtime vouches that no process of it was given CAP_SYS_ADMIN.
+    where the runtime vouches that no process of it was given CAP_SYS_ADMIN. HOME is what it gives every command as such, None where that is
+    the user's.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Container:
     start_ticks: int | None = None
     owner_uid: int | None = None
     may_mount: bool = True
+    home: str | None = None
 
     @property
     def short_id(self) -> str:

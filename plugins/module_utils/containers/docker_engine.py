@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     make_container,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature
+from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature, find_way
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 if sys.version_info < (3, 12):
@@ -61,9 +61,10 @@ def check_sdk() -> Feature:
 def describe_sdk(reason: str) -> str:
     """What to tell users of an SDK that is of no use for REASON, an exception in words."""
     python = sys.executable or "the host's Python"
+    way = find_way("docker", "python3-docker")
     other = "or choose another Python (ansible_python_interpreter, for the connection ansible_cart_python)"
     if "No module named 'docker'" in reason:
-        return f"the Docker SDK for Python is missing on the host, for {python}: install python3-docker, {other}"
+        return f"the Docker SDK for Python is missing on the host, for {python}: {way}, {other}"
     return (
         f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): have all of them from the distribution"
         f" (python3-docker) or all of them new, {other}"
@@ -327,7 +328,15 @@ def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container
             labels=entry["Config"]["Labels"],
             runtime=runtime,
             may_mount=_may_mount(entry),
+            home=_find_home(entry["Config"].get("Env")),
         )
+
+
+def _find_home(environment: Any) -> str | None:
+    """The HOME that the variables of a container's configuration give; None where they give none."""
+    texts = [one for one in environment if isinstance(one, str)] if isinstance(environment, list) else []
+    found = [text.partition("=")[2] for text in texts if text.startswith("HOME=")]
+    return found[-1] if found and found[-1] and "\0" not in found[-1] else None
 
 
 def _bears_name(image: dict[str, Any], name: str) -> bool:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.machines import PROCESS_PREFIX, PROCESS_RUNTIME
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query import (
     JMESPATH_IMPORT_ERROR,
     compile_query,
@@ -52,7 +53,9 @@ def parse_selector(module: Any, host: Host | None) -> Selector:
         raise ContainerError(missing_required_lib("jmespath"))
     return Selector(
         # An empty list asks for nothing; it must not come to mean everything.
-        patterns=None if patterns is None else tuple(map(host.find_meant, patterns) if host else patterns),
+        patterns=None
+        if patterns is None
+        else tuple(host.find_meant(one.strip()) if host else one.strip() for one in patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
         query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
@@ -121,9 +124,11 @@ def choose(
     """
     allow_empty = module.params["allow_empty"]
     missing: list[UnknownContainerError] = []
+    module.crashcart_not_found = []
     chosen = select_containers(
         selector, listed, running_only=running_only, refuse=missing.append if missing_ok or allow_empty else None
     )
+    module.crashcart_not_found = [error.pattern for error in missing]
     if allow_empty or selector.is_empty:
         return chosen
     if missing:
@@ -168,6 +173,14 @@ def list_candidates(
         module.warn(escape(f"containers of {name} are not looked at: {error}"))
     _warn(module, host.warnings)
     return listed + named
+
+
+def describe_selection(module: Any, chosen: Sequence[Container | Who]) -> dict[str, list[str]]:
+    """Return what every result says of MODULE's selection: whom it has CHOSEN, by name, and names of it that nobody here has."""
+    return {
+        "selected": sorted(one.name for one in chosen),
+        "not_found": [escape(pattern) for pattern in getattr(module, "crashcart_not_found", [])],
+    }
 
 
 def require_selection(module: Any, what: str) -> None:

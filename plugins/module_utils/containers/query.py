@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     ContainerGoneError,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature
+from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature, find_way
 
 JMESPATH_IMPORT_ERROR: str | None = None
 try:
@@ -26,7 +26,9 @@ def check_jmespath() -> Feature:
     """Whether the library is there that queries need."""
     if not JMESPATH_IMPORT_ERROR:
         return Feature("jmespath", True, "")
-    return Feature("jmespath", False, "install python3-jmespath", "containers cannot be selected by query")
+    return Feature(
+        "jmespath", False, find_way("jmespath", "python3-jmespath"), "containers cannot be selected by query"
+    )
 
 
 def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]]) -> Callable[[Container], bool]:

@@ -16,7 +16,8 @@ def shell_line(attachment: Attachment, host: Host) -> str:
     """The line for the host's terminal that gives an interactive shell."""
     settings = f"{attachment.path}/etc/crashcart.bashrc"
     # The container's own settings of its loader would hit the shell before it reads ours.
-    variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD="]
+    # Without HISTFILE bash leaves what was typed in the home of the container's user.
+    variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD=", "HISTFILE="]
     shell = [f"{attachment.path}/bin/bash", "--rcfile", settings, "-i"]
     if "bash" not in _list_tools(attachment):
         variables.append(f"ENV={settings}")

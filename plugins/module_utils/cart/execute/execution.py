@@ -184,7 +184,7 @@ def _open_job(
         command = _adapt(command, program, mount_fd, prefix, is_sealed=_is_sealed(source))
     rights = choose_rights(place.target, place.user, command, place.shared)
     groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
-    environment = {"HOME": place.home, **variables, **command.env}
+    environment = {"HOME": place.target.container.home or place.home, **variables, **command.env}
     return Job(place.target, command, rights, mount_fd, prefix, program, environment, groups)
 
 

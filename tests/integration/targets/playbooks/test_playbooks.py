@@ -164,7 +164,7 @@ def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
     name = container(*LOOP)
     chosen = {"containers": name, "dest": str(tmp_path / "traces")}
     done = host.playbook("start", syscalls=["openat"], **chosen)
-    assert re.search(rf"trace of {name}: started until 2\d\d\d-", done.stdout), done.stdout
+    assert re.search(rf"trace of {name}: begun 2\d\d\d-.* by root.*, records until 2\d\d\d-", done.stdout), done.stdout
     assert len(host.list_instances()) == 1
     refused = host.playbook("start", check=False, **chosen)
     assert f"container {name} is traced already" in " ".join((refused.stdout + refused.stderr).split())

@@ -20,6 +20,7 @@ HOST = {
 }
 IMAGE = {"name": "default", "digest": "9f86d081884c7d65", "size": 60_000_000, "format": "squashfs", "arch": "amd64"}
 IDLE = {
+    "summary": "begun 2026-09-21 13:13:20 UTC by root, records without a ttl",
     "state": "started",
     "expires": None,
     "stopped": None,
@@ -54,16 +55,16 @@ def test_a_container_has_one_line_with_all_that_is_ours_in_it():
     attached = [{"id": busy["id"], "image": "default", "path": "/dev/crashcart", "expires": 1790000000.25}]
     cpus = [{"entries": 7, "overrun": 5, "dropped": 1}]
     traces = [
-        {**IDLE, "id": busy["id"], "container": "c1", "state": "stopped", "stopped": "its ttl is over", "cpus": cpus},
-        {**IDLE, "id": "gone", "container": "worker", "expires": 1790000000.0},
+        {**IDLE, "id": busy["id"], "container": "c1", "summary": "begun …, stopped: its ttl is over", "cpus": cpus},
+        {**IDLE, "id": "gone", "container": "worker"},
     ]
     others = [make_container(2, user=1000, runtime="podman", state="exited")]
     lines = summaries.summarize_containers([busy, *others], attached, traces)
     assert lines == [
         "container c1: docker, shop/api:7, 000000000000; has default at /dev/crashcart until 2026-09-21T14:13:20Z;"
-        " traced: stopped, it stopped: its ttl is over, 7 events in its buffers, 6 events lost",
+        " traced: begun …, stopped: its ttl is over, 7 events in its buffers, 6 events lost",
         "container c2: exited, podman of user 1000, shop/api:7, 000000000000",
-        "trace of worker: started until 2026-09-21T14:13:20Z, 7 events in its buffers",
+        "trace of worker: begun 2026-09-21 13:13:20 UTC by root, records without a ttl, 7 events in its buffers",
     ]
 
 

@@ -56,14 +56,66 @@ def list_passed(path):
     ],
 )
 def test_the_nearest_name_is_told(name, near):
-    (problem,) = playbook_variables.find_unknown([name, "crashcart_hosts", "ansible_host", "crashcart"])
+    (problem,) = playbook_variables.find_unknown(dict.fromkeys([name, "crashcart_hosts", "ansible_host", "crashcart"]))
     assert problem == f"no playbook has a variable {name}: {near} may be meant"
 
 
 def test_where_none_is_near_all_are_told():
-    (problem,) = playbook_variables.find_unknown(["crashcart_zzzzzz"])
+    (problem,) = playbook_variables.find_unknown({"crashcart_zzzzzz": 1})
     assert "allow_empty" in problem
     assert "when_full" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("crshcart_ttl", "they begin with crashcart_"),
+        ("Crashcart_ttl", "they begin with crashcart_"),
+        ("crashcart-ttl", "they begin with crashcart_"),
+        ("trace_secnods", "trace_seconds may be meant"),
+        ("trace_profil", "trace_profile may be meant"),
+        ("install_image_srce", "install_image_src may be meant"),
+    ],
+)
+def test_what_is_nearly_one_of_ours_is_told(name, words):
+    (problem,) = playbook_variables.find_unknown({name: 1})
+    assert problem == f"no playbook has a variable {name}: {words}"
+
+
+def test_what_is_of_others_is_not_our_affair():
+    others = (
+        "trace_id",
+        "crash_dump",
+        "cart_items",
+        "install_dir",
+        "ansible_cart_link",
+        "cashcard_number",
+        "trace_seconds",
+    )
+    result = {"changed": False, "failed": False, "summary": []}
+    assert playbook_variables.find_unknown({**dict.fromkeys(others), "crashcart_info": result}) == []
+
+
+def test_a_container_of_the_inventory_is_no_host():
+    variables = {"group_names": ["crashcart_containers"], "crashcart_container": {}}
+    (problem,) = playbook_variables.find_unknown(variables)
+    assert "is no host of the playbooks" in problem
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"crashcart_containers": '["web","deb"]'}, ["crashcart_containers is the text"]),
+        ({"crashcart_argv": " ['sh']"}, ["crashcart_argv is the text"]),
+        ({"crashcart_command": ["ls", "-l"]}, ["that is what crashcart_argv is for"]),
+        ({"crashcart_containers": ["web"], "crashcart_command": "[ -e /x ]", "crashcart_argv": ["["]}, []),
+        ({"crashcart_containers": "web,deb"}, []),
+    ],
+)
+def test_lists_that_are_texts_are_told(variables, words):
+    problems = playbook_variables.find_misshapen(variables)
+    assert len(problems) == len(words)
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
 
 
 @pytest.mark.parametrize("words", ["-tnp", "of the command"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 
 import pytest
 
@@ -82,8 +83,15 @@ def test_an_engine_that_is_silent_or_strange_is_not_blamed_on_the_sdk(said):
     assert not docker_engine._MISFIT.search(said)
 
 
-def test_an_sdk_that_is_not_there():
-    assert "install python3-docker" in docker_engine.describe_sdk("ModuleNotFoundError: No module named 'docker'")
+def test_an_sdk_that_is_not_there(monkeypatch):
+    reason = "ModuleNotFoundError: No module named 'docker'"
+    monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python3")
+    assert "for /opt/venv/bin/python3: /opt/venv/bin/python3 -m pip install docker, or" in docker_engine.describe_sdk(
+        reason
+    )
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert ": install python3-docker, or" in docker_engine.describe_sdk(reason)
     assert "does not fit" in docker_engine.describe_sdk("ModuleNotFoundError: No module named 'six'")
 
 
