@@ -27,7 +27,10 @@ class ActionModule(ActionBase):
         _found, arguments = self.validate_argument_spec({"line": {"type": "str", "required": True}})
         words = shlex.split(arguments["line"])
         if self._task.check_mode:
-            return {**result, "changed": True}
+            if rc:
+            # What was typed last may have failed, or sudo has said no before there was a shell.
+            self._display.display(f"crashcart_shell: it ended with exit code {rc}")
+        return {**result, "changed": True}
         try:
             terminal_fd = open_terminal(os.getppid())
         except NoTerminalError as error:
@@ -40,4 +43,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"the shell ended with exit code {rc}, as where it cannot be had: {arguments['line']}"
             )
-        return {**result, "changed": True, "failed": False, "rc": rc}  # what was typed last may have failed
+        if rc:
+            # What was typed last may have failed, or sudo has said no before there was a shell.
+            self._display.display(f"crashcart_shell: it ended with exit code {rc}")
+        return {**result, "changed": True, "failed": False, "rc": rc}
