@@ -35,8 +35,19 @@ setup: .venv/ready ## Install what development and the demo need (Debian and PyP
 	ln -sfn ../../.. $(COLLECTIONS)/ansible_collections/crashcart/fleet
 	touch $@
 
-demo: setup ## Tell the field's classic story on this machine, and leave it clean
-	demo/run.sh
+# What users need, for the demo; an environment for development has that, too.
+USERS := $(if $(wildcard .venv/ready),,$(CURDIR)/.venvs/users)
+
+.venvs/users/ready: requirements.txt requirements.lock
+	tools/install_packages.sh busybox-static ca-certificates libseccomp2 patchelf python3 python3-venv squashfs-tools strace util-linux
+	$(PYTHON) -m venv .venvs/users
+	.venvs/users/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+	mkdir -p $(COLLECTIONS)/ansible_collections/crashcart
+	ln -sfn ../../.. $(COLLECTIONS)/ansible_collections/crashcart/fleet
+	touch $@
+
+demo: $(if $(USERS),.venvs/users/ready) ## Tell the field's classic story on this machine, and leave it clean
+	PATH=$(if $(USERS),$(USERS)/bin:)$$PATH demo/run.sh
 
 test: ## Everything that has to hold before a change lands
 	tests/run.sh

@@ -74,6 +74,7 @@ CONTAINERS = {
     "host's pids": ("--pid", "host"),
     "own control groups": ("--cgroupns", "private"),
     "read-only": ("--read-only",),
+    "home": ("--env", "HOME=/srv/of its own"),
 }
 
 
@@ -89,7 +90,9 @@ def test_a_contained_command_is_as_docker_exec_makes_it(container, kind):
 
 
 @pytest.mark.parametrize("user", ["root", "app", "1234", "4321", "4321:1", "app:logs", "1234:7"])
-@pytest.mark.parametrize("kind", ["default", "user", "no capabilities", "no new privileges", "more capabilities"])
+@pytest.mark.parametrize(
+    "kind", ["default", "user", "no capabilities", "no new privileges", "more capabilities", "home"]
+)
 def test_another_user_is_as_docker_exec_makes_it(container, kind, user):
     name = container(options=(*NETWORK, *CONTAINERS[kind]))
     script = f'{LOOK}; echo "home $HOME"'
