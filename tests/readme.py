@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Types what the README's console blocks type, and compares what comes out with what they show: `make readme`.
+"""Types what the console blocks of the README and of docs/playbooks.md type, and compares what comes out with what they show.
 
 It is done twice, against this machine as the host web1 with a container called api:
 
@@ -35,6 +35,7 @@ from support import sshd
 
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
 
+PAGES = ("README.md", "docs/playbooks.md")  # in the order in which they are typed
 STATE = (Path("/var/lib/crashcart"), Path("/run/crashcart"))
 # What the container of the README does: it looks for a file that is not there, and says so.
 LOOP = "while true; do busybox cat /etc/api/database.conf; busybox sleep 0.2; done"
@@ -118,8 +119,9 @@ def run_steps(steps: list[Step], environment: dict[str, str], folder: Path) -> l
 
 def check_way(name: str, environment: dict[str, str], folder: Path) -> int:
     """Type all of the README for the way NAME in FOLDER, and tell what differs: how many commands that are."""
-    steps = parse_steps((ROOT / "README.md").read_text(encoding="utf-8").replace("CHECKOUT", str(ROOT)), name)
-    assert len(steps) >= 12, f"the README has {len(steps)} commands only for `{name}`"
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    steps = parse_steps(text.replace("CHECKOUT", str(ROOT)), name)
+    assert len(steps) >= 12, f"there are {len(steps)} commands only for `{name}`"
     wrong = 0
     for step, (code, lines) in zip(steps, run_steps(steps, environment, folder), strict=True):
         shown = [mask(line.replace("/home/you", str(folder))) for line in step.shown]
