@@ -313,7 +313,7 @@ def read_until(process, pattern):
 def test_a_shell_is_in_one_container_of_one_host_at_a_terminal(container):
     name, other = container(), container()
     for options, chosen, words in (
-        ((), [name], "input is no terminal: start it at one, or paste this into one: docker "),
+        ((), [name], "input is no terminal: start it at one; crashcart.fleet.attach prints a line"),
         ((), [name, other], f"these are {', '.join(sorted([name, other]))}: name one"),
         (("-i", "localhost,other,"), [name], "A shell is on one host, and these are 2"),
     ):
