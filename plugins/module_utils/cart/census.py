@@ -15,15 +15,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposu
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, tool_users
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks, mounts, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RUN, STATE
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
-_RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")  # of the process that ftrace/ starts
-DIRECTORIES = ("/var/lib/crashcart", RUN)
+DIRECTORIES = (STATE, RUN)
 
 
 def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
@@ -37,7 +36,7 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
         "instances": _list_instances(),
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
-        "recorders": [f"pid {pid}" for pid in (locks.find_holder(_RECORDER_LOCK),) if pid is not None],
+        "recorders": [f"pid {pid}" for pid in (locks.find_holder(RECORDER_LOCK),) if pid is not None],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
     return found, omitted

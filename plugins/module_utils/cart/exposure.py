@@ -34,10 +34,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
 # File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
 FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
-_LABEL = re.compile(r"crashcart-[0-9a-f]{12}\S*\Z")
+_LABEL = re.compile(INSTANCE_PREFIX + r"[0-9a-f]{12}\S*\Z")
 NEEDLES = (" tracefs ", " tmpfs crashcart-")  # what lines of mountinfo hold that are of exposures
 _SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 _DENIED = frozenset({"/", "/dev", "/proc", "/sys"})

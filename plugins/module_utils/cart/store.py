@@ -23,8 +23,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils import features
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PUBLIC, make_folder
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import STATE
 
-STORE = "/var/lib/crashcart/images"
+STORE = f"{STATE}/images"
 SUFFIX = ".image"
 FORMATS = ("squashfs", "erofs", "ext4")
 

@@ -21,8 +21,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import LockTimeout, lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS
 
-RUN = "/run/crashcart"
 TIMEOUT_S = 30.0
 _PAUSE_S = 0.02
 # Descriptors: for a container those of its process, namespaces, mounts, control groups and pipes; and what a module has besides.
@@ -202,7 +202,7 @@ def _attempt_until_served(
 
 def try_lock(name: str) -> ContextManager[int]:
     """Keep other operators away from the thing called NAME; raises LockTimeout at once where one has it."""
-    return lock(os.path.join(RUN, "locks", name), 0.0)
+    return lock(os.path.join(LOCKS, name), 0.0)
 
 
 @contextmanager
@@ -219,7 +219,7 @@ def hold_lock(name: str, *, may_make_folder: bool = True) -> Iterator[None]:
     Unless MAY_MAKE_FOLDER, FileNotFoundError says that a cleanup has taken the folder of locks.
     """
     try:
-        with lock(os.path.join(RUN, "locks", name), TIMEOUT_S, may_make_folder=may_make_folder):
+        with lock(os.path.join(LOCKS, name), TIMEOUT_S, may_make_folder=may_make_folder):
             yield
     except LockTimeout as error:
         raise ContainerError(str(error)) from error

@@ -16,8 +16,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import hist
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import NAME_PREFIX, TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
 
 def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
@@ -77,5 +78,5 @@ def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
     Raises TraceError for those that others have switched on, unless BUSY_OK; all others are removed then.
     """
     if check_mode:
-        return bool(installed_probes.list_orphans(root, NAME_PREFIX))
-    return installed_probes.remove_orphans(root, NAME_PREFIX, busy_ok=busy_ok)
+        return bool(installed_probes.list_orphans(root, INSTANCE_PREFIX))
+    return installed_probes.remove_orphans(root, INSTANCE_PREFIX, busy_ok=busy_ok)

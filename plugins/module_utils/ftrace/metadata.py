@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 _FOLDER = os.path.join(RUN, "traces")
 _DISCARDED, _REMOVED = "discarded", "removed"

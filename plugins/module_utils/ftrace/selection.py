@@ -21,8 +21,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import meta
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import read_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import NAME_PREFIX, TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
 _GONE = "gone"
 
@@ -115,9 +116,9 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
         present = []
     names = sorted({*present, *recordings.list_names(), *outbox.list_kept_names(), *metadata.list_removed(root)})
     found = [
-        TraceInstance(Instance(root, name), by_id.get(name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]))
+        TraceInstance(Instance(root, name), by_id.get(name[len(INSTANCE_PREFIX) :][:SHORT_ID_LENGTH]))
         for name in names
-        if name.startswith(NAME_PREFIX)
+        if name.startswith(INSTANCE_PREFIX)
     ]
     return [one if _is_theirs(one) else replace(one, container=None) for one in found]
 

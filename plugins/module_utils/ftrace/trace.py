@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import SHORT_ID_LENGTH, Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, InstanceGone
-
-NAME_PREFIX = "crashcart-"
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TraceInstance:
     @property
     def container_id(self) -> str:
         """The container's id, or what the instance's name says of it."""
-        return self.container.id if self.container else self.instance.name[len(NAME_PREFIX) :]
+        return self.container.id if self.container else self.instance.name[len(INSTANCE_PREFIX) :]
 
     @property
     def who(self) -> Who:
@@ -33,7 +32,7 @@ class TraceInstance:
     @property
     def short_id(self) -> str:
         """The container's short id, which the instance's name bears."""
-        return self.instance.name[len(NAME_PREFIX) :][:SHORT_ID_LENGTH]
+        return self.instance.name[len(INSTANCE_PREFIX) :][:SHORT_ID_LENGTH]
 
     @property
     def container_name(self) -> str:
@@ -50,4 +49,4 @@ class TraceInstance:
 
 def find_instance(root: str, container: Container) -> TraceInstance:
     """The instance of CONTAINER, whether it exists or not."""
-    return TraceInstance(Instance(root, NAME_PREFIX + container.short_id), container)
+    return TraceInstance(Instance(root, INSTANCE_PREFIX + container.short_id), container)

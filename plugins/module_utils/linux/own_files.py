@@ -10,11 +10,12 @@ import stat
 from contextlib import suppress
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN, STATE
 
 PRIVATE = 0o700
 PUBLIC = 0o755
 # The places of a host that are ours alone. The store, and captures that a login user fetches, are below the second one.
-_TOPS = {"/run/crashcart": PRIVATE, "/var/lib/crashcart": PUBLIC}
+_TOPS = {RUN: PRIVATE, STATE: PUBLIC}
 _ATTEMPTS = 100
 
 

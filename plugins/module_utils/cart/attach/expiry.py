@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN, WATCHDOG_LOCK
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 FOLDER = os.path.join(RUN, "expiry")
-WATCHDOG_LOCK = os.path.join(RUN, "locks", "watchdog")
 _LOCK = "expiry"
 
 

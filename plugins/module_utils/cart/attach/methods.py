@@ -17,8 +17,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement, volumes
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import create_mounts, open_loop_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 METHODS = ("fsmount", "mknod", "rslave")
 _NODE = "crashcart-image"  # shown as the mount's source, by which it is known how it came to be

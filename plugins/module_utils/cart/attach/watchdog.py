@@ -18,8 +18,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, boot, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import WATCHDOG_LOCK, WATCHDOG_TITLE
 
-_TITLE = "crashcart-watchdog"
 _TAKE_OVER_S = 5.0  # in which one that is ending has ended
 _LOOK_S = 10.0  # between two looks at whether the containers are still there
 _RETRY_S = 10.0
@@ -35,10 +35,10 @@ def ensure_watchdog() -> None:
 
 def watch(ready_fd: int) -> None:
     """End attachments in time until none is left; READY_FD gets a byte when this process is the host's watchdog."""
-    processes.set_title(_TITLE)
+    processes.set_title(WATCHDOG_TITLE)
     background.leave_control_groups()
     with suppress(locks.LockTimeout), ExitStack() as stack:
-        lock_fd = stack.enter_context(locks.lock(expiry.WATCHDOG_LOCK, _TAKE_OVER_S))
+        lock_fd = stack.enter_context(locks.lock(WATCHDOG_LOCK, _TAKE_OVER_S))
         locks.tell_holder(lock_fd)
         events_fd = _watch_folder()
         background.tell_ready(ready_fd)

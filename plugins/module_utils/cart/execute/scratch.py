@@ -13,9 +13,9 @@ import os
 import time
 from contextlib import suppress
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PRIVATE, make_folder
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 FOLDER = os.path.join(RUN, "scratch")
 MAX_BYTES = 512 << 20

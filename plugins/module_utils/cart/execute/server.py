@@ -15,9 +15,10 @@ from typing import Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import command, filters, supervisor
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import CONTAINER, Job
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, capabilities, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.read_only import enter_read_only_view
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 _FILTERS = os.path.join(RUN, "seccomp")
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import command
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import SUPERVISOR_TITLE
 
-_TITLE = "crashcart-supervisor"  # a trace of the container knows tools by it (ftrace/follow/following.py)
 _KILL_S = 0.01  # between two rounds of killing
 _GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
 _PATIENCE_ROUNDS = 50
@@ -56,7 +56,7 @@ def serve(control_fd: int) -> None:
     """
     gc.disable()
     control: socket.socket | None = socket.socket(fileno=control_fd)
-    processes.set_title(_TITLE)
+    processes.set_title(SUPERVISOR_TITLE)
     sessions: list[_Session] = []
     woken, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

@@ -27,8 +27,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capt
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import STATE
 
-FOLDER = "/var/lib/crashcart/captures"
+FOLDER = f"{STATE}/captures"
 NEW, KEPT = "new", "kept"
 _PART = "part"
 _NAME = re.compile(r"(?P<instance>crashcart-[\w.-]+)\.(?P<stamp>\d{20})\.(?P<state>part|new|kept)\Z")

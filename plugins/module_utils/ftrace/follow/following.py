@@ -15,11 +15,9 @@ from typing import Any, Callable
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import SUPERVISOR_TITLE, TITLE_LENGTH
 
 _SHIM_NAME = "containerd-shim"
-_SUPERVISOR = (
-    "crashcart-super"  # what the kernel keeps of the name of the process that starts tools (cart/execute/supervisor.py)
-)
 LOOK_S = 0.05  # between two looks at a control group
 START_LOOK_S = 0.002  # the same while a container starts
 _MAX_ANCESTORS = 4  # between a starting container's first process and its shim
@@ -142,5 +140,5 @@ def find_tools(
             chain.append(find_parent(chain[-1]))
         top = tops.get(chain[-1], chain[-1])
         tops.update(dict.fromkeys((one for one in chain if one in group), top))
-    ours = {top for top in set(tops.values()) if top > 1 and find_comm(top) == _SUPERVISOR}
+    ours = {top for top in set(tops.values()) if top > 1 and find_comm(top) == SUPERVISOR_TITLE[:TITLE_LENGTH]}
     return {pid for pid in pids if tops[pid] in ours}

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import RUN, hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS, RECORDER_LOCK, RUN
 
 FOLDER = os.path.join(RUN, "recorder")
-RECORDER_LOCK = os.path.join(RUN, "locks", "recorder")
 _LOCK = "orders"
 
 
@@ -62,7 +62,7 @@ def find_deadline(limits: Limits) -> float | None:
 
 def find_lock(name: str) -> str:
     """The lock that the recorder holds while it looks after instance NAME."""
-    return os.path.join(RUN, "locks", "recorded-" + name)
+    return os.path.join(LOCKS, "recorded-" + name)
 
 
 def list_orders() -> list[Order]:

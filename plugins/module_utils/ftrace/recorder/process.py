@@ -28,8 +28,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.wa
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RECORDER_TITLE
 
-_TITLE = "crashcart-recorder"
 _NICENESS = 5
 _TAKE_OVER_S = 5.0  # in which one that is ending has ended
 _PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at once that something is in them
@@ -63,14 +63,14 @@ class _Host:
 
 def record(ready_fd: int) -> None:
     """Look after traces until there is no order left; READY_FD gets a byte when this process is the host's recorder."""
-    processes.set_title(_TITLE)
+    processes.set_title(RECORDER_TITLE)
     background.leave_control_groups()
     os.nice(_NICENESS)
     # Each event of a trace takes a descriptor.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with suppress(locks.LockTimeout), ExitStack() as stack:
-        lock_fd = stack.enter_context(locks.lock(orders.RECORDER_LOCK, _TAKE_OVER_S))
+        lock_fd = stack.enter_context(locks.lock(RECORDER_LOCK, _TAKE_OVER_S))
         os.ftruncate(lock_fd, 0)
         changes = syscalls.IN_MOVED_TO | syscalls.IN_DELETE | syscalls.IN_DELETE_SELF | syscalls.IN_MOVE_SELF
         make_folder(orders.FOLDER)

@@ -29,15 +29,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder im
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX, STATE
 
-FOLDER = "/var/lib/crashcart/traces"
+FOLDER = f"{STATE}/traces"
 ABOUT, HEAD, BEGIN, END = "about.json", "head", "begin.json", "end.json"
 _ROTATED, _BEGUN, _FINISH, _LOCK = "rotated.json", "begun", "finish", "lock"
 _RESERVE = "reserve"
 _RESERVE_BYTES = 256 << 10
 _NAMES_OF_END = ("tasks", "saved_cmdlines")
 _NUMBER = re.compile(r"\d{8}\Z")
-_INSTANCE = re.compile(r"crashcart-[A-Za-z0-9_.-]+\Z")
+_INSTANCE = re.compile(rf"{INSTANCE_PREFIX}[A-Za-z0-9_.-]+\Z")
 _CPU = re.compile(r"cpu(\d+)\Z")
 _LOCK_S = 30.0
 _FINISH_S = 10.0

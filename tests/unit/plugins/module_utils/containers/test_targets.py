@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.locks import
 
 @pytest.fixture(autouse=True)
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(targets, "RUN", str(tmp_path))
+    monkeypatch.setattr(targets, "LOCKS", f"{tmp_path}/locks")
     monkeypatch.setattr(targets, "TIMEOUT_S", 0.3)
 
 
@@ -27,7 +27,7 @@ A, B, C = map(make, "abc")
 
 
 def find_path(target):
-    return f"{targets.RUN}/locks/container-{target.container.short_id}"
+    return f"{targets.LOCKS}/container-{target.container.short_id}"
 
 
 def serve_held(found, serve):

@@ -25,7 +25,7 @@ OWNER = (os.getuid(), os.getgid())
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(outbox, "FOLDER", str(tmp_path / "captures"))
-    monkeypatch.setattr(targets, "RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(targets, "LOCKS", str(tmp_path / "run" / "locks"))
     with outbox.hold_folder():
         yield tmp_path / "captures"
 

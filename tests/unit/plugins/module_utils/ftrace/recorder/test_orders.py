@@ -26,7 +26,7 @@ LIMITS = Limits(ttl_s=5.0, max_rate=3)
 @pytest.fixture(autouse=True)
 def run(tmp_path, monkeypatch):
     for module in (orders, targets):
-        monkeypatch.setattr(module, "RUN", str(tmp_path))
+        monkeypatch.setattr(module, "LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(orders, "FOLDER", str(tmp_path / "recorder"))
     monkeypatch.setattr(orders, "RECORDER_LOCK", str(tmp_path / "locks" / "recorder"))
     return tmp_path
