@@ -34,6 +34,7 @@ if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
     mkdir -p tests/output
     echo "$DOCKER_HOST" >tests/output/docker_host
+    echo "$root" >tests/output/checkout # which has the history that the staged copy lacks
 fi
 set -m # a process group of its own
 "$@" &

@@ -286,7 +286,7 @@ def test_leftovers_are_found_by_anyones_next_start_and_foreign_ones_are_not(work
 def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(worker):
     before = read_probes()
 
-    def start():
+    def begin():
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
         serving.start_traces(
             [find_record(worker)],
@@ -304,7 +304,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         assert host.list_instances() == [], number
 
     # Some of some hundred moments: each costs a look by a module.
-    assert killing.kill_everywhere(start, check, own_calls=True, step=17) > 5
+    assert killing.kill_everywhere(begin, check, own_calls=True, step=17) > 5
 
     def end():
         remove(list_instances(host.TRACEFS, []), Outcome())
