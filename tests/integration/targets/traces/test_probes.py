@@ -312,9 +312,9 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
     def check_end(number):
         host.call_module("ftrace_instance", state="absent", everything=True)
         assert read_probes() == before, number
-        start()
+        begin()
 
-    start()
+    begin()
     assert killing.kill_everywhere(end, check_end, own_calls=True, step=3) > 2
 
 
