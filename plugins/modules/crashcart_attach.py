@@ -238,7 +238,12 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import attach, attachments, methods, watchdog
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import (
+    attach,
+    attachments,
+    expiry_watchdog,
+    methods,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
@@ -303,7 +308,7 @@ def run(module):
         containers, change = run_detached(module, host, outcome)
     if not module.check_mode:
         with outcome.complaining():
-            watchdog.ensure_watchdog()  # somebody may have killed it
+            expiry_watchdog.ensure_watchdog()  # somebody may have killed it
     result = {
         "changed": change.is_change,
         "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],

@@ -216,8 +216,8 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import gen_captures, gen_source
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import gen_captures, gen_source
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import replace
 from typing import Any, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import is_sound
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (

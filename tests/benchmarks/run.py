@@ -27,7 +27,7 @@ from support import host, images, serving, sshd
 from support.stops import count_stops
 from tables import make_ratios, print_table
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import summarize_capture
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import summarize_capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
     CommandOptions,

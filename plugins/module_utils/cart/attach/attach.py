@@ -13,10 +13,10 @@ from typing import Any, Iterator, Mapping, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import (
     expiry,
+    expiry_watchdog,
     methods,
     placement,
     volumes,
-    watchdog,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import (
     Attachment,
@@ -153,7 +153,7 @@ def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float
         stack.callback(_settle_back, targets, outcome, settled, before)
         if settled:
             expiry.write(settled)
-        watchdog.ensure_watchdog()
+        expiry_watchdog.ensure_watchdog()
         yield
 
 

@@ -21,8 +21,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Brake, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, cgroups, locks, processes, syscalls

@@ -22,9 +22,9 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import channel, orders, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.keeper import Keeper
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance

@@ -17,7 +17,7 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import PageReader, Unreadable
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 

@@ -15,7 +15,7 @@ from support.killing import kill_everywhere
 from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, watchdog
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, expiry_watchdog
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.command_options import (
     CommandOptions,
@@ -106,7 +106,7 @@ def other_expiry(container):
 def test_attach_for_a_time(record, other_expiry):
     """What is mounted has an end, or nothing is mounted yet. The watchdog runs for another attachment."""
     expiry.write([other_expiry])
-    watchdog.ensure_watchdog()
+    expiry_watchdog.ensure_watchdog()
 
     def check(_moment):
         places = {one.place for one in expiry.list_expiries()}
@@ -121,10 +121,10 @@ def test_attach_for_a_time(record, other_expiry):
 def test_starting_the_watchdog(other_expiry):
     def settle():
         expiry.write([other_expiry])
-        watchdog.ensure_watchdog()
+        expiry_watchdog.ensure_watchdog()
 
     def check(_moment):
-        watchdog.ensure_watchdog()
+        expiry_watchdog.ensure_watchdog()
         assert (expiry.find_watchdog() is not None) == bool(expiry.list_expiries())
         expiry.drop([other_expiry])
         host.wait_until(lambda: expiry.find_watchdog() is None)

@@ -13,8 +13,8 @@ from support import host
 from support.every_kernel import count, report
 from support.fetching import fetch_here
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import add_tables
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 MAX_BYTES = 4096

@@ -20,10 +20,10 @@ from support.every_kernel import report
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables, read_manifest
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import RESTARTS, name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report import add_tables, read_manifest
 
 SUPPORT = Path(images.__file__).parent
 FREESTANDING = ("-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector", "-mno-sse")

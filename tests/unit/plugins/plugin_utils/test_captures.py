@@ -20,7 +20,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
@@ -425,7 +425,7 @@ def test_what_makes_a_manifest_long_goes_into_the_trace(tmp_path):
     assert (short["in_trace"], short["events"]) == ({"container.labels": 40}, {"a:b": ""})
     assert (told["container"]["labels"], told["in_trace"], told["sha256"]) == (labels, {}, short["sha256"])
     with open(path, "rb") as file:
-        whole = report.add_tables(short, Trace(file))
+        whole = capture_summary.add_tables(short, Trace(file))
     assert (whole["container"]["labels"], whole["tasks"]) == (labels, MANIFEST["tasks"])
 
 

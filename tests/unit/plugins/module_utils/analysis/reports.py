@@ -7,13 +7,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report, report_files
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary, report_files
 
 
 def summarize(source):
     """What summary.json holds for SOURCE."""
     skipped = []
-    return {"captures": list(report.gen_source(source, skipped)), "skipped": skipped}
+    return {"captures": list(capture_summary.gen_source(source, skipped)), "skipped": skipped}
 
 
 def write(summary, dest, formats, *, check_mode=False):

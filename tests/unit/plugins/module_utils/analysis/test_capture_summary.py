@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report, report_files
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary, report_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
@@ -316,12 +316,15 @@ def test_only_the_captures_that_are_named_are_summarized(tmp_path):
     stamp = "20261121T231500.000000Z.dat"
     paths = [str(tmp_path / name / stamp) for name in ("api", "db", "gone", "api")]
     skipped = []
-    summary = {"captures": list(report.gen_captures(dict.fromkeys(paths), str(tmp_path), skipped)), "skipped": skipped}
+    summary = {
+        "captures": list(capture_summary.gen_captures(dict.fromkeys(paths), str(tmp_path), skipped)),
+        "skipped": skipped,
+    }
     assert [one["capture"] for one in summary["captures"]] == [f"api/{stamp}", f"db/{stamp}"]
     assert summary["skipped"] == [
         {"path": f"gone/{stamp}", "reason": "it is not there", "next_step": "fetch it again, or leave it out"}
     ]
-    assert list(report.gen_captures([], str(tmp_path), [])) == []
+    assert list(capture_summary.gen_captures([], str(tmp_path), [])) == []
 
 
 def test_a_report_is_written_once(tmp_path):

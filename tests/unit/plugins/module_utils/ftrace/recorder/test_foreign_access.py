@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.watch import Watch, Watcher
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 STATS = "entries: 0\noverrun: 0\ncommit overrun: 0\nbytes: 0\ndropped events: 0\nread events: {}\n"
