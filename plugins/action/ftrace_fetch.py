@@ -191,7 +191,9 @@ def _make_folder(folder: str) -> list[str]:
         make_missing(folder)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise AnsibleActionFail(f"dest: {folder} cannot be written: {error.strerror}") from error
+        raise AnsibleActionFail(
+            f"dest: {folder} cannot be written: {error.strerror}; what was recorded stays on the host"
+        ) from error
     return missing
 
 

@@ -10,7 +10,7 @@ cd "$root/tests/integration"
 export PYTHONPATH=$root/.collections
 command=(python -m pytest -c pytest.ini --rootdir . ${target:+"targets/$target"} ${expression:+-k "$expression"})
 if [ -z "${KEEP:-}" ]; then
-    exec "$root/tests/integration/with_engine.sh" "$build/test-engine" bash -c 'cd "$1" && shift && exec "$@"' - "$PWD" "${command[@]}"
+    exec "$root/tests/integration/with_engine.sh" "$build/test-engine" env -C "$PWD" "${command[@]}"
 fi
 "$root/tools/install_packages.sh" docker.io openssh-server podman python3-docker python3-jmespath sudo bsdutils procps
 mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
