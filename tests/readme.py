@@ -44,6 +44,7 @@ MASKS = (
     (r"Linux \S+ \(\w+\), cgroups \w+, Docker [\w.+~-]+", "Linux"),
     (r" --host unix://\S+", ""),
     (r"ssh -t [^']*'sudo (.*)'", r"\1"),
+    (r" by root( \(login [\w-]+\))?", " by root"),
     # What differs from run to run.
     (r"\b[0-9a-f]{12,64}\b", "ID"),
     (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(\+\d\d:\d\d|Z)", "TIME"),
