@@ -213,7 +213,7 @@ def main() -> None:
         shutil.rmtree(ROOT / "traces", ignore_errors=True)
         if any(path.exists() for path in STATE):
             subprocess.run(
-                ["ansible-playbook", "-i", "localhost,", "-c", "local", "crashcart.fleet.cleanup"], check=True, cwd=ROOT
+                ["ansible-playbook", "-i", str(ROOT / "inventory"), "crashcart.fleet.cleanup"], check=True, cwd=ROOT
             )
     if wrong:
         raise SystemExit(f"{wrong} of the README's commands do not say what it shows")
