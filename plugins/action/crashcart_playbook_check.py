@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
 
     def _find_dest(self, variables: dict[str, Any]) -> str:
         """Return the folder of the controller that captures go to."""
-        given = variables.get("crashcart_dest")
+        given = variables.get("trace_dest") or variables.get("crashcart_dest")
         return str(self._templar.template(given)) if given else "traces"
 
 

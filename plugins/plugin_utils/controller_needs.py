@@ -56,7 +56,8 @@ def _find_obstacle(dest: str) -> list[str]:
         place = os.path.dirname(place)
     if not os.path.isdir(place):
         return [f"the captures cannot go to {dest}: {place} is no folder; choose another crashcart_dest"]
-    if not os.access(place, os.W_OK | os.X_OK) or place.startswith("/proc"):
+    # To root /proc looks writable, and nothing can be made there.
+    if not os.access(place, os.W_OK | os.X_OK) or f"{place}/".startswith("/proc/"):
         return [f"the captures cannot go to {dest}: {place} is not writable here; choose another crashcart_dest"]
     return []
 

@@ -70,7 +70,7 @@ ROLES = {
     "install_": frozenset(
         {
             *("image_src", "image_name", "docker_host", "packages", "package_names", "facts", "before", "after"),
-            *("built_image", "libraries", "missing", "tracefs"),
+            *("built_image", "missing", "reasons"),
         }
     ),
     "cleanup_": frozenset({"docker_host", "before", "after"}),

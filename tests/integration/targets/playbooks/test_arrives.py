@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from support import host
@@ -142,3 +144,12 @@ def test_a_host_without_the_image_is_told_what_brings_it(container, tmp_path):
     code, text = play("crashcart.fleet.attach", containers=container(*LOOP), image="nonesuch")
     assert code != 0
     assert "there is no image called 'nonesuch': the playbook crashcart.fleet.install brings one" in text
+
+
+def test_install_brings_the_libraries_to_a_python_that_is_not_the_distributions(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True)
+    python = str(tmp_path / "bare/bin/python")
+    options = ("-l", "localhost", "-e", f"ansible_python_interpreter={python}")
+    code, text = play("crashcart.fleet.install", *options, image_src=host.DEFAULT_IMAGE)
+    assert code == 0, text
+    host.run(python, "-c", "import docker, jmespath")
