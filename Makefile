@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV := $(CURDIR)/.venv
 COLLECTIONS := $(CURDIR)/.collections
+LINK := $(COLLECTIONS)/ansible_collections/crashcart/fleet
 BUILD := $(CURDIR)/build
 STAGED := $(BUILD)/ansible_collections/crashcart/fleet
 PYTHON ?= $(shell tools/find_python.sh)
@@ -27,23 +28,24 @@ help: ## Say what there is
 
 setup: .venv/ready ## Install what development and the demo need (Debian and PyPI packages, a virtual environment)
 
-.venv/ready: requirements.lock Makefile
+.venv/ready: requirements.lock Makefile | $(LINK)
 	tools/install_packages.sh $(PACKAGES)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	mkdir -p $(COLLECTIONS)/ansible_collections/crashcart
-	ln -sfn ../../.. $(COLLECTIONS)/ansible_collections/crashcart/fleet
 	touch $@
+
+# Where Ansible and Python find the checkout as the collection that it is.
+$(LINK):
+	mkdir -p $(@D)
+	ln -s ../../.. $@
 
 # What users need, for the demo; an environment for development has that, too.
 USERS := $(if $(wildcard .venv/ready),,$(CURDIR)/.venvs/users)
 
-.venvs/users/ready: requirements.txt requirements.lock
+.venvs/users/ready: requirements.txt requirements.lock | $(LINK)
 	tools/install_packages.sh busybox-static ca-certificates libseccomp2 patchelf python3 python3-venv squashfs-tools strace util-linux
 	$(PYTHON) -m venv .venvs/users
 	.venvs/users/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
-	mkdir -p $(COLLECTIONS)/ansible_collections/crashcart
-	ln -sfn ../../.. $(COLLECTIONS)/ansible_collections/crashcart/fleet
 	touch $@
 
 demo: $(if $(USERS),.venvs/users/ready) ## Tell the field's classic story on this machine, and leave it clean
@@ -53,7 +55,7 @@ test: ## Everything that has to hold before a change lands
 	tests/run.sh
 
 quick: setup ## While you work: style, types and unit tests on this Python, without the long sweeps
-	@ruff format --check --quiet & ruff check --quiet; wait $$!
+	@ruff format --check --quiet && ruff check --quiet
 	@python tools/check_shape.py plugins
 	@$(MYPY) & python -m pytest -q -n 2 --no-header -p no:cacheprovider -m 'not sweep' $(if $(K),-k "$(K)"); wait $$!
 

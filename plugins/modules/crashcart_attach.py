@@ -286,8 +286,7 @@ def run(module):
     outcome = Outcome()
     more = {}
     if parameters["state"] == "attached":
-        if parameters["everything"]:
-            raise ContainerError("everything goes with state=detached only (containers='*' means all that run)")
+        options.refuse_everything(module, "state=detached")
         if parameters["method"] == "rslave" and parameters["ttl"] is not None:
             raise ContainerError(
                 "ttl does not go with method=rslave: its mount is the host's and outlives the container"

@@ -572,14 +572,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 
-def make_request(module, root):
-    """What is asked for, and the event specification that it was made of."""
+def make_request(module, root, path, files):
+    """What is asked for, with FILES shown at PATH, and the event specification that it was made of."""
     parameters = module.params
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
         restarts = parameters["profile"] == "startup"
-    path, files = find_exposed(parameters)
 
     def expose(trace):
         return exposure.ensure_exposed(
@@ -609,18 +608,15 @@ def find_exposed(parameters):
 
 
 def run_started(module, root, outcome):
-    if module.params["everything"]:
-        raise ContainerError(
-            "everything goes with state=stopped and state=absent only (containers='*' means all that run)"
-        )
-    wanted, request = make_request(module, root)
+    options.refuse_everything(module, "state=stopped and state=absent")
+    path, files = find_exposed(module.params)
+    wanted, request = make_request(module, root, path, files)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
     if module.params["existing"] == "refuse":
         for container in containers:
             with outcome.serve(container):
                 check_free(root, container)
-    path, _files = find_exposed(module.params)
     if path:
         for container in containers:
             with outcome.serve(container):

@@ -6,20 +6,10 @@
 set -euo pipefail
 build=$1 target=$2 expression=$3
 root=$(cd "$(dirname "$0")/../.." && pwd)
-cd "$root/tests/integration"
-export PYTHONPATH=$root/.collections
-command=(python -m pytest -c pytest.ini --rootdir . ${target:+"targets/$target"} ${expression:+-k "$expression"})
-if [ -z "${KEEP:-}" ]; then
-    exec "$root/tests/integration/with_engine.sh" "$build/test-engine" env -C "$PWD" "${command[@]}"
+engine=$build/test-engine
+if [ -n "${KEEP:-}" ]; then
+    engine=$build/kept-engine
+    echo "the engine goes on: tools/engine.sh stop $engine ends it"
 fi
-"$root/tools/install_packages.sh" docker.io openssh-server podman python3-docker python3-jmespath sudo bsdutils procps
-mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
-engine=$build/kept-engine
-DOCKER_HOST=unix://$engine/docker.sock
-docker -H "$DOCKER_HOST" version >/dev/null 2>&1 || {
-    "$root/tools/engine.sh" stop "$engine"
-    "$root/tools/engine.sh" start "$engine" >/dev/null
-}
-export DOCKER_HOST
-echo "the engine goes on: tools/engine.sh stop $engine ends it"
-exec "${command[@]}"
+exec "$root/tests/integration/with_engine.sh" "$engine" env -C "$root/tests/integration" PYTHONPATH="$root/.collections" \
+    python -m pytest -c pytest.ini --rootdir . ${target:+"targets/$target"} ${expression:+-k "$expression"}

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Runs a command with a Docker engine of its own and tracefs mounted: with_engine.sh DIR COMMAND…
+# Runs a command with a Docker engine of its own and tracefs mounted: with_engine.sh DIR COMMAND… With KEEP in the environment the
+# engine goes on afterwards, and the next call takes it.
 # The command is run in the staged collection beside DIR.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -22,13 +23,19 @@ finish() {
     if [ -n "$command" ] && kill -INT -- "-$command" 2>/dev/null; then
         wait "$command" || true
     fi
-    "$root/tools/engine.sh" stop "$dir" || status=1
+    [ -n "${KEEP:-}" ] || "$root/tools/engine.sh" stop "$dir" || status=1
     [ -z "$mounted" ] || umount /sys/kernel/tracing || true
     exit "$status"
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
+DOCKER_HOST=unix://$dir/docker.sock
+if [ -z "${KEEP:-}" ]; then
+    DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
+elif ! docker -H "$DOCKER_HOST" version >/dev/null 2>&1; then
+    "$root/tools/engine.sh" stop "$dir" # what one that was killed has left
+    DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
+fi
 export DOCKER_HOST
 if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"

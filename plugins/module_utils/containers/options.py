@@ -124,7 +124,6 @@ def choose(
     """
     allow_empty = module.params["allow_empty"]
     missing: list[UnknownContainerError] = []
-    module.crashcart_not_found = []
     chosen = select_containers(
         selector, listed, running_only=running_only, refuse=missing.append if missing_ok or allow_empty else None
     )
@@ -195,6 +194,12 @@ def require_selection(module: Any, what: str) -> None:
             )
     elif not is_selecting(module):
         raise ContainerError(f"say which containers: give containers, labels or query (everything=true means {what})")
+
+
+def refuse_everything(module: Any, states: str) -> None:
+    """Raise ContainerError where MODULE's options say that everything is meant, which goes with other STATES only."""
+    if module.params["everything"]:
+        raise ContainerError(f"everything goes with {states} only (containers='*' means all that run)")
 
 
 def run_for_users(

@@ -8,12 +8,7 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 from ansible_collections.crashcart.fleet.plugins.module_utils import errors
-
-if sys.version_info < (3, 10):
-    pytest.skip("the names of the standard library's modules are known from Python 3.10 on", allow_module_level=True)
 
 COLLECTION = "ansible_collections.crashcart.fleet.plugins."
 PLUGINS = Path(errors.__file__).parents[1]

@@ -23,7 +23,6 @@ from typing import Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
 
-VERSIONS = (6, 7)
 OPTION_CPUSTAT = 2
 OPTION_TRACECLOCK = 4
 OPTION_UNAME = 5
