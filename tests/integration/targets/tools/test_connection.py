@@ -351,7 +351,7 @@ def broken_python(tmp_path):
         ),
         (
             "raise ModuleNotFoundError(\"No module named 'docker'\")",
-            "is missing on the host, for .*: install python3-docker",
+            r"is missing on the host, for (\S+): \1 -m pip install docker, or choose another Python",  # it is not the distribution's
         ),
         (
             "import errors\ndef APIClient(**_more): raise errors.DockerException(\"unexpected keyword argument 'chunked'\")",
