@@ -45,8 +45,14 @@ def start(name, mode="ring", **options):
     room = {"min_free": "1MiB"} if mode == "record" else {}
     host.call_module("ftrace_instance", containers=[name], syscalls=SYSCALLS, mode=mode, **room, **options)
     instance = Instance(host.TRACEFS, "crashcart-" + host.docker("inspect", "-f", "{{.Id}}", name)[:12])
-    host.wait_until(lambda: any(instance.read_statistics(cpu).entries for cpu in instance.list_cpus()))
+    host.wait_until(lambda: any(_has_had_events(instance, cpu) for cpu in instance.list_cpus()))
     return instance
+
+
+def _has_had_events(instance, cpu):
+    """Return True if CPU's buffer holds events, or held some that the recorder has taken since."""
+    counters = instance.read_statistics(cpu)
+    return counters.entries or counters.read
 
 
 def fetch(name, folder):
