@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# `make test`: each part with its time; the first that fails ends it. What needs this machine's engine and kernel is one row,
-# what needs neither (the fleet's guests have their own) another one beside it: together they keep two cores busy.
+# `make test`: each part with its time; the first that fails ends it. The parts that need this machine's engine and kernel are one row,
+# the parts that need neither are another row beside it: together they keep two cores busy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 times=build/times
@@ -38,8 +38,7 @@ run_beside() { # The same for several targets, with a build folder of their own;
 
 part=
 run setup
-python3 tests/fleet/fleet.py packages
-run_beside lint sanity unit package builds fleet >"$log" 2>&1 &
+run_beside lint sanity unit package builds >"$log" 2>&1 &
 beside=$!
 # The row with this machine's engine is the longer one and mostly waits: whenever it can go on, the other one stands back.
 chrt --idle --pid 0 "$beside"
@@ -51,7 +50,6 @@ finish() {
             wait "$row" || true
         fi
     done
-    python3 tests/fleet/fleet.py down
 }
 trap finish EXIT
 trap 'exit 130' INT TERM

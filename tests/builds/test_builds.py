@@ -11,7 +11,6 @@ import shutil
 import signal
 import tarfile
 import tempfile
-import time
 
 import pytest
 from support import host
@@ -37,7 +36,7 @@ def test_formats_are_reproducible(tmp_path, kind):
             format=kind,
         )
         digests.add(image["digest"])
-        time.sleep(1.1)  # times of files would differ
+        host.pause(1.1)  # times of files would differ
     assert len(digests) == 1
 
 
@@ -81,7 +80,7 @@ def test_an_offline_build_works_from_the_cache_and_a_damaged_cache_is_noticed(tm
             host.ModuleFailed, match=r"not in the cache, and offline=true forbids to fetch them: .*zlib1g"
         ):
             build(tmp_path / "c", packages=["zlib1g"], cache=str(cache), offline=True)
-        time.sleep(1.1)
+        host.pause(1.1)
         with pytest.raises(host.ModuleFailed, match="(?s)apt-get update failed: .*offline=true"):
             build(tmp_path / "c", packages=["busybox-static"], cache=str(cache), cache_valid_time="1s")
     finally:
@@ -123,7 +122,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
         process = host.start_module("crashcart_build", dest=str(dest), _progress=str(progress), **what)
         host.wait_until(lambda file=progress, word=step: file.exists() and word in file.read_text(), 60)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=host.seconds(60))
         assert not dest.exists(), step
         left = os.listdir(dest.parent) if dest.parent.exists() else []
         assert left == [] or number == signal.SIGKILL, step
@@ -152,7 +151,7 @@ def test_builds_side_by_side(tmp_path):
         for name, *packages in plans
     ]
     for process in processes:
-        host.parse_result(*process.communicate(timeout=120))
+        host.parse_result(*process.communicate(timeout=host.seconds(120)))
     for name in ("a", "b"):
         digest = json.loads((tmp_path / f"{name}.json").read_text())["digest"]
         assert host.run("sha256sum", str(tmp_path / name)).stdout.split()[0] == digest

@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).parents[1] / "integration"))
 import fleet
 import golden
 import processes
+from machine import seconds
 
 NAMES = tuple(golden.CONTAINERS)
 NOISY = "shop-web"  # the one whose loop fails again and again
@@ -72,6 +73,42 @@ def pytest_unconfigure() -> None:
     processes.end_all()
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Note on the test itself that it has failed, for the fixtures that are torn down after it."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test that has failed, take what it has left off the hosts: the next test of the story expects nothing."""
+    yield
+    if request.node.stash.get(FAILED, False) and "hosts" in request.fixturenames:
+        on_all(_restore, request.getfixturevalue("hosts"))
+
+
+def _restore(host: fleet.Host) -> None:
+    """Bring HOST back to the state in which each test finds it: reachable, with the containers of NAMES, and with nothing of ours at work."""
+    if not host.is_running:
+        host.boot()
+    host.machine.call("cont")
+    host.machine.call("set_link", name="net", up=True)
+    host.wait_until_up()
+    kept = "|".join(NAMES)
+    host.run(
+        "tc qdisc del dev eth0 root 2>/dev/null; rm -rf /var/lib/crashcart/captures; systemctl start docker; "
+        f"docker start {' '.join(NAMES)}; docker ps -a --format '{{{{.Names}}}}' | grep -vxE '{kept}' | xargs -r docker rm -f"
+    )
+    call(host.name, "crashcart_attach", {"state": "detached", "everything": True, "busy": "lazy"}, check=False)
+    call(host.name, "ftrace_instance", {"state": "absent", "everything": True}, check=False)
+
+
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[list[fleet.Host]]:
     """Three hosts that run, each with the containers of NAMES. They are ended after the tests."""
@@ -98,7 +135,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _environment(**more: str) -> dict[str, str]:
     keep = {name: value for name, value in os.environ.items() if name != "DOCKER_HOST"}
-    return {**keep, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_TIMEOUT": "60", **more}
+    return {**keep, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_TIMEOUT": str(round(seconds(60))), **more}
 
 
 def start_ansible(command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -111,7 +148,7 @@ class Run:
     """How a playbook went: its output, and each task's results by host."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.output, errors = process.communicate(timeout=600)
+        self.output, errors = process.communicate(timeout=seconds(600))
         lines = [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
         assert lines and "stats" in lines[-1], self.output + errors
         self._results = [line for line in lines if "task" in line]
@@ -174,7 +211,7 @@ def call(
             *(("-e", json.dumps({f"ansible_{key}": value for key, value in variables.items()})) if variables else ()),
         ]
         process = start_ansible("ansible", host, *options, *(("-b",) if become else ()))
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=seconds(600))
         path = Path(folder, host)
         assert path.exists(), output + errors
         result: dict[str, Any] = json.loads(path.read_text())

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A fleet of real hosts for tests: Debian guests with kernels, engines and ssh of their own, cloned from one golden guest.
 
-Usage: fleet.py up [N] | ping | ssh HOST [COMMAND…] | down | clean | packages
+Usage: fleet.py up [N] | ping | ssh HOST [COMMAND…] | down | clean
 The hosts are host1, host2, …; what runs lies in build/fleet of the checkout.
 """
 
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import golden
 import machine
+from machine import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "fleet"
@@ -188,10 +189,10 @@ def ping() -> int:
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_CALLBACK_FORMAT_PRETTY": "false"}
     command = ["ansible", "fleet", "-i", str(INVENTORY), "-m", "ansible.builtin.ping"]
     try:
-        return subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=_PING_S).returncode
+        return subprocess.run(command, check=False, cwd=ROOT, env=environment, timeout=seconds(_PING_S)).returncode
     except subprocess.TimeoutExpired as error:
         raise machine.MachineError(
-            f"a guest has not answered within {_PING_S} s: end it with make fleet-down"
+            f"a guest has not answered within {seconds(_PING_S):g} s: end it with make fleet-down"
         ) from error
 
 
@@ -211,8 +212,6 @@ def main(arguments: list[str]) -> int:
         hosts = up(int(count))
         for host in hosts:
             print(f"{host.name}  127.0.0.1:{host.port}  {time.monotonic() - start:.1f} s")
-    elif command == "packages":
-        golden.install_packages()
     elif command == "ping":
         return ping()
     elif command == "ssh" and rest:

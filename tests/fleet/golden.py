@@ -25,6 +25,7 @@ sys.path.insert(0, str(_TOOLS))
 import busybox_archive
 import guest
 import machine
+from machine import seconds
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crashcart" / "fleet"
 IMAGE = "crashcart-test/busybox"
@@ -159,7 +160,8 @@ class Shell:
         return ["ssh", "-F", "none", "-i", key, *options, "-p", str(self._port), f"{self._user}@127.0.0.1"]
 
     def run(self, command: str, stdin: bytes = b"", limit_s: float = 300) -> str:
-        """What COMMAND prints; raises MachineError when it fails or is not done within LIMIT_S."""
+        """What COMMAND prints; raises MachineError when it fails or is not done within LIMIT_S of a usual machine."""
+        limit_s = seconds(limit_s)
         with tempfile.NamedTemporaryFile("w") as known_hosts:
             known_hosts.write(describe_host_key(self._port, self._host_key))
             known_hosts.flush()

@@ -15,12 +15,17 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import processes
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "integration"))
+
+from support.speed import seconds
 
 QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 1024
@@ -131,7 +136,8 @@ class Machine:
         return pid if os.fsencode(self.folder / "pid") in command else None
 
     def wait(self, condition: Any, limit_s: float, what: str) -> None:
-        """Wait until CONDITION() holds; raises MachineError, with the end of its console, when LIMIT_S are over."""
+        """Wait until CONDITION() holds; raises MachineError, with the end of its console, when LIMIT_S of a usual machine are over."""
+        limit_s = seconds(limit_s)
         deadline = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > deadline:

@@ -71,7 +71,7 @@ def _pack() -> bytes:
         "ansible/module_utils": top / "module_utils",
         "ansible_collections/crashcart/fleet/plugins/modules": fleet.ROOT / "plugins/modules",
         "ansible_collections/crashcart/fleet/plugins/module_utils": fleet.ROOT / "plugins/module_utils",
-        **{f"support/{name}.py": _SUPPORT / f"{name}.py" for name in ("__init__", "host", "module_server")},
+        **{f"support/{name}.py": _SUPPORT / f"{name}.py" for name in ("__init__", "host", "module_server", "speed")},
     }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:

@@ -26,6 +26,7 @@ from conftest import (
     start_play,
 )
 from fleet import start_containers
+from machine import seconds
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 
@@ -50,7 +51,7 @@ def slow_down(host):
 
 def wait_for_a_part(folder, host, process):
     """Wait until a part of HOST's staged captures has come to FOLDER; the size of the whole. PROCESS fetches."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds(120)
     while not measure_part(folder, host):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "nothing comes"

@@ -16,9 +16,17 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from support import host, images, sshd
+from support import host, images, sshd, sweeps
 
 IMAGES = "crashcart-test"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sweep(keep): looks at very many cases; `make test` keeps so many of them")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    sweeps.select(config, items)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,12 +36,14 @@ elif ! docker -H "$DOCKER_HOST" version >/dev/null 2>&1; then
     "$root/tools/engine.sh" stop "$dir" # what one that was killed has left
     DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
 fi
-export DOCKER_HOST
+export DOCKER_HOST CRASHCART_CHECKOUT=$root
 if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
     mkdir -p tests/output
-    echo "$DOCKER_HOST" >tests/output/docker_host
-    echo "$root" >tests/output/checkout # which has the history that the staged copy lacks
+    # What ansible-test does not hand down.
+    for name in DOCKER_HOST CRASHCART_CHECKOUT CRASHCART_TESTS CRASHCART_TEST_PATIENCE; do
+        printf '%s=%q\n' "$name" "${!name:-}"
+    done >tests/output/environment
 fi
 set -m # a process group of its own
 "$@" &

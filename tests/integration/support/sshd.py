@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from support.speed import seconds
+
 USER = "crashcart-test"
 
 
@@ -90,7 +92,8 @@ Subsystem sftp internal-sftp
 
 
 def _wait_for_banner(port: int) -> None:
-    for _attempt in range(100):
+    deadline = time.monotonic() + seconds(20)
+    while time.monotonic() < deadline:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
                 if connection.recv(4) == b"SSH-":

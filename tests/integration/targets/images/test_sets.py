@@ -106,7 +106,13 @@ def test_every_tool_of_every_set_starts_everywhere(tools, container, kind):
         f"for pair in {pairs}; do ${{pair%%:*}} ${{pair##*:}} >/dev/null 2>&1 </dev/null; echo $pair $?; done\nexit\n"
     )
     done = subprocess.run(
-        line.replace(" -it ", " -i "), shell=True, input=words, capture_output=True, text=True, check=False, timeout=240
+        line.replace(" -it ", " -i "),
+        shell=True,
+        input=words,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=host.seconds(240),
     )
     answers = dict(line.split() for line in done.stdout.splitlines())
     assert {pair: int(rc) <= 2 for pair, rc in answers.items()} == dict.fromkeys(pairs.split(), True), done
@@ -121,7 +127,7 @@ def test_what_a_tool_says_of_itself_is_its_manual(container):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=host.seconds(60),
     )
     assert "Usage: find " in done.stdout
     assert "man PROGRAM shows" in done.stderr

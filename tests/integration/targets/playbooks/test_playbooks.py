@@ -279,7 +279,7 @@ def test_the_shell_line_over_ssh_gives_a_shell(container, ssh_hosts):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=host.seconds(60),
         )
         assert re.search(r"^42\r?$", done.stdout, re.M), done.stdout
 

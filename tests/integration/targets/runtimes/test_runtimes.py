@@ -71,7 +71,7 @@ def test_attach_exec_shell_and_detach(others, kind):
         input="echo $((6 * 7)) $BASH; exit\n",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=host.seconds(30),
         check=False,
     )
     assert f"42 {SHELL}" in done.stdout, done
@@ -185,7 +185,13 @@ def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypat
         attached = host.call_module("crashcart_attach", containers=["docker:cc-podman"])["attachments"]
         script = f"script -qec {shlex.quote(attached[0]['shell'])} /dev/null"
         done = subprocess.run(
-            script, shell=True, input="echo $((6 * 7)); exit\n", capture_output=True, text=True, timeout=30, check=False
+            script,
+            shell=True,
+            input="echo $((6 * 7)); exit\n",
+            capture_output=True,
+            text=True,
+            timeout=host.seconds(30),
+            check=False,
         )
         assert "42" in done.stdout, done
         host.call_module("crashcart_attach", containers=["podman:cc-podman"], state="detached")

@@ -12,7 +12,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -43,7 +42,7 @@ def wait_for_quiet(name):
     changes = None
     while changes != list_changes(name):
         changes = list_changes(name)
-        time.sleep(0.5)
+        host.pause(0.5)
     return changes
 
 
@@ -468,7 +467,7 @@ def test_the_shell_line_gives_a_shell_with_the_tools(container):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=host.seconds(60),
     )
     assert "42-/dev/crashcart/lib/terminfo" in done.stdout
     assert shlex.split(line)[0] == "docker"

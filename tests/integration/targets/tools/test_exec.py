@@ -173,7 +173,7 @@ def test_commands_run_side_by_side_in_all_containers(container):
     names = [container() for _number in range(8)]
     start = time.monotonic()
     results = host.execute(containers=names, argv=["bash", "-c", "sleep 2; cat /proc/sys/kernel/hostname"])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < host.seconds(10)
     assert {one["container"] for one in results} == set(names)
     assert len({one["stdout"] for one in results}) == 8
 
@@ -188,7 +188,7 @@ def test_the_target_sees_nothing_of_a_passing_execution(container, attached):
     host.wait_until(lambda: host.runs(name, "sleep 2"))
     during = host.read_container_mounts(name)
     listing = host.docker("exec", name, "/bin/ls", "-a", "/dev").split()
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=host.seconds(30))
     assert host.parse_result(stdout, stderr)["results"][0]["rc"] == 0
     assert during == before
     assert ("crashcart" in listing) == attached
@@ -208,7 +208,7 @@ def test_a_detach_and_other_sessions_do_not_disturb_a_running_command(container)
     host.wait_until(lambda: host.runs(name, "sleep 2"))
     host.call_module("crashcart_attach", containers=[name], state="detached")
     assert execute(name, "true")["rc"] == 0
-    result = host.parse_result(*process.communicate(timeout=30))["results"][0]
+    result = host.parse_result(*process.communicate(timeout=host.seconds(30)))["results"][0]
     assert (result["rc"], result["stdout"]) == (0, "/dev/crashcart/bin\n")
     host.wait_until(lambda: not host.list_loop_devices())
 
@@ -219,7 +219,7 @@ def test_a_timeout_ends_the_whole_tree(container):
     start = time.monotonic()
     with pytest.raises(host.ModuleFailed, match=f"container {name}: killed after 1 s") as failure:
         execute(name, "bash", "-c", f"echo before; {script}", timeout="1s")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < host.seconds(10)
     result = failure.value.result["results"][0]
     assert (result["timed_out"], result["rc"], result["stdout"]) == (True, 137, "before\n")
     assert not [command for command in host.list_commands(name) if "432" in command]
@@ -240,7 +240,7 @@ def test_a_killed_module_leaves_nothing(container, when):
     if when == "while it runs":
         host.wait_until(lambda: host.runs(name, "sleep 4321"))
     else:
-        time.sleep(0.3)
+        host.pause(0.3)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     host.wait_until(lambda: not host.runs(name, "sleep 4321"))
@@ -267,7 +267,7 @@ def test_a_container_removed_in_the_middle(container):
     host.wait_until(lambda: host.runs(name, "sleep 4321"))
     host.docker("rm", "-f", name)
     with pytest.raises(host.ModuleFailed, match=f"{name}.*the container ended"):
-        host.parse_result(*process.communicate(timeout=30))
+        host.parse_result(*process.communicate(timeout=host.seconds(30)))
     host.wait_until(lambda: not host.list_loop_devices())
 
 
@@ -361,7 +361,7 @@ def test_nothing_that_a_command_starts_outlives_it(container, escape, end):
     host.wait_until(lambda: host.runs(name, "sleep 4321"))
     if end == "a kill":
         process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=host.seconds(30))
     host.wait_until(lambda: len(host.list_commands(name)) == 1)
     host.wait_until(lambda: not host.list_loop_devices())
 
@@ -373,7 +373,7 @@ def test_what_finished_early_leaves_nothing_while_others_run(container):
     host.wait_until(lambda: host.runs(late, "sleep 3"))
     host.wait_until(lambda: len(host.list_commands(early)) == 1, 2)
     assert host.runs(late, "sleep 3")
-    process.communicate(timeout=30)
+    process.communicate(timeout=host.seconds(30))
 
 
 def test_a_kill_of_its_own_group_is_the_commands_affair(static):
@@ -414,7 +414,7 @@ def locale(request, monkeypatch, tmp_path):
 
 def run_module(name, *argv, **options):
     done = host.start_module("crashcart_exec", containers=[name], argv=argv, **options)
-    return host.parse_result(*done.communicate(timeout=60))["results"][0]
+    return host.parse_result(*done.communicate(timeout=host.seconds(60)))["results"][0]
 
 
 def test_letters_are_utf_8_whatever_the_hosts_locale_is(static, locale):
@@ -450,7 +450,7 @@ def test_a_containers_root_that_turns_on_the_supervisor_gains_no_process(contain
     with pytest.raises(
         host.ModuleFailed, match=f"{name}.*killed" if signal_name == "KILL" else f"container {name}: killed after 3 s"
     ):
-        host.parse_result(*process.communicate(timeout=60))
+        host.parse_result(*process.communicate(timeout=host.seconds(60)))
     assert not [command for command in host.list_commands(name) if "777" in command]
     host.wait_until(lambda: not host.list_loop_devices())
 

@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -155,7 +154,7 @@ def test_nothing_outlives_a_command_in_any_namespaces(container, chosen, end):
     host.wait_until(lambda: len(_find_sleepers()) >= 2)
     if end == "a kill":
         process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=host.seconds(30))
     host.wait_until(lambda: not _find_sleepers())
 
 
@@ -275,7 +274,7 @@ def test_output_is_not_gathered_in_memory(container, tmp_path):
         status = Path(f"/proc/{process.pid}/status").read_text()
         found = re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)
         peak_kb = max(peak_kb, int(found.group(1)) if found and "python" in status else 0)
-        time.sleep(0.005)
+        host.pause(0.005)
     (result,) = host.parse_result(*process.communicate())["results"]
     assert Path(result["stdout_path"]).stat().st_size == 300_000_000
     assert 10_000 < peak_kb < 100_000, f"{peak_kb} KiB"

@@ -94,7 +94,7 @@ def test_more_time_and_an_end_for_what_had_none(container):
     assert re.fullmatch(UNTIL, kept["attachments"][0]["expires_at"])
     for side in ("before", "after"):
         assert re.search(f", until {UNTIL}$", kept["diff"][side][f"{name}:/dev/crashcart"])
-    time.sleep(5)
+    host.pause(5)
     assert is_attached(name)
 
 
@@ -135,7 +135,7 @@ def test_many_operators_share_one_watchdog(container):
     names = [container() for _number in range(6)]
     running = [host.start_module("crashcart_attach", containers=[name], ttl="60s") for name in names]
     for process in running:
-        assert host.parse_result(*process.communicate(timeout=60))["changed"]
+        assert host.parse_result(*process.communicate(timeout=host.seconds(60)))["changed"]
     assert {one["container"] for one in find_watchdog()["attachments"]} == set(names)
     # Those that came second wait a moment, and end.
     host.wait_until(lambda: host.run("pgrep", "-xc", "crashcart-watch").stdout == "1\n")

@@ -114,6 +114,6 @@ def test_no_process_of_ours_shows_in_the_container_while_it_is_attached(containe
             host.call_module("crashcart_attach", containers=[name])
             host.call_module("crashcart_attach", containers=[name], state="detached")
         host.docker("kill", name)
-        seen = set(watcher.communicate(timeout=60)[0].splitlines())
+        seen = set(watcher.communicate(timeout=host.seconds(60))[0].splitlines())
     assert "sleep" in seen
     assert seen <= {"sleep", "sh", "cat", "busybox"}, seen

@@ -184,7 +184,7 @@ def test_two_pushes_at_once(copied):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _n in range(3)
     ]
     for process in processes:
-        output, _none = process.communicate(timeout=60)
+        output, _none = process.communicate(timeout=host.seconds(60))
         assert process.returncode == 0, output
     assert len(list_store()) == 2
 

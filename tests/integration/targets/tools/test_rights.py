@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import struct
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -283,7 +282,7 @@ def test_a_kill_in_the_middle_lets_the_first_process_go_on(container):
     first = host.find_pid(name)
     for number in range(20):
         process = host.start_module("crashcart_exec", containers=[name], argv=["sleep", "4321"], rights="container")
-        time.sleep(0.25 + number * 0.02)
+        host.pause(0.25 + number * 0.02)
         killed = [process.pid]
         if number % 2:
             killed += [int(pid) for pid in host.run("pgrep", "-P", str(process.pid), check=False).stdout.split()]
@@ -411,7 +410,7 @@ def test_a_command_whose_container_is_paused_ends_when_that_goes_on(container):
     host.docker("pause", name)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    time.sleep(1)
+    host.pause(1)
     host.docker("unpause", name)
     host.wait_until(lambda: len(host.list_commands(name)) == 1)
 
@@ -425,7 +424,7 @@ def test_a_container_that_ends_takes_a_command_outside_its_pid_namespace_with_it
     host.wait_until(lambda: host.run("pgrep", "-f", "^sleep 4321", check=False).stdout)
     host.docker("kill", name)
     with pytest.raises(host.ModuleFailed, match=f"{name}.*ended"):
-        host.parse_result(*process.communicate(timeout=30))
+        host.parse_result(*process.communicate(timeout=host.seconds(30)))
     assert not host.run("pgrep", "-f", "^sleep 4321", check=False).stdout
     host.docker("start", name)
     assert contained(name, "true")["rc"] == 0
@@ -454,7 +453,7 @@ def test_a_hostile_containers_root_cannot_trace_what_enters(container):
     host.wait_until(lambda: any("python3" in one for one in host.list_commands(name)))
     for _round in range(4):
         contained(name, "true")
-    result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
+    result = host.parse_result(*spy.communicate(timeout=host.seconds(60)))["results"][0]
     assert result["stdout"] == "caught []\n", result
 
 
@@ -483,7 +482,7 @@ def test_who_may_trace_cannot_write_to_the_hosts_python(container):
     host.wait_until(lambda: any("held" in one for one in host.list_commands(name)))
     for _round in range(4):
         contained(name, "true")
-    result = host.parse_result(*spy.communicate(timeout=60))["results"][0]
+    result = host.parse_result(*spy.communicate(timeout=host.seconds(60)))["results"][0]
     assert result["stdout"] == "{'Read-only file system'}\n", result
 
 

@@ -92,14 +92,14 @@ def test_who_is_kept_delays_nobody_else(container, monkeypatch):
             process = host.start_module("crashcart_attach", containers=[*kept, *good], state=state)
             while look(good) != there:
                 assert process.poll() is None
-                time.sleep(0.05)
+                host.pause(0.05)
             assert process.poll() is None
-        result = host.parse_result(*process.communicate(timeout=30))
+        result = host.parse_result(*process.communicate(timeout=host.seconds(30)))
         assert (result["changed"], result["failed_containers"], look(kept)) == (True, [], there)
     with failures.held("container", kept[0]), failures.held("container", kept[1]):
         start = time.monotonic()
         fail("crashcart_attach", dict.fromkeys(kept, "another process holds"), good)
-        assert 5 <= time.monotonic() - start < 9
+        assert 5 <= time.monotonic() - start < host.seconds(9)
 
 
 def test_attach_in_check_mode(container):

@@ -149,7 +149,7 @@ def spy(container):
             act(name)
             # From outside: a `docker exec` would show runc's own processes.
             Path(f"/proc/{host.find_pid(name)}/root/tmp/enough").touch()
-            said, _nothing = process.communicate(timeout=60)
+            said, _nothing = process.communicate(timeout=host.seconds(60))
         bounding = capabilities.parse_sets(processes.parse_status(read_status(name))).bounding
         met, got = json.loads(said.splitlines()[-1])
         return met, got, bounding
@@ -168,7 +168,7 @@ def run_by_module(name, rights):
         for seconds in ("0", "0.2", "0.2")
     ]
     for process in running:
-        assert host.parse_result(*process.communicate(timeout=60))["results"][0]["rc"] == 0
+        assert host.parse_result(*process.communicate(timeout=host.seconds(60)))["results"][0]["rc"] == 0
 
 
 def run_by_connection(name, rights, folder):

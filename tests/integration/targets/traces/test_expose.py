@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def test_a_container_sees_its_trace_and_writes_lines_of_its_own(container, tmp_p
         ("--w-------", str(uid), str(gid), "trace_marker"),
     ]
     inside(name, f"echo 'I was here' >{PATH}/trace_marker")
-    time.sleep(0.5)
+    host.pause(0.5)
     seen = inside(name, f"cat {PATH}/trace").stdout
     assert "I was here" in seen
     assert "sys_enter" in seen
@@ -69,7 +68,7 @@ def test_a_container_sees_its_trace_and_writes_lines_of_its_own(container, tmp_p
 def test_settings_are_out_of_reach_and_the_trace_cannot_be_emptied(container, options):
     name = container(*LOOP, options=options)
     expose(name)
-    time.sleep(0.3)
+    host.pause(0.3)
     for script in (
         f": >{PATH}/trace",
         f"echo x >>{PATH}/trace",
@@ -171,7 +170,7 @@ def test_a_container_that_holds_a_file_open_is_named_and_costs_no_memory(contain
         assert int((folder / "buffer_total_size_kb").read_text().split()[0]) < 100
         for number in re.findall(r"pid (\d+)", failed.value.result["msg"]):
             os.kill(int(number), 9)
-        holder.wait(timeout=20)
+        holder.wait(timeout=host.seconds(20))
     host.wait_until(lambda: not host.runs(name, "sleep 100") or kill_sleep(name))
     host.call_module("ftrace_instance", containers=[name], state="absent")
     assert host.list_instances() == []

@@ -10,7 +10,6 @@ import os
 import re
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -325,7 +324,7 @@ def test_many_containers_in_one_call_and_one_transfer(container, tmp_path):
     loop = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/id >/dev/null; /bin/sleep 0.1; done")
     names = [container(*loop) for _number in range(4)]
     host.call_module("ftrace_instance", containers=names)
-    time.sleep(1)
+    host.pause(1)
     captures = fetch(tmp_path, containers=names)["captures"]
     assert sorted(one["manifest"]["container"]["name"] for one in captures) == sorted(names)
     for capture in captures:

@@ -270,7 +270,7 @@ def test_a_killed_recorder_takes_the_trace_with_it(storm, tmp_path):
     name = storm(3, 50_000)
     host.call_module("ftrace_instance", containers=[name], **RECORD)
     begin(name)
-    time.sleep(1)
+    host.pause(1)
     assert info(name)["state"] == "started"
     os.kill(find_recorder()["pid"], signal.SIGKILL)
     host.wait_until(lambda: info(name)["state"] == "stopped")
@@ -316,7 +316,7 @@ def test_it_survives_the_login_that_began_it(storm, ssh_hosts, tmp_path):
 def test_a_session_that_is_killed_leaves_the_recorder(storm, tmp_path):
     name = storm()
     process = host.start_module("ftrace_instance", new_session=True, containers=[name], **RECORD)
-    host.parse_result(*process.communicate(timeout=60))
+    host.parse_result(*process.communicate(timeout=host.seconds(60)))
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
             if os.getsid(pid) == process.pid:
@@ -370,7 +370,7 @@ def test_what_goes_on_is_fetched_bit_by_bit(storm, tmp_path):
     host.call_module("ftrace_instance", containers=[name], **RECORD, rotate_size="512KiB")
     begin(name)
     for number in range(2):
-        time.sleep(0.5)
+        host.pause(0.5)
         (capture,) = fetch_here(tmp_path / "parts", containers=[name])
         assert (capture["manifest"]["complete"], capture["manifest"]["tracing"]) == (True, True), number
         assert capture["manifest"]["entries"] > 1000
@@ -415,9 +415,9 @@ def test_more_time_is_no_change(storm):
     again = host.call_module("ftrace_instance", containers=[name], ttl="3s")
     assert not again["changed"]
     assert again["instances"][0]["expires"] > first["expires"]
-    time.sleep(1.5)
+    host.pause(1.5)
     host.call_module("ftrace_instance", containers=[name], ttl="3s")
-    time.sleep(2)
+    host.pause(2)
     assert info(name)["state"] == "started"
     host.wait_until(lambda: info(name)["state"] == "stopped")
 
@@ -446,7 +446,7 @@ def test_a_storm_brakes(storm, tmp_path, mode):
     name = storm(3, 200_000)
     options = RECORD if mode == "record" else {"syscalls": ["getppid"], "buffer_size": "1MiB"}
     host.call_module("ftrace_instance", containers=[name], **options, max_rate=20_000)
-    time.sleep(1)
+    host.pause(1)
     assert info(name)["state"] == "started"
     calls = run_storm(name)
     stopped = info(name)
@@ -598,7 +598,7 @@ def test_who_does_not_run_is_awaited(container, tmp_path, mode):
     assert not host.call_module("ftrace_instance", **wish)["changed"]
     # An empty list would mean the whole host.
     host.run("sh", "-c", "ls / >/dev/null")
-    time.sleep(0.2)
+    host.pause(0.2)
     assert all(cpu["entries"] == 0 for cpu in info(name)["cpus"])
     host.docker("start", name)
     host.wait_until(lambda: host.find_pid(name) in read_pids(made["name"]))
@@ -687,7 +687,7 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
     before = info(name)
     assert (before["state"], before["buffer_kb"] > 1024) == ("started", True)
     host.run("sh", "-c", "ls / >/dev/null")
-    time.sleep(0.2)
+    host.pause(0.2)
     assert [cpu["entries"] for cpu in info(name)["cpus"]] == [cpu["entries"] for cpu in before["cpus"]]
     assert made["name"] == before["name"]
 

@@ -194,13 +194,13 @@ def test_who_is_kept_delays_nobody_else(container, monkeypatch):
         process = host.start_module("ftrace_instance", containers=[*kept, *good])
         host.wait_until(lambda: list_traced([*kept, *good]) == set(good))
         assert process.poll() is None
-    assert host.parse_result(*process.communicate(timeout=30))["failed_containers"] == []
+    assert host.parse_result(*process.communicate(timeout=host.seconds(30)))["failed_containers"] == []
     assert list_traced(kept) == set(kept)
     with failures.held("trace", kept[0]), failures.held("trace", kept[1]):
         for more in ({"errors_only": True}, {"state": "stopped"}, {"state": "absent"}):
             start = time.monotonic()
             fail("ftrace_instance", reasons, good, **more)
-            assert 3 <= time.monotonic() - start < 6
+            assert 3 <= time.monotonic() - start < host.seconds(6)
     assert list_traced([*kept, *good]) == set(kept)
 
 
@@ -259,7 +259,7 @@ def test_an_interrupted_call_leaves_nothing_that_nobody_knows_of(container, numb
         host.wait_until(lambda: list_traced(names) == set(others))
         host.wait_until(lambda: all(EXPOSED in host.read_container_mounts(name) for name in others))
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=host.seconds(60))
     assert process.returncode != 0
     assert list_traced(names) == {others[0]}
     assert [list_left(name) for name in (blocked, others[1])] == [[], []]

@@ -80,7 +80,7 @@ def test_strace_counts_the_workload_as_we_do(worker):
         # Its own end is strace's end, too; INT makes it print.
         host.run("pkill", "-INT", "-f", "^strace -f -c")
         with pytest.raises(host.ModuleFailed, match="exit code 130") as interrupted:
-            host.parse_result(*process.communicate(timeout=60))
+            host.parse_result(*process.communicate(timeout=host.seconds(60)))
         (result,) = interrupted.value.result["results"]
     table = {}
     for line in result["stderr"].splitlines():
@@ -111,7 +111,7 @@ def test_without_follow_exec_only_the_containers_own_tree_is_traced(container, t
     name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/ls /; /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], follow_exec=False)
     host.run("docker", "exec", name, "/bin/id")
-    time.sleep(1)
+    host.pause(1)
     fetch_here(tmp_path, containers=[name])
     names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
     assert {"sh", "ls", "sleep"} <= names
@@ -123,7 +123,7 @@ def test_other_containers_and_the_host_are_not_in_the_trace(container, tmp_path)
     traced = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/id; /bin/sleep 0.1; done")
     container("busybox", "/bin/sh", "-c", busy)
     host.call_module("ftrace_instance", containers=[traced])
-    time.sleep(0.5)
+    host.pause(0.5)
     host.run("ls", "/")
     fetch_here(tmp_path, containers=[traced])
     names = {row["name"] for row in report(tmp_path, tmp_path / "report")[0]["processes"]}
@@ -223,7 +223,7 @@ def test_an_applet_of_busybox_bears_its_own_name(container, tmp_path):
     """Its shell starts it as /proc/self/exe, and it names itself."""
     name = container("busybox", "/bin/sh", "-c", "while true; do cat /nonesuch; /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], syscalls=["openat", "open"])
-    time.sleep(1)
+    host.pause(1)
     fetch_here(tmp_path, containers=[name])
     (capture,) = report(tmp_path, tmp_path / "report")
     assert {row["name"] for row in capture["processes"] if row["errors"]} == {"cat"}
@@ -337,7 +337,7 @@ def test_hostile_names_do_no_harm(container, tmp_path):
         host.wait_until(lambda name=name: "ready" in host.docker("logs", name))
     host.call_module("ftrace_instance", containers=list(names.values()))
     host.docker("kill", "--signal", "USR1", *names.values())
-    time.sleep(0.5)
+    host.pause(0.5)
     for number, (comm, name) in enumerate(names.items()):
         folder = tmp_path / str(number)
         (capture,) = fetch_here(folder, labels={"evil": comm})
@@ -370,7 +370,7 @@ def test_threads_and_children_are_counted_with_their_process(container, tmp_path
     )
     name = container("python", "/usr/bin/python3", "-c", program)
     host.call_module("ftrace_instance", containers=[name])
-    time.sleep(2.5)
+    host.pause(2.5)
     fetch_here(tmp_path, containers=[name])
     rows = [
         row
@@ -469,7 +469,7 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
     }
     loops["ls"] = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/ls >/dev/null; /bin/sleep 0.1; done")
     host.call_module("ftrace_instance", containers=list(loops.values()), profile="exec")
-    time.sleep(1)
+    host.pause(1)
     names = {}
     for capture in fetch_here(tmp_path, containers=list(loops.values())):
         (summary,) = report(Path(capture["path"]), tmp_path / "report")
@@ -480,7 +480,7 @@ def test_two_containers_at_once_see_nothing_of_each_other(container, tmp_path):
     host.call_module("ftrace_instance", containers=[loops["id"]], state="absent")
     (left,) = host.call_module("ftrace_info", gather=["instances"])["instances"]
     assert (left["container"], left["state"]) == (loops["ls"], "started")
-    time.sleep(0.5)
+    host.pause(0.5)
     (capture,) = fetch_here(tmp_path / "later", containers=[loops["ls"]])
     assert capture["manifest"]["entries"] > 0
 
@@ -560,7 +560,7 @@ def test_time_is_measured_at_the_start_and_at_the_end(worker, tmp_path):
     run_workload(worker)
     host.call_module("ftrace_instance", containers=[worker], state="stopped")
     stopped = time.time_ns()
-    time.sleep(1)
+    host.pause(1)
     manifest = fetch_here(tmp_path, containers=[worker])[0]["manifest"]
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         assert manifest["boot_id"] == file.read().strip()
@@ -592,9 +592,9 @@ def test_who_was_there_at_the_start_is_known_at_the_end(container, tmp_path):
     child = "    time.sleep(2)\n    os.access('/nonesuch', 0)\n    os._exit(0)\n"
     program = f"import os, time\nif os.fork() == 0:\n{child}os.wait()\ntime.sleep(1000)"
     name = container("python", "/usr/bin/python3", "-S", "-c", program)
-    time.sleep(0.5)
+    host.pause(0.5)
     host.call_module("ftrace_instance", containers=[name])
-    time.sleep(3)
+    host.pause(3)
     fetch_here(tmp_path, containers=[name])
     (capture,) = report(tmp_path, tmp_path / "report")
     (row,) = [row for row in capture["processes"] if row["syscall"] in ("access", "faccessat2")]
@@ -623,7 +623,7 @@ def test_without_tracefs_the_reason_is_said_and_the_next_step():
 def test_short_calls_can_be_left_out_of_a_report(container, tmp_path):
     name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/sleep 0.2; done")
     host.call_module("ftrace_instance", containers=[name], profile="syscalls")
-    time.sleep(1)
+    host.pause(1)
     fetch_here(tmp_path / "in", containers=[name])
     arguments = {"src": str(tmp_path / "in"), "dest": str(tmp_path / "out"), "min_latency": "150ms"}
     host.call_module("ftrace_report", **arguments)
@@ -649,7 +649,7 @@ def test_tools_are_in_a_trace_if_that_is_asked_for(container, tmp_path, tools):
     second = start(0.5, "rmdir /proc/nonesuch")
     host.docker("exec", name, "/bin/busybox", "unlink", "/nonesuch", check=False)
     for process in (first, second):
-        host.parse_result(*process.communicate(timeout=60))
+        host.parse_result(*process.communicate(timeout=host.seconds(60)))
     fetch_here(tmp_path, containers=[name])
     (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
     found = every_kernel.count(summary).keys() & {"mkdir", "rmdir", "unlink"}
@@ -701,7 +701,7 @@ def test_who_is_no_longer_followed_is_not(worker, tmp_path):
 def test_a_container_that_is_gone_has_its_name_in_the_capture(container, tmp_path):
     name = container("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.1; done")
     host.call_module("ftrace_instance", containers=[name])
-    time.sleep(0.5)
+    host.pause(0.5)
     host.docker("rm", "-f", name)
     (capture,) = fetch_here(tmp_path, containers=[name])
     about = capture["manifest"]["container"]
@@ -716,7 +716,7 @@ def test_traces_are_found_by_the_names_of_their_containers(container, tmp_path, 
     loop = ("busybox", "/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.1; done")
     name, other = container(*loop), container(*loop)
     host.call_module("ftrace_instance", containers=[name, other])
-    time.sleep(0.5)
+    host.pause(0.5)
     if not engine:
         host.docker("rm", "-f", name)
     told = host.call_module("ftrace_info", gather=["all"], containers=[name], **engine)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -103,7 +102,7 @@ def test_a_trigger_that_is_gone_again_is_seen_while_it_is_there(busy, tmp_path):
     instance = start(busy)
     text = TRIGGERS["switches events off"][SWITCH]
     write(instance, SWITCH, text, 0)
-    time.sleep(1.5)  # the recorder looks once a second
+    host.pause(1.5)  # the recorder looks once a second
     write(instance, SWITCH, "!" + text, 0)
     assert "somebody else changed set_event" in fetch(busy, tmp_path)
 
@@ -143,7 +142,7 @@ def test_what_was_altered_while_nobody_watched_counts_until_it_is_as_before(busy
         "somebody else changed events/raw_syscalls/sys_enter/filter",
     }
     assert lasting < set(fetch(busy, tmp_path))
-    time.sleep(1.5)
+    host.pause(1.5)
     for _number in range(2):
         assert set(fetch(busy, tmp_path)) == {*lasting, "somebody else changed set_event_pid"}
     start(busy)
@@ -197,7 +196,7 @@ def test_a_ring_that_somebody_removed_is_told_of_until_it_is_forgotten(busy, tmp
     instance = start(busy)
     if when == "at once":
         os.rmdir(instance.path)
-        time.sleep(1.5)
+        host.pause(1.5)
     else:
         with no_recorder():
             os.rmdir(instance.path)
@@ -210,7 +209,7 @@ def test_a_ring_that_somebody_removed_is_told_of_until_it_is_forgotten(busy, tmp
     start(busy)
     assert fetch(busy, tmp_path) == []
     os.rmdir(instance.path)
-    time.sleep(1.5)
+    host.pause(1.5)
     host.call_module("ftrace_instance", containers=[busy], state="absent")
     with pytest.raises(host.ModuleFailed, match="matches no traced container"):
         fetch_here(tmp_path, containers=[busy])
