@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench release clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -142,6 +142,9 @@ host%:
 
 bench: setup ## Measure, as ratios in one run; prints tables; BENCH="push calls" for some
 	tests/integration/with_engine.sh $(BUILD)/bench-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/benchmarks/run.py $(BENCH)
+
+release: setup ## Make a release of the committed state, commit and tag it: make release VERSION=1.2.3
+	tools/release.sh $(BUILD) "$(VERSION)"
 
 clean: ## Remove what the other targets made in this folder
 	rm -rf $(VENV) $(COLLECTIONS) $(BUILD) .ansible .mypy_cache .ruff_cache .pytest_cache
