@@ -55,7 +55,7 @@ class Feature:
     name: str
     ok: bool  # the host has it
     reason: str  # why the feature is missing, and what to do; '' when it is there
-    consequence: str = ""  # what a host without the feature cannot do; '' when nothing of the collection needs it
+    consequence: str = ""  # what the host cannot do without it; '' when it is there, or the collection does not need it
 
 
 def make_missing(name: str, reason: str) -> Feature:

@@ -22,8 +22,8 @@ _ATTEMPTS = 100
 def make_folder(path: str, mode: int = PRIVATE) -> None:
     """Make the collection's folder PATH with exactly MODE, or give MODE to the folder that is there.
 
-    The folders above PATH are made likewise as far as they are the collection's own. Raises FleetError when one of them is a link,
-    is no folder, or belongs to another user: its owner could exchange all files in it.
+    The folders above PATH are made likewise as far as they are the collection's own; RUN and STATE have fixed modes.
+    Raises FleetError when one of them is a link, is no folder, or belongs to another user: its owner could exchange all files in it.
     """
     top = next((folder for folder in _TOPS if path == folder or path.startswith(folder + "/")), path)
     names = [name for name in path[len(top) :].split("/") if name]
