@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Architectures by Debian's names, which images and packages bear."""
+"""Debian's names of architectures, which images and packages carry."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def name_architecture(machine: str) -> str:
-    """Debian's name for what the kernel calls MACHINE (as uname -m prints it)."""
+    """Return Debian's name of the architecture that `uname -m` calls MACHINE; MACHINE itself where the two agree."""
     return _NAMES.get(machine, machine)
 
 
 def find_architecture() -> str:
-    """This machine's architecture."""
+    """Return Debian's name of this machine's architecture."""
     return name_architecture(platform.machine())

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one kind of error that a user has to read, and the one place where a module ends."""
+"""The error that users read (FleetError), and the function that runs a module and ends it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Callable, NoReturn, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.hidden import make_invocation
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
-# What to enter containers takes, by the kernel's numbers.
+# The capabilities that entering a container takes, with the kernel's numbers.
 _NEEDED = {
     "CAP_CHOWN": 0,
     "CAP_DAC_OVERRIDE": 1,
@@ -26,9 +26,10 @@ _ALL_USERS = ["0", "0", "4294967295"]
 
 
 class FleetError(Exception):
-    """The text names the thing that is wrong and the next step, and may go to a terminal; RESULT is what was done before.
+    """An error for the user: its text names what is wrong and the next step.
 
-    SHOW makes it so: it is one line, but where a subclass has what a program of ours has said.
+    SHOW makes MESSAGE safe for a terminal and keeps it on one line; a subclass that quotes a program's output keeps the lines.
+    RESULT holds further keys for the module's result, such as what was done before the error.
     """
 
     show: Callable[[str], str] = staticmethod(escape)
@@ -39,7 +40,7 @@ class FleetError(Exception):
 
 
 def require_root() -> None:
-    """Raise FleetError unless the caller has the privileges of the host's root."""
+    """Raise FleetError unless the caller is root of the host itself and has all capabilities that the collection needs."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     missing = ", ".join(name for name, number in _NEEDED.items() if not effective >> number & 1)
@@ -57,7 +58,7 @@ def require_root() -> None:
 
 
 def explain(error: OSError) -> str:
-    """What to tell a user of ERROR, which nobody has foreseen."""
+    """Return the message for ERROR, a failed system call that no other code explains."""
     where = f" ({error.filename})" if error.filename else ""
     return escape(f"the host refused: {error.strerror or error}{where}")
 
@@ -67,12 +68,12 @@ def _interrupt(_number: int, _frame: Any) -> NoReturn:
 
 
 def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden: Sequence[str] = ()) -> NoReturn:
-    """End MODULE (an AnsibleModule) with what FUNCTION(module) returns, or with the error it raises.
+    """Call FUNCTION(module) and end MODULE (an AnsibleModule) with the result, or fail it with the FleetError or OSError raised.
 
-    HIDDEN are options whose values nobody is to read; they have `no_log`.
+    HIDDEN names the `no_log` options whose values must not show in the result's `invocation` (see hidden.py).
     """
     more = {"invocation": make_invocation(module, hidden)} if hidden else {}
-    # Ended by a task's time limit it undoes what it has begun, as it does when interrupted.
+    # A task's time limit ends the module by SIGTERM: as KeyboardInterrupt, the signal lets the module undo what it has begun.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = function(module)
@@ -81,4 +82,4 @@ def run_module(module: Any, function: Callable[[Any], dict[str, Any]], *, hidden
     except OSError as error:
         module.fail_json(msg=explain(error), **more)
     module.exit_json(**result, **more)
-    raise SystemExit  # exit_json has ended the process; this tells the type checker
+    raise SystemExit  # never reached, for exit_json ends the process: the type checker needs it

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What this host can and cannot do for us, and why not. Looks, and changes nothing."""
+"""Features of this host that the collection can use, and the reasons for missing ones. The checks change nothing on the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIN_KERNEL = (5, 8)
 
 _NO_IMAGES = "images of this format can be neither attached nor used by crashcart_exec: load the module, or build them with another format"
 _NO_TRACES = "nothing can be traced, attached tools and crashcart_exec work all the same"
-# What a host without it cannot do, and what to do instead; nothing of the collection needs those that do not stand here.
+# What a host without the feature cannot do, and what to do instead. The collection needs no feature that is not listed here.
 _CONSEQUENCES = {
     "kernel": "crashcart_exec and the connection do not work: use crashcart_attach, which works by method mknod, or a newer kernel",
     "mount_api": "nothing can be run by crashcart_exec, and crashcart_attach works by method mknod only, with privileges",
@@ -50,21 +50,24 @@ _CONSEQUENCES = {
 
 @dataclass(frozen=True)
 class Feature:
-    """Something the collection can use: REASON says why it is not there and what to do, CONSEQUENCE what a host without it cannot do."""
+    """A feature of the host that the collection can use."""
 
     name: str
-    ok: bool
-    reason: str
-    consequence: str = ""
+    ok: bool  # the host has it
+    reason: str  # why the feature is missing, and what to do; '' when it is there
+    consequence: str = ""  # what the host cannot do without it; '' when it is there, or the collection does not need it
 
 
 def make_missing(name: str, reason: str) -> Feature:
-    """The feature NAME of a host that lacks it for REASON."""
+    """Return the Feature NAME as missing on this host, for REASON."""
     return Feature(name, False, reason, _CONSEQUENCES.get(name, ""))
 
 
 def find_way(library: str, package: str) -> str:
-    """Return how LIBRARY of PyPI gets into the Python that runs this: by the distribution's PACKAGE, or by pip where that Python is not its."""
+    """Return the advice that brings the PyPI project LIBRARY to the running Python.
+
+    The distribution's own Python gets PACKAGE from the distribution; any other Python (a venv, a build) uses pip.
+    """
     is_distributions = sys.prefix == sys.base_prefix and os.path.realpath(sys.executable or "").startswith("/usr/bin/")
     return (
         f"install {package}" if is_distributions or not sys.executable else f"{sys.executable} -m pip install {library}"
@@ -72,7 +75,7 @@ def find_way(library: str, package: str) -> str:
 
 
 def list_features() -> list[Feature]:
-    """All checks of this host."""
+    """Check every feature of this host, and return one Feature for each."""
     return [
         _check_kernel(),
         _check_mount_api(),
@@ -85,7 +88,7 @@ def list_features() -> list[Feature]:
 
 
 def parse_release(release: str) -> tuple[int, ...]:
-    """Major and minor number from a kernel release such as 6.1.0-17-amd64."""
+    """Return the major and minor number of a kernel release such as 6.1.0-17-amd64."""
     return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
 
 
@@ -112,11 +115,11 @@ def _check_mount_api() -> Feature:
 
 
 def check_filesystem(name: str) -> Feature:
-    """Whether the kernel can mount the file system NAME, or load a module for it."""
+    """Return the Feature NAME, a file system: the kernel can mount it now, or modprobe finds a module for it."""
     with open("/proc/filesystems", encoding="ascii") as file:
         if name in file.read().split():
             return Feature(name, True, "")
-    # An unprivileged login's PATH may lack it.
+    # The PATH of an unprivileged login may lack the folders of modprobe.
     modprobe = shutil.which("modprobe", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
     if modprobe is None:
         return make_missing(
@@ -139,7 +142,7 @@ def _check_cgroups() -> Feature:
 
 
 def list_trace_features() -> list[Feature]:
-    """What the kernel can trace."""
+    """Return one Feature for each ability of the kernel to trace; only a missing `tracefs` when tracefs cannot be read."""
     try:
         root = tracefs.find_tracefs()
     except tracefs.TraceError as error:
@@ -153,7 +156,7 @@ def list_trace_features() -> list[Feature]:
         "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
         "event_fork": ("options/event-fork", "the kernel cannot follow children (event-fork, Linux 4.8)"),
-        # Nothing needs these, but who looks for a cause wants to know whether they can be had.
+        # The collection does not need these two, but a person who looks for a cause can use them.
         "hist_triggers": ("events/sched/sched_switch/hist", "the kernel has no histograms (CONFIG_HIST_TRIGGERS)"),
         "snapshot": ("snapshot", "the kernel takes no snapshots of a trace (CONFIG_TRACER_SNAPSHOT)"),
     }
@@ -175,7 +178,7 @@ def list_trace_features() -> list[Feature]:
 
 
 def _try_to_read(path: str) -> str:
-    """Why PATH of tracefs cannot be read, and what to do; '' when it can."""
+    """Return why PATH of tracefs cannot be read; '' when it can."""
     try:
         with open(path, "rb") as file:
             file.read(1)
@@ -189,7 +192,7 @@ def _try_to_read(path: str) -> str:
 
 
 def _read_lockdown() -> str:
-    """The kernel's lockdown: none, integrity or confidentiality; '' where it has none or does not say."""
+    """Return the kernel's lockdown mode (none, integrity or confidentiality); '' when it is not known."""
     try:
         with open("/sys/kernel/security/lockdown", encoding="ascii") as file:
             return tracefs.parse_selected(file.read())

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Options whose values stand in no log and in no result's `invocation`, and which change nothing else of a result.
+"""Keep the values of secret options out of logs and of a result's `invocation`, and the rest of the result as it is.
 
-Ansible's `no_log` keeps an option out of the log of the host, and then replaces its values wherever they occur in the result: the
-value 1 makes a text of an exit code of 1, and breaks every output with a 1 in it. A command's output is data. So the option has
-`no_log`, and its values are taken from what is replaced before there is a result; only `invocation` goes without them.
+Ansible's `no_log` keeps an option out of the host's log, but also replaces its values wherever they occur in the result. A value of 1
+would turn an exit code of 1 into a text, and damage every output with a 1 in it. A command's output is data and must not change.
+So the option has `no_log`, make_invocation removes its values from Ansible's list of texts to replace, and masks them in `invocation`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ MASK = "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"  # as Ansible writes it
 
 
 def make_invocation(module: Any, names: Sequence[str]) -> dict[str, Any]:
-    """What is a result's `invocation` without the values of options NAMES of MODULE (an AnsibleModule); keys of dicts stay.
+    """Return a result's `invocation` in which the values of the options NAMES of MODULE (an AnsibleModule) are masked.
 
-    From now on MODULE leaves these values where they are in results.
+    A dict keeps its keys. From this call on, MODULE no longer replaces these values elsewhere in its result.
     """
     for name in names:
         module.no_log_values.difference_update(_gen_texts(module.params[name]))
@@ -27,11 +27,11 @@ def make_invocation(module: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def _gen_texts(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for one in value.values():
-            yield from _gen_texts(one)
+        for item in value.values():
+            yield from _gen_texts(item)
     elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _gen_texts(one)
+        for item in value:
+            yield from _gen_texts(item)
     else:
         yield str(value)
 

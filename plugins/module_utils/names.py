@@ -1,19 +1,19 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What things of this collection are called on a host: its folders, its locks, its trace instances, its processes."""
+"""Names that this collection uses on a host: of its folders, locks, trace instances and processes."""
 
 from __future__ import annotations
 
-# Gone with the next boot, and root's alone.
+# Files that are gone after a reboot; only root may enter the folder.
 RUN = "/run/crashcart"
 LOCKS = f"{RUN}/locks"
 RECORDER_LOCK = f"{LOCKS}/recorder"
 WATCHDOG_LOCK = f"{LOCKS}/watchdog"
-# What stays: images, recordings, captures that are not home yet.
+# Files that survive a reboot: images, recordings, captures that are not fetched yet.
 STATE = "/var/lib/crashcart"
-# A trace instance is called so and by its container's short id.
+# The name of a trace instance is this prefix and its container's short id.
 INSTANCE_PREFIX = "crashcart-"
-# Names of processes, of which the kernel keeps the first TITLE_LENGTH bytes.
+# Names of processes; the kernel keeps the first TITLE_LENGTH bytes of a name.
 SUPERVISOR_TITLE = "crashcart-supervisor"
 WATCHDOG_TITLE = "crashcart-watchdog"
 RECORDER_TITLE = "crashcart-recorder"

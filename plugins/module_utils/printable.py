@@ -1,21 +1,29 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Texts of containers, users and traces in our messages: a terminal must not obey them, and a reader must not be deceived."""
+"""Escape texts of containers, users and traces for our messages, so that they neither control a terminal nor deceive a reader."""
 
 from __future__ import annotations
 
 
 def escape(text: str) -> str:
-    r"""TEXT in one line, with what is not printable shown as \n, \x1b or \u202e: control characters, those that turn the direction of
-    writing or are not seen, and lone surrogates."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    r"""Return TEXT on one line, with each character that is not printable escaped as \n, \x1b or \u202e.
+
+    These are control characters, invisible ones, marks that reverse the direction of writing, and lone surrogates.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def escape_lines(text: str) -> str:
-    """TEXT of a program that we have run, shown as escape does, but for line feeds and tabs, which stay."""
-    return "".join(one if one in "\n\t" else escape(one) for one in text)
+    """Return TEXT, a program's output, escaped as by escape(), but with its line feeds and tabs as they are."""
+    return "".join(character if character in "\n\t" else escape(character) for character in text)
 
 
 def escape_surrogates(text: str) -> str:
-    r"""TEXT with lone surrogates shown as \udcff: names of files and texts of manifests may hold them, and readers of JSON refuse them."""
+    r"""Return TEXT with lone surrogates escaped as \udcff.
+
+    Names of files and texts of manifests may hold lone surrogates, and readers of JSON refuse them.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

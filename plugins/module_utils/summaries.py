@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is on a host, in lines for people: each stands for itself, and begins with the kind of what it tells of.
+"""Summaries of what is on a host, as lines for people. Each line makes sense alone and begins with the kind of thing it describes.
 
-Pure: it is made of what modules return.
+Pure: the functions only read the results of modules.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ ALL, SUMMARY = "all", "summary"
 
 
 def find_gathered(module: Any) -> set[str]:
-    """What MODULE's option `gather` asks for."""
+    """Return the kinds of information that MODULE's option `gather` asks for, with `all` spelled out."""
     chosen = module.params["gather"]
     return set(module.argument_spec["gather"]["choices"] if ALL in chosen else chosen) - {ALL}
 
 
 def summarize_host(host: Mapping[str, Any]) -> str:
-    """One line for HOST, as crashcart_info returns it."""
+    """Return one line that describes HOST, as crashcart_info returns it."""
     engine = f"Docker {host['engine']}" if host["engine"] else "no Docker engine"
     silence = f" ({host['engine_error']})" if host["engine_error"] else ""
     return escape(f"host: Linux {host['kernel']} ({host['arch']}), cgroups {host['cgroups']}, {engine}{silence}")
 
 
 def summarize_features(features: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each of FEATURES that is missing and that anything of the collection needs, with what follows and what to do."""
+    """Return one line for each missing one of FEATURES that the collection needs: the reason, the consequence and the next step."""
     return [
-        escape(f"missing {one['name']}: {one['reason']}; {one['consequence']}")
-        for one in features
-        if one["consequence"]
+        escape(f"missing {feature['name']}: {feature['reason']}; {feature['consequence']}")
+        for feature in features
+        if feature["consequence"]
     ]
 
 
 def summarize_images(images: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each of the IMAGES in the host's store."""
+    """Return one line for each of IMAGES, the images in the host's store; one line of advice when it has none."""
     if not images:
         return ["image: none; push one by crashcart_image"]
-    return [escape(f"image {one['name']}: {_describe_image(one)}") for one in images]
+    return [escape(f"image {image['name']}: {_describe_image(image)}") for image in images]
 
 
 def _describe_image(image: Mapping[str, Any]) -> str:
@@ -56,34 +56,34 @@ def summarize_containers(
     attachments: Sequence[Mapping[str, Any]],
     traces: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """One line for each of CONTAINERS, with its ATTACHMENTS and TRACES, and for each of TRACES of another one."""
+    """Return one line for each of CONTAINERS, with its ATTACHMENTS and TRACES, and one for each trace of any other container."""
     lines = []
-    for one in containers:
-        user = f" of user {one['user']}" if one["user"] is not None else ""
-        state = "" if one["state"] == "running" else f"{one['state']}, "
-        about = (
-            f"container {one['name']}: {state}{one['runtime']}{user}, {one['image'] or 'no image'}, {one['id'][:12]}"
-        )
+    for container in containers:
+        user = f" of user {container['user']}" if container["user"] is not None else ""
+        state = "" if container["state"] == "running" else f"{container['state']}, "
+        kind = f"{state}{container['runtime']}{user}"
+        about = f"container {container['name']}: {kind}, {container['image'] or 'no image'}, {container['id'][:12]}"
         more = [
-            f"has {it['image']} at {it['path']}{_describe_end(it['expires'])}"
-            for it in attachments
-            if it["id"] == one["id"]
+            f"has {attachment['image']} at {attachment['path']}{_describe_end(attachment['expires'])}"
+            for attachment in attachments
+            if attachment["id"] == container["id"]
         ]
-        more += [f"traced: {_describe_trace(it)}" for it in traces if it["id"] == one["id"]]
+        more += [f"traced: {_describe_trace(trace)}" for trace in traces if trace["id"] == container["id"]]
         lines.append(escape("; ".join([about, *more])))
-    known = {one["id"] for one in containers}
-    return (lines or ["container: none runs"]) + summarize_traces([one for one in traces if one["id"] not in known])
+    known = {container["id"] for container in containers}
+    others = [trace for trace in traces if trace["id"] not in known]
+    return (lines or ["container: none runs"]) + summarize_traces(others)
 
 
 def summarize_attachment(attachment: Mapping[str, Any]) -> str:
-    """One line for ATTACHMENT, as crashcart_attach returns it, that says how to get a shell."""
+    """Return one line that says how to get a shell by ATTACHMENT, as crashcart_attach returns it."""
     end = "" if attachment["expires"] is None else f", until {format_time(attachment['expires'])}"
     return escape(f"{attachment['container']}{end}: {attachment['shell']}")
 
 
 def summarize_traces(traces: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each of TRACES, as ftrace_instance returns them."""
-    return [escape(f"trace of {one['container']}: {_describe_trace(one)}") for one in traces]
+    """Return one line for each of TRACES, as ftrace_instance returns them."""
+    return [escape(f"trace of {trace['container']}: {_describe_trace(trace)}") for trace in traces]
 
 
 def _describe_trace(trace: Mapping[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _describe_trace(trace: Mapping[str, Any]) -> str:
 def _gen_trace(trace: Mapping[str, Any]) -> Iterator[str]:
     yield trace["summary"]
     if trace["mode"] == "record":
-        size = sum(one["size"] for one in trace["recordings"])
+        size = sum(recording["size"] for recording in trace["recordings"])
         yield f"{format_bytes(size)} recorded to files"
     yield f"{sum(cpu['entries'] for cpu in trace['cpus'])} events in its buffers"
     lost = sum(cpu["overrun"] + cpu["dropped"] for cpu in trace["cpus"])
@@ -102,15 +102,14 @@ def _gen_trace(trace: Mapping[str, Any]) -> Iterator[str]:
 
 
 def summarize_captures(captures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for the CAPTURES that lie on the host."""
-    waiting = [one for one in captures if one["state"] != "kept"]
+    """Return one line for the CAPTURES on the host that wait to be fetched, and one for those that are fetched and kept."""
+    waiting = [capture for capture in captures if capture["state"] != "kept"]
+    kept = [capture for capture in captures if capture["state"] == "kept"]
     lines = []
-    for some, what in (
-        (waiting, "wait for ftrace_fetch"),
-        ([one for one in captures if one["state"] == "kept"], "are at home and kept for others"),
-    ):
-        if some:
-            lines.append(f"captures: {len(some)} ({format_bytes(sum(one['size'] for one in some))}) {what}")
+    for group, state in ((waiting, "wait for ftrace_fetch"), (kept, "are fetched and kept for others")):
+        if group:
+            size = sum(capture["size"] for capture in group)
+            lines.append(f"captures: {len(group)} ({format_bytes(size)}) {state}")
     return lines
 
 

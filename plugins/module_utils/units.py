@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Sizes and times as users write them (8MiB, 64kB, 30s, 10m, 1h30m), and as they read them."""
+"""Parse sizes and times as users write them (8MiB, 64kB, 30s, 10m, 1h30m), and format them for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\Z")
 
 
 def parse_seconds(text: str | None, option: str) -> float | None:
-    """Seconds from TEXT (a plain number means seconds), None from None; OPTION names it in an error."""
+    """Return the seconds that TEXT means, such as 90 for 1m30s; a plain number means seconds, and None gives None.
+
+    Raises FleetError, which names OPTION, when TEXT is no time above 0 and below 10**9 seconds.
+    """
     if text is None:
         return None
     text = text.strip()
@@ -34,7 +37,7 @@ def parse_seconds(text: str | None, option: str) -> float | None:
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """Bytes from TEXT such as 8MiB; OPTION names it in an error."""
+    """Return the bytes that TEXT, such as 8MiB, means. Raises FleetError, which names OPTION, when TEXT is no size."""
     match = _SIZE.match(text.strip())
     if not match or match.group(2) not in _SIZE_FACTORS:
         raise FleetError(f"{option}: {text!r} is not a size: write for example 512KiB, 8MiB or 1GiB")
@@ -42,7 +45,7 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def format_bytes(size: int) -> str:
-    """SIZE in bytes for people, as 57.2 MiB."""
+    """Return SIZE, a number of bytes, as a text for people, such as 57.2 MiB."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -50,5 +53,5 @@ def format_bytes(size: int) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """SECONDS since the epoch for people: UTC in the form of ISO 8601, as 2026-11-21T23:15:00Z."""
+    """Return SECONDS since the epoch as ISO 8601 in UTC, such as 2026-11-21T23:15:00Z."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

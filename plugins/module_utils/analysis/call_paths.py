@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which paths system calls were given: from events of probes, or from the calls' own events where these have texts, to the calls.
+"""Find the paths that system calls were given, by events of probes, or by the calls' own events where these hold texts.
 
-What a probe saw belongs to the next call of its family in its thread: in one thread there is no other between them.
+A path belongs to the next call of its family that ends in its thread, for a thread makes one call at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 
 
 def find_family(event: EventFormat) -> int | None:
-    """The number of the family of calls that EVENT has paths of; None where it has none."""
+    """Return the number of the family of calls whose paths EVENT holds; None when EVENT holds no paths."""
     if event.system.startswith(GROUP_PREFIX) and event.name.startswith(PATH_PREFIX):
         name = event.name[len(PATH_PREFIX) :]
     elif event.system == "syscalls" and event.name.startswith(_ENTER):
@@ -41,30 +41,30 @@ def find_family(event: EventFormat) -> int | None:
 
 
 def list_fields(event: EventFormat) -> list[Field]:
-    """The fields of EVENT that are texts of any length, in their order."""
-    return [one for one in event.fields.values() if one.is_dynamic]
+    """Return the fields of EVENT that are texts of variable length, in their order."""
+    return [field for field in event.fields.values() if field.is_dynamic]
 
 
 class PathEvents:
-    """What paths threads gave to which calls. Feed it all batches, then ask for the calls' paths.
+    """The paths that threads gave to system calls. Call `feed` with all batches, then `find`.
 
-    NAMES has the paths by number.
+    FORMATS are the trace's event formats by system:name.
     """
 
     def __init__(self, formats: Mapping[str, EventFormat]) -> None:
-        families = ((one, find_family(one)) for one in formats.values())
-        self._events = [(one, family) for one, family in families if family is not None]
+        families = ((event, find_family(event)) for event in formats.values())
+        self._events = [(event, family) for event, family in families if family is not None]
         self._numbers: dict[str, int] = {}
-        # Thread, time, family, number of the path, one array of each for a batch.
+        # Per batch: threads, times, families, numbers of paths; one entry per event.
         self._parts: list[tuple[Ints, Ints, Ints, Ints]] = []
 
     @property
     def names(self) -> list[str]:
-        """The paths by number; of a call with several they stand beside each other."""
+        """The paths in the order of their numbers; several paths of one call are joined by ' -> '."""
         return list(self._numbers)
 
     def feed(self, batch: Batch) -> None:
-        """Take the events of BATCH into account."""
+        """Add the paths in the events of BATCH."""
         for event, family in self._events:
             events = batch.select(event.id)
             if not events.size:
@@ -76,14 +76,16 @@ class PathEvents:
             )
 
     def find(self, tids: Ints, ends: Ints, numbers: Ints, syscalls: Mapping[int, str]) -> Ints:
-        """The number of the path of each call, -1 where none is known: threads, times of ends and numbers of the calls,
-        SYSCALLS the names of these numbers."""
+        """Return for each call the number of its path, an index of `names`; -1 where no path is known.
+
+        TIDS are the threads that began the calls, ENDS the times of the calls' ends, NUMBERS the calls' numbers, with names in SYSCALLS.
+        """
         found = np.full(tids.size, -1, np.int64)
         if not self._parts or not tids.size:
             return found
         own_tids, times, families, paths = (np.concatenate(column) for column in zip(*self._parts))
         calls_families = _find_families(numbers, syscalls)
-        # One line of events for each thread and family: a path, and then the end of its call.
+        # Sorted by thread and family, and then by time, the event with a path stands directly before the end of its call.
         lines = np.concatenate([own_tids, tids]) * len(FAMILIES) + np.concatenate([families, calls_families])
         is_end = np.concatenate([np.zeros(times.size, np.int64), np.ones(ends.size, np.int64)])
         order = np.lexsort((is_end, np.concatenate([times, ends]), lines))
@@ -96,7 +98,7 @@ class PathEvents:
 
 
 def _find_families(numbers: Ints, syscalls: Mapping[int, str]) -> Ints:
-    """The family of each of NUMBERS; -1 for calls that take no path."""
+    """Return the number of the family of each of NUMBERS; -1 for calls that take no path."""
     kinds, places = np.unique(numbers, return_inverse=True)
     names = (FAMILY_OF_CALL.get(syscalls.get(number, "")) for number in kinds.tolist())
     families = np.array([_FAMILY_NUMBERS[name] if name else -1 for name in names], np.int64)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From events of entry and exit to system calls, thread by thread, as `strace -f` would list them.
+"""Build the system calls of a trace from its events of entry and exit, thread by thread, as `strace -f` would list them.
 
-What differs from strace is listed in docs/calls.md.
+docs/calls.md lists the differences from strace.
 Source: the kernel's entry code (syscall_trace_enter, syscall_exit_work) and kernel/seccomp.c.
 """
 
@@ -36,25 +36,25 @@ _X32 = 1 << 30
 
 
 def read_names(manifest: Mapping[str, Any]) -> dict[int, str]:
-    """Names of system calls by number, those of 32-bit programs by COMPAT and their number, as MANIFEST has them."""
+    """Return the names of system calls in MANIFEST by number; COMPAT is added to the numbers of 32-bit programs."""
     names = {int(number): name for number, name in (manifest.get("syscalls") or {}).items()}
     names.update({int(number) + COMPAT: name for number, name in (manifest.get("compat_syscalls") or {}).items()})
     if manifest.get("arch") == "x86_64":
-        # The third way in, which few kernels have: below 512 its numbers are the usual ones and a bit.
+        # x32, a third kind of programs that few kernels run: below 512, its numbers are the usual ones with one more bit.
         names.update({number + _X32: f"{name} (x32)" for number, name in names.items() if number < 512})
     return names
 
 
 def name_call(number: int, names: Mapping[int, str]) -> str:
-    """The name of call NUMBER, or as strace writes a number that is none: programs may make up any."""
+    """Return the name of call NUMBER from NAMES; for a number without a name, which programs may call, the text that strace writes."""
     return names.get(number) or f"syscall_{(number % COMPAT if number >= COMPAT else number) & (1 << 64) - 1:#x}"
 
 
 class CallEvents:
-    """The entries and exits of a trace. Feed it all batches, then `pair` them.
+    """The entries and exits of system calls in a trace. Call `feed` with all batches, then `pair`.
 
-    NAMES are those of system calls by number; FORMATS the trace's. SPECIFICATION is what was asked for, EARLIER_SYSCALLS what was before that,
-    as the manifest has them.
+    FORMATS are the trace's event formats by system:name, NAMES the names of system calls by number. SPECIFICATION is the requested
+    trace, and EARLIER_SYSCALLS the calls that were requested before it was changed, as the manifest has them.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CallEvents:
         self._gaps: list[tuple[int, int]] = []
 
     def feed(self, batch: Batch) -> None:
-        """Take the events of BATCH into account."""
+        """Add the events of BATCH; the batches of one CPU have to come in order."""
         if not batch.times.size:
             return
         last = self._last_times.get(batch.cpu, NEVER)
@@ -111,7 +111,7 @@ class CallEvents:
 
     def _read(self, batch: Batch, events: Ints, known: EventFormat, end: str) -> Events:
         is_own = known.system == "syscalls"
-        # An int in the kernel, whatever the event has room for.
+        # The number is an int in the kernel, even where the event's field is longer.
         numbers = batch.integers(events, known.field(_OWN_NUMBER if is_own else "id")).astype(np.int32).astype(np.int64)
         if end == "exit":
             values = batch.integers(events, known.field("ret"))
@@ -126,10 +126,10 @@ class CallEvents:
     def pair(
         self, compat: CompatTasks, *, is_complete: bool, is_damaged: bool = False, since: int = NEVER
     ) -> PairedCalls:
-        """The calls that were asked for. COMPAT knows which threads ran 32-bit programs when.
+        """Return the requested calls; COMPAT (after `finish`) knows which threads ran 32-bit programs when.
 
-        Where the trace IS_COMPLETE no CPU's begin is a gap of it; what came before SINCE was recorded by other settings. Where it IS_DAMAGED
-        events may be missing or wrong anywhere.
+        IS_COMPLETE means that no events were lost before a CPU's first event. Events before SINCE, in nanoseconds of the trace's clock,
+        were recorded by other settings. IS_DAMAGED means that events may be missing or wrong anywhere.
         """
         enters, exits = _join(self._parts["enter"]), _join(self._parts["exit"])
         for events in (enters, exits):
@@ -164,8 +164,10 @@ class CallEvents:
         return calls.select(np.isin(calls.numbers, [*selected, *np.unique(own).tolist()]))
 
     def _list_selected(self) -> list[int]:
-        """Numbers of the calls that were asked for, now or earlier, none for all: the kernel's filter knows numbers only, and takes two
-        architectures' for one another."""
+        """Return the numbers of the calls that were requested, now or earlier; [] for all.
+
+        The kernel's filter compares numbers only: it also lets calls of the other architecture pass that have the same numbers.
+        """
         numbers: list[int] = []
         for selection in self._selections:
             native, compat = selection.get("native") or [], selection.get("compat") or []
@@ -178,14 +180,14 @@ class CallEvents:
 def _list_own(
     formats: Mapping[str, EventFormat], end: str, specification: Mapping[str, Any] | None
 ) -> list[EventFormat]:
-    """The events `syscalls:sys_END_…` that somebody asked for: others are there for what else they tell."""
+    """Return the formats of the requested events `syscalls:sys_END_…`: a trace holds others to find programs and paths."""
     asked = None if specification is None else specification.get("events") or ()
     found = [
         known
         for name, known in formats.items()
         if name.startswith(f"{_OWN}{end}_") and _OWN_NUMBER in known.fields and (asked is None or name in asked)
     ]
-    # The kernel makes all of them from one pattern; what does not follow it cannot be read with the rest.
+    # The kernel lays all of them out alike. An event with another layout cannot be read together with the rest.
     return [known for known in found if _describe_place(known) == _describe_place(found[0])]
 
 
@@ -206,7 +208,7 @@ def _join(parts: list[Events]) -> Events:
 
 
 def _merge_gaps(gaps: list[tuple[int, int]]) -> tuple[Ints, Ints]:
-    """Starts and ends of the spans that GAPS cover, in order."""
+    """Return the starts and the ends, in order, of the spans that GAPS cover; spans that overlap become one."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(gaps):
         if merged and start <= merged[-1][1]:

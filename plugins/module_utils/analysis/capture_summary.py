@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Captures on the controller → what summary.json says of them."""
+"""Summarize captures on the controller, as entries of summary.json."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
-_CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers what it writes
-_UNFINISHED = ".crashcart-"  # what a fetch is about to make, or was
-_MAX_MANIFEST = 64 << 20  # the bound of a segment's documents, too
+_CAPTURE = re.compile(r".\.dat(\.[0-9]+)?\Z")  # trace-cmd split numbers the files that it writes
+_UNFINISHED = ".crashcart-"  # prefix of folders of a fetch that runs, or was interrupted
+_MAX_MANIFEST = 64 << 20  # bytes; the documents of a segment have the same bound
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 class CaptureError(FleetError):
-    """The file at PATH cannot be taken into a report, for REASON; NEXT_STEP says what can be done about it."""
+    """The file at PATH cannot go into a report, for REASON; NEXT_STEP is the advice to the user."""
 
     def __init__(self, path: str, reason: str, next_step: str) -> None:
         super().__init__(f"{path}: {reason}; {next_step}")
@@ -34,7 +34,7 @@ class CaptureError(FleetError):
 
 
 def _explain(path: str, error: Exception) -> CaptureError:
-    """ERROR, which the file at PATH has led to, whatever of the file's content did it."""
+    """Return the CaptureError for ERROR, an exception that opening or reading the file at PATH has raised."""
     if isinstance(error, CaptureError):
         return error
     if isinstance(error, TraceFileError):
@@ -54,7 +54,7 @@ def _explain(path: str, error: Exception) -> CaptureError:
 
 
 def list_captures(folder: str) -> tuple[list[str], list[CaptureError]]:
-    """The trace.dat files below FOLDER in the order of their paths, and which folders cannot be read."""
+    """Return the paths of the trace.dat files below FOLDER, sorted, and an error for each folder that cannot be read."""
     captures: list[str] = []
     unread: list[CaptureError] = []
     for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(_explain(error.filename, error))):
@@ -64,12 +64,15 @@ def list_captures(folder: str) -> tuple[list[str], list[CaptureError]]:
 
 
 def find_manifest(capture: str) -> str:
-    """The path of the manifest that CAPTURE has, or would have."""
+    """Return the path of the manifest of CAPTURE, which need not exist."""
     return os.path.splitext(capture)[0] + ".json"
 
 
 def read_manifest(path: str) -> dict[str, Any]:
-    """The manifest at PATH; an empty one where there is none, as for a trace that trace-cmd recorded. Raises CaptureError."""
+    """Return the manifest at PATH; {} when it does not exist, as for a trace that trace-cmd recorded.
+
+    Raises CaptureError when it cannot be read, or is no manifest.
+    """
     if not os.path.lexists(path):
         return {}
     remove = "fetch again, or remove it to do without"
@@ -87,7 +90,7 @@ def read_manifest(path: str) -> dict[str, Any]:
 
 
 def _open_regular(path: str) -> BinaryIO:
-    """PATH open for reading, where it is a regular file: a pipe would keep us waiting, and a device never ends."""
+    """Open PATH for reading if it is a regular file, else raise CaptureError: a pipe would keep us waiting, and a device never ends."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY))
     kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
     if kind != stat.S_IFREG:
@@ -99,7 +102,7 @@ def _open_regular(path: str) -> BinaryIO:
 
 
 def is_sound(manifest: Any) -> bool:
-    """Whether MANIFEST has the form that the analysis relies on: it came from a host."""
+    """Return True if MANIFEST, which came from a host, has the form that the analysis relies on."""
     if not isinstance(manifest, dict):
         return False
     offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
@@ -150,7 +153,7 @@ def _are_tasks(tasks: Any) -> bool:
 
 def _are_selections(selections: Any) -> bool:
     return isinstance(selections, list) and all(
-        isinstance(one, dict) and _is_specification({"syscalls": one}) for one in selections
+        isinstance(selection, dict) and _is_specification({"syscalls": selection}) for selection in selections
     )
 
 
@@ -177,9 +180,9 @@ def _is_task(task: Any) -> bool:
 def summarize_capture(
     capture: str, manifest: dict[str, Any], root: str, min_latency_ns: int = 0
 ) -> list[dict[str, Any]]:
-    """What summary.json says of CAPTURE, which MANIFEST tells of, one entry for each buffer; its path is given relative to ROOT.
+    """Return the entries of summary.json for CAPTURE, one for each buffer, with the path relative to ROOT.
 
-    Raises CaptureError where it cannot be read.
+    MANIFEST describes CAPTURE. Calls shorter than MIN_LATENCY_NS are left out. Raises CaptureError when CAPTURE cannot be read.
     """
     name = os.path.relpath(capture, root)
     try:
@@ -188,12 +191,15 @@ def summarize_capture(
                 _summarize_trace(trace, add_tables(manifest, trace), name, min_latency_ns)
                 for trace in read_traces(file)
             ]
-    except Exception as error:  # a stranger's file: whatever is wrong with it is its fault, and others wait
+    except Exception as error:  # the file may hold anything, and the other captures have to be read all the same
         raise _explain(capture, error) from error
 
 
 def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
-    """Return MANIFEST with the tables, and parts of its own, that TRACE carries. Raises TraceFileError."""
+    """Return MANIFEST together with the tables, and the parts of a manifest, that TRACE carries.
+
+    Raises TraceFileError when the result is not what ftrace_fetch writes.
+    """
     known = tables.unite(manifest, trace.head.options)
     if not is_sound(known):
         raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
@@ -201,7 +207,7 @@ def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
 
 
 def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int) -> dict[str, Any]:
-    """What summary.json says of TRACE, one buffer of the capture called NAME."""
+    """Return the entry of summary.json for TRACE, one buffer of the capture called NAME."""
     table = summarize(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
@@ -232,8 +238,7 @@ def _describe(row: SyscallRow) -> dict[str, Any]:
 
 
 def _describe_rings(table: TraceTable, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What is known of requests by io_uring, which are no system calls: whether they were RECORDED, which, and whether some
-    could not be since the kernel POLLED for them."""
+    """Return the entry's part on io_uring: if requests were recorded, their numbers, and if the kernel polled for others."""
     wanted = manifest.get("specification") or {}
     recorded = bool(table.requests) or bool(wanted.get("io_uring"))
     return {"recorded": recorded, "requests": table.requests, "polled": table.has_polled}
@@ -255,9 +260,10 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
 
 
 def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
-    """What summary.json says of each capture of SOURCE, a capture or a folder: of its calls those that took MIN_LATENCY_NS or longer.
+    """Yield the entries of summary.json for each capture of SOURCE, a capture or a folder of captures.
 
-    What of a folder cannot be read is added to SKIPPED; raises CaptureError for a capture that was asked for by itself.
+    Only calls of MIN_LATENCY_NS and longer count. A part of a folder that cannot be read is added to SKIPPED.
+    Raises CaptureError when SOURCE is a capture that cannot be read, and FleetError when it does not exist.
     """
     if not os.path.isdir(source):
         if not os.path.lexists(source):
@@ -273,7 +279,7 @@ def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int =
 def gen_captures(
     paths: Iterable[str], root: str, skipped: list[dict[str, str]], min_latency_ns: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """What summary.json says of each capture at PATHS, which it names relative to ROOT; what cannot be read is added to SKIPPED."""
+    """Yield the entries of summary.json for the captures at PATHS, named relative to ROOT; add those that cannot be read to SKIPPED."""
     for path in paths:
         try:
             manifest = read_manifest(find_manifest(path))
@@ -292,11 +298,11 @@ def _describe_error(error: CaptureError, root: str) -> dict[str, str]:
 
 
 def _escape_all(value: Any) -> Any:
-    """VALUE, of which JSON is to be made, without lone surrogates."""
+    """Return VALUE, which is to be written as JSON, with lone surrogates escaped in all its texts."""
     if isinstance(value, str):
         return escape_surrogates(value)
     if isinstance(value, list):
-        return [_escape_all(one) for one in value]
+        return [_escape_all(item) for item in value]
     if isinstance(value, dict):
-        return {_escape_all(name): _escape_all(one) for name, one in value.items()}
+        return {_escape_all(name): _escape_all(item) for name, item in value.items()}
     return value

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""When a thread ran a 32-bit program on a 64-bit machine: its system calls have other numbers then, and no event says so.
+"""Find out when a thread ran a 32-bit program on a 64-bit machine: its system calls have other numbers, and their events do not show it.
 
-A child is what its parent is. After an exec the kernel gives the event of execve's exit to 64-bit programs only
-(arch_trace_is_compat_syscall), so where it is missing the program is a 32-bit one.
+A child begins with the architecture of its parent. After an exec, the kernel records the exit of execve for 64-bit programs only
+(arch_trace_is_compat_syscall): where that event is missing, the new program is a 32-bit one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats i
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
-# Added to the number of a 32-bit program's call. Numbers themselves have 32 bits, and programs may make up any of these.
+# Added to the number of a call by a 32-bit program. Programs may call any number of 32 bits, so this bit is above those.
 COMPAT = 1 << 32
 _NEWTASK = "task:task_newtask"
 _EXEC = "sched:sched_process_exec"
@@ -25,22 +25,22 @@ _END = 1 << 62
 
 
 class CompatTasks:
-    """Answers when threads ran 32-bit programs. Feed it all batches first, then `finish`.
+    """The times at which threads ran 32-bit programs. Call `feed` with all batches, then `finish`, then `mark`.
 
-    FIRST_TASKS and LAST_TASKS are the manifest's tasks of the trace's start and end.
+    FIRST_TASKS and LAST_TASKS are the manifest's tasks at the trace's start and end. INTERVALS has, by tid, the spans (start, end).
     """
 
     def __init__(self, first_tasks: Iterable[dict[str, Any]], last_tasks: Iterable[dict[str, Any]]) -> None:
         self._first = {task["tid"]: bool(task.get("compat")) for task in first_tasks}
         self._last = {task["tid"]: bool(task.get("compat")) for task in last_tasks}
-        self._births: list[tuple[int, int, int]] = []  # time, tid, tid of who made it
+        self._births: list[tuple[int, int, int]] = []  # time, tid, tid of the parent
         self._execs: list[tuple[int, int]] = []
         self._exits: list[tuple[int, int]] = []
         self._can_tell = False
         self.intervals: dict[int, list[tuple[int, int]]] = {}
 
     def feed(self, batch: Batch, formats: dict[str, EventFormat]) -> None:
-        """Take the process events of BATCH into account."""
+        """Add the process events of BATCH; FORMATS are the trace's event formats by system:name."""
         self._can_tell |= _EXIT_OF_EXEC in formats and _EXEC in formats
         if _NEWTASK in formats:
             events = batch.select(formats[_NEWTASK].id)
@@ -52,7 +52,7 @@ class CompatTasks:
                 moments.extend(zip(batch.times[events].tolist(), batch.tids[events].tolist()))
 
     def finish(self) -> None:
-        """Find the times, in nanoseconds of the trace's clock, between which each thread ran 32-bit programs."""
+        """Fill INTERVALS with the spans, in nanoseconds of the trace's clock, in which each thread ran 32-bit programs."""
         execs = self._judge_execs() if self._can_tell else []
         known = {tid for _time, tid, _is_compat in execs}
         state = {tid: value for tid, value in self._last.items() if tid not in known}
@@ -70,7 +70,7 @@ class CompatTasks:
             self.intervals.setdefault(tid, []).append((since, _END))
 
     def _judge_execs(self) -> list[tuple[int, int, int]]:
-        """Time, thread, and 1 where the new program is a 32-bit one, for each exec."""
+        """Return for each exec its time, its thread, and 1 if the new program is a 32-bit one, else 0."""
         judged = []
         pending: dict[int, int] = {}
         for time, is_exit, tid in sorted(
@@ -83,7 +83,7 @@ class CompatTasks:
         return judged + [(time, tid, 1) for tid, time in pending.items()]
 
     def mark(self, tids: Ints, times: Ints, numbers: Ints) -> None:
-        """Add COMPAT to NUMBERS where 32-bit programs made the calls; one entry per event in each."""
+        """Add COMPAT, in place, to those of NUMBERS whose calls 32-bit programs made. Each parameter has one entry per event."""
         for tid, intervals in self.intervals.items():
             is_own = (tids == tid) & (numbers >= 0)
             for start, end in intervals:

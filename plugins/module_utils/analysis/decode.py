@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the pages of a trace.dat to columns of events.
+"""Decode the pages of a trace.dat into columns of events.
 
 All pages of a batch are decoded in lockstep, one event of each page per step, so that numpy does the work.
 Source: the kernel's ring_buffer.c and events/header_event (type_len and its special values).
@@ -27,10 +27,10 @@ _TIME_EXTEND = 30
 _TIME_STAMP = 31
 _DELTA_BITS = 27
 _HIGH_TIME_BITS = 0xF800000000000000  # an absolute time stamp carries the lower 59 bits only
-# The kernel's trace clocks (trace.c) that count nanoseconds; a file that names none is of the first.
+# The kernel's trace clocks (trace.c) that count nanoseconds. A file that names no clock has `local`.
 _NANOSECONDS = frozenset({"local", "global", "perf", "mono", "mono_raw", "boot", "tai"})
 _HUNDREDTHS = "uptime"  # in units of USER_HZ
-# The latter is trace-cmd's word for the former, where the file says what makes nanoseconds of it.
+# trace-cmd writes tsc2nsec for x86-tsc when the file has the factor that turns the ticks into nanoseconds.
 _TICKS = frozenset({"x86-tsc", "tsc2nsec"})
 _OTHER_CLOCK = "record it again with -C mono, or read it by trace-cmd report"
 _MAX_SHIFT = 32
@@ -38,27 +38,23 @@ _MAX_SHIFT = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """Events of some pages of one CPU, in the order of writing.
-
-    TIMES are nanoseconds of the trace's clock, TYPES event numbers, TIDS threads of the host; RECORDS are the places of
-    the events' records in DATA. One entry per event in each. GAPS are indices of events before which the kernel has lost some.
-    """
+    """Events of some pages of one CPU, in the order of writing. TIMES, TYPES, TIDS, RECORDS and LENGTHS have one entry per event."""
 
     cpu: int
-    data: Bytes
-    times: Ints
-    types: Ints
-    tids: Ints
-    records: Ints
-    lengths: Ints
-    gaps: Ints
+    data: Bytes  # the pages
+    times: Ints  # nanoseconds of the trace's clock
+    types: Ints  # numbers of events, as in their formats
+    tids: Ints  # threads, as the host numbers them
+    records: Ints  # offsets of the events' records in DATA
+    lengths: Ints  # of the records, in bytes
+    gaps: Ints  # indices of the events before which the kernel has lost events
 
     def select(self, number: int) -> Ints:
-        """Indices of the events of type NUMBER."""
+        """Return the indices of the events of type NUMBER."""
         return np.flatnonzero(self.types == number)
 
     def integers(self, events: Ints, field: Field) -> Ints:
-        """The values of a number FIELD in EVENTS (indices); events too short for it give 0."""
+        """Return the values of the numeric FIELD in EVENTS (indices); an event that is too short for FIELD gives 0."""
         return self._gather(events, field.offset, field.size, signed=field.is_signed)
 
     def _gather(self, events: Ints, offset: int, size: int, *, signed: bool) -> Ints:
@@ -70,20 +66,20 @@ class Batch:
         return np.where(self.lengths[events] >= offset + size, values, 0)
 
     def text(self, event: int, field: Field) -> str:
-        """The text FIELD of one EVENT (index), with what is not UTF-8 replaced."""
+        """Return the text FIELD of EVENT (an index), with bytes that are not UTF-8 replaced."""
         start = int(self.records[event])
         end = start + int(self.lengths[event])
         if field.is_dynamic:
             word = int(self._gather(np.array([event]), field.offset, 4, signed=False)[0])
             first, size = start + (word & 0xFFFF), word >> 16
         else:
-            # A text of open length, such as a marker's, reaches to the record's end.
+            # A text without a size, such as a marker's, reaches to the record's end.
             first, size = start + field.offset, field.size or end - start
         raw = self.data[first : min(first + size, end)].tobytes()
         return raw.partition(b"\0")[0].decode("utf-8", "replace")
 
     def texts(self, events: Ints, field: Field) -> list[str]:
-        """The dynamic text FIELD of each of EVENTS (indices)."""
+        """Return the dynamic text FIELD of each of EVENTS (indices), with bytes that are not UTF-8 replaced."""
         words = self._gather(events, field.offset, 4, signed=False)
         starts = self.records[events]
         firsts = starts + (words & 0xFFFF)
@@ -95,7 +91,7 @@ class Batch:
 
 
 class Trace:
-    """One buffer of a trace.dat open for reading: that of HEAD, or the only one."""
+    """One buffer of a trace.dat that is open for reading: the buffer of HEAD, or the only one of FILE."""
 
     def __init__(
         self, file: BinaryIO, head: trace_dat.Head | None = None, formats: dict[str, EventFormat] | None = None
@@ -106,29 +102,35 @@ class Trace:
         self._factor, self._shift = _find_scale(self.head)
 
     def gen_batches(self) -> Iterator[Batch]:
-        """Batches CPU by CPU, each CPU in the order of time."""
+        """Yield all events in batches, CPU by CPU, in the order of time within a CPU."""
         for place in self.head.cpus:
             yield from self.gen_cpu_batches(place)
 
     def gen_cpu_batches(self, place: trace_dat.CpuPages, block_size: int = trace_dat_reader.BLOCK) -> Iterator[Batch]:
-        """Batches of the one CPU at PLACE, each of some BLOCK_SIZE bytes of pages; those of several CPUs may be asked for in turn."""
+        """Yield the events of the CPU whose pages are at PLACE, in batches of about BLOCK_SIZE bytes of pages.
+
+        Generators of several CPUs may be advanced in turn.
+        """
         for block in trace_dat_reader.gen_page_blocks(self._file, self.head, place, block_size):
             batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
             yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
 
 
 def read_traces(file: BinaryIO) -> list[Trace]:
-    """A Trace for each buffer that the trace.dat FILE holds. Raises TraceFileError where one cannot be read."""
+    """Return a Trace for each buffer in the trace.dat FILE. Raises TraceFileError when a buffer cannot be read."""
     heads = trace_dat_reader.read_heads(file)
     formats = read_formats(heads[0])
     return [Trace(file, head, formats) for head in heads]
 
 
 def _find_scale(head: trace_dat.Head) -> tuple[int, int]:
-    """What makes nanoseconds of HEAD's time stamps: a factor, and bits to shift right then. Raises TraceFileError where that is not known."""
+    """Return the factor, and then the bits to shift right, that turn HEAD's time stamps into nanoseconds.
+
+    Raises TraceFileError when the file does not say what its clock counts.
+    """
     clock = head.clock or "local"
     if clock in _NANOSECONDS:
-        # trace-cmd extract names the host's clock, whatever the instance had.
+        # trace-cmd extract writes the name of the host's clock, whatever clock the instance had.
         if head.has_seconds() is False:
             raise trace_dat.TraceFileError(
                 f"its clock is not {clock!r}, as the file says: the kernel's statistics in it do not count nanoseconds",
@@ -147,7 +149,7 @@ def _find_scale(head: trace_dat.Head) -> tuple[int, int]:
 
 
 def _scale(times: Ints, factor: int, shift: int) -> Ints:
-    """TIMES times FACTOR, shifted right by SHIFT bits, without a product of more than 64 bits, as the kernel's mul_u64_u32_shr does it."""
+    """Return (TIMES * FACTOR) >> SHIFT without products of more than 64 bits, as the kernel's mul_u64_u32_shr computes it."""
     if factor == 1 and not shift:
         return times
     raw, wide = times.view(np.uint64), np.uint64(factor)
@@ -157,9 +159,9 @@ def _scale(times: Ints, factor: int, shift: int) -> Ints:
 
 
 def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
-    """The events in DATA, whole pages of one CPU after each other.
+    """Return the events in DATA, which are whole pages of CPU in the order of writing; times are the clock's raw units.
 
-    A damaged page ends at the first event that does not fit into it; nothing outside a page is ever read for it.
+    A damaged page ends at the first event that does not fit into it; no byte outside the page is read for its events.
     """
     count = len(data) // page_size
     data = data[: count * page_size]
@@ -187,7 +189,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
         is_padding = kind == _PADDING
         size = np.where(is_padding, 4 + word, size)
         size = np.where(kind > _PADDING, 8, size)
-        # A page ends with padding without a delta; an event that reaches over the end is damage.
+        # Padding without a delta ends a page; an event that reaches beyond the page's end is damage.
         is_over = (is_padding & (delta == 0)) | (size < 4) | (at + size > ends[live]) | (is_data & (length < 8))
         extended = (word.astype(np.uint64) << np.uint64(_DELTA_BITS)) + delta
         now = time[live] + np.where(kind == _TIME_EXTEND, extended, delta)
@@ -203,7 +205,7 @@ def decode_pages(data: Bytes, page_size: int, cpu: int) -> Batch:
 
 
 def _sort(steps: list[tuple[Ints, Times, Ints, Ints]], missed: Ints, data: Bytes, cpu: int) -> Batch:
-    """One Batch from the events of all steps, back in the order of pages; before the pages MISSED events were lost."""
+    """Return one Batch of the events of all STEPS, in the order of pages; MISSED are the pages before which events were lost."""
     if not steps:
         empty = np.zeros(0, np.int64)
         return Batch(cpu, data, empty, empty, empty, empty, empty, empty)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Event formats as tracefs describes them: where the fields of an event lie in its record."""
+"""Parse event formats, in which tracefs describes the fields of an event's record."""
 
 from __future__ import annotations
 
@@ -18,40 +18,43 @@ _MAX_LINE = 512
 
 @dataclass(frozen=True)
 class Field:
-    """A field of an event's record: OFFSET and SIZE in bytes."""
+    """A field of an event's record."""
 
     name: str
-    offset: int
-    size: int
+    offset: int  # bytes from the record's start
+    size: int  # bytes
     is_signed: bool
-    is_dynamic: bool  # the record holds offset and length of a text behind it
+    is_dynamic: bool  # the field holds offset and length of a text further on in the record
     is_array: bool
     type: str = field(default="", compare=False)  # in C
 
 
 @dataclass(frozen=True)
 class EventFormat:
-    """An event's number, name and fields."""
+    """The format of an event: its number, its name and its fields."""
 
     id: int
     system: str
     name: str
-    fields: dict[str, Field]
+    fields: dict[str, Field]  # by name
 
     def field(self, name: str) -> Field:
-        """The field called NAME; raises TraceFileError when the event has none."""
+        """Return the field called NAME; raises TraceFileError when the event has no such field."""
         if name not in self.fields:
             raise TraceFileError(f"event {self.system}:{self.name} of the trace has no field {name!r}")
         return self.fields[name]
 
 
 def parse_format(text: str, system: str) -> EventFormat:
-    """An EventFormat from the text of events/SYSTEM/NAME/format."""
+    """Return the EventFormat in TEXT, the text of events/SYSTEM/NAME/format.
+
+    Raises TraceFileError when TEXT has no name or no number.
+    """
     name = number = ""
     fields = {}
     for line in map(str.strip, text.splitlines()):
         if len(line) > _MAX_LINE:
-            continue  # print fmt, or damage: a field's line is short
+            continue  # the line is `print fmt` or damaged, for the line of a field is short
         if line.startswith("name:"):
             name = line[5:].strip()
         elif line.startswith("ID:"):
@@ -73,7 +76,7 @@ def parse_format(text: str, system: str) -> EventFormat:
 
 
 def read_formats(head: Head) -> dict[str, EventFormat]:
-    """The formats in HEAD, by system:name."""
+    """Return the event formats in HEAD by system:name. Raises TraceFileError for a damaged format."""
     formats = {}
     for system, texts in (("ftrace", head.ftrace_formats), *head.event_formats.items()):
         for text in texts:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What programs asked for through io_uring, where no system call is made for it: io_uring(7)."""
+"""Count the requests that programs made through io_uring, for which they make no system calls: io_uring(7)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SETUP_SQPOLL = 2
 
 
 class RingRequests:
-    """How many requests there were. Feed it all batches, then look at REQUESTS (operation → number).
+    """The requests through io_uring in a trace. Call `feed` with all batches, then read the attributes.
 
-    HAS_POLLED tells that somebody had the kernel fetch requests by a thread of its own, which is in no trace.
+    REQUESTS counts the requests by operation. HAS_POLLED is True if a program had a kernel thread fetch its requests (SQPOLL): no trace
+    holds the events of that thread.
     """
 
     def __init__(self, formats: Mapping[str, EventFormat]) -> None:
@@ -31,7 +32,7 @@ class RingRequests:
         self.has_polled = False
 
     def feed(self, batch: Batch) -> None:
-        """Take the events of BATCH into account."""
+        """Count the requests in BATCH."""
         for submit in self._submits:
             events = batch.select(submit.id)
             if not events.size:

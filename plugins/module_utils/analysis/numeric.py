@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""numpy, which only a controller needs to have: where it is missing, a module can still say so."""
+"""Import numpy, which only the controller needs: where numpy is missing, a module can still load and report that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ try:
     import numpy as np
 except ImportError:
     NUMPY_IMPORT_ERROR = traceback.format_exc()
-    np = None  # type: ignore[assignment]  # modules look at NUMPY_IMPORT_ERROR before they use it
+    np = None  # type: ignore[assignment]  # modules check NUMPY_IMPORT_ERROR before they use numpy
 
 if TYPE_CHECKING:
     import numpy.typing as npt

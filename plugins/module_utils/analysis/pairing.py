@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pair entries and exits of system calls: whole calls, those that were denied, and what the trace has of others."""
+"""Pair entries and exits of system calls into calls: complete ones, calls that seccomp denied, and calls with one end in the trace."""
 
 from __future__ import annotations
 
@@ -15,117 +15,109 @@ if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
 
 RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
-"""Beyond what programs see: a signal came, and the kernel makes the call again, or turns this into EINTR (include/linux/errno.h)."""
+"""Errors inside the kernel: a signal came, and the kernel makes the call again or turns the error into EINTR (include/linux/errno.h)."""
 NEVER = -(1 << 62)
-"""A moment before all others."""
+"""A time before all others."""
 _MAX_ERRNO = 4095
 _NO_SYSCALL = -1
-# A child's first event is its exit, with 0, from the call that its parent made.
+# The first event of a child is an exit with result 0 from the call that its parent made.
 _CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
-# Whatever their entry was called, their exit bears the number of the new program's execve.
+# The exit of these calls has the number of execve in the new program's architecture, whatever number the entry has.
 _EXECS = frozenset({"execve", "execveat"})
-# What these return may be below zero and no error: the owner of a descriptor if that is a process group, and the clock's ticks.
-# Each has one error of its own (fcntl(2), times(2)).
+# These calls may return a negative number that is no error: fcntl (F_GETOWN) a process group that owns a descriptor, times the
+# ticks of a clock. Each has one real error (fcntl(2), times(2)).
 FCNTLS = frozenset({"fcntl", "fcntl64"})
 _F_GETOWN = 9
 _OWN_ERRORS = {"fcntl": errno.EBADF, "fcntl64": errno.EBADF, "times": errno.EFAULT}
 
 
 class Events(NamedTuple):
-    """One entry per event in each column. VALUES are results of exits; of entries, what tells calls of one number apart.
-
-    IS_OWN are those of the system `syscalls`, which may be of calls that `raw_syscalls` has, too.
-    """
+    """Entries or exits of system calls, as columns with one entry per event."""
 
     tids: Ints
-    times: Ints
-    numbers: Ints
-    values: Ints
-    is_own: Bools
+    times: Ints  # nanoseconds of the trace's clock
+    numbers: Ints  # of the calls, with COMPAT added for 32-bit programs
+    values: Ints  # of exits, the results; of entries of fcntl, the command; else 0
+    is_own: Bools  # events of the system `syscalls`; `raw_syscalls` may have an event for the same end of the call
 
 
 class Moments(NamedTuple):
-    """Threads, and the times at which they were born or got a program: their next call, but for execve's end, had not begun by then."""
+    """Times at which threads were born or got a new program: no call of the thread is under way then, except an execve that ends."""
 
     tids: Ints
-    times: Ints
+    times: Ints  # nanoseconds of the trace's clock
 
 
 @dataclass(frozen=True)
 class ThreadExec:
-    """At TIME thread OLD of process NEW got another program, and with that the number of the process's first thread."""
+    """An execve by a thread other than the first of its process: the thread takes the number of the process."""
 
-    time: int
-    old: int
-    new: int
+    time: int  # nanoseconds of the trace's clock
+    old: int  # the thread's number before
+    new: int  # the number of the process
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What of a trace tells the whole of a call.
+    """The events that a trace can be relied on to hold.
 
-    ENTERS and EXITS are the numbers of calls whose events of that end are recorded, None for all. Of an exit without its entry that
-    is nearer to a gap (GAP_STARTS to GAP_ENDS, in order), or earlier than SINCE, nobody knows whether there was an entry.
+    If an exit has no entry, and the time since the thread's event before it begins before SINCE or overlaps a gap, the trace does not
+    show whether the call had an entry. Times are nanoseconds of the trace's clock.
     """
 
-    enters: Collection[int] | None = None
-    exits: Collection[int] | None = None
-    gap_starts: Ints | None = None
-    gap_ends: Ints | None = None
-    since: int = NEVER
+    enters: Collection[int] | None = None  # numbers of the calls whose entries are recorded; None for all
+    exits: Collection[int] | None = None  # numbers of the calls whose exits are recorded; None for all
+    gap_starts: Ints | None = None  # in order
+    gap_ends: Ints | None = None  # in order
+    since: int = NEVER  # entries before this time may not be recorded
 
 
 @dataclass(frozen=True)
 class PairedCalls:
-    """System calls, one entry per call in each column, thread by thread and each thread's in the order of their ends.
+    """System calls, as columns with one entry per call, sorted by thread and then by the time of their ends."""
 
-    TIDS are the threads (of the host) that the calls were of when they ended, STARTERS when they began: an execve gives its thread the
-    number of the process. NUMBERS are the kernel's, with COMPAT added where a 32-bit program made the call. BEGINS and ENDS are nanoseconds
-    of the trace's clock, for an end that is not in the trace the other one. RESULTS are what the kernel returned, ERRORS the number of the
-    error that this is, or 0. HAS_BEGUN and HAS_ENDED tell what of the call is in the trace. DENIED calls never began: seccomp answered them.
-    CONTINUED are those that began before the trace, or in a gap of it, UNFINISHED those that did not end in it, as far as such events are
-    recorded at all.
-    """
-
-    tids: Ints
-    starters: Ints
-    numbers: Ints
-    begins: Ints
-    ends: Ints
-    results: Ints
-    errors: Ints
-    has_begun: Bools
-    has_ended: Bools
-    denied: Bools
-    continued: Bools
-    unfinished: Bools
+    tids: Ints  # threads, as the host numbers them, when the calls ended
+    starters: Ints  # threads when the calls began: an execve may give its thread the number of the process
+    numbers: Ints  # the kernel's, with COMPAT added for calls by 32-bit programs
+    begins: Ints  # nanoseconds of the trace's clock; the time of the exit where the entry is not in the trace
+    ends: Ints  # nanoseconds of the trace's clock; the time of the entry where the exit is not in the trace
+    results: Ints  # the kernel's return values; 0 where the exit is not in the trace
+    errors: Ints  # the numbers of the errors that the results mean, or 0
+    has_begun: Bools  # the entry is in the trace
+    has_ended: Bools  # the exit is in the trace
+    denied: Bools  # seccomp answered the call, which never began
+    continued: Bools  # the call began before the trace or in a gap; False where entries are not recorded
+    unfinished: Bools  # the call did not end in the trace; False where exits are not recorded
 
     @property
     def measured(self) -> Bools:
-        """Which calls have both ends in the trace."""
+        """Mask of the calls that have both ends in the trace."""
         return self.has_begun & self.has_ended
 
     @property
     def durations(self) -> Ints:
-        """Nanoseconds that calls took; 0 where one end is not in the trace."""
+        """Durations of the calls in nanoseconds; 0 for a call with only one end in the trace."""
         return self.ends - self.begins
 
     @property
     def is_trap(self) -> Bools:
-        """Which calls seccomp answered by SIGSYS: their result is their own number. (So it is on x86; others give the first argument.)"""
+        """Mask of the calls that seccomp answered by SIGSYS.
+
+        On x86, the result of such a call is its own number. Other architectures give the first argument, so the mask misses them.
+        """
         found: Bools = self.denied & (self.results == self.numbers % COMPAT)
         return found
 
     def select(self, kept: Bools | Ints) -> PairedCalls:
-        """The calls that KEPT means."""
+        """Return the calls that KEPT, a mask or indices, selects."""
         return PairedCalls(**{name: column[kept] for name, column in vars(self).items()})
 
 
 class _Ends(NamedTuple):
-    """Events in the order of threads, and of times in each. TIDS are who a call was of at this end, STARTERS at its beginning."""
+    """Entries and exits, sorted by STARTERS and then by time."""
 
-    tids: Ints
-    starters: Ints
+    tids: Ints  # threads at this end of the call
+    starters: Ints  # threads at the beginning of the call
     times: Ints
     numbers: Ints
     values: Ints
@@ -133,12 +125,12 @@ class _Ends(NamedTuple):
 
 
 class _Spans(NamedTuple):
-    """One entry per call: the places of its first and its last event among the ends, and which of its ends those are."""
+    """The events of each call, as columns with one entry per call."""
 
-    first: Ints
-    last: Ints
-    has_begun: Bools
-    has_ended: Bools
+    first: Ints  # index of the call's first event among the _Ends
+    last: Ints  # index of its last event, which may be the same
+    has_begun: Bools  # the first event is an entry
+    has_ended: Bools  # the last event is an exit
 
 
 def pair_calls(
@@ -149,27 +141,28 @@ def pair_calls(
     moments: Moments | None = None,
     thread_execs: Collection[ThreadExec] = (),
 ) -> PairedCalls:
-    """Calls from the events of entry and exit, in whatever order.
+    """Return the system calls that the events ENTERS and EXITS, each in any order, belong to; NAMES has the calls' names by number.
 
-    An exit belongs to the event before it in its thread if that is the entry of the same call, or both are of calls that bring another
-    program, maybe of another architecture. The exit of rt_sigreturn has the number -1. What finds no partner is a call, too: it was
-    under way when the trace began or ended, or its partner was lost; or it was denied, for the kernel asks seccomp before it tells of an entry,
-    and tells of the exit all the same.
+    An exit belongs to the event before it in its thread if that event is an entry with the same number. Two exceptions: an execve may
+    exit with the number of another architecture, and rt_sigreturn exits with -1. An event without a partner makes a call, too. Such a
+    call was under way when the trace began or ended, or its other event was lost. Or seccomp denied the call: the kernel asks seccomp
+    before it records the entry, and records the exit even if seccomp denies the call.
     """
     execs = find_numbers(names, _EXECS)
     ordered = _order(enters, exits, execs, thread_execs)
     spans = _find_spans(ordered, execs)
     results = np.where(spans.has_ended, ordered.values[spans.last], 0)
     last_numbers, numbers = ordered.numbers[spans.last], ordered.numbers[spans.first]
-    # A program may call -1, and gets ENOSYS.
+    # A program may also call the number -1 itself, which fails with ENOSYS.
     is_return = spans.has_begun & spans.has_ended & (last_numbers == _NO_SYSCALL) & (numbers != _NO_SYSCALL)
     errors = _find_errors(results, numbers, ordered.values[spans.first], names)
     errors[is_return] = 0
     lone = np.flatnonzero(~spans.has_begun)
+    # An execve that succeeded was not denied.
     is_denied = _find_denied(ordered, spans, scope, moments) & ~(np.isin(numbers[lone], execs) & (results[lone] == 0))
     has_entries = _is_recorded(numbers[lone], scope.enters)
     denied, continued, unfinished = (np.zeros(numbers.size, bool) for _column in range(3))
-    denied[lone] = has_entries & is_denied  # who got a program was not denied it
+    denied[lone] = has_entries & is_denied
     continued[lone] = has_entries & ~is_denied
     open_ended = np.flatnonzero(~spans.has_ended)
     unfinished[open_ended] = _is_recorded(numbers[open_ended], scope.exits)
@@ -187,17 +180,17 @@ def pair_calls(
         continued=continued,
         unfinished=unfinished,
     )
-    # Of a return from a signal's handler without its entry nobody knows the number.
+    # Without its entry, a return from a signal's handler has no number but -1, and is left out. So are the births of children.
     is_birth = (results[lone] == 0) & np.isin(numbers[lone], find_numbers(names, _CLONES))
     no_calls = lone[is_birth | (~denied[lone] & (numbers[lone] == _NO_SYSCALL))]
     if no_calls.size:
         found = found.select(np.delete(np.arange(numbers.size), no_calls))
-    # Who got another number by an exec belongs among the calls of that.
+    # The calls are sorted by starters. Where an exec has changed a thread's number, the order by tids differs.
     return found.select(np.lexsort((found.ends, found.tids))) if thread_execs else found
 
 
 def _order(enters: Events, exits: Events, execs: list[int], thread_execs: Collection[ThreadExec]) -> _Ends:
-    """ENTERS and EXITS as one, without events that two systems have of the same end of a call."""
+    """Return ENTERS and EXITS in one table, with one event where both `syscalls` and `raw_syscalls` have the same end of a call."""
     starters = np.concatenate([enters.tids, _find_starters(exits, execs, thread_execs)])
     tids, times, numbers, values, is_own = (np.concatenate(pair) for pair in zip(enters, exits))
     is_exit = np.repeat([False, True], [enters.tids.size, exits.tids.size])
@@ -208,12 +201,12 @@ def _order(enters: Events, exits: Events, execs: list[int], thread_execs: Collec
 
 
 def _find_spans(ends: _Ends, execs: list[int]) -> _Spans:
-    """Where the calls that ENDS are of begin and end."""
+    """Return the calls that ENDS belong to, by the places of their events in ENDS."""
     numbers, is_exit = ends.numbers, ends.is_exit
     is_exec = np.isin(numbers, execs)
     same_thread = ends.starters[1:] == ends.starters[:-1]
     same_call = (numbers[1:] == numbers[:-1]) | (numbers[1:] == _NO_SYSCALL) | (is_exec[1:] & is_exec[:-1])
-    is_pair = np.zeros(numbers.size, bool)  # true at an exit whose entry stands before it
+    is_pair = np.zeros(numbers.size, bool)  # true at an exit directly behind its entry
     is_pair[1:] = is_exit[1:] & ~is_exit[:-1] & same_thread & same_call
     is_last = np.ones(numbers.size, bool)
     is_last[:-1] = ~is_pair[1:]
@@ -222,24 +215,24 @@ def _find_spans(ends: _Ends, execs: list[int]) -> _Spans:
 
 
 def _find_denied(ends: _Ends, spans: _Spans, scope: Scope, moments: Moments | None) -> Bools:
-    """For each call without its entry, whether that is because there was none: nothing is missing of its thread before it."""
+    """Return, for each call without an entry, True if the call had none: no event of its thread can be missing before it."""
     places = spans.last[~spans.has_begun]
     previous = np.maximum(places - 1, 0)
     is_same = (places > 0) & (ends.starters[previous] == ends.starters[places])
     before = np.where(is_same, ends.times[previous], NEVER)
     seen = _find_last_moments(moments, ends.starters[places], ends.times[places])
-    # Behind an entry without its exit something is missing: in one thread there is no other call between the two.
+    # A thread makes one call at a time. If the previous event is an entry, its exit is missing, and other events may be missing, too.
     before = np.where(ends.is_exit[previous] | (seen > before), np.maximum(seen, before), NEVER)
     found: Bools = (before != NEVER) & (before >= scope.since) & ~_is_in_gap(before, ends.times[places], scope)
     return found
 
 
 def _find_last_moments(moments: Moments | None, tids: Ints, times: Ints) -> Ints:
-    """For each of TIMES the last of the MOMENTS of the thread in TIDS before it; NEVER where there is none."""
+    """Return, for each of TIMES, the time of the last of MOMENTS of its thread (TIDS) before it; NEVER where there is none."""
     found = np.full(tids.size, NEVER)
     if moments is None or not tids.size:
         return found
-    # One line for each thread: its moments, and the times that are asked for.
+    # Sort each thread's moments together with the wanted times. The last moment before each wanted time is then a running maximum.
     wanted = np.isin(moments.tids, tids)
     all_tids = np.concatenate([moments.tids[wanted], tids])
     all_times = np.concatenate([moments.times[wanted], times])
@@ -253,7 +246,7 @@ def _find_last_moments(moments: Moments | None, tids: Ints, times: Ints) -> Ints
 
 
 def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[ThreadExec]) -> Ints:
-    """The thread that the call of each of EXITS was begun by."""
+    """Return, for each of EXITS, the thread that began the call, before an execve may have changed its number."""
     starters = exits.tids
     if thread_execs:
         starters = starters.copy()
@@ -268,7 +261,7 @@ def _find_starters(exits: Events, execs: list[int], thread_execs: Collection[Thr
 
 
 def _find_copies(tids: Ints, numbers: Ints, is_exit: Bools, is_own: Bools) -> Bools:
-    """Which events of the system `syscalls` stand beside the one of `raw_syscalls` for the same end of the same call."""
+    """Return a mask of the events of `syscalls` that stand beside the event of `raw_syscalls` for the same end of the same call."""
     is_copy = np.zeros(tids.size, bool)
     same = (tids[1:] == tids[:-1]) & (numbers[1:] == numbers[:-1]) & (is_exit[1:] == is_exit[:-1])
     is_copy[1:] |= same & is_own[1:] & ~is_own[:-1]
@@ -282,7 +275,7 @@ def _is_recorded(numbers: Ints, recorded: Collection[int] | None) -> Bools:
 
 
 def _is_in_gap(starts: Ints, ends: Ints, scope: Scope) -> Bools:
-    """Which of the spans from STARTS to ENDS have a part of a gap in them."""
+    """Return a mask of the spans from STARTS to ENDS that overlap a gap of SCOPE."""
     if scope.gap_starts is None or scope.gap_ends is None or not scope.gap_ends.size:
         return np.zeros(starts.size, bool)
     nearest = np.searchsorted(scope.gap_ends, starts, side="right")
@@ -293,7 +286,7 @@ def _is_in_gap(starts: Ints, ends: Ints, scope: Scope) -> Bools:
 
 
 def _find_errors(results: Ints, numbers: Ints, entry_values: Ints, names: Mapping[int, str]) -> Ints:
-    """The error that each of RESULTS is, 0 for none."""
+    """Return the number of the error that each of RESULTS means, 0 for none; ENTRY_VALUES are the commands of fcntl."""
     errors: Ints = np.where((results < 0) & (results >= -_MAX_ERRNO), -results, 0)
     for number, name in names.items():
         if name in _OWN_ERRORS:
@@ -305,10 +298,10 @@ def _find_errors(results: Ints, numbers: Ints, entry_values: Ints, names: Mappin
 
 
 def find_numbers(names: Mapping[int, str], wanted: Collection[str]) -> list[int]:
-    """The numbers of those calls in NAMES whose name is one of WANTED."""
+    """Return the numbers in NAMES (number → name of a call) whose names are in WANTED."""
     return [number for number, name in names.items() if name in wanted]
 
 
 def name_errno(number: int) -> str:
-    """The name of error NUMBER."""
+    """Return the name of error NUMBER, such as ENOENT, or of one of RESTARTS; 'errno N' when it has none."""
     return errno.errorcode.get(number) or RESTARTS.get(number) or f"errno {number}"

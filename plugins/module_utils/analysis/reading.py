@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One pass over a trace: its system calls and who made them, and what else there was."""
+"""Read a trace in one pass: its system calls, the threads that made them, and counts of its other events."""
 
 from __future__ import annotations
 
@@ -24,28 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was in a trace. CALLS are those of its system calls that were asked for, SYSCALLS their names by number, TASKS who threads were.
+    """The content of a trace."""
 
-    PATHS has for each call the number in PATH_NAMES of the path that it was given, or -1. EVENTS counts all events by system:name, FUNCTIONS
-    calls of the kernel's own functions. REQUESTS counts what was asked for through io_uring. Times are nanoseconds of the trace's clock.
-    DAMAGE says in words that the file holds other events than the kernel counted: some of CALLS may be nobody's.
-    """
-
-    calls: PairedCalls
-    syscalls: Mapping[int, str]
+    calls: PairedCalls  # the system calls that were requested
+    syscalls: Mapping[int, str]  # their names by number
     tasks: TaskNames
-    paths: Ints
+    paths: Ints  # for each call, the index in PATH_NAMES of its path, or -1
     path_names: list[str]
-    events: dict[str, int]
-    functions: dict[str, int]
-    requests: RingRequests
-    first_time: int
+    events: dict[str, int]  # number of all events by system:name
+    functions: dict[str, int]  # number of calls of the kernel's functions
+    requests: RingRequests  # through io_uring
+    first_time: int  # nanoseconds of the trace's clock
     last_time: int
-    damage: list[str]
+    damage: list[str]  # in words: the file holds other events than the kernel counted, so some of CALLS may be false
 
 
 def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
-    """What is in TRACE; MANIFEST names its system calls and its tasks, and tells what was asked for."""
+    """Return the content of TRACE; MANIFEST has the names of its system calls, its tasks, and the requested trace."""
     first_tasks = manifest.get("first_tasks") or []
     last_tasks = manifest.get("tasks") or []
     syscalls = read_names(manifest)
@@ -79,7 +74,7 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
         is_damaged=bool(damage),
         since=_find_change(manifest),
     )
-    by_number = {one.id: name for name, one in trace.formats.items()}
+    by_number = {event_format.id: name for name, event_format in trace.formats.items()}
     return Reading(
         calls=calls,
         syscalls=syscalls,
@@ -96,16 +91,16 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
 
 
 def _compare(events: int, manifest: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong where a trace holds another number of EVENTS than the kernel counted, as MANIFEST says."""
+    """Return the damage, in words, when a trace holds another number of EVENTS than MANIFEST says the kernel counted; else []."""
     counted = manifest.get("entries")
-    # Manifests without a version counted what waited when the fetch began.
+    # A manifest without a version has the number of events that waited when the fetch began, which may differ.
     if counted is None or "version" not in manifest or counted == events:
         return []
     return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
 def _find_change(manifest: Mapping[str, Any]) -> int:
-    """When the trace was last begun or changed, in nanoseconds of its clock; long ago where nobody knows."""
+    """Return when the trace was started or last changed, in nanoseconds of its clock; NEVER when it is not known."""
     times = manifest.get("time")
     changed = times.get("changed") if isinstance(times, dict) else None
     if not isinstance(changed, dict):
@@ -113,4 +108,4 @@ def _find_change(manifest: Mapping[str, Any]) -> int:
     real, offset = changed.get("real_time_ns"), changed.get("offset_ns")
     if not isinstance(real, int) or not isinstance(offset, int):
         return NEVER
-    return max(NEVER, min(real - offset, -NEVER))  # it came from a host
+    return max(NEVER, min(real - offset, -NEVER))  # the values came from a host and may be anything

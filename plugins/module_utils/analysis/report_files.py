@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files of a report, written capture by capture, and the page of it that a result has."""
+"""Write the files of a report capture by capture, and make the report's page for a module's result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files im
 
 
 class ReportWriter:
-    """The files of a report below folder DEST, written capture by capture, so that one capture's rows are in memory at a time.
+    """The files of a report in folder DEST. Use as a context manager: `add` each capture, then `finish`.
 
-    FILES has their paths by format, LINES the page for people, once it is finished. With CHECK_MODE they are compared only.
-    What is not finished leaves the files as they were. A report of nothing is not written.
+    Only one capture's rows are in memory at a time. FILES has the files' paths by format; LINES has the page for people after `finish`.
+    With CHECK_MODE, the files are compared and not written. Without `finish`, or with nothing to report, the files stay as they were.
     """
 
     def __init__(self, dest: str, formats: list[str], *, check_mode: bool) -> None:
         names = {"json": "summary.json", "text": "summary.txt"}
-        self.files = {one: os.path.join(dest, names[one]) for one in formats}
-        self._drafts = {one: _Draft(path, check_mode=check_mode) for one, path in self.files.items()}
+        self.files = {name: os.path.join(dest, names[name]) for name in formats}
+        self._drafts = {name: _Draft(path, check_mode=check_mode) for name, path in self.files.items()}
         self._count = 0
         self._page = Page()
         self.lines: list[str] = []
@@ -37,18 +37,18 @@ class ReportWriter:
         for draft in self._drafts.values():
             draft.close()
 
-    def add(self, one: dict[str, Any]) -> None:
-        """Write ONE entry of summary.json's captures."""
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write ENTRY, an entry of summary.json's captures, to the files."""
         if "json" in self._drafts:
             beginning = ",\n" if self._count else '{\n "captures": [\n'
-            self._drafts["json"].write(beginning + textwrap.indent(json.dumps(one, indent=1), "  "))
-        text = format_capture(one)
+            self._drafts["json"].write(beginning + textwrap.indent(json.dumps(entry, indent=1), "  "))
+        text = format_capture(entry)
         self._add_text(("\n" if self._count else "") + text)
-        self._page.add(one, text)
+        self._page.add(entry, text)
         self._count += 1
 
     def finish(self, skipped: list[dict[str, str]]) -> bool:
-        """Write what was SKIPPED, and put the files in their places; whether one has changed."""
+        """Write the list SKIPPED of files that could not be read, move the files to their places, and return True if one has changed."""
         if not self._count and not skipped:
             self.files = {}
             self.lines = ["No capture: there is nothing to report on."]
@@ -69,7 +69,7 @@ class ReportWriter:
 
 
 class _Draft:
-    """What the file at PATH is to hold, written beside it and compared with it piece by piece."""
+    """The new content of the file at PATH, written to a file beside it, and compared with the old content piece by piece."""
 
     def __init__(self, path: str, *, check_mode: bool) -> None:
         self._path = path
@@ -89,7 +89,7 @@ class _Draft:
             self._drop_old()
 
     def finish(self) -> bool:
-        """Put it in its place; whether that held something else."""
+        """Move the new content to its place, and return True if it differs from the old one."""
         is_same = self._old is not None and not self._old.read(1)
         if self._new is not None and not is_same:
             self._new.close()

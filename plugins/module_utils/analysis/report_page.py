@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The page of a report: all of its text where that is short, and the first rows of each capture where there are many captures."""
+"""Make the page of a report: its whole text if that is short, else the first rows of each capture."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report_text
 
-_WHOLE_LINES = 60  # as long a text is shown as it is
-_BRIEF_LINES = 28  # what many captures share, if that is a row for each
+_WHOLE_LINES = 60  # a text of up to so many lines is shown whole
+_BRIEF_LINES = 28  # several captures share so many lines, but each has at least one row
 _MAX_ROWS = 5  # of a capture among several
 _MAX_CAPTURES = 500
 
 
 class Page:
-    """Collects captures one by one, and keeps of each what the page can show at most."""
+    """The page of a report, made capture by capture; it keeps only the parts of each capture that the page can show."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._briefs: list[report_text.Brief] = []
         self._count = 0
 
-    def add(self, one: dict[str, Any], text: str) -> None:
-        """Take ONE entry of summary.json's captures, of which the report says TEXT."""
+    def add(self, entry: dict[str, Any], text: str) -> None:
+        """Add ENTRY, an entry of summary.json's captures, whose text in the report is TEXT."""
         self._count += 1
         if len(self._text) <= _WHOLE_LINES:
             self._text += ([""] if self._text else []) + text.splitlines()
         if self._count <= _MAX_CAPTURES:
-            self._briefs.append(report_text.describe_briefly(one, _MAX_ROWS))
+            self._briefs.append(report_text.describe_briefly(entry, _MAX_ROWS))
 
     def finish(self, skipped: str, path: str | None) -> list[str]:
-        """The lines of the page, and what was SKIPPED; the report's text is at PATH, if anywhere."""
+        """Return the lines of the page, which end with the text SKIPPED; PATH is the file of the report's text, None without one."""
         last = skipped.splitlines()
         if len(self._text) <= _WHOLE_LINES:
             return self._text + ([""] if self._text and last else []) + last

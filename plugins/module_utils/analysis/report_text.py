@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a report says of a capture, as lines that a person reads."""
+"""Format the entries of a report (summary.json) as text for people."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ _Cells = Tuple[str, ...]  # of one row, as many as there are headings
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
 _NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
 _MAX_TEXT_ROWS = 40
-# What every trace has: calls, which the table is of, and what processes have their names from.
+# Events that every trace has: calls, which the table shows, and the sources of processes' names. They are not listed as others.
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
 _OWN_EVENTS = ("raw_syscalls:", "sched:sched_process_exec", "task:task_", "syscalls:sys_exit_execve")
 
 
 @dataclass(frozen=True)
 class Brief:
-    """What is said of a capture among many: the line that names it, its first ROWS as cells, and HOW_MANY rows it has."""
+    """The short form of a capture in a page about several."""
 
-    title: str
-    rows: list[_Cells]
-    how_many: int
+    title: str  # the line that describes the capture
+    rows: list[_Cells]  # its first rows
+    how_many: int  # number of all its rows
 
 
-def describe_briefly(one: dict[str, Any], count: int) -> Brief:
-    """The title of ONE entry of summary.json's captures, and its first COUNT rows, each with the path that failed most often."""
+def describe_briefly(entry: dict[str, Any], count: int) -> Brief:
+    """Return the title and the first COUNT rows of ENTRY, an entry of summary.json's captures.
+
+    Each row ends with the path that its calls failed on most often.
+    """
     rows = []
-    for row in one["programs"][:count]:
+    for row in entry["programs"][:count]:
         *cells, errors = _cells(row)
         failed = max(row["paths"], key=lambda use: sum(use["errors"].values()), default=None)
         path = f": {_clean(failed['path'])!r}" if failed is not None and failed["errors"] else ""
         rows.append((*cells, errors + path))
-    return Brief(_describe_capture(one), rows, len(one["programs"]))
+    return Brief(_describe_capture(entry), rows, len(entry["programs"]))
 
 
 def format_briefs(briefs: list[Brief], count: int) -> list[str]:
-    """The lines of a table that BRIEFS share, with at most COUNT rows of each."""
+    """Return the lines of one table for all BRIEFS, with at most COUNT rows of each."""
     heading, *lines = _gen_table([row for brief in briefs for row in brief.rows[:count]])
     found = [heading]
     for brief in briefs:
@@ -51,65 +54,68 @@ def format_briefs(briefs: list[Brief], count: int) -> list[str]:
     return found
 
 
-def format_capture(one: dict[str, Any]) -> str:
-    """The text that a person reads, for ONE entry of summary.json's captures."""
-    return "".join(f"{line}\n" for line in _gen_lines(one))
+def format_capture(entry: dict[str, Any]) -> str:
+    """Return the text for ENTRY, an entry of summary.json's captures."""
+    return "".join(f"{line}\n" for line in _gen_lines(entry))
 
 
 def format_skipped(skipped: list[dict[str, str]]) -> str:
-    """A line for each of what was SKIPPED."""
-    return "".join(f"Skipped: {_clean(describe_skipped(one))}\n" for one in skipped)
+    """Return one line of text for each entry of SKIPPED, the files that could not be read."""
+    return "".join(f"Skipped: {_clean(describe_skipped(entry))}\n" for entry in skipped)
 
 
-def describe_skipped(one: dict[str, str]) -> str:
-    """One line that says of an entry of `skipped` what it is, why, and what next."""
-    return f"{one['path']}: {one['reason']}; {one['next_step']}"
+def describe_skipped(entry: dict[str, str]) -> str:
+    """Return one line for ENTRY, an entry of `skipped`: the file, the reason and the next step."""
+    return f"{entry['path']}: {entry['reason']}; {entry['next_step']}"
 
 
-def _explain_loss(one: dict[str, Any]) -> str:
-    return "; ".join(one.get("reasons") or []) or f"{one['lost']} events lost"
+def _explain_loss(entry: dict[str, Any]) -> str:
+    return "; ".join(entry.get("reasons") or []) or f"{entry['lost']} events lost"
 
 
-def _describe_capture(one: dict[str, Any]) -> str:
-    name = _clean(one["container"] or one["capture"]) + (f", buffer {_clean(one['buffer'])}" if one["buffer"] else "")
-    host = _clean(one["host"] or "an unknown host")
-    lost = {None: "loss unknown", True: "complete"}.get(one["complete"], f"INCOMPLETE: {_clean(_explain_loss(one))}")
-    return f"{name} on {host}: {one['events']} events in {one['duration_s']:.3f} s from {one['start'] or '?'}, {lost}"
+def _describe_capture(entry: dict[str, Any]) -> str:
+    buffer = f", buffer {_clean(entry['buffer'])}" if entry["buffer"] else ""
+    name = _clean(entry["container"] or entry["capture"]) + buffer
+    host = _clean(entry["host"] or "an unknown host")
+    incomplete = f"INCOMPLETE: {_clean(_explain_loss(entry))}"
+    lost = {None: "loss unknown", True: "complete"}.get(entry["complete"], incomplete)
+    size = f"{entry['events']} events in {entry['duration_s']:.3f} s"
+    return f"{name} on {host}: {size} from {entry['start'] or '?'}, {lost}"
 
 
-def _gen_lines(one: dict[str, Any]) -> Iterator[str]:
-    yield _describe_capture(one)
-    rows = one["programs"][:_MAX_TEXT_ROWS]
+def _gen_lines(entry: dict[str, Any]) -> Iterator[str]:
+    yield _describe_capture(entry)
+    rows = entry["programs"][:_MAX_TEXT_ROWS]
     if not rows:
         yield "  no system call was recorded"
     else:
         yield from _gen_table([_cells(row) for row in rows])
-    yield from _gen_failed_paths(one["programs"])
-    yield from _gen_rings(one["io_uring"], has_calls=bool(rows))
-    if one["min_latency_ns"]:
-        yield f"  only calls of {one['min_latency_ns'] / 1e6:g} ms and longer"
+    yield from _gen_failed_paths(entry["programs"])
+    yield from _gen_rings(entry["io_uring"], has_calls=bool(rows))
+    if entry["min_latency_ns"]:
+        yield f"  only calls of {entry['min_latency_ns'] / 1e6:g} ms and longer"
     others = [
         f"{_clean(_shorten(name))} {count}"
-        for name, count in one["event_counts"].items()
+        for name, count in entry["event_counts"].items()
         if not name.startswith(_OWN_EVENTS) and not _PATH_EVENT.match(name)
     ]
     if others:
         yield f"  other events: {', '.join(others)}"
-    if one["functions"]:
-        most = list(one["functions"].items())[:_MAX_TEXT_ROWS]
+    if entry["functions"]:
+        most = list(entry["functions"].items())[:_MAX_TEXT_ROWS]
         yield f"  functions of the kernel: {', '.join(f'{_clean(name)} {count}' for name, count in most)}"
-    if len(one["programs"]) > _MAX_TEXT_ROWS:
-        yield f"  and {len(one['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
+    if len(entry["programs"]) > _MAX_TEXT_ROWS:
+        yield f"  and {len(entry['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
 
 
 def _shorten(event: str) -> str:
-    """EVENT, if a probe of ours, without the group that it has on its host."""
+    """Return the name of EVENT; of one of our probes, without the group, which differs from container to container."""
     system, _colon, name = event.partition(":")
     return f"probe {name}" if system.startswith(GROUP_PREFIX) else event
 
 
 def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Lines with the paths that calls failed on, most failures first."""
+    """Yield lines with the paths that calls failed on, most failures first."""
     failed = [(row, use) for row in rows for use in row["paths"] if use["errors"]]
     failed.sort(key=lambda pair: -sum(pair[1]["errors"].values()))
     if failed:
@@ -120,7 +126,7 @@ def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _gen_rings(rings: dict[str, Any], *, has_calls: bool) -> Iterator[str]:
-    """What can be said of requests by io_uring, beside calls."""
+    """Yield lines about requests through io_uring, which are no system calls."""
     if rings["requests"]:
         requests = ", ".join(f"{_clean(name)} {count}" for name, count in rings["requests"].items())
         yield f"  io_uring, no system calls: {requests}"
@@ -157,5 +163,5 @@ def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _clean(text: str) -> str:
-    """TEXT with '?' for what a terminal might obey or hide."""
+    """Return TEXT with '?' for characters that could control a terminal or be invisible."""
     return "".join(character if character.isprintable() else "?" for character in text)

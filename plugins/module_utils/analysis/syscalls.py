@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a trace to a table: per process and system call how often, with which errors, how long."""
+"""Summarize a trace as a table: number, errors and durations of system calls, per process and call."""
 
 from __future__ import annotations
 
@@ -19,89 +19,86 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks imp
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
 
-_MAX_PATHS = 10  # of a row; a table is to be read
+_MAX_PATHS = 10  # of a row, for people have to read the table
 _MAX_PIDS = 100  # of a row
-_MAX_ROWS = 1000  # of a table; where there are more, half as many at most have no share of others
+_MAX_ROWS = 1000  # of a table; in a longer table, at most half of these rows stay as they are, and the rest is merged
 _REST = 1 << 62  # no process, name or system call has this number
-# Longer than the kernel lets a name be.
+# Longer than the kernel lets a thread's name be, so no program has this name.
 _OTHER_PROGRAMS = "(other programs)"
 _OTHER_CALLS = "(other calls)"
-# What seccomp answers beside errors; no error has these numbers.
+# Answers of seccomp that are no errors; no error has these numbers.
 _TRAP = -1
 _ANSWERS = {0: "no error", _TRAP: "SIGSYS"}
 
 
 @dataclass(frozen=True)
 class PathUse:
-    """How many calls were given PATH, and how many of them ended with which error."""
+    """The calls that were given one path."""
 
     path: str
-    calls: int
-    errors: dict[str, int]
+    calls: int  # number of the calls
+    errors: dict[str, int]  # number of failed calls by the error's name
 
 
 @dataclass(frozen=True)
 class SyscallRow:
-    """The use of one system call by a process (PIDS has its number), or by several processes of one name.
+    """The use of one system call by one process, or by several processes of one name.
 
-    PROCESS_COUNT says by how many. PIDS has the lowest numbers of so many as a reader may want.
-    CALLS counts calls that began or ended in the trace, MEASURED those that did both; only these have a time. UNFINISHED are those that
-    did not end in it, CONTINUED those that did not begin in it: of a trace that is fetched again and again a call that waits is one of
-    the former in one capture and of the latter in a later one. ERRORS are what programs saw. INTERRUPTED counts the kernel's words for a signal
-    that came: the kernel makes such a call again, which is another one here as it is for strace, or lets it fail with EINTR. DENIED counts by
-    its answer what seccomp answered in the kernel's place: an error, which is one of ERRORS, too, or SIGSYS, or no error.
+    A signal interrupts a call: the kernel then makes the call again, which counts as another call, as in strace, or lets it fail with
+    EINTR. In a trace that is fetched repeatedly, a waiting call is UNFINISHED in one capture and CONTINUED in a later one.
     """
 
-    name: str
-    pids: list[int]
+    name: str  # of the processes
+    pids: list[int]  # of the processes, on the host; the lowest 100
     process_count: int
-    container_pid: int | None
-    syscall: str
-    calls: int
-    errors: dict[str, int]
-    measured: int
+    container_pid: int | None  # of a single process
+    syscall: str  # name of the call
+    calls: int  # number of calls that began or ended in the trace
+    errors: dict[str, int]  # number of failed calls by the error that the program saw
+    measured: int  # number of calls that began and ended in the trace; only these have a time
     total_ns: int
-    p99_ns: int | None
-    unfinished: int = 0
-    continued: int = 0  # 0 also where no beginnings are recorded, as with errors_only
+    p99_ns: int | None  # None without measured calls
+    unfinished: int = 0  # number of calls that did not end in the trace
+    continued: int = 0  # number of calls that did not begin in it; 0 where no entries are recorded (errors_only)
+    # Number of interrupted calls by the kernel's internal error.
     interrupted: dict[str, int] = field(default_factory=dict)
+    # Number of denied calls by seccomp's answer: an error (also in ERRORS), SIGSYS or no error.
     denied: dict[str, int] = field(default_factory=dict)
-    compat: bool = False  # a 32-bit program's
-    paths: list[PathUse] = field(default_factory=list)  # where they are recorded, those that most calls fail on first
+    compat: bool = False  # the call of a 32-bit program
+    paths: list[PathUse] = field(default_factory=list)  # where recorded; the ten paths with most failures, most first
 
     @property
     def failures(self) -> int:
-        """How many calls ended with an error."""
+        """Number of the calls that ended with an error."""
         return sum(self.errors.values())
 
 
 @dataclass(frozen=True)
 class TraceTable:
-    """A trace's rows by process, and by name for all processes of a name; most failures first, then most calls.
+    """The summary of a trace. Its rows are sorted by number of failures, and then of calls, most first.
 
-    Where a table had too many rows the processes with most failures, then most calls, have rows of their own, and the others share those of
-    their name; so it goes on with names, and with system calls.
-    Times are nanoseconds of the trace's clock. COUNTS has the number of all events by system:name,
-    FUNCTIONS that of calls of the kernel's functions, where these were traced. REQUESTS are those that were made through io_uring, by operation.
-    HAS_POLLED tells of requests by io_uring that no trace of the program's threads has, since a thread of the kernel fetches them.
-    DAMAGE says in words that the file holds other events than the kernel counted.
+    In a table with too many rows, the processes with most failures, and then most calls, keep rows of their own, and the others share
+    the rows of their names. If the rows are still too many, names are merged likewise, and then system calls.
     """
 
-    processes: list[SyscallRow]
-    programs: list[SyscallRow]
-    events: int
-    first_time: int
+    processes: list[SyscallRow]  # one row per process and call
+    programs: list[SyscallRow]  # one row per name of processes and call
+    events: int  # number of all events
+    first_time: int  # nanoseconds of the trace's clock
     last_time: int
-    counts: dict[str, int] = field(default_factory=dict)
-    functions: dict[str, int] = field(default_factory=dict)
-    requests: dict[str, int] = field(default_factory=dict)
-    has_polled: bool = False
-    damage: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  # number of events by system:name
+    functions: dict[str, int] = field(default_factory=dict)  # number of calls of the kernel's functions, where traced
+    requests: dict[str, int] = field(default_factory=dict)  # number of requests through io_uring by operation
+    has_polled: bool = False  # a kernel thread fetched requests of io_uring, which the trace does not show
+    damage: list[str] = field(default_factory=list)  # in words: the file holds other events than the kernel counted
 
 
 def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0) -> TraceTable:
-    """The table of TRACE; MANIFEST names its system calls and its tasks. Calls shorter than MIN_LATENCY_NS, or of which
-    only one end is in the trace, are left out where that is not 0."""
+    """Return the table of TRACE; MANIFEST has the names of its system calls, its tasks, and the requested trace.
+
+    With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out.
+    Raises TraceFileError when the trace cannot be read.
+    """
     reading = read_trace(trace, manifest)
     calls, paths = reading.calls, reading.paths
     if min_latency_ns:
@@ -109,7 +106,7 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
         calls, paths = calls.select(kept), paths[kept]
     processes, name_numbers, known_names = _identify(calls, reading.tasks)
     if reading.damage and reading.syscalls:
-        # A number that is wrong in one event makes two calls of one, each with one end.
+        # In a damaged trace, a wrong number in one event splits a call in two, each with one end.
         strange = ~np.isin(calls.numbers, list(reading.syscalls)) | (
             name_numbers == (known_names.index(UNKNOWN_NAME) if UNKNOWN_NAME in known_names else _REST)
         )
@@ -141,9 +138,9 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
 
 
 def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
-    """KEYS, with _REST in the place of so many of their values that entries equal in all of them make a bounded number of groups.
+    """Return KEYS with values replaced by _REST, so that the entries form a bounded number of groups (entries equal in all KEYS).
 
-    The values that most failures are of, then most entries, stay. The first of KEYS is merged first.
+    The values with most failures, and then most entries, stay. The first of KEYS is merged first.
     """
     keys = list(keys)
     for place, key in enumerate(keys):
@@ -154,23 +151,24 @@ def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
         failures = np.add.reduceat(is_failed[order].astype(np.int64), starts)
         sizes = np.diff(starts, append=order.size)
         values, inverse = np.unique(key[order[starts]], return_inverse=True)
-        rows, failures, sizes = (np.bincount(inverse, weights=one) for one in (None, failures, sizes))
+        rows, failures, sizes = (np.bincount(inverse, weights=weights) for weights in (None, failures, sizes))
         ranks = np.lexsort((-sizes, -failures))
-        ranks = ranks[rows[ranks] <= _MAX_ROWS // 4]  # one that makes calls up must not take the place of all others
+        # A process that calls made-up numbers must not displace all others.
+        ranks = ranks[rows[ranks] <= _MAX_ROWS // 4]
         kept = values[ranks[np.cumsum(rows[ranks]) <= _MAX_ROWS // 2]]
         keys[place] = np.where(np.isin(key, kept), key, _REST)
     return keys
 
 
 def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
-    """Indices of the entries that are equal in all KEYS, group by group."""
+    """Yield the groups of entries that are equal in all KEYS, each as indices."""
     order, starts = _group(keys)
     if order.size:
         yield from np.split(order, starts[1:])
 
 
 def _group(keys: list[Ints]) -> tuple[Ints, Ints]:
-    """Indices of all entries in the order of KEYS, and where among these the groups begin that are equal in all KEYS."""
+    """Return the indices of all entries sorted by KEYS, and the places in them where groups of entries equal in all KEYS begin."""
     order = np.lexsort(keys[::-1])
     is_first = np.ones(order.size, bool)
     if order.size:
@@ -190,7 +188,7 @@ def _make_row(
     number: int,
     reading: Reading,
 ) -> SyscallRow:
-    """The row of the MEMBERS of CALLS, all of one NUMBER or of the rest, which were given PATHS; OWNERS are the processes, called NAME."""
+    """Return the row of MEMBERS, the indices of CALLS of one NUMBER (or of _REST) with PATHS; OWNERS are the processes, called NAME."""
     errors = calls.errors[members]
     is_interrupted = np.isin(errors, list(RESTARTS))
     failed = np.where(is_interrupted, 0, errors)
@@ -199,7 +197,7 @@ def _make_row(
     denied = calls.select(members[calls.denied[members]])
     return SyscallRow(
         name=name,
-        pids=sorted({one.pid for one in owners})[:_MAX_PIDS],
+        pids=sorted({owner.pid for owner in owners})[:_MAX_PIDS],
         process_count=len(owners),
         container_pid=owners[0].container_pid if len(owners) == 1 else None,
         syscall=_OTHER_CALLS if number == _REST else name_call(number, reading.syscalls),
@@ -218,14 +216,14 @@ def _make_row(
 
 
 def _count(errors: Ints) -> dict[str, int]:
-    """Name → number of ERRORS, most first."""
+    """Return the number of each of ERRORS by its name, most first."""
     numbers, counts = np.unique(errors, return_counts=True)
     found = Counter(dict(zip(numbers.tolist(), counts.tolist())))
     return {_ANSWERS.get(number) or name_errno(number): count for number, count in found.most_common()}
 
 
 def _list_paths(paths: Ints, errors: Ints, names: list[str]) -> list[PathUse]:
-    """The use of each of PATHS (numbers of NAMES), one entry per call; ERRORS are numbers, or 0."""
+    """Return the use of the paths that most calls failed on; PATHS (indices of NAMES, or -1) and ERRORS have one entry per call."""
     is_known = paths >= 0
     if not is_known.any():
         return []
@@ -245,12 +243,12 @@ def _list_paths(paths: Ints, errors: Ints, names: list[str]) -> list[PathUse]:
 
 
 def _identify(calls: PairedCalls, tasks: TaskNames) -> tuple[Ints, Ints, list[str]]:
-    """Per call the number of its process, and that of the process's name; and the names."""
+    """Return for each call the number of its process, and the index of the process's name; and the names."""
     processes = np.zeros(calls.tids.size, np.int64)
     name_numbers = np.zeros(calls.tids.size, np.int64)
     known: dict[str, int] = {}
     for tid in np.unique(calls.tids).tolist():
-        # Calls are ordered by thread and time, so each thread's are one slice, cut where its name or its owner changed.
+        # Calls are sorted by thread and time, so the calls of a thread are one slice. It is cut where the name or the process changed.
         start, end = np.searchsorted(calls.tids, [tid, tid + 1])
         cuts = np.searchsorted(calls.ends[start:end], tasks.list_changes(tid)) + start
         bounds = [int(start), *cuts.tolist(), int(end)]

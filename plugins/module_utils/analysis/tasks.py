@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which process and which name a thread had at a time, from the process events of a trace and what was known besides.
+"""Find the process and the name of a thread at a time, by the process events of a trace and the tasks at its start and end.
 
-The kernel's list of names knows only the last name of each thread; these events know all that changed meanwhile. A number
-may be used again, so whose it was is a question of time, too.
+The kernel's list of names has only the last name of each thread, while the events have all changes. The kernel reuses the numbers of
+threads, so the process that a number belongs to depends on the time, too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _CLONE_THREAD = 0x10000
 _MAX_NAME = 15
 UNKNOWN_NAME = "?"
 _BEGIN = -(1 << 62)
-_BIRTH, _RENAME, _EXEC = range(3)  # in the order of their moments where the times are the same
+_BIRTH, _RENAME, _EXEC = range(3)  # changes of the same time happened in this order
 _Value = TypeVar("_Value")
 
 
 @dataclass
 class _History(Generic[_Value]):
-    """What was so of one thread: from TIMES[i] on it was VALUES[i]."""
+    """The names, or the processes, of one thread: VALUES[i] holds from TIMES[i] on."""
 
     times: list[int] = field(default_factory=list)
     values: list[_Value] = field(default_factory=list)
@@ -41,33 +41,31 @@ class _History(Generic[_Value]):
 
 @dataclass(frozen=True)
 class Process:
-    """One process: PID as the host numbers it, and CONTAINER_PID inside the container, None where it had ended before anyone looked.
+    """One process in a trace."""
 
-    NUMBER tells processes of a trace apart whose PID is the same.
-    """
-
-    number: int
-    pid: int
-    container_pid: int | None
+    number: int  # unique in the trace, also among processes of the same PID
+    pid: int  # on the host
+    container_pid: int | None  # inside the container; None when the process ended before this number was read
 
 
 @dataclass(frozen=True)
 class _Change:
-    """At TIME thread TID was born, by thread OTHER, or was renamed from OLD, or got, as thread OTHER, a program called NAME."""
+    """A change of one thread: its birth, a new name, or a new program."""
 
-    time: int
-    kind: int
+    time: int  # nanoseconds of the trace's clock
+    kind: int  # _BIRTH, _RENAME or _EXEC
     tid: int
-    name: str
-    other: int = 0
-    old: str = ""
-    is_thread: bool = False
+    name: str  # from now on
+    other: int = 0  # of a birth, the parent; of an exec, the thread's number before it
+    old: str = ""  # of a rename, the name before it
+    is_thread: bool = False  # of a birth: in the process of the parent
 
 
 class TaskNames:
-    """Answers who thread TID was at a time. Feed it all batches first, then `finish`.
+    """The names and processes of threads at all times of a trace. Call `feed` with all batches, then `finish`, then the others.
 
-    FIRST_TASKS and LAST_TASKS are the manifest's tasks of the trace's start and end, CMDLINES the kernel's list of names.
+    FIRST_TASKS and LAST_TASKS are the manifest's tasks at the trace's start and end, CMDLINES the kernel's list of names
+    (saved_cmdlines). All times are nanoseconds of the trace's clock. PROCESSES has each Process at the index of its number.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class TaskNames:
         self.processes: list[Process] = []
 
     def feed(self, batch: Batch, formats: dict[str, EventFormat]) -> None:
-        """Take the process events of BATCH into account."""
+        """Add the process events of BATCH; FORMATS are the trace's event formats by system:name."""
         newtask = formats.get("task:task_newtask")
         if newtask:
             events = batch.select(newtask.id)
@@ -101,7 +99,7 @@ class TaskNames:
                 )
         rename = formats.get("task:task_rename")
         if rename:
-            # Where there is no field pid a thread may only rename itself, or a thread of its process.
+            # Some kernels have no field `pid` here: a thread may rename only itself, or a thread of its process.
             pid_field = rename.fields.get("pid")
             events = batch.select(rename.id)
             pids = batch.integers(events, pid_field) if pid_field else batch.tids[events]
@@ -114,18 +112,18 @@ class TaskNames:
             events = batch.select(execed.id)
             rows = (batch.integers(events, execed.field(name)).tolist() for name in ("pid", "old_pid"))
             for event, pid, old_pid in zip(events.tolist(), *rows):
-                # The kernel names a program's thread after the last part of its path.
+                # On an exec, the kernel names the thread after the last part of the program's path.
                 name = batch.text(event, execed.field("filename")).rpartition("/")[2]
                 name = name.encode()[:_MAX_NAME].decode("utf-8", "replace")
                 self._changes.append(_Change(int(batch.times[event]), _EXEC, pid, name, other=old_pid))
 
     def finish(self) -> None:
-        """Put what was fed in order."""
+        """Sort all changes by time, and build the history of each thread's names and processes from them."""
         self._changes.sort(key=lambda change: (change.time, change.kind))
         for change in self._changes:
             if change.kind == _BIRTH:
                 self._births.setdefault(change.tid, []).append(change.time)
-        named: set[int] = set()  # threads that were renamed since their last exec
+        named: set[int] = set()  # threads with a rename since their last exec
         for change in self._changes:
             if change.kind == _BIRTH:
                 self._note_birth(change)
@@ -136,7 +134,7 @@ class TaskNames:
                 if change.other != change.tid:
                     self._note_exec_of_thread(change)
                 if change.tid not in named:
-                    # The kernel tells of that as of a rename, which a filter has left out.
+                    # The kernel also records an exec as a rename. Here a filter has left that event out.
                     self._note_name(change.tid, change.time, change.name, self._find_first_name(change.tid))
                 named.discard(change.tid)
 
@@ -150,14 +148,17 @@ class TaskNames:
         self._note_name(change.tid, change.time, change.name, self._find_first_name(change.tid, change.name))
 
     def _note_name(self, tid: int, time: int, name: str, before: str) -> None:
-        """From TIME on TID is called NAME; BEFORE is what it was called till then, if nobody knows better."""
+        """Record that TID is called NAME from TIME on; BEFORE is its first name if no change came earlier."""
         history = self._names.get(tid)
         if history is None:
             history = self._names[tid] = _History([_BEGIN], [before or self._find_last_name(tid)])
         history.add(time, name)
 
     def _note_exec_of_thread(self, change: _Change) -> None:
-        """A thread takes its process's number with its program, so what it was called before that is no name of who had that number."""
+        """Correct the first name of a process's number that another thread took over by an exec.
+
+        The rename of the exec has the name of that other thread, which the former thread of this number need not have had.
+        """
         history = self._names.get(change.tid)
         if history and len(history.times) == 2 and history.values[0] == self.find_name(change.other, change.time):
             history.values[0] = self._find_first_name(change.tid)
@@ -176,7 +177,7 @@ class TaskNames:
         return made
 
     def _find_first_owner(self, tid: int) -> Process:
-        """The process of the first thread that had number TID."""
+        """Return the process of the first thread that had the number TID."""
         task = self._first.get(tid) or (None if tid in self._births else self._last.get(tid))
         pid = task["tgid"] if task else tid
         if pid == tid:
@@ -192,23 +193,23 @@ class TaskNames:
         return history.find(time)
 
     def find_name(self, tid: int, time: int) -> str:
-        """The name of TID at TIME (nanoseconds of the trace's clock)."""
+        """Return the name of thread TID at TIME; '?' when it is not known."""
         history = self._names.get(tid)
         return history.find(time) if history else self._find_last_name(tid)
 
     def list_changes(self, tid: int) -> list[int]:
-        """Times at which TID got another name, or another owner."""
+        """Return the times, sorted, at which the number TID got another name or another process."""
         names, owners = self._names.get(tid), self._owners.get(tid)
         return sorted({*(names.times[1:] if names else ()), *(owners.times[1:] if owners else ())})
 
     def find_process(self, tid: int, time: int) -> Process:
-        """The process that TID belonged to at TIME; one with its own number where nothing is known."""
+        """Return the process that thread TID belonged to at TIME; a process of the number TID when nothing is known."""
         return self._find_owner(tid, time)
 
     def find_container_pid(self, tid: int, time: int) -> int | None:
-        """The number that thread TID of TIME had inside the container; None where it had ended before anyone looked."""
+        """Return the number, inside the container, of the thread with TID at TIME; None when it ended before that number was read."""
         births = self._births.get(tid, [])
-        # Who was there at the start is the first that had the number, who is there at the end the last one.
+        # A task of the trace's start is the first thread with its number, and a task of the end the last one.
         task = self._first.get(tid) if not births or time < births[0] else None
         if task is None and (not births or time >= births[-1]):
             task = self._last.get(tid)

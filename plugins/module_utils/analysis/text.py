@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A capture as text, a line for each event in the order of time, like those of `trace-cmd report`, and who it was in the container beside it."""
+"""Write a capture as text, one line per event in the order of time, as `trace-cmd report` does, with thread ids inside the container."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files im
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
-# One block of each CPU is in memory at a time.
+# Bytes of pages per batch: one batch of each CPU is in memory at a time.
 _BLOCK = 1 << 20
 _RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
 _STACK = "ftrace:kernel_stack"
@@ -39,7 +39,7 @@ _Row = Tuple[int, int, str]  # time, number in its CPU's order, line
 
 @dataclass(frozen=True)
 class _Names:
-    """Who threads were, what numbers of system calls mean, and where in the kernel addresses are."""
+    """The sources of the names in a text: of threads, of system calls and of the kernel's functions."""
 
     tasks: TaskNames
     compat: CompatTasks
@@ -48,7 +48,7 @@ class _Names:
 
 
 def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
-    """Write the trace.dat CAPTURE, of which MANIFEST tells, as text to PATH. Raises TraceFileError where it is damaged."""
+    """Write the trace.dat CAPTURE, described by MANIFEST, as text to PATH. Raises TraceFileError when CAPTURE is damaged."""
     with open(capture, "rb") as file, open(path, "w", encoding="utf-8", opener=open_private) as text:
         trace = Trace(file)
         names = _find_names(trace, manifest)
@@ -98,13 +98,13 @@ def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
                 f"{comm:>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{batch.cpu:03d}]"
                 f" {seconds:6d}.{nanoseconds:09d}: {texts[event]}"
             )
-            # Times do not go back on one CPU, and the number keeps its order.
+            # Times do not go back on one CPU. The number keeps the order of events with the same time.
             count += 1
             yield time, count, line
 
 
 def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, names: _Names) -> list[str]:
-    """The fields of each of EVENTS, which are all of the form KNOWN."""
+    """Return the text of the fields of each of EVENTS, which are all of the format KNOWN, called NAME."""
     columns = []
     for field in known.fields.values():
         if field.name.startswith("common_"):
@@ -130,7 +130,7 @@ def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> l
 
 
 def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field, symbols: Symbols) -> list[str]:
-    """Who called whom, the innermost first. A stack is as long as its size says, whatever the format makes of it."""
+    """Return the text of each stack, the innermost function first; the event's size counts, not the length in the format."""
     sizes = np.minimum(batch.integers(events, known.field("size")), _MAX_STACK)
     stacks: list[list[str]] = [[] for _event in events]
     for depth in range(int(sizes.max(initial=0))):
@@ -146,7 +146,7 @@ def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
     if "char" in field.type and (field.is_array or field.is_dynamic):
         return [_clean(batch.text(event, field)) for event in events.tolist()]
     if field.is_array or field.size not in (1, 2, 4, 8):
-        # Of words where that fits, as the arguments of a system call are; else of bytes.
+        # The field is shown as words where it consists of them, as the arguments of a system call do, else as bytes.
         width = 8 if "long" in field.type and field.size % 8 == 0 else 1
         places = [
             Field("", place, width, False, False, False)
@@ -163,5 +163,5 @@ def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
 
 
 def _clean(text: str) -> str:
-    """TEXT on one line, without what a terminal might obey."""
+    """Return TEXT on one line, with '?' for characters that could control a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text.rstrip("\n"))

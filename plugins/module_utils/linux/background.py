@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Small Pythons of our own beside the module: they import from where this file came from, a folder or the archive that Ansible sent.
+"""Run functions of the collection in Python processes beside the module.
 
-Ansible sends what a module imports, so whoever starts a function here has to import it, be it within a function.
+These processes import from the place that this file came from: a folder, or the archive that Ansible sent. Ansible sends only what a
+module imports, so a caller has to import the function that it starts here, even if the import is within a function.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _PAUSE_S = 0.05
 
 
 def make_command(function: Callable[..., None], *numbers: int) -> list[str]:
-    """The command that runs FUNCTION(*NUMBERS), one of a module's own, in a Python without site packages and user settings.
+    """Return the command that runs FUNCTION(*NUMBERS), a function of this collection, in a Python without site packages and user settings.
 
-    What it reads and starts is UTF-8, whatever the host's locale is.
+    That Python reads and writes UTF-8, whatever the host's locale is.
     """
     folder = __file__.rpartition("/ansible_collections/crashcart/fleet/")[0]
     name = function.__name__
@@ -33,10 +34,10 @@ def make_command(function: Callable[..., None], *numbers: int) -> list[str]:
 
 
 def start_daemon(function: Callable[[int], None], is_running: Callable[[], bool]) -> bool:
-    """Start FUNCTION(READY_FD) in a process of its own session that holds no file of ours; whether it has written to READY_FD in time.
+    """Start FUNCTION(READY_FD) in a process with its own session and none of our files; return True once the daemon runs.
 
-    Or whether another one IS_RUNNING, which somebody has started at the same time.
-    All that it imports is read by then, so the archive may go.
+    The daemon runs when FUNCTION has written to READY_FD (tell_ready), or when IS_RUNNING finds a daemon that another process has
+    started at the same time. By then all its imports are read, so Ansible may remove the archive. Returns False after 20 s.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -65,17 +66,20 @@ def start_daemon(function: Callable[[int], None], is_running: Callable[[], bool]
 
 
 def tell_ready(ready_fd: int) -> None:
-    """Tell whoever has started this process, who may have been killed since, that it runs."""
-    with suppress(BrokenPipeError):
+    """Report through READY_FD, to the process that started this one, that this process runs; close READY_FD."""
+    with suppress(BrokenPipeError):  # the starter may have been killed
         os.write(ready_fd, b"+")
     os.close(ready_fd)
 
 
 def leave_control_groups() -> None:
-    """Move to the root of each hierarchy: else a login's end may end this process, too (KillUserProcesses of logind.conf(5))."""
+    """Move this process to the root of each cgroup hierarchy.
+
+    In the login's group, the end of the login could end this process, too (KillUserProcesses of logind.conf(5)).
+    """
     for mount in mounts.read_mounts("self", " - cgroup"):
         if mount.filesystem in ("cgroup", "cgroup2") and mount.root == "/":
-            # Where that is not allowed the login's group is as good as it gets.
+            # Where the move is not allowed, the process has to stay in the login's group.
             with suppress(OSError), open(
                 os.path.join(mount.mount_point, "cgroup.procs"), "w", encoding="ascii"
             ) as file:

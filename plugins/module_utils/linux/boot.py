@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""This boot of the host: its identity, and the seconds since it, which no change of the host's date alters."""
+"""The identity of the host's current boot, and the seconds since it, which no change of the host's date alters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 
 
 def read_boot_id() -> str:
-    """The identity of this boot of the host."""
+    """Return the identity of the host's current boot, a UUID that the kernel makes anew at each boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 
 
 def read_clock() -> float:
-    """Now, in seconds of CLOCK_BOOTTIME."""
+    """Return the current time in seconds since boot, including suspended time (CLOCK_BOOTTIME)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run a function that may hang in a child that can be killed, and get its results, exceptions or descriptors back.
+"""Run a function that may hang in a child that can be killed, and return its results, exceptions or descriptors.
 
-What a container serves (a FUSE mount of its own) may never answer. So its files are looked at by a forked child that holds only
-what it needs, imports nothing, and talks to its parent in lines of JSON. One child does many things in turn; one that hangs is
-killed, and the next thing gets a new child.
+A file system that a container serves (by FUSE) may never answer. So a forked child reads the container's files. The child holds only
+the descriptors it needs, imports nothing, and sends its results to the parent as lines of JSON. One child makes many calls in turn.
+The parent kills a child that hangs, and a new child makes the remaining calls.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from typing import Any, Callable, NoReturn, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 _MAX_REAP_S = 1.0
-_MAX_DESCRIPTORS = 16  # in one read; the kernel gives those of one message
+_MAX_DESCRIPTORS = 16  # in one read, which returns the descriptors of one message
 _PART = 65536
 
 
 @dataclass(frozen=True)
 class Held:
-    """A result VALUE that comes with the open descriptors FDS."""
+    """A result that comes with open descriptors."""
 
-    value: Any
-    fds: tuple[int, ...]
+    value: Any  # what JSON can hold
+    fds: tuple[int, ...]  # in the parent, the caller has to close them
 
 
 def close_all_but(keep: set[int]) -> None:
-    """Close every descriptor that is not in KEEP; call it before anything of a container is touched."""
+    """Close every descriptor that is not in KEEP. A child has to call this before it touches anything of a container."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd not in keep:
             try:
                 os.close(fd)
             except OSError:
-                continue  # the descriptor of the listing itself
+                continue  # the descriptor by which the folder was listed
 
 
 def run(
@@ -57,10 +57,10 @@ def run(
     *,
     gives_descriptors: bool = False,
 ) -> list[Any]:
-    """FUNCTION(index) for each index below COUNT, in a child; its result, or the OSError it ended with, by index.
+    """Call FUNCTION(index) in a child for each index below COUNT, and return for each its result, or the OSError that it raised.
 
-    FUNCTION returns what JSON can hold or, with GIVES_DESCRIPTORS, a Held of that, whose descriptors the caller has to close. KEEP
-    are the descriptors it uses. Each call has TIMEOUT_S.
+    FUNCTION returns a value that JSON can hold or, with GIVES_DESCRIPTORS, a Held, whose descriptors the caller has to close.
+    KEEP are the descriptors that FUNCTION uses. A call that takes more than TIMEOUT_S gives TimeoutError.
     """
     outcomes: list[Any] = []
     while len(outcomes) < count:
@@ -87,7 +87,7 @@ def _open_channel(gives_descriptors: bool) -> tuple[int, int]:
 
 
 def _reap(pid: int, timeout_s: float) -> None:
-    """Wait for the killed child PID, but not for ever: in a request to a hostile file system even SIGKILL can wait."""
+    """Wait up to TIMEOUT_S for the killed child PID: a request to a hostile file system can delay even SIGKILL."""
     deadline = time.monotonic() + timeout_s
     while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.0005)
@@ -121,7 +121,7 @@ def _serve(
 
 
 def _send_descriptor(writer: int, fd: int) -> None:
-    """Send FD before its reply, with a blank: it is at hand when the reply's last byte is."""
+    """Send FD with a blank, before the reply that it belongs to: when the reply is complete, the parent has the descriptor."""
     with socket.socket(fileno=os.dup(writer)) as channel:
         channel.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
@@ -132,7 +132,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 class _Collector:
-    """What comes from one child through descriptor READER."""
+    """The parent's end of the channel to one child, which collects the child's replies from descriptor READER."""
 
     def __init__(self, reader: int, gives_descriptors: bool) -> None:
         self._reader = reader
@@ -140,7 +140,7 @@ class _Collector:
         self._fds: deque[int] = deque()
 
     def collect(self, count: int, timeout_s: float) -> list[Any]:
-        """COUNT replies, or fewer, of which the last says why the child stopped."""
+        """Return the child's next COUNT outcomes, or fewer when it hangs or ends: the last one is then a TimeoutError."""
         outcomes: list[Any] = []
         with ExitStack() as stack:
             stack.callback(self._close)
@@ -151,24 +151,24 @@ class _Collector:
         return outcomes
 
     def _take_back(self, outcomes: list[Any]) -> None:
-        """Have the descriptors of OUTCOMES, which nobody will get, closed."""
-        self._fds.extend(fd for one in outcomes if isinstance(one, Held) for fd in one.fds)
+        """Queue the descriptors of OUTCOMES, which no caller will get, to be closed."""
+        self._fds.extend(fd for outcome in outcomes if isinstance(outcome, Held) for fd in outcome.fds)
 
     def _close(self) -> None:
-        """Close the descriptors of a child that was killed before it said what they are."""
+        """Close the descriptors that belong to no reply, such as those of a child that was killed before it sent the reply."""
         for fd in self._fds:
             os.close(fd)
 
     def _collect(self, outcomes: list[Any], count: int, timeout_s: float) -> None:
         buffer = b""
         deadline = time.monotonic() + timeout_s
-        poll = select.poll()  # select(2) takes no descriptor above 1023, and some hundred containers need that many
+        poll = select.poll()  # select(2) takes no descriptor above 1023, and some hundred containers need more
         poll.register(self._reader, select.POLLIN)
         while len(outcomes) < count:
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             part = self._read() if ready else b""
             if not part:
-                reason = "the helper ended without a word" if ready else f"it took more than {timeout_s:g} s"
+                reason = "the helper process ended without an answer" if ready else f"it took more than {timeout_s:g} s"
                 outcomes.append(TimeoutError(110, reason))
                 return
             *lines, buffer = (buffer + part).split(b"\n")
@@ -192,7 +192,7 @@ class _Collector:
     def _parse(self, line: bytes) -> Any:
         reply = json.loads(line)
         if "held" in reply:
-            if len(self._fds) < reply["count"]:  # the kernel drops what there is no room for
+            if len(self._fds) < reply["count"]:  # the kernel drops descriptors above this process's limit
                 return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return Held(reply["held"], tuple(self._fds.popleft() for _fd in range(reply["count"])))
         return reply["value"] if "value" in reply else OSError(reply["errno"], reply["error"])

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Control groups, version 1, hybrid and version 2: where a process belongs, and who else is there.
+"""Control groups of version 1, hybrid and version 2: find the group of a process, and the processes of a group.
 
 Source: cgroups(7).
 """
@@ -14,21 +14,21 @@ from typing import Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount, read_mounts
 
-ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # a container's, by its engine: nothing else is called so
-# One hierarchy of version 1 is enough to list processes; these are the ones every runtime uses.
+ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # the id that an engine gives to a container; no other group has such a name
+# One hierarchy of version 1 is enough to list processes; every runtime uses these.
 _V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
 
 
 @dataclass(frozen=True)
 class Membership:
-    """One line of /proc/PID/cgroup: controllers of a hierarchy (none for version 2) and the path in it."""
+    """The membership of a process in one hierarchy: a line of /proc/PID/cgroup."""
 
-    controllers: tuple[str, ...]
-    path: str
+    controllers: tuple[str, ...]  # of the hierarchy; empty for version 2
+    path: str  # of the group, in the hierarchy
 
 
 def parse_cgroup(text: bytes) -> list[Membership]:
-    """Memberships from the text of /proc/PID/cgroup."""
+    """Return the memberships in TEXT, the text of /proc/PID/cgroup."""
     memberships = []
     for line in text.decode("utf-8", "surrogateescape").split("\n"):
         parts = line.split(":", 2)
@@ -38,7 +38,7 @@ def parse_cgroup(text: bytes) -> list[Membership]:
 
 
 def find_version(mounts: Iterable[Mount]) -> str:
-    """Which layout the host has: v1, hybrid, v2, or none."""
+    """Return the layout of the control groups among MOUNTS: v1, hybrid, v2, or none."""
     kinds = {mount.filesystem for mount in mounts if mount.filesystem in ("cgroup", "cgroup2")}
     return {frozenset(["cgroup"]): "v1", frozenset(["cgroup2"]): "v2", frozenset(): "none"}.get(
         frozenset(kinds), "hybrid"
@@ -46,7 +46,10 @@ def find_version(mounts: Iterable[Mount]) -> str:
 
 
 def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | None:
-    """The folder in the host's cgroup filesystem that holds the processes of MEMBERSHIPS; None when not mounted."""
+    """Return the folder, below one of MOUNTS, of the group that a process with MEMBERSHIPS is in.
+
+    Returns None when no usable hierarchy is mounted, or when the process is in the root group.
+    """
     for controller in _V1_PREFERRED:
         for membership in memberships:
             if controller not in membership.controllers:
@@ -63,7 +66,10 @@ def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | 
 
 
 def find_common_directory(path: str) -> str | None:
-    """The folder of the group that has PATH in all hierarchies, in the one by which find_container_directory would find it."""
+    """Return the folder of the group that has PATH in all hierarchies; None when no usable hierarchy is mounted.
+
+    The folder is in the hierarchy that find_container_directory would choose for a process of that group.
+    """
     memberships = [*(Membership((controller,), path) for controller in _V1_PREFERRED), Membership((), path)]
     return find_directory(memberships, read_mounts("self", " - cgroup"))
 
@@ -71,11 +77,11 @@ def find_common_directory(path: str) -> str | None:
 def gen_joins(
     wanted: Iterable[Membership], own: Iterable[Membership], mounts: list[Mount]
 ) -> Iterator[tuple[Membership, str]]:
-    """For each hierarchy in which WANTED is another group than OWN: the membership, and the file of that group to write 0 to.
+    """Yield, for each hierarchy in which WANTED and OWN differ, the wanted membership and the file that joins its group.
 
-    The file is empty where the hierarchy is not mounted. Those without controllers are left out then: they limit nothing, and a
-    container has brought it into being for itself (name=systemd). A single-threaded process may use `tasks` of version 1, which
-    needs no lock that the whole host shares.
+    A process joins the group by writing 0 to the file, and must be single-threaded: `tasks` of version 1 moves one thread only, but
+    needs no lock that the whole host shares. The file is '' when the hierarchy is not mounted. An unmounted hierarchy without
+    controllers (name=systemd) is left out: it limits nothing, and exists only because a container mounted it for itself.
     """
     present = set(own)
     for membership in wanted:
@@ -88,7 +94,7 @@ def gen_joins(
                 continue
         else:
             mount_point = next(
-                (one.mount_point for one in mounts if one.filesystem == "cgroup2" and one.root == "/"), None
+                (mount.mount_point for mount in mounts if mount.filesystem == "cgroup2" and mount.root == "/"), None
             )
             name = "cgroup.procs"
         yield membership, f"{mount_point}{membership.path}/{name}" if mount_point else ""
@@ -97,7 +103,7 @@ def gen_joins(
 def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
     name = controller[5:] if controller.startswith("name=") else controller
     for mount in mounts:
-        # The folder bears the controllers' names, by every distribution's custom.
+        # Every distribution names the folder after the controllers.
         folder_names = os.path.basename(mount.mount_point).split(",")
         if mount.filesystem == "cgroup" and mount.root == "/" and name in folder_names:
             return mount.mount_point
@@ -105,32 +111,36 @@ def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
 
 
 def gen_pids(directory: str) -> Iterator[int]:
-    """Pids of all processes in the group at DIRECTORY and in the groups below it."""
+    """Yield the pids of all processes in the group at DIRECTORY and in the groups below."""
     for folder, _children, _files in os.walk(directory):
         try:
             with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
                 for line in file:
                     yield int(line)
         except OSError:
-            continue  # the group went away, or is threaded: its members show in its parent
+            continue  # the group was removed, or is threaded: the members of a threaded group show in its parent
 
 
 def find_container_directory(process_cgroup: bytes, container_id: str = "") -> str | None:
-    """The cgroup folder on the host for a process, from its /proc/PID/cgroup; of its groups that which bears CONTAINER_ID, if one does.
+    """Return the host's folder of the cgroup of a process, found by PROCESS_CGROUP, the text of its /proc/PID/cgroup.
 
-    A runtime (crun), or an init in the container, may have put the process into a group of its own below that.
+    If one of its groups has CONTAINER_ID in its name, that group counts: a runtime (crun), or an init in the container, may have put
+    the process into a group further down. Returns None when no usable hierarchy is mounted.
     """
-    memberships = [replace(one, path=cut_after_id(one.path, container_id)) for one in parse_cgroup(process_cgroup)]
+    memberships = [
+        replace(membership, path=cut_after_id(membership.path, container_id))
+        for membership in parse_cgroup(process_cgroup)
+    ]
     return find_directory(memberships, read_mounts("self", " - cgroup"))
 
 
 def cut_after_id(path: str, container_id: str) -> str:
-    """Return PATH up to the group that bears CONTAINER_ID; all of it where none does, or where the id is not an engine's."""
+    """Return PATH up to the group with CONTAINER_ID in its name; the whole PATH if no group has it or CONTAINER_ID is no engine's id."""
     return cut_after(path, container_id) if ENGINE_ID.match(container_id) else path
 
 
 def cut_after(path: str, container_id: str) -> str:
-    """PATH up to the group whose name bears CONTAINER_ID; all of it where none does."""
+    """Return PATH up to the group with CONTAINER_ID in its name; the whole PATH if no group has it."""
     place = path.find(container_id)
     end = path.find("/", place) if place >= 0 else -1
     return path[:end] if end >= 0 else path

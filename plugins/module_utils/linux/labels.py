@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Labels of AppArmor (profiles) and SELinux (contexts): which one a process has, and how another gets it by its next execve.
+"""Labels of AppArmor (profiles) and SELinux (contexts): read the label of a process, and take it on at the next execve.
 
-Sources: apparmor's proc interface, proc_pid_attr(5).
+Sources: AppArmor's interface in /proc, proc_pid_attr(5).
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 _APPARMOR = "attr/apparmor"
 _ANY = "attr"
-_MODE = re.compile(r" \([a-z]+\)\Z")  # AppArmor says `docker-default (enforce)`
+_MODE = re.compile(r" \([a-z]+\)\Z")  # AppArmor writes `docker-default (enforce)`
 
 
 def parse_label(text: bytes) -> str:
-    """The label from the text of a file `current`, without AppArmor's mode."""
+    """Return the label in TEXT, the text of a file `current` below /proc/PID/attr, without AppArmor's mode."""
     return _MODE.sub("", text.decode("utf-8", "surrogateescape").rstrip("\0\n"))
 
 
 def find_transition(process: Process) -> tuple[str, str]:
-    """The file below /proc/self that the caller writes to, and what, to have PROCESS's label from its next execve on.
+    """Return the file below /proc/self, and the text to write to it, that give the caller PROCESS's label at its next execve.
 
-    Both are empty where there is no such module, or the caller has that label already.
+    Both are '' when the host has no such security module, or when the caller has that label already.
     """
     for folder in (_APPARMOR, _ANY):
         try:
             wanted = parse_label(process.read(f"{folder}/current"))
             with open(f"/proc/self/{folder}/current", "rb") as file:
                 own = parse_label(file.read())
-        except (
-            OSError,
-            ProcessGone,
-        ):  # EINVAL: no module that has labels; ENOENT: a kernel without AppArmor's own folder
+        except (OSError, ProcessGone):
+            # EINVAL: no security module has labels. ENOENT: the kernel has no folder for AppArmor alone.
             continue
         if not wanted or wanted == own:
             return "", ""
@@ -48,7 +46,10 @@ def _is_apparmor(folder: str) -> bool:
 
 
 def set_at_exec(file: str, text: str) -> None:
-    """Do what find_transition has told; /proc must be the host's."""
+    """Write TEXT to FILE below /proc/self, as find_transition returned them, to change the label at the next execve.
+
+    /proc must be the host's.
+    """
     fd = os.open(f"/proc/self/{file}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode("utf-8", "surrogateescape"))

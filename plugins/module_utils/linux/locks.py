@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks between processes of one host, which the kernel drops with their holder (flock(2))."""
+"""Locks between processes of one host. The kernel releases a lock when its holder ends (flock(2))."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _RETRY_S = 0.005
 
 
 class LockTimeout(Exception):
-    """Somebody else held the lock for the whole time."""
+    """Another process held the lock until the time was up."""
 
 
 @contextmanager
 def lock(path: str, timeout_s: float, *, may_make_folder: bool = True) -> Iterator[int]:
-    """Hold the exclusive lock of file PATH, made when missing; gives the file's descriptor.
+    """Hold the exclusive lock of the file PATH while the context lasts, and yield the file's descriptor.
 
-    Its directory is made, too (mode 0700), unless MAY_MAKE_FOLDER is false: then FileNotFoundError says that it is missing.
+    A missing file is made, and so is its folder (mode 0700). With MAY_MAKE_FOLDER false, a missing folder raises FileNotFoundError.
+    Raises LockTimeout when another process holds the lock for TIMEOUT_S.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -33,7 +34,7 @@ def lock(path: str, timeout_s: float, *, may_make_folder: bool = True) -> Iterat
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
             if may_make_folder:
-                continue  # a cleanup took the directory just now
+                continue  # a cleanup has just removed the folder
             raise
         try:
             _wait(fd, path, deadline)
@@ -58,7 +59,7 @@ def _wait(fd: int, path: str, deadline: float) -> None:
 
 
 def _is_still(fd: int, path: str) -> bool:
-    """Whether PATH still names the locked file: a cleanup may have removed it while we waited."""
+    """Return True if PATH still names the locked file FD: a cleanup may have removed the file while we waited."""
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
@@ -68,14 +69,16 @@ def _is_still(fd: int, path: str) -> bool:
 
 
 def tell_holder(fd: int) -> None:
-    """Write into the locked file FD that this process holds it, for find_holder."""
+    """Write this process's pid into the locked file FD, for find_holder."""
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode("ascii"), 0)
 
 
 def find_holder(path: str) -> int | None:
-    """The pid that the holder of the lock PATH has told, 0 where it has not yet; None when nobody holds it, or when the caller may
-    not see it."""
+    """Return the pid of the process that holds the lock PATH; 0 while the holder has not written its pid (tell_holder).
+
+    Returns None when no process holds the lock, or when the caller may not open the file.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, PermissionError):

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Mount tables, detached mounts and loop devices.
 
-A loop device made here has AUTOCLEAR: the kernel frees it with its last user, and the only users
-are descriptors and mounts. So nothing outlives a killed process. Sources: mount_namespaces(7),
-proc(5), loop(4), fsopen(2).
+A loop device that is made here has AUTOCLEAR: the kernel frees the device with its last user. Only descriptors and mounts use it,
+so a killed process leaves no device behind. Sources: mount_namespaces(7), proc(5), loop(4), fsopen(2).
 """
 
 from __future__ import annotations
@@ -41,43 +40,36 @@ _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of /proc/PID/mountinfo; DEVICE is major:minor.
-
-    PEER_GROUP is the group in which its events propagate, MASTER the one that it receives events from; 0 for none
-    (mount_namespaces(7)).
-    """
+    """One mount: a line of /proc/PID/mountinfo (proc(5), mount_namespaces(7))."""
 
     mount_id: int
     parent_id: int
-    device: str
-    root: str
+    device: str  # major:minor
+    root: str  # path, within the file system, of the folder that is mounted
     mount_point: str
-    options: str
-    peer_group: int
-    master: int
+    options: str  # of this mount, such as ro,nosuid
+    peer_group: int  # the group whose members pass mounts and unmounts to each other; 0 for none
+    master: int  # the group that this mount receives mounts and unmounts from; 0 for none
     filesystem: str
     source: str
 
 
 def parse_device(text: str) -> int:
-    """The number of a device, as stat(2) gives it, from major:minor."""
+    """Return the number of a device, as stat(2) gives it, for TEXT in the form major:minor."""
     return os.makedev(*map(int, text.split(":")))
 
 
 @dataclass(frozen=True)
 class LoopDevice:
-    """A bound loop device: its number, its major:minor as mountinfo writes it, and the path its file had.
-
-    The kernel adds ' (deleted)' to the path of an unlinked file.
-    """
+    """A loop device that is bound to a file."""
 
     number: int
-    device: str
-    backing_file: str
+    device: str  # major:minor, as in mountinfo
+    backing_file: str  # the file's path; the kernel adds ' (deleted)' to the path of an unlinked file
 
     @property
     def path(self) -> str:
-        """Its node in the host's /dev."""
+        """The path of the device's node in the host's /dev."""
         return f"/dev/loop{self.number}"
 
 
@@ -86,7 +78,7 @@ def _unescape(field: str) -> str:
 
 
 def parse_mountinfo(lines: Iterable[str]) -> Iterator[Mount]:
-    """Mounts from the lines of /proc/PID/mountinfo (proc(5)); lines that do not fit are passed over."""
+    """Yield a Mount for each of LINES, which come from /proc/PID/mountinfo (proc(5)). Malformed lines are skipped."""
     for line in lines:
         fields = line.rstrip("\n").split(" ")
         try:
@@ -115,9 +107,10 @@ def _find_group(fields: list[str], kind: str) -> int:
 
 
 def read_mounts(pid: int | str = "self", *needles: str) -> list[Mount]:
-    """The mounts that process PID sees, with NEEDLES as read_open_mounts has them; raises OSError when it has ended.
+    """Return the mounts that process PID sees; with NEEDLES, only those whose line holds one of NEEDLES.
 
-    The table of the caller's own mount namespace, the host's, is read however long it is.
+    A process of another mount namespace may have made its table too long: then TableTooLong is raised. The table of the caller's
+    own namespace (the host's) is read whole, whatever its length. Raises OSError when the process has ended.
     """
     is_own = os.path.samefile(f"/proc/{pid}/ns/mnt", "/proc/self/ns/mnt")
     fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -129,21 +122,24 @@ def read_mounts(pid: int | str = "self", *needles: str) -> list[Mount]:
 
 
 def read_open_mounts(fd: int, *needles: str) -> list[Mount]:
-    """The mounts in a stranger's mountinfo that is open as FD; with NEEDLES only those whose line holds one of them. Raises TableTooLong."""
+    """Return the mounts in another process's mountinfo, open as FD; with NEEDLES, only those whose line holds one of NEEDLES.
+
+    Raises TableTooLong when reading the table takes too long.
+    """
     return list(parse_mountinfo(select_lines(read_table(fd), needles)))
 
 
 def select_lines(table: bytes, needles: Sequence[str]) -> list[str]:
-    """The lines of TABLE, the text of a mountinfo; where there are NEEDLES those that hold one of them.
+    """Return the lines of TABLE, the text of a mountinfo; with NEEDLES, only those that hold one of NEEDLES.
 
-    A host with hundreds of containers has a thousand mounts: to look for a word takes a fraction of reading a line.
+    A host with hundreds of containers has a thousand mounts: searching a line for a word takes a fraction of parsing it.
     """
     lines = table.decode("utf-8", "surrogateescape").split("\n")
     return [line for line in lines if not needles or any(needle in line for needle in needles)]
 
 
 def list_devices(*, but: str) -> set[int]:
-    """The devices of this process's mounts that are not of file system BUT, as stat(2) gives them."""
+    """Return the device numbers, as in stat(2), of this process's mounts, except those of file system BUT."""
     with open("/proc/self/mountinfo", "rb") as file:
         lines = select_lines(file.read(), ())
     devices = {line.split(" ", 3)[2] for line in lines if line and f" - {but} " not in line}
@@ -151,7 +147,7 @@ def list_devices(*, but: str) -> set[int]:
 
 
 def gen_loop_devices() -> Iterator[LoopDevice]:
-    """All bound loop devices of the host, from sysfs."""
+    """Yield all bound loop devices of the host, as sysfs lists them."""
     for name in os.listdir("/sys/block"):
         if not name.startswith("loop"):
             continue
@@ -164,16 +160,16 @@ def gen_loop_devices() -> Iterator[LoopDevice]:
 
 
 def _read_device(name: str) -> str:
-    """major:minor of block device NAME; with partitions a loop device's minor is not its number."""
+    """Return major:minor of block device NAME: where loop devices have partitions, a device's minor is not its number."""
     with open(f"/sys/block/{name}/dev", encoding="ascii") as file:
         return file.read().strip()
 
 
 def loop_open(image_fd: int) -> tuple[int, LoopDevice]:
-    """A held descriptor of the one read-only loop device for the file IMAGE_FD, found again or made.
+    """Return the read-only loop device of the file open as IMAGE_FD, with a descriptor of the device; make it when there is none.
 
-    While the descriptor is open the device stays; a mount of it keeps it afterwards.
-    The caller holds a lock on the image, else two callers may make a device each.
+    The device stays while the descriptor is open, and afterwards while it is mounted.
+    The caller must hold a lock on the image: without one, two callers could make a device each.
     """
     wanted = os.fstat(image_fd)
     for device in gen_loop_devices():
@@ -192,7 +188,7 @@ def _loop_is_for(fd: int, wanted: os.stat_result) -> bool:
     try:
         fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
     except OSError:
-        return False  # freed between the look at sysfs and our open
+        return False  # the device was freed between the read of sysfs and our open
     device, inode, _rdevice, offset, size_limit, _number, _type, _key_size, flags = _LOOP_INFO64.unpack(status)[:9]
     return (
         (device, inode) == (wanted.st_dev, wanted.st_ino)
@@ -221,7 +217,7 @@ def _loop_create(image_fd: int) -> tuple[int, LoopDevice]:
 
 
 def _loop_configure(loop_fd: int, image_fd: int, backing_file: str) -> None:
-    """Bind the free loop device LOOP_FD to IMAGE_FD, read-only and with AUTOCLEAR; EBUSY when somebody else has taken it."""
+    """Bind the free loop device LOOP_FD to IMAGE_FD, read-only and with AUTOCLEAR; fail with EBUSY if another process took it."""
     flags = _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR
     info = _LOOP_INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(backing_file)[:63], b"", b"", 0, 0)
     config = (struct.pack("II", image_fd, 0) + info).ljust(_LOOP_CONFIG_SIZE, b"\0")
@@ -231,7 +227,7 @@ def _loop_configure(loop_fd: int, image_fd: int, backing_file: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTTY):
             raise
-    # Before Linux 5.8 it takes two steps, and a kill between them leaves a device that the kernel does not free by itself.
+    # Before Linux 5.8 this takes two steps, and a kill between them leaves a device that the kernel does not free by itself.
     fcntl.ioctl(loop_fd, _LOOP_SET_FD, image_fd)
     try:
         fcntl.ioctl(loop_fd, _LOOP_SET_STATUS64, info)
@@ -241,9 +237,9 @@ def _loop_configure(loop_fd: int, image_fd: int, backing_file: str) -> None:
 
 
 def mount_create(filesystem: str, source: str | None = None, attributes: int = 0, **options: str) -> int:
-    """A detached mount of FILESYSTEM (read-only where SOURCE is a device), as a descriptor.
+    """Make a detached mount of FILESYSTEM, read-only where SOURCE is given, and return its descriptor.
 
-    Mounts of one device share a superblock and its page cache. Close the descriptor to drop the mount.
+    Mounts of one device share a superblock and its page cache. Closing the descriptor drops the mount unless it was attached.
     """
     context = syscalls.fsopen(filesystem)
     try:
@@ -259,7 +255,10 @@ def mount_create(filesystem: str, source: str | None = None, attributes: int = 0
 
 
 def open_beneath(root_fd: int, path: str, flags: int) -> int:
-    """A descriptor for PATH below ROOT_FD that no symlink and no '..' can lead elsewhere."""
+    """Open PATH below ROOT_FD and return the descriptor; no symlink and no '..' can lead out of ROOT_FD.
+
+    Raises OSError: ELOOP for a symlink in PATH, EXDEV for a '..' that leads out (for any '..' before Linux 5.6).
+    """
     path = path.strip("/") or "."
     for attempt in range(_MAX_ATTEMPTS):
         try:
@@ -267,14 +266,14 @@ def open_beneath(root_fd: int, path: str, flags: int) -> int:
         except OSError as error:
             if error.errno == errno.ENOSYS:
                 break
-            # EAGAIN: something was mounted or renamed on the host while a '..' was looked at (openat2(2)).
+            # EAGAIN: a mount or rename on the host happened while the kernel resolved a '..' (openat2(2)).
             if error.errno != errno.EAGAIN or attempt == _MAX_ATTEMPTS - 1:
                 raise
     return _walk_beneath(root_fd, path.split("/"), flags)
 
 
 def _walk_beneath(root_fd: int, names: list[str], flags: int) -> int:
-    """The same, before Linux 5.6: folder by folder."""
+    """Open the path of NAMES below ROOT_FD folder by folder, for kernels without openat2 (before Linux 5.6)."""
     if ".." in names:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
     fd = os.dup(root_fd)
@@ -282,7 +281,7 @@ def _walk_beneath(root_fd: int, names: list[str], flags: int) -> int:
         for name in names[:-1]:
             if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            # O_NOFOLLOW: it may have become a link meanwhile.
+            # O_NOFOLLOW: the folder may have been replaced by a link since the check.
             child_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
             fd = child_fd

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run a function in other processes' mount namespaces and get its results or exceptions back.
+"""Run a function in the mount namespaces of other processes, and return its results or exceptions.
 
-The function runs in a forked child that can be killed (bounded.py): a container may serve its own /dev from a FUSE process.
-Source: setns(2), pid_namespaces(7).
+The function runs in a forked child that can be killed (bounded.py), for it may hang: a container may serve its own /dev from a FUSE
+process. Source: setns(2), pid_namespaces(7).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 @dataclass(frozen=True)
 class MountNamespace:
-    """A process's mount namespace and root directory, as descriptors that pin both."""
+    """The mount namespace and the root directory of a process, kept alive by descriptors."""
 
     namespace_fd: int
     root_fd: int
 
     def stat_owner(self) -> os.stat_result:
-        """The user namespace that it belongs to: what its owner may do, whoever has capabilities in there may."""
+        """Return the stat of the user namespace that owns this mount namespace: capabilities in there are valid for it."""
         fd = open_owner(self.namespace_fd)
         try:
             return os.fstat(fd)
@@ -35,13 +35,13 @@ class MountNamespace:
             os.close(fd)
 
     def close(self) -> None:
-        """Let go of both."""
+        """Close both descriptors."""
         os.close(self.namespace_fd)
         os.close(self.root_fd)
 
 
 def open_mount_namespace(process: Process) -> MountNamespace:
-    """The mount namespace of PROCESS; raises ProcessGone when it has ended."""
+    """Open the mount namespace and the root of PROCESS; raises ProcessGone when PROCESS has ended. The caller has to close it."""
     namespace_fd = process.open("ns/mnt")
     with ExitStack() as undo:
         undo.callback(os.close, namespace_fd)
@@ -51,7 +51,7 @@ def open_mount_namespace(process: Process) -> MountNamespace:
 
 
 def enter_mount_namespace(namespace: MountNamespace) -> None:
-    """Put the calling process into NAMESPACE, with its root as root directory."""
+    """Move the calling process into NAMESPACE, and make NAMESPACE's root its root and working directory."""
     syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
     os.fchdir(namespace.root_fd)
     os.chroot(".")
@@ -64,31 +64,32 @@ def run_in_mount_namespaces(
     timeout_s: float,
     prepare: Callable[[], None] | None = None,
 ) -> list[Any]:
-    """FUNCTION(index) run inside each of NAMESPACES; its result, or the OSError it ended with, by index.
+    """Call FUNCTION(index) inside each of NAMESPACES, and return for each its result, or the OSError that it raised.
 
-    FUNCTION returns what JSON can hold. KEEP are the descriptors it uses. Each call has TIMEOUT_S. A child calls PREPARE
-    before it enters the first one.
+    The calls run in a child. FUNCTION returns values that JSON can hold; KEEP are the descriptors it uses. A call that takes more
+    than TIMEOUT_S gives TimeoutError. Every child calls PREPARE once, before it enters a namespace.
     """
     is_prepared = False
 
     def call(index: int) -> Any:
-        nonlocal is_prepared  # of this child; another one has its own
+        nonlocal is_prepared  # each child has its own copy
         if prepare is not None and not is_prepared:
             prepare()
             is_prepared = True
         enter_mount_namespace(namespaces[index])
         return function(index)
 
-    pinned = [fd for one in namespaces for fd in (one.namespace_fd, one.root_fd)]
+    pinned = [fd for namespace in namespaces for fd in (namespace.namespace_fd, namespace.root_fd)]
     return bounded.run(len(namespaces), call, [*keep, *pinned], timeout_s)
 
 
 def read_mountinfo(namespace_fds: Sequence[int], needles: Sequence[str], timeout_s: float) -> list[list[str] | OSError]:
-    """The lines of mountinfo as seen from the root of each mount namespace of NAMESPACE_FDS, or the OSError by which it cannot be read.
+    """Return, for each mount namespace of NAMESPACE_FDS, the lines of its mountinfo, or the OSError that kept it from being read.
 
-    Of NEEDLES, where there are any, each line holds one. Each look has TIMEOUT_S.
+    The lines show the mounts from the root of the namespace. With NEEDLES, only lines that hold one of NEEDLES are returned.
+    Each namespace has TIMEOUT_S.
     """
-    own_fds: list[int] = []  # of the child
+    own_fds: list[int] = []  # each child has its own copy
 
     def call(index: int) -> list[str]:
         if not own_fds:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many descriptors this process may have: a login's soft limit is often 1024. Source: getrlimit(2)."""
+"""Raise the limit of open descriptors of this process: a login's soft limit is often 1024. Source: getrlimit(2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Iterator
 
 @contextmanager
 def allow(count: int) -> Iterator[None]:
-    """Have this process open COUNT files while the context lasts, or as many as its hard limit lets it."""
+    """Allow this process COUNT open descriptors while the context lasts, or as many as its hard limit permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

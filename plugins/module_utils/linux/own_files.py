@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Folders and files of ours, with modes that are set here and never inherited: root's umask may be anything."""
+"""Make the collection's own folders and files, with modes that do not depend on root's umask."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN, 
 
 PRIVATE = 0o700
 PUBLIC = 0o755
-# The places of a host that are ours alone. The store, and captures that a login user fetches, are below the second one.
+# The collection's own folders on a host. STATE is public: it holds the store, and captures that a login user fetches.
 _TOPS = {RUN: PRIVATE, STATE: PUBLIC}
 _ATTEMPTS = 100
 
 
 def make_folder(path: str, mode: int = PRIVATE) -> None:
-    """Make the folder PATH, of ours, with exactly MODE; one that is there is given that.
+    """Make the collection's folder PATH with exactly MODE, or give MODE to the folder that is there.
 
-    Also those above it, as far as they are ours. Raises FleetError where one is a link, no folder, or somebody else's: who owns
-    it could exchange all that is in there.
+    The folders above PATH are made likewise as far as they are the collection's own; RUN and STATE have fixed modes.
+    Raises FleetError when one of them is a link, is no folder, or belongs to another user: its owner could exchange all files in it.
     """
-    top = next((one for one in _TOPS if path == one or path.startswith(one + "/")), path)
+    top = next((folder for folder in _TOPS if path == folder or path.startswith(folder + "/")), path)
     names = [name for name in path[len(top) :].split("/") if name]
     folders = [os.path.join(top, *names[:count]) for count in range(len(names) + 1)]
     for _attempt in range(_ATTEMPTS):
-        with suppress(FileNotFoundError):  # a cleanup took one just now
+        with suppress(FileNotFoundError):  # a cleanup has just removed one of the folders
             make_missing(os.path.dirname(top) or "/", PUBLIC)
             for folder in folders:
                 _make_one(folder, _TOPS.get(folder, mode))
             return
-    raise FleetError(f"{path} cannot be made: somebody removes it again and again")
+    raise FleetError(
+        f"{path} cannot be made: another process removes it again and again; end that process, and try again"
+    )
 
 
 def _make_one(folder: str, mode: int) -> None:
@@ -59,7 +61,7 @@ def _make_one(folder: str, mode: int) -> None:
 
 
 def make_missing(path: str, mode: int = PRIVATE) -> None:
-    """Make the folder PATH, and those above it, with exactly MODE where they are missing; what is there stays as it is."""
+    """Make the folder PATH, and missing folders above, with exactly MODE; leave folders that are there as they are."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
@@ -75,5 +77,8 @@ def make_missing(path: str, mode: int = PRIVATE) -> None:
 
 
 def open_private(path: str, flags: int) -> int:
-    """An opener for open(): a file that it makes is for its owner only, and no link is followed to one."""
+    """Open PATH with FLAGS, and return the descriptor: an opener for open().
+
+    A new file is readable and writable by its owner only. Raises OSError ELOOP when PATH is a symbolic link.
+    """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

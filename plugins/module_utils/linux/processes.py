@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One process, held so that a dead or recycled pid can only fail, and /proc read for many.
+"""Hold a process so that its pid cannot come to mean another process, and read /proc about many processes.
 
-A descriptor of the directory /proc/PID belongs to the process, not to the number: once the
-process is gone every look through it fails with ESRCH, whoever has the number by then.
+A descriptor of the directory /proc/PID belongs to the process, not to the number. Once the process has ended, every read through
+the descriptor fails with ESRCH, even if a new process has the number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NS_GET_OWNER_UID = 0xB704
 
 
 class ProcessGone(Exception):
-    """Process PID ended before or while it was looked at."""
+    """Process PID has ended before or while it was inspected."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"process {pid} has ended")
@@ -31,16 +31,16 @@ class ProcessGone(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """One thread: its ids on the host, its process, its name, its id in its innermost pid namespace."""
+    """One thread of a process."""
 
-    tid: int
-    tgid: int
-    comm: str
-    container_tid: int
+    tid: int  # on the host
+    tgid: int  # pid of its process, on the host
+    comm: str  # name
+    container_tid: int  # in its innermost pid namespace
 
 
 def parse_status(status: bytes) -> dict[str, str]:
-    """Field name → value from the text of /proc/PID/status (proc(5))."""
+    """Return the fields of STATUS, the text of /proc/PID/status, by name (proc(5))."""
     fields = {}
     for line in status.decode("utf-8", "replace").split("\n"):
         name, colon, value = line.partition(":")
@@ -50,11 +50,14 @@ def parse_status(status: bytes) -> dict[str, str]:
 
 
 class Process:
-    """A process that is held. Use as a context manager; every method raises ProcessGone when it died."""
+    """A process that is held by a descriptor of its /proc/PID. Use as a context manager.
+
+    The methods that read raise ProcessGone when the process has ended, and so does Process(PID) itself.
+    """
 
     def __init__(self, pid: int) -> None:
         if pid <= 1:
-            raise ProcessGone(pid)  # Docker says 0 for a stopped container; 1 is the host's own first process
+            raise ProcessGone(pid)  # Docker gives 0 for a stopped container; 1 is the init process of the host
         self.pid = pid
         try:
             self._fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -68,20 +71,20 @@ class Process:
         self.close()
 
     def close(self) -> None:
-        """Let go of the process. Calling it again does nothing."""
+        """Close the descriptor of the process; further calls do nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of /proc/PID/NAME; for namespaces and root this follows the kernel's own link."""
+        """Open /proc/PID/NAME and return the descriptor; the kernel's links for namespaces and root are followed."""
         try:
             return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
         except (ProcessLookupError, FileNotFoundError) as error:
             raise ProcessGone(self.pid) from error
 
     def read(self, name: str) -> bytes:
-        """The bytes of /proc/PID/NAME."""
+        """Return the bytes of /proc/PID/NAME."""
         fd = self.open(name)
         try:
             return read_all(fd)
@@ -91,29 +94,29 @@ class Process:
             os.close(fd)
 
     def kill(self, signal_number: int) -> None:
-        """Send SIGNAL_NUMBER to this very process; nothing happens when it has ended (pidfd_send_signal(2))."""
+        """Send SIGNAL_NUMBER to this very process; do nothing when it has ended (pidfd_send_signal(2))."""
         try:
             syscalls.pidfd_send_signal(self._fd, signal_number)
         except ProcessLookupError:
             return
 
     def read_link(self, name: str) -> str:
-        """What the link /proc/PID/NAME says."""
+        """Return the target of the link /proc/PID/NAME."""
         try:
             return os.readlink(name, dir_fd=self._fd)
         except (ProcessLookupError, FileNotFoundError) as error:
             raise ProcessGone(self.pid) from error
 
     def namespace(self, kind: str) -> str:
-        """The identity of one of its namespaces, such as mnt:[4026531841]; KIND is a name in /proc/PID/ns."""
+        """Return the identity of its namespace of KIND, a name in /proc/PID/ns; the form is mnt:[4026531841]."""
         return self.read_link(f"ns/{kind}")
 
     def read_start_ticks(self) -> int:
-        """When it started, in clock ticks since boot: with its pid this names it for as long as the host is up (proc(5))."""
+        """Return its start time in clock ticks since boot (proc(5)): with the pid, this identifies the process until the next boot."""
         return parse_start_ticks(self.read("stat"))
 
     def read_owner(self) -> int:
-        """The user who made its user namespace; 0 for the host's own."""
+        """Return the number of the user who made its user namespace; 0 for the host's own namespace."""
         fd = self.open("ns/user")
         try:
             return _read_owner(fd)
@@ -121,7 +124,10 @@ class Process:
             os.close(fd)
 
     def read_mount_owner(self) -> int:
-        """The user who made the user namespace that its mount namespace belongs to, which need not be its own; 0 for the host's."""
+        """Return the number of the user who made the user namespace that owns its mount namespace; 0 for the host's.
+
+        That user namespace need not be the one that the process is in.
+        """
         fd = self.open("ns/mnt")
         try:
             user_fd = open_owner(fd)
@@ -134,7 +140,7 @@ class Process:
 
 
 def open_owner(namespace_fd: int) -> int:
-    """A descriptor of the user namespace that the namespace NAMESPACE_FD belongs to (ioctl_ns(2))."""
+    """Return a descriptor of the user namespace that owns the namespace NAMESPACE_FD (ioctl_ns(2))."""
     return fcntl.ioctl(namespace_fd, _NS_GET_USERNS)
 
 
@@ -144,12 +150,13 @@ def _read_owner(user_namespace_fd: int) -> int:
 
 
 def parse_start_ticks(stat: bytes) -> int:
-    """Field 22 of the text of /proc/PID/stat; the name of the process, field 2, may hold anything."""
+    """Return field 22, the start time in clock ticks since boot, of STAT, the text of /proc/PID/stat."""
+    # The name of the process, field 2, may hold blanks and parentheses: the fields are counted from its end.
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
 def read_start_ticks(pid: int) -> int | None:
-    """When process PID started, as Process.read_start_ticks tells it; None when there is none."""
+    """Return the start time of process PID in clock ticks since boot; None when it has ended."""
     try:
         with Process(pid) as process:
             return process.read_start_ticks()
@@ -158,7 +165,7 @@ def read_start_ticks(pid: int) -> int | None:
 
 
 def read_all(fd: int) -> bytes:
-    """All bytes from FD up to its end."""
+    """Return all bytes from FD up to its end."""
     parts: list[bytes] = []
     while True:
         part = os.read(fd, 65536)
@@ -168,12 +175,15 @@ def read_all(fd: int) -> bytes:
 
 
 def read_pids() -> list[int]:
-    """The pids of all processes that the caller can see now."""
+    """Return the pids of all processes that the caller can see now."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def set_title(title: str) -> None:
-    """Have TITLE shown as the calling process's name and command line (as setproctitle does), and no environment: others may see it."""
+    """Show TITLE as the calling process's name and command line, as setproctitle does.
+
+    This also clears the environment in /proc/PID/environ, which others may be able to read.
+    """
     syscalls.set_process_name(title)
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
@@ -187,12 +197,15 @@ def set_title(title: str) -> None:
 
 
 def gen_holders(inodes: Container[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield the processes that have one of INODES (device and number) open, each with the inode; those that can be seen in /proc."""
+    """Yield (pid, inode) for each open descriptor of one of INODES, each inode given as (device, number).
+
+    Processes that the caller may not inspect in /proc are left out.
+    """
     for pid in read_pids():
         try:
             names = os.listdir(f"/proc/{pid}/fd")
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended, or the caller may not inspect it
         for name in names:
             try:
                 status = os.stat(f"/proc/{pid}/fd/{name}")
@@ -203,12 +216,12 @@ def gen_holders(inodes: Container[tuple[int, int]]) -> Iterator[tuple[int, tuple
 
 
 def is_alive(tid: int) -> bool:
-    """Whether there is a thread TID."""
+    """Return True if a thread TID exists."""
     return os.path.exists(f"/proc/{tid}")
 
 
 def read_threads(pid: int) -> list[int]:
-    """The thread ids of process PID; empty when it has ended."""
+    """Return the thread ids of process PID; [] when it has ended."""
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError):
@@ -216,12 +229,12 @@ def read_threads(pid: int) -> list[int]:
 
 
 def read_task(tid: int) -> Task | None:
-    """Who thread TID is; None when it has ended."""
+    """Return the Task that describes thread TID; None when it has ended."""
     try:
         with open(f"/proc/{tid}/status", "rb") as file:
             status = parse_status(file.read())
         with open(f"/proc/{tid}/comm", "rb") as file:
-            # The name as the process set it: status would escape it.
+            # `comm` has the name as the process set it, while `status` escapes the name.
             comm = file.read()[:-1].decode("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -234,7 +247,7 @@ def read_task(tid: int) -> Task | None:
 
 
 def read_parent(pid: int) -> int:
-    """The parent's pid, 0 when PID has ended."""
+    """Return the pid of the parent of process PID; 0 when PID has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
@@ -244,6 +257,6 @@ def read_parent(pid: int) -> int:
 
 
 def read_comm(pid: int) -> str:
-    """The name of process PID; '' when it has ended."""
+    """Return the name of process PID; '' when it has ended."""
     task = read_task(pid)
     return task.comm if task else ""

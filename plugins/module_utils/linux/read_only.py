@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A read-only view of the caller's files, for programs that will stand where strangers can reach what they have mapped.
+"""A read-only view of the host's files, for helper processes that a container's processes may be able to trace.
 
-Whoever may trace a process reaches its program and libraries through /proc/PID/exe and /proc/PID/map_files, by the mounts that the
-process has them from. Those are read-only in a mount namespace of its own. Sources: mount_namespaces(7), mount_setattr(2).
+A process that may trace another one reaches its program and libraries through /proc/PID/exe and /proc/PID/map_files. The kernel
+grants it the mounts by which the traced process opened them. In the mount namespace made here, these mounts are read-only, so a
+container cannot write to the host's files. Sources: mount_namespaces(7), mount_setattr(2).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
 
-# Options of a mount that a remount has to repeat, else they would be gone (mount(2)).
+# Options that a remount has to repeat: the kernel clears those that are not given (mount(2)).
 _KEPT = {
     "nosuid": 2,
     "nodev": 4,
@@ -25,15 +26,16 @@ _KEPT = {
     "nodiratime": 2048,
     "relatime": 1 << 21,
 }
-# Covered by another mount, not to be entered, or on a server that is gone: nothing that is started comes from there.
+# The mount is covered by another one, may not be entered, or is on a server that is gone: no program can be started from it.
 _UNREACHABLE = (errno.ENOENT, errno.EINVAL, errno.EACCES, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EHOSTDOWN)
 
 
 @contextmanager
 def enter_read_only_view() -> Iterator[None]:
-    """Have the calling process see all file systems but /proc read-only while the context lasts; what it starts meanwhile goes on so.
+    """Show the calling process all file systems but /proc read-only while the context lasts.
 
-    The host's unmounts reach the view, so that it keeps no file system of a host with shared mounts busy. The caller must be single-threaded.
+    Processes that are started meanwhile keep this view. Unmounts on a host with shared mounts reach the view, so it keeps no file
+    system busy. The caller must be single-threaded. Raises OSError when the file system of Python stays writable.
     """
     own_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -48,7 +50,7 @@ def enter_read_only_view() -> Iterator[None]:
             yield
         finally:
             syscalls.setns(own_fd, syscalls.CLONE_NEWNS)
-            # To enter a mount namespace leads to its root.
+            # setns has set the root and the working directory to the root of the mount namespace.
             os.fchdir(root_fd)
             os.chroot(".")
             os.fchdir(folder_fd)
@@ -58,7 +60,7 @@ def enter_read_only_view() -> Iterator[None]:
 
 
 def make_read_only() -> None:
-    """Make all mounts of the caller's mount namespace read-only, but for that of /proc."""
+    """Make all mounts of the caller's mount namespace read-only, except the mount of /proc."""
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -74,7 +76,10 @@ def make_read_only() -> None:
 
 
 def remount_read_only() -> None:
-    """Do what make_read_only does, mount by mount and by their paths. Covered mounts, which no path leads to, stay as they are."""
+    """Remount each mount of the caller's mount namespace read-only, except /proc, for kernels without mount_setattr (before Linux 5.12).
+
+    Mounts that are covered by others stay as they are, for no path leads to them.
+    """
     for mount in mounts.read_mounts():
         options = mount.options.split(",")
         if mount.mount_point == "/proc" or "ro" in options:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The seccomp filters of a process, read by ptrace and installed in another one.
+"""Read the seccomp filters of a process by ptrace, and install them in another process.
 
-Sources: ptrace(2), seccomp(2). To be read a process is stopped for some ten microseconds; should its reader be killed
-meanwhile, the kernel lets it go on.
+Reading stops the process for some ten microseconds. If the reader is killed meanwhile, the kernel lets the process go on.
+Sources: ptrace(2), seccomp(2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSTRUCTION_BYTES = 8
 _STOP_S = 5.0  # a process that hangs in the kernel does not stop
 
 
-# By machine: its number in seccomp's data (linux/audit.h), and those of the calls by which one process looks into another.
+# By machine: its number in seccomp's data (linux/audit.h), and the numbers of the calls by which one process inspects another.
 _TRACING = {
     "x86_64": (0xC000003E, {"ptrace": 101, "process_vm_readv": 310}),
     "aarch64": (0xC00000B7, {"ptrace": 117, "process_vm_readv": 270}),
@@ -38,11 +38,11 @@ _TRACING = {
     "ppc64le": (0xC0000015, {"ptrace": 26, "process_vm_readv": 351}),
     "s390x": (0x80000016, {"ptrace": 26, "process_vm_readv": 340}),
 }
-# Of classic BPF, linux/bpf_common.h.
+# Instructions of classic BPF (linux/bpf_common.h).
 _LOAD, _LOAD_NUMBER, _JUMP, _JUMP_IF_EQUAL, _RETURN, _RETURN_ACCUMULATOR = 0x20, 0x00, 0x05, 0x15, 0x06, 0x16
-_CALL, _MACHINE = 0, 4  # where struct seccomp_data has them
+_CALL, _MACHINE = 0, 4  # offsets in struct seccomp_data
 _ALLOW = 0x7FFF0000
-_FEIGN = 0x00050000  # SECCOMP_RET_ERRNO with no error: the call is not made, and its caller is told that it was
+_FEIGN = 0x00050000  # SECCOMP_RET_ERRNO with error 0: the kernel skips the call and reports success to the caller
 _MAX_INSTRUCTIONS = 4096
 
 
@@ -53,10 +53,11 @@ class _Program(ctypes.Structure):
 
 
 def read_filters(pid: int) -> list[bytes]:
-    """The filters of thread PID in the order in which they were installed; the calling process must have no other use of SIGALRM.
+    """Return the seccomp filters of thread PID as BPF programs, in the order of their installation.
 
-    Raises OSError: EPERM when somebody traces it already, EINVAL when the kernel was built without CONFIG_CHECKPOINT_RESTORE,
-    ETIMEDOUT when it did not stop. After an error the caller has to end, for only that surely lets go of the process.
+    The call uses SIGALRM. Raises OSError: EPERM when another process traces the thread, EINVAL when the kernel lacks
+    CONFIG_CHECKPOINT_RESTORE, ETIMEDOUT when the thread did not stop, ESRCH when it has just ended.
+    After an error the calling process has to end: only its end is sure to detach it from the thread.
     """
     syscalls.ptrace(_PTRACE_SEIZE, pid)
     syscalls.ptrace(_PTRACE_INTERRUPT, pid)
@@ -68,7 +69,7 @@ def read_filters(pid: int) -> list[bytes]:
 
 
 def _wait_for_stop(pid: int) -> int:
-    """Wait until PID has stopped; the signal that it was about to get, for it is to have that after all."""
+    """Wait until PID has stopped, and return the signal that stopped it, which the detach must deliver; 0 for our own stop."""
 
     def give_up(*_: Any) -> None:
         raise OSError(errno.ETIMEDOUT, f"it did not stop in {_STOP_S:g} s")
@@ -101,12 +102,13 @@ def _gen_filters(pid: int) -> Iterator[bytes]:
 
 
 def let_trace(instructions: bytes, machine: str) -> bytes:
-    """Return a filter that lets the calls pass by which a process of MACHINE traces others, and does as INSTRUCTIONS say with all else.
+    """Return a filter that allows ptrace and process_vm_readv on MACHINE, and decides all other calls as INSTRUCTIONS do.
 
-    The filter comes back unchanged where MACHINE is not known or there is no room. Source: Documentation/networking/filter.rst.
+    INSTRUCTIONS come back unchanged when MACHINE is not known, or when the filter has no room for more instructions.
+    Source: Documentation/networking/filter.rst.
     """
     number, calls = _TRACING.get(machine, (0, {}))
-    # The jumps are relative: as many instructions are passed over. The last one leaves the accumulator as a program may expect it.
+    # A jump gives the number of instructions to skip. The last instruction clears the accumulator, as a program finds it at its start.
     steps = [(_LOAD, 0, 0, _MACHINE), (_JUMP_IF_EQUAL, 0, len(calls) + 2, number), (_LOAD, 0, 0, _CALL)]
     for index, call in enumerate(calls.values()):
         last = index == len(calls) - 1
@@ -118,10 +120,10 @@ def let_trace(instructions: bytes, machine: str) -> bytes:
 
 
 def refuse_openly(instructions: bytes) -> bytes:
-    """Return a filter that answers EPERM where INSTRUCTIONS feign success, and does as they say with all else.
+    """Return a filter that fails a call with EPERM where INSTRUCTIONS feign its success, and else decides as INSTRUCTIONS do.
 
-    Who puts itself under a stranger's filter could not tell otherwise whether it has lost its capabilities, or is its own child. Raises
-    OSError (E2BIG) where there is no room.
+    A process under a container's filter must know that a call failed: a feigned capset would leave it its capabilities, and a feigned
+    fork would make it take itself for its own child. Raises OSError E2BIG when the filter has no room for more instructions.
     """
     steps = list(struct.iter_unpack("HBBI", instructions))
     refusal = (_RETURN, 0, 0, _FEIGN | errno.EPERM)
@@ -136,12 +138,15 @@ def refuse_openly(instructions: bytes) -> bytes:
     if returns_computed:
         steps += [(_JUMP_IF_EQUAL, 0, 1, _FEIGN), refusal, (_RETURN_ACCUMULATOR, 0, 0, 0)]
     if len(steps) > _MAX_INSTRUCTIONS:
-        raise OSError(errno.E2BIG, "its seccomp filter is too long to be put under: use rights=host")
+        raise OSError(errno.E2BIG, "its seccomp filter is too long to be installed for the command: use rights=host")
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def install_filter(instructions: bytes) -> None:
-    """Put the calling thread under one more filter, which feigns nothing (refuse_openly); needs CAP_SYS_ADMIN or no_new_privs."""
+    """Install the filter INSTRUCTIONS, changed by refuse_openly, in the calling thread; needs CAP_SYS_ADMIN or no_new_privs.
+
+    Raises OSError E2BIG when refuse_openly finds no room.
+    """
     instructions = refuse_openly(instructions)
     program = _Program(len(instructions) // _INSTRUCTION_BYTES, instructions)
     syscalls.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files of somebody who may be hostile: looked at before they are opened, and opened only where they are regular.
+"""Open files that may be hostile, such as a container's, only if they are regular files.
 
-To open a device or a pipe does something (a driver's open, a wait for a writer). So a path is first held as a place (O_PATH), which
-opens nothing, and that very place is opened then, whatever its name has become meanwhile. Both may hang on a file system that
-never answers: call it in a child that can be killed (bounded.py). Sources: open(2), openat2(2), proc(5).
+Opening a device or a pipe has effects: it calls a driver, or waits for a writer. So a path is first opened by O_PATH, which has no
+effect. If that descriptor is of a regular file, the same file is opened through it, whatever its name has become meanwhile.
+Both steps may hang on a file system that never answers: call them in a child that can be killed (bounded.py).
+Sources: open(2), openat2(2), proc(5).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import stat
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
-TIMEOUT_S = 10.0  # for one container's files, which are small or read in parts
+TIMEOUT_S = 10.0  # for the files of one container, which are small or read in parts
 _KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
@@ -27,13 +28,13 @@ _KINDS = {
 
 
 class StrangeFile(FleetError):
-    """There is no regular file; the text says what there is instead and does not name it."""
+    """The path leads to something other than a regular file; the text says to what, without the path."""
 
 
 def open_regular(root_fd: int, path: str) -> int:
-    """A descriptor to read PATH by, found as if ROOT_FD were the root; links of /proc are not followed.
+    """Open the regular file PATH for reading, resolved as if ROOT_FD were the root, and return the descriptor.
 
-    Raises StrangeFile where it is no regular file, and OSError.
+    Raises StrangeFile when it is no regular file; OSError when it cannot be opened, and for magic links (those of /proc).
     """
     resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
     place_fd = syscalls.openat2(root_fd, path, os.O_PATH, resolve)
@@ -41,14 +42,17 @@ def open_regular(root_fd: int, path: str) -> int:
         mode = os.fstat(place_fd).st_mode
         if not stat.S_ISREG(mode):
             raise StrangeFile(f"it is no regular file but {_KINDS.get(stat.S_IFMT(mode), 'something else')}")
-        # Another one's lease must not keep us waiting.
+        # O_NONBLOCK: the lease of another process must not keep us waiting.
         return os.open(f"/proc/self/fd/{place_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     finally:
         os.close(place_fd)
 
 
 def read_regular(root_fd: int, path: str, max_bytes: int) -> bytes:
-    """The first MAX_BYTES of it at most. What has no size, such as a file of /proc, is not read."""
+    """Return the first MAX_BYTES, or fewer, of the regular file PATH, resolved as if ROOT_FD were the root.
+
+    Files that report the size 0, such as those of /proc, give b"". Raises StrangeFile and OSError, as open_regular does.
+    """
     fd = open_regular(root_fd, path)
     try:
         left = min(max_bytes, os.fstat(fd).st_size)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""System calls that Python's library lacks, each a function that returns or raises OSError.
+"""System calls that Python's library lacks, as functions that raise OSError when the kernel refuses.
 
-Numbers above 423 are the same on every architecture of Linux, so no table per architecture
-is needed. Sources: the man pages named in each docstring.
+Numbers above 423 are the same on every architecture of Linux, so they need no table per architecture.
+Sources: the man pages that the docstrings name.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _SYS_PIDFD_OPEN = 434
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
-# The one call used here that is older than the common numbers: keyctl, by the kernel's names of machines.
+# keyctl is the only call used here that is older than the common numbers. The kernel's name of the machine → keyctl's number.
 _SYS_KEYCTL = {
     "x86_64": 250,
     "aarch64": 219,
@@ -108,7 +108,7 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 def _check(result: int, *what: object) -> int:
-    """The one place where a C return value becomes OSError, with WHAT to name the object."""
+    """Return RESULT of a C function; raise OSError from errno when it is negative. WHAT names the call and its object in the text."""
     if result < 0:
         error = ctypes.get_errno()
         names = " ".join(str(part) for part in what)
@@ -125,86 +125,92 @@ def _long(value: int) -> ctypes.c_long:
 
 
 def setns(fd: int, kind: int = 0) -> None:
-    """Move the calling thread into the namespace that FD refers to: setns(2)."""
+    """Move the calling thread into the namespace that FD refers to; KIND (CLONE_NEW…) demands its kind, 0 allows any: setns(2)."""
     _check(_libc.setns(fd, kind), "setns")
 
 
 def unshare(flags: int) -> None:
-    """Give the calling process copies of the namespaces in FLAGS: unshare(2)."""
+    """Move the calling process into new namespaces of the kinds in FLAGS (CLONE_NEW…): unshare(2)."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount_make_private(path: str) -> None:
-    """Stop all propagation below PATH, recursively: mount_namespaces(7)."""
+    """Stop all propagation to and from the mount at PATH and the mounts below it: mount_namespaces(7)."""
     flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
     _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rprivate", path)
 
 
 def mount_make_slave(path: str) -> None:
-    """Have mounts and unmounts come in from where PATH was copied, recursively, and none go out: mount_namespaces(7)."""
+    """Make the mount at PATH and the mounts below it slaves: they receive mounts and unmounts, and send none: mount_namespaces(7)."""
     flags = ctypes.c_ulong(MS_REC | MS_SLAVE)
     _check(_libc.mount(b"none", os.fsencode(path), None, flags, None), "mount --make-rslave", path)
 
 
 def mount(source: str, target: str, filesystem: str, flags: int) -> None:
-    """Mount the FILESYSTEM on SOURCE at TARGET: mount(2)."""
+    """Mount SOURCE, of type FILESYSTEM, at the path TARGET with FLAGS (MS_…): mount(2)."""
     arguments = (os.fsencode(source), os.fsencode(target), os.fsencode(filesystem), ctypes.c_ulong(flags), None)
     _check(_libc.mount(*arguments), "mount", source)
 
 
 def umount2(path: str, flags: int) -> None:
-    """Unmount what is mounted at PATH: umount2(2)."""
+    """Unmount the topmost mount at PATH, with FLAGS (MNT_DETACH, UMOUNT_NOFOLLOW): umount2(2)."""
     _check(_libc.umount2(os.fsencode(path), flags), "umount", path)
 
 
 def prctl(option: int, first: int = 0, second: int = 0) -> int:
-    """One of the operations of prctl(2)."""
+    """Call prctl(2) for the operation OPTION with two numeric arguments, and return its result."""
     return _check(_libc.prctl(option, ctypes.c_ulong(first), ctypes.c_ulong(second), 0, 0), "prctl", option)
 
 
 def set_parent_death_signal(signal_number: int) -> None:
-    """Have SIGNAL_NUMBER sent to this process when its parent dies: prctl(2)."""
+    """Ask the kernel to send SIGNAL_NUMBER to this process when its parent dies: prctl(2)."""
     prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def set_child_subreaper() -> None:
-    """Have orphaned descendants (of the same pid namespace) become children of this process: prctl(2)."""
+    """Make this process the parent of its orphaned descendants in the same pid namespace: prctl(2)."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_no_new_privileges() -> None:
-    """Have no program that this process or its children run gain privileges, by setuid bits or file capabilities: prctl(2)."""
+    """Keep this process and its future children from gaining privileges by setuid bits or file capabilities: prctl(2)."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def set_undumpable() -> None:
-    """Let nobody look into this process without CAP_SYS_PTRACE in the user namespace it came from, until it execs: prctl(2)."""
+    """Protect this process from being traced or read until its next execve: prctl(2).
+
+    Only processes with CAP_SYS_PTRACE in the user namespace of its last execve may still do so.
+    """
     prctl(_PR_SET_DUMPABLE, 0)
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set three of the calling thread's capability sets: capset(2)."""
+    """Set the calling thread's effective, permitted and inheritable capabilities, each a set of bits: capset(2)."""
     low = 0xFFFFFFFF
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     sets = (effective, permitted, inheritable)
-    data = struct.pack("6I", *(one & low for one in sets), *(one >> 32 for one in sets))
+    data = struct.pack("6I", *(bits & low for bits in sets), *(bits >> 32 for bits in sets))
     _check(_libc.capset(header, data), "capset")
 
 
 def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
-    """One of the requests of ptrace(2)."""
+    """Send REQUEST (PTRACE_…) about thread PID, and return the result: ptrace(2)."""
     return _check(
         _libc.ptrace(_long(request), _long(pid), ctypes.c_void_p(address), ctypes.c_void_p(data)), "ptrace", pid
     )
 
 
 def pidfd_open(pid: int) -> int:
-    """A descriptor of process PID, which can be read from when it has ended: pidfd_open(2), Linux 5.3."""
+    """Return a descriptor of process PID that becomes readable when the process has ended: pidfd_open(2), Linux 5.3."""
     return _check(_libc.syscall(_long(_SYS_PIDFD_OPEN), _long(pid), _long(0)), "pidfd_open", pid)
 
 
 def join_new_session_keyring() -> None:
-    """Leave the caller's session keyring for an empty one: keyctl(2); raises OSError ENOSYS where its number is not known."""
+    """Replace the caller's session keyring by a new, empty one: keyctl(2).
+
+    Raises OSError ENOSYS on an architecture for which this module does not know the number of keyctl.
+    """
     number = _SYS_KEYCTL.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, f"the number of keyctl is not known on {os.uname().machine}")
@@ -212,39 +218,39 @@ def join_new_session_keyring() -> None:
 
 
 def set_process_name(name: str) -> None:
-    """Name the calling thread; the kernel keeps 15 bytes: prctl(2)."""
+    """Give the calling thread NAME, of which the kernel keeps 15 bytes: prctl(2)."""
     _check(_libc.prctl(_PR_SET_NAME, name.encode("utf-8"), 0, 0, 0), "prctl")
 
 
 def setfsuid(uid: int) -> None:
-    """Be user UID to file systems: setfsuid(2), which tells no errors."""
+    """Access files as user UID: setfsuid(2), which reports no errors."""
     _libc.setfsuid(ctypes.c_uint32(uid))
 
 
 def setfsgid(gid: int) -> None:
-    """Be group GID to file systems: setfsgid(2)."""
+    """Access files as group GID: setfsgid(2), which reports no errors."""
     _libc.setfsgid(ctypes.c_uint32(gid))
 
 
 def inotify_init() -> int:
-    """Return a descriptor of a new inotify queue that does not block: inotify_init1(2)."""
+    """Return a non-blocking descriptor of a new inotify queue: inotify_init1(2)."""
     return _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
 
 
 def inotify_add_watch(fd: int, path: str, events: int) -> int:
-    """Have queue FD tell of EVENTS (IN_…) of PATH, and return the number that stands for PATH in it: inotify_add_watch(2)."""
+    """Watch PATH for EVENTS (IN_…) in queue FD, and return the number of the watch: inotify_add_watch(2)."""
     return _check(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(events)), "inotify_add_watch", path)
 
 
 def inotify_rm_watch(fd: int, number: int) -> None:
-    """Have queue FD tell no more of the path that NUMBER stands for: inotify_rm_watch(2)."""
+    """Remove the watch NUMBER from queue FD: inotify_rm_watch(2)."""
     _check(_libc.inotify_rm_watch(fd, number), "inotify_rm_watch")
 
 
 def inotify_read(fd: int) -> Iterator[tuple[int, int, str]]:
-    """Yield what queue FD holds: the number of a watched path, the events (IN_…), and the name of what they happened to in it.
+    """Yield the notices in inotify queue FD without waiting, each as (number of the watch, events (IN_…), name).
 
-    The name is empty where they happened to the path itself. Nothing is waited for.
+    NAME is the file in the watched folder that the events concern; it is '' when they concern the watched path itself.
     """
     while True:
         try:
@@ -259,7 +265,7 @@ def inotify_read(fd: int) -> Iterator[tuple[int, int, str]]:
 
 
 def inotify_watch(path: str, events: int) -> int:
-    """Return a descriptor that does not block and is readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
+    """Return a non-blocking descriptor that becomes readable when one of EVENTS (IN_…) has happened to PATH: inotify(7)."""
     fd = inotify_init()
     try:
         inotify_add_watch(fd, path, events)
@@ -270,19 +276,19 @@ def inotify_watch(path: str, events: int) -> int:
 
 
 def is_readable(fd: int) -> bool:
-    """Return whether FD, which may be a high number, can be read from at once: poll(2)."""
+    """Return True if FD can be read without waiting: poll(2), which, other than select(2), takes any descriptor."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
 
 
 def pidfd_send_signal(fd: int, signal_number: int) -> None:
-    """Send a signal to the process of FD, a pidfd or a descriptor of its /proc/PID: pidfd_send_signal(2), Linux 5.1."""
+    """Send SIGNAL_NUMBER to the process of FD, a pidfd or a descriptor of /proc/PID: pidfd_send_signal(2), Linux 5.1."""
     _check(_libc.syscall(_long(_SYS_PIDFD_SEND_SIGNAL), _long(fd), _long(signal_number), None, _long(0)), "kill")
 
 
 def openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
-    """A descriptor for PATH below DIRECTORY_FD, resolved as RESOLVE demands: openat2(2), Linux 5.6."""
+    """Open PATH below DIRECTORY_FD, resolved as RESOLVE (RESOLVE_…) demands, and return the descriptor: openat2(2), Linux 5.6."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _check(
         _libc.syscall(_long(_SYS_OPENAT2), _long(directory_fd), os.fsencode(path), how, ctypes.c_size_t(len(how))),
@@ -292,7 +298,7 @@ def openat2(directory_fd: int, path: str, flags: int, resolve: int) -> int:
 
 
 def open_tree(directory_fd: int, path: str, flags: int) -> int:
-    """A descriptor for the mount or, with OPEN_TREE_CLONE, a detached copy of it: open_tree(2), Linux 5.2."""
+    """Return a descriptor of the mount at PATH or, with OPEN_TREE_CLONE in FLAGS, of a detached copy: open_tree(2), Linux 5.2."""
     return _check(
         _libc.syscall(_long(_SYS_OPEN_TREE), _long(directory_fd), os.fsencode(path), _long(flags | OPEN_TREE_CLOEXEC)),
         "open_tree",
@@ -301,7 +307,7 @@ def open_tree(directory_fd: int, path: str, flags: int) -> int:
 
 
 def move_mount(mount_fd: int, to_fd: int) -> None:
-    """Put the mount behind MOUNT_FD onto the directory or file behind TO_FD: move_mount(2), Linux 5.2."""
+    """Attach the mount MOUNT_FD to the directory or file TO_FD: move_mount(2), Linux 5.2."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     _check(
         _libc.syscall(_long(_SYS_MOVE_MOUNT), _long(mount_fd), b"", _long(to_fd), b"", _long(flags)),
@@ -310,9 +316,9 @@ def move_mount(mount_fd: int, to_fd: int) -> None:
 
 
 def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0, recursive: bool = False) -> None:
-    """GIVE the mount behind MOUNT_FD some MOUNT_ATTR_*, and TAKE others from it: mount_setattr(2), Linux 5.12.
+    """Set the attributes GIVE (MOUNT_ATTR_…) of the mount MOUNT_FD, and clear TAKE: mount_setattr(2), Linux 5.12.
 
-    RECURSIVE means the mounts below it, too.
+    With RECURSIVE, change the mounts below MOUNT_FD, too.
     """
     change = struct.pack("QQQQ", give, take, 0, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
@@ -325,14 +331,14 @@ def mount_setattr(mount_fd: int, *, give: int = 0, take: int = 0, recursive: boo
 
 
 def fsopen(filesystem: str) -> int:
-    """A descriptor to configure a new superblock of type FILESYSTEM with: fsopen(2), Linux 5.2."""
+    """Return a descriptor by which a new superblock of type FILESYSTEM is configured: fsopen(2), Linux 5.2."""
     return _check(
         _libc.syscall(_long(_SYS_FSOPEN), os.fsencode(filesystem), _long(FSOPEN_CLOEXEC)), "fsopen", filesystem
     )
 
 
 def fsconfig(context_fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
-    """Set an option of, or create, the superblock behind CONTEXT_FD: fsconfig(2), Linux 5.2."""
+    """Set an option of the superblock of CONTEXT_FD, or create the superblock, as COMMAND (FSCONFIG_…) says: fsconfig(2), Linux 5.2."""
     _check(
         _libc.syscall(_long(_SYS_FSCONFIG), _long(context_fd), _long(command), _string(key), _string(value), _long(0)),
         "fsconfig",
@@ -341,7 +347,7 @@ def fsconfig(context_fd: int, command: int, key: str | None = None, value: str |
 
 
 def fsmount(context_fd: int, attributes: int) -> int:
-    """A descriptor for a detached mount of the superblock behind CONTEXT_FD: fsmount(2), Linux 5.2."""
+    """Return a descriptor of a new detached mount of the superblock of CONTEXT_FD: fsmount(2), Linux 5.2."""
     return _check(
         _libc.syscall(_long(_SYS_FSMOUNT), _long(context_fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"
     )

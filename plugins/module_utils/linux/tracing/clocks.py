@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the time stamps of a trace to real time, and how well that is known."""
+"""Measure the offset from the time stamps of a trace to real time, and the uncertainty of that offset."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CLOCKS = {
 
 
 def measure_offset(clock: str) -> dict[str, Any]:
-    """What to add to a time stamp of CLOCK to get real time: offset_ns, right to plus or minus uncertainty_ns, at real_time_ns.
+    """Return offset_ns, which added to a time stamp of the trace clock CLOCK gives real time, as measured at real_time_ns.
 
-    Both are None for a clock that user space cannot read.
+    The offset is right to plus or minus uncertainty_ns. Both are None for a clock that user space cannot read.
     """
     number = _CLOCKS.get(clock)
     if number is None:
         return {"offset_ns": None, "uncertainty_ns": None, "real_time_ns": time.time_ns()}
-    # Real time is read between two readings of the clock: the narrowest pair tells most.
+    # Each round reads real time between two readings of the clock. The closest two readings leave the least uncertainty.
     best: tuple[int, int, int] | None = None
     for _round in range(_ROUNDS):
         before = time.clock_gettime_ns(number)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Probes as the kernel has them: one list for the whole host, each switched on by instances.
+"""Define, list and remove the kernel's probes, which all instances of the host share; each instance enables those it records.
 
 Source: Documentation/trace/kprobetrace.rst, uprobetracer.rst and eprobetrace.rst of the kernel.
 """
@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 )
 
 _ALL = "dynamic_events"
-# Type of a probe → the control file that takes it, and the letter that it begins with there.
+# Type of a probe → the control file that defines it, and the letter that its line begins with.
 TYPES = {
     "kprobe": ("kprobe_events", "p"),
     "kretprobe": ("kprobe_events", "r"),
@@ -34,28 +34,28 @@ _MISSING = {
     "eprobe": "the kernel has no probes of its events (CONFIG_EPROBE_EVENTS, Linux 5.15)",
     "uprobe": "the kernel has no probes of programs (CONFIG_UPROBE_EVENTS)",
 }
-# The list of events says nothing of eprobes, and the kernel's own help names them whether it has them or not.
+# The list of events does not show eprobes, and the kernel's own help names them even where it does not have them.
 _EPROBE_FUNCTION = b" eprobe_dyn_event_create"
 _LINE = re.compile(r"[a-z]\d*:(?P<group>\w+)/(?P<name>\w+)(?: (?P<rest>.*))?\Z")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A line of a control file FILE: probe NAME of GROUP, and the line as the kernel shows it."""
+    """One probe that the kernel has."""
 
-    file: str
+    file: str  # the control file that lists it
     group: str
     name: str
-    line: str
+    line: str  # its definition, as the kernel shows it
 
     @property
     def event(self) -> str:
-        """Its name as an event."""
+        """The probe's name as an event, in the form group:name."""
         return f"{self.group}:{self.name}"
 
 
 def find_missing_kinds(root: str) -> dict[str, str]:
-    """Kind of probe (kprobe, eprobe, uprobe) → why the kernel of the tracefs at ROOT does not have it, for those that it lacks."""
+    """Return the kinds of probes (kprobe, eprobe, uprobe) that the kernel of the tracefs at ROOT lacks, each with the reason."""
     there = {
         "kprobe": os.path.exists(os.path.join(root, "kprobe_events")),
         "eprobe": os.path.exists(os.path.join(root, _ALL)) and _has_eprobes(),
@@ -65,7 +65,7 @@ def find_missing_kinds(root: str) -> dict[str, str]:
 
 
 def list_kinds(root: str) -> list[str]:
-    """Kinds of dynamic events that can be defined in the tracefs at ROOT."""
+    """Return the kinds of dynamic events (kprobe, eprobe, uprobe, synthetic) that the tracefs at ROOT can define, sorted."""
     missing = find_missing_kinds(root)
     synthetic = ["synthetic"] if os.path.exists(os.path.join(root, "synthetic_events")) else []
     return sorted([*(kind for kind in KINDS if kind not in missing), *synthetic])
@@ -80,14 +80,14 @@ def _has_eprobes() -> bool:
 
 
 def parse_probes(text: str, file: str) -> list[Probe]:
-    """The probes in the text of control file FILE."""
+    """Return the probes in TEXT, the text of the control file FILE."""
     found = ((_LINE.match(line), line) for line in text.splitlines())
     return [Probe(file, match["group"], match["name"], line) for match, line in found if match]
 
 
 def list_probes(root: str, prefix: str) -> list[Probe]:
-    """The probes on the host whose group's name begins with PREFIX."""
-    # A kernel that has probes of programs only has no list of all.
+    """Return the host's probes in groups whose names begin with PREFIX, from the tracefs at ROOT."""
+    # A kernel that has only probes of programs has no file for all kinds.
     files = [_ALL] if os.path.exists(os.path.join(root, _ALL)) else ["kprobe_events", "uprobe_events"]
     top = Instance(root, "..")
     return [
@@ -100,12 +100,15 @@ def list_probes(root: str, prefix: str) -> list[Probe]:
 
 
 def exists(root: str, event: str) -> bool:
-    """Whether there is a probe whose EVENT (group:name) this is."""
+    """Return True if the tracefs at ROOT has a probe with the name EVENT (group:name)."""
     return os.path.isdir(os.path.join(root, "events", *event.split(":")))
 
 
 def define(root: str, file: str, line: str) -> None:
-    """Define the probe of LINE by control file FILE; raises TraceError, which has what the kernel says of it."""
+    """Define the probe of LINE through the control file FILE.
+
+    Raises TraceError, with the kernel's reason, when the kernel refuses the probe.
+    """
     try:
         _append(root, file, line)
     except OSError as error:
@@ -114,7 +117,7 @@ def define(root: str, file: str, line: str) -> None:
 
 
 def _append(root: str, file: str, line: str) -> None:
-    # Not truncated: that would remove the probes of everybody.
+    # No O_TRUNC: truncating the file would remove all probes of the host.
     fd = os.open(os.path.join(root, file), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
         os.write(fd, line.encode("utf-8") + b"\n")
@@ -127,14 +130,15 @@ def _find_reason(root: str, line: str) -> str:
         text = parse_last_error(Instance(root, "..").read("error_log"))
     except TraceError:
         return ""
-    # The log is everybody's: its newest entry is about this line or not.
+    # All writers of the top instance share the log, so its newest entry may be about another line.
     return f"; it says: {text}" if text.replace("<here>", "").endswith(line) else ""
 
 
 def remove(root: str, probe: Probe, timeout_s: float) -> None:
-    """Remove PROBE; raises TraceError, which names the users, if somebody has it switched on.
+    """Remove PROBE from the tracefs at ROOT; do nothing when it is not there.
 
-    Where no instance has (perf may), it is tried again for TIMEOUT_S.
+    Raises TraceError, which names the instances, when PROBE is enabled in an instance. When the probe is busy without one (perf may use
+    it), the removal is tried again for TIMEOUT_S.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -152,7 +156,7 @@ def remove(root: str, probe: Probe, timeout_s: float) -> None:
 
 
 def list_users(root: str, event: str) -> list[str]:
-    """Names of the instances in which EVENT is on."""
+    """Return the names of the instances of the tracefs at ROOT in which EVENT (group:name) is enabled."""
     instances = [("the top instance", Instance(root, ".."))]
     instances += [(name, Instance(root, name)) for name in sorted(os.listdir(os.path.join(root, "instances")))]
     users = []
@@ -161,10 +165,11 @@ def list_users(root: str, event: str) -> list[str]:
             if is_on(instance, event):
                 users.append(name)
         except TraceError:
-            continue  # it has just been removed
+            continue  # the instance has just been removed
     return users
 
 
 def is_on(instance: Instance, event: str) -> bool:
-    """Whether EVENT is on in INSTANCE; a star stands beside what triggers have to do with it."""
+    """Return True if EVENT (group:name) is enabled in INSTANCE."""
+    # The kernel writes 0 or 1, and a star after it when the event has triggers.
     return not instance.read(f"events/{event.replace(':', '/')}/enable").startswith("0")

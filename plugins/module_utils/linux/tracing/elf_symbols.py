@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where in an ELF file a function begins, for a probe of it. The file may be a stranger's: every number in it is checked before use.
+"""Find the offset of a function in an ELF file, to set a probe there. The file may be hostile: each number in it is checked before use.
 
-What is read is bounded whatever the file says, and nothing of it is kept but the names that are looked for.
+The amount of data read is bounded, whatever the file claims, and only matches of the wanted name are kept in memory.
 Source: elf(5), and the gABI for the types of sections.
 """
 
@@ -17,19 +17,19 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 
-_MAX_TABLE = 256 << 20  # bytes of symbols, or of their names
-_MAX_READ = 1 << 30  # bytes for all questions about one file
+_MAX_TABLE = 256 << 20  # bytes of a table of symbols, or of their names
+_MAX_READ = 1 << 30  # bytes that one ElfFile reads in all
 _MAX_CANDIDATES = 65536
-_CHUNK = 3 << 20  # a multiple of the sizes of both kinds of symbols
+_CHUNK = 3 << 20  # a multiple of the sizes of 32-bit and 64-bit symbols
 _MAX_NAME = 4096
 _PT_LOAD, _PF_X = 1, 1
 _SHT_SYMTAB, _SHT_STRTAB, _SHT_DYNSYM, _SHT_VERSYM = 2, 3, 11, 0x6FFFFFFF
 _STT_NOTYPE, _STT_FUNC, _STT_IFUNC = 0, 2, 10
-_HIDDEN = 0x8000  # in a version's number: what links without a version gets another one
+_HIDDEN = 0x8000  # bit in a symbol's version: programs that link without naming a version get another one
 
 
 class ElfError(FleetError):
-    """The file is no ELF file, is damaged, or has not what was looked for; the text says so and does not name the file."""
+    """The file is no ELF file, is damaged, or lacks the wanted function or code; the text does not name the file."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Symbol:
 
 
 class ElfFile:
-    """The ELF file behind descriptor FD. Raises ElfError for what is none that this machine could run."""
+    """The ELF file that is open as FD. Raises ElfError when it is no program or shared library that this machine could run."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -81,7 +81,7 @@ class ElfFile:
             raise ElfError(f"it is damaged: {what} would lie beyond its end")
         self._left -= size
         if self._left < 0:
-            raise ElfError("its symbols are more than is looked through: give an offset")
+            raise ElfError("it has more symbols than are searched: give an offset")
         data = os.pread(self._fd, size, offset)
         if len(data) != size:
             raise ElfError("it was cut short while it was read")
@@ -108,25 +108,30 @@ class ElfFile:
             yield _Section(fields[1], fields[4], fields[5], fields[6])
 
     def check_code(self, offset: int) -> None:
-        """Raise ElfError unless there is code at OFFSET bytes from the file's begin."""
-        if not any(one.is_code and one.offset <= offset < one.offset + one.size for one in self._segments):
-            raise ElfError(f"there is no code at offset {offset:#x}")
+        """Raise ElfError unless the file has code at OFFSET, in bytes from its start."""
+        for segment in self._segments:
+            if segment.is_code and segment.offset <= offset < segment.offset + segment.size:
+                return
+        raise ElfError(f"there is no code at offset {offset:#x}")
 
     def find_offset(self, symbol: str) -> int | None:
-        """Bytes from the file's begin to function SYMBOL; None where it has none of that name."""
+        """Return the offset of the function SYMBOL in bytes from the file's start; None when the file has no such function.
+
+        Raises ElfError when SYMBOL is ambiguous, is no code, or is an IFUNC, and when the file is damaged or too large to search.
+        """
         if not symbol or len(symbol) > _MAX_NAME:
             return None
         name = symbol.encode("utf-8", "surrogateescape")
         for kind in (_SHT_DYNSYM, _SHT_SYMTAB):
-            # A file has one of each at most (gABI).
-            table = next((index for index, one in enumerate(self._sections) if one.type == kind), None)
+            # A file has at most one section of each of these types (gABI).
+            table = next((index for index, section in enumerate(self._sections) if section.type == kind), None)
             found = self._find_symbols(table, name) if table is not None else []
             if found:
                 return self._locate(found, symbol)
         return None
 
     def _find_symbols(self, table: int, name: bytes) -> list[_Symbol]:
-        """Defined functions called NAME in the symbols of section TABLE; of several versions the default one."""
+        """Return the functions called NAME that section TABLE defines; of several versions, only the default one."""
         section = self._sections[table]
         if section.link >= len(self._sections) or self._sections[section.link].type != _SHT_STRTAB:
             raise ElfError("it is damaged: its symbols have no names")
@@ -134,24 +139,24 @@ class ElfFile:
         if not names:
             return []
         found = [
-            one
-            for one in self._gen_symbols(section, names)
-            if one.section and one.kind in (_STT_NOTYPE, _STT_FUNC, _STT_IFUNC)
+            candidate
+            for candidate in self._gen_symbols(section, names)
+            if candidate.section and candidate.kind in (_STT_NOTYPE, _STT_FUNC, _STT_IFUNC)
         ]
-        if len({one.value for one in found}) > 1:
-            found = [one for one in found if not self._is_hidden(table, one.index)] or found
+        if len({candidate.value for candidate in found}) > 1:
+            found = [candidate for candidate in found if not self._is_hidden(table, candidate.index)] or found
         return found
 
     def _gen_chunks(self, section: _Section, what: str, overlap: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Where in SECTION each part begins, and its bytes; OVERLAP of them are the end of the part before."""
+        """Yield SECTION in parts: the offset of each, and its bytes, of which the first OVERLAP are the end of the part before."""
         if section.size > _MAX_TABLE:
-            raise ElfError(f"{what} of {section.size >> 20} MiB are more than is looked through: give an offset")
+            raise ElfError(f"{what} take {section.size >> 20} MiB, which is more than is searched: give an offset")
         for start in range(0, section.size, _CHUNK):
             first = max(0, start - overlap)
             yield first, self._read(section.offset + first, min(start + _CHUNK, section.size) - first, what)
 
     def _find_names(self, section: _Section, name: bytes) -> set[int]:
-        """Where NAME stands in a section of names: a longer one that ends with it may serve as well."""
+        """Return the offsets of NAME in a section of names, also within longer names that end with NAME, which symbols may share."""
         wanted = name + b"\0"
         found: set[int] = set()
         for start, chunk in self._gen_chunks(section, "its names", len(wanted) - 1):
@@ -164,13 +169,13 @@ class ElfFile:
         return found
 
     def _gen_symbols(self, section: _Section, names: set[int]) -> Iterator[_Symbol]:
-        """The symbols whose names stand at NAMES."""
+        """Yield the symbols of SECTION whose names are at the offsets NAMES."""
         layout = struct.Struct("=IBBHQQ" if self.is_64 else "=IIIBBH")
         words = layout.size // 4
         count = 0
         for start, chunk in self._gen_chunks(section, "its symbols"):
             whole = len(chunk) // layout.size * layout.size
-            # The first word of each is its name's place: most parts have none of these.
+            # A symbol's first word is the offset of its name. Most chunks hold none of NAMES, and are skipped at once.
             if not names.isdisjoint(array("I", chunk[:whole])[::words]):
                 for index, fields in enumerate(layout.iter_unpack(chunk[:whole]), start // layout.size):
                     if fields[0] not in names:
@@ -191,16 +196,16 @@ class ElfFile:
         return False
 
     def _locate(self, found: list[_Symbol], symbol: str) -> int:
-        if any(one.kind == _STT_IFUNC for one in found):
+        if any(candidate.kind == _STT_IFUNC for candidate in found):
             raise ElfError(
-                f"which code {symbol!r} is, is chosen when a program starts (IFUNC): name that function, or give an offset"
+                f"the code of {symbol!r} is chosen when a program starts (IFUNC): name the function that is chosen, or give an offset"
             )
-        addresses = sorted({one.value for one in found})
+        addresses = sorted({candidate.value for candidate in found})
         if len(addresses) > 1:
             raise ElfError(f"it has {len(addresses)} functions called {symbol!r}: give an offset")
-        for one in self._segments:
-            if one.is_code and one.address <= addresses[0] < one.address + one.size:
-                offset = addresses[0] - one.address + one.offset
+        for segment in self._segments:
+            if segment.is_code and segment.address <= addresses[0] < segment.address + segment.size:
+                offset = addresses[0] - segment.address + segment.offset
                 if offset < self.size:
                     return offset
         raise ElfError(f"{symbol!r} is no code")

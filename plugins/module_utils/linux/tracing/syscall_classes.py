@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""strace's classes of system calls, as people know them from `strace -e trace=%file`. Pure.
+"""strace's classes of system calls, as in `strace -e trace=%file`. Pure.
 
-What is in a class was seen by having strace 6.1 show one call of each number, of 64-bit and of 32-bit programs; calls that are newer are where
-strace(1) says that such belong. A host may lack some of them.
+To find the members of a class, strace 6.1 was made to show one call of each number, of 64-bit and of 32-bit programs. Newer calls are
+in the classes to which strace(1) says they belong. A host may lack some of the calls.
 """
 
 from __future__ import annotations
@@ -72,13 +72,16 @@ _MEMBERS = {
     """,
 }
 CLASSES = {name: frozenset(members.split()) for name, members in _MEMBERS.items()}
-_ALIASES = {"net": "network"}  # strace's, too
-# These are system calls of 32-bit programs as well, and mean those.
+_ALIASES = {"net": "network"}  # as strace has it
+# These words are also names of system calls of 32-bit programs; without the sign, they mean the calls.
 _CALLS = frozenset({"signal", "ipc"})
 
 
 def find_class(word: str) -> frozenset[str] | None:
-    """The names of the calls that WORD, such as %file, means; None where it is no class. All but two may be written without the sign."""
+    """Return the names of the system calls in the class WORD, such as %file; None when WORD is no class.
+
+    The percent sign may be left out, except for %signal and %ipc: without the sign, these are system calls.
+    """
     name = word[1:] if word.startswith("%") else word
     if name == word and name in _CALLS:
         return None

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names and numbers of system calls, from libseccomp, which every host of runc has.
+"""Translate between names and numbers of system calls by libseccomp, which every host with runc has.
 
-A machine may run programs of a second, 32-bit architecture, whose system calls have numbers of their own: compat.
+A machine may also run programs of a second, 32-bit architecture ("compat"), whose system calls have other numbers.
 Source: seccomp_syscall_resolve_name(3).
 """
 
@@ -21,23 +21,20 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.sysc
 _LIBRARY = "libseccomp.so.2"
 # The highest number in use is below 500; the rest of the range is for kernels to come.
 _MAX_NUMBER = 1024
-# SCMP_ARCH_* of seccomp.h: x86_64 → x86, aarch64 → arm, s390x → s390. Other 64-bit kernels run no 32-bit programs today.
+# SCMP_ARCH_* of seccomp.h: x86_64 → x86, aarch64 → arm, s390x → s390. Other 64-bit kernels run no 32-bit programs.
 _COMPAT = {0xC000003E: 0x40000003, 0xC00000B7: 0x40000028, 0x80000016: 0x16}
 _RETURNS = frozenset({"rt_sigreturn", "sigreturn"})
-# Calls that a 32-bit program may make as one call with a number inside; the library has them as -101… and -201….
+# Calls through which a 32-bit program may make others, chosen by an argument; the library numbers the others -101… and -201….
 _MULTIPLEXERS = {1: "socketcall", 2: "ipc"}
 
 
 @dataclass(frozen=True)
 class SyscallNumbers:
-    """Numbers of system calls on this machine's own architecture, and on its 32-bit one; both empty means every call.
+    """A set of system calls by their numbers; both tuples empty means every call."""
 
-    HAS_RETURNS tells that the return from a signal's handler is among them, whose end the kernel tells of by another number.
-    """
-
-    native: tuple[int, ...] = ()
-    compat: tuple[int, ...] = ()
-    has_returns: bool = False
+    native: tuple[int, ...] = ()  # numbers on this machine's own architecture
+    compat: tuple[int, ...] = ()  # numbers on its 32-bit architecture
+    has_returns: bool = False  # (rt_)sigreturn is among them: the kernel reports its end under another number
 
 
 def _load() -> ctypes.CDLL:
@@ -53,7 +50,7 @@ def _load() -> ctypes.CDLL:
 
 
 def find_number(name: str) -> int:
-    """The number of system call NAME on this machine; raises FleetError for a name it does not have."""
+    """Return the number of the system call NAME on this machine; raises FleetError when the machine does not have the call."""
     number = int(_load().seccomp_syscall_resolve_name(name.encode("ascii", "replace")))
     if number < 0:  # -1 for no such name, other negative numbers for names of other architectures
         raise FleetError(f"this machine has no system call {name!r}")
@@ -61,13 +58,13 @@ def find_number(name: str) -> int:
 
 
 def list_names() -> dict[int, str]:
-    """All system calls of this machine, number → name."""
+    """Return the names of all system calls of this machine by their numbers."""
     library = _load()
     return _list_names(library, library.seccomp_arch_native())
 
 
 def list_compat_names() -> dict[int, str]:
-    """All system calls of this machine's 32-bit architecture, number → name; none where it has no such."""
+    """Return the names of all system calls of this machine's 32-bit architecture by their numbers; {} when it has none."""
     library = _load()
     compat = _COMPAT.get(library.seccomp_arch_native())
     return _list_names(library, compat) if compat is not None else {}
@@ -85,10 +82,10 @@ def _list_names(library: ctypes.CDLL, architecture: int) -> dict[int, str]:
 
 
 def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = False) -> SyscallNumbers:
-    """The numbers of the calls that PATTERNS (names, shell globs or strace's classes) mean; '*' for every call gives empty tuples.
+    """Return the numbers of the system calls that PATTERNS select; a pattern is a name, a shell glob, or a class of strace (%file).
 
-    Without COMPAT those of this machine's own architecture only. A pattern that means no call raises FleetError,
-    which names near ones, unless MISSING_OK.
+    The pattern '*' selects every call, which gives empty tuples. Without COMPAT, only calls of this machine's own architecture count.
+    Raises FleetError for an unknown class; for a name or glob that selects no call, unless MISSING_OK; and when nothing is selected.
     """
     if "*" in patterns:
         return SyscallNumbers()
@@ -99,7 +96,7 @@ def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = Fa
     for pattern in patterns:
         members = find_class(pattern)
         if members is not None:
-            wanted.update(members & set(known))  # of a class what this machine has
+            wanted.update(members & set(known))  # this machine may lack some members of a class
             continue
         if pattern.startswith("%"):
             raise FleetError(f"there is no class {pattern!r} of system calls: write one of %{', %'.join(CLASSES)}")
@@ -120,7 +117,7 @@ def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = Fa
 
 
 def join_numbers(parts: Sequence[SyscallNumbers]) -> SyscallNumbers:
-    """All calls that any of PARTS means."""
+    """Return the union of PARTS, the system calls that any of them holds."""
     if any(part == SyscallNumbers() for part in parts):
         return SyscallNumbers()
     return SyscallNumbers(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One tracefs instance: typed reads and writes of its control files.
+"""Instances of tracefs, whose control files are read and written through the methods of Instance.
 
 Source: Documentation/trace/ftrace.rst and events.rst of the kernel.
 """
@@ -25,27 +25,27 @@ _COMMAND = "  Command: "
 
 
 class TraceError(FleetError):
-    """tracefs refused something; the text says what and the next step."""
+    """The kernel or tracefs has refused a request; the text names the request and the next step."""
 
 
 class InstanceGone(TraceError):
-    """Somebody has removed the instance, or is about to."""
+    """The instance has been removed, or is being removed."""
 
 
 @dataclass(frozen=True)
 class CpuStatistics:
-    """per_cpu/cpuN/stats: numbers of events since the buffer was last reset; BYTES are those that wait to be read."""
+    """The counters of one CPU's ring buffer since its last reset (per_cpu/cpuN/stats), in events unless noted."""
 
-    entries: int
-    overrun: int
-    commit_overrun: int
-    bytes: int
-    dropped: int
+    entries: int  # that wait to be read
+    overrun: int  # overwritten before they were read
+    commit_overrun: int  # lost because nested writers filled the buffer
+    bytes: int  # that wait to be read
+    dropped: int  # not recorded because the buffer was full
     read: int
 
 
 def _explain(error: OSError) -> str:
-    """What the kernel says by ERROR, which can be a number that it keeps for itself, and that has no name for users."""
+    """Return the meaning of ERROR, also for the kernel's internal error number ENOTSUPP, which user space has no text for."""
     if error.errno != _ENOTSUPP:
         return str(error.strerror)
     return (
@@ -59,7 +59,7 @@ def _folder(event: str) -> str:
 
 
 def find_tracefs() -> str:
-    """Where tracefs is mounted; raises TraceError when it is not."""
+    """Return the mount point of tracefs, by preference /sys/kernel/tracing; raises TraceError when tracefs is not mounted."""
     found = read_mounts("self", " - tracefs ")
     points = [mount.mount_point for mount in found if mount.filesystem == "tracefs" and mount.root == "/"]
     if not points:
@@ -70,12 +70,12 @@ def find_tracefs() -> str:
 
 
 def parse_selected(text: str) -> str:
-    """The word in brackets of a control file that lists choices, such as trace_clock."""
+    """Return the word in brackets, the current choice, in TEXT, the text of a control file such as trace_clock; '' for none."""
     return text.partition("[")[2].partition("]")[0]
 
 
 def parse_statistics(text: str) -> CpuStatistics:
-    """CpuStatistics from the text of per_cpu/cpuN/stats."""
+    """Return the counters in TEXT, the text of per_cpu/cpuN/stats; a counter that the kernel does not have is 0."""
     numbers = {}
     for line in text.splitlines():
         name, _colon, value = line.partition(":")
@@ -92,7 +92,7 @@ def parse_statistics(text: str) -> CpuStatistics:
 
 
 def list_available(root: str) -> dict[str, Any]:
-    """What the kernel of the tracefs at ROOT can trace: events by system, tracers, clocks."""
+    """Return what the kernel of the tracefs at ROOT offers: `events` (names by system), `tracers` and `clocks`."""
     top = Instance(root, "..")
     events: dict[str, list[str]] = {}
     for line in top.read("available_events").splitlines():
@@ -106,7 +106,10 @@ def list_available(root: str) -> dict[str, Any]:
 
 
 def parse_last_error(text: str) -> str:
-    """The newest entry of the text of error_log on one line, '' for none; the place of the error is marked by '<here>'."""
+    """Return the newest entry of TEXT, the text of error_log, on one line; '' for none.
+
+    The entry's caret becomes '<here>' at the same place in the command.
+    """
     start = max(text.rfind("\n["), 0 if text.startswith("[") else -1)
     if start < 0:
         return ""
@@ -120,7 +123,10 @@ def parse_last_error(text: str) -> str:
 
 
 class Instance:
-    """The instance called NAME below the tracefs at ROOT; it need not exist."""
+    """The trace instance NAME of the tracefs at ROOT, which need not exist; '..' as NAME means the top instance.
+
+    Its methods raise TraceError when the kernel refuses, and InstanceGone when the instance has been removed.
+    """
 
     def __init__(self, root: str, name: str) -> None:
         self.root = root
@@ -128,11 +134,11 @@ class Instance:
         self.path = os.path.join(root, "instances", name)
 
     def exists(self) -> bool:
-        """Whether the kernel has it."""
+        """Return True if the kernel has the instance."""
         return os.path.isdir(self.path)
 
     def create(self) -> None:
-        """Make it, tracing off."""
+        """Make the instance, and switch its recording off."""
         try:
             os.mkdir(self.path, 0o700)
         except FileNotFoundError as error:
@@ -142,7 +148,11 @@ class Instance:
         self.trace_off()
 
     def remove(self) -> None:
-        """Take it away, with all it has recorded. For a moment the kernel may find it busy: then again, then say by whom."""
+        """Remove the instance with all its events; do nothing when it does not exist.
+
+        While the kernel finds the instance busy, the removal is tried again for three seconds. Then TraceError names the processes
+        that hold its files open. Recording is off in any case.
+        """
         for name, value in (
             *(("tracing_on", "0"), ("events/enable", "0"), ("set_event_pid", "")),
             ("current_tracer", "nop"),
@@ -150,7 +160,7 @@ class Instance:
             try:
                 self.write(name, value)
             except TraceError:
-                continue  # rmdir decides
+                continue  # rmdir below shows whether the instance can be removed
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             try:
@@ -169,29 +179,28 @@ class Instance:
                 time.sleep(0.01)
 
     def _free_buffer(self) -> None:
-        """Give the memory back where somebody else, such as a container that is shown a file, keeps the instance from going."""
+        """Free the ring buffers of an instance that cannot be removed, because another process (in a container, say) holds a file."""
         try:
             self.write("free_buffer", "0")
         except TraceError:
-            return  # it has gone after all, or the kernel has none: then the memory goes with the instance
+            return  # the instance has gone after all, or the kernel has no free_buffer: the memory is freed with the instance
 
     def _find_users(self) -> Iterator[str]:
-        # By inode: what a container has open it has by a mount of its own, under another path.
+        # Files are compared by inode: a container opens them through a mount of its own, under another path.
         own = set()
         for folder, _folders, names in os.walk(self.path):
             if not folder.startswith(self.path + "/events"):
-                own |= {
-                    (one.st_dev, one.st_ino) for one in map(os.stat, (os.path.join(folder, name) for name in names))
-                }
+                for status in map(os.stat, (os.path.join(folder, name) for name in names)):
+                    own.add((status.st_dev, status.st_ino))
         for pid in dict.fromkeys(pid for pid, _inode in gen_holders(own)):
             yield f"pid {pid}"
 
     def read(self, name: str) -> str:
-        """The text of control file NAME without the last newline."""
+        """Return the text of the control file NAME without trailing newlines."""
         return self.read_bytes(name).decode("utf-8", "replace").rstrip("\n")
 
     def read_bytes(self, name: str) -> bytes:
-        """The bytes of control file NAME."""
+        """Return the bytes of the control file NAME."""
         try:
             fd = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -202,11 +211,11 @@ class Instance:
             raise self._judge(error)(f"cannot read {name} of trace instance {self.name}: {error.strerror}") from error
 
     def _judge(self, error: OSError) -> type[TraceError]:
-        """What ERROR means; the kernel says of an instance that is about to go that there is no such device."""
+        """Return the exception class for ERROR: the kernel answers ENODEV for an instance that is being removed."""
         return InstanceGone if error.errno == errno.ENODEV or not self.exists() else TraceError
 
     def write(self, name: str, value: str) -> None:
-        """Replace what control file NAME holds by VALUE."""
+        """Replace the content of the control file NAME by VALUE."""
         self._write(name, value, os.O_TRUNC)
 
     def _write(self, name: str, value: str, flags: int) -> None:
@@ -226,27 +235,30 @@ class Instance:
         try:
             text = parse_last_error(self.read("error_log"))
         except TraceError:
-            return ""  # before Linux 5.2 there is none
+            return ""  # the file exists since Linux 5.2
         return f"; it says: {text}" if text else ""
 
     def is_tracing(self) -> bool:
-        """Whether events are recorded."""
+        """Return True if the instance records events."""
         return self.read("tracing_on") == "1"
 
     def trace_on(self) -> None:
-        """Record events."""
+        """Switch the recording of events on."""
         self.write("tracing_on", "1")
 
     def trace_off(self) -> None:
-        """Stop recording; what is recorded stays."""
+        """Switch the recording of events off; the recorded events stay."""
         self.write("tracing_on", "0")
 
     def read_clock(self) -> str:
-        """The clock that time-stamps events."""
+        """Return the name of the clock that gives events their time stamps."""
         return parse_selected(self.read("trace_clock"))
 
     def read_events(self) -> dict[str, str]:
-        """Enabled events as system:name → filter ('' for none); those that a trigger is to enable are not."""
+        """Return the filter ('' for none) of each enabled event by its name, system:name.
+
+        Events that a trigger may enable later are left out.
+        """
         events = {}
         for line in self.read("set_event").splitlines():
             name = line.split()[0]
@@ -256,44 +268,44 @@ class Instance:
         return events
 
     def event_enable(self, event: str, event_filter: str) -> None:
-        """Record EVENT (system:name) where EVENT_FILTER lets it pass ('' for always)."""
+        """Record EVENT (system:name) when EVENT_FILTER matches; '' matches always."""
         self.event_filter(event, event_filter)
         self.write(f"{_folder(event)}/enable", "1")
 
     def event_filter(self, event: str, event_filter: str) -> None:
-        """Let EVENT pass where EVENT_FILTER says so, once it is enabled."""
-        # "0" takes a filter away, and would be noted as an error where there is none.
+        """Set the filter of EVENT (system:name) without enabling the event; '' removes the filter."""
+        # Writing "0" removes a filter, but enters an error into error_log when the event has none.
         if event_filter or self.read(f"{_folder(event)}/filter") != "none":
             self.write(f"{_folder(event)}/filter", event_filter or "0")
 
     def events_disable(self) -> None:
-        """Record no event any more."""
+        """Disable all events of the instance."""
         self.write("events/enable", "0")
 
     def read_triggers(self, event: str) -> str:
-        """What EVENT sets off, in the kernel's words."""
+        """Return the triggers of EVENT (system:name), as the kernel writes them."""
         return self.read(f"{_folder(event)}/trigger")
 
     def trigger_write(self, event: str, text: str) -> None:
-        """Let EVENT set off what TEXT says; after an exclamation mark, no longer."""
-        # O_TRUNC would take away histograms, and no other triggers.
+        """Add the trigger TEXT to EVENT (system:name); a TEXT that begins with an exclamation mark removes the trigger."""
+        # No O_TRUNC: truncating removes histograms, though no other triggers.
         self._write(f"{_folder(event)}/trigger", text, 0)
 
     def read_pids(self, name: str) -> set[int]:
-        """The threads in control file NAME, such as set_event_pid; empty means those of all processes."""
+        """Return the thread ids in the control file NAME, such as set_event_pid; an empty set means that all threads are traced."""
         return {int(word) for word in self.read(name).split() if word.isdigit()}
 
     def add_pids(self, name: str, tids: Iterable[int]) -> None:
-        """Put TIDS into control file NAME, too."""
+        """Add the thread ids TIDS to the control file NAME, such as set_event_pid."""
         wanted = sorted(tids)
         for start in range(0, len(wanted), _PIDS_PER_WRITE):
             self._write(name, " ".join(map(str, wanted[start : start + _PIDS_PER_WRITE])) + "\n", 0)
 
     def write_patterns(self, name: str, patterns: Iterable[str]) -> None:
-        """Let control file NAME, such as set_ftrace_filter, hold PATTERNS and no others."""
+        """Replace the content of the control file NAME, such as set_ftrace_filter, by PATTERNS."""
         pattern = ""
         try:
-            # The kernel takes one at a time, and applies all of them at the end.
+            # Each write takes one pattern, and the kernel applies all of them when the file is closed.
             fd = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
             try:
                 for pattern in patterns:
@@ -306,7 +318,7 @@ class Instance:
             ) from error
 
     def list_cpus(self) -> list[int]:
-        """The CPUs that have a ring buffer."""
+        """Return the numbers of the CPUs that have a ring buffer, sorted."""
         try:
             names = os.listdir(os.path.join(self.path, "per_cpu"))
         except OSError as error:
@@ -314,11 +326,14 @@ class Instance:
         return sorted(int(name[3:]) for name in names)
 
     def read_statistics(self, cpu: int) -> CpuStatistics:
-        """The counters of one CPU's ring buffer."""
+        """Return the counters of the ring buffer of CPU."""
         return parse_statistics(self.read(f"per_cpu/cpu{cpu}/stats"))
 
     def read_page_size(self) -> int:
-        """Return how many bytes a page of the ring buffer has, from the format of its data field."""
+        """Return the size in bytes of a page of the ring buffer, computed from events/header_page.
+
+        Raises TraceError when that file has no data field.
+        """
         for line in self.read("events/header_page").splitlines():
             if "data" in line:
                 numbers = dict(part.strip().split(":") for part in line.split(";") if part.count(":") == 1)
@@ -327,6 +342,6 @@ class Instance:
 
 
 def has_field(root: str, event: str, name: str) -> bool:
-    """Whether EVENT of the kernel of the tracefs at ROOT has a field called NAME."""
+    """Return True if EVENT (system:name), in the tracefs at ROOT, has a field NAME."""
     text = Instance(root, "..").read(f"events/{event.replace(':', '/')}/format")
     return any(f" {name};" in line or f" {name}[" in line for line in text.splitlines() if "field:" in line)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a process runs a program of the machine's 32-bit architecture, whose system calls have other numbers.
+"""Tell processes that run a program of the machine's 32-bit architecture, whose system calls have other numbers.
 
-Source: proc_pid_auxv(5), getauxval(3). The kernel keeps the auxiliary vector itself: nothing of the program is read.
+The kernel keeps the auxiliary vector that is read here, so no memory of the program is read. Source: proc_pid_auxv(5), getauxval(3).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MAX_BYTES = 4096
 
 
 def is_compat_auxv(auxv: bytes) -> bool:
-    """Whether AUXV is made of 32-bit words. Every program has a page size there, which is not 0."""
+    """Return True if AUXV, an auxiliary vector, is made of 32-bit words: the page size that each vector holds shows it."""
     words = struct.unpack(f"={len(auxv) // 4}I", auxv[: len(auxv) // 4 * 4])
-    # Of 64-bit words a type's neighbour is its own other half, which is 0.
+    # In a vector of 64-bit words, the word beside a type is the type's other half, which is 0 and so no page size.
     return any(kind == _AT_PAGESZ and 512 <= value < 1 << 24 for kind, value in zip(words[::2], words[1::2]))
 
 
 def is_compat(tid: int) -> bool:
-    """Whether thread TID runs a 32-bit program on a 64-bit machine; False for one that is gone or has no program."""
+    """Return True if thread TID runs a 32-bit program on a 64-bit machine; False for a thread that has ended or has no program."""
     if sys.maxsize < 1 << 32:
         return False
     try:

@@ -75,7 +75,7 @@ def test_what_is_recorded_and_what_waits_is_told_by_its_size():
     captures = [{"state": "new", "size": 2048}, {"state": "part", "size": 1024}, {"state": "kept", "size": 5}]
     assert summaries.summarize_captures(captures) == [
         "captures: 2 (3.0 KiB) wait for ftrace_fetch",
-        "captures: 1 (5 B) are at home and kept for others",
+        "captures: 1 (5 B) are fetched and kept for others",
     ]
     assert summaries.summarize_captures([]) == []
 

@@ -197,7 +197,7 @@ def test_a_table_that_is_said_to_be_huge_is_not_read(tmp_path):
     place = len(body) - 2 * 64
     size = struct.pack("=Q", 1 << 40)
     body[place + 32 : place + 40] = size
-    with pytest.raises(ElfError, match="more than is looked through"):
+    with pytest.raises(ElfError, match="more than is searched"):
         find(tmp_path, bytes(body), "f")
 
 
@@ -208,7 +208,7 @@ def test_all_that_is_read_of_a_file_is_bounded(tmp_path, monkeypatch):
     with opened(path) as fd:
         elf = ElfFile(fd)
         assert elf.find_offset("f") == CODE_OFFSET
-        with pytest.raises(ElfError, match="more than is looked through"):
+        with pytest.raises(ElfError, match="more symbols than are searched"):
             for _number in range(100):
                 elf.find_offset("f")
 
