@@ -14,7 +14,7 @@ PYTHON ?= $(shell tools/find_python.sh)
 PYTHON_FOLDERS := $(shell tools/find_python.sh --folders)
 PACKAGES := busybox-static ca-certificates git libseccomp2 openssh-client patchelf python3 python3-venv squashfs-tools strace \
     trace-cmd util-linux
-# What looks at very many cases takes a sample of them, and all with CRASHCART_TESTS=all in the environment, as `make test-all` has it.
+# Unit and sanity tests run on some Pythons, and on all of them with CRASHCART_TESTS=all in the environment, as `make test-all` sets it.
 ALL := $(filter all,$(CRASHCART_TESTS))
 TARGET_PYTHONS := $(if $(ALL),3.8 3.9 3.10 3.11 3.12 3.13,3.8 3.13)
 OWN_PYTHON = $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -54,10 +54,10 @@ USERS := $(if $(wildcard .venv/ready),,$(CURDIR)/.venvs/users)
 demo: $(if $(USERS),.venvs/users/ready) ## Tell the field's classic story on this machine, and leave it clean
 	PATH=$(if $(USERS),$(USERS)/bin:)$$PATH demo/run.sh
 
-test: ## What has to hold before a change lands, with samples of the long sweeps; needs no virtual machine
-	tests/run.sh
+test: ## What has to hold before a change lands, with one part in six of the integration tests, or one in PARTS=number
+	PARTS=$(PARTS) tests/run.sh
 
-test-all: ## All of it: the sweeps in full, then the fleet of virtual machines
+test-all: ## Everything: all integration tests, long sweeps in full, and the fleet of virtual machines
 	CRASHCART_TESTS=all tests/run.sh
 	$(MAKE) --no-print-directory fleet
 

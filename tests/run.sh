@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# `make test`: each part with its time; the first that fails ends it. The parts that need this machine's engine and kernel are one row,
-# the parts that need neither are another row beside it: together they keep two cores busy.
+# `make test`: each target with its time; the first that fails ends it. The targets that need this machine's engine and kernel are one row,
+# the targets that need neither are another row beside it: together they keep two cores busy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# One of so many parts of the integration tests, another one with each commit; the beginning and the end of the output say which.
+parts=${PARTS:-6}
+export CRASHCART_TESTS=${CRASHCART_TESTS:-$(($(git rev-list --count HEAD 2>/dev/null || echo 0) % parts + 1))/$parts}
 times=build/times
 log=build/beside.log
 mkdir -p build
 : >"$times"
 
-note() { # A part that has passed, and when it began
+note() { # A target that has passed, and when it began
     printf '%-12s %4d s\n' "$1" $((SECONDS - $2)) >>"$times"
 }
 
@@ -37,6 +40,7 @@ run_beside() { # The same for several targets, with a build folder of their own;
 }
 
 part=
+echo "== integration tests: $CRASHCART_TESTS"
 run setup
 run_beside lint sanity unit package builds >"$log" 2>&1 &
 beside=$!
@@ -62,6 +66,6 @@ wait "$beside" || {
     exit 1
 }
 tail -n 20 "$log"
-echo "== all parts passed, in two rows"
+echo "== all has passed, in two rows; of the integration tests: $CRASHCART_TESTS"
 cat "$times"
 printf '%-12s %4d s\n' total $SECONDS

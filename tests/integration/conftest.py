@@ -16,17 +16,13 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from support import host, images, sshd, sweeps
+from support import host, images, parts, sshd
 
 IMAGES = "crashcart-test"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sweep(keep): looks at very many cases; `make test` keeps so many of them")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    sweeps.select(config, items)
+    parts.select(config, items)
 
 
 @pytest.fixture(scope="session", autouse=True)

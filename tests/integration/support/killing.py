@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
-from support import host, sweeps
+from support import host, parts
 
 _PTRACE_SYSCALL = 24
 _PTRACE_DETACH = 17
@@ -83,12 +83,12 @@ def kill_everywhere(
 ) -> int:
     """Kill FUNCTION() before each of its system calls in turn, and call CHECK(number of the call) after each time.
 
-    With a STEP only each STEPth of them, or four times as many where sweeps are wanted whole (see sweeps.py); others in each run, so
+    With a STEP only each STEPth of them, or four times as many where everything is to be tested (see parts.py); others in each run, so
     that over some runs all of them have had their turn.
     System calls of the processes that it starts count, too, unless OWN_CALLS says that only its own do.
     The number of moments at which it was killed.
     """
-    step = max(1, step // 4) if sweeps.IS_ALL else step
+    step = max(1, step // 4) if parts.IS_ALL else step
     moment = random.randint(1, step)
     count = 0
     while _run_and_kill(function, moment, own_calls):
