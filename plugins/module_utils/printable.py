@@ -16,6 +16,11 @@ def escape(text: str) -> str:
     )
 
 
+def mask(text: str) -> str:
+    """Return TEXT with a question mark for each character that is not printable, so that columns keep their widths."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def escape_lines(text: str) -> str:
     """Return TEXT, a program's output, escaped as by escape(), but with its line feeds and tabs as they are."""
     return "".join(character if character in "\n\t" else escape(character) for character in text)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Iterator, Tuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import GROUP_PREFIX, PATH_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 _Cells = Tuple[str, ...]  # of one row, as many as there are headings
 
@@ -38,7 +39,7 @@ def describe_briefly(entry: dict[str, Any], count: int) -> Brief:
     for row in entry["programs"][:count]:
         *cells, errors = _cells(row)
         failed = max(row["paths"], key=lambda use: sum(use["errors"].values()), default=None)
-        path = f": {_clean(failed['path'])!r}" if failed is not None and failed["errors"] else ""
+        path = f": {mask(failed['path'])!r}" if failed is not None and failed["errors"] else ""
         rows.append((*cells, errors + path))
     return Brief(_describe_capture(entry), rows, len(entry["programs"]))
 
@@ -61,7 +62,7 @@ def format_capture(entry: dict[str, Any]) -> str:
 
 def format_skipped(skipped: list[dict[str, str]]) -> str:
     """Return one line of text for each entry of SKIPPED, the files that could not be read."""
-    return "".join(f"Skipped: {_clean(describe_skipped(entry))}\n" for entry in skipped)
+    return "".join(f"Skipped: {mask(describe_skipped(entry))}\n" for entry in skipped)
 
 
 def describe_skipped(entry: dict[str, str]) -> str:
@@ -74,10 +75,10 @@ def _explain_loss(entry: dict[str, Any]) -> str:
 
 
 def _describe_capture(entry: dict[str, Any]) -> str:
-    buffer = f", buffer {_clean(entry['buffer'])}" if entry["buffer"] else ""
-    name = _clean(entry["container"] or entry["capture"]) + buffer
-    host = _clean(entry["host"] or "an unknown host")
-    incomplete = f"INCOMPLETE: {_clean(_explain_loss(entry))}"
+    buffer = f", buffer {mask(entry['buffer'])}" if entry["buffer"] else ""
+    name = mask(entry["container"] or entry["capture"]) + buffer
+    host = mask(entry["host"] or "an unknown host")
+    incomplete = f"INCOMPLETE: {mask(_explain_loss(entry))}"
     lost = {None: "loss unknown", True: "complete"}.get(entry["complete"], incomplete)
     size = f"{entry['events']} events in {entry['duration_s']:.3f} s"
     return f"{name} on {host}: {size} from {entry['start'] or '?'}, {lost}"
@@ -95,7 +96,7 @@ def _gen_lines(entry: dict[str, Any]) -> Iterator[str]:
     if entry["min_latency_ns"]:
         yield f"  only calls of {entry['min_latency_ns'] / 1e6:g} ms and longer"
     others = [
-        f"{_clean(_shorten(name))} {count}"
+        f"{mask(_shorten(name))} {count}"
         for name, count in entry["event_counts"].items()
         if not name.startswith(_OWN_EVENTS) and not _PATH_EVENT.match(name)
     ]
@@ -103,7 +104,7 @@ def _gen_lines(entry: dict[str, Any]) -> Iterator[str]:
         yield f"  other events: {', '.join(others)}"
     if entry["functions"]:
         most = list(entry["functions"].items())[:_MAX_TEXT_ROWS]
-        yield f"  functions of the kernel: {', '.join(f'{_clean(name)} {count}' for name, count in most)}"
+        yield f"  functions of the kernel: {', '.join(f'{mask(name)} {count}' for name, count in most)}"
     if len(entry["programs"]) > _MAX_TEXT_ROWS:
         yield f"  and {len(entry['programs']) - _MAX_TEXT_ROWS} more rows in summary.json"
 
@@ -122,13 +123,13 @@ def _gen_failed_paths(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield "  paths of calls that failed:"
     for row, use in failed[:_MAX_TEXT_ROWS]:
         errors = ", ".join(f"{name} {count}" for name, count in use["errors"].items())
-        yield f"    {_clean(row['name'])} {_clean(row['syscall'])} {_clean(use['path'])!r}: {errors}"
+        yield f"    {mask(row['name'])} {mask(row['syscall'])} {mask(use['path'])!r}: {errors}"
 
 
 def _gen_rings(rings: dict[str, Any], *, has_calls: bool) -> Iterator[str]:
     """Yield lines about requests through io_uring, which are no system calls."""
     if rings["requests"]:
-        requests = ", ".join(f"{_clean(name)} {count}" for name, count in rings["requests"].items())
+        requests = ", ".join(f"{mask(name)} {count}" for name, count in rings["requests"].items())
         yield f"  io_uring, no system calls: {requests}"
     if rings["polled"]:
         yield "  io_uring: the kernel polls for requests (SQPOLL); those could not be seen"
@@ -141,9 +142,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     words += [f"denied {name} {count}" for name, count in row["denied"].items()]
     errors = ", ".join(words)
     return (
-        _clean(row["name"]),
+        mask(row["name"]),
         str(row["pids"][0]) if row["process_count"] == 1 else f"{row['process_count']} of them",
-        _clean(row["syscall"]),
+        mask(row["syscall"]),
         str(row["calls"]),
         f"{row['total_ns'] / 1e6:.3f}" if row["measured"] else "-",
         f"{row['p99_ns'] / 1e3:.1f}" if row["measured"] else "-",
@@ -160,8 +161,3 @@ def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
             for heading, cell, width in zip(_HEADINGS, line, widths)
         ]
         yield ("  " + "  ".join(cells)).rstrip()
-
-
-def _clean(text: str) -> str:
-    """Return TEXT with '?' for characters that could control a terminal or be invisible."""
-    return "".join(character if character.isprintable() else "?" for character in text)

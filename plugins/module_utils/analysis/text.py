@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files im
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 # Bytes of pages per batch: one batch of each CPU is in memory at a time.
 _BLOCK = 1 << 20
@@ -74,9 +75,7 @@ def _describe(manifest: dict[str, Any]) -> str:
     lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {why}"
     container, where = manifest["container"]["name"], manifest["inventory_hostname"]
     words = f"container {container} on {where}, clock {manifest.get('clock')}, {lost}"
-    return (
-        f"# {_clean(words)}\n# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
-    )
+    return f"# {mask(words)}\n# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
 
 
 def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
@@ -92,7 +91,7 @@ def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
             texts.update((event, f"{label}: {text}") for event, text in zip(events.tolist(), found))
         for event, (time, tid) in enumerate(zip(batch.times.tolist(), batch.tids.tolist())):
             seconds, nanoseconds = divmod(time, 10**9)
-            comm = _clean(names.tasks.find_name(tid, time))
+            comm = mask(names.tasks.find_name(tid, time))
             inside = names.tasks.find_container_pid(tid, time)
             line = (
                 f"{comm:>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{batch.cpu:03d}]"
@@ -116,7 +115,7 @@ def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, name
                 columns.append(_list_stacks(batch, events, known, field, names.symbols))
         elif field.name in _CODE.get(name, ()):
             addresses = batch.integers(events, field).view(np.uint64).tolist()
-            columns.append([f"{field.name}={_clean(names.symbols.describe(address))}" for address in addresses])
+            columns.append([f"{field.name}={mask(names.symbols.describe(address))}" for address in addresses])
         else:
             columns.append([f"{field.name}={value}" for value in _list_values(batch, events, field)])
     return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
@@ -126,7 +125,7 @@ def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> l
     numbers = batch.integers(events, field)
     plain = numbers.tolist()
     names.compat.mark(batch.tids[events], batch.times[events], numbers)
-    return [f"{number} ({_clean(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
+    return [f"{number} ({mask(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
 
 
 def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field, symbols: Symbols) -> list[str]:
@@ -138,13 +137,13 @@ def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field,
         deep = np.flatnonzero(sizes > depth)
         for number, address in zip(deep.tolist(), batch.integers(events[deep], place).view(np.uint64).tolist()):
             if address:
-                stacks[number].append(_clean(symbols.describe(address)))
+                stacks[number].append(mask(symbols.describe(address)))
     return [" <- ".join(stack) for stack in stacks]
 
 
 def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
     if "char" in field.type and (field.is_array or field.is_dynamic):
-        return [_clean(batch.text(event, field)) for event in events.tolist()]
+        return [mask(batch.text(event, field).rstrip("\n")) for event in events.tolist()]
     if field.is_array or field.size not in (1, 2, 4, 8):
         # The field is shown as words where it consists of them, as the arguments of a system call do, else as bytes.
         width = 8 if "long" in field.type and field.size % 8 == 0 else 1
@@ -160,8 +159,3 @@ def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
     if field.is_signed or field.size < 8:
         return list(map(str, values))
     return [f"{value & 0xFFFFFFFFFFFFFFFF:#x}" for value in values]
-
-
-def _clean(text: str) -> str:
-    """Return TEXT on one line, with '?' for characters that could control a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text.rstrip("\n"))

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
@@ -158,7 +159,8 @@ def remove(root: str, probe: Probe, timeout_s: float) -> None:
 def list_users(root: str, event: str) -> list[str]:
     """Return the names of the instances of the tracefs at ROOT in which EVENT (group:name) is enabled."""
     instances = [("the top instance", Instance(root, ".."))]
-    instances += [(name, Instance(root, name)) for name in sorted(os.listdir(os.path.join(root, "instances")))]
+    with suppress(FileNotFoundError):  # a kernel without instances
+        instances += [(name, Instance(root, name)) for name in sorted(os.listdir(os.path.join(root, "instances")))]
     users = []
     for name, instance in instances:
         try:

@@ -112,7 +112,9 @@ def find_numbers(patterns: Sequence[str], *, compat: bool, missing_ok: bool = Fa
         bool(wanted & _RETURNS),
     )
     if not numbers.native and not numbers.compat:
-        raise FleetError(f"only 32-bit programs have {', '.join(sorted(wanted)) or 'such a call'}: use compat=true")
+        if wanted & set(second.values()) and not compat:
+            raise FleetError(f"only 32-bit programs have {', '.join(sorted(wanted))}: use compat=true")
+        raise FleetError(f"this machine has no system call of {', '.join(patterns)}: ask for others")
     return numbers
 
 

@@ -313,8 +313,8 @@ class Instance:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise TraceError(
-                f"the kernel refuses {pattern!r} for {name} of trace instance {self.name}: {error.strerror}"
+            raise self._judge(error)(
+                f"the kernel refuses {pattern!r} for {name} of trace instance {self.name}: {_explain(error)}"
             ) from error
 
     def list_cpus(self) -> list[int]:

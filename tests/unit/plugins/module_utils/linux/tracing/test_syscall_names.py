@@ -64,6 +64,8 @@ def test_numbers_of_the_32_bit_architecture():
     assert syscall_names.find_numbers(["mmap2"], compat=True).compat == (192,)
     with pytest.raises(FleetError, match="only 32-bit programs have mmap2"):
         syscall_names.find_numbers(["mmap2"], compat=False)
+    with pytest.raises(FleetError, match="no system call of zz1, zz2"):
+        syscall_names.find_numbers(["zz1", "zz2"], compat=True, missing_ok=True)
 
 
 def test_of_a_name_that_is_missing_near_ones_are_named():
