@@ -77,7 +77,7 @@ def check_name(name: str) -> None:
     """Raise ImageError unless NAME can be the name of an image, which is also the name of its folder."""
     if not NAME_PATTERN.match(name):
         raise ImageError(
-            f"image name {name!r} does not do: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            f"image name {name!r} cannot be used: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
         )
 
 
@@ -163,7 +163,7 @@ def check_prefix(prefix: Any) -> None:
     is_path = isinstance(prefix, str) and bool(PREFIX_PATTERN.match(prefix)) and os.path.normpath(prefix) == prefix
     if not is_path or os.path.dirname(str(prefix)) == "/" or not os.path.basename(str(prefix)).startswith("crashcart"):
         raise ImageError(
-            f"prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with crashcart, below a"
+            f"prefix {prefix!r} cannot be used: it has to be an absolute path whose last part begins with crashcart, below a"
             " folder such as /dev"
         )
 

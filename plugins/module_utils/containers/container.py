@@ -146,8 +146,8 @@ def _check_process(process: Process, container: Container, name: str) -> None:
     if container.owner_uid is not None and {process.read_owner(), process.read_mount_owner()} != {container.owner_uid}:
         # Both are checked: a user's process may have a user namespace of its own and yet a mount namespace of the host, as a service has.
         raise ContainerError(
-            f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace, or in"
-            " no mount namespace, of that user: it is not touched"
+            f"{name} of user {container.owner_uid} is left alone: its runtime says that it is process {container.pid}, which is not in a user"
+            " namespace and a mount namespace of that user"
         )
 
 

@@ -66,8 +66,8 @@ def describe_sdk(reason: str) -> str:
     if "No module named 'docker'" in reason:
         return f"the Docker SDK for Python is missing on the host, for {python}: {way}, {other}"
     return (
-        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): have all of them from the distribution"
-        f" (python3-docker) or all of them new, {other}"
+        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): install all of them from the"
+        f" distribution (python3-docker), or the newest version of each, {other}"
     )
 
 
@@ -129,12 +129,12 @@ def _has_configuration() -> bool:
 def _find_context(name: str) -> Endpoint:
     if ContextAPI is None:
         raise ContainerError(
-            f"the docker context {name!r} takes a newer Docker SDK for Python: name an engine in docker_host"
+            f"the docker context {name!r} needs a newer Docker SDK for Python: update that, or name an engine in docker_host"
         )
     if not _has_configuration():
         raise ContainerError(
-            f"the docker context {name!r} is looked for beside this user's ~/.docker/config.json, and there is none: 'docker context use"
-            f" {name}' makes it"
+            f"the docker context {name!r} needs this user's ~/.docker/config.json, which is missing: make it with 'docker context use"
+            f" {name}'"
         )
     try:
         found = ContextAPI.get_context(name)
@@ -269,8 +269,8 @@ class DockerEngine:
         is_id = found["Id"].rpartition(":")[2].startswith(digits)
         if is_id and len(digits) < SHORT_ID_LENGTH and not _bears_name(found, name):
             raise ContainerError(
-                f"the Docker engine at {self.host} has no image called {name!r}, and that begins the id {found['Id']}: give"
-                f" {SHORT_ID_LENGTH} digits of that if it is meant, or pull or build the image first"
+                f"the Docker engine at {self.host} has no image called {name!r}, but one whose id begins so, {found['Id']}: give"
+                f" {SHORT_ID_LENGTH} digits of the id to mean that image, or pull or build the image first"
             )
         return found
 
@@ -378,4 +378,4 @@ def _expecting_form(name: str) -> Iterator[None]:
     try:
         yield
     except WRONG_FORM as error:
-        raise ContainerError(f"{name} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{name} gives an answer of the wrong form: {error!r}") from error

@@ -108,7 +108,7 @@ class Host:
         stranger = strangers.ask_engine(url, owner, self._budget)
         if self._is_alone and not stranger.list_containers() and stranger.describe_troubles():
             raise ContainerError(
-                f"the engine of {stranger.label} at {url} says nothing: {stranger.describe_troubles()}"
+                f"the engine of {stranger.label} at {url} lists no containers: {stranger.describe_troubles()}"
             )
         self._strangers.append(stranger)
         return None

@@ -122,7 +122,7 @@ class Root:
         try:
             return [self._parse(entry) for entry in listed]
         except TypeError as error:
-            raise ContainerError(f"{self.label} answers no list") from error
+            raise ContainerError(f"{self.label} does not answer with a list of containers") from error
 
     def _check_files(self) -> None:
         """Raise ContainerError where others than root can change a state, or where a state is no regular file: the runtime would wait for it."""
@@ -199,7 +199,7 @@ class Root:
                 runtime=_find_manager(annotations) or self.name,
             )
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def _read_annotations(self, state: dict[str, Any]) -> dict[str, str]:
         """Return the container's annotations, from its STATE or, where the runtime omits them, from its configuration, if that is root's."""

@@ -196,7 +196,7 @@ def require_selection(module: Any, what: str) -> None:
     if module.params["everything"]:
         if is_selecting(module):
             raise ContainerError(
-                "everything=true goes with no selection: leave out containers, labels and query, or everything"
+                "everything=true cannot be combined with a selection: leave out containers, labels and query, or everything"
             )
     elif not is_selecting(module):
         raise ContainerError(f"say which containers: give containers, labels or query (everything=true means {what})")
@@ -205,7 +205,7 @@ def require_selection(module: Any, what: str) -> None:
 def refuse_everything(module: Any, states: str) -> None:
     """Raise ContainerError where MODULE's options say that everything is meant, which only STATES allow."""
     if module.params["everything"]:
-        raise ContainerError(f"everything goes with {states} only (containers='*' means all that run)")
+        raise ContainerError(f"everything can be used with {states} only (containers='*' means all that run)")
 
 
 def run_for_users(

@@ -43,7 +43,7 @@ class Podman:
         try:
             return [make_container(**{**_parse_listed(entry), "pid": 0}) for entry in _ask(self.label, _LIST) or ()]
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def inspect(self, container: Container) -> dict[str, Any]:
         """Return Podman's description of CONTAINER, which has the form of `docker inspect`.
@@ -55,7 +55,7 @@ class Podman:
         except _NoSuchContainer as error:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) was just removed") from error
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def refresh(self, container: Container) -> Container:
         """Return CONTAINER with its current pid and state."""
@@ -88,7 +88,7 @@ def list_as(account: Account, until: float) -> list[dict[str, Any]]:
         listed = _ask(label, _LIST, until, account.make_environment())
         return [{**_parse_listed(entry), "place": {}} for entry in listed or ()]
     except WRONG_FORM as error:
-        raise ContainerError(f"{label} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{label} gives an answer of the wrong form: {error!r}") from error
 
 
 def inspect_as(account: Account, ids: Sequence[str], until: float) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def inspect_as(account: Account, ids: Sequence[str], until: float) -> dict[str, 
         answer = _ask(label, (*_INSPECT, *ids), until, account.make_environment(), some_ok=True) if ids else []
         return {str(entry["Id"]): dict(entry) for entry in answer or ()}
     except WRONG_FORM as error:
-        raise ContainerError(f"{label} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{label} gives an answer of the wrong form: {error!r}") from error
 
 
 def _parse_listed(entry: dict[str, Any]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def find_socket_owner(url: str) -> int:
     except OSError:
         return 0  # no socket is there, which connecting to it will report
     except Untrusted as error:
-        raise ContainerError(f"the engine at {url} is not asked: {error}; take that right away") from error
+        raise ContainerError(f"the engine at {url} is not asked: {error}; remove that permission") from error
 
 
 def _make_gatherer(account: Account) -> Callable[[float], dict[str, Any]]:
@@ -241,7 +241,7 @@ def _make(account: Account, answer: Any, budget: Budget, socket: str = "") -> St
             for entry in answer["containers"]:
                 _believe(account, entry, told)
         except WRONG_FORM as error:
-            told.troubles.append(f"the answer is of a wrong form ({type(error).__name__})")
+            told.troubles.append(f"the answer has the wrong form ({type(error).__name__})")
     return Stranger(account, told, budget, socket)
 
 

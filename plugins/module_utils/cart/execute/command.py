@@ -204,7 +204,9 @@ def _become_command(report: int, order: dict[str, Any], rights: rights_.Rights, 
         try:
             os.chdir(order["chdir"])
         except OSError as error:
-            raise OSError(error.errno, f"it cannot stand in {order['chdir']!r} (chdir): {error.strerror}") from error
+            raise OSError(
+                error.errno, f"its folder {order['chdir']!r} (chdir) cannot be entered: {error.strerror}"
+            ) from error
         # Whoever kills the reaper kills the command, too.
         _end_with_parent(report)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
