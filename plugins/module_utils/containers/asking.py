@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Questions to programs and users of the host, within bounds of time and bytes; no process that was started for them is left.
 
-A question to a user runs as that user, below a supervisor of root's. A process that leaves its parent there becomes the supervisor's child,
-and the supervisor kills its children round after round until none is left. The user can neither signal the supervisor nor look into
+A question to a user runs as that user, below a supervisor that runs as root. A process that leaves its parent there becomes the supervisor's
+child, and the supervisor kills its children round after round until none is left. The user can neither signal the supervisor nor look into
 the process that asks, although that was forked from this one.
 """
 

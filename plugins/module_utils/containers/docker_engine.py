@@ -59,7 +59,7 @@ def check_sdk() -> Feature:
 
 
 def describe_sdk(reason: str) -> str:
-    """Return the message for users that the SDK is of no use, and the next step; REASON is the text of an exception."""
+    """Return a message for users that the SDK cannot be used, with the next step; REASON is the text of an exception."""
     python = sys.executable or "the host's Python"
     way = find_way("docker", "python3-docker")
     other = "or choose another Python (ansible_python_interpreter, for the connection ansible_cart_python)"
@@ -116,7 +116,7 @@ def find_endpoint(url: str | None) -> Endpoint:
 
 
 def _read_context() -> str:
-    """Return the name of the context that this user has chosen, '' for none; a configuration of another user's (by sudo) is ignored."""
+    """Return the name of the context that this user has chosen, '' for none; another user's configuration, which sudo may leave, is ignored."""
     return str(get_current_context_name() or "") if _has_configuration() else ""
 
 
@@ -276,7 +276,7 @@ class DockerEngine:
 
     @contextmanager
     def export_image(self, name: str) -> Iterator[Iterator[bytes]]:
-        """Give the whole file system of the image NAME as chunks of a tar archive.
+        """Yield the whole file system of the image NAME as chunks of a tar archive.
 
         A container is made for the export, is never started, and is removed afterwards.
         """
@@ -288,7 +288,7 @@ class DockerEngine:
 
     @contextmanager
     def export_container(self, name: str) -> Iterator[Iterator[bytes]]:
-        """Give the whole file system of the container NAME (or id) as chunks of a tar archive.
+        """Yield the whole file system of the container NAME (or id) as chunks of a tar archive.
 
         Raises ContainerError where there is no such container.
         """
@@ -364,7 +364,7 @@ def _bears_name(image: dict[str, Any], name: str) -> bool:
 
 
 def _may_mount(entry: dict[str, Any]) -> bool:
-    """Return False if ENTRY (of `docker inspect` or `podman inspect`) lists the container's capabilities without CAP_SYS_ADMIN."""
+    """Return False if ENTRY (of `docker inspect` or `podman inspect`) shows that the container was not given CAP_SYS_ADMIN, otherwise True."""
     chosen = entry.get("HostConfig") or {}
     if chosen.get("Privileged") is not False or "CapAdd" not in chosen:
         return True

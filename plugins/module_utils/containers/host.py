@@ -44,8 +44,8 @@ class Runtime(Protocol):
 class Host:
     """The container runtimes of the host; with DOCKER_HOST (a URL) that engine alone.
 
-    ERRORS: for each runtime of root's that is or should be on the host and does not answer, by its name, the reason.
-    WARNINGS: users' containers and folders that are not looked at, and why; others than root can change such a folder.
+    ERRORS: the reason for each of root's runtimes, by name, that is or should be on the host and does not answer.
+    WARNINGS: texts about containers that are not looked at, those of users and those in folders that others than root can change.
     """
 
     def __init__(self, docker_host: str | None) -> None:

@@ -102,7 +102,7 @@ class Machines:
 
 
 def _unescape(name: str) -> str:
-    """Return NAME without systemd's escapes, of which the names of machines need only the one for "-"."""
+    """Return NAME with systemd's escapes resolved; names of machines contain only the one for "-"."""
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 16)), name)
 
 

@@ -207,7 +207,7 @@ class Root:
         return {str(name): str(value) for name, value in (found or {}).items()}
 
     def _may_mount(self, state: dict[str, Any]) -> bool:
-        """Return False if the container's configuration lists its capabilities without CAP_SYS_ADMIN."""
+        """Return False if the container's configuration shows that it was not given CAP_SYS_ADMIN, otherwise True."""
         try:
             return "CAP_SYS_ADMIN" in self._read_configuration(state)["process"]["capabilities"]["bounding"]
         except WRONG_FORM:
@@ -257,7 +257,7 @@ def is_frozen(pid: int) -> bool:
     """Return True if process PID is in a frozen control group of version 2, which is how runtimes pause containers."""
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:
-            paths = [one.path for one in cgroups.parse_cgroup(file.read()) if not one.controllers]
+            paths = [membership.path for membership in cgroups.parse_cgroup(file.read()) if not membership.controllers]
         for mount in read_mounts("self", " - cgroup2"):
             for path in paths:
                 with open(f"{mount.mount_point}{path}/cgroup.events", encoding="ascii") as file:

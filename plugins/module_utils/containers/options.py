@@ -183,7 +183,7 @@ def list_candidates(
 def describe_selection(module: Any, chosen: Sequence[Container | Who]) -> dict[str, list[str]]:
     """Return the part of every result that describes MODULE's selection: names of the CHOSEN containers, and patterns that no container has."""
     return {
-        "selected": sorted(one.name for one in chosen),
+        "selected": sorted(container.name for container in chosen),
         "not_found": [escape(pattern) for pattern in getattr(module, "crashcart_not_found", [])],
     }
 

@@ -114,28 +114,28 @@ class Outcome:
 
     def list_left(self, containers: Sequence[_Named]) -> list[_Named]:
         """Return those of CONTAINERS that have not failed so far."""
-        return [one for one in containers if not self.has_failed(one)]
+        return [container for container in containers if not self.has_failed(container)]
 
     def as_result(self) -> list[dict[str, str]]:
         """Return the failed containers as modules report them (failed_containers)."""
-        return [asdict(one) for one in self._failures.values()]
+        return [asdict(failure) for failure in self._failures.values()]
 
     def check(self, containers: Sequence[Named] = (), done: str = "", **result: Any) -> None:
         """Raise FleetError with RESULT if anything went wrong.
 
         The message names the containers that failed, and those of CONTAINERS for which everything was DONE (a word such as "attached").
         """
-        told = [one.msg for one in self._failures.values()]
+        told = [failure.msg for failure in self._failures.values()]
         # A container's failure may be met again outside any container, and is told once.
-        phrases = [*self._list_phrases(), *(one for one in self._complaints if not any(one in msg for msg in told))]
+        phrases = [*self._list_phrases(), *(text for text in self._complaints if not any(text in msg for msg in told))]
         if not phrases:
             return
         text = "; ".join(dict.fromkeys(phrases))
         bad = {**self._blemishes, **self._failures}
-        count = len({(one.name, one.id) for one in containers} | set(bad))
+        count = len({(container.name, container.id) for container in containers} | set(bad))
         if bad and count > 1:
             text = f"{len(bad)} of {count} containers failed: {text}"
-        served = [one.name for one in containers if (one.name, one.id) not in bad]
+        served = [container.name for container in containers if (container.name, container.id) not in bad]
         if served:
             text += f"; {done} all the same: {', '.join(served)}"
         raise FleetError(text, failed_containers=self.as_result(), **result)
@@ -153,8 +153,8 @@ class Outcome:
 def _group(failures: Iterable[Failure]) -> Iterable[tuple[str, list[str]]]:
     """Return each text of FAILURES with the names of its containers."""
     names: dict[str, list[str]] = {}
-    for one in failures:
-        names.setdefault(one.msg, []).append(one.container)
+    for failure in failures:
+        names.setdefault(failure.msg, []).append(failure.container)
     return names.items()
 
 
@@ -168,7 +168,7 @@ def _is_named(name: str, text: str) -> bool:
 
 @contextmanager
 def undoing() -> Iterator[ExitStack]:
-    """Give a stack of undo steps, which run where the context fails, and at its end, unless the caller took them over by pop_all."""
+    """Yield a stack of undo steps, which run where the context fails, and at its end, unless the caller took them over by pop_all."""
     with ExitStack() as undo:
         try:
             yield undo

@@ -146,19 +146,21 @@ def _match(pattern: str, own: list[Container], others: list[Container], running_
     if found:
         return found
     named = _OF_USER.fullmatch(pattern)
-    of_user = [one for one in others if named and one.owner_uid == int(named.group(1))]
+    of_user = [container for container in others if named and container.owner_uid == int(named.group(1))]
     if named and of_user:
         own, pattern = of_user, named.group(2)
         found = _find(pattern, of_user)
     if found or not _GLOB_CHARACTERS.isdisjoint(pattern):
-        return found or [one for one in _leave(own, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
+        return found or [
+            container for container in _leave(own, running_only) if fnmatch.fnmatchcase(container.name, pattern)
+        ]
     if pattern.startswith(PROCESS_PREFIX):
         raise UnknownContainerError(f"{pattern}: the host has no such process", pattern)
-    choices = ", ".join(one.full_name for one in others if pattern in (one.id, one.name))
+    choices = ", ".join(container.full_name for container in others if pattern in (container.id, container.name))
     hint = f"; a user of the host has one: give {choices} if that is meant" if choices else ""
-    begun = [one for one in own if _ID_DIGITS.issuperset(pattern) and one.id.startswith(pattern)]
+    begun = [container for container in own if _ID_DIGITS.issuperset(pattern) and container.id.startswith(pattern)]
     if pattern and begun:
-        names = ", ".join(f"{one.name} ({one.short_id})" for one in begun)
+        names = ", ".join(f"{container.name} ({container.short_id})" for container in begun)
         hint += f"; it begins the id of {names}, of which {SHORT_ID_LENGTH} digits are needed"
     message = f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}"
     raise UnknownContainerError(message, pattern)
@@ -168,9 +170,8 @@ def _find(pattern: str, containers: list[Container]) -> list[Container]:
     """Return the container that has PATTERN as its name, its id, or the beginning of its id, as a list; empty where none has it."""
     found = [container for container in containers if pattern == container.name or _is_id(pattern, container)]
     if ENGINE_ID.match(pattern):
-        found = [
-            container for container in found if container.id == pattern
-        ] or found  # a container's name must not hide another one's id
+        # A container's name must not hide another one's id.
+        found = [container for container in found if container.id == pattern] or found
     if len(found) > 1:
         # Several runtimes may use the name, and a pod may have replaced a container that has ended.
         choices = ", ".join(f"{container.full_name} ({container.state})" for container in found)

@@ -127,5 +127,5 @@ def _is_own(process: Process, groups: Sequence[Membership]) -> bool:
     """Return True if PROCESS is in one of GROUPS or below, or if GROUPS is empty, so that nothing can be told."""
     if not groups:
         return True
-    paths = {one.controllers: one.path for one in cgroups.parse_cgroup(process.read("cgroup"))}
-    return any((paths.get(one.controllers, "") + "/").startswith(one.path + "/") for one in groups)
+    paths = {membership.controllers: membership.path for membership in cgroups.parse_cgroup(process.read("cgroup"))}
+    return any((paths.get(membership.controllers, "") + "/").startswith(membership.path + "/") for membership in groups)

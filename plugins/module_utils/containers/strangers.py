@@ -133,7 +133,7 @@ class Stranger:
         """Return the problems with the user's answer as a text for one warning; '' for none."""
         found = self._told.troubles
         more = f"; and {len(found) - _MAX_TROUBLES} more" if len(found) > _MAX_TROUBLES else ""
-        return "; ".join(clean_text(one) for one in found[:_MAX_TROUBLES]) + more
+        return "; ".join(clean_text(trouble) for trouble in found[:_MAX_TROUBLES]) + more
 
     def inspect(self, container: Container) -> dict[str, Any]:
         """Return a description of CONTAINER in the form of `docker inspect`, by Podman or Docker itself where it answers."""
@@ -204,7 +204,7 @@ def find_strangers(budget: Budget) -> list[Stranger]:
     accounts = [find_account(uid) for uid in uids if 0 < uid < 2**32 - 1]
     questions = [Question(account, _make_gatherer(account)) for account in accounts]
     found = [_make(account, answer, budget) for account, answer in zip(accounts, budget.ask(questions))]
-    return [one for one in found if one.list_containers() or one.describe_troubles()]
+    return [stranger for stranger in found if stranger.list_containers() or stranger.describe_troubles()]
 
 
 def ask_engine(url: str, uid: int, budget: Budget) -> Stranger:
@@ -215,7 +215,7 @@ def ask_engine(url: str, uid: int, budget: Budget) -> Stranger:
 
 
 def find_socket_owner(url: str) -> int:
-    """Return the user who may have put an engine at URL; 0 for root or for no socket of this host. Raises ContainerError for several users."""
+    """Return the user who may have put an engine at URL, 0 for root or no socket of this host; raises ContainerError if several users may have."""
     if not url.startswith("unix://"):
         return 0
     path = os.path.abspath("/" + url[len("unix://") :].lstrip("/"))

@@ -14,7 +14,7 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 
-MAX_BYTES = 16 << 20  # that are read of one user, or of a file that an engine has written
+MAX_BYTES = 16 << 20  # that are read from one user, or from one file of an engine
 _MAX_LINKS = 40
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -77,7 +77,7 @@ def read_regular(fd: int, name: str, max_bytes: int, *, follow: bool = False) ->
 
 @contextmanager
 def _open_walked(path: str) -> Iterator[tuple[int, int]]:
-    """Give a descriptor of what is at PATH, and its owner; at the first part that a user owns the walk ends, and that part is given."""
+    """Yield a descriptor of what is at PATH, and its owner; at the first part that a user owns the walk ends, and that part is given."""
     fd = os.open("/", _LOOK)
     try:
         parts = [part for part in reversed(path.split("/")) if part]
@@ -110,7 +110,7 @@ def _open_walked(path: str) -> Iterator[tuple[int, int]]:
 
 def _check_rights(path: str, part: str, status: os.stat_result, *, is_last: bool) -> None:
     """Raise Untrusted where a group or everybody can replace PATH, or put something into it, by way of its PART with STATUS."""
-    # Write access to a socket allows to talk to its server, and no more.
+    # Write access to a socket lets a process talk to the server, and no more.
     if not status.st_mode & _WRITABLE or stat.S_ISSOCK(status.st_mode):
         return
     # In a sticky folder others cannot remove or rename root's entries.
