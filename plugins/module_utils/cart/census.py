@@ -75,7 +75,7 @@ def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tu
     needles = finder.needles if image_name else (*finder.needles, *exposure.NEEDLES)
     found = []
     omitted = set()
-    namespaces = sorted(_find_namespaces(), key=lambda one: one[0] != 0)
+    namespaces = sorted(_find_namespaces(), key=lambda item: item[0] != 0)
     deadline = time.monotonic() + seconds
     for owner, pid in namespaces:
         if owner == 0:
@@ -85,11 +85,15 @@ def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tu
             continue
         try:
             here = mounts.read_mounts(pid, *needles)
-            paths = [one.mount.mount_point for one in finder.find(here) if image_name in (None, one.name)]
+            paths = [
+                image_mount.mount.mount_point
+                for image_mount in finder.find(here)
+                if image_name in (None, image_mount.name)
+            ]
             if image_name is None:
                 # Anybody may give a tmpfs the name of ours, but only the host's root can mount a trace's files in it.
                 shown = exposure.find_exposures(here)
-                paths += [one.path for one in shown if owner == 0 or one.files]
+                paths += [folder.path for folder in shown if owner == 0 or folder.files]
             if not paths:
                 continue
             with open(f"/proc/{pid}/cgroup", "rb") as file:

@@ -134,8 +134,8 @@ def ensure_exposed(
         with open_targets([container]) as (target,):
             wanted = [Exposure(name, path, tuple(files))] if path else []
             present = _read_exposures(target)
-            superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
-            missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
+            superfluous = [exposure for exposure in present if not any(exposure.is_as(other) for other in wanted)]
+            missing = [exposure for exposure in wanted if not any(exposure.is_as(other) for other in present)]
             if not check_mode and (superfluous or missing):
                 _change(target, superfluous, missing, os.path.join(root, "instances", name))
             return bool(superfluous or missing)

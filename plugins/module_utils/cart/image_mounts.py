@@ -65,7 +65,7 @@ class ImageFinder:
 
 @contextmanager
 def open_loop_device(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
-    """Give the image's loop device, held open in the context; afterwards its mounts keep it."""
+    """Yield the image's loop device, held open in the context; afterwards its mounts keep it."""
     with hold_lock("image-" + image.digest[:12]):
         image_fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -80,7 +80,7 @@ def open_loop_device(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
 
 @contextmanager
 def create_mounts(image: store.StoredImage, count: int) -> Iterator[list[int]]:
-    """Give COUNT detached read-only mounts of IMAGE as descriptors, which are closed after the context.
+    """Yield COUNT detached read-only mounts of IMAGE as descriptors, which are closed after the context.
 
     Raises FleetError where the kernel has no detached mounts.
     """

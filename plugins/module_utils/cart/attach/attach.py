@@ -301,13 +301,15 @@ def _remove_empty(outcome: Outcome, path: str, held: list[Target]) -> None:
 def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None, patience: Patience) -> None:
     """Drop the expiries of TARGETS (at PATH) without an attachment, which a killed attach may have left."""
     ids = {target.id for target in targets}
-    settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
+    settled = [
+        ending for ending in expiry.list_expiries() if ending.container.id in ids and path in (None, ending.path)
+    ]
 
     def forget(held: list[Target]) -> None:
         mounted = {attachment.place for attachment in find_all(held, outcome, ended_ok=True)}
         left = {target.id for target in outcome.list_left(held)}
-        expiry.drop([one for one in settled if one.container.id in left and one.place not in mounted])
+        expiry.drop([ending for ending in settled if ending.container.id in left and ending.place not in mounted])
 
-    ids = {one.container.id for one in settled}
+    ids = {ending.container.id for ending in settled}
     # Under the locks, as an attach that holds a lock may be about to mount.
     serve_held([target for target in targets if target.id in ids], forget, outcome.fail, patience)

@@ -99,16 +99,16 @@ def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
     return [
         Attachment(
             target.container,
-            one.mount.mount_point,
-            one.name,
-            one.digest,
-            one.mount.device,
-            one.mount.filesystem,
-            methods.find_method(one.mount),
+            image_mount.mount.mount_point,
+            image_mount.name,
+            image_mount.digest,
+            image_mount.mount.device,
+            image_mount.mount.filesystem,
+            methods.find_method(image_mount.mount),
         )
-        for one in finder.find(target.read_mounts(*finder.needles))
+        for image_mount in finder.find(target.read_mounts(*finder.needles))
         # Other places only show the image by chance: the container has folders of the host, and one of them is another container's volume.
-        if os.path.basename(one.mount.mount_point).startswith("crashcart")
+        if os.path.basename(image_mount.mount.mount_point).startswith("crashcart")
     ]
 
 
@@ -143,17 +143,21 @@ def take_away(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attac
     """
     path = found[0].path
     is_lazy = busy.choice == "lazy"
-    from_volumes = {one.container.id for one in found if one.method == "rslave"}
+    from_volumes = {attachment.container.id for attachment in found if attachment.method == "rslave"}
     for target in targets:
         with outcome.serve(target, ended_ok=True):
             if busy.choice in ("wait", "kill"):
                 tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
             if target.id in from_volumes:
                 volumes.detach([target], path, lazy=is_lazy)
-    own = [one for one in found if one.method != "rslave"]
-    others = [target for target in outcome.list_left(targets) if any(one.container.id == target.id for one in own)]
-    counts = [sum(one.container.id == target.id for one in own) for target in others]
-    devices = {parse_device(one.device) for one in own}
+    own = [attachment for attachment in found if attachment.method != "rslave"]
+    others = [
+        target
+        for target in outcome.list_left(targets)
+        if any(attachment.container.id == target.id for attachment in own)
+    ]
+    counts = [sum(attachment.container.id == target.id for attachment in own) for target in others]
+    devices = {parse_device(attachment.device) for attachment in own}
     removable = placement.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
@@ -205,7 +209,7 @@ def find_all(
 
 def list_ends() -> dict[tuple[str, str], float]:
     """Return the deadlines of all attachments that end by themselves, by their places."""
-    return {one.place: one.deadline for one in expiry.list_expiries()}
+    return {ending.place: ending.deadline for ending in expiry.list_expiries()}
 
 
 def list_attachments(containers: Sequence[Container]) -> tuple[list[Attachment], list[str]]:

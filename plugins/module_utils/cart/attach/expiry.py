@@ -76,7 +76,7 @@ def list_expiries() -> list[Expiry]:
         names = [name for name in os.listdir(FOLDER) if not name.startswith(".")]
     except (FileNotFoundError, PermissionError):
         return []
-    return sorted(filter(None, map(_read, names)), key=lambda one: one.deadline)
+    return sorted(filter(None, map(_read, names)), key=lambda expiry: expiry.deadline)
 
 
 def _read(name: str) -> Expiry | None:

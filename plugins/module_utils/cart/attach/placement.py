@@ -180,7 +180,7 @@ def detach(count: int, devices: set[int], *, lazy: bool, parent_fd: int, name: s
 
 
 def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
-    """Return for each of TARGETS if the folder PATH may be removed there once nothing is mounted on it.
+    """Return, for each of TARGETS, True if the folder PATH may be removed there once nothing is mounted on it.
 
     Removing a folder also removes what others have mounted on it in their namespaces. So where the parent folder is the host's,
     as in a volume, nobody else may have an image mounted there, and the last of the TARGETS that share it removes it.
@@ -293,7 +293,7 @@ def _make_folder(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> N
 
 @contextmanager
 def _writable(parent_fd: int, refused: AbstractSet[int] = frozenset()) -> Iterator[int]:
-    """Give the folder PARENT_FD for writing: where its mount is read-only, by a detached mount that is not, though the file system may be.
+    """Yield the folder PARENT_FD for writing: where its mount is read-only, by a detached mount that is not, though the file system may be.
 
     A container's /dev, or its whole root, is mounted read-only to keep the container's own processes from writing; our mount point
     is made nevertheless, but for folders on the devices REFUSED.

@@ -82,7 +82,7 @@ def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> li
                     _attach_at(fd, folder)
                 except ContainerError as error:
                     refused[folder] = error
-    return [one if isinstance(one, ContainerError) else refused.get(one) for one in found]
+    return [folder if isinstance(folder, ContainerError) else refused.get(folder) for folder in found]
 
 
 def _attach_at(mount_fd: int, folder: str) -> None:
@@ -117,7 +117,7 @@ def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
 
 def list_folders() -> list[str]:
     """Return the host's folders on which images are mounted."""
-    return [one.mount_point for one in _list_host_mounts()]
+    return [mount.mount_point for mount in _list_host_mounts()]
 
 
 def detach_all(*, lazy: bool) -> None:
@@ -129,7 +129,7 @@ def detach_all(*, lazy: bool) -> None:
 
 
 def _list_host_mounts() -> list[mounts.Mount]:
-    return [one.mount for one in ImageFinder().find(mounts.read_mounts())]
+    return [image_mount.mount for image_mount in ImageFinder().find(mounts.read_mounts())]
 
 
 def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
@@ -158,5 +158,5 @@ def _unmount_one(mount: mounts.Mount, *, lazy: bool) -> None:
             raise ContainerError(
                 f"the tools in the host's folder {mount.mount_point} are in use; busy=lazy takes them out of sight"
             ) from error
-        if error.errno != errno.EINVAL:  # somebody else was faster
+        if error.errno != errno.EINVAL:  # another process was faster
             raise

@@ -91,7 +91,7 @@ def _read_filters(rights: rights_.Rights, given: dict[str, int]) -> Sequence[byt
     if rights.filters is None:
         return ()
     found = filters_.read(rights.filters, given[FILTERS])
-    return [seccomp.let_trace(one, os.uname().machine) for one in found] if rights.may_trace else found
+    return [seccomp.let_trace(program, os.uname().machine) for program in found] if rights.may_trace else found
 
 
 def tell(fd: int, message: dict[str, Any]) -> None:
@@ -207,7 +207,7 @@ def _become_command(report: int, order: dict[str, Any], rights: rights_.Rights, 
             raise OSError(
                 error.errno, f"its folder {order['chdir']!r} (chdir) cannot be entered: {error.strerror}"
             ) from error
-        # Whoever kills the reaper kills the command, too.
+        # If the reaper is killed, the kernel kills the command, too.
         _end_with_parent(report)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that

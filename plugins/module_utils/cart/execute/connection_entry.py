@@ -249,7 +249,7 @@ def _wait(channel: socket.socket) -> int:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(1, 0)  # poll always reports errors and hang-ups
-    # Entering has a limit, as a process of the container that hangs may serve its /dev.
+    # Entering has a limit, as a container may serve its /dev by a process that hangs.
     deadline: float | None = time.monotonic() + TIMEOUT_S
     while True:
         ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)

@@ -151,7 +151,7 @@ def choose_places(targets: Sequence[Target], outcome: Outcome, command: Command)
 
 @contextmanager
 def open_jobs(places: Sequence[Place], outcome: Outcome, command: Command) -> Iterator[list[Job]]:
-    """Give COMMAND as a job for each of PLACES, with a mount of its image; OUTCOME gets the places in which it cannot be run."""
+    """Yield COMMAND as a job for each of PLACES, with a mount of its image; OUTCOME gets the places in which it cannot be run."""
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts("self", " - cgroup")
@@ -214,7 +214,7 @@ def _adapt(command: Command, program: str, mount_fd: int, prefix: str, *, is_sea
 
 @contextmanager
 def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
-    """Give descriptors to join the control groups of TARGET's first process, by hierarchy, without the OWN ones of this process."""
+    """Yield descriptors to join the control groups of TARGET's first process, by hierarchy, without the OWN ones of this process."""
     wanted = cgroups.parse_cgroup(target.process.read("cgroup"))
     with ExitStack() as stack:
         groups = {}
@@ -274,7 +274,7 @@ def _read_uid(process: Process) -> int | None:
 
 @contextmanager
 def _open_roots(targets: Sequence[Target], *, inside: bool) -> Iterator[dict[str, int]]:
-    """Give descriptors of the roots of TARGETS (unless INSIDE, of the host) by the container's id, without containers that have ended."""
+    """Yield descriptors of the roots of TARGETS (unless INSIDE, of the host) by the container's id, without containers that have ended."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as stack:
         roots = {}
@@ -326,7 +326,7 @@ def _find_stored(name: str) -> store.StoredImage:
 
 @contextmanager
 def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
-    """Give a detached mount of SOURCE as a descriptor."""
+    """Yield a detached mount of SOURCE as a descriptor."""
     stored = source
     if not isinstance(stored, store.StoredImage):
         stored = store.StoredImage(stored.image, stored.digest, {"format": stored.format})

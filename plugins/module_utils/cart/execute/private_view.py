@@ -3,7 +3,7 @@
 """A private view of a container's files that includes a tool image; the container's own processes never see the image.
 
 The view is a private copy of the container's mount namespace. In it a small tmpfs covers the folder that the image goes into (/dev).
-Everything in that folder is bound into the tmpfs, and the image is mounted beside it. The view ends with the last process in it.
+Everything in that folder is bound into the tmpfs, and the image is mounted in the tmpfs, too. The view ends with the last process in it.
 
 A mount protects the name of its mount point in its own mount namespace only. A process that reaches the parent folder by another mount, in
 another namespace or in a container that shares a volume, may rename or remove the mount point. So where a command may do more than the
@@ -47,7 +47,7 @@ def enter_private_copy(
 
     The mount SCRATCH_FD appears beside the image. With NAMES_MUST_HOLD no process outside the copy can change what is at PREFIX, and
     /proc is the kernel's or empty. MAY_UNMOUNT says if the container's processes may unmount.
-    Raises OSError, with advice for users where the container has no folder for the image.
+    Raises OSError; where the container has no folder for the image, its text advises users.
     """
     parent, name = os.path.split(prefix)
     folders = parent.strip("/").split("/")
@@ -97,7 +97,7 @@ def _copy(namespace: MountNamespace | None) -> None:
         os.chdir("/")
     else:
         syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
-        os.fchdir(namespace.root_fd)  # which is not always the namespace's root
+        os.fchdir(namespace.root_fd)  # the container's root, not always the namespace's
     # With unshare the root and the current folder of the process become those of the copy.
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount_make_private("/")
@@ -163,8 +163,8 @@ def _do_names_hold(own_fd: int, namespace: MountNamespace, top_fd: int, root_fd:
     namespace has to belong to the host's own user namespace. TOP_FD is the namespace's root.
     """
     ids = _find_mount_ids(own_fd, root_fd, folders)
-    known = {one.mount_id: one for one in _read_mounts(own_fd)}
-    way = [known[one] for one in ids if one in known]
+    known = {mount.mount_id: mount for mount in _read_mounts(own_fd)}
+    way = [known[mount_id] for mount_id in ids if mount_id in known]
     return (
         len(folders) == 1
         and len(way) == len(set(ids)) == 2
@@ -178,14 +178,14 @@ def _do_names_hold(own_fd: int, namespace: MountNamespace, top_fd: int, root_fd:
 
 def _has_proc(own_fd: int, root_fd: int) -> bool:
     """Return True if the kernel's /proc is mounted as a whole on the folder proc of ROOT_FD."""
-    kernels = {one.mount_id for one in _read_mounts(own_fd, " - proc ") if one.root == "/"}
+    kernels = {mount.mount_id for mount in _read_mounts(own_fd, " - proc ") if mount.root == "/"}
     root_id, *found = _find_mount_ids(own_fd, root_fd, ["proc"])
     return found != [root_id] and set(found) <= kernels and bool(found)
 
 
 def _check_root(own_fd: int, root_fd: int) -> None:
     """Raise OSError where ROOT_FD is not below the namespace's root: its mounts have not become private then."""
-    if _read_mount_id(own_fd, root_fd) not in {one.mount_id for one in _read_mounts(own_fd)}:
+    if _read_mount_id(own_fd, root_fd) not in {mount.mount_id for mount in _read_mounts(own_fd)}:
         raise OSError(errno.EXDEV, "the root of its first process is covered by a mount: use rights=container")
 
 

@@ -56,7 +56,7 @@ def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
 def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
     """Return True if the path PROGRAM is in the image of MOUNT_FD at PREFIX, and no symbolic link on it leads out of the image."""
     if not program.startswith("/"):
-        return False  # it depends on the folder that the command stands in
+        return False  # it depends on the command's current folder
     waiting, place, links = program.split("/"), "", 0
     while waiting:
         name, *waiting = waiting

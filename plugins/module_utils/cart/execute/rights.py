@@ -46,7 +46,7 @@ def parse_rights(given: dict[str, Any]) -> Rights:
 
 
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
-    """Take RIGHTS on, in the user namespace of USER_NAMESPACE_FD, except for the steps of `seal`."""
+    """Take on RIGHTS, in the user namespace of USER_NAMESPACE_FD, except for the steps of `seal`."""
     for number, soft, hard in rights.limits:
         _limit(number, soft, hard)
     os.setgroups(rights.groups)
@@ -87,7 +87,7 @@ def _lower(one: int, other: int) -> int:
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:
-    """Take the remaining rights on, as the last step: a filter of the container may not permit any other step after it."""
+    """Take on the remaining rights, as the last step: the container's filter may forbid every later step."""
     if rights.no_new_privileges:
         for program in filters:
             seccomp.install_filter(program)

@@ -66,7 +66,7 @@ def _mount(path: str, uid: int, gid: int, max_bytes: int) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove connection NAME's folder; where that fails the rest stays for a later cleanup, as no task must fail by it."""
+    """Remove connection NAME's folder; on an error the rest stays for a later cleanup, so that no task fails because of it."""
     if not name:
         return
     folder = os.path.join(FOLDER, name)

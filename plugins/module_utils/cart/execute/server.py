@@ -63,7 +63,7 @@ class Server:
 
 @contextmanager
 def open_descriptors(job: Job) -> Iterator[dict[str, int]]:
-    """Give the descriptors that a process needs to enter the container of JOB, and the order, by the names in command.py."""
+    """Yield the descriptors that a process needs to enter the container of JOB, and the order, by the names in command.py."""
     process = job.target.process
     with ExitStack() as stack:
         far = {"image": job.mount_fd, **{command.JOIN + name: fd for name, fd in job.groups.items()}}
@@ -77,7 +77,7 @@ def open_descriptors(job: Job) -> Iterator[dict[str, int]]:
             stack.callback(os.close, far["root"])
         far[command.FIRST_PROCESS] = syscalls.pidfd_open(process.pid)
         stack.callback(os.close, far[command.FIRST_PROCESS])
-        process.read_start_ticks()  # raises ProcessGone if the pid already belonged to another process
+        process.read_start_ticks()  # raises ProcessGone if the pid may have been another process's
         far["order"] = _write_order(job)
         stack.callback(os.close, far["order"])
         yield far

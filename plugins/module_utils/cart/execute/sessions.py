@@ -64,7 +64,7 @@ class _Session:
         container = job.target.container
         self.result = Result(container.name, container.id, rights=job.command.rights, start=time.time())
         self.is_done = False
-        # The setup has a limit of its own, as a process of the container that hangs may serve its /dev.
+        # The setup has a limit of its own, as a container may serve its /dev by a process that hangs.
         self.deadline: float | None = time.monotonic() + TIMEOUT_S
         self._selector = selector
         self._status = b""

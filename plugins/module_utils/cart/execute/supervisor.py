@@ -213,7 +213,7 @@ def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
         for pid in reapers:
             _signal(pid, parents.get(pid, 0), signal.SIGCONT)  # the container's root may have stopped it
         below = set(reapers)
-        for pid in sorted(pids, key=lambda one: _find_depth(one, parents)):
+        for pid in sorted(pids, key=lambda number: _find_depth(number, parents)):
             if parents[pid] in below and pid not in reapers:
                 below.add(pid)
                 _signal(pid, parents[pid], signal.SIGKILL)
