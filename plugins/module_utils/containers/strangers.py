@@ -215,7 +215,7 @@ def ask_engine(url: str, uid: int, budget: Budget) -> Stranger:
 
 
 def find_socket_owner(url: str) -> int:
-    """Return the user who may have put an engine at URL, 0 for root or no socket of this host; raises ContainerError if several users may have."""
+    """Return the user who may have put an engine at URL, 0 for root or no socket of this host; raises ContainerError if several users may."""
     if not url.startswith("unix://"):
         return 0
     path = os.path.abspath("/" + url[len("unix://") :].lstrip("/"))
