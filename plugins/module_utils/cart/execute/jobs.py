@@ -29,7 +29,8 @@ class Command:
     TIMEOUT_S: None for no limit. ENV: variables on top of the image's own. RIGHTS: one of the constant RIGHTS.
     CAPABILITIES: a set that replaces the one that TOOLS adds, or the only ones of HOST; None for the usual ones.
     TRUST_CONTAINER: allows HOST also with an image whose programs load files of the container.
-    USER: a name or numbers; None for the user of the first process. IMAGE: a name; None for the attached image, or else the one called default.
+    USER: a name or numbers; None for the user of the first process, or with HOST for root.
+    IMAGE: a name; None for the attached image, or else the one called default.
     """
 
     argv: tuple[str, ...]
