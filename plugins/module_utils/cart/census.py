@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything on a host that is ours: what a cleanup has to find gone."""
+"""A list of everything on a host that belongs to this collection, which a cleanup has to remove."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ DIRECTORIES = (STATE, RUN)
 
 
 def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
-    """All of ours: loop devices, mounts (in every mount namespace that can be seen), connections' folders, trace instances, probes,
-    processes and directories; and the users of the host of whose mount namespaces not all could be looked at in SECONDS."""
+    """Return everything of the collection on the host, by kind, and the users whose mount namespaces were not all looked at.
+
+    The kinds are loop devices, mounts (in every mount namespace that can be seen), connections' folders, trace instances, probes, processes and
+    directories. SECONDS limits the time for mount namespaces of the host's users.
+    """
     users, omitted = list_mount_users(seconds=seconds)
     found = {
         "loop_devices": [_describe_loop_device(device) for device in ImageFinder().loop_devices],
@@ -43,7 +46,7 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
 
 
 def _describe_loop_device(device: mounts.LoopDevice) -> str:
-    """Its node and its file; where that is gone also who keeps it, since no mount may show that any more (busy=lazy)."""
+    """Return the device's node and file, and its users where the file is gone: after a lazy detach no mount shows them."""
     text = f"{device.path} ({device.backing_file})"
     if not device.backing_file.endswith(" (deleted)"):
         return text
@@ -53,7 +56,7 @@ def _describe_loop_device(device: mounts.LoopDevice) -> str:
 
 @dataclass(frozen=True)
 class MountUser:
-    """A mount of ours: where, and one process that sees it; CONTAINER_ID is '' outside containers."""
+    """A mount of the collection, and one process that sees it; CONTAINER_ID is '' outside containers."""
 
     path: str
     pid: int
@@ -62,16 +65,17 @@ class MountUser:
 
 
 def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tuple[list[MountUser], list[int]]:
-    """Every mount of an image (of that name), and where no name is given every folder of exposed files, one process for each mount namespace.
+    """Return every mount of an image (called IMAGE_NAME), with one process for each mount namespace, and the users that were left out.
 
-    Users of the host can make as many mounts as they like: their namespaces come last, and have SECONDS. Whose were left out, all or some,
-    comes back, too; 0 stands for root, whose containers can also have tables that are too long.
+    Without IMAGE_NAME folders of exposed files count, too. Users of the host can make as many mounts as they like: their namespaces
+    come last and have SECONDS. A user counts as left out if one of the user's namespaces was; 0 means root, as a container may have a table
+    that is too long to be read.
     """
     finder = ImageFinder()
     needles = finder.needles if image_name else (*finder.needles, *exposure.NEEDLES)
     found = []
     omitted = set()
-    namespaces = sorted(_find_namespaces(), key=lambda one: one[0] != 0)
+    namespaces = sorted(_find_namespaces(), key=lambda item: item[0] != 0)
     deadline = time.monotonic() + seconds
     for owner, pid in namespaces:
         if owner == 0:
@@ -81,11 +85,15 @@ def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tu
             continue
         try:
             here = mounts.read_mounts(pid, *needles)
-            paths = [one.mount.mount_point for one in finder.find(here) if image_name in (None, one.name)]
+            paths = [
+                image_mount.mount.mount_point
+                for image_mount in finder.find(here)
+                if image_name in (None, image_mount.name)
+            ]
             if image_name is None:
-                # Anybody may call a tmpfs as ours are called, but none can put a trace's files into it.
+                # Anybody may give a tmpfs the name of ours, but only the host's root can mount a trace's files in it.
                 shown = exposure.find_exposures(here)
-                paths += [one.path for one in shown if owner == 0 or one.files]
+                paths += [folder.path for folder in shown if owner == 0 or folder.files]
             if not paths:
                 continue
             with open(f"/proc/{pid}/cgroup", "rb") as file:
@@ -103,7 +111,7 @@ def list_mount_users(image_name: str | None = None, seconds: float = 15.0) -> tu
 
 
 def _find_namespaces() -> list[tuple[int, int]]:
-    """Each mount namespace: the user whose it is (0 for root), and a process in it."""
+    """Return for each mount namespace the user that owns it (0 for root), and a process in it."""
     found: dict[str, tuple[int, int]] = {}
     for pid in sorted(processes.read_pids()):
         with suppress(OSError, processes.ProcessGone), processes.Process(pid) as process:  # it ended, or is a zombie
@@ -114,7 +122,7 @@ def _find_namespaces() -> list[tuple[int, int]]:
 
 
 def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:
-    """A phrase for each of USERS; NAMES has names of containers by id."""
+    """Return a phrase for each of USERS; NAMES has the names of containers by id."""
     phrases = []
     for user in users:
         name = names.get(user.container_id, user.container_id[:12])
@@ -133,22 +141,26 @@ def _list_instances() -> list[str]:
 
 def _list_probes() -> list[str]:
     try:
-        return [one.line for one in dynamic_events.list_probes(tracefs.find_tracefs(), "crashcart")]
+        return [probe.line for probe in dynamic_events.list_probes(tracefs.find_tracefs(), "crashcart")]
     except tracefs.TraceError:
         return []
 
 
 def describe_images() -> list[dict[str, Any]]:
-    """Every image of the store as modules return it; a damaged one with what is wrong."""
+    """Return every image of the store as modules report it; for a damaged one its name and the error."""
     return [
-        one.as_result() if isinstance(one, store.StoredImage) else {"name": name, "error": str(one)}
-        for name, one in _list_images()
+        image.as_result() if isinstance(image, store.StoredImage) else {"name": name, "error": str(image)}
+        for name, image in _list_images()
     ]
 
 
 def list_tools() -> dict[str, list[str]]:
-    """Name of an image of the store → its tools."""
-    return {name: one.manifest.get("tools") or [] for name, one in _list_images() if isinstance(one, store.StoredImage)}
+    """Return the tools of each image of the store, by the image's name."""
+    return {
+        name: image.manifest.get("tools") or []
+        for name, image in _list_images()
+        if isinstance(image, store.StoredImage)
+    }
 
 
 def _list_images() -> list[tuple[str, store.StoredImage | store.ImageError]]:

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Single files of a container's trace instance shown inside the container, in a read-only tmpfs of our own at a chosen folder.
+"""Single files of a container's trace instance, shown inside the container in a read-only tmpfs at a chosen folder.
 
-The files are detached mounts of tracefs' own (open_tree), for reading only but for the marker, so no way leads from them to the
-settings. They belong to the user of the container's first process. What is shown is read from the container's mount table: the
-tmpfs is called after the instance. Source: ftrace.rst, open_tree(2), mount_setattr(2).
+The files are detached mounts of single files of tracefs (open_tree), read-only but for the marker, so they give no access to the
+instance's settings. They belong to the user of the container's first process. The container's mount table tells which files are shown: the
+tmpfs has the name of the instance. Source: ftrace.rst, open_tree(2), mount_setattr(2).
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
-# File to mode: trace_pipe gives each event to one reader only, and what the container has read no fetch brings.
+# File to mode. trace_pipe gives each event to one reader only: a fetch does not bring the events that the container has read.
 FILES = {"trace": 0o400, "trace_pipe": 0o400, "trace_marker": 0o200}
 _LABEL = re.compile(INSTANCE_PREFIX + r"[0-9a-f]{12}\S*\Z")
-NEEDLES = (" tracefs ", " tmpfs crashcart-")  # what lines of mountinfo hold that are of exposures
+NEEDLES = (" tracefs ", " tmpfs crashcart-")  # lines of mountinfo for exposures hold one of these
 _SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 _DENIED = frozenset({"/", "/dev", "/proc", "/sys"})
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """FILES of the instance called INSTANCE, seen in the folder PATH of a container; DEVICE is that of the tmpfs there."""
+    """FILES of a trace instance, shown in the folder PATH of a container.
+
+    INSTANCE: the instance's name. DEVICE: that of the tmpfs on the folder.
+    """
 
     instance: str
     path: str
@@ -54,18 +57,18 @@ class Exposure:
     device: str = ""
 
     def is_as(self, other: Exposure) -> bool:
-        """Whether OTHER shows the same."""
+        """Return True if OTHER shows the same files of the same instance in the same folder."""
         return (self.instance, self.path, sorted(self.files)) == (other.instance, other.path, sorted(other.files))
 
 
 def check_wish(path: str, files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """PATH and FILES as they can be mounted; raises ContainerError for those that cannot be anywhere."""
+    """Return PATH, normalised, and FILES without duplicates; raises ContainerError for a path or files that cannot be exposed anywhere."""
     unknown = sorted(set(files) - set(FILES))
     if unknown or not files:
         raise ContainerError(
             f"expose: files are some of {', '.join(FILES)}, not {', '.join(unknown) or 'none of them'}"
         )
-    normal = os.path.normpath("/" + path.strip("/"))  # of two slashes at the front normpath would keep both
+    normal = os.path.normpath("/" + path.strip("/"))  # normpath would keep two leading slashes
     if not path.startswith("/") or normal in _DENIED or "\0" in path:
         raise ContainerError(
             f"expose: {path!r} is no folder to show files in: name one of its own, as /dev/crashcart-trace"
@@ -74,27 +77,27 @@ def check_wish(path: str, files: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def is_exposure(mount: mounts.Mount) -> bool:
-    """Whether MOUNT is a folder of exposed files."""
+    """Return True if MOUNT is a folder of exposed files."""
     return mount.filesystem == "tmpfs" and mount.root == "/" and _LABEL.match(mount.source) is not None
 
 
 def find_exposures(found: Sequence[mounts.Mount]) -> list[Exposure]:
-    """What the mounts FOUND of one mount namespace show."""
+    """Return the exposures among the mounts FOUND of one mount namespace."""
     exposures = []
     for folder in filter(is_exposure, found):
-        inside = {os.path.basename(one.mount_point) for one in found if one.parent_id == folder.mount_id}
+        inside = {os.path.basename(mount.mount_point) for mount in found if mount.parent_id == folder.mount_id}
         files = tuple(name for name in FILES if name in inside)
         exposures.append(Exposure(folder.source, folder.mount_point, files, folder.device))
     return exposures
 
 
 def foresee(containers: Sequence[Container], outcome: Outcome, path: str) -> None:
-    """Note in OUTCOME in which of CONTAINERS nothing can be shown at PATH, and change nothing."""
+    """Note in OUTCOME the CONTAINERS in which nothing can be exposed at PATH, and change nothing."""
     with open_targets(containers, refuse=outcome.fail) as targets:
         free = []
         for target in targets:
             with outcome.serve(target):
-                if not any(one.path == path for one in _read_exposures(target)):
+                if not any(exposure.path == path for exposure in _read_exposures(target)):
                     _check_free(target, path)
                     free.append(target)
         host_devices = placement.list_host_devices()
@@ -112,7 +115,7 @@ def _read_exposures(target: Target) -> list[Exposure]:
 
 
 def _check_free(target: Target, path: str) -> None:
-    here = [one for one in target.read_mounts(f" {path} ") if one.mount_point == path]
+    here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
     if here:
         raise ContainerError(
             f"container {target.name}: {path} already holds a mount of {here[-1].source}"
@@ -123,44 +126,43 @@ def _check_free(target: Target, path: str) -> None:
 def ensure_exposed(
     container: Container, name: str, root: str, path: str | None, files: Sequence[str], *, check_mode: bool
 ) -> bool:
-    """See to it that instance NAME shows FILES in its CONTAINER at PATH and nothing elsewhere; None: nothing at all.
+    """Make the instance NAME show FILES in its CONTAINER at PATH and nowhere else (PATH None: show nothing), and return True on a change.
 
-    ROOT is where tracefs is mounted. Whether anything was (or in check mode would be) changed; where that fails nothing is.
+    ROOT is the mount point of tracefs. In check mode nothing is changed, and a change that would be made counts. A change that fails is undone.
     """
     try:
         with open_targets([container]) as (target,):
             wanted = [Exposure(name, path, tuple(files))] if path else []
             present = _read_exposures(target)
-            superfluous = [one for one in present if not any(one.is_as(other) for other in wanted)]
-            missing = [one for one in wanted if not any(one.is_as(other) for other in present)]
+            superfluous = [exposure for exposure in present if not any(exposure.is_as(other) for other in wanted)]
+            missing = [exposure for exposure in wanted if not any(exposure.is_as(other) for other in present)]
             if not check_mode and (superfluous or missing):
                 _change(target, superfluous, missing, os.path.join(root, "instances", name))
             return bool(superfluous or missing)
     except (ContainerGoneError, MountsTooMany):
         if path:
             raise
-        return (
-            False  # with it went all that it was shown; and by many mounts no container keeps itself from being traced
-        )
+        # The end of the container removed all exposures. And no container may block its traces by having too many mounts.
+        return False
 
 
 def _change(target: Target, superfluous: Sequence[Exposure], missing: Sequence[Exposure], folder: str) -> None:
-    """Have TARGET show what is MISSING, of the instance in FOLDER, and not what is SUPERFLUOUS; where that fails it shows what it did."""
+    """Make TARGET show the MISSING exposures of the instance in FOLDER, and no SUPERFLUOUS ones; on failure restore what it showed."""
     with hold_container(target.container), undoing() as undo:
-        for one in superfluous:
-            _remove(target, one)
-            if one.instance == os.path.basename(folder):
-                undo.callback(_expose, target, one, folder)
-        for one in missing:
-            _check_free(target, one.path)
-            _expose(target, one, folder)
+        for exposure in superfluous:
+            _remove(target, exposure)
+            if exposure.instance == os.path.basename(folder):
+                undo.callback(_expose, target, exposure, folder)
+        for exposure in missing:
+            _check_free(target, exposure.path)
+            _expose(target, exposure, folder)
         undo.pop_all()
 
 
 def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str] | None = None) -> list[str]:
-    """Take exposed files of instances called GONE (None: of all) out of CONTAINERS; the folders they were in, as phrases.
+    """Take exposed files of the instances in GONE (None: of all instances) out of CONTAINERS; return the folders they were in, as phrases.
 
-    OUTCOME gets where that cannot be.
+    OUTCOME gets the containers in which that fails.
     """
     names = None if gone is None else set(gone)
     phrases = []
@@ -171,15 +173,15 @@ def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str
             try:
                 shown = _read_exposures(target)
             except MountsTooMany:
-                with outcome.complaining():  # its traces go all the same
+                with outcome.complaining():  # its traces are removed nevertheless
                     raise
                 return
-            found = [one for one in shown if names is None or one.instance in names]
+            found = [exposure for exposure in shown if names is None or exposure.instance in names]
             if found:
                 with try_lock(f"container-{target.container.short_id}"):
-                    for one in found:
-                        _remove(target, one)
-                        phrases.append(f"{one.path} in container {target.name}")
+                    for exposure in found:
+                        _remove(target, exposure)
+                        phrases.append(f"{exposure.path} in container {target.name}")
 
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         serve_in_turns(targets, conceal, outcome.fail, Patience())
@@ -187,27 +189,27 @@ def remove(containers: Iterable[Container], outcome: Outcome, gone: Iterable[str
 
 
 def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
-    """What is shown in CONTAINERS, by the name of the instance."""
+    """Return the exposures in CONTAINERS, by the name of the instance."""
     alive = [container for container in containers if container.pid > 1]
     with open_targets(alive, ended_ok=True, refused_ok=True) as targets:
         exposures: dict[str, Exposure] = {}
         for target in targets:
             with suppress(ContainerError, ProcessGone):
-                exposures.update((one.instance, one) for one in _read_exposures(target))
+                exposures.update((exposure.instance, exposure) for exposure in _read_exposures(target))
         return exposures
 
 
-def _remove(target: Target, one: Exposure) -> None:
-    removable = placement.find_removable([target], one.path)[0]
-    device = mounts.parse_device(one.device)
+def _remove(target: Target, exposure: Exposure) -> None:
+    removable = placement.find_removable([target], exposure.path)[0]
+    device = mounts.parse_device(exposure.device)
 
     def detach(_index: int, parent_fd: int, name: str) -> None:
-        # Out of sight also where a process of the container has a file open.
+        # Lazily, as a process of the container may have a file open.
         placement.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
         if removable:
             placement.remove_our_folder(parent_fd, name)
 
-    placement.run_in_target(target, one.path, detach, "take an exposed trace out of")
+    placement.run_in_target(target, exposure.path, detach, "take an exposed trace out of")
 
 
 def _expose(target: Target, wish: Exposure, folder: str) -> None:
@@ -245,14 +247,14 @@ def _expose(target: Target, wish: Exposure, folder: str) -> None:
 
 
 def _find_user(target: Target) -> tuple[int, int]:
-    """User and group of the container's first process, as the host numbers them."""
+    """Return user and group of the container's first process, in the host's numbers."""
     status = target.process.read("status").decode("utf-8", "replace")
     numbers = {line.partition(":")[0]: line.split()[1:] for line in status.splitlines()}
     return int(numbers["Uid"][3]), int(numbers["Gid"][3])
 
 
 def _create_cover(wish: Exposure) -> int:
-    """A detached tmpfs that is called after the instance and holds an empty file for each one of WISH."""
+    """Return a detached tmpfs with the name of WISH's instance, and an empty file for each of its files."""
     context = syscalls.fsopen("tmpfs")
     try:
         for key, value in (("source", wish.instance), ("size", "4k"), ("nr_inodes", "16"), ("mode", "0555")):
@@ -267,7 +269,7 @@ def _create_cover(wish: Exposure) -> int:
 
 
 def _clone_file(path: str, mode: int, uid: int, gid: int) -> int:
-    """A detached mount of the file PATH alone, which becomes UID's and GID's with MODE."""
+    """Return a detached mount of the file PATH alone, which is made UID's and GID's, with MODE."""
     os.chown(path, uid, gid, follow_symlinks=False)
     os.chmod(path, mode)
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How an image of the store becomes a mount, and how a mount is known to be one.
+"""Mounts of the store's images: their creation, and the recognition of existing ones.
 
-Mounts go over one read-only loop device with AUTOCLEAR for each image, so that all share a superblock and its page cache. An
+All mounts of an image share one read-only loop device with AUTOCLEAR, and so a superblock and its page cache. An
 EROFS image is mounted from its file, without a loop device, where the kernel can (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE).
 """
 
@@ -29,7 +29,10 @@ NO_DETACHED_MOUNTS = (
 
 @dataclass(frozen=True)
 class ImageMount:
-    """A mount of an image of the store, somewhere: NAME and DIGEST of the image come from the path of its file."""
+    """A mount of an image of the store, in any mount namespace.
+
+    NAME, DIGEST: those of the image, from the path of its file.
+    """
 
     mount: mounts.Mount
     name: str
@@ -37,24 +40,24 @@ class ImageMount:
 
 
 class ImageFinder:
-    """Knows mounts of images, by the loop devices that there are when it is made."""
+    """Recognises mounts of images by the loop devices that exist when the finder is made."""
 
     def __init__(self) -> None:
         devices = list(mounts.gen_loop_devices())
-        found = ((one, store.parse_path(one.backing_file)) for one in devices)
+        found = ((device, store.parse_path(device.backing_file)) for device in devices)
         self._images = {device.device: image for device, image in found if image is not None}
-        self.loop_devices = [one for one in devices if one.device in self._images]
+        self.loop_devices = [device for device in devices if device.device in self._images]
         folders = {store.STORE, os.path.realpath(store.STORE)}
-        # What the line of such a mount in mountinfo has to hold: most lines need not be parsed.
+        # Texts of which a line of mountinfo has to hold one to be of an image: most lines need not be parsed.
         self.needles = (*(f" {device} " for device in self._images), *(f" - erofs {folder}/" for folder in folders))
 
     def find(self, found: list[mounts.Mount]) -> list[ImageMount]:
-        """Those of the mounts FOUND that are of an image, in their order."""
+        """Return those of the mounts FOUND that are of an image, in their order."""
         named = ((mount, self.identify(mount)) for mount in found)
         return [ImageMount(mount, *image) for mount, image in named if image is not None]
 
     def identify(self, mount: mounts.Mount) -> tuple[str, str] | None:
-        """Name and digest of the image that MOUNT is of; None when it is of something else."""
+        """Return name and digest of the image that MOUNT is of; None when MOUNT is of something else."""
         if mount.filesystem == "erofs" and mount.device.startswith("0:"):  # no block device
             return store.parse_path(mount.source)
         return self._images.get(mount.device)
@@ -62,7 +65,7 @@ class ImageFinder:
 
 @contextmanager
 def open_loop_device(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
-    """The image's loop device, held for as long as the context lasts (mounts keep it afterwards)."""
+    """Yield the image's loop device, held open in the context; afterwards its mounts keep it."""
     with hold_lock("image-" + image.digest[:12]):
         image_fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -77,7 +80,10 @@ def open_loop_device(image: store.StoredImage) -> Iterator[mounts.LoopDevice]:
 
 @contextmanager
 def create_mounts(image: store.StoredImage, count: int) -> Iterator[list[int]]:
-    """COUNT detached read-only mounts of IMAGE, as descriptors that last as long as the context."""
+    """Yield COUNT detached read-only mounts of IMAGE as descriptors, which are closed after the context.
+
+    Raises FleetError where the kernel has no detached mounts.
+    """
     fds: list[int] = []
     try:
         if image.format == "erofs":
@@ -95,7 +101,10 @@ def create_mounts(image: store.StoredImage, count: int) -> Iterator[list[int]]:
 
 
 def create_mount(device: str, kind: str) -> int:
-    """A detached read-only mount of the image on block device DEVICE, a file system of KIND, as a descriptor."""
+    """Return a descriptor of a detached read-only mount of block device DEVICE with a file system of KIND.
+
+    Raises FleetError where the kernel has no detached mounts.
+    """
     try:
         return mounts.mount_create(kind, device, MOUNT_ATTRIBUTES)
     except OSError as error:
@@ -105,7 +114,7 @@ def create_mount(device: str, kind: str) -> int:
 
 
 def _create_from_file(path: str, count: int) -> list[int]:
-    """COUNT mounts of the EROFS file PATH; none where the kernel wants a block device."""
+    """Return COUNT mounts of the EROFS file PATH as descriptors; none where the kernel wants a block device."""
     try:
         fds = [mounts.mount_create("erofs", path, MOUNT_ATTRIBUTES)]
     except OSError as error:
@@ -122,7 +131,7 @@ def _create_from_file(path: str, count: int) -> list[int]:
 
 
 def _clone_mount(mount_fd: int) -> int | None:
-    """Another mount of the same superblock; None where the kernel clones no detached mounts (before Linux 6.15)."""
+    """Return another mount of the same superblock; None where the kernel cannot clone detached mounts (before Linux 6.15)."""
     try:
         return syscalls.open_tree(mount_fd, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
     except OSError as error:

@@ -3,8 +3,8 @@
 """The tool images on a host.
 
 An image lies at STORE/NAME/SHA256.image with its manifest at STORE/NAME/SHA256.json. The digest is
-part of the path, so one rename puts an image into place whole, and no file can say it is what it is not.
-The manifest comes first: where there is an image, there is its manifest.
+part of the path: one rename puts a whole image into place, and no file can claim another digest than its own.
+The manifest is written first, so every image has its manifest.
 """
 
 from __future__ import annotations
@@ -49,40 +49,40 @@ class StoredImage:
 
     @property
     def path(self) -> str:
-        """The image file."""
+        """Return the path of the image's file."""
         return os.path.join(STORE, self.name, self.digest + SUFFIX)
 
     @property
     def manifest_path(self) -> str:
-        """Its manifest, beside it."""
+        """Return the path of the image's manifest, beside its file."""
         return os.path.join(STORE, self.name, self.digest + ".json")
 
     @property
     def prefix(self) -> str:
-        """The path that the image's tools were made for."""
+        """Return the path at which the image's tools work."""
         return str(self.manifest["prefix"])
 
     @property
     def format(self) -> str:
-        """The file system that it is."""
+        """Return the type of the image's file system."""
         return str(self.manifest["format"])
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of an image; tools and packages stay in its manifest."""
+        """Return the fields that modules report of an image; tools and packages stay in the manifest."""
         known = {key: self.manifest.get(key) for key in ("arch", "format", "size", "prefix")}
         return {"name": self.name, "digest": self.digest, "path": self.path, **known}
 
 
 def check_name(name: str) -> None:
-    """Raise ImageError unless NAME is fit to be a folder's name."""
+    """Raise ImageError unless NAME can be the name of an image, which is also the name of its folder."""
     if not NAME_PATTERN.match(name):
         raise ImageError(
-            f"image name {name!r} does not do: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            f"image name {name!r} cannot be used: use up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
         )
 
 
 def list_names() -> list[str]:
-    """Names of all images in the store."""
+    """Return the names of all images in the store."""
     try:
         return sorted(name for name in os.listdir(STORE) if _list_digests(name))
     except FileNotFoundError:
@@ -90,7 +90,10 @@ def list_names() -> list[str]:
 
 
 def find_image(name: str) -> StoredImage | None:
-    """The image called NAME, None when the store has none."""
+    """Return the image called NAME; None when the store has none.
+
+    Raises ImageError where its manifest cannot be read.
+    """
     digests = _list_digests(name)
     if not digests:
         return None
@@ -106,7 +109,7 @@ def find_image(name: str) -> StoredImage | None:
 
 
 def get_image(name: str) -> StoredImage:
-    """The image called NAME; raises ImageError when the store has none."""
+    """Return the image called NAME; raises ImageError when the store has none."""
     check_name(name)
     image = find_image(name)
     if image is None:
@@ -117,7 +120,7 @@ def get_image(name: str) -> StoredImage:
 
 
 def _list_digests(name: str) -> list[str]:
-    """Digests of the images under NAME, the newest last: a push that was cut short may have left an older one."""
+    """Return the digests of the images under NAME, the newest last; a push that was interrupted may have left an older one."""
     folder = os.path.join(STORE, name)
     found = []
     try:
@@ -134,17 +137,17 @@ def _list_digests(name: str) -> list[str]:
 
 
 def parse_path(path: str) -> tuple[str, str] | None:
-    """Name and digest from the path of an image file (also of a removed one); None for a path outside the store."""
+    """Return name and digest from the path of an image file, which may have been removed; None for a path outside the store."""
     path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
     folder, file_name = os.path.split(path)
-    # The kernel tells paths without the symlinks that may be on the way to the store.
+    # The kernel reports paths without symbolic links, which may be on the way to the store.
     if os.path.dirname(folder) not in (STORE, os.path.realpath(STORE)):
         return None
     return os.path.basename(folder), file_name.split(".", 1)[0]
 
 
 def check_manifest_form(manifest: Any) -> None:
-    """Raise ImageError unless MANIFEST is one that a builder wrote: it may come from anywhere."""
+    """Raise ImageError unless MANIFEST has the form that a builder writes: it may come from anywhere."""
     if not isinstance(manifest, dict):
         raise ImageError("the image's manifest is no JSON object: build the image again")
     digest, size, prefix = (manifest.get(name) for name in ("digest", "size", "prefix"))
@@ -156,11 +159,11 @@ def check_manifest_form(manifest: Any) -> None:
 
 
 def check_prefix(prefix: Any) -> None:
-    """Raise ImageError unless PREFIX is a path where the tools of an image may be mounted."""
+    """Raise ImageError unless PREFIX is a path at which an image's tools may be mounted."""
     is_path = isinstance(prefix, str) and bool(PREFIX_PATTERN.match(prefix)) and os.path.normpath(prefix) == prefix
     if not is_path or os.path.dirname(str(prefix)) == "/" or not os.path.basename(str(prefix)).startswith("crashcart"):
         raise ImageError(
-            f"prefix {prefix!r} does not do: it has to be an absolute path whose last part begins with crashcart, below a"
+            f"prefix {prefix!r} cannot be used: it has to be an absolute path whose last part begins with crashcart, below a"
             " folder such as /dev"
         )
 
@@ -186,11 +189,11 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 def install_image(name: str, digest: str, manifest: dict[str, Any], source: str) -> StoredImage:
-    """Copy the file SOURCE into the store as NAME, if its sha256 is DIGEST; then drop what NAME was before.
+    """Copy the file SOURCE into the store as NAME, if its sha256 is DIGEST, and remove the previous image of that name.
 
-    The copy is hashed as it is written and renamed when it is whole and on the disk: no half image is ever found, not
-    even after a power cut.
-    An image that is replaced stays with those who have it attached until they detach.
+    The copy is hashed while it is written, and renamed when it is complete and on the disk, so no partial image is ever found, not
+    even after a power cut. Containers that have the previous image attached keep it until they detach.
+    Raises ImageError where SOURCE has another digest.
     """
     folder = os.path.join(STORE, name)
     make_folder(folder, PUBLIC)
@@ -219,7 +222,7 @@ def install_image(name: str, digest: str, manifest: dict[str, Any], source: str)
 
 
 def _remove_draft(path: str) -> None:
-    """Remove the file at PATH, and its folder where nothing else is in it."""
+    """Remove the file at PATH, and its folder if nothing else is in it."""
     os.unlink(path)
     folder = os.path.dirname(path)
     if not os.listdir(folder):
@@ -259,14 +262,14 @@ def _write_manifest(folder: str, digest: str, manifest: dict[str, Any]) -> None:
 
 
 def _remove_stray_files(folder: str, digest: str) -> None:
-    """Remove what a push that was killed has left in FOLDER."""
+    """Remove the files that a killed push has left in FOLDER."""
     for name in os.listdir(folder):
         if name not in (digest + SUFFIX, digest + ".json"):
             _remove(os.path.join(folder, name))
 
 
 def _remove(path: str) -> None:
-    """Remove a file, or a folder that somebody has put there."""
+    """Remove a file, or a folder that somebody has put in its place."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -274,7 +277,7 @@ def _remove(path: str) -> None:
 
 
 def _unlink(name: str, digest: str) -> None:
-    # The image goes first: a manifest without an image is nothing, an image without a manifest is damage.
+    # The image goes first: a manifest without an image does no harm, an image without a manifest counts as damaged.
     for suffix in (SUFFIX, ".json"):
         try:
             os.unlink(os.path.join(STORE, name, digest + suffix))
@@ -283,7 +286,7 @@ def _unlink(name: str, digest: str) -> None:
 
 
 def describe(name: str) -> str | None:
-    """The digest of the one image under NAME; None for nothing, and a word for what a killed push or a hand has left."""
+    """Return the digest of the one image under NAME, None for no image, and "incomplete" for files that a killed push or a user has left."""
     if not os.path.isdir(os.path.join(STORE, name)):
         return None
     digests = _list_digests(name)

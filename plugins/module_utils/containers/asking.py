@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs and users of the host are asked within bounds of time and of bytes, and nothing of what was started for it is left.
+"""Questions to programs and users of the host, within bounds of time and bytes; no process that was started for them is left.
 
-What asks a user runs as that user, below a supervisor of root's: whatever is started there and leaves becomes the supervisor's child,
-which kills its children round after round until it has none. A user cannot signal the supervisor, and cannot look into what
-asks, though that was forked from us.
+A question to a user runs as that user, below a supervisor that runs as root. A process that leaves its parent there becomes the supervisor's
+child, and the supervisor kills its children round after round until none is left. The user can neither signal the supervisor nor look into
+the process that asks, although that was forked from this one.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIME_FOLDERS = "/run/user"
 _AT_ONCE = 32
-_END_S = 1.5  # for the end of what was started
+_END_S = 1.5  # for ending the processes that a question started
 _MAX_TEXT = 400
 _MAX_MEMORY = 1 << 29
 _NOGROUP = 65534
-# What goes wrong where somebody else's words are taken for a document of the form that they should have.
+# The exceptions of code that reads an untrusted document as if it had the right form.
 WRONG_FORM = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError, OverflowError)
 
 
 class Unanswered(ContainerError):
-    """Whoever was asked does not answer, or not within bounds."""
+    """A question without an answer, or with none within its bounds."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """A user of the host."""
+    """A user of the host; NAME is '' for a number without an account."""
 
     uid: int
     gid: int
@@ -53,17 +53,17 @@ class Account:
 
     @property
     def label(self) -> str:
-        """The user for people."""
+        """Return the user for people: name and number."""
         return f"user {self.name} ({self.uid})" if self.name else f"user {self.uid}"
 
     def become(self) -> None:
-        """Be this user for good; a user without an account has no groups."""
+        """Become this user for good; a user without an account has no supplementary groups."""
         os.setgroups(os.getgrouplist(self.name, self.gid) if self.name else [])
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
 
     def make_environment(self) -> dict[str, str]:
-        """The environment of the user's programs; nothing of ours is in it."""
+        """Return the environment for the user's programs, with nothing of this process's own."""
         return {
             **_ENVIRONMENT,
             "HOME": self.home,
@@ -72,7 +72,7 @@ class Account:
         }
 
     def make_command(self, command: Sequence[str]) -> list[str]:
-        """The command by which the host's root runs COMMAND as this user."""
+        """Return the command by which the host's root runs COMMAND as this user."""
         user = ["-u", self.name] if self.name else [f"--uid={self.uid}"]
         setting = f"XDG_RUNTIME_DIR={RUNTIME_FOLDERS}/{self.uid}"
         return ["runuser", *user, "--", "env", setting, *command]
@@ -82,7 +82,7 @@ _ENVIRONMENT = {"PATH": PATH, "LANG": "C"}
 
 
 def find_account(uid: int) -> Account:
-    """The account of UID, which may have none."""
+    """Return the account of UID; a number without an account gets no name, the group nogroup and the home '/'."""
     try:
         found = pwd.getpwuid(uid)
     except (KeyError, OverflowError):
@@ -92,7 +92,7 @@ def find_account(uid: int) -> Account:
 
 @dataclass(frozen=True)
 class Done:
-    """How a program ended, and what it wrote."""
+    """The end of a program: its exit code and its output."""
 
     returncode: int
     stdout: bytes
@@ -102,9 +102,10 @@ class Done:
 def run(
     command: Sequence[str], until: float, environment: dict[str, str] | None = None, max_bytes: int = MAX_BYTES
 ) -> Done:
-    """Run COMMAND up to its end, or raise Unanswered at UNTIL (time.monotonic) or where it writes more than MAX_BYTES.
+    """Run COMMAND to its end and return its output.
 
-    What it has started goes with it, unless that is in a session of its own. Raises OSError where it cannot be started.
+    Raises Unanswered when UNTIL (time.monotonic) is reached or the output has more than MAX_BYTES, and OSError where COMMAND cannot be started.
+    Processes that COMMAND has started end with it, unless they are in a session of their own.
     """
     texts: dict[int, list[bytes]] = {}
     with subprocess.Popen(
@@ -122,7 +123,7 @@ def run(
             _read_both(texts, until, max_bytes, command[0])
             _await_end(process.pid, until, command[0])
         finally:
-            # Its leader is not waited for yet, so the number is still its own.
+            # The leader has not been reaped yet, so its number still means this group.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return Done(process.returncode, b"".join(texts[out]), clean_text(b"".join(texts[err]).decode("utf-8", "replace")))
@@ -149,7 +150,7 @@ def _read_both(texts: dict[int, list[bytes]], until: float, max_bytes: int, name
 
 
 def _await_end(pid: int, until: float, name: str) -> None:
-    """Wait until the child PID has ended, and leave it there."""
+    """Wait until the child PID has ended, without reaping it."""
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > until:
             raise Unanswered(f"{name} does not end in time")
@@ -157,20 +158,23 @@ def _await_end(pid: int, until: float, name: str) -> None:
 
 
 def clean_text(text: str) -> str:
-    """TEXT of somebody else for a message: short, in one line, without control characters."""
+    """Return an untrusted TEXT for a message: short, in one line, without control characters."""
     line = " ".join(text.split())
-    line = "".join(one if one.isprintable() else "?" for one in line)
+    line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _MAX_TEXT else line[:_MAX_TEXT] + "…"
 
 
 def parse_json(text: bytes) -> Any:
-    """The document TEXT; raises one of WRONG_FORM where it is none."""
+    """Return the document that TEXT holds; raises one of WRONG_FORM where it holds none."""
     return json.loads(text.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True)
 class Question:
-    """What FUNCTION(UNTIL) gives when ACCOUNT runs it: something that JSON can hold. It has until UNTIL (time.monotonic)."""
+    """A question to a user of the host.
+
+    ACCOUNT: the user. FUNCTION: called with UNTIL (time.monotonic) as that user; its result, which JSON has to be able to hold, is the answer.
+    """
 
     account: Account
     function: Callable[[float], Any]
@@ -178,7 +182,7 @@ class Question:
 
 @dataclass
 class _Asked:
-    """A question under way: its supervisor, and what has come from it."""
+    """A question under way: the pid of its supervisor, and the bytes that came from it."""
 
     index: int
     pid: int
@@ -187,7 +191,7 @@ class _Asked:
 
 
 def ask_users(questions: Sequence[Question], seconds: float) -> list[Any]:
-    """The answers to QUESTIONS, all of them asked side by side, in SECONDS for all; Unanswered in place of one that there is none of."""
+    """Return the answers to QUESTIONS, all asked side by side, in SECONDS for all; an Unanswered stands for a missing answer."""
     until = time.monotonic() + seconds
     answers: list[Any] = [Unanswered("no time was left") for _question in questions]
     waiting = list(range(len(questions)))[::-1]
@@ -196,21 +200,21 @@ def ask_users(questions: Sequence[Question], seconds: float) -> list[Any]:
     started: list[int] = []
     while (waiting or active) and time.monotonic() < until:
         while waiting and len(active) < _AT_ONCE:
-            one = _start(questions[waiting[-1]], waiting.pop(), until - _END_S)
-            active[one.fd] = one
-            started.append(one.pid)
-            answers[one.index] = Unanswered("no answer in time")
-            poll.register(one.fd, select.POLLIN)
+            asked = _start(questions[waiting[-1]], waiting.pop(), until - _END_S)
+            active[asked.fd] = asked
+            started.append(asked.pid)
+            answers[asked.index] = Unanswered("no answer in time")
+            poll.register(asked.fd, select.POLLIN)
         for fd, _event in poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            one = active[fd]
+            asked = active[fd]
             part = os.read(fd, 1 << 16)
-            one.data += part
-            if part and len(one.data) <= MAX_BYTES:
+            asked.data += part
+            if part and len(asked.data) <= MAX_BYTES:
                 continue
             poll.unregister(fd)
             os.close(fd)
             del active[fd]
-            answers[one.index] = _parse_answer(bytes(one.data))
+            answers[asked.index] = _parse_answer(bytes(asked.data))
     for fd in active:
         os.close(fd)
     _reap(started, until)
@@ -224,13 +228,13 @@ def _parse_answer(data: bytes) -> Any:
         answer = parse_json(data)
         return Unanswered(clean_text(answer["error"])) if "error" in answer else answer["answer"]
     except WRONG_FORM:
-        return Unanswered("what asked was killed")
+        return Unanswered("the process that asked was killed")
 
 
 def _reap(pids: list[int], until: float) -> None:
-    """Wait for the supervisors PIDS, which end by themselves; one that hangs in the kernel is left to it."""
+    """Wait for the supervisors PIDS, which end by themselves; kill one that hangs in the kernel, and wait no longer for it."""
     for pid in pids:
-        with suppress(ChildProcessError):  # where nobody waits for children, the kernel does
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored, the kernel has reaped it
             while os.waitpid(pid, os.WNOHANG) == (0, 0):
                 if time.monotonic() > until + _END_S:
                     os.kill(pid, signal.SIGKILL)
@@ -273,7 +277,7 @@ def _supervise(question: Question, writer: int, until: float) -> NoReturn:
 
 
 def _end_children() -> None:
-    """Kill the children of this process, and what becomes its children by that, until there is none."""
+    """Kill the children of this process, and their children, which become its own by that, until none is left."""
     end = time.monotonic() + _END_S / 2
     own = str(os.getpid()).encode("ascii")
     while time.monotonic() < end:
@@ -293,7 +297,7 @@ def _work(question: Question, writer: int, until: float) -> NoReturn:
     try:
         try:
             with suppress(OSError):
-                syscalls.join_new_session_keyring()  # root's keys are not for the user
+                syscalls.join_new_session_keyring()  # the user must not get root's keys
             _confine()
             question.account.become()
             syscalls.set_undumpable()
@@ -310,7 +314,7 @@ def _work(question: Question, writer: int, until: float) -> NoReturn:
 
 
 def _confine() -> None:
-    """Have what the user starts here get a gigabyte of memory each at the most, and be the first to go where memory is short."""
+    """Limit each process that the user starts here to a gigabyte of memory, and let the kernel kill it first where memory is short."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = 2 * _MAX_MEMORY if hard == resource.RLIM_INFINITY else min(2 * _MAX_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -320,7 +324,7 @@ def _confine() -> None:
 
 
 def limit_memory() -> None:
-    """Have this process get no more than half a gigabyte beside what it has: what is parsed may be made to grow."""
+    """Limit this process to half a gigabyte beside what it has: an untrusted document may be made to grow when it is parsed."""
     with open("/proc/self/statm", encoding="ascii") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     _soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the rest of the collection knows of a container, whatever runtime it is of."""
+"""Containers as the rest of the collection knows them, of any runtime."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ SHORT_ID_LENGTH = 12
 
 
 class ContainerError(FleetError):
-    """Something about a container that the user has to know; the text names it."""
+    """A problem with a container that the user has to know; the text names the container."""
 
 
 class ContainerGoneError(ContainerError):
-    """A container ended, or was removed, between two looks at it."""
+    """A container that ended, or was removed, while it was being looked at."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container as its runtime tells it; PID is its first process on the host, 0 when none runs.
+    """A container as its runtime describes it.
 
-    RUNTIME is the name under which users know the runtime (docker, podman, containerd, ...). START_TICKS is when PID started, by
-    field 22 of /proc/PID/stat, where the runtime vouches for that. OWNER_UID is the user of the host whose runtime says all this,
-    None for root: what a user's says is believed only of processes whose user and mount namespaces are that user's. MAY_MOUNT is false
-    where the runtime vouches that no process of it was given CAP_SYS_ADMIN. HOME is what it gives every command as such, None where that is
-    the user's.
+    PID: its first process on the host, 0 when none runs. RUNTIME: the name that users know (docker, podman, containerd, ...).
+    START_TICKS: when PID started (field 22 of /proc/PID/stat), where the runtime vouches for it.
+    OWNER_UID: the user of the host whose runtime lists the container; None for root. The word of a user's runtime is believed only of processes
+    in that user's own user and mount namespaces.
+    MAY_MOUNT: false where the runtime vouches that no process of the container was given CAP_SYS_ADMIN.
+    HOME: the HOME that the container gives to every command; None where each command has the home of its user.
     """
 
     id: str
@@ -50,35 +51,38 @@ class Container:
 
     @property
     def short_id(self) -> str:
-        """The twelve digits by which engines print an id; twelve digits made of it where an id is any text."""
+        """Return twelve hexadecimal digits for the container: the first ones of an engine's id, or of a hash where an id may be any text."""
         if cgroups.ENGINE_ID.match(self.id):
             return self.id[:SHORT_ID_LENGTH]
         return hashlib.sha256(self.full_name.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT_ID_LENGTH]
 
     @property
     def key(self) -> tuple[int | None, str, str]:
-        """What no other container of the host has: an id may be any text, and a user may take whichever."""
+        """Return a key that no other container of the host has; the id alone may be any text, and a user may choose it."""
         return self.owner_uid, self.runtime, self.id
 
     @property
     def full_name(self) -> str:
-        """Its id with all that goes before it in a selection: RUNTIME:ID, and RUNTIME:UID/ID for a user's."""
+        """Return the id with its prefix, as a selection takes it: RUNTIME:ID, or RUNTIME:UID/ID for a user's container."""
         owner = "" if self.owner_uid is None else f"{self.owner_uid}/"
         return f"{self.runtime}:{owner}{self.id}"
 
     @property
     def may_start(self) -> bool:
-        """Whether its engine may start it again, and it does not run now."""
+        """Return True if the container does not run now and its engine may start it again."""
         return self.state in _ENDED
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of a container."""
+        """Return the fields that modules report of the container."""
         names = ("id", "name", "state", "pid", "image", "runtime")
         return {**{name: getattr(self, name) for name in names}, "user": self.owner_uid}
 
 
 def make_container(**fields: Any) -> Container:
-    """A container of FIELDS by its runtime's words, which may be anything that JSON can hold; raises ValueError where they make none."""
+    """Return a container of FIELDS, which come from a runtime and may be anything that JSON can hold.
+
+    Raises ValueError where a field has the wrong form.
+    """
     for name in ("id", "name", "state"):
         if not isinstance(fields[name], str) or not fields[name]:
             raise ValueError(f"{name} is no text")
@@ -87,7 +91,7 @@ def make_container(**fields: Any) -> Container:
         raise ValueError("pid is no number of a process")
     if not isinstance(image, str):
         raise ValueError("image is no text")
-    if not isinstance(labels, dict) or not all(isinstance(one, str) for pair in labels.items() for one in pair):
+    if not isinstance(labels, dict) or not all(isinstance(text, str) for pair in labels.items() for text in pair):
         raise ValueError("labels are no map of texts")
     return Container(**{**fields, "image": image, "labels": labels})
 
@@ -112,11 +116,11 @@ def check_running(container: Container) -> None:
 
 
 def open_process(container: Container) -> Process:
-    """The container's first process, held and verified to belong to it.
+    """Return the container's first process, held open and verified to belong to the container.
 
-    A runtime's word on a pid ages: the process may have died and its number gone to a process of the
-    host. So the process that is held must have started when the runtime says, or stand in a cgroup that bears the
-    container's id; and it must be outside the caller's mount namespace. Raises ContainerError when it does not.
+    The pid that a runtime names may be out of date: the process may have died and its number gone to a process of the host.
+    So the process must have started when the runtime says, or its cgroup must bear the container's id; and it must be in another
+    mount namespace than the caller. Raises ContainerGoneError where it has ended, and ContainerError where it must not be touched.
     """
     name = f"container {container.name} ({container.short_id})"
     try:
@@ -134,22 +138,22 @@ def open_process(container: Container) -> Process:
 
 
 def _check_process(process: Process, container: Container, name: str) -> None:
-    """Raise ContainerError where PROCESS is not CONTAINER's, of which messages say NAME, or not one to be touched."""
+    """Raise ContainerError unless PROCESS belongs to CONTAINER and may be touched; messages call the container NAME."""
     if not _is_of(process, container):
         raise ContainerGoneError(f"{name} has just ended: pid {container.pid} now belongs to another process")
     if process.namespace("mnt") == os.readlink("/proc/self/ns/mnt"):
         raise ContainerError(f"{name} shares the host's mount namespace: there is nothing to attach to")
     if container.owner_uid is not None and {process.read_owner(), process.read_mount_owner()} != {container.owner_uid}:
-        # A user's process may be in a mount namespace of the host's, as a service's is, and in a user namespace of its own.
+        # Both are checked: a user's process may have a user namespace of its own and yet a mount namespace of the host, as a service has.
         raise ContainerError(
-            f"{name} of user {container.owner_uid} is said to be process {container.pid}, which is in no user namespace, or in"
-            " no mount namespace, of that user: it is not touched"
+            f"{name} of user {container.owner_uid} is left alone: its runtime says that it is process {container.pid}, which is not in a user"
+            " namespace and a mount namespace of that user"
         )
 
 
 def _is_of(process: Process, container: Container) -> bool:
-    """Whether PROCESS is CONTAINER's: its cgroup bears an id that nothing else can have, or it started when the runtime says."""
+    """Return True if PROCESS is CONTAINER's: its cgroup bears an engine's unique id, or the process started when the runtime says."""
     memberships = cgroups.parse_cgroup(process.read("cgroup"))
-    if cgroups.ENGINE_ID.match(container.id) and any(container.id in one.path for one in memberships):
+    if cgroups.ENGINE_ID.match(container.id) and any(container.id in membership.path for membership in memberships):
         return True
     return container.start_ticks is not None and process.read_start_ticks() == container.start_ticks

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Docker engine, through its SDK, and others that speak its API, as Podman's service does."""
+"""The Docker engine, through its SDK, and other engines that speak its API, such as Podman's service."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.features import Fe
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 if sys.version_info < (3, 12):
-    # Setuptools, where it is installed, puts itself in the place of distutils, which older SDKs import: that doubles their time.
+    # Where setuptools is installed, it replaces distutils. Older SDKs import distutils, and the replacement doubles the time of that.
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "_distutils_hack"]
 DOCKER_IMPORT_ERROR: str | None = None
 try:
     import docker
     import docker.errors
     from requests.exceptions import RequestException
-except Exception as import_error:  # an SDK beside libraries of another age ends with whatever it does not find there
+except Exception as import_error:  # an SDK beside libraries of another age may raise anything
     DOCKER_IMPORT_ERROR = f"{type(import_error).__name__}: {import_error}"
 try:
     from docker.context import ContextAPI
@@ -43,37 +43,40 @@ _TLS_VARIABLES = ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 PODMAN_SOCKET = "/run/podman/podman.sock"
-ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # how the engines' commands are told a socket
-_TIMEOUT_S = 45  # an engine on a busy host takes its time
+ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # by which the engines' commands take a socket
+_TIMEOUT_S = 45  # long, as an engine on a busy host is slow
 
 
-# How Python says that a library does not do what its caller knows of it, also in the words of an exception that the SDK wraps.
+# Python's messages where a library has another interface than its caller expects; the SDK may have wrapped the exception.
 _MISFIT = re.compile(r"(unexpected|missing|takes) .*argument|module '[^']*' has no attribute|URL scheme")
 
 
 def check_sdk() -> Feature:
-    """Whether the library is there that the host needs for this engine."""
+    """Return the feature that says if the SDK for this engine can be used on the host, and otherwise how to get it."""
     if not DOCKER_IMPORT_ERROR:
         return Feature("docker_sdk", True, "")
     return Feature("docker_sdk", False, describe_sdk(DOCKER_IMPORT_ERROR), "containers of Docker are not found")
 
 
 def describe_sdk(reason: str) -> str:
-    """What to tell users of an SDK that is of no use for REASON, an exception in words."""
+    """Return a message for users that the SDK cannot be used, with the next step; REASON is the text of an exception."""
     python = sys.executable or "the host's Python"
     way = find_way("docker", "python3-docker")
     other = "or choose another Python (ansible_python_interpreter, for the connection ansible_cart_python)"
     if "No module named 'docker'" in reason:
         return f"the Docker SDK for Python is missing on the host, for {python}: {way}, {other}"
     return (
-        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): have all of them from the distribution"
-        f" (python3-docker) or all of them new, {other}"
+        f"the Docker SDK for Python of {python} does not fit the libraries beside it ({reason}): install all of them from the"
+        f" distribution (python3-docker), or the newest version of each, {other}"
     )
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an engine is: URL, as in DOCKER_HOST. TLS is the SDK's, None for none; WORDS tell the command `docker` the same."""
+    """The address of an engine.
+
+    URL: as in DOCKER_HOST. TLS: the SDK's configuration, None for none. WORDS: the options that give the command `docker` the same address.
+    """
 
     url: str
     tls: Any = None
@@ -81,9 +84,9 @@ class Endpoint:
 
 
 def find_endpoint(url: str | None) -> Endpoint:
-    """The engine at URL, or the one that the environment or the docker context in use names, as `docker` finds it.
+    """Return the engine at URL, or else the one that the environment or the docker context in use names, as `docker` finds it.
 
-    Raises ContainerError where these name something that is not there.
+    Raises ContainerError where the context or the TLS files are missing.
     """
     url = url or os.environ.get("DOCKER_HOST")
     context = "" if url else os.environ.get("DOCKER_CONTEXT") or _read_context()
@@ -113,12 +116,12 @@ def find_endpoint(url: str | None) -> Endpoint:
 
 
 def _read_context() -> str:
-    """The name of the context that this user has chosen; '' for none. Another user's configuration, as sudo may leave it in HOME, has no say."""
+    """Return the name of the context that this user has chosen, '' for none; another user's configuration, which sudo may leave, is ignored."""
     return str(get_current_context_name() or "") if _has_configuration() else ""
 
 
 def _has_configuration() -> bool:
-    """Return True if there is a configuration of this user's, beside which the SDK finds contexts."""
+    """Return True if this user has a configuration of Docker, beside which the SDK finds contexts."""
     path = docker.utils.config.find_config_file() if ContextAPI else None
     return path is not None and os.stat(path).st_uid == os.geteuid()
 
@@ -126,12 +129,12 @@ def _has_configuration() -> bool:
 def _find_context(name: str) -> Endpoint:
     if ContextAPI is None:
         raise ContainerError(
-            f"the docker context {name!r} takes a newer Docker SDK for Python: name an engine in docker_host"
+            f"the docker context {name!r} needs a newer Docker SDK for Python: update that, or name an engine in docker_host"
         )
     if not _has_configuration():
         raise ContainerError(
-            f"the docker context {name!r} is looked for beside this user's ~/.docker/config.json, and there is none: 'docker context use"
-            f" {name}' makes it"
+            f"the docker context {name!r} needs this user's ~/.docker/config.json, which is missing: make it with 'docker context use"
+            f" {name}'"
         )
     try:
         found = ContextAPI.get_context(name)
@@ -147,10 +150,10 @@ def _find_context(name: str) -> Endpoint:
 
 
 def _make_client(endpoint: Endpoint) -> Any:
-    """The SDK's client of ENDPOINT, which has answered. It raises what the SDK and the libraries below it raise."""
+    """Return an SDK client of ENDPOINT, which has answered; raises what the SDK and its libraries raise."""
     if endpoint.tls is None:
         return docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S)
-    # Requests takes these before the authorities of the engine's own files.
+    # Requests would prefer these to the certificate authority in the engine's own files.
     hidden = {name: os.environ.pop(name) for name in _BUNDLES if name in os.environ}
     try:
         client = docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S, tls=endpoint.tls)
@@ -161,9 +164,9 @@ def _make_client(endpoint: Endpoint) -> Any:
 
 
 class DockerEngine:
-    """A Docker engine at HOST (a URL as in DOCKER_HOST, or an Endpoint), or Podman's service, which speaks its API: NAME says which.
+    """A Docker engine at HOST (a URL as in DOCKER_HOST, or an Endpoint), or Podman's service, which speaks the same API.
 
-    Engine trouble is raised as ContainerError.
+    NAME is docker or podman. Methods raise ContainerError where the engine does not answer as it should.
     """
 
     def __init__(self, host: str | Endpoint | None) -> None:
@@ -186,17 +189,20 @@ class DockerEngine:
                 self.name = "podman"
 
     def read_version(self) -> str:
-        """The engine's version."""
+        """Return the engine's version."""
         with _expecting_form(self.name):
             return str(self._ask(self._client.version)["Version"])
 
     def list_containers(self) -> list[Container]:
-        """All containers in any state, without their pids (the engine's list does not say them)."""
+        """Return all containers in any state, without their pids, which the engine's list does not have."""
         with _expecting_form(self.name):
             return [_parse_listed(entry, self.name) for entry in self._ask(self._client.containers, all=True)]
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What `docker inspect` says of CONTAINER."""
+        """Return the engine's description of CONTAINER, as `docker inspect` shows it.
+
+        Raises ContainerGoneError where the container was removed.
+        """
         try:
             with _expecting_form(self.name):
                 return dict(self._ask(self._client.inspect_container, container.id))
@@ -204,21 +210,21 @@ class DockerEngine:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) was just removed") from error
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER with its pid and its state of now."""
+        """Return CONTAINER with its current pid and state."""
         return parse_inspected(self.inspect(container), self.name)
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         place = self._endpoint.words
         if self.name == "podman":
             is_usual = self.host in (DEFAULT_HOST, f"unix://{PODMAN_SOCKET}")
             place = () if is_usual else (ENGINE_OPTIONS["podman"], self.host)
         options = [word for variable in variables for word in ("-e", variable)]
-        # The id, not the name: it needs no quotes and no trust.
+        # Unlike the name, the id needs no quotes and no trust.
         return [self.name, *place, "exec", "-it", *options, container.short_id, *argv]
 
     def predict_place(self, container: Container) -> control_groups.Place | None:
-        """Where CONTAINER will be when it starts; None where that is not known."""
+        """Return the place that CONTAINER will have when it starts; None where it cannot be predicted."""
         with _expecting_form(self.name):
             return self._predict_place(container)
 
@@ -232,9 +238,9 @@ class DockerEngine:
         return control_groups.Place(path, self.name == "docker") if path else None
 
     def _learn_group(self, container: Container) -> str | None:
-        """The path of the control group of CONTAINER, whose user has not chosen any, by another such one that runs, if there is one.
+        """Return the path of CONTAINER's control group, derived from another running container; None without such a container.
 
-        The engine may have been told a place for all of them, and does not say so.
+        Neither of the two has a parent group of its own choice. The engine may be configured with a default, which its API does not tell.
         """
         for other in self.list_containers():
             if other.state != "running" or other.id == container.id:
@@ -249,7 +255,10 @@ class DockerEngine:
         return None
 
     def find_image(self, name: str) -> dict[str, Any]:
-        """What `docker image inspect` says of the image NAME."""
+        """Return the engine's description of the image NAME, as `docker image inspect` shows it.
+
+        Raises ContainerError where there is no such image, or where NAME is only the beginning of an id, and shorter than 12 digits.
+        """
         try:
             found: dict[str, Any] = self._ask(self._client.inspect_image, name)
         except docker.errors.NotFound as error:
@@ -260,14 +269,17 @@ class DockerEngine:
         is_id = found["Id"].rpartition(":")[2].startswith(digits)
         if is_id and len(digits) < SHORT_ID_LENGTH and not _bears_name(found, name):
             raise ContainerError(
-                f"the Docker engine at {self.host} has no image called {name!r}, and that begins the id {found['Id']}: give"
-                f" {SHORT_ID_LENGTH} digits of that if it is meant, or pull or build the image first"
+                f"the Docker engine at {self.host} has no image called {name!r}, but one whose id begins so, {found['Id']}: give"
+                f" {SHORT_ID_LENGTH} digits of the id to mean that image, or pull or build the image first"
             )
         return found
 
     @contextmanager
     def export_image(self, name: str) -> Iterator[Iterator[bytes]]:
-        """The whole file system of the image NAME as chunks of a tar archive. A container is made for it, and never started."""
+        """Yield the whole file system of the image NAME as chunks of a tar archive.
+
+        A container is made for the export, is never started, and is removed afterwards.
+        """
         made = self._ask(self._client.create_container, name, command=["-"], network_disabled=True)["Id"]
         try:
             yield self._ask(self._client.export, made)
@@ -276,7 +288,10 @@ class DockerEngine:
 
     @contextmanager
     def export_container(self, name: str) -> Iterator[Iterator[bytes]]:
-        """The whole file system of the container NAME (or id) as chunks of a tar archive."""
+        """Yield the whole file system of the container NAME (or id) as chunks of a tar archive.
+
+        Raises ContainerError where there is no such container.
+        """
         try:
             yield self._ask(self._client.export, name)
         except docker.errors.NotFound as error:
@@ -292,7 +307,7 @@ class DockerEngine:
 
 
 def _advise(url: str, said: str) -> str:
-    """What to do about the engine at URL, of which the SDK has SAID this; nothing better is left under its wrappings."""
+    """Return the next step for the engine at URL; SAID is the text of the SDK's exception, in which alone the causes differ."""
     if "Permission denied" in said:
         return "its socket is not for this login: use become"
     if "to an HTTPS server" in said or (url.startswith("tcp:") and "closed connection without response" in said):
@@ -317,7 +332,10 @@ def _parse_listed(entry: dict[str, Any], runtime: str = "docker") -> Container:
 
 
 def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container:
-    """A Container of RUNTIME from one object of `docker inspect`; raises ContainerError where it is of another form."""
+    """Return the container of RUNTIME that ENTRY, one object of `docker inspect`, describes.
+
+    Raises ContainerError where ENTRY has another form.
+    """
     with _expecting_form(runtime):
         return make_container(
             id=entry["Id"],
@@ -333,31 +351,31 @@ def parse_inspected(entry: dict[str, Any], runtime: str = "docker") -> Container
 
 
 def _find_home(environment: Any) -> str | None:
-    """The HOME that the variables of a container's configuration give; None where they give none."""
-    texts = [one for one in environment if isinstance(one, str)] if isinstance(environment, list) else []
+    """Return the HOME among the variables of a container's configuration; None where it is not set."""
+    texts = [variable for variable in environment if isinstance(variable, str)] if isinstance(environment, list) else []
     found = [text.partition("=")[2] for text in texts if text.startswith("HOME=")]
     return found[-1] if found and found[-1] and "\0" not in found[-1] else None
 
 
 def _bears_name(image: dict[str, Any], name: str) -> bool:
-    """Whether IMAGE, of `docker image inspect`, has a tag of the repository NAME, which the engine may have put a registry before."""
+    """Return True if IMAGE (of `docker image inspect`) has a tag of the repository NAME; the engine may have put a registry before NAME."""
     repositories = [tag.rpartition(":")[0] for tag in image.get("RepoTags") or ()]
-    return any(one == name or one.endswith("/" + name) for one in repositories)
+    return any(repository == name or repository.endswith("/" + name) for repository in repositories)
 
 
 def _may_mount(entry: dict[str, Any]) -> bool:
-    """False where ENTRY, of `docker inspect` or `podman inspect`, says what the container was given, and CAP_SYS_ADMIN is not in that."""
+    """Return False if ENTRY (of `docker inspect` or `podman inspect`) shows that the container was not given CAP_SYS_ADMIN, otherwise True."""
     chosen = entry.get("HostConfig") or {}
     if chosen.get("Privileged") is not False or "CapAdd" not in chosen:
         return True
     given = [*(chosen["CapAdd"] or ()), *(entry.get("BoundingCaps") or ())]
-    return not {one.upper().replace("CAP_", "") for one in given}.isdisjoint(("ALL", "SYS_ADMIN"))
+    return not {capability.upper().replace("CAP_", "") for capability in given}.isdisjoint(("ALL", "SYS_ADMIN"))
 
 
 @contextmanager
 def _expecting_form(name: str) -> Iterator[None]:
-    """Raise ContainerError where an answer of the engine called NAME has not the form of its documentation."""
+    """Raise ContainerError where an answer of the engine NAME does not have its documented form."""
     try:
         yield
     except WRONG_FORM as error:
-        raise ContainerError(f"{name} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{name} gives an answer of the wrong form: {error!r}") from error

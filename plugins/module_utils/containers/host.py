@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All container runtimes of the host, asked together: a name is looked for in each of them."""
+"""All container runtimes of the host; a name is looked for in each of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAMES = frozenset(("DOCKER_HOST", "DOCKER_CONTEXT"))  # variables that name an 
 
 
 class Runtime(Protocol):
-    """What each runtime's file has a class for. Its methods raise ContainerError; what they do is said there."""
+    """A container runtime of the host; its methods, which each implementation describes, raise ContainerError."""
 
     name: str
 
@@ -42,10 +42,10 @@ class Runtime(Protocol):
 
 
 class Host:
-    """The runtimes of the host; with DOCKER_HOST (a URL) that engine alone.
+    """The container runtimes of the host; with DOCKER_HOST (a URL) that engine alone.
 
-    ERRORS tells, by its name, why a runtime of root's that is on the host, or should be, does not answer. WARNINGS has what else is
-    not looked at, and why: of users, and of folders that others than root can change.
+    ERRORS: the reason for each of root's runtimes, by name, that is or should be on the host and does not answer.
+    WARNINGS: texts about containers that are not looked at, those of users and those in folders that others than root can change.
     """
 
     def __init__(self, docker_host: str | None) -> None:
@@ -67,7 +67,7 @@ class Host:
         if self._is_root:
             self._roots, self.warnings = oci.find_roots()
         has_podman = os.path.isdir(podman.ROOT_STATE) or os.path.exists(PODMAN_SOCKET)
-        # Also one that is installed and does not run: its silence has to be told.
+        # An engine that is installed and does not run counts, too: the user has to hear that it does not answer.
         is_expected = (
             not _NAMES.isdisjoint(os.environ)
             or os.path.exists(DEFAULT_HOST[len("unix://") :])
@@ -85,20 +85,20 @@ class Host:
             self.errors["podman"] = "Podman's containers are root's: use become"
 
     def find_meant(self, pattern: str) -> str:
-        """PATTERN of a selection with Podman's name before it, where it has Docker's and Podman's service is in the place of Docker's."""
+        """Return PATTERN with podman: in place of docker: if Podman's service answers where Docker is expected, otherwise PATTERN as it is."""
         is_podman = self.docker is not None and self.docker.name == "podman"
         return re.sub("^docker:", "podman:", pattern) if is_podman else pattern
 
     @property
     def is_complete(self) -> bool:
-        """Whether all runtimes that should be on the host, as far as that is known, have answered so far."""
+        """Return True if all runtimes that should be on the host, as far as is known, have answered so far."""
         return not any(name != "docker" or self._is_docker_expected for name in self.errors)
 
     def _open_docker(self, url: str | None) -> None:
         self.docker = self._open_engine(find_endpoint(url))
 
     def _open_engine(self, endpoint: Endpoint) -> DockerEngine | None:
-        """Take the engine at ENDPOINT among those that are asked; what it is, if it is root's."""
+        """Add the engine at ENDPOINT to those that are asked; return it if it is root's."""
         url = endpoint.url
         owner = strangers.find_socket_owner(url) if self._is_root else 0
         if owner == 0:
@@ -108,7 +108,7 @@ class Host:
         stranger = strangers.ask_engine(url, owner, self._budget)
         if self._is_alone and not stranger.list_containers() and stranger.describe_troubles():
             raise ContainerError(
-                f"the engine of {stranger.label} at {url} says nothing: {stranger.describe_troubles()}"
+                f"the engine of {stranger.label} at {url} lists no containers: {stranger.describe_troubles()}"
             )
         self._strangers.append(stranger)
         return None
@@ -120,46 +120,48 @@ class Host:
             self.errors[label] = str(error)
 
     def list_containers(self, *, users: bool = True) -> list[Container]:
-        """The containers of all runtimes; one that several know (an engine at two sockets, and the runtime below it) counts as the first one's.
+        """Return the containers of all runtimes, users' containers last.
 
-        Those of users come last, unless USERS are not to be asked; one that has a short id of another container is left out. Raises
-        ContainerError when there are none and a runtime of root's does not answer.
+        A container that several runtimes know (an engine at two sockets, and the runtime below it) counts as the first one's.
+        USERS says if users are asked; a user's container that has the short id of another one is left out.
+        Raises ContainerError when there are no containers and a runtime of root's does not answer.
         """
         listed: list[Container] = []
         for engine in self._engines:
             _add(listed, self._list(engine))
         for root in self._roots:
-            # To ask a runtime costs a process, and mostly an engine has told of all that it has.
-            if not {one.id for one in listed if ENGINE_ID.match(one.id)}.issuperset(root.list_ids()):
+            # Asking a runtime starts a process, and mostly an engine has listed all its containers already.
+            known = {container.id for container in listed if ENGINE_ID.match(container.id)}
+            if not known.issuperset(root.list_ids()):
                 _add(listed, self._list(root))
         if not self._is_alone:
             _add(listed, self._list(self._machines))
-        found = [one for one in listed if one.owner_uid is not None]
-        listed = [one for one in listed if one.owner_uid is None]
+        found = [container for container in listed if container.owner_uid is not None]
+        listed = [container for container in listed if container.owner_uid is None]
         listed += self._list_strangers(found, listed) if users or self._is_alone else []
         if not listed and self.errors:
             raise ContainerError("; ".join(self.errors.values()))
         return listed
 
     def explain(self, error: ContainerError) -> ContainerError:
-        """ERROR, that containers are not found, with who does not answer: what is looked for may be theirs."""
+        """Return ERROR, about containers that were not found, with the runtimes that do not answer: the containers may be theirs."""
         if not self.errors:
             return error
-        return ContainerError(f"{self.describe_silence()}; of what else there is, {error}")
+        return ContainerError(f"{self.describe_silence()}; in the other runtimes, {error}")
 
     def describe_silence(self) -> str:
-        """Which runtimes of root's do not answer, and why; '' where all do."""
+        """Return a text that names the runtimes of root's that do not answer, and why; '' where all answer."""
         return "; ".join(f"containers of {name} are not looked at: {error}" for name, error in self.errors.items())
 
     def _list_strangers(self, found: list[Container], own: list[Container]) -> list[Container]:
-        """The containers of users, which have FOUND ones, too; without those whose short id one of root's OWN or of others has.
+        """Return the users' containers, FOUND ones included, without any whose short id another container has, be it a user's or one of OWN.
 
-        Locks and traces are known by short ids.
+        Locks and traces go by short ids. OWN are root's containers.
         """
         if self._is_root and not self._is_alone:
             self._strangers += strangers.find_strangers(self._budget)
             if self._strangers and not self._is_docker_expected:
-                self.errors.pop("docker", None)  # nobody misses it here
+                self.errors.pop("docker", None)  # root's is not expected, and users have containers
         found = list(found)
         for stranger in self._strangers:
             _add(found, self._list(stranger))
@@ -167,14 +169,14 @@ class Host:
                 self.warnings.append(
                     f"containers of {stranger.label}, or some of them, are not looked at: {stranger.describe_troubles()}"
                 )
-        count = Counter(one.short_id for one in [*own, *found])
-        for one in found:
-            if count[one.short_id] > 1:
+        count = Counter(container.short_id for container in [*own, *found])
+        for container in found:
+            if count[container.short_id] > 1:
                 self.warnings.append(
-                    f"container {one.name} of {find_account(one.owner_uid or 0).label} is left out: another container has its id"
-                    f" {one.short_id}"
+                    f"container {container.name} of {find_account(container.owner_uid or 0).label} is left out: another container has its id"
+                    f" {container.short_id}"
                 )
-        return [one for one in found if count[one.short_id] == 1]
+        return [container for container in found if count[container.short_id] == 1]
 
     def _list(self, runtime: Runtime) -> list[Container]:
         try:
@@ -191,15 +193,15 @@ class Host:
     def run_for_users(
         self, containers: Sequence[Container], function: Callable[[list[Container]], Any], what: str
     ) -> list[Any]:
-        """What FUNCTION(containers), in a child and as JSON can hold it, returns for those of CONTAINERS of each user of the host, in turn.
+        """Return the results of FUNCTION(containers), called once for each user of the host, with those of CONTAINERS that are the user's.
 
-        It is for what nobody has asked for by name: it has what is left of the time for users, and where it fails or is late
-        WARNINGS say so, by user; WHAT is what is done, in words.
+        FUNCTION runs in a child, and JSON has to be able to hold its result. The calls share the time that is left for users. Where a call
+        fails or is late, a warning says that WHAT (in words) of the user is left out. So this is only for work that nobody asked for by name.
         """
         by_owner: dict[int, list[Container]] = {}
-        for one in containers:
-            if one.owner_uid is not None:
-                by_owner.setdefault(one.owner_uid, []).append(one)
+        for container in containers:
+            if container.owner_uid is not None:
+                by_owner.setdefault(container.owner_uid, []).append(container)
         found = []
         for index, (uid, theirs) in enumerate(by_owner.items()):
             try:
@@ -210,34 +212,34 @@ class Host:
         return found
 
     def has_warned_of(self, uid: int) -> bool:
-        """Whether one of WARNINGS is of the user UID: one is enough, however much is wrong."""
-        return any(find_account(uid).label in one for one in self.warnings)
+        """Return True if one of WARNINGS is about the user UID: one warning for each user is enough."""
+        return any(find_account(uid).label in warning for warning in self.warnings)
 
     @property
     def seconds_for_users(self) -> float:
-        """How much is left of the time that the host's users may cost."""
+        """Return how many seconds are left of the time for the host's users."""
         return self._budget.left_s
 
     def find_process(self, text: str) -> Container:
-        """The process that TEXT, as pid:1234, names, as a container."""
+        """Return the process that TEXT names, as pid:1234, as a container; raises ContainerError where there is none."""
         container = self._machines.find_process(text)
         self._owners[container.key] = self._machines
         return container
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What CONTAINER's runtime says of it, in the form of `docker inspect`."""
+        """Return the runtime's description of CONTAINER, in the form of `docker inspect`."""
         return self._find_runtime(container).inspect(container)
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER with its pid and its state of now."""
+        """Return CONTAINER with its current pid and state; raises ContainerGoneError where it was removed."""
         return self._find_runtime(container).refresh(container)
 
     def predict_place(self, container: Container) -> Place | None:
-        """Where CONTAINER will be when it starts; None where that is not known."""
+        """Return the place that CONTAINER will have when it starts; None where it cannot be predicted."""
         return self._find_runtime(container).predict_place(container)
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         return self._find_runtime(container).list_shell_words(container, variables, argv)
 
     def _find_runtime(self, container: Container) -> Runtime:
@@ -245,20 +247,20 @@ class Host:
 
 
 def _add(listed: list[Container], found: list[Container]) -> None:
-    """Add those FOUND to LISTED that are not there yet, also under another runtime's name."""
-    known = {one.key for one in listed} | {_identify(one) for one in listed}
-    listed += [one for one in found if known.isdisjoint((one.key, _identify(one)))]
+    """Add to LISTED those of FOUND that it does not hold yet, under the same or another runtime's name."""
+    known = {container.key for container in listed} | {_identify(container) for container in listed}
+    listed += [container for container in found if known.isdisjoint((container.key, _identify(container)))]
 
 
 def _identify(container: Container) -> tuple[int | None, str, str]:
-    """What is the same of a container whichever runtime tells of it: an engine's id, or a process."""
+    """Return a key that a container has in every runtime that lists it: its engine's id, or its process."""
     if ENGINE_ID.match(container.id):
         return container.owner_uid, "id", container.id
     return container.owner_uid, "process", f"{container.pid} {container.id}" if container.pid else container.full_name
 
 
 def _is_same_socket(url: str, path: str) -> bool:
-    """Whether URL, of an engine that answers, leads to the socket PATH."""
+    """Return True if URL, at which an engine answers, leads to the socket PATH."""
     try:
         return url.startswith("unix://") and os.path.samefile(url[len("unix://") :], path)
     except OSError:

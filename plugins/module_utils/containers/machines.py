@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Containers that no engine has to be asked about: those of LXC and systemd-nspawn, by their cgroups, and any process, by its pid."""
+"""Containers that need no engine: those of LXC and systemd-nspawn, found by their cgroups, and any process, by its pid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 PROCESS_PREFIX = "pid:"
 PROCESS_RUNTIME = "process"
-# Version 2 and the two kinds of hierarchies of version 1 that both name.
+# The hierarchy of cgroup version 2, and the two of version 1 in which both LXC and systemd-nspawn have groups.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 _PLACES = (
@@ -38,13 +38,13 @@ _PLACES = (
 
 
 class Machines:
-    """Containers of LXC and systemd-nspawn, and processes by their pids."""
+    """The containers of LXC and systemd-nspawn on the host, and processes by their pids."""
 
     name = "machines"
     label = "cgroups"
 
     def list_containers(self) -> list[Container]:
-        """Those that run."""
+        """Return the running containers of LXC and systemd-nspawn."""
         found: dict[str, Container] = {}
         for runtime, pattern, name_pattern in _PLACES:
             for hierarchy in _HIERARCHIES:
@@ -61,19 +61,22 @@ class Machines:
         return list(found.values())
 
     def find_process(self, text: str) -> Container:
-        """The container that consists of the process that TEXT, as pid:1234, names."""
+        """Return the process that TEXT names, as pid:1234, as a container.
+
+        Raises ContainerError where the host has no such process.
+        """
         digits = text[len(PROCESS_PREFIX) :]
         pid = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
         start_ticks = read_start_ticks(pid)
         if start_ticks is None:
             raise ContainerError(f"{text}: the host has no such process")
-        # The start makes the id unique: a later process with the same pid is another one.
+        # The start time makes the id unique: a later process may have the same pid.
         return Container(
             f"{pid}-{start_ticks}", f"{PROCESS_PREFIX}{pid}", "running", pid, "", {}, PROCESS_RUNTIME, start_ticks
         )
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What is known of CONTAINER, in the form of `docker inspect` as far as it goes."""
+        """Return a description of CONTAINER in the form of `docker inspect`, as far as it is known."""
         return {
             "Id": container.id,
             "Name": container.name,
@@ -82,31 +85,32 @@ class Machines:
         }
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER, unless it has ended."""
+        """Return a copy of CONTAINER; raises ContainerGoneError where it has ended."""
         if read_start_ticks(container.pid) != container.start_ticks:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
         return replace(container)
 
     def predict_place(self, _container: Container) -> Place | None:
-        """None: whoever starts a container here also says where its control group is."""
+        """Return None: the program that starts such a container also chooses its control group."""
         return None
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
-        # Nothing of the host's own environment goes along.
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        # The host's environment must not reach the container.
         enter = ["nsenter", "--all", "--root", "--wd", f"--target={container.pid}"]
         return ["env", "-i", "TERM=xterm", *variables, *enter, *argv]
 
 
 def _unescape(name: str) -> str:
-    r"""NAME without systemd's escapes, of which machines' names need only \x2d."""
+    """Return NAME with systemd's escapes resolved; names of machines contain only the one for "-"."""
     return _ESCAPE.sub(lambda match: chr(int(match.group(1), 16)), name)
 
 
 def _find_owner(pid: int) -> int | None:
-    """The user whose the container with the first process PID is: who made its user namespace. None when it has ended.
+    """Return the owner of the user namespace of process PID, the first of a container; None where the process has ended.
 
-    What root starts is in one of root's, also with other users' numbers in it; what manages machines for users names them as they like.
+    A container that root starts has a user namespace of root, whatever numbers are mapped in it. Its name proves nothing: a service that manages
+    machines for users names them as they like.
     """
     try:
         with Process(pid) as process:
@@ -116,7 +120,7 @@ def _find_owner(pid: int) -> int | None:
 
 
 def _find_leader(folder: str) -> int:
-    """The first process of the pid namespace that the processes below the cgroup FOLDER live in; 0 for the host's own."""
+    """Return the first process of the pid namespace of the processes below the cgroup FOLDER; 0 where that is the host's namespace."""
     for pid in sorted(cgroups.gen_pids(folder)):
         try:
             with Process(pid) as process:

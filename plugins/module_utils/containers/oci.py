@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Containers by what the low-level OCI runtime (runc, crun) itself says of them.
+"""Containers as the low-level OCI runtime (runc, crun) itself lists them.
 
-This is what is below containerd, CRI-O, Kubernetes and everything else that starts containers by such a runtime: no client,
-no socket and no rights of a higher engine are needed, and it answers when the engine hangs. Each engine has the runtime
-keep its state in a folder of its own (`--root`); pods' and containers' names are annotations.
+This runtime works below containerd, CRI-O, Kubernetes and all others that start containers with it. Asking it takes no client,
+no socket and no rights of a higher engine, and it answers when the engine hangs. Each engine has the runtime
+keep its state in a folder of the engine's own (`--root`); the names of pods and their containers are annotations.
 Source: the OCI runtime specification, `runc list`, `crun list`.
 """
 
@@ -42,7 +42,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgrou
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
-# Where engines keep the runtime's state: pattern of folders, and what the containers there are called by their users.
+# Where engines keep the runtime's state: a pattern of folders, and the name by which users know the runtime of containers there.
 _PLACES = (
     ("/run/containerd/runc/*", "containerd"),
     ("/run/docker/runtime-*/moby", "docker"),
@@ -52,7 +52,7 @@ _PLACES = (
 _TIMEOUT_S = 20
 _FILES = (("state.json", "runc"), ("status", "crun"))
 
-# Annotations by which the engines above tell their names: of the container, of its pod, and of the pod's namespace.
+# Annotations in which the engines above keep names: of the container, of its pod, of the pod's namespace, of the image; and its kind.
 _NAMES = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _POD_NAMES = ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name")
 _POD_NAMESPACES = ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace")
@@ -61,7 +61,7 @@ _KINDS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType
 
 
 def find_roots() -> tuple[list[Root], list[str]]:
-    """Every folder of state of root's that holds a container; and of those that others than root can change, why they are not believed."""
+    """Return the folders of state of root's that hold a container, and warnings about folders that others than root can change."""
     roots = []
     warnings = []
     for pattern, runtime in _PLACES:
@@ -82,7 +82,7 @@ def find_roots() -> tuple[list[Root], list[str]]:
 
 
 def _find_program(path: str) -> str | None:
-    """Whose state the folder PATH holds; None for nobody's."""
+    """Return the runtime whose state the folder PATH holds; None for none."""
     try:
         for entry in os.scandir(path):
             for name, program in _FILES:
@@ -94,7 +94,10 @@ def _find_program(path: str) -> str | None:
 
 
 class Root:
-    """The runtime PROGRAM with its state in the folder PATH, on behalf of RUNTIME. Trouble is raised as ContainerError."""
+    """A runtime (PROGRAM) with its state in the folder PATH, on behalf of the engine RUNTIME.
+
+    Methods raise ContainerError where the runtime does not answer as it should.
+    """
 
     def __init__(self, path: str, program: str, runtime: str) -> None:
         self._path = path
@@ -103,23 +106,26 @@ class Root:
         self.label = f"{program} --root {path}"
 
     def list_ids(self) -> list[str]:
-        """Ids of what has state in the folder, without asking the runtime."""
+        """Return the ids of the containers with state in the folder, without asking the runtime."""
         try:
             return [entry.name for entry in os.scandir(self._path) if entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
 
     def list_containers(self) -> list[Container]:
-        """All containers of the folder."""
+        """Return all containers of the folder.
+
+        Raises Untrusted, too, where others than root can change a container's state.
+        """
         self._check_files()
         listed = self._ask("list", "--format", "json") or ()
         try:
             return [self._parse(entry) for entry in listed]
         except TypeError as error:
-            raise ContainerError(f"{self.label} answers no list") from error
+            raise ContainerError(f"{self.label} does not answer with a list of containers") from error
 
     def _check_files(self) -> None:
-        """Raise ContainerError where others than root can change a state, or one is no regular file, which the runtime would wait for."""
+        """Raise ContainerError where others than root can change a state, or where a state is no regular file: the runtime would wait for it."""
         for name in self.list_ids():
             for file, _program in _FILES:
                 path = os.path.join(self._path, name, file)
@@ -133,7 +139,10 @@ class Root:
                     raise Untrusted(f"{path} is not believed: user {owner} can change it")
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What is known of CONTAINER, in the form of `docker inspect` as far as it goes, with its Annotations and Bundle."""
+        """Return the description of CONTAINER in the form of `docker inspect`, as far as it is known, with its Annotations and Bundle.
+
+        Raises ContainerGoneError where the container was removed.
+        """
         state = self._read_state(container)
         now = self._parse(state)
         return {
@@ -146,9 +155,9 @@ class Root:
         }
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER with its pid and its state of now."""
-        # In this order: the runtime compares when the process started with what it remembers, so if it says after our look
-        # that the container runs, we saw its process and no later one with the same pid.
+        """Return CONTAINER with its current pid, state, start and right to mount."""
+        # The order matters: the runtime compares the start of the process with the one in its state. So if it says, after the start
+        # was read here, that the container runs, then that start is its process's and not a later one's with the same pid.
         pid = self._parse(self._read_state(container)).pid
         start_ticks = read_start_ticks(pid)
         state = self._read_state(container)
@@ -157,11 +166,11 @@ class Root:
         return replace(now, start_ticks=ticks, may_mount=self._may_mount(state))
 
     def predict_place(self, _container: Container) -> Place | None:
-        """None: whoever starts a container here also says where its control group is."""
+        """Return None: the program that starts such a container also chooses its control group."""
         return None
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         options = [word for variable in variables for word in ("--env", variable)]
         return [self._program, "--root", self._path, "exec", "--tty", *options, container.id, *argv]
 
@@ -176,7 +185,7 @@ class Root:
             raise
 
     def _parse(self, state: Any) -> Container:
-        """The container of which the runtime tells STATE; raises ContainerError where that has another form."""
+        """Return the container that the runtime's STATE describes; raises ContainerError where STATE has another form."""
         try:
             annotations = self._read_annotations(state)
             status = str(state["status"])
@@ -190,22 +199,22 @@ class Root:
                 runtime=_find_manager(annotations) or self.name,
             )
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def _read_annotations(self, state: dict[str, Any]) -> dict[str, str]:
-        """The container's annotations: of its STATE, or, where the runtime leaves them out, of its configuration, if it is root's."""
+        """Return the container's annotations, from its STATE or, where the runtime omits them, from its configuration, if that is root's."""
         found = state.get("annotations") or self._read_configuration(state).get("annotations")
         return {str(name): str(value) for name, value in (found or {}).items()}
 
     def _may_mount(self, state: dict[str, Any]) -> bool:
-        """False where the configuration of the container says which capabilities it was given, and CAP_SYS_ADMIN is not among them."""
+        """Return False if the container's configuration shows that it was not given CAP_SYS_ADMIN, otherwise True."""
         try:
             return "CAP_SYS_ADMIN" in self._read_configuration(state)["process"]["capabilities"]["bounding"]
         except WRONG_FORM:
             return True
 
     def _read_configuration(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of the container with STATE, which the runtime has kept, or which is in the bundle; empty where it is not root's."""
+        """Return the configuration of the container with STATE, from the runtime's copy or the bundle; empty where it is not root's alone."""
         for folder in (os.path.join(self._path, state["id"]), state.get("bundle")):
             if not isinstance(folder, str) or not folder.startswith("/"):
                 continue
@@ -214,7 +223,7 @@ class Root:
             except FileNotFoundError:
                 continue
             except (OSError, Untrusted, Unreadable, *WRONG_FORM):
-                break  # a bundle may be anybody's: then it has no say
+                break  # a bundle may belong to anybody, and is not believed then
         return {}
 
     def _ask(self, *words: str) -> Any:
@@ -232,7 +241,7 @@ class Root:
 
 
 class _RuntimeRefusal(ContainerError):
-    """The runtime says no."""
+    """A negative answer of the runtime."""
 
 
 def _pick(annotations: dict[str, str], names: tuple[str, ...]) -> str:
@@ -240,15 +249,15 @@ def _pick(annotations: dict[str, str], names: tuple[str, ...]) -> str:
 
 
 def find_image(annotations: dict[str, str]) -> str:
-    """The name of a pod's container's image; '' outside pods."""
+    """Return the name of the image of a pod's container; '' outside pods."""
     return _pick(annotations, _IMAGES)
 
 
 def is_frozen(pid: int) -> bool:
-    """Whether process PID stands in a control group of version 2 that is frozen, as runtimes pause containers."""
+    """Return True if process PID is in a frozen control group of version 2, which is how runtimes pause containers."""
     try:
         with open(f"/proc/{pid}/cgroup", "rb") as file:
-            paths = [one.path for one in cgroups.parse_cgroup(file.read()) if not one.controllers]
+            paths = [membership.path for membership in cgroups.parse_cgroup(file.read()) if not membership.controllers]
         for mount in read_mounts("self", " - cgroup2"):
             for path in paths:
                 with open(f"{mount.mount_point}{path}/cgroup.events", encoding="ascii") as file:
@@ -259,7 +268,7 @@ def is_frozen(pid: int) -> bool:
 
 
 def make_name(annotations: dict[str, str]) -> str:
-    """What people call a container of a pod: NAMESPACE/POD/CONTAINER, the last one POD for the pod's sandbox; '' outside pods."""
+    """Return the common name of a pod's container, NAMESPACE/POD/CONTAINER, with POD as the last part for the pod's sandbox; '' outside pods."""
     pod = _pick(annotations, _POD_NAMES)
     if not pod:
         return ""
@@ -269,7 +278,7 @@ def make_name(annotations: dict[str, str]) -> str:
 
 
 def _find_manager(annotations: dict[str, str]) -> str:
-    """The engine that shares the runtime's default folder with others, by how it marks its containers."""
+    """Return the engine that made the container, by its annotations: several engines share the runtime's default folder; '' where unknown."""
     if any(name.startswith("io.kubernetes.cri-o.") for name in annotations):
         return "cri-o"
     return "podman" if annotations.get("io.container.manager") == "libpod" else ""

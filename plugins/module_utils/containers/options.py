@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options by which every module selects containers, and what they select."""
+"""The options by which every module selects containers, and the containers that they select."""
 
 from __future__ import annotations
 
@@ -40,22 +40,25 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def open_host(module: Any) -> Host:
-    """The runtimes that MODULE's options mean."""
+    """Return the runtimes that MODULE's options mean."""
     return Host(module.params["docker_host"])
 
 
 def parse_selector(module: Any, host: Host | None) -> Selector:
-    """What MODULE's options ask for of HOST; a query needs one."""
+    """Return the selector for MODULE's options; a query and Podman's names need HOST.
+
+    Raises ContainerError for options that cannot be meant.
+    """
     patterns, labels, query = (module.params[name] for name in ("containers", "labels", "query"))
     if labels is not None and not labels:
         raise ContainerError("labels is empty: leave it out, or name a label")
     if query is not None and JMESPATH_IMPORT_ERROR:
         raise ContainerError(missing_required_lib("jmespath"))
     return Selector(
-        # An empty list asks for nothing; it must not come to mean everything.
+        # An empty list asks for nothing; it must never mean everything.
         patterns=None
         if patterns is None
-        else tuple(host.find_meant(one.strip()) if host else one.strip() for one in patterns),
+        else tuple(host.find_meant(pattern.strip()) if host else pattern.strip() for pattern in patterns),
         labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
         query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
@@ -65,11 +68,12 @@ def parse_selector(module: Any, host: Host | None) -> Selector:
 def select(
     module: Any, host: Host, *, required: bool, missing_ok: bool = False, refuse: Refuse | None = None
 ) -> list[Container]:
-    """The containers that MODULE's options select, with their pids and states of now.
+    """Return the containers that MODULE's options select, with their current pids and states.
 
-    With REQUIRED something has to be asked for and only running containers are meant. Without it
-    nothing asked for means every container in any state. With MISSING_OK what is asked for need not be there, and a warning names it.
-    REFUSE is told of one that was asked for by its name and is removed meanwhile; without it that raises ContainerGoneError.
+    With REQUIRED the options have to ask for something, and only running containers are meant. Without it, options that ask for nothing mean
+    every container in any state. With MISSING_OK the named containers need not exist, and a warning names the missing ones.
+    REFUSE(container, error) is called for a container that was asked for by its name and is removed meanwhile; without REFUSE that raises
+    ContainerGoneError.
     """
     selector = parse_selector(module, host)
     if required and selector.is_empty:
@@ -85,7 +89,7 @@ def select(
             raise
         if selector.may_mean_users:
             raise host.explain(error) from error
-        # Users are asked for the sake of the message only: what was asked for may be theirs.
+        # Users are asked only for the message: the missing containers may be theirs.
         known = len(host.warnings)
         listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
         _warn(module, host.warnings[known:])
@@ -103,8 +107,8 @@ def select(
                 if refuse is None:
                     raise
                 refuse(container, error)
-            continue  # where nobody asked for this one: containers come and go
-        # One that was asked for by its name is the caller's to judge.
+            continue  # nobody asked for it by name, and containers come and go
+        # The caller judges a container that was asked for by its name.
         if fresh.state == "running" or is_named or not required:
             refreshed.append(fresh)
     return refreshed
@@ -119,8 +123,10 @@ def choose(
     missing_ok: bool = False,
     none_ok: bool = False,
 ) -> list[Container]:
-    """The containers among those LISTED that SELECTOR names. Raises ContainerError for names that are not there, and, unless NONE_OK, for a
-    selection that matches none of them; with MISSING_OK that is a warning, with allow_empty nothing.
+    """Return the containers among LISTED that SELECTOR names.
+
+    Raises ContainerError for names that no container has and, unless NONE_OK, for a selection that matches none.
+    With MISSING_OK a warning takes the place of the exception; with the option allow_empty nothing does.
     """
     allow_empty = module.params["allow_empty"]
     missing: list[UnknownContainerError] = []
@@ -131,7 +137,7 @@ def choose(
     if allow_empty or selector.is_empty:
         return chosen
     if missing:
-        # In the same words on all hosts: then Ansible says it once.
+        # With the same text on all hosts Ansible shows the warning once.
         _warn(
             module,
             [f"nothing to do for {', '.join(repr(one.pattern) for one in missing)}: no container here is called so"],
@@ -148,16 +154,16 @@ def choose(
 def list_candidates(
     module: Any, host: Host, selector: Selector, *, silence_ok: bool = False, absence_ok: bool = False
 ) -> list[Container]:
-    """What SELECTOR chooses from: the containers of HOST, and the processes that it names. Of what is silent it warns; users are asked
-    only where it may mean theirs.
+    """Return the containers from which SELECTOR chooses: those of HOST, and the processes that it names.
 
-    Raises ContainerError where all of them are silent, unless SILENCE_OK; with ABSENCE_OK, or allow_empty, the host need not have any.
+    Runtimes that do not answer cause warnings. Users are asked only where SELECTOR may mean their containers.
+    Raises ContainerError where no runtime answers, unless SILENCE_OK; with ABSENCE_OK, or allow_empty, the host need not have any runtime.
     """
-    processes = [one for one in selector.patterns or () if one.startswith(PROCESS_PREFIX)]
+    processes = [pattern for pattern in selector.patterns or () if pattern.startswith(PROCESS_PREFIX)]
     named = []
-    for one in processes:
-        with suppress(ContainerError):  # who chooses says that there is none
-            named.append(host.find_process(one))
+    for pattern in processes:
+        with suppress(ContainerError):  # choose() reports the missing process
+            named.append(host.find_process(pattern))
     if processes and len(processes) == len(selector.patterns or ()):
         return named
     try:
@@ -175,9 +181,9 @@ def list_candidates(
 
 
 def describe_selection(module: Any, chosen: Sequence[Container | Who]) -> dict[str, list[str]]:
-    """Return what every result says of MODULE's selection: whom it has CHOSEN, by name, and names of it that nobody here has."""
+    """Return the part of every result that describes MODULE's selection: names of the CHOSEN containers, and patterns that no container has."""
     return {
-        "selected": sorted(one.name for one in chosen),
+        "selected": sorted(container.name for container in chosen),
         "not_found": [escape(pattern) for pattern in getattr(module, "crashcart_not_found", [])],
     }
 
@@ -185,27 +191,27 @@ def describe_selection(module: Any, chosen: Sequence[Container | Who]) -> dict[s
 def require_selection(module: Any, what: str) -> None:
     """Raise ContainerError where MODULE's options neither select containers nor say that everything is meant, or say both.
 
-    WHAT is what everything would be, in words.
+    WHAT describes everything, in words.
     """
     if module.params["everything"]:
         if is_selecting(module):
             raise ContainerError(
-                "everything=true goes with no selection: leave out containers, labels and query, or everything"
+                "everything=true cannot be combined with a selection: leave out containers, labels and query, or everything"
             )
     elif not is_selecting(module):
         raise ContainerError(f"say which containers: give containers, labels or query (everything=true means {what})")
 
 
 def refuse_everything(module: Any, states: str) -> None:
-    """Raise ContainerError where MODULE's options say that everything is meant, which goes with other STATES only."""
+    """Raise ContainerError where MODULE's options say that everything is meant, which only STATES allow."""
     if module.params["everything"]:
-        raise ContainerError(f"everything goes with {states} only (containers='*' means all that run)")
+        raise ContainerError(f"everything can be used with {states} only (containers='*' means all that run)")
 
 
 def run_for_users(
     module: Any, host: Host, containers: list[Container], function: Callable[[list[Container]], Any], what: str
 ) -> list[Any]:
-    """Host.run_for_users, with its warnings told."""
+    """Return the result of Host.run_for_users, and pass its warnings to MODULE."""
     known = len(host.warnings)
     found = host.run_for_users(containers, function, what)
     _warn(module, host.warnings[known:])
@@ -213,7 +219,7 @@ def run_for_users(
 
 
 def is_selecting(module: Any) -> bool:
-    """Whether MODULE's options say which containers."""
+    """Return True if MODULE's options say which containers are meant."""
     return any(module.params[name] is not None for name in ("containers", "labels", "query"))
 
 

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What comes of a call for several containers. One that fails is noted and costs no other, and the call fails at its end with both lists.
+"""The outcome of a call for several containers.
 
-What was begun for the one that fails is undone alone: it stands on a stack of its own (undoing), which who succeeds takes over.
+A container that fails is noted and does not stop the others; at its end the call fails and lists the failed and the served containers.
+Only the steps for the failed container are undone: each container has a stack of its own (undoing), which success empties.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 
 
 class Named(Protocol):
-    """Whom a call serves: a container, or what stands for one."""
+    """A container that a call serves, or an object that stands for one."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Return the container's name."""
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """Return the container's id."""
 
 
 class Who(NamedTuple):
-    """A container that may be known no more: its name and its id, or what is left of these."""
+    """The name and the id of a container that may no longer exist, as far as they are known."""
 
     name: str
     id: str
@@ -42,7 +43,10 @@ _Named = TypeVar("_Named", bound=Named)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a container was not served: MSG says so, with the next step. CONTAINER is its name."""
+    """The reason why a container was not served.
+
+    CONTAINER: its name. MSG: the reason, with the next step.
+    """
 
     container: str
     id: str
@@ -50,7 +54,7 @@ class Failure:
 
 
 class Outcome:
-    """Which containers of a call have failed so far, and why."""
+    """The containers of a call that have failed so far, and the reasons."""
 
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], Failure] = {}
@@ -60,14 +64,14 @@ class Outcome:
 
     @contextmanager
     def serve(self, container: Named, *, ended_ok: bool = False) -> Iterator[None]:
-        """Note what goes wrong with CONTAINER in the context, and go on behind it. With ENDED_OK its end is nothing wrong."""
+        """Note an error in the context as CONTAINER's failure and go on after the context; with ENDED_OK the container's end is no failure."""
         try:
             yield
         except (FleetError, OSError, ProcessGone) as error:
             self.fail(container, error, ended_ok=ended_ok)
 
     def fail(self, container: Named, error: Exception, *, ended_ok: bool = False) -> None:
-        """Note that CONTAINER has failed by ERROR, unless that is its end and ENDED_OK."""
+        """Note that CONTAINER has failed by ERROR; with ENDED_OK the container's end is no failure."""
         if isinstance(error, ProcessGone):
             error = ContainerGoneError(f"container {container.name} has just ended")
         if ended_ok and isinstance(error, ContainerGoneError):
@@ -81,73 +85,76 @@ class Outcome:
         self._failures[key] = Failure(*key, text)
 
     def blame(self, container: Named, text: str) -> None:
-        """Note TEXT, for which the call is to fail although CONTAINER was served: it counts as one that has not failed."""
+        """Note TEXT about CONTAINER, which was served: the call fails, but the container does not count as failed."""
         key = container.name, container.id
         self._blemishes[key] = Failure(*key, escape(text))
 
     def fail_each(self, containers: Sequence[Named], errors: Sequence[Exception | None], **more: bool) -> None:
-        """Note the ERRORS of CONTAINERS, None for each one that has none."""
+        """Note the ERRORS of CONTAINERS, which hold None for each container without one."""
         for container, error in zip(containers, errors):
             if error is not None:
                 self.fail(container, error, **more)
 
     @contextmanager
     def complaining(self) -> Iterator[None]:
-        """Note what goes wrong in the context with no container in particular, and go on behind it."""
+        """Note an error that the context raises and that belongs to no container, and go on after the context."""
         try:
             yield
         except (FleetError, OSError) as error:
             self._complaints.append(_tell(error))
 
     def raise_first(self) -> None:
-        """Raise the first error as it was, where a container has failed: for a call for one, whose caller tells errors apart."""
+        """Raise the first error itself, if a container has failed: a caller with one container can tell kinds of errors apart."""
         if self._first is not None:
             raise self._first
 
     def has_failed(self, container: Named) -> bool:
-        """Whether CONTAINER has failed so far."""
+        """Return True if CONTAINER has failed so far."""
         return (container.name, container.id) in self._failures
 
     def list_left(self, containers: Sequence[_Named]) -> list[_Named]:
-        """Those of CONTAINERS that have not failed so far."""
-        return [one for one in containers if not self.has_failed(one)]
+        """Return those of CONTAINERS that have not failed so far."""
+        return [container for container in containers if not self.has_failed(container)]
 
     def as_result(self) -> list[dict[str, str]]:
-        """What modules return of those that have failed, as failed_containers."""
-        return [asdict(one) for one in self._failures.values()]
+        """Return the failed containers as modules report them (failed_containers)."""
+        return [asdict(failure) for failure in self._failures.values()]
 
     def check(self, containers: Sequence[Named] = (), done: str = "", **result: Any) -> None:
-        """Raise FleetError with RESULT where anything went wrong. It names who has failed, and for which of CONTAINERS all was DONE."""
-        told = [one.msg for one in self._failures.values()]
-        # What a container has failed by may be met again where no container is in particular.
-        phrases = [*self._list_phrases(), *(one for one in self._complaints if not any(one in msg for msg in told))]
+        """Raise FleetError with RESULT if anything went wrong.
+
+        The message names the containers that failed, and those of CONTAINERS for which everything was DONE (a word such as "attached").
+        """
+        told = [failure.msg for failure in self._failures.values()]
+        # A container's failure may be met again outside any container, and is told once.
+        phrases = [*self._list_phrases(), *(text for text in self._complaints if not any(text in msg for msg in told))]
         if not phrases:
             return
         text = "; ".join(dict.fromkeys(phrases))
         bad = {**self._blemishes, **self._failures}
-        count = len({(one.name, one.id) for one in containers} | set(bad))
+        count = len({(container.name, container.id) for container in containers} | set(bad))
         if bad and count > 1:
             text = f"{len(bad)} of {count} containers failed: {text}"
-        served = [one.name for one in containers if (one.name, one.id) not in bad]
+        served = [container.name for container in containers if (container.name, container.id) not in bad]
         if served:
             text += f"; {done} all the same: {', '.join(served)}"
         raise FleetError(text, failed_containers=self.as_result(), **result)
 
     def _list_phrases(self) -> list[str]:
-        """What to say of those that have failed, or are blamed: who and why, once for all of whom the same is true."""
+        """Return a phrase for each failure or blame; containers with the same text share a phrase."""
         failed = [
             msg if all(_is_named(name, msg) for name in names) else f"container {', '.join(names)}: {msg}"
             for msg, names in _group(self._failures.values())
         ]
-        # These texts hold a container's own words, which may be anybody's name.
+        # A blame quotes the container's own words, which may hold any name, so the container is always named before it.
         return failed + [f"container {', '.join(names)}: {msg}" for msg, names in _group(self._blemishes.values())]
 
 
 def _group(failures: Iterable[Failure]) -> Iterable[tuple[str, list[str]]]:
-    """Each text of FAILURES, with the names of the containers that it is said of."""
+    """Return each text of FAILURES with the names of its containers."""
     names: dict[str, list[str]] = {}
-    for one in failures:
-        names.setdefault(one.msg, []).append(one.container)
+    for failure in failures:
+        names.setdefault(failure.msg, []).append(failure.container)
     return names.items()
 
 
@@ -161,8 +168,7 @@ def _is_named(name: str, text: str) -> bool:
 
 @contextmanager
 def undoing() -> Iterator[ExitStack]:
-    """Give a stack for what undoes that which is done in the context: it is called where the context fails, and at its end, unless
-    somebody has taken it over by pop_all."""
+    """Yield a stack of undo steps, which run where the context fails, and at its end, unless the caller took them over by pop_all."""
     with ExitStack() as undo:
         try:
             yield undo

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Podman by its own command, the host's or another user's: for where its Docker-compatible API is not up."""
+"""Podman by its own command, as root or as another user, for where its Docker-compatible API is not up."""
 
 from __future__ import annotations
 
@@ -27,46 +27,49 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 ROOT_STATE = "/run/libpod"
 _TIMEOUT_S = 30
-_ELSEWHERE = ("disabled", "split")  # below the group of whoever starts a container
+_ELSEWHERE = ("disabled", "split")  # modes in which a container is below the group of the process that starts it
 _LIST = ("ps", "--all", "--no-trunc", "--format", "json")
 _INSPECT = ("inspect", "--type", "container")
 
 
 class Podman:
-    """Podman of the host. Trouble with it is raised as ContainerError."""
+    """The Podman of the host's root; its methods raise ContainerError where it does not answer as it should."""
 
     name = "podman"
     label = "podman"
 
     def list_containers(self) -> list[Container]:
-        """All containers in any state; their pids are of use after a refresh only."""
+        """Return all containers in any state; a refresh brings their pids."""
         try:
             return [make_container(**{**_parse_listed(entry), "pid": 0}) for entry in _ask(self.label, _LIST) or ()]
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What `podman inspect` says of CONTAINER; it has the form of `docker inspect`."""
+        """Return Podman's description of CONTAINER, which has the form of `docker inspect`.
+
+        Raises ContainerGoneError where the container was removed.
+        """
         try:
             return dict(_ask(self.label, (*_INSPECT, container.id))[0])
         except _NoSuchContainer as error:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) was just removed") from error
         except WRONG_FORM as error:
-            raise ContainerError(f"{self.label} answers something of a wrong form: {error!r}") from error
+            raise ContainerError(f"{self.label} gives an answer of the wrong form: {error!r}") from error
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER with its pid and its state of now."""
+        """Return CONTAINER with its current pid and state."""
         found = parse_inspected(self.inspect(container), self.name)
-        # Its cgroup bears its id, unless it was made with --cgroups=disabled.
+        # The start time is needed where the cgroup does not bear the container's id (--cgroups=disabled).
         return replace(found, start_ticks=read_start_ticks(found.pid))
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         options = [word for variable in variables for word in ("-e", variable)]
         return ["podman", "exec", "-it", *options, container.short_id, *argv]
 
     def predict_place(self, container: Container) -> control_groups.Place | None:
-        """Where CONTAINER will be when it starts; None where that is not known."""
+        """Return the place that CONTAINER will have when it starts; None where it cannot be predicted."""
         chosen = self.inspect(container).get("HostConfig") or {}
         if chosen.get("Cgroups") in _ELSEWHERE:
             return None
@@ -76,27 +79,33 @@ class Podman:
 
 
 def list_as(account: Account, until: float) -> list[dict[str, Any]]:
-    """The fields of all containers of ACCOUNT, which the caller is: unchecked, and each with an empty place. Raises ContainerError."""
+    """Return the unchecked fields of all containers of ACCOUNT, as whom the caller runs; each has an empty `place`.
+
+    Raises ContainerError where Podman does not answer as it should.
+    """
     label = f"Podman of {account.label}"
     try:
         listed = _ask(label, _LIST, until, account.make_environment())
         return [{**_parse_listed(entry), "place": {}} for entry in listed or ()]
     except WRONG_FORM as error:
-        raise ContainerError(f"{label} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{label} gives an answer of the wrong form: {error!r}") from error
 
 
 def inspect_as(account: Account, ids: Sequence[str], until: float) -> dict[str, Any]:
-    """What Podman of ACCOUNT, which the caller is, says of its containers IDS, by these; one that has just gone is left out."""
+    """Return the description of each of the containers IDS by its id, from the Podman of ACCOUNT, as whom the caller runs.
+
+    A container that has just gone is left out. Raises ContainerError where Podman does not answer as it should.
+    """
     label = f"Podman of {account.label}"
     try:
         answer = _ask(label, (*_INSPECT, *ids), until, account.make_environment(), some_ok=True) if ids else []
-        return {str(one["Id"]): dict(one) for one in answer or ()}
+        return {str(entry["Id"]): dict(entry) for entry in answer or ()}
     except WRONG_FORM as error:
-        raise ContainerError(f"{label} answers something of a wrong form: {error!r}") from error
+        raise ContainerError(f"{label} gives an answer of the wrong form: {error!r}") from error
 
 
 def _parse_listed(entry: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a container as `podman ps` lists it; raises one of WRONG_FORM."""
+    """Return the fields of a container as `podman ps` lists it; raises one of WRONG_FORM."""
     return {
         "id": entry["Id"],
         "name": entry["Names"][0],
@@ -116,7 +125,7 @@ def _ask(
     *,
     some_ok: bool = False,
 ) -> Any:
-    """What Podman, called LABEL, answers to WORDS up to UNTIL; with SOME_OK also where it says no to a part of them."""
+    """Return the answer of Podman, called LABEL in messages, to WORDS; with SOME_OK also where it refuses a part of WORDS."""
     try:
         done = run(["podman", *words], time.monotonic() + _TIMEOUT_S if until is None else until, environment)
     except OSError as error:
@@ -131,4 +140,4 @@ def _ask(
 
 
 class _NoSuchContainer(ContainerError):
-    """Podman knows no such container."""
+    """A container that Podman does not know."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Selection by a JMESPath expression over what a runtime says of a container."""
+"""Selection by a JMESPath expression over the description that a runtime gives of a container."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ImportError:
 
 
 def check_jmespath() -> Feature:
-    """Whether the library is there that queries need."""
+    """Return the feature that says if the library for queries is there, and otherwise how to get it."""
     if not JMESPATH_IMPORT_ERROR:
         return Feature("jmespath", True, "")
     return Feature(
@@ -32,14 +32,15 @@ def check_jmespath() -> Feature:
 
 
 def compile_query(expression: str, inspect: Callable[[Container], dict[str, Any]]) -> Callable[[Container], bool]:
-    """A test by the JMESPath EXPRESSION over what INSPECT says, as `docker inspect` does; true selects.
+    """Return a function that is true for a container if the JMESPath EXPRESSION is true over INSPECT(container), as of `docker inspect`.
 
-    A container that is removed meanwhile is not selected.
+    A container that is removed meanwhile is not selected. Raises ContainerError where EXPRESSION is not JMESPath;
+    the function raises it where EXPRESSION fails on a container.
     """
     try:
         compiled = jmespath.compile(expression)
     except jmespath.exceptions.JMESPathError as error:
-        reason = " ".join(str(error).split())  # of several lines
+        reason = " ".join(str(error).split())  # the library's text has several lines
         raise ContainerError(f"query {expression!r} is not JMESPath: {reason}") from error
 
     def matches(container: Container) -> bool:

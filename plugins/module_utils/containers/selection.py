@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From what a user wrote (names, ids, globs, labels, a JMESPath query) to containers. Pure: it asks no engine."""
+"""Selection of containers by what a user wrote: names, ids, globs, labels, a JMESPath query.
+
+Nothing here asks an engine.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.cgroups impo
 
 RUNTIMES = frozenset(
     ("docker", "podman", "containerd", "cri-o", "runc", "crun", "lxc", "systemd-nspawn")
-)  # before a name and a colon
+)  # the prefixes that a name may have, before a colon
 _OF_USER = re.compile(r"([0-9]{1,10})/(.+)", re.DOTALL)  # a user's container: UID/NAME, or UID/ID
 _GLOB_CHARACTERS = frozenset("*?[")
 _ID_DIGITS = frozenset("0123456789abcdef")
 
 
 class UnknownContainerError(ContainerError):
-    """PATTERN, a name or an id, finds no container."""
+    """A name or an id (PATTERN) that no container has."""
 
     def __init__(self, message: str, pattern: str) -> None:
         super().__init__(message)
@@ -36,9 +39,10 @@ class UnknownContainerError(ContainerError):
 
 @dataclass(frozen=True)
 class Selector:
-    """What a user asked for: any of PATTERNS (None: not asked) and all of LABELS; QUERY decides on what these leave.
+    """The containers that a user asked for.
 
-    ANY_OWNER says that the engine was named, so that the containers of the host's users are as good as root's.
+    PATTERNS: any of these has to match; None where the user gave none. LABELS: all of these have to match. QUERY: decides on the rest.
+    ANY_OWNER: the user named the engine, so containers of the host's users count like root's.
     """
 
     patterns: tuple[str, ...] | None = None
@@ -48,24 +52,27 @@ class Selector:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was asked for."""
+        """Return True if the user asked for nothing."""
         return self.patterns is None and not self.labels and self.query is None
 
     @property
     def may_mean_users(self) -> bool:
-        """Whether what the host's users run can be among what it selects; else nobody has to ask them."""
-        plain = (one.partition(":")[2] if one.partition(":")[0] in RUNTIMES else one for one in self.patterns or ())
-        return self.is_empty or self.any_owner or any(_OF_USER.fullmatch(one) for one in plain)
+        """Return True if containers of the host's users may be among the selected ones; otherwise the users need not be asked."""
+        plain = (
+            pattern.partition(":")[2] if pattern.partition(":")[0] in RUNTIMES else pattern
+            for pattern in self.patterns or ()
+        )
+        return self.is_empty or self.any_owner or any(_OF_USER.fullmatch(pattern) for pattern in plain)
 
     def names(self, container: Container) -> bool:
-        """Whether CONTAINER was asked for by its name or its id, not only by a glob, a label or a query."""
-        patterns = [_strip(one, f"{container.runtime}:") for one in self.patterns or ()]
+        """Return True if CONTAINER was asked for by its name or its id, and not only by a glob, a label or a query."""
+        patterns = [_strip(pattern, f"{container.runtime}:") for pattern in self.patterns or ()]
         if container.owner_uid is not None:
-            patterns = [_strip(one, f"{container.owner_uid}/") for one in patterns]
-        return any(one == container.name or _is_id(one, container) for one in patterns)
+            patterns = [_strip(pattern, f"{container.owner_uid}/") for pattern in patterns]
+        return any(pattern == container.name or _is_id(pattern, container) for pattern in patterns)
 
     def without(self, patterns: set[str]) -> Selector | None:
-        """The same without some of its PATTERNS; None when these were all of them."""
+        """Return the selector without some of its PATTERNS; None when no pattern is left."""
         if self.patterns is None or not patterns:
             return self
         rest = tuple(pattern for pattern in self.patterns if pattern not in patterns)
@@ -79,13 +86,13 @@ def _strip(text: str, beginning: str) -> str:
 def select_one(
     pattern: str, containers: list[Container], *, running_only: bool = True, any_owner: bool = False
 ) -> Container:
-    """The one container that PATTERN means, where an option is for one. Raises ContainerError where it means none, or several."""
+    """Return the one container that PATTERN means; raises ContainerError where PATTERN means none or several."""
     found = select_containers(Selector((pattern,), any_owner=any_owner), containers, running_only=running_only)
     if len(found) == 1:
         return found[0]
     if not found:
         raise UnknownContainerError(f"no container matches {pattern!r}; {describe_running(containers)}", pattern)
-    choices = ", ".join(f"{one.name} ({one.full_name})" for one in found)
+    choices = ", ".join(f"{container.name} ({container.full_name})" for container in found)
     raise ContainerError(f"{pattern!r} has to mean one container, and may mean {choices}; give one of these")
 
 
@@ -96,17 +103,16 @@ def select_containers(
     running_only: bool = True,
     refuse: Callable[[UnknownContainerError], Any] | None = None,
 ) -> list[Container]:
-    """The containers that SELECTOR names, in the engine's order, each once.
+    """Return the containers that SELECTOR names, in the engine's order, each once.
 
-    Globs, labels and queries look at running containers only (unless RUNNING_ONLY is false); a name or
-    an id finds a container in any state, so that the caller can say what is wrong with it.
-    What the host's users have, under names, ids and labels of their choice, is found only where a pattern names the user, or where
-    nothing was asked for.
-    Raises ContainerError for a name, or for digits of an id, that finds several. One that finds none is told to REFUSE; without that it raises
-    UnknownContainerError.
+    Globs, labels and queries find running containers only, unless RUNNING_ONLY is false. A name or an id finds a container in any state,
+    so that the caller can say what is wrong with it. Users of the host choose the names, ids and labels of their containers. So these are
+    found only where a pattern names the user, or where nothing was asked for.
+    Raises ContainerError for a name, or for the digits of an id, that finds several containers. For one that finds none REFUSE is called with
+    UnknownContainerError; without REFUSE that is raised.
     """
-    own = [one for one in containers if one.owner_uid is None or selector.any_owner]
-    others = [one for one in containers if one not in own]
+    own = [container for container in containers if container.owner_uid is None or selector.any_owner]
+    others = [container for container in containers if container not in own]
     if selector.patterns is None:
         chosen = _leave(containers if selector.is_empty else own, running_only)
     else:
@@ -126,52 +132,55 @@ def select_containers(
 
 
 def _leave(containers: list[Container], running_only: bool) -> list[Container]:
-    return [one for one in containers if one.state == "running" or not running_only]
+    return [container for container in containers if container.state == "running" or not running_only]
 
 
 def _match(pattern: str, own: list[Container], others: list[Container], running_only: bool) -> list[Container]:
-    """What PATTERN finds among root's OWN containers or, where it names a user, among that user's of the OTHERS."""
+    """Return the containers that PATTERN finds among root's OWN ones or, where it names a user, among that user's of the OTHERS."""
     all_of_them = [*own, *others]
     runtime, colon, rest = pattern.partition(":")
     if colon and runtime in RUNTIMES:
         pattern = rest
-        own, others = ([one for one in some if one.runtime == runtime] for some in (own, others))
+        own, others = ([container for container in some if container.runtime == runtime] for some in (own, others))
     found = _find(pattern, own)
     if found:
         return found
     named = _OF_USER.fullmatch(pattern)
-    of_user = [one for one in others if named and one.owner_uid == int(named.group(1))]
+    of_user = [container for container in others if named and container.owner_uid == int(named.group(1))]
     if named and of_user:
         own, pattern = of_user, named.group(2)
         found = _find(pattern, of_user)
     if found or not _GLOB_CHARACTERS.isdisjoint(pattern):
-        return found or [one for one in _leave(own, running_only) if fnmatch.fnmatchcase(one.name, pattern)]
+        return found or [
+            container for container in _leave(own, running_only) if fnmatch.fnmatchcase(container.name, pattern)
+        ]
     if pattern.startswith(PROCESS_PREFIX):
         raise UnknownContainerError(f"{pattern}: the host has no such process", pattern)
-    choices = ", ".join(one.full_name for one in others if pattern in (one.id, one.name))
+    choices = ", ".join(container.full_name for container in others if pattern in (container.id, container.name))
     hint = f"; a user of the host has one: give {choices} if that is meant" if choices else ""
-    begun = [one for one in own if _ID_DIGITS.issuperset(pattern) and one.id.startswith(pattern)]
+    begun = [container for container in own if _ID_DIGITS.issuperset(pattern) and container.id.startswith(pattern)]
     if pattern and begun:
-        names = ", ".join(f"{one.name} ({one.short_id})" for one in begun)
+        names = ", ".join(f"{container.name} ({container.short_id})" for container in begun)
         hint += f"; it begins the id of {names}, of which {SHORT_ID_LENGTH} digits are needed"
     message = f"no container is called {pattern!r}{hint}; {describe_running(all_of_them)}"
     raise UnknownContainerError(message, pattern)
 
 
 def _find(pattern: str, containers: list[Container]) -> list[Container]:
-    """The one of CONTAINERS that has PATTERN as its name, its id, or the beginning of that; none where nothing has it."""
-    found = [one for one in containers if pattern == one.name or _is_id(pattern, one)]
+    """Return the container that has PATTERN as its name, its id, or the beginning of its id, as a list; empty where none has it."""
+    found = [container for container in containers if pattern == container.name or _is_id(pattern, container)]
     if ENGINE_ID.match(pattern):
-        found = [one for one in found if one.id == pattern] or found  # nobody can take it away by a name
+        # A container's name must not hide another one's id.
+        found = [container for container in found if container.id == pattern] or found
     if len(found) > 1:
-        # Several runtimes use the name, or a container of a pod has followed one that has ended.
-        choices = ", ".join(f"{one.full_name} ({one.state})" for one in found)
+        # Several runtimes may use the name, and a pod may have replaced a container that has ended.
+        choices = ", ".join(f"{container.full_name} ({container.state})" for container in found)
         raise ContainerError(f"{pattern!r} is ambiguous: it may mean {choices}; give one of these")
     return found
 
 
 def _is_id(pattern: str, container: Container) -> bool:
-    """Whether PATTERN is CONTAINER's id, or the beginning of an engine's that is no word: the digits that engines print, or more."""
+    """Return True if PATTERN is CONTAINER's id, or begins an engine's id with at least the twelve digits that engines print."""
     is_beginning = len(pattern) >= SHORT_ID_LENGTH and bool(ENGINE_ID.match(container.id))
     return container.id.startswith(pattern) if is_beginning else container.id == pattern
 
@@ -181,11 +190,11 @@ def _has_labels(container: Container, labels: tuple[tuple[str, str | None], ...]
 
 
 def describe_running(containers: list[Container]) -> str:
-    """A clause for error messages that lists what runs."""
+    """Return a clause for error messages that lists the running containers."""
     names = []
-    for one in containers:
-        # Where an engine is silent the runtime below it knows ids alone.
-        name = one.short_id if one.name == one.id else one.name
-        if one.state == "running":
-            names.append(name if one.owner_uid is None else f"{one.runtime}:{one.owner_uid}/{name}")
+    for container in containers:
+        # Where an engine does not answer, the runtime below it knows only ids.
+        name = container.short_id if container.name == container.id else container.name
+        if container.state == "running":
+            names.append(name if container.owner_uid is None else f"{container.runtime}:{container.owner_uid}/{name}")
     return "running are: " + ", ".join(sorted(names)) if names else "no container runs"

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which namespaces of containers are not their own: those of the host, and those that another container is in, too.
+"""Namespaces that a container shares: with the host, or with processes of another container.
 
-A capability acts on all who are in its namespace. What a container's own processes are is told by its control group. Where that is also
-the host's first process's, as for a process that is named by its pid, only the host's namespaces are told apart.
+A capability acts on all processes in its namespace. The control group tells which processes are the container's own. A process that is
+named by its pid may be in the control group of the host's first process; then only namespaces of the host are recognised.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 _INIT = "/init.scope"
-_SETTLE_S = 0.5  # for all of a call; a busy host takes tens of milliseconds
+_SETTLE_S = 0.5  # for one call in all; on a busy host a process needs tens of milliseconds to join its control group
 
 
 def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[str, str]]:
-    """Return for each of TARGETS which of its namespaces of KINDS (as in /proc/PID/ns) others have, and whose each is, in words."""
+    """Return, for each of TARGETS, those of its namespaces that others are in, too: kind -> the others, in words.
+
+    KINDS limits the namespaces (named as in /proc/PID/ns).
+    """
     shared: list[dict[str, str]] = [{} for _target in targets]
-    waiting: dict[str, list[int]] = {}  # by identity, such as net:[4026531840]
+    waiting: dict[str, list[int]] = {}  # indexes of targets by identity of a namespace, such as net:[4026531840]
     hosts = {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
     with open("/proc/1/cgroup", "rb") as file:
         host_groups = set(cgroups.parse_cgroup(file.read()))
-    host_procs = {one.device for one in read_mounts("self", " - proc ")} if "pid" in kinds else set()
+    host_procs = {mount.device for mount in read_mounts("self", " - proc ")} if "pid" in kinds else set()
     groups: list[list[Membership]] = [[] for _target in targets]
     for index, target in enumerate(targets):
-        with suppress(ProcessGone, ContainerGoneError):  # whoever enters it will be told
+        with suppress(ProcessGone, ContainerGoneError):  # entering the container will report its end
             groups[index] = _find_groups(target, host_groups)
             for kind in kinds:
                 identity = target.process.namespace(kind)
@@ -54,16 +57,16 @@ def find_shared(targets: Sequence[Target], kinds: Sequence[str]) -> list[dict[st
 
 
 def _gen_inhabitants(kinds: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    """Yield of all processes and their namespaces of KINDS: the namespace's identity, its kind, the pid."""
+    """Yield the identity, the kind and the pid for each namespace of KINDS of every process on the host."""
     for pid in processes.read_pids():
-        with suppress(ProcessGone, OSError), Process(pid) as process:  # it ends, or has ended and waits for its parent
+        with suppress(ProcessGone, OSError), Process(pid) as process:  # it is ending, or is a zombie
             yield from [(process.namespace(kind), kind, pid) for kind in kinds]
 
 
 def _find_foreign(pid: int, kind: str, identity: str, groups: Sequence[Membership], deadline: float) -> str:
     """Return the name of process PID if it is still foreign in namespace IDENTITY of KIND at DEADLINE, otherwise "".
 
-    A runtime that starts another command in a container, as a health check, enters its namespaces first and its control groups then.
+    A runtime starts further commands in a container, such as health checks. They enter its namespaces first and its control groups afterwards.
     """
     with suppress(ProcessGone, OSError), Process(pid) as process:
         while process.namespace(kind) == identity and _is_foreign(process, kind, groups):
@@ -74,20 +77,20 @@ def _find_foreign(pid: int, kind: str, identity: str, groups: Sequence[Membershi
 
 
 def _find_host_procs(targets: Sequence[Target], host_procs: set[str]) -> list[str]:
-    """Return for each of TARGETS what keeps its tools from acting on it alone beside namespaces, in words: one of HOST_PROCS, the devices of the
-    host's /proc, is mounted, as agents have it. "" stands for nothing.
+    """Return, for each of TARGETS, in words where the host's processes are seen through a mount of the host's /proc; "" for nowhere.
 
-    Who may trace reaches files of the host's processes through it, however it is mounted, and whatever root the first process has.
+    HOST_PROCS are the devices of the host's /proc, which containers of agents often have. A process that may trace reaches files of the host's
+    processes through such a mount, whatever its options, and whatever root the container's first process has.
     """
     reasons = []
     for found in read_all_mounts(targets, " - proc "):
         if isinstance(found, OSError):
             reasons.append(f"not known for sure: its mounts cannot be read ({found.strerror})")
             continue
-        # A mount that another one covers is out of reach.
-        covered = {(one.parent_id, one.mount_point) for one in found}
-        open_ones = [one for one in found if (one.mount_id, one.mount_point) not in covered]
-        place = next((one.mount_point for one in open_ones if one.device in host_procs), "")
+        # A mount that is covered by another one is out of reach.
+        covered = {(mount.parent_id, mount.mount_point) for mount in found}
+        open_ones = [mount for mount in found if (mount.mount_id, mount.mount_point) not in covered]
+        place = next((mount.mount_point for mount in open_ones if mount.device in host_procs), "")
         reasons.append(f"not all that it acts on: the host's processes are seen at {place!r}" if place else "")
     return reasons
 
@@ -97,7 +100,7 @@ def _is_foreign(process: Process, kind: str, groups: Sequence[Membership]) -> bo
 
 
 def _is_helper(process: Process, kind: str) -> bool:
-    """Return True if PROCESS is an ordinary user's on the host, as the one by which a rootless engine forwards a container's ports."""
+    """Return True if PROCESS is an ordinary user's on the host, such as a rootless engine's process that forwards a container's ports."""
     if kind != "net" or processes.parse_status(process.read("status"))["Uid"].split()[1] == "0":
         return False
     fd = process.open("root", os.O_PATH)
@@ -108,21 +111,21 @@ def _is_helper(process: Process, kind: str) -> bool:
 
 
 def _find_groups(target: Target, host_groups: set[Membership]) -> list[Membership]:
-    """Return the control groups that hold TARGET's own processes and nobody else's."""
+    """Return the control groups that hold TARGET's own processes and no others."""
     found = []
-    for one in cgroups.parse_cgroup(target.process.read("cgroup")):
-        path = cgroups.cut_after_id(one.path, target.container.id)
-        # An init may have put itself into a group beside those of its services (systemd).
+    for membership in cgroups.parse_cgroup(target.process.read("cgroup")):
+        path = cgroups.cut_after_id(membership.path, target.container.id)
+        # An init (systemd) may have moved itself into a group beside those of its services.
         path = path[: -len(_INIT)] if path.endswith(_INIT) else path
-        own = Membership(one.controllers, path)
+        own = Membership(membership.controllers, path)
         if path not in ("", "/") and own not in host_groups:
             found.append(own)
     return found
 
 
 def _is_own(process: Process, groups: Sequence[Membership]) -> bool:
-    """Return True if PROCESS is in one of GROUPS or below, or if there are none to tell it by."""
+    """Return True if PROCESS is in one of GROUPS or below, or if GROUPS is empty, so that nothing can be told."""
     if not groups:
         return True
-    paths = {one.controllers: one.path for one in cgroups.parse_cgroup(process.read("cgroup"))}
-    return any((paths.get(one.controllers, "") + "/").startswith(one.path + "/") for one in groups)
+    paths = {membership.controllers: membership.path for membership in cgroups.parse_cgroup(process.read("cgroup"))}
+    return any((paths.get(membership.controllers, "") + "/").startswith(membership.path + "/") for membership in groups)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Containers of the host's users: rootless Podman's, those with state of an OCI runtime, and those of engines at a user's socket.
+"""Containers of the host's users: of rootless Podman, of OCI runtimes with state files, and of engines at a user's socket.
 
-All of it is a stranger's word. It is asked for as that user and within bounds (see asking.py), and believed only of processes whose
-user and mount namespaces are that user's. The OCI runtime is not run for it: two small files of a container say all.
+Nothing of it is trusted. The user is asked as that user and within bounds (see asking.py), and believed only of processes in the user's own
+user and mount namespaces. The OCI runtime is not run: two small files of each container hold everything.
 Sources: libcontainer's state.json, crun's status, the OCI runtime specification.
 """
 
@@ -55,23 +55,23 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bounded
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone, read_start_ticks
 
-TOTAL_S = 14.0  # for all users and for all that is asked of them for one Host
+TOTAL_S = 14.0  # for all questions to all users for one Host
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile(r"[A-Za-z0-9_.+@:/-]{1,512}\Z")
 _MAX_CONTAINERS = 4096
 _MAX_TROUBLES = 3
-_READING_S = 1.0  # kept for the files of a user whose Podman hangs
+_READING_S = 1.0  # that remain for a user's files where the user's Podman hangs
 
 
 class Budget:
-    """How many of SECONDS are left."""
+    """The seconds that remain for questions to users."""
 
     def __init__(self, seconds: float) -> None:
         self.left_s = seconds
 
     @contextmanager
     def spend(self) -> Iterator[None]:
-        """Take the time within the context from what is left."""
+        """Subtract the time that the context takes from the time that is left."""
         start = time.monotonic()
         try:
             yield
@@ -79,12 +79,12 @@ class Budget:
             self.left_s = max(0.0, self.left_s - (time.monotonic() - start))
 
     def ask(self, questions: Sequence[Question]) -> list[Any]:
-        """The answers to QUESTIONS in the time that is left, as ask_users gives them."""
+        """Return the answers to QUESTIONS in the time that is left, as ask_users does."""
         with self.spend():
             return ask_users(questions, self.left_s)
 
     def run(self, function: Callable[[], Any], share: int) -> Any:
-        """What FUNCTION returns, which JSON can hold, from a child that has 1/SHARE of the time that is left; raises ContainerError."""
+        """Return FUNCTION's result, which JSON has to hold, from a child with 1/SHARE of the time that is left; raises ContainerError."""
 
         def call(_index: int) -> Any:
             try:
@@ -105,7 +105,7 @@ class Budget:
 
 @dataclass
 class _Told:
-    """What a user has told: containers, by their keys where their bundles are, what was wrong."""
+    """A user's answer: containers, the places of their bundles by the containers' keys, and problems."""
 
     containers: list[Container] = field(default_factory=list)
     places: dict[tuple[int | None, str, str], dict[str, Any]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class _Told:
 
 
 class Stranger:
-    """The containers of a user of the host, as the user has told of them. It asks no more, but for what `podman inspect` says."""
+    """The containers that a user of the host has listed; the user is asked again only for the description that `podman inspect` gives."""
 
     name = "user"
 
@@ -126,17 +126,17 @@ class Stranger:
         self.label = account.label
 
     def list_containers(self) -> list[Container]:
-        """Those whose processes are the user's, and those that do not run."""
+        """Return the containers whose processes are the user's, and those that do not run."""
         return self._told.containers
 
     def describe_troubles(self) -> str:
-        """What was wrong with what the user says, for one warning; '' for nothing."""
+        """Return the problems with the user's answer as a text for one warning; '' for none."""
         found = self._told.troubles
         more = f"; and {len(found) - _MAX_TROUBLES} more" if len(found) > _MAX_TROUBLES else ""
-        return "; ".join(clean_text(one) for one in found[:_MAX_TROUBLES]) + more
+        return "; ".join(clean_text(trouble) for trouble in found[:_MAX_TROUBLES]) + more
 
     def inspect(self, container: Container) -> dict[str, Any]:
-        """What is known of CONTAINER, in the form of `docker inspect`: Podman's or Docker's own words, where they answer."""
+        """Return a description of CONTAINER in the form of `docker inspect`, by Podman or Docker itself where it answers."""
         place = self._told.places[container.key]
         if "inspected" in place:
             return _sound(dict(place["inspected"]))
@@ -153,7 +153,7 @@ class Stranger:
         return _sound(found)
 
     def _inspect_podman(self) -> dict[str, Any]:
-        """What the user's Podman says of all its containers, which it is asked once; empty where it does not answer."""
+        """Return the descriptions by the user's Podman, which is asked once for all its containers; empty where it does not answer."""
         if self._inspected is None:
             ids = [one.id for one in self._told.containers if not self._told.places[one.key].get("program")]
             account = self._account
@@ -162,24 +162,24 @@ class Stranger:
         return self._inspected
 
     def refresh(self, container: Container) -> Container:
-        """CONTAINER, unless it has ended since the user was asked."""
+        """Return a copy of CONTAINER; raises ContainerGoneError where it has ended since the user was asked."""
         if container.pid and read_start_ticks(container.pid) != container.start_ticks:
             raise ContainerGoneError(f"container {container.name} ({container.short_id}) has just ended")
         return replace(container)
 
     def predict_place(self, _container: Container) -> Place | None:
-        """None: where a user's containers are is the user's affair."""
+        """Return None: users choose the control groups of their containers."""
         return None
 
     def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
-        """The command of the host that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
         place = self._told.places[container.key]
         if place.get("program"):
             options = [word for variable in variables for word in ("--env", variable)]
             command = [place["program"], "--root", place["root"], "exec", "--tty", *options, container.id, *argv]
         else:
             options = [word for variable in variables for word in ("-e", variable)]
-            # What a user calls the runtime is no command.
+            # A user chooses the runtime's name, so it must not become a command.
             name = "podman" if container.runtime == "podman" or not self._socket else "docker"
             engine = [name, ENGINE_OPTIONS[name], self._socket] if self._socket else [name]
             command = [*engine, "exec", "-it", *options, container.id, *argv]
@@ -187,7 +187,7 @@ class Stranger:
 
 
 def _sound(inspected: dict[str, Any]) -> dict[str, Any]:
-    """INSPECTED without networks where these are no map of names, as all of its readers take them to be."""
+    """Return INSPECTED without networks that are no map of names, which all readers expect."""
     settings = inspected.get("NetworkSettings")
     if not isinstance(settings, dict) or not isinstance(settings.get("Networks") or {}, dict):
         return {**inspected, "NetworkSettings": {}}
@@ -195,7 +195,7 @@ def _sound(inspected: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_strangers(budget: Budget) -> list[Stranger]:
-    """All users with a folder below /run/user, but for root, as far as they have containers, or trouble."""
+    """Return all users with a folder below /run/user, but for root, who have containers or a problem with them."""
     if not os.path.isdir(RUNTIME_FOLDERS):
         return []
     uids = sorted(
@@ -204,27 +204,27 @@ def find_strangers(budget: Budget) -> list[Stranger]:
     accounts = [find_account(uid) for uid in uids if 0 < uid < 2**32 - 1]
     questions = [Question(account, _make_gatherer(account)) for account in accounts]
     found = [_make(account, answer, budget) for account, answer in zip(accounts, budget.ask(questions))]
-    return [one for one in found if one.list_containers() or one.describe_troubles()]
+    return [stranger for stranger in found if stranger.list_containers() or stranger.describe_troubles()]
 
 
 def ask_engine(url: str, uid: int, budget: Budget) -> Stranger:
-    """The user UID's engine that speaks Docker's API at URL."""
+    """Return the containers of the user UID's engine, which speaks Docker's API at URL."""
     account = find_account(uid)
     (answer,) = budget.ask([Question(account, lambda _until: _gather_engine(url))])
     return _make(account, answer, budget, url)
 
 
 def find_socket_owner(url: str) -> int:
-    """The user who may have put an engine at URL: 0 for root, and for what is no socket of this host. Raises ContainerError."""
+    """Return the user who may have put an engine at URL, 0 for root or no socket of this host; raises ContainerError if several users may."""
     if not url.startswith("unix://"):
         return 0
     path = os.path.abspath("/" + url[len("unix://") :].lstrip("/"))
     try:
         return find_owner(path)
     except OSError:
-        return 0  # there is none, and who looks for it says so
+        return 0  # no socket is there, which connecting to it will report
     except Untrusted as error:
-        raise ContainerError(f"the engine at {url} is not asked: {error}; take that right away") from error
+        raise ContainerError(f"the engine at {url} is not asked: {error}; remove that permission") from error
 
 
 def _make_gatherer(account: Account) -> Callable[[float], dict[str, Any]]:
@@ -241,12 +241,12 @@ def _make(account: Account, answer: Any, budget: Budget, socket: str = "") -> St
             for entry in answer["containers"]:
                 _believe(account, entry, told)
         except WRONG_FORM as error:
-            told.troubles.append(f"the answer is of a wrong form ({type(error).__name__})")
+            told.troubles.append(f"the answer has the wrong form ({type(error).__name__})")
     return Stranger(account, told, budget, socket)
 
 
 def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
-    """Put the container of ENTRY into TOLD, unless it is none, or is said to be a process that is not ACCOUNT's."""
+    """Add the container of ENTRY to TOLD, unless ENTRY has the wrong form or names a process that is not ACCOUNT's."""
     place = entry.pop("place")
     claimed = entry.pop("claimed_ticks", None)
     try:
@@ -255,7 +255,7 @@ def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
                 raise ValueError(f"{word!r} is no id, name or state of a container")
         if not str(entry.get("image") or "").isprintable():
             raise ValueError("an image's name has control characters")
-        json.dumps(entry.get("labels"), ensure_ascii=False).encode("utf-8")  # lone surrogates are for no manifest
+        json.dumps(entry.get("labels"), ensure_ascii=False).encode("utf-8")  # no manifest can hold lone surrogates
         pid = entry.get("pid") or 0
         entry["start_ticks"] = read_start_ticks(pid) if isinstance(pid, int) and 1 < pid < 1 << 22 else None
         container = make_container(**entry, owner_uid=account.uid, may_mount=True)
@@ -283,7 +283,7 @@ def _believe(account: Account, entry: dict[str, Any], told: _Told) -> None:
 
 
 def _judge(container: Container, claimed_ticks: Any) -> Container:
-    """CONTAINER of an OCI runtime, with its state by the process that it is said to be: it has ended with that one."""
+    """Return CONTAINER of an OCI runtime with the state that its process tells: without that process it has ended."""
     if container.state == "created":
         return container
     if container.start_ticks is None or container.start_ticks != claimed_ticks:
@@ -291,7 +291,7 @@ def _judge(container: Container, claimed_ticks: Any) -> Container:
     return replace(container, state="paused" if oci.is_frozen(container.pid) else "running")
 
 
-# What follows is run by the user.
+# The functions below run as the user.
 
 
 def _gather_engine(url: str) -> dict[str, Any]:
@@ -301,17 +301,17 @@ def _gather_engine(url: str) -> dict[str, Any]:
     for listed in engine.list_containers()[:_MAX_CONTAINERS]:
         try:
             inspected = engine.inspect(listed)
-            one = parse_inspected(inspected, engine.name)
+            container = parse_inspected(inspected, engine.name)
         except ContainerError as error:
             troubles.append(str(error))
             continue
-        entry = {key: getattr(one, key) for key in ("id", "name", "state", "pid", "image", "labels", "runtime")}
+        entry = {key: getattr(container, key) for key in ("id", "name", "state", "pid", "image", "labels", "runtime")}
         found.append({**entry, "place": {"inspected": inspected}})
     return {"containers": found, "troubles": troubles}
 
 
 def _gather(account: Account, until: float) -> dict[str, Any]:
-    """What ACCOUNT has below its own /run/user/UID."""
+    """Return the containers that ACCOUNT has below its own /run/user/UID."""
     found: list[dict[str, Any]] = []
     troubles: list[str] = []
     top = f"{RUNTIME_FOLDERS}/{account.uid}"
@@ -323,9 +323,9 @@ def _gather(account: Account, until: float) -> dict[str, Any]:
     reader = _Reader(MAX_BYTES)
     limit_memory()
     for program in ("runc", "crun"):
-        known = {one["id"] for one in found if isinstance(one["id"], str)}
+        known = {entry["id"] for entry in found if isinstance(entry["id"], str)}
         found += [
-            one for one in _gather_states(f"{top}/{program}", program, reader, troubles) if one["id"] not in known
+            entry for entry in _gather_states(f"{top}/{program}", program, reader, troubles) if entry["id"] not in known
         ]
     return {"containers": found[:_MAX_CONTAINERS], "troubles": troubles[:_MAX_CONTAINERS]}
 
@@ -338,20 +338,20 @@ def _is_folder(path: str) -> bool:
 
 
 class _Reader:
-    """Reads files, and not more than MAX_BYTES of all of them."""
+    """Reads files, with a bound of MAX_BYTES for all of them together."""
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
 
     def read_json(self, fd: int, name: str) -> Any:
-        """The document in the file NAME of the folder FD. Raises OSError, Unreadable, and what is in WRONG_FORM."""
+        """Return the document in the file NAME of the folder FD. Raises OSError, Unreadable, and the exceptions in WRONG_FORM."""
         text = read_regular(fd, name, self._left)
         self._left -= len(text)
         return parse_json(text)
 
 
 def _gather_states(path: str, default_runtime: str, reader: _Reader, troubles: list[str]) -> list[dict[str, Any]]:
-    """The containers with state in the folder PATH, which is not followed where it is a link."""
+    """Return the containers with state in the folder PATH, which is not followed if it is a link."""
     if not os.path.lexists(path):
         return []
     found: list[dict[str, Any]] = []
@@ -396,11 +396,11 @@ def _list_names(fd: int) -> list[str]:
 
 
 def _read_state(fd: int, name: str, reader: _Reader) -> dict[str, Any] | None:
-    """What the state of the container called NAME in the folder FD says; None where there is none."""
+    """Return the fields in the state of the container NAME in the folder FD; None where it has no state."""
     state_name = "created" if _has(fd, "exec.fifo") else "running"
     if _has(fd, "state.json"):
         state = reader.read_json(fd, "state.json")
-        labels = dict(one.partition("=")[::2] for one in state["config"].get("labels") or [] if "=" in one)
+        labels = dict(text.partition("=")[::2] for text in state["config"].get("labels") or [] if "=" in text)
         bundle = labels.pop("bundle", None)
         fields = {"pid": state["init_process_pid"], "claimed_ticks": state["init_process_start"]}
         place = {"program": "runc", "bundle": bundle}
@@ -412,7 +412,7 @@ def _read_state(fd: int, name: str, reader: _Reader) -> dict[str, Any] | None:
         place = {"program": "crun", "bundle": bundle}
     else:
         return None
-    if not all(isinstance(one, str) for pair in labels.items() for one in pair):
+    if not all(isinstance(text, str) for pair in labels.items() for text in pair):
         raise ValueError("an annotation is no text")
     manager = {"runtime": "podman"} if labels.get("io.container.manager") == "libpod" else {}
     return {
@@ -436,7 +436,7 @@ def _has(fd: int, name: str) -> bool:
 
 
 def _read_annotations(fd: int, bundle: str, reader: _Reader) -> dict[str, str]:
-    """Annotations from the copy of its configuration that crun keeps, or from the bundle."""
+    """Return the annotations from crun's copy of the container's configuration, or from the bundle."""
     if not _has(fd, "config.json"):
         try:
             fd = os.open(bundle, _FOLDER)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Running containers that are held while something is done to them, and the locks that keep other operators away."""
+"""Running containers whose first processes are held open during a call, and locks against other operators."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS
 
 TIMEOUT_S = 30.0
 _PAUSE_S = 0.02
-# Descriptors: for a container those of its process, namespaces, mounts, control groups and pipes; and what a module has besides.
+# Descriptors that are open at once: for each container its process, namespaces, mounts, control groups and pipes; and a module's others.
 _FILES_EACH = 16
 _FILES_BESIDES = 256
 
 
 class MountsTooMany(ContainerError):
-    """A container's table of mounts is given up."""
+    """A container whose table of mounts is too long to be read."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A running container whose process is held."""
+    """A running container, and its first process, held open."""
 
     container: Container
     process: Process
 
     @property
     def name(self) -> str:
-        """The container's name."""
+        """Return the container's name."""
         return self.container.name
 
     @property
     def id(self) -> str:
-        """The container's id."""
+        """Return the container's id."""
         return self.container.id
 
     def read_mounts(self, *needles: str) -> list[mounts.Mount]:
-        """Its mounts; with NEEDLES only those whose line in mountinfo holds one of them, which saves most of the time.
+        """Return the container's mounts; with NEEDLES only those whose line in mountinfo holds one of NEEDLES, which is much faster.
 
-        Raises MountsTooMany, or ContainerGoneError.
+        Raises MountsTooMany where the table is too long, and ContainerGoneError where the container has ended.
         """
         fd = self.process.open("mountinfo")
         try:
             return mounts.read_open_mounts(fd, *needles)
         except TableTooLong as error:
             raise MountsTooMany(f"container {self.container.name}: {error.strerror}") from error
-        except OSError as error:  # EINVAL: its namespaces went while it died
+        except OSError as error:  # EINVAL: a dying process has lost its namespaces already
             raise ContainerGoneError(f"container {self.container.name} has just ended") from error
         finally:
             os.close(fd)
@@ -72,9 +72,9 @@ _Item = TypeVar("_Item")
 
 
 def read_all_mounts(targets: Sequence[Target], *needles: str) -> list[list[mounts.Mount] | OSError]:
-    """The mounts of the whole mount namespace of each of TARGETS, NEEDLES as for Target.read_mounts; or why they cannot be read.
+    """Return the mounts of the whole mount namespace of each of TARGETS, or the OSError that says why they cannot be read.
 
-    What a process is told of its mounts ends at its root, and a container's first process may have taken another one.
+    NEEDLES are as for Target.read_mounts. A process's own mountinfo ends at its root, and a container's first process may have changed its root.
     """
     with ExitStack() as stack:
         fds = {}
@@ -85,19 +85,19 @@ def read_all_mounts(targets: Sequence[Target], *needles: str) -> list[list[mount
         found = dict(zip(fds, namespaces.read_mountinfo(list(fds.values()), needles, TIMEOUT_S)))
     gone = ProcessLookupError(errno.ESRCH, "it has just ended")
     outcomes = (found.get(index, gone) for index in range(len(targets)))
-    return [one if isinstance(one, OSError) else list(mounts.parse_mountinfo(one)) for one in outcomes]
+    return [outcome if isinstance(outcome, OSError) else list(mounts.parse_mountinfo(outcome)) for outcome in outcomes]
 
 
 @contextmanager
 def open_targets(
     containers: Sequence[Container], *, ended_ok: bool = False, refused_ok: bool = False, refuse: Refuse | None = None
 ) -> Iterator[list[Target]]:
-    """Hold the first process of each of CONTAINERS; raises ContainerError before any is touched.
+    """Hold the first process of each of CONTAINERS open; raises ContainerError before any container is touched.
 
-    With ENDED_OK those that have just ended are left out, with REFUSED_OK also those whose process is not what its runtime says. With
-    REFUSE all that cannot be held are left out, and it is told which and why.
+    ENDED_OK leaves out containers that have just ended. REFUSED_OK leaves out those whose process is not the one that the runtime names.
+    With REFUSE, REFUSE(container, error) is called for every other container that cannot be held, instead of the exception.
     """
-    # A command does not inherit it: its supervisor was started before.
+    # Commands do not inherit the raised limit: their supervisor was started before.
     with open_files.allow(_FILES_BESIDES + _FILES_EACH * len(containers)), ExitStack() as stack:
         targets = []
         for container in containers:
@@ -117,13 +117,13 @@ def open_targets(
 
 
 class Patience:
-    """How long a call waits, in all, for what others keep. Those that nobody keeps are served meanwhile."""
+    """The time that a call waits, in all, for containers that other operators hold; free containers are served meanwhile."""
 
     def __init__(self) -> None:
         self._left_s = TIMEOUT_S
 
     def wait(self) -> bool:
-        """Wait a moment; False where there is no time left for that."""
+        """Wait a moment and return True; return False where no time is left."""
         if self._left_s <= 0:
             return False
         time.sleep(_PAUSE_S)
@@ -137,10 +137,10 @@ def serve_held(
     refuse: Callable[[Target, ContainerError], Any],
     patience: Patience,
 ) -> None:
-    """Call SERVE with those of TARGETS that nobody else attaches to or detaches from, while others are kept away; then with the rest.
+    """Call SERVE with the TARGETS that no other attach or detach holds, holding their locks, and then with the rest as they become free.
 
-    REFUSE is told of each one that somebody keeps until PATIENCE is at its end. Nobody waits while he holds any, so no two callers wait
-    for each other.
+    REFUSE is called for each target that is still locked when PATIENCE is at its end. A caller never waits while it holds a lock, so no two
+    callers wait for each other.
     """
 
     def attempt(waiting: list[Target]) -> list[tuple[Target, ContainerError]]:
@@ -166,9 +166,9 @@ def serve_in_turns(
     refuse: Callable[[_Item, ContainerError], Any],
     patience: Patience,
 ) -> None:
-    """Call SERVE with each of ITEMS. It raises LockTimeout where somebody else keeps that one, whose turn comes again after the others.
+    """Call SERVE with each of ITEMS, and again later where it raises LockTimeout because another operator holds the item.
 
-    REFUSE is told of each one that is kept until PATIENCE is at its end.
+    REFUSE is called for each item that is still held when PATIENCE is at its end.
     """
 
     def attempt(waiting: list[_Item]) -> list[tuple[_Item, ContainerError]]:
@@ -189,7 +189,7 @@ def _attempt_until_served(
     refuse: Callable[[_Item, ContainerError], Any],
     patience: Patience,
 ) -> None:
-    """ATTEMPT to serve those of ITEMS that are left, which returns whom somebody keeps, until there are none or PATIENCE is at its end."""
+    """Call ATTEMPT with the remaining ITEMS, of which it returns those that others hold, until none remains or PATIENCE is at its end."""
     waiting = list(items)
     while waiting:
         kept = attempt(waiting)
@@ -201,22 +201,22 @@ def _attempt_until_served(
 
 
 def try_lock(name: str) -> ContextManager[int]:
-    """Keep other operators away from the thing called NAME; raises LockTimeout at once where one has it."""
+    """Keep other operators away from the thing called NAME; raises LockTimeout at once where another operator holds it."""
     return lock(os.path.join(LOCKS, name), 0.0)
 
 
 @contextmanager
 def hold_container(container: Container) -> Iterator[None]:
-    """Keep other attaches and detaches away from CONTAINER."""
+    """Keep other attaches and detaches away from CONTAINER; raises ContainerError after TIMEOUT_S."""
     with hold_lock("container-" + container.short_id):
         yield
 
 
 @contextmanager
 def hold_lock(name: str, *, may_make_folder: bool = True) -> Iterator[None]:
-    """Keep other operators away from the thing called NAME; raises ContainerError where one has it for TIMEOUT_S.
+    """Keep other operators away from the thing called NAME; raises ContainerError where another operator holds it for TIMEOUT_S.
 
-    Unless MAY_MAKE_FOLDER, FileNotFoundError says that a cleanup has taken the folder of locks.
+    Without MAY_MAKE_FOLDER, raises FileNotFoundError where a cleanup has removed the folder of locks.
     """
     try:
         with lock(os.path.join(LOCKS, name), TIMEOUT_S, may_make_folder=may_make_folder):

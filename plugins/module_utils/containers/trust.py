@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who can change what is at a path of the host: root alone, a user, or several of them. Paths are walked by descriptors."""
+"""Trust in paths of the host: root alone, one user, or several users can change what is there.
+
+Paths are walked by descriptors.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 
-MAX_BYTES = 16 << 20  # of what is read of a user's, or of a file that an engine has written
+MAX_BYTES = 16 << 20  # that are read from one user, or from one file of an engine
 _MAX_LINKS = 40
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -19,36 +22,39 @@ _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Untrusted(ContainerError):
-    """Others than root, and than one user, can change what is at a path."""
+    """A path that is not believed, since others than root, or than a single user, can change what is there."""
 
 
 class Unreadable(Exception):
-    """A file is none that is read here; the text says why."""
+    """A file that is refused here; the text says why."""
 
 
 def find_owner(path: str) -> int:
-    """The user who can change what is at PATH (absolute): 0 for root alone. Raises OSError where there is nothing.
+    """Return the user who can change what is at PATH (absolute); 0 for root alone.
 
-    What is below a folder or a link of a user is that user's, and is not looked at. Raises Untrusted where a group or everybody can
-    change it.
+    Everything below a folder or a link of a user is that user's and is not looked at. Raises OSError where nothing is at PATH,
+    and Untrusted where a group or everybody can change it.
     """
     with _open_walked(path) as (_fd, owner):
         return owner
 
 
 def read_file(path: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of the regular file at PATH (absolute), which root alone can change. Raises OSError, Untrusted, Unreadable."""
+    """Return the bytes of the regular file at PATH (absolute), which root alone can change.
+
+    Raises OSError, Untrusted where others can change it, and Unreadable where it is no regular file or has more than MAX_BYTES.
+    """
     with _open_walked(path) as (fd, owner):
         if owner != 0:
             raise Untrusted(f"user {owner} can change {path}")
-        # A descriptor of a place is no way round its rights, and its name here is the kernel's.
+        # An O_PATH descriptor cannot be read: the file is opened anew, with a check of its mode, by a name that the kernel made.
         return read_regular(fd, f"/proc/self/fd/{fd}", max_bytes, follow=True)
 
 
 def read_regular(fd: int, name: str, max_bytes: int, *, follow: bool = False) -> bytes:
-    """The bytes of the regular file NAME below the folder FD, whoever has made it; nothing else is opened. Raises OSError, Unreadable.
+    """Return the bytes of the regular file NAME below the folder FD, whoever made it; nothing else than a regular file is opened.
 
-    FOLLOW is for a name that the kernel has made.
+    FOLLOW allows a link, for names that the kernel made. Raises OSError, and Unreadable where it is no regular file or has more than MAX_BYTES.
     """
     if not stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=follow).st_mode):
         raise Unreadable("no regular file")
@@ -71,7 +77,7 @@ def read_regular(fd: int, name: str, max_bytes: int, *, follow: bool = False) ->
 
 @contextmanager
 def _open_walked(path: str) -> Iterator[tuple[int, int]]:
-    """A descriptor of what is at PATH and its owner; of a user's path that of the first part that is the user's."""
+    """Yield a descriptor of what is at PATH, and its owner; at the first part that a user owns the walk ends, and that part is given."""
     fd = os.open("/", _LOOK)
     try:
         parts = [part for part in reversed(path.split("/")) if part]
@@ -89,7 +95,7 @@ def _open_walked(path: str) -> Iterator[tuple[int, int]]:
                 if target.startswith("/"):
                     os.close(fd)
                     fd = os.open("/", _LOOK)
-                parts += [one for one in reversed(target.split("/")) if one]
+                parts += [name for name in reversed(target.split("/")) if name]
                 continue
             os.close(fd)
             fd = found
@@ -103,12 +109,11 @@ def _open_walked(path: str) -> Iterator[tuple[int, int]]:
 
 
 def _check_rights(path: str, part: str, status: os.stat_result, *, is_last: bool) -> None:
-    """Raise Untrusted where a group or everybody can put something else at PATH, or into it, by its PART with STATUS."""
-    if not status.st_mode & _WRITABLE or stat.S_ISSOCK(
-        status.st_mode
-    ):  # who may write to a socket may talk, and no more
+    """Raise Untrusted where a group or everybody can replace PATH, or put something into it, by way of its PART with STATUS."""
+    # Write access to a socket lets a process talk to the server, and no more.
+    if not status.st_mode & _WRITABLE or stat.S_ISSOCK(status.st_mode):
         return
-    # In a sticky folder nobody can put away what root has there.
+    # In a sticky folder others cannot remove or rename root's entries.
     if status.st_mode & stat.S_ISVTX and stat.S_ISDIR(status.st_mode) and not is_last:
         return
     raise Untrusted(

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whom a command in a container runs as, by `docker exec`'s rules: the container's own files say it, which may be hostile.
+"""The user that a command in a container runs as, by the rules of `docker exec`.
 
-Source: `docker exec --user`, moby/sys/user (GetExecUser). Unlike there a line without numbers is no user, and not root.
+The container's own /etc/passwd and /etc/group name the users, and these files may be hostile.
+Source: `docker exec --user`, moby/sys/user (GetExecUser). There a line without numbers means root; here it names no user.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import bound
 
 _NO_ID = 2**32 - 1
 _MAX_BYTES = 1 << 20
-_HOME_S = 1.0  # for what a command can be run without
+_HOME_S = 1.0  # short: a command can run without a home
 NO_HOME = "/"
 _ADVICE = "give numbers as UID:GID, which need no file"
 _HINTS = {
@@ -27,16 +28,16 @@ _HINTS = {
 
 
 class UserError(ContainerError):
-    """There is no such user in the container."""
+    """A user that the container does not have."""
 
 
 class UserFileError(ContainerError):
-    """A file of the container that would say who its users are cannot be read."""
+    """A file of the container that names its users, and cannot be read."""
 
 
 @dataclass(frozen=True)
 class User:
-    """Whom a command runs as, in numbers, and the folder that is this user's."""
+    """The user that a command runs as, in numbers; HOME is the user's folder."""
 
     uid: int = 0
     gid: int = 0
@@ -45,9 +46,9 @@ class User:
 
 
 def find_users(spec: str, root_fds: Sequence[int]) -> list[User | UserError | UserFileError]:
-    """Whom SPEC means in each of the containers at ROOT_FDS, or why that is not known.
+    """Return the user that SPEC means in each of the containers at ROOT_FDS, or the error that says why the user is not known.
 
-    Their files are read by a child that can be killed: what a container serves itself may never answer.
+    A child that can be killed reads the files: a container may serve them itself and never answer.
     """
 
     def look(index: int) -> Any:
@@ -59,11 +60,11 @@ def find_users(spec: str, root_fds: Sequence[int]) -> list[User | UserError | Us
             return {"unreadable": str(error)}
         return [user.uid, user.gid, user.groups, user.home]
 
-    # What needs no file of the container is known also where these are unreadable or do not have it.
+    # "root" and numbers need no file of the container, so an unreadable file or a missing entry does not matter.
     known = User(groups=(0,)) if spec == "root" else _find_numbers(spec)
     outcomes = bounded.run(len(root_fds), look, root_fds, _HOME_S if known else strange_files.TIMEOUT_S)
     found = list(map(_parse_outcome, outcomes))
-    return [known if known and not isinstance(one, User) else one for one in found]
+    return [known if known and not isinstance(outcome, User) else outcome for outcome in found]
 
 
 def _parse_outcome(outcome: Any) -> User | UserError | UserFileError:
@@ -76,29 +77,33 @@ def _parse_outcome(outcome: Any) -> User | UserError | UserFileError:
 
 
 def find_homes(uids: Sequence[int], root_fds: Sequence[int]) -> list[str]:
-    """The home of each of UIDS in its container of ROOT_FDS, which has a second for it; '/' where that is not known."""
+    """Return the home of each of UIDS in the container at the same place of ROOT_FDS, '/' where the home is not known.
+
+    The containers are read side by side, within one second.
+    """
 
     def look(index: int) -> Any:
         try:
-            entry = _find_entry(root_fds[index], lambda one: one.uid == uids[index])
+            entry = _find_entry(root_fds[index], lambda line: line.uid == uids[index])
         except UserFileError:
             return NO_HOME
         return entry.home if entry else NO_HOME
 
     outcomes = bounded.run(len(root_fds), look, root_fds, _HOME_S)
-    return [one if isinstance(one, str) else NO_HOME for one in outcomes]
+    return [home if isinstance(home, str) else NO_HOME for home in outcomes]
 
 
 def find_user(spec: str, root_fd: int) -> User:
-    """Whom SPEC means in the container at ROOT_FD: USER or USER:GROUP, each of them a name or a number.
+    """Return the user that SPEC means in the container at ROOT_FD: USER or USER:GROUP, each of them a name or a number.
 
-    A number is never a name, and need not be in the container's files. The group is GROUP, or that of the user's entry, or 0; it is also
-    the first of the supplementary groups. The others are those that name the user, unless GROUP is given.
+    A number is never taken for a name, and the container's files need not have it. The group is GROUP, or the group of the user's entry, or 0.
+    It is also the first supplementary group. Without GROUP, the groups that list the user as a member follow.
+    Raises UserError where there is no such user or group, and UserFileError where a file cannot be read.
     """
     name, colon, group = spec.partition(":")
     entry = None
     if name and (group or not colon):
-        is_meant = (lambda one: one.uid == int(name)) if is_id(name) else (lambda one: one.name == name)
+        is_meant = (lambda line: line.uid == int(name)) if is_id(name) else (lambda line: line.name == name)
         entry = _find_entry(root_fd, is_meant)
     if entry is None and (not is_id(name) or (colon and not group)):
         raise UserError(f"no user is called {spec!r} in its /etc/passwd; give a name or a number as USER or USER:GROUP")
@@ -108,7 +113,7 @@ def find_user(spec: str, root_fd: int) -> User:
         return User(uid, gid, (gid,), home)
     if entry is None:
         return User(uid, 0, (0,), home)
-    groups = [one.gid for one in _gen_groups(root_fd) if entry.name in one.members]
+    groups = [line.gid for line in _gen_groups(root_fd) if entry.name in line.members]
     return User(uid, entry.gid, tuple(dict.fromkeys([entry.gid, *groups])), home)
 
 
@@ -137,7 +142,7 @@ class _Group:
 
 
 def _find_entry(root_fd: int, is_meant: Callable[[_Entry], bool]) -> _Entry | None:
-    """The first entry of the container's passwd that IS_MEANT."""
+    """Return the first entry of the container's /etc/passwd for which IS_MEANT is true; None where there is none."""
     for line in _read_lines(root_fd, "etc/passwd"):
         fields = line.split(":")
         if len(fields) >= 4 and is_id(fields[2]) and is_id(fields[3]):
@@ -149,12 +154,12 @@ def _find_entry(root_fd: int, is_meant: Callable[[_Entry], bool]) -> _Entry | No
 
 
 def _find_group(group: str, root_fd: int) -> int:
-    """The number of GROUP, a number or a name."""
+    """Return the number of GROUP, which is a number or a name."""
     if is_id(group):
         return int(group)
-    for one in _gen_groups(root_fd):
-        if one.name == group:
-            return one.gid
+    for line in _gen_groups(root_fd):
+        if line.name == group:
+            return line.gid
     raise UserError(f"no group is called {group!r} in its /etc/group; give a number")
 
 
@@ -166,12 +171,15 @@ def _gen_groups(root_fd: int) -> Iterator[_Group]:
 
 
 def is_id(text: str) -> bool:
-    """Whether TEXT is a user or group number; the highest one means 'no change' to the kernel, so it is none."""
+    """Return True if TEXT is the number of a user or a group.
+
+    The highest number does not count: to the kernel it means "no change".
+    """
     return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _NO_ID
 
 
 def _read_lines(root_fd: int, path: str) -> list[str]:
-    """Lines of a small file of the container, none where it has none; its symlinks lead nowhere outside."""
+    """Return the lines of a small file of the container, none where the file is missing; symbolic links never lead out of the container."""
     try:
         data = strange_files.read_regular(root_fd, path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):

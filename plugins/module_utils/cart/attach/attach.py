@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attach a tool image to running containers, and take it away again: what has to change, done and undone container by container."""
+"""Attaching and detaching of tool images in running containers; each container's change is made, and undone if it fails, on its own."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import forma
 
 @dataclass(frozen=True)
 class Change:
-    """What was attached before a call, and what is after it (or would be, in check mode).
+    """The attachments before a call, and after it (or as they would be, in check mode).
 
-    LEFTOVERS are phrases for what an attach that was killed has left, or a container that has ended, and what is there no longer.
+    LEFTOVERS: phrases for other things that the call removes, such as remains of a killed attach or of a container that has ended.
     """
 
     before: list[Attachment]
@@ -60,32 +60,33 @@ class Change:
 
     @property
     def is_change(self) -> bool:
-        """Whether anything is other than before."""
+        """Return True if anything differs from before."""
         return self.before != self.after or bool(self.leftovers)
 
 
 def parse_change(fields: dict[str, Any]) -> Change:
-    """The Change that asdict has made FIELDS of."""
+    """Return the Change of which asdict made FIELDS."""
     before, after = (
-        [Attachment(**{**one, "container": Container(**one["container"])}) for one in fields[name]]
+        [Attachment(**{**given, "container": Container(**given["container"])}) for given in fields[name]]
         for name in ("before", "after")
     )
     return Change(before, after, fields["leftovers"])
 
 
 def add_changes(changes: Sequence[Change]) -> Change:
-    """All of CHANGES, which are of different containers, as one."""
+    """Return CHANGES, which are of different containers, as one Change."""
     return Change(
-        [one for change in changes for one in change.before],
-        [one for change in changes for one in change.after],
-        [one for change in changes for one in change.leftovers],
+        [attachment for change in changes for attachment in change.before],
+        [attachment for change in changes for attachment in change.after],
+        [phrase for change in changes for phrase in change.leftovers],
     )
 
 
 def describe(found: Sequence[Attachment], leftovers: Sequence[str] = ()) -> dict[str, str]:
-    """Attachments for a diff: container and path → image, the beginning of its digest, and its end; LEFTOVERS have a key of their own."""
+    """Return attachments for a diff: container and path -> image, first digits of its digest, and end; LEFTOVERS have a key of their own."""
     described = {
-        f"{one.container.name}:{one.path}": f"{one.image} {one.digest[:12]}{_describe_end(one)}" for one in found
+        f"{attachment.container.name}:{attachment.path}": f"{attachment.image} {attachment.digest[:12]}{_describe_end(attachment)}"
+        for attachment in found
     }
     return {**described, "left over": ", ".join(leftovers)} if leftovers else described
 
@@ -104,10 +105,10 @@ def ensure_attached(
     *,
     check_mode: bool,
 ) -> Change:
-    """See to it that the image called IMAGE_NAME is mounted in each of CONTAINERS at PATH (None: its prefix); OUTCOME gets whose it is not.
+    """Mount the image IMAGE_NAME at PATH (None: its prefix) in those of CONTAINERS that lack it; OUTCOME gets the failures.
 
-    METHOD counts where it is not yet. With TTL_S all of these attachments end after that time; without it nothing changes
-    about their end.
+    METHOD counts only where the image is not mounted yet. With TTL_S the attachments in all of CONTAINERS end after that time; without it their
+    ends stay as they are. Raises FleetError where the image does not fit the host or PATH.
     """
     image = store.get_image(image_name)
     store.check_manifest(image.manifest)
@@ -146,7 +147,7 @@ def ensure_attached(
 
 @contextmanager
 def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float | None) -> Iterator[None]:
-    """Have what is attached within the context end after TTL_S (None: not). It is settled before; where nothing came of it, it is undone."""
+    """Make the attachments of the context end after TTL_S (None: no change); expiries are written before, and restored on failure."""
     before = {one.name: one for one in expiry.list_expiries()}
     settled = [] if ttl_s is None else [Expiry(one.container, path, boot.read_clock() + ttl_s) for one in targets]
     with ExitStack() as stack:
@@ -160,22 +161,22 @@ def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float
 def _settle_back(
     targets: Sequence[Target], outcome: Outcome, settled: Sequence[Expiry], before: Mapping[str, Expiry]
 ) -> None:
-    """Take those that were SETTLED back, to what was BEFORE, whose one of TARGETS has failed, or has nothing there."""
+    """Restore the expiry from BEFORE, in place of the SETTLED one, for each of TARGETS that has failed or has nothing attached."""
     finder = ImageFinder()
-    for target, one in zip(targets, settled):
-        with suppress(FleetError, OSError, ProcessGone):  # else the watchdog drops what is of no use
-            if not outcome.has_failed(target) and one.path in {
+    for target, ending in zip(targets, settled):
+        with suppress(FleetError, OSError, ProcessGone):  # the watchdog drops expiries that remain needlessly
+            if not outcome.has_failed(target) and ending.path in {
                 found.path for found in find_attachments(target, finder)
             }:
                 continue
-            if one.name in before:
-                expiry.write([before[one.name]])
+            if ending.name in before:
+                expiry.write([before[ending.name]])
             else:
-                expiry.drop([one])
+                expiry.drop([ending])
 
 
 def _list_missing(targets: Sequence[Target], outcome: Outcome, image: store.StoredImage, path: str) -> list[Target]:
-    """The targets that lack IMAGE at PATH. Those where something else is mounted there have failed."""
+    """Return the TARGETS that lack IMAGE at PATH; those with another mount there fail."""
     finder = ImageFinder()
     missing = []
     for target in targets:
@@ -188,7 +189,7 @@ def _list_missing(targets: Sequence[Target], outcome: Outcome, image: store.Stor
 def _is_missing(target: Target, finder: ImageFinder, image: store.StoredImage, path: str) -> bool:
     here = [mount for mount in target.read_mounts(f" {path} ") if mount.mount_point == path]
     if not here or (here[-1].master and not finder.identify(here[-1])):
-        # Nothing, or an rslave volume, which is there to be mounted over.
+        # Nothing is there, or an rslave volume, which is meant to be mounted over.
         return True
     found = finder.identify(here[-1])
     if found is None:
@@ -206,10 +207,11 @@ def _is_missing(target: Target, finder: ImageFinder, image: store.StoredImage, p
 
 @dataclass(frozen=True)
 class Detaching:
-    """What is to be detached: images of the name IMAGE, at PATH, None for all; and what happens where they are BUSY.
+    """The attachments that are to be detached, and how.
 
-    EVERYWHERE means the host's folders of volumes, too. With it, and with REFUSED_OK, containers whose process is not what their runtime
-    says are passed over.
+    IMAGE: the image's name, None for all. PATH: None for all. BUSY: the behaviour where processes use the tools.
+    EVERYWHERE: also images in the host's folders of volumes. With it, or with REFUSED_OK, a container is passed over where its process is not
+    the one that its runtime names.
     """
 
     image: str | None = None
@@ -226,7 +228,10 @@ def ensure_detached(
     *,
     check_mode: bool,
 ) -> Change:
-    """See to it that nothing of WHAT is mounted in CONTAINERS; OUTCOME gets in which it still is, and why."""
+    """Unmount everything that WHAT describes from CONTAINERS; OUTCOME gets the failures.
+
+    In check mode nothing is changed.
+    """
     path = os.path.normpath(what.path) if what.path else None
     image_name, everywhere = what.image, what.everywhere
     alive = [container for container in containers if container.pid > 1]
@@ -239,7 +244,7 @@ def ensure_detached(
             theirs = {attachment.container.id for attachment in here}
             take_away([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, what.busy)
 
-    # Nothing is left to detach from those that have ended, and nothing can be where we refuse to enter.
+    # Containers that have ended have nothing attached, and those that are never entered cannot have anything attached either.
     with open_targets(alive, ended_ok=True, refused_ok=everywhere or what.refused_ok, refuse=outcome.fail) as targets:
         before = find_all(targets, outcome, path=path, image=image_name, ended_ok=True)
         ids = {attachment.container.id for attachment in before}
@@ -257,7 +262,7 @@ def ensure_detached(
         if not check_mode:
             with outcome.complaining():
                 volumes.detach_all(lazy=what.busy.choice == "lazy")
-            # Of what no runtime lists: processes named by pid, containers that have ended.
+            # Attachments in places that no runtime lists: processes named by pid, and containers that have ended.
             for one in expiry.list_expiries():
                 if not outcome.has_failed(one.container):
                     with outcome.serve(one.container, ended_ok=True):
@@ -266,7 +271,7 @@ def ensure_detached(
 
 
 def _list_prefixes() -> list[str]:
-    """Where images of this host are attached."""
+    """Return the paths at which images of this host are attached."""
     found = {"/dev/crashcart"}
     for name in store.list_names():
         with suppress(store.ImageError):
@@ -277,7 +282,7 @@ def _list_prefixes() -> list[str]:
 def _remove_folders(
     targets: Sequence[Target], outcome: Outcome, paths: Sequence[str], patience: Patience, *, check_mode: bool
 ) -> list[str]:
-    """Remove the empty folders at PATHS that attaches which were killed have left in TARGETS; phrases for them."""
+    """Remove the empty folders at PATHS that killed attaches have left in TARGETS; return phrases for them."""
     found = []
     for path in paths:
         theirs = placement.find_folders(targets, path)
@@ -294,15 +299,17 @@ def _remove_empty(outcome: Outcome, path: str, held: list[Target]) -> None:
 
 
 def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None, patience: Patience) -> None:
-    """Where nothing is attached in TARGETS (at PATH) nothing has an end any more, also where a killed attach has settled one."""
+    """Drop the expiries of TARGETS (at PATH) without an attachment, which a killed attach may have left."""
     ids = {target.id for target in targets}
-    settled = [one for one in expiry.list_expiries() if one.container.id in ids and path in (None, one.path)]
+    settled = [
+        ending for ending in expiry.list_expiries() if ending.container.id in ids and path in (None, ending.path)
+    ]
 
     def forget(held: list[Target]) -> None:
         mounted = {attachment.place for attachment in find_all(held, outcome, ended_ok=True)}
         left = {target.id for target in outcome.list_left(held)}
-        expiry.drop([one for one in settled if one.container.id in left and one.place not in mounted])
+        expiry.drop([ending for ending in settled if ending.container.id in left and ending.place not in mounted])
 
-    ids = {one.container.id for one in settled}
-    # Who holds one may be about to mount.
+    ids = {ending.container.id for ending in settled}
+    # Under the locks, as an attach that holds a lock may be about to mount.
     serve_held([target for target in targets if target.id in ids], forget, outcome.fail, patience)

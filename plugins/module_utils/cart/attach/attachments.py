@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is attached in containers, and how that is taken away.
+"""The attachments in containers, and their removal.
 
-What is attached is read from the kernel: a mount in a container that is of an image of the store.
+Attachments are read from the kernel: a mount in a container of an image of the store.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import forma
 
 @dataclass(frozen=True)
 class Attachment:
-    """An image mounted in a container: DEVICE is the mount's major:minor, FORMAT its file system.
+    """An image that is mounted in a container.
 
-    HAS_END says whether it ends by itself, as expiry.py tells, and DEADLINE when, in seconds of CLOCK_BOOTTIME.
+    DEVICE: the mount's major:minor. FORMAT: its file system. METHOD: see methods.py. HAS_END: true if the attachment ends by itself (expiry.py).
+    DEADLINE: when it ends, in seconds of CLOCK_BOOTTIME.
     """
 
     container: Container
@@ -55,20 +56,20 @@ class Attachment:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Where it is: the container's id and the path in it."""
+        """Return the attachment's place: the container's id and the path in it."""
         return self.container.id, self.path
 
     @property
     def expires(self) -> float | None:
-        """When it ends by itself, in seconds since the epoch by the host's clock."""
+        """Return when the attachment ends by itself, in seconds since the epoch by the host's clock; None for never."""
         return None if self.deadline is None else expiry.find_time(self.deadline)
 
     def ending(self, ends: Mapping[tuple[str, str], float]) -> Attachment:
-        """The same with the deadline that ENDS have for its place."""
+        """Return the attachment with the deadline that ENDS have for its place."""
         return replace(self, has_end=self.place in ends, deadline=ends.get(self.place))
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of an attachment."""
+        """Return the fields that modules report of an attachment."""
         return {
             "container": self.container.name,
             "id": self.container.id,
@@ -84,64 +85,79 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Busy:
-    """What a detach does where processes use the tools: CHOICE is fail, wait, kill or lazy; the middle two last TIMEOUT_S at most."""
+    """The behaviour of a detach where processes use the tools.
+
+    CHOICE: fail, wait, kill or lazy. TIMEOUT_S: the longest time that wait and kill last.
+    """
 
     choice: str = "fail"
     timeout_s: float = 30.0
 
 
 def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
-    """What of ours is mounted in TARGET, the lowest mount first."""
+    """Return the attachments in TARGET, the lowest mount first."""
     return [
         Attachment(
             target.container,
-            one.mount.mount_point,
-            one.name,
-            one.digest,
-            one.mount.device,
-            one.mount.filesystem,
-            methods.find_method(one.mount),
+            image_mount.mount.mount_point,
+            image_mount.name,
+            image_mount.digest,
+            image_mount.mount.device,
+            image_mount.mount.filesystem,
+            methods.find_method(image_mount.mount),
         )
-        for one in finder.find(target.read_mounts(*finder.needles))
-        # Elsewhere it is seen by the way: where a container has the host's folders, and one of them is another's volume.
-        if os.path.basename(one.mount.mount_point).startswith("crashcart")
+        for image_mount in finder.find(target.read_mounts(*finder.needles))
+        # Other places only show the image by chance: the container has folders of the host, and one of them is another container's volume.
+        if os.path.basename(image_mount.mount.mount_point).startswith("crashcart")
     ]
 
 
 def find_tools(target: Target, finder: ImageFinder, image_name: str | None) -> Attachment | None:
-    """What was attached last in TARGET, of the image called IMAGE_NAME if that is one; None for nothing.
+    """Return the attachment that was made last in TARGET, of the image called IMAGE_NAME if that is given; None for none.
 
-    The container may have bound it elsewhere, where its programs do not work, and what else is mounted over it is no matter to a command.
+    The container may have bound the image to another path, where its programs do not work: such mounts do not count. Other mounts over the image
+    do not matter to a command.
     """
     found = find_attachments(target, finder)
     first: dict[str, Attachment] = {}
-    for one in found:
-        first.setdefault(one.digest, one)
-    usable = [one for one in found if image_name in (None, one.image) and one.path == _find_prefix(first[one.digest])]
+    for attachment in found:
+        first.setdefault(attachment.digest, attachment)
+    usable = [
+        attachment
+        for attachment in found
+        if image_name in (None, attachment.image) and attachment.path == _find_prefix(first[attachment.digest])
+    ]
     return usable[-1] if usable else None
 
 
 def _find_prefix(first: Attachment) -> str:
-    """Where the image works that is attached as FIRST, and maybe bound elsewhere since."""
+    """Return the path at which the image of FIRST, its lowest mount, works."""
     stored = store.find_image(first.image)
     return stored.prefix if stored is not None and stored.digest == first.digest else first.path
 
 
 def take_away(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attachment], busy: Busy) -> None:
-    """Unmount FOUND (all of one path, one for each mount) from the locked TARGETS, and remove the empty folder."""
+    """Unmount FOUND from the locked TARGETS, and remove the empty folder; OUTCOME gets the failures.
+
+    FOUND are attachments with one path, one for each mount.
+    """
     path = found[0].path
     is_lazy = busy.choice == "lazy"
-    from_volumes = {one.container.id for one in found if one.method == "rslave"}
+    from_volumes = {attachment.container.id for attachment in found if attachment.method == "rslave"}
     for target in targets:
         with outcome.serve(target, ended_ok=True):
             if busy.choice in ("wait", "kill"):
                 tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
             if target.id in from_volumes:
                 volumes.detach([target], path, lazy=is_lazy)
-    own = [one for one in found if one.method != "rslave"]
-    others = [target for target in outcome.list_left(targets) if any(one.container.id == target.id for one in own)]
-    counts = [sum(one.container.id == target.id for one in own) for target in others]
-    devices = {parse_device(one.device) for one in own}
+    own = [attachment for attachment in found if attachment.method != "rslave"]
+    others = [
+        target
+        for target in outcome.list_left(targets)
+        if any(attachment.container.id == target.id for attachment in own)
+    ]
+    counts = [sum(attachment.container.id == target.id for attachment in own) for target in others]
+    devices = {parse_device(attachment.device) for attachment in own}
     removable = placement.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
@@ -153,9 +169,12 @@ def take_away(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attac
 
 
 def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
-    """Take what is attached away, out of sight of those who still use it, and have it settled; with DUE_ONLY if its time has come."""
+    """Unmount an attachment lazily, also where processes still use it, and drop its expiry; with DUE_ONLY only if its time has come.
+
+    Raises FleetError where that fails.
+    """
     with open_targets([ended.container], ended_ok=True) as targets, hold_container(ended.container):
-        # Meanwhile somebody may have given it more time, or detached it.
+        # Before the lock was taken, another call may have given it more time, or detached it.
         if due_only and ended not in expiry.list_expiries():
             return
         outcome = Outcome()
@@ -174,7 +193,7 @@ def find_all(
     image: str | None = None,
     ended_ok: bool = False,
 ) -> list[Attachment]:
-    """What is attached in TARGETS (at PATH, of IMAGE), but for those in which that cannot be read, which have failed."""
+    """Return the attachments in TARGETS (at PATH, of IMAGE); OUTCOME gets the targets in which they cannot be read."""
     finder = ImageFinder()
     ends = list_ends()
     found = []
@@ -189,14 +208,14 @@ def find_all(
 
 
 def list_ends() -> dict[tuple[str, str], float]:
-    """Place of an attachment that ends by itself → its deadline."""
-    return {one.place: one.deadline for one in expiry.list_expiries()}
+    """Return the deadlines of all attachments that end by themselves, by their places."""
+    return {ending.place: ending.deadline for ending in expiry.list_expiries()}
 
 
 def list_attachments(containers: Sequence[Container]) -> tuple[list[Attachment], list[str]]:
-    """What is attached in CONTAINERS, and a phrase for each one that has too many mounts to tell.
+    """Return the attachments in CONTAINERS, and a phrase for each container that has too many mounts to read.
 
-    Those that are gone, or whose mounts the caller may not read, have nothing to show.
+    Containers that have ended, or whose mounts the caller may not read, count as empty.
     """
     found: list[Attachment] = []
     unknown = []

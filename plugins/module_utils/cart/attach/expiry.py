@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attachments that end by themselves: for each a file that says when, and one watchdog for the host that sees to it.
+"""Attachments that end by themselves: a file for each says when, and one watchdog on the host ends them.
 
-The file is written before the image is mounted, so whatever a killed module has done ends in time. Times are CLOCK_BOOTTIME,
-which no clock setting moves, and which begins anew with the host, as /run does.
+The file is written before the image is mounted, so an attachment ends in time even where the module is killed. Times are CLOCK_BOOTTIME,
+which no change of the clock moves. It starts anew when the host boots, and so does the content of /run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _LOCK = "expiry"
 
 @dataclass(frozen=True)
 class Expiry:
-    """When the attachment at PATH in CONTAINER ends: DEADLINE in seconds of CLOCK_BOOTTIME. ERROR says why it did not."""
+    """The end of the attachment at PATH in CONTAINER.
+
+    DEADLINE: in seconds of CLOCK_BOOTTIME. ERROR: the reason why the attachment did not end in time.
+    """
 
     container: Container
     path: str
@@ -38,21 +41,21 @@ class Expiry:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Return the name of the expiry's file."""
         return f"{self.container.short_id}-{hashlib.sha256(self.path.encode()).hexdigest()[:8]}"
 
     @property
     def place(self) -> tuple[str, str]:
-        """Of the attachment: the container's id and the path in it."""
+        """Return the attachment's place: the container's id and the path in it."""
         return self.container.id, self.path
 
     @property
     def expires(self) -> float:
-        """When it ends, in seconds since the epoch by the host's clock."""
+        """Return when the attachment ends, in seconds since the epoch by the host's clock."""
         return find_time(self.deadline)
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of it."""
+        """Return the fields that modules report of an expiry."""
         return {
             "container": self.container.name,
             "path": self.path,
@@ -63,17 +66,17 @@ class Expiry:
 
 
 def find_time(deadline: float) -> float:
-    """DEADLINE, of CLOCK_BOOTTIME, in seconds since the epoch by the host's clock."""
+    """Return DEADLINE (of CLOCK_BOOTTIME) in seconds since the epoch by the host's clock."""
     return round(time.time() + deadline - boot.read_clock(), 3)
 
 
 def list_expiries() -> list[Expiry]:
-    """All that there are, the next one first; files that nobody of us has written are passed over."""
+    """Return all expiries, the next one first; files of another form are ignored."""
     try:
         names = [name for name in os.listdir(FOLDER) if not name.startswith(".")]
     except (FileNotFoundError, PermissionError):
         return []
-    return sorted(filter(None, map(_read, names)), key=lambda one: one.deadline)
+    return sorted(filter(None, map(_read, names)), key=lambda expiry: expiry.deadline)
 
 
 def _read(name: str) -> Expiry | None:
@@ -85,43 +88,43 @@ def _read(name: str) -> Expiry | None:
 
 @contextmanager
 def hold() -> Iterator[None]:
-    """Keep others from writing and dropping."""
+    """Keep other processes from writing and dropping expiries; raises ContainerError where one holds the lock for too long."""
     with hold_lock(_LOCK):
         yield
 
 
 def write(expiries: Sequence[Expiry]) -> None:
-    """Make these what holds for their attachments from now on."""
+    """Replace the expiries of the same attachments by EXPIRIES."""
     with hold():
         make_folder(FOLDER)
-        for one in expiries:
-            _write(one)
+        for expiry in expiries:
+            _write(expiry)
 
 
-def _write(one: Expiry) -> None:
-    temporary = os.path.join(FOLDER, "." + one.name)
+def _write(expiry: Expiry) -> None:
+    temporary = os.path.join(FOLDER, "." + expiry.name)
     with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
-        json.dump(asdict(one), file)
-    os.rename(temporary, os.path.join(FOLDER, one.name))
+        json.dump(asdict(expiry), file)
+    os.rename(temporary, os.path.join(FOLDER, expiry.name))
 
 
 def drop(expiries: Sequence[Expiry]) -> None:
-    """Let these attachments stay, or be gone already. What was settled anew since is left as it is."""
+    """Remove EXPIRIES, whose attachments are to stay or have gone; an expiry that was written anew since then is kept."""
     if not expiries:
         return
     with hold():
-        for one in expiries:
-            if _read(one.name) == one:
-                os.unlink(os.path.join(FOLDER, one.name))
+        for expiry in expiries:
+            if _read(expiry.name) == expiry:
+                os.unlink(os.path.join(FOLDER, expiry.name))
 
 
-def postpone(one: Expiry, delay_s: float, error: str) -> None:
-    """Have it ended in DELAY_S at the earliest, since ERROR has kept it from that; unless it was settled anew since."""
+def postpone(expiry: Expiry, delay_s: float, error: str) -> None:
+    """Move the deadline of EXPIRY to DELAY_S from now at the earliest, with ERROR as the reason, unless EXPIRY was written anew since then."""
     with hold():
-        if _read(one.name) == one:
-            _write(replace(one, deadline=max(one.deadline, boot.read_clock() + delay_s), error=error))
+        if _read(expiry.name) == expiry:
+            _write(replace(expiry, deadline=max(expiry.deadline, boot.read_clock() + delay_s), error=error))
 
 
 def find_watchdog() -> int | None:
-    """The pid of the watchdog that runs; None when none does, or when the caller may not see it."""
+    """Return the pid of the running watchdog; None where none runs, or where the caller may not see it."""
     return locks.find_holder(WATCHDOG_LOCK)

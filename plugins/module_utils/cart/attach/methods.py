@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ways in which an image gets into containers.
+"""The methods by which an image gets into containers.
 
 fsmount: a detached mount, moved to its place (Linux 5.2). mknod: a mount of the image's block device by mount(2), for older
 kernels. rslave: a mount on the host, in a folder that containers have as an rslave volume (volumes.py).
@@ -22,12 +22,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 METHODS = ("fsmount", "mknod", "rslave")
-_NODE = "crashcart-image"  # shown as the mount's source, by which it is known how it came to be
+_NODE = "crashcart-image"  # the mount's source, by which find_method knows the method
 _MOUNT_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
 def choose_method(asked: str) -> tuple[str, str]:
-    """The method that ASKED, which may be auto, comes to on this kernel, and why."""
+    """Return the method for this kernel where ASKED may be auto, and the reason for it."""
     if asked != "auto":
         return asked, "it was asked for"
     try:
@@ -40,7 +40,7 @@ def choose_method(asked: str) -> tuple[str, str]:
 
 
 def find_method(mount: mounts.Mount) -> str:
-    """By which method the image's MOUNT in a container was made."""
+    """Return the method by which the image's MOUNT in a container was made."""
     if mount.master:
         return "rslave"
     return "mknod" if mount.source == f"/{_NODE}" else "fsmount"
@@ -49,7 +49,7 @@ def find_method(mount: mounts.Mount) -> str:
 def attach(
     method: str, targets: Sequence[Target], image: store.StoredImage, path: str
 ) -> Sequence[ContainerError | None]:
-    """Mount IMAGE at PATH in every one of TARGETS, which lack it and are locked; for each why that could not be, or None."""
+    """Mount IMAGE at PATH in each of TARGETS, which lack it and are locked; return for each of TARGETS the error, or None."""
     if not targets:
         return []
     return {"fsmount": _attach_by_fsmount, "mknod": _attach_by_mknod, "rslave": volumes.attach}[method](
@@ -58,10 +58,10 @@ def attach(
 
 
 def foresee(method: str, targets: Sequence[Target], path: str) -> Sequence[ContainerError | None]:
-    """For each of TARGETS why nothing can be mounted at PATH there, as attach would say, or None."""
+    """Return for each of TARGETS the error that attaching at PATH by METHOD would have, or None; nothing is changed."""
     if method == "rslave":
         found = volumes.find_folders(targets, path)
-        return [one if isinstance(one, ContainerError) else None for one in found]
+        return [folder if isinstance(folder, ContainerError) else None for folder in found]
     host_devices = placement.list_host_devices()
     return placement.try_in_targets(
         targets, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices), "attach to"
@@ -81,7 +81,7 @@ def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path
 
 
 def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
-    """The device's node stands in a tmpfs that only the entering process has, and never in a container."""
+    """Attach by a device node in a tmpfs that only the entering process sees: the node must never be in a container."""
     host_devices = placement.list_host_devices()
     with open_loop_device(image) as device:
         number = os.stat(device.path).st_rdev
@@ -95,7 +95,7 @@ def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: 
             os.mknod(_NODE, stat.S_IFBLK | 0o400, number, dir_fd=node_fds[0])
 
         def mount_on(target_fd: int) -> None:
-            # The folder on which to mount is the current one, and the node is looked for from the root.
+            # mount(2) takes the place from the current folder, and the node from the root.
             os.fchdir(node_fds[0])
             os.chroot(".")
             os.fchdir(target_fd)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is done inside a container's mount namespace: find or make the folder to mount on, mount, unmount, remove the folder.
+"""Work inside a container's mount namespace: find or make the folder to mount on, mount, unmount, remove the folder.
 
-All of it runs in a child that executes nothing of the container and follows no symlink (linux/namespaces.py).
+All of it runs in a child that executes nothing of the container and follows no symbolic link (linux/namespaces.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces i
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone, read_pids
 
-_FOLDER_MODE = 0o111  # by which a folder that we have made is known; what is mounted there covers it
+_FOLDER_MODE = 0o111  # marks a folder that an attach has made; the mount on it hides the mode
 _FOLDER_TIMEOUT_S = 5.0
 _HINTS = {
     errno.EROFS: "start it with a tmpfs or an empty directory there, or use crashcart_exec, which needs neither",
@@ -46,9 +46,10 @@ def enter(
     prepare: Callable[[], None] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Any]:
-    """FUNCTION(index, descriptor of PATH's parent, PATH's name) inside each of TARGETS; its results, or the OSErrors it ended with.
+    """Return the results of FUNCTION(index, descriptor of PATH's parent, PATH's name), called inside each of TARGETS.
 
-    PREPARE is called before, in the process that enters them one after the other; KEEP are descriptors that it needs.
+    An OSError takes the place of a result where FUNCTION raised one or the target could not be entered.
+    PREPARE is called first, in the process that enters the targets one after the other; KEEP are descriptors that this process needs.
     """
     parent, name = os.path.split(path)
     outcomes: dict[int, Any] = {}
@@ -79,7 +80,10 @@ def enter(
 def try_in_targets(
     targets: Sequence[Target], path: str, function: Callable[[int, int, str], Any], verb: str, **more: Any
 ) -> list[ContainerError | None]:
-    """The same; for each of TARGETS what could not be done (VERB), and why, or None."""
+    """Call FUNCTION inside each of TARGETS, as `enter` does, and return for each the error, or None.
+
+    VERB says in the error's text what could not be done.
+    """
     return [
         _judge(outcome, target, path, verb) if isinstance(outcome, OSError) else None
         for target, outcome in zip(targets, enter(targets, path, function, **more))
@@ -87,7 +91,7 @@ def try_in_targets(
 
 
 def run_in_target(target: Target, path: str, function: Callable[[int, int, str], Any], verb: str, **more: Any) -> None:
-    """The same in one TARGET; raises ContainerError."""
+    """Call FUNCTION inside TARGET, as `enter` does; raises ContainerError, with VERB for what could not be done."""
     (error,) = try_in_targets([target], path, function, verb, **more)
     if error is not None:
         raise error
@@ -114,12 +118,12 @@ def _explain(error: OSError, target: Target, path: str) -> str:
 
 
 def list_host_devices() -> frozenset[int]:
-    """The devices of what the host has mounted, but for the containers' own roots, which are among that and yet nobody else's."""
+    """Return the devices of the host's mounts, without overlays: the containers' own roots are among the host's mounts."""
     return frozenset(mounts.list_devices(but="overlay"))
 
 
 def foresee(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
-    """Raise OSError where attach would, and change nothing."""
+    """Raise the OSError that attach would raise, and change nothing."""
     if find_folder(parent_fd, name):
         return
     with _writable(parent_fd, host_devices) as fd:
@@ -128,9 +132,10 @@ def foresee(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
 
 
 def attach(mount_on: Callable[[int], None], parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
-    """Have MOUNT_ON(descriptor) mount something on the folder NAME, which is made when it is missing.
+    """Call MOUNT_ON(descriptor) with the folder NAME, which is made where it is missing.
 
-    Not in a folder of the host's, on one of HOST_DEVICES, that the container has read-only.
+    Raises OSError, also where the folder would have to be made in a folder of the host (on one of HOST_DEVICES) that the container has
+    read-only.
     """
     found = find_folder(parent_fd, name)
     if not found:
@@ -148,7 +153,7 @@ def attach(mount_on: Callable[[int], None], parent_fd: int, name: str, host_devi
 
 
 def find_folder(parent_fd: int, name: str) -> bool:
-    """Whether there is a folder to mount on; raises OSError where something else stands there."""
+    """Return True if a folder to mount on is there; raises OSError where something else is, or the folder is not empty."""
     try:
         fd = mounts.open_beneath(parent_fd, name, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -166,7 +171,7 @@ def find_folder(parent_fd: int, name: str) -> bool:
 
 
 def detach(count: int, devices: set[int], *, lazy: bool, parent_fd: int, name: str) -> None:
-    """Unmount COUNT mounts of DEVICES from NAME."""
+    """Unmount COUNT mounts of DEVICES from NAME; raises OSError, also where another mount covers them."""
     os.fchdir(parent_fd)
     for _mount in range(count):
         if os.stat(name, follow_symlinks=False).st_dev not in devices:
@@ -175,12 +180,12 @@ def detach(count: int, devices: set[int], *, lazy: bool, parent_fd: int, name: s
 
 
 def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
-    """For each of TARGETS whether the folder PATH may be removed there once nothing is mounted on it.
+    """Return, for each of TARGETS, True if the folder PATH may be removed there once nothing is mounted on it.
 
-    To remove a folder is to take away what others have mounted on it in their namespaces. So where the folder above is the host's,
-    as of a volume, nobody else may have an image there, and of TARGETS that share it the last one removes it.
+    Removing a folder also removes what others have mounted on it in their namespaces. So where the parent folder is the host's,
+    as in a volume, nobody else may have an image mounted there, and the last of the TARGETS that share it removes it.
     """
-    if not targets:  # as most often: the host's table of mounts, which may be long, is of no interest then
+    if not targets:  # the usual case, in which the host's table of mounts, which may be long, need not be read
         return []
     places: list[tuple[str, str] | None] = []
     namespaces = set()
@@ -201,14 +206,14 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
 
 
 def _find_place(found: Sequence[mounts.Mount], path: str) -> tuple[str, str]:
-    """Where the folder PATH is among the mounts FOUND: the device and the path in its file system."""
+    """Return the place of the folder PATH by the mounts FOUND: a device and a path in its file system."""
     above = [one for one in found if path.startswith(one.mount_point.rstrip("/") + "/")]
     mount = sorted(above, key=lambda one: len(one.mount_point))[-1]
     return mount.device, os.path.normpath(f"{mount.root}/{os.path.relpath(path, mount.mount_point)}")
 
 
 def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
-    """The folders on which images are mounted in mount namespaces other than the KNOWN ones."""
+    """Return the places on which images are mounted in mount namespaces other than the KNOWN ones."""
     finder = ImageFinder()
     seen = set(known)
     taken = set()
@@ -219,7 +224,7 @@ def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
                 continue
             seen.add(namespace)
             if not finder.find(mounts.read_mounts(pid, *finder.needles)):
-                continue  # a user may have made any number of mounts
+                continue  # do not read the whole table, as a user may have made any number of mounts
             found = mounts.read_mounts(pid)
             for one in finder.find(found):
                 above = [mount for mount in found if mount.mount_id == one.mount.parent_id]
@@ -234,7 +239,7 @@ def remove_our_folder(parent_fd: int, name: str) -> None:
 
 
 def is_our_folder(parent_fd: int, name: str) -> bool:
-    """Whether there is a folder NAME that an attach has made: it bears our mode, and the owner of the folder it is in."""
+    """Return True if NAME is a folder that an attach has made: it has the mode that marks it, and the owner of its parent folder."""
     try:
         found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
     except OSError:
@@ -243,18 +248,18 @@ def is_our_folder(parent_fd: int, name: str) -> bool:
 
 
 def find_folders(targets: Sequence[Target], path: str) -> list[Target]:
-    """The TARGETS with an empty folder PATH of ours: an attach that was killed has left it."""
+    """Return those of TARGETS with an empty folder PATH that an attach has made, which a killed attach has left."""
 
     def is_left(_index: int, parent_fd: int, name: str) -> bool:
         return is_our_folder(parent_fd, name) and find_folder(parent_fd, name)
 
     found = enter(targets, path, is_left, timeout_s=_FOLDER_TIMEOUT_S)
-    # What cannot be seen, in a /dev that the container serves itself, say, is nothing that an attach has made.
+    # An error counts as no folder: where PATH cannot be seen, as in a /dev that the container serves itself, no attach has made it.
     return [target for target, is_there in zip(targets, found) if is_there is True]
 
 
 def remove_folders(targets: Sequence[Target], path: str) -> list[ContainerError | None]:
-    """Remove these, where they are still what they were; for each of TARGETS why it could not be, or None."""
+    """Remove the empty folder PATH that a killed attach has left in each of TARGETS, and return for each the error, or None."""
 
     def remove(_index: int, parent_fd: int, name: str) -> None:
         remove_our_folder(parent_fd, name)
@@ -263,7 +268,7 @@ def remove_folders(targets: Sequence[Target], path: str) -> list[ContainerError 
 
 
 def remove_folder(parent_fd: int, name: str) -> None:
-    """Remove the folder NAME, unless it cannot be or something is in it."""
+    """Remove the folder NAME, unless it is not empty or cannot be removed."""
     try:
         with _writable(parent_fd) as fd:
             os.rmdir(name, dir_fd=fd)
@@ -275,7 +280,7 @@ def remove_folder(parent_fd: int, name: str) -> None:
 def _make_folder(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> None:
     owner = os.fstat(parent_fd)
     os.umask(0)
-    # The file system may be of another user namespace, where the host's root is nobody.
+    # The file system may belong to another user namespace, in which the host's root has no number.
     syscalls.setfsgid(owner.st_gid)
     syscalls.setfsuid(owner.st_uid)
     try:
@@ -288,10 +293,10 @@ def _make_folder(parent_fd: int, name: str, host_devices: AbstractSet[int]) -> N
 
 @contextmanager
 def _writable(parent_fd: int, refused: AbstractSet[int] = frozenset()) -> Iterator[int]:
-    """The same folder, where it is mounted read-only through a detached mount that is not; its file system may be, nevertheless.
+    """Yield the folder PARENT_FD for writing: where its mount is read-only, by a detached mount that is not, though the file system may be.
 
-    A container's /dev, or its whole root, is mounted read-only to keep its own processes from writing; a mount point of ours
-    is made all the same, but for folders on the devices REFUSED.
+    A container's /dev, or its whole root, is mounted read-only to keep the container's own processes from writing; our mount point
+    is made nevertheless, but for folders on the devices REFUSED.
     """
     if not os.fstatvfs(parent_fd).f_flag & os.ST_RDONLY:
         yield parent_fd
@@ -309,6 +314,6 @@ def _writable(parent_fd: int, refused: AbstractSet[int] = frozenset()) -> Iterat
             raise OSError(errno.EROFS, os.strerror(errno.EROFS)) from error
         yield fd
     finally:
-        for one in (fd, tree_fd):
-            if one >= 0:
-                os.close(one)
+        for opened in (fd, tree_fd):
+            if opened >= 0:
+                os.close(opened)

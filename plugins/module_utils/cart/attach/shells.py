@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The line that gives a person an interactive shell with the attached tools."""
+"""The command line that gives a person an interactive shell with the attached tools."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host im
 
 
 def shell_line(attachment: Attachment, host: Host) -> str:
-    """The line for the host's terminal that gives an interactive shell."""
+    """Return the line for the host's terminal that starts an interactive shell with the tools of ATTACHMENT."""
     settings = f"{attachment.path}/etc/crashcart.bashrc"
-    # The container's own settings of its loader would hit the shell before it reads ours.
-    # Without HISTFILE bash leaves what was typed in the home of the container's user.
+    # LD_*: the container's own settings of the loader would take effect before the shell reads ours.
+    # HISTFILE: otherwise bash writes its history into the home of the container's user.
     variables = ["LD_LIBRARY_PATH=", "LD_PRELOAD=", "HISTFILE="]
     shell = [f"{attachment.path}/bin/bash", "--rcfile", settings, "-i"]
     if "bash" not in _list_tools(attachment):
@@ -26,7 +26,7 @@ def shell_line(attachment: Attachment, host: Host) -> str:
 
 
 def _list_tools(attachment: Attachment) -> Iterable[str]:
-    """Names of the attached image's tools; where the store has another one by now, those that most images have."""
+    """Return the names of the attached image's tools, or those that most images have where the store has replaced the image."""
     image = store.find_image(attachment.image)
     if image is None or image.digest != attachment.digest:
         return ("bash",)

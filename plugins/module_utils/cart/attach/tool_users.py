@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes that use attached tools: who they are, waiting for them, ending them."""
+"""Processes that use attached tools: finding them, waiting for them and killing them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 
 _PAUSE_S = 0.05
-_LOOK_S = 5.0  # for what one process holds
+_LOOK_S = 5.0  # for the look at one process
 
 
 @dataclass(frozen=True)
 class ToolUser:
-    """A process, by its pid on the host."""
+    """A process that uses tools; PID is its number on the host."""
 
     pid: int
     comm: str
@@ -32,12 +32,12 @@ class ToolUser:
 
 
 def find_users(target: Target, path: str) -> list[ToolUser]:
-    """Processes in TARGET's mount namespace that run from PATH, stand in it or hold it open."""
+    """Return the processes in TARGET's mount namespace that run from PATH, have their root or current folder in it, or hold it open."""
     return [user for user, process in _gen_users(target, path)]
 
 
 def end_users(target: Target, path: str, timeout_s: float, *, kill: bool) -> None:
-    """Wait until nobody uses the tools at PATH in TARGET any more, for TIMEOUT_S at most; with KILL they are killed meanwhile."""
+    """Wait until no process uses the tools at PATH in TARGET, for TIMEOUT_S at most; with KILL these processes are killed meanwhile."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         is_used = False
@@ -51,7 +51,7 @@ def end_users(target: Target, path: str, timeout_s: float, *, kill: bool) -> Non
 
 
 def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
-    """Each with the process held, so that a signal reaches nobody else."""
+    """Yield each user of the tools with its process held open, so that a signal cannot reach another process."""
     namespace = target.process.namespace("mnt")
     devices = {mount.device for mount in target.read_mounts() if mount.mount_point == path}
     for pid in read_pids():
@@ -62,7 +62,7 @@ def _gen_users(target: Target, path: str) -> Iterator[tuple[ToolUser, Process]]:
 
 
 def find_device_users(device: str) -> list[str]:
-    """Processes, wherever they are, that run from the file system on DEVICE (major:minor), stand in it or hold it open."""
+    """Return the processes on the host that run from the file system on DEVICE (major:minor), stand in it or hold it open, in words."""
     number = parse_device(device)
     pids = sorted(read_pids())
 
@@ -76,9 +76,9 @@ def find_device_users(device: str) -> list[str]:
                 return str(ToolUser(process.pid, process.read("comm").decode("utf-8", "replace").rstrip("\n")))
         return None
 
-    # What a process holds open may be on a file system that never answers, and then nobody knows.
+    # Each look is bounded: a process may hold a file open on a file system that never answers. Such a process is left out.
     found = bounded.run(len(pids), look, (), _LOOK_S)
-    return [one for one in found if isinstance(one, str)]
+    return [text for text in found if isinstance(text, str)]
 
 
 def _list_links(process: Process) -> list[str]:

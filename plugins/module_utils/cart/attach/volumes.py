@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Attach by a volume: a container that was started with a folder of the host as an rslave volume sees what is mounted there.
+"""Attaching by a volume: a container with a folder of the host as an rslave volume sees what is mounted in that folder.
 
-All containers that share the folder get the tools, and lose them together. The mount stands on the host, so it does not go with
+All containers that share the folder get the tools, and lose them, together. The mount is on the host, so it does not end with
 the container. Source: mount_namespaces(7), propagation.
 """
 
@@ -26,18 +26,18 @@ _LOCK = "volumes"
 
 
 def find_folder(inside: Iterable[mounts.Mount], on_host: Sequence[mounts.Mount], path: str) -> str | None:
-    """The host's folder whose mounts show at PATH where the mounts INSIDE are seen; None when there is none.
+    """Return the host's folder whose mounts propagate to PATH in the container with the mounts INSIDE; None where no such folder exists.
 
-    Of the mounts inside, the last one that covers PATH counts; it has to receive mounts from one ON_HOST.
+    The last of INSIDE that covers PATH counts; it has to be a slave of one of the mounts ON_HOST.
     """
-    covering = [one for one in inside if _is_below(path, one.mount_point)]
+    covering = [mount for mount in inside if _is_below(path, mount.mount_point)]
     if not covering or not covering[-1].master:
         return None
     volume = covering[-1]
     wanted = os.path.normpath(volume.root + "/" + os.path.relpath(path, volume.mount_point))
-    for one in on_host:
-        if one.peer_group == volume.master and _is_below(wanted, one.root):
-            return os.path.normpath(os.path.join(one.mount_point, os.path.relpath(wanted, one.root)))
+    for mount in on_host:
+        if mount.peer_group == volume.master and _is_below(wanted, mount.root):
+            return os.path.normpath(os.path.join(mount.mount_point, os.path.relpath(wanted, mount.root)))
     return None
 
 
@@ -46,7 +46,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def find_folders(targets: Sequence[Target], path: str) -> list[str | ContainerError]:
-    """The host's folder for PATH of each of TARGETS, or what to say of one that has no such volume."""
+    """Return the host's folder for PATH of each of TARGETS, or the error for a target without such a volume."""
     on_host = mounts.read_mounts()
     folders: list[str | ContainerError] = []
     for target in targets:
@@ -69,7 +69,7 @@ def find_folders(targets: Sequence[Target], path: str) -> list[str | ContainerEr
 
 
 def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
-    """Mount IMAGE in the host's folders that TARGETS have at PATH; for each of TARGETS why that could not be, or None."""
+    """Mount IMAGE in the host's folders that TARGETS have at PATH; return for each of TARGETS the error, or None."""
     with hold_lock(_LOCK):
         finder = ImageFinder()
         taken = {one.mount.mount_point for one in finder.find(mounts.read_mounts())}
@@ -82,7 +82,7 @@ def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> li
                     _attach_at(fd, folder)
                 except ContainerError as error:
                     refused[folder] = error
-    return [one if isinstance(one, ContainerError) else refused.get(one) for one in found]
+    return [folder if isinstance(folder, ContainerError) else refused.get(folder) for folder in found]
 
 
 def _attach_at(mount_fd: int, folder: str) -> None:
@@ -102,8 +102,11 @@ def _attach_at(mount_fd: int, folder: str) -> None:
 
 
 def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
-    """Unmount images from the host's folders that TARGETS have at PATH."""
-    # What is seen inside now is the image itself: its own master is the mount on the host.
+    """Unmount images from the host's folders that TARGETS have at PATH.
+
+    Raises ContainerError where an image cannot be unmounted.
+    """
+    # Inside, PATH now shows the image's mount, whose master is the mount on the host.
     finder = ImageFinder()
     inside = [
         one.mount for target in targets for one in finder.find(target.read_mounts()) if one.mount.mount_point == path
@@ -113,21 +116,24 @@ def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
 
 
 def list_folders() -> list[str]:
-    """The host's folders on which images are mounted."""
-    return [one.mount_point for one in _list_host_mounts()]
+    """Return the host's folders on which images are mounted."""
+    return [mount.mount_point for mount in _list_host_mounts()]
 
 
 def detach_all(*, lazy: bool) -> None:
-    """Unmount every image from the host's folders, whether or not a container still has them."""
+    """Unmount every image from the host's folders, whether or not containers still see it.
+
+    Raises ContainerError where an image cannot be unmounted.
+    """
     _unmount(_list_host_mounts(), lazy=lazy)
 
 
 def _list_host_mounts() -> list[mounts.Mount]:
-    return [one.mount for one in ImageFinder().find(mounts.read_mounts())]
+    return [image_mount.mount for image_mount in ImageFinder().find(mounts.read_mounts())]
 
 
 def _unmount(found: Sequence[mounts.Mount], *, lazy: bool) -> None:
-    """Unmount all of FOUND; raises ContainerError for those that cannot be, when all were tried."""
+    """Try to unmount all of FOUND, and raise ContainerError for the failures."""
     failures = []
     with hold_lock(_LOCK):
         for mount in reversed(found):
@@ -152,5 +158,5 @@ def _unmount_one(mount: mounts.Mount, *, lazy: bool) -> None:
             raise ContainerError(
                 f"the tools in the host's folder {mount.mount_point} are in use; busy=lazy takes them out of sight"
             ) from error
-        if error.errno != errno.EINVAL:  # somebody else was faster
+        if error.errno != errno.EINVAL:  # another process was faster
             raise

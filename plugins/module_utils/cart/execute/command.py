@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The processes of one command, on their way from the host into a container.
 
-The first process stays in the host's pid namespace. It enters all else of the container and takes on the command's rights. Then it forks
-the reaper, which is in the container's pid namespace, and the command is the reaper's child. So the container's processes never meet one of
-ours with more rights than the command. Whatever the command starts and leaves comes back to the reaper (it is a subreaper), wherever that
-has moved. Nobody in here holds anything of the host but the pipes; the supervisor outside ends what is left.
+The first process stays in the host's pid namespace. It enters everything else of the container and takes the command's rights on. Then it
+forks the reaper, which is in the container's pid namespace, and the reaper forks the command. So the container's processes never meet a
+process of ours that has more rights than the command. Processes that the command starts and leaves become children of the reaper (a
+subreaper), whatever namespaces they have entered. These processes hold nothing of the host but the pipes. The supervisor outside ends the rest.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace
 
-# Names of descriptors, beside those of namespaces (as in /proc/PID/ns), `root` (the container's), `image` (a mount), `order` (a memory
-# file with the order itself), `stdin`, `stdout`, `stderr` and, where the order has one, `scratch` (a mount).
+# Names of descriptors. Further names are those of namespaces (as in /proc/PID/ns), `root` (the container's), `image` (a mount), `order`
+# (a memory file with the order itself), `stdin`, `stdout`, `stderr` and, where the order has one, `scratch` (a mount).
 FILTERS = "filters"  # the folder of kept seccomp filters
-CHANNEL = "channel"  # the supervisor's, to the module
-FIRST_PROCESS = "first_process"  # the supervisor's, a pidfd of the container's
-JOIN = "join "  # before the name of a control group's hierarchy: the file to write 0 to
-REPORT = "report"  # to the supervisor
+CHANNEL = "channel"  # from the supervisor to the module
+FIRST_PROCESS = "first_process"  # a pidfd of the container's first process, for the supervisor
+JOIN = "join "  # before the name of a control group's hierarchy: the file to which to write 0
+REPORT = "report"  # from the command's processes to the supervisor
 
 RC_FAILED = 127
 _TITLE = "crashcart"
@@ -51,9 +51,9 @@ _OOM_SCORE = b"1000"  # the highest: where the container's memory ends, a tool d
 
 
 def run(given: dict[str, int]) -> NoReturn:
-    """Carry out the order of the descriptors GIVEN; the exit code is the command's, 128 + n after signal n.
+    """Carry out the order in the descriptors GIVEN, and exit with the command's exit code, or 128 + n after signal n.
 
-    What goes through the descriptor `report`: lines of JSON with `ready`, `ended` (the command has, and others may be left) or `error`.
+    The descriptor `report` gets lines of JSON with `ready`, `ended` (the command has ended, and left other processes) or `error`.
     """
     report = given[REPORT]
     try:
@@ -71,10 +71,11 @@ def run(given: dict[str, int]) -> NoReturn:
         first_process = select.poll()
         first_process.register(given[FIRST_PROCESS], select.POLLIN)
         if first_process.poll(0):
-            raise OSError(errno.ESRCH, "the container has just ended")  # and its number may have been somebody else's
+            # The filters were read by its pid, which another process may have had by then.
+            raise OSError(errno.ESRCH, "the container has just ended")
         _enter(given, order, rights)
         rights_.take(rights, filters, given.get("user"))
-        syscalls.set_undumpable()  # where fs.suid_dumpable is 1 a change of user has undone it
+        syscalls.set_undumpable()  # again: where fs.suid_dumpable is 1, the change of user has undone it
         for fd in set(given.values()):
             if fd > 2 and fd != report:
                 os.close(fd)
@@ -90,11 +91,11 @@ def _read_filters(rights: rights_.Rights, given: dict[str, int]) -> Sequence[byt
     if rights.filters is None:
         return ()
     found = filters_.read(rights.filters, given[FILTERS])
-    return [seccomp.let_trace(one, os.uname().machine) for one in found] if rights.may_trace else found
+    return [seccomp.let_trace(program, os.uname().machine) for program in found] if rights.may_trace else found
 
 
 def tell(fd: int, message: dict[str, Any]) -> None:
-    """Write MESSAGE to FD; nothing happens when nobody listens any more."""
+    """Write MESSAGE to FD as a line of JSON; do nothing where nobody reads FD any more."""
     try:
         os.write(fd, json.dumps(message).encode("ascii") + b"\n")
     except OSError:
@@ -102,10 +103,13 @@ def tell(fd: int, message: dict[str, Any]) -> None:
 
 
 def _end_with_parent(report: int) -> None:
-    """Die when the parent does; a change of user undoes it. The supervisor may be dead already, and with it all who read REPORT."""
+    """Let the kernel kill this process when its parent dies, until a change of user; exit at once where nobody reads REPORT any more.
+
+    The supervisor may have died before this call, and with it all readers of REPORT.
+    """
     syscalls.set_parent_death_signal(signal.SIGKILL)
     poll = select.poll()
-    poll.register(report, 0)  # errors are told without being asked for
+    poll.register(report, 0)  # poll always reports errors
     if poll.poll(0):
         os._exit(RC_FAILED)
 
@@ -115,7 +119,7 @@ def _explain(error: BaseException) -> str:
 
 
 def _enter(given: dict[str, int], order: dict[str, Any], rights: rights_.Rights) -> None:
-    """Step into the container: its control groups, its namespaces but for user, and the private view of its files."""
+    """Enter the container: its control groups, its namespaces but for user, and the private view of its files."""
     for name, fd in given.items():
         if name.startswith(JOIN):
             _write(fd, b"0", f"the container's control group {name[len(JOIN) :]} cannot be joined")
@@ -149,7 +153,7 @@ def _write(fd: int, text: bytes, what: str) -> None:
 
 
 def _fork_and_mirror(report: int) -> None:
-    """Go on in a child, and end as that does."""
+    """Go on in a child; the parent ends as the child does."""
     _end_with_parent(report)  # the change of user has undone it
     pid = os.fork()
     if pid == 0:
@@ -164,14 +168,14 @@ def _fork_and_mirror(report: int) -> None:
 
 
 def _reap_command(report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes]) -> NoReturn:
-    """Start the command, and reap until no child is left; the exit code is the command's."""
+    """Start the command, reap children until none is left, and exit with the command's exit code."""
     syscalls.set_child_subreaper()
     command = os.fork()
     if command == 0:
         _become_command(report, order, rights, filters)
     for fd in (0, 1, 2):
         os.close(fd)
-    capabilities.take(capabilities.NONE)  # to wait takes none
+    capabilities.take(capabilities.NONE)  # waiting needs none
     rights_.seal(rights, filters)
     rc = RC_FAILED
     while True:
@@ -181,7 +185,7 @@ def _reap_command(report: int, order: dict[str, Any], rights: rights_.Rights, fi
             os._exit(rc)
         if pid == command:
             rc = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            if _has_children():  # most commands leave none, and to look for them takes a while
+            if _has_children():  # most commands leave none, and the supervisor's search for them takes a while
                 tell(report, {"ended": True})
 
 
@@ -195,13 +199,15 @@ def _has_children() -> bool:
 
 def _become_command(report: int, order: dict[str, Any], rights: rights_.Rights, filters: Sequence[bytes]) -> NoReturn:
     try:
-        os.setsid()  # so that its `kill 0` is its own affair
-        # With the rights that the command has: it must not stand where it could not go.
+        os.setsid()  # so that `kill 0` reaches only the command's own processes
+        # Only now, with the command's rights: it must not start in a folder that it could not enter.
         try:
             os.chdir(order["chdir"])
         except OSError as error:
-            raise OSError(error.errno, f"it cannot stand in {order['chdir']!r} (chdir): {error.strerror}") from error
-        # Should somebody kill the reaper, the command goes with it.
+            raise OSError(
+                error.errno, f"its folder {order['chdir']!r} (chdir) cannot be entered: {error.strerror}"
+            ) from error
+        # If the reaper is killed, the kernel kills the command, too.
         _end_with_parent(report)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a command would inherit that

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a user writes of a command, as the command that is to be run."""
+"""Options of a command as users write them, turned into the command that is to be run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CommandOptions:
 
 
 def parse_command(options: CommandOptions) -> Command:
-    """Return the Command that OPTIONS mean; raises ExecutionError for those that do not go together."""
+    """Return the Command that OPTIONS mean; raises ExecutionError for options that do not go together."""
     words, variables = (
         _parse_words(options),
         {str(name): _spell(str(name), value) for name, value in options.env.items()},
@@ -90,12 +90,12 @@ def _find_namespaces(options: CommandOptions) -> Sequence[str]:
         )
     if namespaces is None:
         return HOST_NAMESPACES if rights == HOST else NAMESPACES
-    # Outside of its user namespace the container's capabilities would be the host's.
+    # The user namespace is always entered: outside of it the container's capabilities would be the host's.
     return [*namespaces, *({"user"} - set(namespaces))] if rights == TOOLS else namespaces
 
 
 def _spell(name: str, value: Any) -> str:
-    """VALUE of the variable NAME as YAML spells it."""
+    """Return VALUE of the variable NAME as YAML spells it."""
     if isinstance(value, (str, bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if value is None:

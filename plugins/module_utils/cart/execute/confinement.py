@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which rights a command is to have: those of its container's first process, these and what tools need, or the host's."""
+"""The choice of a command's rights: those of its container's first process, these and the ones that tools need, or the host's."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SECCOMP_FILTER = "2"
 
 
 def gen_limits(text: bytes) -> Iterator[tuple[int, int, int]]:
-    """Resource, soft and hard limit from the text of /proc/PID/limits, which has a line for each in the order of their numbers."""
+    """Yield resource, soft and hard limit from TEXT, the content of /proc/PID/limits, whose lines are in the order of the resources' numbers."""
     for number, line in enumerate(text.decode("ascii").splitlines()[1:]):
-        soft, hard = (_UNLIMITED if one == "unlimited" else int(one) for one in line[26:].split()[:2])
+        soft, hard = (_UNLIMITED if word == "unlimited" else int(word) for word in line[26:].split()[:2])
         yield number, soft, hard
 
 
 def choose_rights(target: Target, user: User | None, command: Command, shared: Mapping[str, str]) -> Rights:
-    """Return the rights of COMMAND in TARGET as USER, None for whom they are of; SHARED is what find_shared tells of TARGET.
+    """Return the rights of COMMAND in TARGET as USER (None: nobody was named); SHARED is find_shared's result for TARGET.
 
     Raises ExecutionError where a capability would act on more than the container.
     """
@@ -45,7 +45,7 @@ def choose_rights(target: Target, user: User | None, command: Command, shared: M
 
 
 def choose_host_rights(user: User, chosen: int | None) -> Rights:
-    """Return the rights of USER with the host's capabilities in the set CHOSEN; None are all for root and none for others."""
+    """Return the rights of USER with the host's capabilities in the set CHOSEN; None means all for root and none for others."""
     sets = None
     if chosen is not None and user.uid == 0:
         sets = CapabilitySets(inheritable=0, permitted=chosen, effective=chosen, bounding=chosen, ambient=0)
@@ -53,12 +53,15 @@ def choose_host_rights(user: User, chosen: int | None) -> Rights:
         sets = CapabilitySets(chosen, chosen, chosen, chosen, chosen)
     elif user.uid != 0:
         sets = CapabilitySets(0, 0, 0, capabilities.ALL, 0)
-    # The container's setuid programs would get the host's capabilities, not the container's.
+    # Setuid programs of the container would give a user other than root the host's capabilities, not the container's.
     return Rights(user.uid, user.gid, user.groups, sets, no_new_privileges=user.uid != 0)
 
 
 def read_rights(target: Target, user: User | None) -> Rights:
-    """The rights of TARGET's first process; as USER, when one is given, those it has as that user."""
+    """Return the rights of TARGET's first process; with USER, the rights that it would have as that user.
+
+    Raises ExecutionError where the process is in seccomp's strict mode.
+    """
     status = processes.parse_status(target.process.read("status"))
     name = target.container.name
     if status.get("Seccomp") == _SECCOMP_STRICT:
@@ -91,12 +94,12 @@ def read_rights(target: Target, user: User | None) -> Rights:
     )
 
 
-# What strace, gdb, lsof and ss -p (SYS_PTRACE) and tcpdump and ping (NET_RAW) need.
+# For strace, gdb, lsof and ss -p (SYS_PTRACE), and for tcpdump and ping (NET_RAW).
 TOOL_CAPABILITIES = capabilities.parse_names(("SYS_PTRACE", "NET_RAW"))
 
 
 def list_namespaces(command: Command) -> list[str]:
-    """Return the kinds of namespaces that the capabilities act on which COMMAND is to have besides its container's."""
+    """Return the kinds of namespaces on which those capabilities act that COMMAND gets in addition to its container's."""
     if command.rights != TOOLS:
         return []
     return [kind for kind in command.namespaces if _find_added(command) & capabilities.select({kind})]
@@ -107,17 +110,18 @@ def _find_added(command: Command) -> int:
 
 
 def add_for_tools(rights: Rights, target: Target, command: Command, shared: Mapping[str, str]) -> Rights:
-    """Return RIGHTS, a first process's, and the capabilities that COMMAND is to have besides.
+    """Return RIGHTS, those of a first process, with the capabilities that COMMAND gets in addition.
 
-    What acts on a namespace that is not entered, which is the host's then, is left out, also of the first process's.
+    A capability that acts on a namespace that is not entered would act on the host's: it is left out, also of the first process's own.
+    Raises ExecutionError where an added capability would act on a SHARED namespace.
     """
     have = rights.capability_sets or capabilities.NONE
     outside = set(NAMESPACES) - set(command.namespaces)
     allowed = capabilities.ALL & ~capabilities.select({"net", "ipc"} & outside)
-    if outside:  # what acts on namespaces of all kinds
+    if outside:  # CAP_SYS_ADMIN acts on namespaces of all kinds
         allowed &= ~capabilities.parse_names(["SYS_ADMIN"])
     added = _find_added(command) & allowed
-    # Who names one that the first process has anyway is given nothing.
+    # A capability that the user names and the first process has anyway is no addition.
     given = added if command.capabilities is None else added & ~have.permitted
     for kind, owner in shared.items():
         names = capabilities.list_names(given & capabilities.select({kind}))

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's half of the connection plugin: one command in one container, on the descriptors that ssh gave this process.
+"""The host's half of the connection plugin: it runs one command in one container, on the descriptors that ssh gave this process.
 
-It is run as a program on the host, out of a folder that the plugin has put there. Its stdin begins with an Order: everybody on the
-host may read arguments, and a task's command may hold secrets. What follows there is the command's.
-What it has to say beside the command's own output goes to stderr as the last line, after a token that only the plugin knows.
+The plugin puts this program into a folder on the host and runs it there. Its stdin begins with an Order, as everybody on the
+host may read arguments, and a task's command may hold secrets. The command reads the rest of stdin.
+The program's own message goes to stderr as the last line, after a token that only the plugin knows.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root
 
 PREFIX = "/dev/crashcart"
-SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # where commands see their connection's folder
+SCRATCH_PATH = PREFIX + SCRATCH_SUFFIX  # the connection's folder for temporary files, as its commands see it
 _PART = 1 << 16  # bytes that are copied at once
-RC_OTHER = 254  # ssh keeps 255 for itself; with this one the last line of stderr tells the truth
+RC_OTHER = 254  # the last line of stderr tells more; 255 is ssh's own
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to do: run ARGV with ENV in CONTAINER (a name or an id) as USER.
+    """A request to run ARGV with ENV in CONTAINER (a name or an id) as USER.
 
-    SCRATCH names the folder for temporary files of this connection, which holds SCRATCH_BYTES at most. It is removed after the
-    command unless KEEP says that another one needs what is in it; with ARGV empty that is all there is to do. SOURCE is a file of
-    the host that is the command's stdin, SINK one that takes its stdout. TOKEN begins our own last line. Without a CONTAINER the
-    running ones are listed, as JSON on stdout, and who does not answer (`silence`, a text).
+    TOKEN: begins this program's own last line. SOURCE: a file of the host as the command's stdin. SINK: a file that takes its stdout.
+    SCRATCH: the name of the connection's folder for temporary files, which holds SCRATCH_BYTES at most. The folder is removed afterwards, unless
+    KEEP says that another command needs its content; with ARGV empty nothing else is done.
+    Without a CONTAINER the running ones are listed, as JSON on stdout, with a text about runtimes that do not answer (`silence`).
     """
 
     token: str
@@ -75,13 +75,13 @@ class Order:
     trust_container: bool = False
 
     def pack(self) -> bytes:
-        """What main's stdin begins with: a line with the length, and so much JSON."""
+        """Return the beginning of main's stdin: a line with the length of the following JSON, and the JSON."""
         text = json.dumps(asdict(self)).encode("ascii")
         return b"%d\n%s" % (len(text), text)
 
 
 def main() -> int:
-    """Carry out the order that stdin begins with; the exit code is the command's."""
+    """Carry out the order at the beginning of stdin, and return the command's exit code."""
     order = read_order(0)
     try:
         require_root()
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def read_order(fd: int) -> Order:
-    """The Order that FD begins with; what follows is still to be read."""
+    """Return the Order at the beginning of FD, and leave the rest of FD unread."""
     digits = b""
     while not digits.endswith(b"\n"):
         digits += _read_all(fd, 1)
@@ -128,14 +128,14 @@ def _carry_out(order: Order) -> int:
 def _run(order: Order) -> int:
     wanted = CommandOptions(
         argv=order.argv,
-        env={"TMPDIR": SCRATCH_PATH, **order.env},  # what modules unpack is not for the container's files
+        env={"TMPDIR": SCRATCH_PATH, **order.env},  # modules must not unpack anything into the container's files
         rights=order.rights,
         trust_container=order.trust_container,
         user=order.user,
         image=order.image,
     )
     command = parse_command(wanted)
-    with Server() as server:  # which starts while the engine answers
+    with Server() as server:  # first, so that it starts while the engine answers
         container = _find_container(order)
         check_running(container)
         outcome = Outcome()
@@ -181,7 +181,7 @@ def _run_job(job: Job, order: Order, server: Server) -> int:
     with ExitStack() as stack:
         far = stack.enter_context(open_descriptors(job))
         far.update(stdin=0, stdout=1, stderr=2)
-        # Files of the host go through pipes: who may look into the command could open its descriptors anew, for writing.
+        # Files of the host go through pipes: a process that may trace the command could open its descriptors anew, for writing.
         pumps = []
         if order.source:
             far["stdin"], writer = os.pipe2(os.O_CLOEXEC)
@@ -207,7 +207,7 @@ def _run_job(job: Job, order: Order, server: Server) -> int:
 
 
 class _Pump(threading.Thread):
-    """Copies what READER gives to WRITER; CHILD_END is the end of its pipe that the command has by then. All are closed with it."""
+    """A thread that copies READER to WRITER and closes both; CHILD_END is the command's end of the pipe."""
 
     def __init__(self, reader: int, writer: int, child_end: int) -> None:
         super().__init__(daemon=True)
@@ -215,12 +215,12 @@ class _Pump(threading.Thread):
         self._error: OSError | None = None
 
     def start(self) -> None:
-        """Let go of the command's end, and begin."""
+        """Close the command's end, which the command has by now, and begin to copy."""
         os.close(self._child_end)
         super().start()
 
     def run(self) -> None:
-        """Copy up to the end of either side."""
+        """Copy until either side ends."""
         try:
             while True:
                 part = os.read(self._reader, _PART)
@@ -237,19 +237,20 @@ class _Pump(threading.Thread):
             os.close(self._writer)
 
     def finish(self) -> None:
-        """Wait for the rest; raises OSError where it could not be written."""
+        """Wait for the rest of the copy; raises OSError where it could not be written."""
         self.join()
         if self._error is not None:
             raise self._error
 
 
 def _wait(channel: socket.socket) -> int:
-    """The command's exit code. When nobody reads its output any more (ssh has ended), it is told to end."""
+    """Return the command's exit code; the command is told to end when nobody reads its output any more, as when ssh has ended."""
     text = b""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
-    poll.register(1, 0)  # errors and hang-ups are told without being asked for
-    deadline: float | None = time.monotonic() + TIMEOUT_S  # a container may serve its /dev from a process that hangs
+    poll.register(1, 0)  # poll always reports errors and hang-ups
+    # Entering has a limit, as a container may serve its /dev by a process that hangs.
+    deadline: float | None = time.monotonic() + TIMEOUT_S
     while True:
         ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
         if not ready:

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run a command of a tool image in running containers, and change nothing there.
+"""Commands of a tool image in running containers, which leave the containers unchanged.
 
-Each command runs in the container's control groups and namespaces and in a private view of its files (private_view.py), with the
-rights that were asked for (confinement.py), and a supervisor (supervisor.py) ends whatever it leaves.
-Commands in one container cannot disturb each other, nor can a detach disturb them.
+Each command runs in the container's control groups and namespaces, in a private view of its files (private_view.py), and with the
+requested rights (confinement.py). A supervisor (supervisor.py) ends the processes that the command leaves.
+Neither other commands in the same container nor a detach disturb it.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def execute(
     *,
     check_mode: bool,
 ) -> list[dict[str, Any]]:
-    """Run COMMAND by SERVER in each of CONTAINERS and return what modules return of it; in check mode nothing is run.
+    """Run COMMAND by SERVER in each of CONTAINERS, and return a report for each container; in check mode nothing is run.
 
-    OUTCOME gets those that refuse it, in which it is killed, or whose output cannot be kept.
+    OUTCOME gets the containers that refuse the command, in which it is killed or fails, or whose output cannot be kept.
     """
     for container in containers:
         with outcome.serve(container):
@@ -107,10 +107,10 @@ def execute(
 
 @dataclass(frozen=True)
 class Place:
-    """Where COMMAND is to run, as whom (None: nobody was named), and with which image: one that is attached, or one of the store.
+    """A container in which a command is to run.
 
-    HOME is the folder of whom it is run as, in the container's terms.
-    SHARED says which of the container's namespaces others are in, and who (sharing.find_shared).
+    USER: the user to run as; None where nobody was named. HOME: that user's folder in the container's terms.
+    SOURCE: an attached image, or one of the store. SHARED: the namespaces that others are in, too, and who (sharing.find_shared).
     """
 
     target: Target
@@ -121,9 +121,9 @@ class Place:
 
 
 def choose_places(targets: Sequence[Target], outcome: Outcome, command: Command) -> list[Place]:
-    """Return for TARGETS who COMMAND's user is there, and its image: the attached one, or the one of the store that is called so.
+    """Return for each of TARGETS the user there that COMMAND names, and the image: the attached one, or the one of that name in the store.
 
-    Those in which that cannot be found are left out, and OUTCOME gets what is wrong.
+    Targets in which these cannot be found are left out; OUTCOME gets the reasons.
     """
     users: dict[str, User | None] = {}
     for target, user_here in zip(targets, _find_users_in(targets, command.user, command)):
@@ -151,7 +151,7 @@ def choose_places(targets: Sequence[Target], outcome: Outcome, command: Command)
 
 @contextmanager
 def open_jobs(places: Sequence[Place], outcome: Outcome, command: Command) -> Iterator[list[Job]]:
-    """COMMAND for each of PLACES, each with a mount of its image. Where it cannot be run OUTCOME gets the reason."""
+    """Yield COMMAND as a job for each of PLACES, with a mount of its image; OUTCOME gets the places in which it cannot be run."""
     with ExitStack() as stack:
         jobs = []
         host_mounts = read_mounts("self", " - cgroup")
@@ -174,7 +174,7 @@ def _open_job(
     own_groups: list[cgroups.Membership],
     host_mounts: list[Mount],
 ) -> Job:
-    """Return the job that COMMAND is at PLACE; STACK lets go of what it holds."""
+    """Return the job for COMMAND at PLACE; STACK closes what the job holds."""
     source = place.source
     mount_fd = stack.enter_context(_create_mount(source))
     prefix = source.prefix if isinstance(source, store.StoredImage) else source.path
@@ -189,13 +189,13 @@ def _open_job(
 
 
 def _is_sealed(source: store.StoredImage | Attachment) -> bool:
-    """Return True if who built the image of SOURCE says that its programs load no code of the container."""
+    """Return True if the builder of SOURCE's image says that its programs load no code of the container."""
     image = source if isinstance(source, store.StoredImage) else store.find_image(source.image)
     return image is not None and image.digest == source.digest and image.manifest.get("sealed") is True
 
 
 def _adapt(command: Command, program: str, mount_fd: int, prefix: str, *, is_sealed: bool) -> Command:
-    """Return COMMAND with the rights that it may have for PROGRAM and the image at PREFIX, behind MOUNT_FD."""
+    """Return COMMAND with the rights that PROGRAM may have, depending on the image of MOUNT_FD at PREFIX."""
     if not is_in_image(program, mount_fd, prefix):
         usual = HOST_NAMESPACES if command.rights == HOST else NAMESPACES
         if command.capabilities is not None or command.namespaces != usual:
@@ -214,7 +214,7 @@ def _adapt(command: Command, program: str, mount_fd: int, prefix: str, *, is_sea
 
 @contextmanager
 def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
-    """The control groups of TARGET's first process that are not the OWN ones, open to be joined: hierarchy → descriptor."""
+    """Yield descriptors to join the control groups of TARGET's first process, by hierarchy, without the OWN ones of this process."""
     wanted = cgroups.parse_cgroup(target.process.read("cgroup"))
     with ExitStack() as stack:
         groups = {}
@@ -235,46 +235,46 @@ def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: lis
 def _find_users_in(
     targets: Sequence[Target], spec: str | None, command: Command
 ) -> Sequence[User | ContainerError | None]:
-    """Return who SPEC is in each of TARGETS, in the host's numbers, or why that is not known; None where nobody is named.
+    """Return the user that SPEC means in each of TARGETS, in the host's numbers, or the error; None where nobody is named.
 
-    Without the container's files it is a user of the host.
+    A command without the container's files gets a user of the host.
     """
     if spec is None and (command.rights != HOST or "user" not in command.namespaces):
         return [None for _target in targets]
     inside = "mnt" in command.namespaces
     with _open_roots(targets, inside=inside) as roots:
         users = find_users("0:0" if spec is None else spec, list(roots.values()))
-    if spec is None:  # the host's root, who is in no group for it
-        users = [replace(one, groups=()) if isinstance(one, User) else one for one in users]
+    if spec is None:  # the host's root gets no groups
+        users = [replace(user, groups=()) if isinstance(user, User) else user for user in users]
     found = dict(zip(roots, users))
     gone = ContainerGoneError("it has just ended")
     settled = [_settle_user(target, found.get(target.id, gone), command) for target in targets]
     if spec is None or not inside or command.rights != HOST:
         return settled
-    return [_refuse_hidden_root(spec, one) for one in settled]
+    return [_refuse_hidden_root(spec, user) for user in settled]
 
 
 def _find_homes(targets: Sequence[Target], command: Command) -> dict[str, str]:
-    """Return the homes of whom COMMAND is run as in TARGETS where nobody is named, by the container's id."""
+    """Return the homes of the users that COMMAND runs as in TARGETS, by the container's id, where nobody is named."""
     uids: dict[str, int | None] = {}
     with _open_roots(targets, inside="mnt" in command.namespaces) as roots:
         for target in targets:
             with suppress(ProcessGone):
                 uids[target.id] = 0 if command.rights == HOST else _read_uid(target.process)
-        known = [one for one in roots if uids.get(one) is not None]
-        homes = find_homes([uids[one] or 0 for one in known], [roots[one] for one in known])
+        known = [key for key in roots if uids.get(key) is not None]
+        homes = find_homes([uids[key] or 0 for key in known], [roots[key] for key in known])
     return {**dict.fromkeys((target.id for target in targets), NO_HOME), **dict(zip(known, homes))}
 
 
 def _read_uid(process: Process) -> int | None:
-    """Return whom PROCESS is run as, in its user namespace's numbers; None where that has none for it."""
+    """Return the user of PROCESS in the numbers of its user namespace; None where the namespace has no number for the user."""
     outside = int(processes.parse_status(process.read("status"))["Uid"].split()[1])
     return id_maps.find_inside(outside, id_maps.parse_id_map(process.read("uid_map")))
 
 
 @contextmanager
 def _open_roots(targets: Sequence[Target], *, inside: bool) -> Iterator[dict[str, int]]:
-    """Give the roots of TARGETS as descriptors by the container's id, or, unless INSIDE, that of the host; without what has ended."""
+    """Yield descriptors of the roots of TARGETS (unless INSIDE, of the host) by the container's id, without containers that have ended."""
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     with ExitStack() as stack:
         roots = {}
@@ -297,7 +297,7 @@ def _settle_user(target: Target, user: User | ContainerError, command: Command) 
 
 
 def _refuse_hidden_root(spec: str, user: User | ContainerError) -> User | ContainerError:
-    """Return USER, unless a container's files have made the host's root of the name SPEC: whoever gave that asked for somebody else."""
+    """Return USER, unless the container's files map the name SPEC to the host's root: the caller meant somebody else then."""
     name = spec.partition(":")[0]
     if not isinstance(user, User) or user.uid != 0 or name == "root" or is_id(name):
         return user
@@ -308,7 +308,7 @@ def _refuse_hidden_root(spec: str, user: User | ContainerError) -> User | Contai
 
 
 def _find_outside(user: User, process: Process) -> User:
-    """USER of PROCESS's user namespace in the host's numbers."""
+    """Return USER, given in the numbers of PROCESS's user namespace, in the host's numbers."""
     uids, gids = (id_maps.parse_id_map(process.read(name)) for name in ("uid_map", "gid_map"))
     uid, gid = id_maps.find_outside(user.uid, uids), id_maps.find_outside(user.gid, gids)
     if uid is None or gid is None:
@@ -318,7 +318,7 @@ def _find_outside(user: User, process: Process) -> User:
 
 
 def _find_stored(name: str) -> store.StoredImage:
-    """Return the image of the store called NAME, which fits this host."""
+    """Return the image of the store called NAME; raises ImageError unless it fits this host."""
     image = store.get_image(name)
     store.check_manifest(image.manifest)
     return image
@@ -326,7 +326,7 @@ def _find_stored(name: str) -> store.StoredImage:
 
 @contextmanager
 def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
-    """A detached mount of SOURCE, as a descriptor that lasts as long as the context."""
+    """Yield a detached mount of SOURCE as a descriptor."""
     stored = source
     if not isinstance(stored, store.StoredImage):
         stored = store.StoredImage(stored.image, stored.digest, {"format": stored.format})
@@ -334,15 +334,15 @@ def _create_mount(source: store.StoredImage | Attachment) -> Iterator[int]:
         with create_mounts(stored, 1) as (fd,):
             yield fd
         return
-    # Replaced in the store since; its loop device is there for as long as it is attached.
-    device = next((one for one in ImageFinder().loop_devices if one.device == source.device), None)
+    # The store has replaced the image since it was attached, but its loop device exists for as long as it is attached.
+    device = next((found for found in ImageFinder().loop_devices if found.device == source.device), None)
     if device is None:
         raise ExecutionError(
             f"its image {source.image!r} was replaced in the store or detached just now: detach it, or say with image which one to use"
         )
     held_fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if source.device not in {one.device for one in ImageFinder().loop_devices}:
+        if source.device not in {found.device for found in ImageFinder().loop_devices}:
             raise ExecutionError("the image was just detached; try again")
         fd = create_mount(device.path, source.format)
     finally:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is to be run, and how it ended."""
+"""Commands that are to be run, and their results."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 
 
 class ExecutionError(FleetError):
-    """A command could not be started; the text says in which container and why."""
+    """A command that could not be started; the text says in which container and why."""
 
 
-# What a command may do: what its container's first process may; that and what tools need; or what the host's root may.
+# A command has the rights of its container's first process; or these and the rights that tools need; or the rights of the host's root.
 RIGHTS = CONTAINER, TOOLS, HOST = ("container", "tools", "host")
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time", "user")  # as in /proc/PID/ns
-HOST_NAMESPACES = NAMESPACES[:5]  # those that a command with the host's rights enters by default
+HOST_NAMESPACES = NAMESPACES[:5]  # that a command with the host's rights enters by default
 MAX_OUTPUT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run: TIMEOUT_S None waits for ever; ENV goes on top of the image's own.
+    """A command to run.
 
-    RIGHTS is one of RIGHTS. CAPABILITIES, a set, replaces what TOOLS adds, or are the only ones of HOST; None stands for the usual ones.
-    TRUST_CONTAINER allows HOST also with an image whose programs load files of the container. USER and IMAGE are names, None for the
-    user of the first process and for the attached image, or the one called default.
+    TIMEOUT_S: None for no limit. ENV: variables on top of the image's own. RIGHTS: one of the constant RIGHTS.
+    CAPABILITIES: a set that replaces the one that TOOLS adds, or the only ones of HOST; None for the usual ones.
+    TRUST_CONTAINER: allows HOST also with an image whose programs load files of the container.
+    USER: a name or numbers; None for the user of the first process, or with HOST for root.
+    IMAGE: a name; None for the attached image, or else the one called default.
     """
 
     argv: tuple[str, ...]
@@ -46,9 +48,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's output goes: into the result, or, with DEST, into files in that folder of the host.
+    """The destination of a command's output: the result, or, with DEST, files in that folder of the host.
 
-    MAX_BYTES is the bound for each stream and container; None is 4 MiB for results and no bound for files. ENCODING is text or base64.
+    MAX_BYTES: the bound for each stream and container; None for 4 MiB in results and for no bound in files. ENCODING: text or base64.
     """
 
     max_bytes: int | None = None
@@ -57,15 +59,16 @@ class Output:
 
     @property
     def bound(self) -> int | None:
-        """The bound that holds."""
+        """Return the bound that applies, in bytes; None for no bound."""
         return MAX_OUTPUT_BYTES if self.max_bytes is None and self.dest is None else self.max_bytes
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command for one container: MOUNT_FD is a detached mount of the image for PREFIX, PROGRAM and ENVIRONMENT are in its terms.
+    """A command for one container.
 
-    GROUPS are the control groups to join: names of hierarchies and descriptors of their files.
+    MOUNT_FD: a detached mount of the image for PREFIX. PROGRAM, ENVIRONMENT: as seen with the image at PREFIX.
+    GROUPS: the control groups to join, descriptors of their files by names of hierarchies.
     """
 
     target: Target
@@ -80,7 +83,10 @@ class Job:
 
 @dataclass
 class Result:
-    """How a command ended: RC is 128 + n after signal n; times are seconds since the epoch; sizes are what it wrote, in bytes."""
+    """The end of a command.
+
+    RC: the exit code, or 128 + n after signal n. START, END: seconds since the epoch. Sizes: bytes that the command wrote.
+    """
 
     container: str
     id: str

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A private view of a container's files with a tool image in it, which the container's own processes never see.
+"""A private view of a container's files that includes a tool image; the container's own processes never see the image.
 
-In a private copy of its mount namespace a small tmpfs covers the folder that the image goes into (/dev), with everything
-that stood there bound into it again, and the image beside. It is gone with the last process that stands in it.
+The view is a private copy of the container's mount namespace. In it a small tmpfs covers the folder that the image goes into (/dev).
+Everything in that folder is bound into the tmpfs, and the image is mounted in the tmpfs, too. The view ends with the last process in it.
 
-A mount keeps a name where it is in its own mount namespace only: whoever reaches the folder that it is in by another mount, in another
-namespace or in a container that shares a volume, may rename or remove what is mounted on here. So where a command may do more than the
-container, the tmpfs becomes the root, and all that stood in the container's root is bound into that. That is left out where the name holds
-without it, in a container as engines mostly make them. Sources: EBUSY in rename(2) and rmdir(2), mount_namespaces(7).
+A mount protects the name of its mount point in its own mount namespace only. A process that reaches the parent folder by another mount, in
+another namespace or in a container that shares a volume, may rename or remove the mount point. So where a command may do more than the
+container, the tmpfs becomes the root instead, and everything in the container's root is bound into it. That is not needed where the name is
+safe without it, as in most containers that engines make. Sources: EBUSY in rename(2) and rmdir(2), mount_namespaces(7).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.namespaces import MountNamespace
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_all
 
-SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: where a folder for what a command needs besides is seen
-_MAX_ENTRIES = 20_000  # of one folder that are bound again: a container may serve a folder that has no end
+SCRATCH_SUFFIX = "-scratch"  # after an image's prefix: the place of a command's folder for temporary files
+_MAX_ENTRIES = 20_000  # that are bound for one folder: a container may serve a folder without an end
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_PARENT = {
     errno.ENOENT: "that is not there",
@@ -43,17 +43,18 @@ def enter_private_copy(
     names_must_hold: bool = False,
     may_unmount: bool = True,
 ) -> None:
-    """Stand in a private copy of NAMESPACE with the image of MOUNT_FD at PREFIX, and the mount SCRATCH_FD beside it.
+    """Move this process into a private copy of NAMESPACE (None: the caller's) with the image of MOUNT_FD at PREFIX.
 
-    NAMESPACE None is the one that the caller is in. With NAMES_MUST_HOLD nobody outside of the copy decides what stands at PREFIX, and
-    /proc is the kernel's or empty. MAY_UNMOUNT says whether the container may undo mounts.
+    The mount SCRATCH_FD appears beside the image. With NAMES_MUST_HOLD no process outside the copy can change what is at PREFIX, and
+    /proc is the kernel's or empty. MAY_UNMOUNT says if the container's processes may unmount.
+    Raises OSError; where the container has no folder for the image, its text advises users.
     """
     parent, name = os.path.split(prefix)
     folders = parent.strip("/").split("/")
     tools = {name: mount_fd}
     if scratch_fd is not None:
         tools[name + SCRATCH_SUFFIX] = scratch_fd
-    # Whoever may trace this process reaches what it has open.
+    # All descriptors are closed afterwards, as a process that may trace this one reaches what it has open.
     with ExitStack() as stack:
         own_fd = _hold(stack, os.open("/proc/self", _PLACE))
         _copy(namespace)
@@ -79,7 +80,7 @@ def enter_private_copy(
         for entry, fd in tools.items():
             _mount_in(folder_fd, entry, fd)
         if scratch_fd is not None:
-            # It is a piece of the host's /run, and shares its mount events with it until told not to.
+            # The mount is a clone of one in the host's /run, and mount events propagate between them until it is made private.
             os.fchdir(_hold(stack, os.open(name + SCRATCH_SUFFIX, _FOLDER, dir_fd=folder_fd)))
             syscalls.mount_make_private(".")
         if is_rebuilt:
@@ -91,13 +92,13 @@ def enter_private_copy(
 
 
 def _copy(namespace: MountNamespace | None) -> None:
-    """Stand in a copy of NAMESPACE, or of the caller's: all that is looked at from here on, nobody else can change."""
+    """Enter a private copy of NAMESPACE, or of the caller's, in which no other process can change a mount."""
     if namespace is None:
         os.chdir("/")
     else:
         syscalls.setns(namespace.namespace_fd, syscalls.CLONE_NEWNS)
-        os.fchdir(namespace.root_fd)  # which is not always the namespace's root
-    # Root and current folder of the process become those of the copy.
+        os.fchdir(namespace.root_fd)  # the container's root, not always the namespace's
+    # With unshare the root and the current folder of the process become those of the copy.
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount_make_private("/")
 
@@ -121,11 +122,11 @@ def _hold(stack: ExitStack, fd: int) -> int:
     return fd
 
 
-# What decides, read by OWN_FD, the host's /proc/PID of the calling process, whose root is the namespace's.
+# Facts on which the kind of view depends. OWN_FD is the host's /proc/PID of the calling process, whose root is the namespace's.
 
 
 def _read_mount_id(own_fd: int, fd: int) -> int:
-    """The number that mountinfo has for the mount that FD is on (proc(5))."""
+    """Return the id that mountinfo has for the mount that FD is on (proc(5))."""
     info_fd = os.open(f"fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_fd)
     try:
         lines = read_all(info_fd).decode("ascii").splitlines()
@@ -143,7 +144,7 @@ def _read_mounts(own_fd: int, *needles: str) -> list[mounts.Mount]:
 
 
 def _find_mount_ids(own_fd: int, root_fd: int, folders: Sequence[str]) -> list[int]:
-    """The mounts of the folder ROOT_FD, of the first of FOLDERS in it, of the second in that, and so on; as far as there are such."""
+    """Return the mount ids of the folder ROOT_FD, of the first of FOLDERS in it, of the second in that, and so on, as far as they exist."""
     found = [_read_mount_id(own_fd, root_fd)]
     for count in range(1, len(folders) + 1):
         try:
@@ -156,14 +157,14 @@ def _find_mount_ids(own_fd: int, root_fd: int, folders: Sequence[str]) -> list[i
 
 
 def _do_names_hold(own_fd: int, namespace: MountNamespace, top_fd: int, root_fd: int, folders: Sequence[str]) -> bool:
-    """Whether a mount on FOLDERS keeps them from all but the host's root, as long as the container undoes none. TOP_FD is the namespace's root.
+    """Return True if the mount on FOLDERS protects their names from all but the host's root, as long as the container does not unmount it.
 
-    That is so for a folder of an overlay's top, which nothing else on the host but the engine's own mount of it leads to, in a mount namespace
-    of the host's own user namespace.
+    That is so for a folder in the root of an overlay, as nothing but the engine's own mount of the overlay leads there on the host. The mount
+    namespace has to belong to the host's own user namespace. TOP_FD is the namespace's root.
     """
     ids = _find_mount_ids(own_fd, root_fd, folders)
-    known = {one.mount_id: one for one in _read_mounts(own_fd)}
-    way = [known[one] for one in ids if one in known]
+    known = {mount.mount_id: mount for mount in _read_mounts(own_fd)}
+    way = [known[mount_id] for mount_id in ids if mount_id in known]
     return (
         len(folders) == 1
         and len(way) == len(set(ids)) == 2
@@ -176,23 +177,23 @@ def _do_names_hold(own_fd: int, namespace: MountNamespace, top_fd: int, root_fd:
 
 
 def _has_proc(own_fd: int, root_fd: int) -> bool:
-    """Whether the kernel's /proc is mounted as a whole on the folder proc of ROOT_FD."""
-    kernels = {one.mount_id for one in _read_mounts(own_fd, " - proc ") if one.root == "/"}
+    """Return True if the kernel's /proc is mounted as a whole on the folder proc of ROOT_FD."""
+    kernels = {mount.mount_id for mount in _read_mounts(own_fd, " - proc ") if mount.root == "/"}
     root_id, *found = _find_mount_ids(own_fd, root_fd, ["proc"])
     return found != [root_id] and set(found) <= kernels and bool(found)
 
 
 def _check_root(own_fd: int, root_fd: int) -> None:
-    """Raise OSError where ROOT_FD is not below the namespace's root, so that its mounts are not private now."""
-    if _read_mount_id(own_fd, root_fd) not in {one.mount_id for one in _read_mounts(own_fd)}:
+    """Raise OSError where ROOT_FD is not below the namespace's root: its mounts have not become private then."""
+    if _read_mount_id(own_fd, root_fd) not in {mount.mount_id for mount in _read_mounts(own_fd)}:
         raise OSError(errno.EXDEV, "the root of its first process is covered by a mount: use rights=container")
 
 
-# The tmpfs
+# Content of the tmpfs
 
 
 def _rebuild(stack: ExitStack, source_fd: int, folders: Sequence[str], cover_fd: int, left_out: Sequence[str]) -> int:
-    """Show in COVER_FD all of SOURCE_FD but what is LEFT_OUT, with FOLDERS, one in the other, made anew; a descriptor of the last one."""
+    """Bind all of SOURCE_FD but LEFT_OUT into COVER_FD, make the nested FOLDERS anew, and return a descriptor of the last one."""
     for name in folders:
         _bind_all(source_fd, cover_fd, (name, *left_out))
         left_out = ()
@@ -226,7 +227,7 @@ def _mount_in(cover_fd: int, name: str, mount_fd: int) -> None:
 
 
 def _bind_again(parent_fd: int, entry: str, cover_fd: int) -> None:
-    """Show ENTRY of the covered folder in the tmpfs that covers it."""
+    """Bind ENTRY of the covered folder into the tmpfs that covers it."""
     try:
         mode = os.stat(entry, dir_fd=parent_fd, follow_symlinks=False).st_mode
         if stat.S_ISLNK(mode):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image itself says on how its programs are run: where they are, and which variables they need."""
+"""The programs of an image: their paths, and the variables that they need."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _MAX_LINKS = 40  # as many as the kernel follows
 
 
 def encode(text: str) -> bytes:
-    """TEXT in UTF-8, as images and containers have their names, whatever the host's locale is."""
+    """Return TEXT in UTF-8, the encoding of names in images and containers, whatever the host's locale is."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def decode(name: bytes) -> str:
-    """The text of which encode makes NAME."""
+    """Return the text from which encode makes NAME."""
     return name.decode("utf-8", "surrogateescape")
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """Variables from an image's environment file: lines of NAME=VALUE, '#' begins a comment line."""
+    """Return the variables in an image's environment file, which has lines of NAME=VALUE; '#' begins a comment line."""
     variables = {}
     for line in text.splitlines():
         name, equals, value = line.partition("=")
@@ -36,7 +36,7 @@ def parse_environment(text: str) -> dict[str, str]:
 
 
 def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
-    """The variables that the image behind MOUNT_FD wants its tools to have, beside a plain base; HOME is not among that."""
+    """Return the variables for tools of the image of MOUNT_FD at PREFIX: a plain base and the image's own; HOME is not among them."""
     variables = {
         "LANG": "C.UTF-8",
         "PATH": f"{prefix}/bin:{prefix}/sbin",
@@ -54,9 +54,9 @@ def read_environment(mount_fd: int, prefix: str) -> dict[str, str]:
 
 
 def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
-    """Return True if the path PROGRAM is one of the image behind MOUNT_FD, which is at PREFIX, and no link of it leads elsewhere."""
+    """Return True if the path PROGRAM is in the image of MOUNT_FD at PREFIX, and no symbolic link on it leads out of the image."""
     if not program.startswith("/"):
-        return False  # it depends on the folder that the command stands in
+        return False  # it depends on the command's current folder
     waiting, place, links = program.split("/"), "", 0
     while waiting:
         name, *waiting = waiting
@@ -80,9 +80,9 @@ def is_in_image(program: str, mount_fd: int, prefix: str) -> bool:
 
 
 def find_program(name: str, mount_fd: int, prefix: str, search: str) -> str:
-    """The path to run for NAME: a path is taken as it is; a bare name is looked for in the image only, in the folders of SEARCH.
+    """Return the path to run for NAME: a path as it is, a bare name from those folders of SEARCH that are in the image.
 
-    The container's own programs are never found by a bare name.
+    A bare name never means a program of the container. Raises ExecutionError where the image has no program NAME.
     """
     if "/" in name:
         return name

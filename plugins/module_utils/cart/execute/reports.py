@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How commands ended, as modules tell it: their output, their exit codes, and whose are failures."""
+"""Reports on commands for modules' results: output, exit codes, and failures."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _MAX_QUOTED = 200
 def report_results(
     results: Sequence[Result], sinks: Sequence[Mapping[str, Sink]], output: Output
 ) -> list[dict[str, Any]]:
+    """Return the reports on RESULTS, with the output from SINKS as OUTPUT wants it; the sinks are closed."""
     reports = []
     for result, streams in zip(results, sinks):
         errors = [result.error]
@@ -31,14 +32,14 @@ def report_results(
             texts.update(_report_stream(name, streams[name], output))
             try:
                 streams[name].close()
-            except OSError as error:  # a file system over a network tells of its failures late
+            except OSError as error:  # a network file system reports failed writes late
                 errors.append(f"its {name} cannot be kept: {error.strerror}")
         reports.append({**describe_result(result, errors), **texts})
     return reports
 
 
 def describe_result(result: Result, errors: Sequence[str]) -> dict[str, Any]:
-    """Return what modules return of RESULT but for its output, with those of ERRORS that are not empty."""
+    """Return the report on RESULT without its output; `msg` holds those of ERRORS that are not empty."""
     report = {name: value for name, value in vars(result).items() if name != "error"}
     if any(errors):
         report["msg"] = escape("; ".join(filter(None, errors)))
@@ -46,7 +47,7 @@ def describe_result(result: Result, errors: Sequence[str]) -> dict[str, Any]:
 
 
 def note_failures(reports: Sequence[Mapping[str, Any]], outcome: Outcome, command: Command) -> None:
-    """Note in OUTCOME whose of REPORTS tell of an error, of the end of COMMAND's time, or of an exit code that is not 0."""
+    """Note in OUTCOME the containers whose REPORTS have an error, a timeout of COMMAND, or an exit code other than 0."""
     for report in reports:
         who = Who(report["container"], report["id"])
         if "msg" in report:
@@ -58,7 +59,7 @@ def note_failures(reports: Sequence[Mapping[str, Any]], outcome: Outcome, comman
 
 
 def _quote_end(report: Mapping[str, Any]) -> str:
-    """The last line that the command of REPORT wrote to its standard error, or where that is."""
+    """Return the last line that the command of REPORT wrote to its standard error, or the path of the file with it."""
     lines = [line.strip() for line in report.get("stderr_lines", ()) if line.strip()]
     if lines:
         return f": {lines[-1][:_MAX_QUOTED]}"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a command may do, and how its process takes that on, in an order in which each step still may be done."""
+"""The rights of a command, and the steps by which its process takes them, in an order in which each step is still permitted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities
 
 @dataclass(frozen=True)
 class Rights:
-    """What a process may do. Numbers of users and groups are the host's.
+    """The rights of a process; numbers of users and groups are the host's.
 
-    CAPABILITY_SETS None are all that there are. LIMITS are triples of resource, soft and hard limit. LABEL is what
-    labels.find_transition tells. FILTERS says whose seccomp filters hold, None means nobody's, and MAY_TRACE that they let ptrace pass.
+    CAPABILITY_SETS: None for all capabilities. LIMITS: triples of resource, soft and hard limit. LABEL: from labels.find_transition.
+    FILTERS: the process whose seccomp filters apply, None for no filters. MAY_TRACE: the filters are changed to let ptrace pass.
     """
 
     uid: int
@@ -34,7 +34,7 @@ class Rights:
 
 
 def parse_rights(given: dict[str, Any]) -> Rights:
-    """Rights from what asdict made of them and JSON brought."""
+    """Return the Rights of which asdict made GIVEN, after a way through JSON."""
     sets, filters = given["capability_sets"], given["filters"]
     return Rights(
         **{
@@ -46,7 +46,7 @@ def parse_rights(given: dict[str, Any]) -> Rights:
 
 
 def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None) -> None:
-    """Become what RIGHTS say, in the user namespace of USER_NAMESPACE_FD, but for what `seal` does."""
+    """Take on RIGHTS, in the user namespace of USER_NAMESPACE_FD, except for the steps of `seal`."""
     for number, soft, hard in rights.limits:
         _limit(number, soft, hard)
     os.setgroups(rights.groups)
@@ -56,14 +56,14 @@ def take(rights: Rights, filters: Sequence[bytes], user_namespace_fd: int | None
         capabilities.keep_over_setuid(True)
     os.setresuid(rights.uid, rights.uid, rights.uid)
     if user_namespace_fd is not None:
-        # It gives all capabilities in there, and takes those outside.
+        # Entering it gives all capabilities inside, and takes those outside.
         syscalls.setns(user_namespace_fd, syscalls.CLONE_NEWUSER)
     if sets is not None:
         capabilities.keep_over_setuid(False)
         capabilities.drop_bounding(sets.bounding)
     if not rights.no_new_privileges:
-        for one in filters:  # this takes CAP_SYS_ADMIN
-            seccomp.install_filter(one)
+        for program in filters:  # needs CAP_SYS_ADMIN, so before capabilities are dropped
+            seccomp.install_filter(program)
     if sets is not None:
         capabilities.take(sets)
     if rights.no_new_privileges:
@@ -77,7 +77,7 @@ def _limit(number: int, soft: int, hard: int) -> None:
     try:
         resource.setrlimit(number, (soft, hard))
     except ValueError:
-        # A root without CAP_SYS_RESOURCE raises none; less than the container has is no more than it has.
+        # A root without CAP_SYS_RESOURCE cannot raise a limit; a lower one than the container's permits nothing more.
         resource.setrlimit(number, (_lower(soft, have[1]), _lower(hard, have[1])))
 
 
@@ -87,7 +87,7 @@ def _lower(one: int, other: int) -> int:
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:
-    """Take on what is left, last of all: a filter of the container's may not allow other steps after it."""
+    """Take on the remaining rights, as the last step: the container's filter may forbid every later step."""
     if rights.no_new_privileges:
-        for one in filters:
-            seccomp.install_filter(one)
+        for program in filters:
+            seccomp.install_filter(program)

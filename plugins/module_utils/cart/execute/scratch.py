@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A connection's folder for temporary files: a tmpfs of its own with bounds of its own, seen by the connection's commands alone.
+"""A connection's folder for temporary files: a tmpfs with bounds of its own that only the connection's commands see.
 
-What a container has written there may be more than the host has room for, or nested deeper than anybody can walk. So it is on no
-file system of the host, and it goes with its mount, at which nothing that is in there is looked at.
+A container may write more there than the host has room for, or nest folders deeper than anybody can walk. So the files are on no
+file system of the host, and unmounting removes them without a look at them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 FOLDER = os.path.join(RUN, "scratch")
 MAX_BYTES = 512 << 20
 _MAX_FILES = 65536
-_SOURCE = "crashcart-scratch"  # by which its mounts are known
-_FILES = "files"  # below a folder that only root reaches: its time and its lock are no affair of the command's user
-_FORGOTTEN_S = 3600.0  # after which nobody comes back to a folder that no command uses
+_SOURCE = "crashcart-scratch"  # marks our mounts
+_FILES = "files"  # below a folder for root only: the command's user must not change that folder's time or lock
+_FORGOTTEN_S = 3600.0  # after which a folder that no command uses counts as forgotten
 
 
 def open_scratch(name: str, uid: int, gid: int, max_bytes: int = MAX_BYTES) -> int:
-    """A detached mount of connection NAME's folder, which is UID's and GID's; it is made where it is missing.
+    """Return a detached mount of connection NAME's folder, which UID and GID own; the folder is made where it is missing.
 
-    The connection counts as at work until this process ends.
+    The connection counts as in use until this process ends. Folders of forgotten connections are removed.
     """
     folder = os.path.join(FOLDER, name)
     files = os.path.join(folder, _FILES)
@@ -66,7 +66,7 @@ def _mount(path: str, uid: int, gid: int, max_bytes: int) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove connection NAME's folder. What cannot be removed stays, for others to find; it must not cost a task."""
+    """Remove connection NAME's folder; on an error the rest stays for a later cleanup, so that no task fails because of it."""
     if not name:
         return
     folder = os.path.join(FOLDER, name)
@@ -80,7 +80,7 @@ def remove(name: str) -> None:
 
 
 def remove_forgotten() -> None:
-    """Remove the folders of connections whose controller was killed: there is no other that would."""
+    """Remove the folders of connections whose controller was killed, which nothing else removes."""
     for name in os.listdir(FOLDER):
         with suppress(OSError):  # in use, or gone
             fd = os.open(os.path.join(FOLDER, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -93,5 +93,5 @@ def remove_forgotten() -> None:
 
 
 def list_mounts() -> list[str]:
-    """Where on the host connections' folders are mounted, those at work and forgotten ones."""
-    return [one.mount_point for one in mounts.read_mounts("self", _SOURCE) if one.source == _SOURCE]
+    """Return the mount points of connections' folders on the host, of those in use and of forgotten ones."""
+    return [mount.mount_point for mount in mounts.read_mounts("self", _SOURCE) if mount.source == _SOURCE]

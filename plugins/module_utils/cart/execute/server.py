@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The supervisor's other end: how the module starts it, and what it hands over for each command."""
+"""The module's side of the supervisor: its start, and the descriptors that it gets for each command."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 _FILTERS = os.path.join(RUN, "seccomp")
 
 
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH",)  # some Pythons find their own library by it
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH",)  # some Pythons need it to find their own library
 
 
 class Server:
-    """The supervisor of commands, a small process of its own. Use as a context manager, before there are other threads.
+    """The supervisor of commands, a small process of its own; a context manager, to be entered before other threads are started.
 
-    Its children enter containers, where those who may trace them (CAP_SYS_PTRACE) reach all that they have. So it sees the host's
-    files read-only, and has neither the caller's variables nor its descriptors.
+    The supervisor's children enter containers, where a process that may trace them (CAP_SYS_PTRACE) reaches all that they have. So the
+    supervisor sees the host's files read-only, and has neither the caller's variables nor its descriptors.
     """
 
     def __enter__(self) -> Server:
@@ -45,7 +45,7 @@ class Server:
                 stdout=subprocess.DEVNULL,
                 cwd="/",
                 env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
-                start_new_session=True,  # what kills the caller's group must leave it time to end the commands
+                start_new_session=True,  # a signal to the caller's group must not kill it before it has ended the commands
             )
         return self
 
@@ -55,7 +55,7 @@ class Server:
         self._process.wait()
 
     def send(self, fds: Mapping[str, int]) -> None:
-        """Have a command started with the descriptors FDS."""
+        """Have the supervisor start a command with the descriptors FDS."""
         given = {**fds, command.FILTERS: self._filters_fd}
         message = json.dumps(list(given)).encode("ascii")
         self._control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given.values()))])
@@ -63,12 +63,12 @@ class Server:
 
 @contextmanager
 def open_descriptors(job: Job) -> Iterator[dict[str, int]]:
-    """What is needed to enter the container of JOB, and the order, by the names that command.py tells."""
+    """Yield the descriptors that a process needs to enter the container of JOB, and the order, by the names in command.py."""
     process = job.target.process
     with ExitStack() as stack:
         far = {"image": job.mount_fd, **{command.JOIN + name: fd for name, fd in job.groups.items()}}
         for name in job.command.namespaces:
-            # The kernel refuses to enter the user namespace that one is in; time namespaces came with Linux 5.6.
+            # The kernel refuses to enter the user namespace in which the process already is; time namespaces need Linux 5.6.
             if name not in ("user", "time") or _has_own(job, name):
                 far[name] = process.open(f"ns/{name}")
                 stack.callback(os.close, far[name])
@@ -77,7 +77,7 @@ def open_descriptors(job: Job) -> Iterator[dict[str, int]]:
             stack.callback(os.close, far["root"])
         far[command.FIRST_PROCESS] = syscalls.pidfd_open(process.pid)
         stack.callback(os.close, far[command.FIRST_PROCESS])
-        process.read_start_ticks()  # raises when the pid was somebody else's by now
+        process.read_start_ticks()  # raises ProcessGone if the pid may have been another process's
         far["order"] = _write_order(job)
         stack.callback(os.close, far["order"])
         yield far
@@ -91,13 +91,16 @@ def _has_own(job: Job, name: str) -> bool:
 
 
 def _may_unmount(target: Target) -> bool:
-    """Whether processes of TARGET may undo mounts of its mount namespace. What the first process has now it may once have given up."""
+    """Return True if processes of TARGET may unmount in its mount namespace.
+
+    The first process may have given up rights that others still have, so its bounding set alone does not tell.
+    """
     sets = capabilities.parse_sets(processes.parse_status(target.process.read("status")))
     return target.container.may_mount or bool(sets.bounding & capabilities.parse_names(["SYS_ADMIN"]))
 
 
 def _write_order(job: Job) -> int:
-    """A memory file with what has to be known beside the descriptors."""
+    """Return a memory file with the part of the order that is not in descriptors."""
     order = {
         "program": job.program,
         "argv": job.command.argv,

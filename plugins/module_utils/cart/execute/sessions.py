@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Commands in containers, seen from the module: side by side, with the pipes to them."""
+"""Commands in containers from the module's side: they run side by side, and the module serves their pipes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import ProcessGone
 
 _MAX_RUNNING = 32
-_LAST_WORD_S = 1.0  # for a supervisor that had its time already
-_LAST_READS = 32  # of 64 KiB: more than a pipe holds, so an end that somebody keeps writing to is left all the same
+_LAST_REPORT_S = 1.0  # for a supervisor that was asked to end before
+_LAST_READS = 32  # of 64 KiB each: more than a pipe holds, and a bound where a process keeps writing
 
 
 def run_jobs(jobs: Sequence[Job], sinks: Sequence[Mapping[str, Sink]], server: Server) -> list[Result]:
-    """Run JOBS side by side (at most 32 at a time) by SERVER; their results in the same order.
+    """Run JOBS by SERVER, at most 32 side by side, and return their results in the same order.
 
-    SINKS have for each job what takes its `stdout` and its `stderr`.
+    SINKS have, for each job, the sinks of its `stdout` and its `stderr`.
     """
     waiting = list(zip(jobs, sinks))
     sessions: list[_Session] = []
@@ -38,7 +38,7 @@ def run_jobs(jobs: Sequence[Job], sinks: Sequence[Mapping[str, Sink]], server: S
                 while waiting and running < _MAX_RUNNING:
                     sessions.append(_Session(*waiting.pop(0), selector, server))
                     running += 1
-                # Before the wait: a session that could not even start has nothing to wait for.
+                # Before the wait, as nothing would wake it for a session that could not start.
                 for session in sessions:
                     running -= session.check()
                 if running:
@@ -56,7 +56,7 @@ def _find_pause(sessions: Sequence[_Session]) -> float | None:
 
 
 class _Session:
-    """One command on its way, and the pipes to it."""
+    """A command on its way, and the pipes to it."""
 
     def __init__(self, job: Job, sinks: Mapping[str, Sink], selector: selectors.BaseSelector, server: Server) -> None:
         self.job = job
@@ -64,7 +64,7 @@ class _Session:
         container = job.target.container
         self.result = Result(container.name, container.id, rights=job.command.rights, start=time.time())
         self.is_done = False
-        # The setup has a limit of its own: a container may serve its /dev from a process that hangs.
+        # The setup has a limit of its own, as a container may serve its /dev by a process that hangs.
         self.deadline: float | None = time.monotonic() + TIMEOUT_S
         self._selector = selector
         self._status = b""
@@ -76,7 +76,7 @@ class _Session:
         try:
             self._start(server)
         except (OSError, ProcessGone) as error:
-            # One container that is just ending must not take the commands of the others with it.
+            # A container that is just ending must not end the commands in the others.
             self._finish(f"cannot enter the container, it may have just ended: {error}")
 
     def _start(self, server: Server) -> None:
@@ -114,7 +114,7 @@ class _Session:
             self._stdin_writer = -1
 
     def _read_output(self, fd: Any) -> bool:
-        """Take what FD has; whether there may be more."""
+        """Read once from FD; return True if it may have more."""
         try:
             part = os.read(fd, 65536)
         except BlockingIOError:
@@ -137,7 +137,7 @@ class _Session:
         os.close(fd)
 
     def _read_status(self, channel: Any) -> bool:
-        """Take what the supervisor says; false when it is gone, or has said its last word."""
+        """Read messages of the supervisor; return False when it has closed its end."""
         part = channel.recv(65536)
         *lines, self._status = (self._status + part).split(b"\n")
         for line in lines:
@@ -161,7 +161,7 @@ class _Session:
             self.is_done = True
 
     def check(self) -> int:
-        """End the command if its time is over; 1 when this is the first look at the finished session."""
+        """End the command if its time is over; return 1 at the first call for the finished session, otherwise 0."""
         if not self.is_done and self.deadline is not None and time.monotonic() >= self.deadline:
             if self._is_ending:
                 self._finish("it cannot be killed: it waits in the kernel, or its control group is frozen")
@@ -183,7 +183,7 @@ class _Session:
             self._channel.shutdown(socket.SHUT_WR)
 
     def end(self) -> None:
-        """Take the last output, let go of the pipes, see the command to its end. Calling it again does nothing."""
+        """Read the remaining output, close the pipes, and wait until the command has ended; a second call does nothing."""
         for fd in list(self._outputs):
             for _read in range(_LAST_READS):
                 if not self._read_output(fd):
@@ -198,8 +198,8 @@ class _Session:
             return
         self._selector.unregister(self._channel)
         self._ask_to_end()
-        # It closes its end when nothing of the command is left.
-        self._channel.settimeout(_LAST_WORD_S if self._is_ending else TIMEOUT_S)
+        # The supervisor closes its end when no process of the command is left.
+        self._channel.settimeout(_LAST_REPORT_S if self._is_ending else TIMEOUT_S)
         try:
             while self._read_status(self._channel):
                 pass

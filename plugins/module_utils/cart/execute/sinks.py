@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What takes the output of commands: memory with a bound, or files of the host."""
+"""Sinks for the output of commands: memory with a bound, or files of the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_NAME = 64
 
 
 class Sink:
-    """Takes bytes: into memory, or into the file FD (with the path PATH); what is beyond BOUND bytes is counted and dropped."""
+    """A sink for bytes: memory, or the file FD with the path PATH; bytes beyond BOUND are counted and dropped."""
 
     def __init__(self, bound: int | None, fd: int = -1, path: str = "") -> None:
         self.size = 0
@@ -29,11 +29,11 @@ class Sink:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether something was dropped."""
+        """Return True if bytes were dropped."""
         return self._bound is not None and self.size > self._bound
 
     def write(self, part: bytes) -> None:
-        """Take PART; raises OSError where the file cannot."""
+        """Keep PART, up to the bound; raises OSError where the file cannot be written."""
         kept = part if self._bound is None else part[: max(0, self._bound - self.size)]
         self.size += len(part)
         if self._fd < 0:
@@ -43,24 +43,27 @@ class Sink:
             kept = kept[os.write(self._fd, kept) :]
 
     def read(self) -> bytes:
-        """What memory has kept."""
+        """Return the bytes that are kept in memory."""
         return b"".join(self._parts)
 
     def close(self) -> None:
-        """Close the file; raises OSError where that tells of a failed write."""
+        """Close the file; raises OSError where that reports a failed write."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def name_file(container: Container, stream: str) -> str:
-    """The name of the file for STREAM of CONTAINER, whatever that is called."""
+    """Return a safe name for the file for STREAM of CONTAINER, whose name may be any text."""
     plain = _UNSAFE.sub("_", container.name)[:_MAX_NAME].lstrip(".-")
     return f"{plain or 'container'}-{container.short_id}.{stream}"
 
 
 def open_sinks(containers: list[Container], output: Output) -> list[dict[str, Sink]]:
-    """For each of CONTAINERS what takes its streams. Files are new ones; where one is there already, none is made."""
+    """Return for each of CONTAINERS the sinks of its streams, by name.
+
+    Files are always new; raises ExecutionError, and makes no file, where one exists already or cannot be made.
+    """
     if output.dest is None:
         return [{stream: Sink(output.bound) for stream in STREAMS} for _container in containers]
     make_missing(output.dest)

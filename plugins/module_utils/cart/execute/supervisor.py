@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process between a module and its commands in containers: it starts them and sees to it that nothing of them is left.
+"""The process between a module and its commands in containers: it starts the commands and ensures that none of their processes is left.
 
-It is a small program of its own, for to fork the module, with all of Ansible and an engine's SDK in it, takes several times as long.
-It stays on the host. When a command has ended, or the module asks, or the module is gone, or the container's first process has ended,
-it kills what the command has left.
+It is a small program of its own, as forking the module, with all of Ansible and an engine's SDK in it, takes several times as long.
+It stays on the host. It kills the processes that a command has left when the command has ended, when the module asks, when the module is
+gone, and when the container's first process has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import proce
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import SUPERVISOR_TITLE
 
 _KILL_S = 0.01  # between two rounds of killing
-_GIVE_UP_S = 10.0  # once the module is gone: in a frozen control group, say, a process dies only when it is thawed
+_GIVE_UP_S = 10.0  # after the module has gone: a process in a frozen control group dies only when it is thawed
 _PATIENCE_ROUNDS = 50
 _MAX_FDS = 64
 _MAX_REPORT_BYTES = 1 << 16
@@ -34,7 +34,10 @@ _KILLED = "the command was killed with its supervisor: the container ended, or s
 
 @dataclass
 class _Session:
-    """A command that runs: PID is the process that was forked for it, and NAMESPACE its private mount namespace once it is ready."""
+    """A command that runs.
+
+    PID: the process that was forked for the command. NAMESPACE: its private mount namespace once it is ready, '' before.
+    """
 
     pid: int
     channel: int
@@ -46,11 +49,11 @@ class _Session:
     rc: int | None = None
     is_reaped: bool = False
     is_ending: bool = False
-    rounds: int = 0  # of killing, before it was ready
+    rounds: int = 0  # of killing before the command was ready
 
 
 def serve(control_fd: int) -> None:
-    """Start a command for each message that comes through CONTROL_FD, until that is closed.
+    """Start a command for each message from CONTROL_FD until it is closed and the commands have ended, or cannot be ended.
 
     A message is JSON: the names of the descriptors that come with it.
     """
@@ -66,7 +69,8 @@ def serve(control_fd: int) -> None:
         poll.register(fd, select.POLLIN)
     deadline = None
     while control is not None or sessions:
-        ready = {fd for fd, _event in poll.poll(_KILL_S * 1000 if any(one.is_ending for one in sessions) else None)}
+        is_killing = any(session.is_ending for session in sessions)
+        ready = {fd for fd, _event in poll.poll(_KILL_S * 1000 if is_killing else None)}
         if control is not None and control_fd in ready:
             given = _receive_order(control)
             if given is not None:
@@ -74,7 +78,7 @@ def serve(control_fd: int) -> None:
             else:
                 poll.unregister(control_fd)
                 control, deadline = None, time.monotonic() + _GIVE_UP_S
-                os.dup2(1, 2)  # who waits for the module's errors to end need not wait for this
+                os.dup2(1, 2)  # the reader of the module's stderr must not wait for this process
         with suppress(BlockingIOError):
             os.read(woken, 4096)
         for session in sessions:
@@ -86,7 +90,7 @@ def serve(control_fd: int) -> None:
                 _begin_to_end(session, poll)
         _reap(sessions, poll)
         _kill_rests(sessions, poll)
-        for session in [one for one in sessions if one.is_reaped and not one.namespace]:
+        for session in [session for session in sessions if session.is_reaped and not session.namespace]:
             _finish(session, poll)
             sessions.remove(session)
         if deadline is not None and time.monotonic() > deadline:
@@ -101,7 +105,7 @@ def _begin_to_end(session: _Session, poll: select.poll) -> None:
 
 
 def _receive_order(control: socket.socket) -> dict[str, int] | None:
-    """Return descriptors by their names; None when there will be no more orders."""
+    """Return descriptors by their names; None when no more orders will come."""
     fds = array.array("i")
     message, ancillary, _flags, _address = control.recvmsg(
         4096, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
@@ -114,7 +118,7 @@ def _receive_order(control: socket.socket) -> dict[str, int] | None:
 
 
 def _start_and_close(given: dict[str, int], poll: select.poll) -> list[_Session]:
-    """Start the command of GIVEN, watch it, and close what was for it; no session when it could not be started."""
+    """Start the command of GIVEN, watch it, and close the descriptors that it needed; return no session when it could not be started."""
     session = _start(given)
     kept = {session.channel, session.first_process} if session else set()
     for fd in set(given.values()) - kept:
@@ -127,7 +131,7 @@ def _start_and_close(given: dict[str, int], poll: select.poll) -> list[_Session]
 
 
 def _start(given: dict[str, int]) -> _Session | None:
-    """Fork for the command of GIVEN; None, and the channel has been told why, when that cannot be."""
+    """Fork for the command of GIVEN; on failure tell the channel the reason and return None."""
     try:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
@@ -142,7 +146,7 @@ def _start(given: dict[str, int]) -> _Session | None:
 
 
 def _read_report(session: _Session, poll: select.poll) -> None:
-    """Take what the command's processes say; they may be somebody else's by now, so little is believed."""
+    """Read messages of the command's processes; the container may have taken these over, so little is believed."""
     if session.report < 0:
         return
     part = b""
@@ -163,7 +167,7 @@ def _read_report(session: _Session, poll: select.poll) -> None:
                 session.namespace = os.readlink(f"/proc/{session.pid}/ns/mnt")
                 command.tell(session.channel, {"ready": True})
         except (ValueError, AttributeError, OSError, RecursionError):
-            continue  # no word of ours, or it has ended meanwhile
+            continue  # not a message of ours, or the process has ended meanwhile
 
 
 def _close_report(session: _Session, poll: select.poll) -> None:
@@ -190,11 +194,11 @@ def _reap(sessions: list[_Session], poll: select.poll) -> None:
                     session.error = session.error or _KILLED
                 else:
                     session.rc = os.WEXITSTATUS(status)
-                    session.namespace = ""  # its reaper has seen all to their ends
+                    session.namespace = ""  # the reaper has waited for all others
 
 
 def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
-    """Kill what ending sessions have left: all below the reaper, or all in the private mount namespace when that is gone."""
+    """Kill the processes that ending sessions have left: all below the reaper, or all in the private mount namespace when the reaper is gone."""
     ending = [session for session in sessions if session.is_ending and (session.namespace or not session.is_reaped)]
     if not ending:
         return
@@ -209,13 +213,14 @@ def _kill_rests(sessions: list[_Session], poll: select.poll) -> None:
         for pid in reapers:
             _signal(pid, parents.get(pid, 0), signal.SIGCONT)  # the container's root may have stopped it
         below = set(reapers)
-        for pid in sorted(pids, key=lambda one: _find_depth(one, parents)):
+        for pid in sorted(pids, key=lambda number: _find_depth(number, parents)):
             if parents[pid] in below and pid not in reapers:
                 below.add(pid)
                 _signal(pid, parents[pid], signal.SIGKILL)
         if not session.namespace:
-            # Not ready: a command that is about to begin looks whether its report is still read. It must not be the reaper that
-            # goes first, or the command's zombie is the container's. What has no child yet may wait for something that never comes.
+            # The command is not ready. Before it begins it checks that its report is still read, so closing the report ends it.
+            # The reaper must not be killed first, or the command's zombie would be left to the container. A reaper without
+            # a child may wait for something that never comes: after some rounds the first process is killed.
             _close_report(session, poll)
             session.rounds += 1
             if below == reapers and session.rounds > _PATIENCE_ROUNDS:
@@ -231,14 +236,14 @@ def _find_depth(pid: int, parents: dict[int, int]) -> int:
 
 
 def _signal(pid: int, parent: int, number: int) -> None:
-    """Send NUMBER to PID if it still is the child of PARENT."""
+    """Send NUMBER to PID if PARENT is still its parent."""
     with suppress(processes.ProcessGone), processes.Process(pid) as process:
         if processes.read_parent(pid) == parent:
             process.kill(number)
 
 
 def _kill_all_in(namespace: str, pids: list[int]) -> bool:
-    """Kill those of PIDS that are in the mount NAMESPACE; whether there were any."""
+    """Kill those of PIDS that are in the mount NAMESPACE; return True if any were."""
     found = False
     for pid in pids:
         with suppress(processes.ProcessGone, PermissionError), processes.Process(pid) as process:
@@ -249,7 +254,7 @@ def _kill_all_in(namespace: str, pids: list[int]) -> bool:
 
 
 def _finish(session: _Session, poll: select.poll) -> None:
-    """Tell how it ended, and let go of it."""
+    """Tell the module how the command ended, and close the session's descriptors."""
     if session.error:
         command.tell(session.channel, {"error": session.error})
     else:

@@ -153,7 +153,7 @@ def test_the_files_of_a_container_become_a_tool_image(tmp_path, run_in, containe
     with pytest.raises(host.ModuleFailed, match=f"no container is called '{digits}'; it begins the id of {name}"):
         build(tmp_path / "other", docker_container=digits)
     digits = host.docker("image", "inspect", "-f", "{{.Id}}", f"{IMAGES}/busybox")[len("sha256:") :][:11]
-    with pytest.raises(host.ModuleFailed, match=f"has no image called '{digits}', and that begins the id"):
+    with pytest.raises(host.ModuleFailed, match=f"has no image called '{digits}', but one whose id begins so"):
         build(tmp_path / "other", docker_image=digits)
     host.docker("tag", f"{IMAGES}/busybox", digits)
     try:

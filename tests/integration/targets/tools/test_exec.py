@@ -291,7 +291,7 @@ def execute_check(name):
         ({"cmd": "echo 'x"}, "cannot be split"),
         ({"cmd": " "}, "empty"),
         ({"argv": ["true"], "timeout": "soon"}, "timeout: 'soon' is not a time"),
-        ({"argv": ["true"], "chdir": "/nonesuch"}, r"it cannot stand in '/nonesuch' .chdir.: No such file"),
+        ({"argv": ["true"], "chdir": "/nonesuch"}, r"its folder '/nonesuch' .chdir. cannot be entered: No such file"),
         ({"argv": ["true"], "env": {"N": None}}, "env: N has no value"),
         ({"argv": ["/nonesuch"]}, "cannot run /nonesuch"),
         ({"argv": ["true"], "image": "../x"}, "image name"),

@@ -454,9 +454,9 @@ def test_an_empty_selection_is_not_everything(worker, state):
     for module, its_state in (("ftrace_instance", state), ("crashcart_attach", "detached")):
         with pytest.raises(host.ModuleFailed, match=r"say which containers: .* \(everything=true means "):
             host.call_module(module, state=its_state)
-        with pytest.raises(host.ModuleFailed, match="everything=true goes with no selection"):
+        with pytest.raises(host.ModuleFailed, match="everything=true cannot be combined with a selection"):
             host.call_module(module, state=its_state, everything=True, containers=[worker])
-        with pytest.raises(host.ModuleFailed, match=r"everything goes with .* only \(containers='\*' means all"):
+        with pytest.raises(host.ModuleFailed, match=r"everything can be used with .* only \(containers='\*' means all"):
             host.call_module(module, everything=True)
     assert "/dev/crashcart" in host.read_container_mounts(worker)
     assert len(host.list_instances()) == 1

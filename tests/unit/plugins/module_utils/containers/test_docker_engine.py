@@ -163,7 +163,7 @@ def test_the_context_that_was_chosen(configuration, monkeypatch):
     (configuration / "config.json").unlink()
     monkeypatch.setenv("HOME", str(configuration))
     monkeypatch.setenv("DOCKER_CONTEXT", "chosen")
-    with pytest.raises(ContainerError, match="'docker context use chosen' makes it"):
+    with pytest.raises(ContainerError, match="make it with 'docker context use chosen'"):
         docker_engine.find_endpoint(None)
 
 

@@ -101,7 +101,7 @@ def silent(monkeypatch):
 def test_what_is_not_found_may_be_the_silent_ones(silent):
     error = silent.explain(ContainerError("no container is called 'api'"))
     assert str(error).startswith("containers of docker are not looked at: ")
-    assert str(error).endswith("; of what else there is, no container is called 'api'")
+    assert str(error).endswith("; in the other runtimes, no container is called 'api'")
     assert "docker" in silent.describe_silence()
 
 
