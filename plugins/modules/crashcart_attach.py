@@ -211,7 +211,8 @@ selected:
   elements: str
   sample: [api, web]
 not_found:
-  description: Names and ids of the selection that match no container of this host. They fail the task without O(allow_empty) or O(state=detached).
+  description: Names and ids of the selection that match no container of this host. They fail the task unless O(allow_empty) or
+    O(state=detached) accepts them.
   returned: as RV(attachments)
   type: list
   elements: str

@@ -240,7 +240,7 @@ selected:
   elements: str
   sample: [api, web]
 not_found:
-  description: Names and ids of the selection that match no container of this host. They fail the task without O(allow_empty).
+  description: Names and ids of the selection that match no container of this host. They fail the task unless O(allow_empty) accepts them.
   returned: as RV(selected)
   type: list
   elements: str
