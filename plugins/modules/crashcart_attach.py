@@ -16,8 +16,8 @@ description:
     is freed when the last container detaches or ends.
   - A single command needs no attached image, see M(crashcart.fleet.crashcart_exec). Attach an image where tools must be visible in the
     container, for C(docker exec) and interactive shells.
-  - A container that fails does not stop the others. The task serves them, fails at its end, and names the containers of both kinds. It
-    leaves nothing half-done in a container that failed.
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served.
+    It leaves nothing half-done in a container that failed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -263,7 +263,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 
 def run_detached(module, host, outcome):
-    """See to it that the selected containers have nothing attached. With everything nobody waits for what users of the host have made."""
+    """Detach what MODULE's options select, and return the containers that were served and what changed.
+
+    With everything=true the containers of users are left out of these, and have a time limit so that no user can delay the task.
+    """
     parameters = module.params
     options.require_selection(module, "whatever is attached on the host")
     containers = options.select(module, host, required=False, missing_ok=True)
@@ -283,7 +286,7 @@ def run_detached(module, host, outcome):
         return asdict(change)
 
     is_everywhere = all(parameters[name] is None for name in ("docker_host", "image", "path"))
-    own = [one for one in containers if one.owner_uid is None]
+    own = [container for container in containers if container.owner_uid is None]
     change = detach(own, outcome, everywhere=is_everywhere)
     others = options.run_for_users(module, host, containers, detach_theirs, "what is attached in containers")
     return own, attach.add_changes([change, *map(attach.parse_change, others)])
@@ -320,7 +323,7 @@ def run(module):
             expiry_watchdog.ensure_watchdog()  # somebody may have killed it
     result = {
         "changed": change.is_change,
-        "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],
+        "attachments": [{**attached.as_result(), "shell": shell_line(attached, host)} for attached in change.after],
         "diff": {
             "before": attach.describe(change.before, change.leftovers),
             "after": attach.describe(change.after),

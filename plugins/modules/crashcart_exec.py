@@ -20,8 +20,8 @@ description:
   - All processes that the command has started are killed when the command ends, or when the container does.
   - A command that ends with another exit code than 0 fails the task at its end, as with M(ansible.builtin.command). The message has the
     exit code and the last line of the standard error. Use C(failed_when) to accept other exit codes, see the examples.
-  - A container in which the command cannot be run does not stop the others. The task serves them, fails at its end, and names the
-    containers of both kinds. RV(failed_containers) has the reasons.
+  - A container in which the command cannot be run does not stop the others. The task fails at its end, and says which containers failed
+    and in which the command ran. RV(failed_containers) has the reasons.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)

@@ -23,8 +23,8 @@ description:
   - Each capture has a manifest beside it that says whether events were lost. A manifest is at most 4 KiB long, except for a long account of
     problems. Longer parts, such as the container's labels, are moved into the C(trace.dat), where M(crashcart.fleet.ftrace_report) finds them.
     C(in_trace) in the manifest lists these parts with the number of entries of each.
-  - A container that fails does not stop the others. The task serves them, fails at its end, and names the containers of both kinds. Events
-    of a container that failed stay on the host.
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served.
+    Events of a container that failed stay on the host.
   - The controller checks what arrives. A capture must not be larger than the ring buffers in its manifest (for
     O(crashcart.fleet.ftrace_instance#module:mode=record) also twice C(max_size)), nor than one page for each four compressed bytes plus 64 MiB.
     A damaged capture fails the task and is kept as it arrived, with a name that ends in C(.segment).

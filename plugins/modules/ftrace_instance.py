@@ -15,7 +15,7 @@ description:
   - Nothing is installed, loaded or attached. The container is not changed, and only recording its events slows it.
   - While any system call is traced on a host, every process there enters system calls on the kernel's slow path (writing one byte was
     measured to take 1.4 times as long). Keep such traces short.
-  - A container that fails does not stop the others. The task serves them, fails at its end, and names the containers of both kinds. A
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served. A
     start that fails leaves nothing behind, and an interrupted task removes the traces that it has created.
 version_added: 0.1.0
 author:
@@ -56,7 +56,8 @@ options:
     elements: str
   state:
     description:
-      - V(started) records events. V(stopped) stops recording and keeps what was recorded. V(absent) removes the instance with what it holds.
+      - The state that the traces should have. V(started) records events. V(stopped) stops recording and keeps what was recorded. V(absent)
+        removes the instance with what it holds.
       - With V(absent) a name that matches no container is a warning, not an error, because nothing of it is traced. It is an error where
         one of the host's runtimes does not answer.
     type: str
@@ -100,7 +101,8 @@ options:
       - System calls to record, filtered in the kernel. Each entry is a name or a shell glob over names, and V(*) means all.
       - Strace's classes V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock) record the calls
         of the class that the host has. The percent sign is optional except for V(%signal) and V(%ipc).
-      - Without O(syscalls), O(errors_only), O(events), O(probes), O(profile) and O(tracer) all system calls are recorded.
+      - The default is all of them. Where O(events), O(probes), O(profile) or O(tracer) is given and O(errors_only) is not, the default is
+        none except those of O(profile).
     type: list
     elements: str
     default: []
@@ -163,7 +165,8 @@ options:
     default: 2MiB
   mode:
     description:
-      - V(ring) keeps the newest events in the kernel, overwrites the oldest, and counts the lost ones.
+      - Where recorded events are kept.
+      - V(ring) keeps the newest ones in the kernel, overwrites the oldest, and counts those that are lost.
       - V(record) keeps all events. One small process on the host, C(crashcart-recorder), drains the ring buffers of all recordings to files
         below C(/var/lib/crashcart/traces). Events are lost, and counted, only where it gets too little processor time or disk space.
         M(crashcart.fleet.ftrace_fetch) fetches the files, also while the recording runs.
@@ -197,8 +200,8 @@ options:
     type: int
   max_size:
     description:
-      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). At least four times the ring buffers of all
-        CPUs. Only with O(mode=record).
+      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). It must be at least four
+        times the size of all ring buffers together. Only with O(mode=record).
     type: str
   max_age:
     description:
