@@ -106,7 +106,8 @@ options:
         O(namespaces) cannot be used.
       - With V(tools) it also has C(CAP_SYS_PTRACE) and C(CAP_NET_RAW), for users other than root as well, and the container's seccomp filters
         let C(ptrace) and C(process_vm_readv) pass. It fails for a container that shares its pid or network namespace with the host
-        (C(--pid=host), C(--network=host)) or with other containers, such as those of its pod, because the capabilities would act on these, too.
+        (C(--pid=host), C(--network=host)) or with other containers, such as those of its pod, or that has the host's C(/proc) mounted,
+        because the capabilities would act on these, too.
       - With V(host) it has the capabilities of the host's root, and no seccomp filter, label or limits of the container. Use it only
         where a tool needs it, such as C(mount), because a container that takes over the tool can do anything on the host.
       - A program of the container, named by its path, always runs with V(container). RV(results[].rights) shows what was used.
@@ -142,8 +143,8 @@ options:
       - Namespaces of the container to enter. The default is all of them, and C(mnt), C(pid), C(net), C(ipc) and C(uts) with O(rights=host).
       - With O(rights=tools) V(mnt) and V(pid) are required, and V(user) is always entered. Where V(net) or V(ipc) is left out, the command has
         no capabilities that act on the host's namespace.
-      - Without V(mnt) the command sees the host's files and C(/proc), even with V(pid), and the image at its prefix. V([net]) corresponds to
-        C(nsenter -n). A bare name is a program of the image, a path one of the host, and O(user) a user of the host.
+      - Without V(mnt) the command sees the host's files and C(/proc), even with V(pid), and the image at its prefix. A bare name is then a
+        program of the image, a path a program of the host, and O(user) a user of the host. V([net]) corresponds to C(nsenter -n).
     type: list
     elements: str
     choices: [mnt, pid, net, ipc, uts, cgroup, time, user]

@@ -26,7 +26,7 @@ description:
   - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served.
     Events of a container that failed stay on the host.
   - The controller checks what arrives. A capture must not be larger than the ring buffers in its manifest (for
-    O(crashcart.fleet.ftrace_instance#module:mode=record) also twice C(max_size)), nor than one page for each four compressed bytes plus 64 MiB.
+    O(crashcart.fleet.ftrace_instance#module:mode=record) plus twice C(max_size)), nor than one page for each four compressed bytes plus 64 MiB.
     A damaged capture fails the task and is kept as it arrived, with a name that ends in C(.segment).
 version_added: 0.1.0
 author:
