@@ -10,14 +10,14 @@ DOCUMENTATION = r"""
 module: crashcart_attach
 short_description: Attach a tool image to running containers, or detach it
 description:
-  - Mounts a tool image of the host's store inside running containers, without a restart and without any help from them
-    (they need no shell, no writable root filesystem, no privileges).
-  - The mount is read-only, without setuid and without devices. The host itself gets no mount (but with O(method=rslave)), and
-    the loop device goes by itself when the last container detaches or ends.
-  - To run a single command nothing has to be attached, see M(crashcart.fleet.crashcart_exec).
-    Attach where tools must be visible in the container, for C(docker exec) and interactive shells.
-  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
-    of what was begun in a container that failed.
+  - Mounts a tool image from the host's store inside running containers, without a restart. The containers need no shell, no writable root
+    filesystem and no privileges.
+  - The mount is read-only, without setuid and without devices. The host itself gets no mount, except with O(method=rslave). The loop device
+    is freed when the last container detaches or ends.
+  - A single command needs no attached image, see M(crashcart.fleet.crashcart_exec). Attach an image where tools must be visible in the
+    container, for C(docker exec) and interactive shells.
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served.
+    It leaves nothing half-done in a container that failed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -35,7 +35,7 @@ attributes:
     support: none
   become:
     support: full
-    details: Needs root on the host.
+    details: The module needs root on the host.
   check_mode:
     support: full
   delegation:
@@ -50,61 +50,62 @@ attributes:
 options:
   state:
     description:
-      - Whether the image shall be attached.
-      - Paused containers can be detached, too. With V(detached) a name that no container has is a warning, and no error, as nothing is
-        attached there; it is an error where a runtime of the host does not answer.
+      - Whether the image should be attached.
+      - V(detached) also works for paused containers. A name that matches no container is a warning then, not an error, because nothing
+        is attached there. It is an error where one of the host's runtimes does not answer.
     type: str
     choices: [attached, detached]
     default: attached
   everything:
     description:
-      - With O(state=detached) and in the place of a selection, detach whatever is attached on the host, also what users of the host have
-        attached, and take away what killed tasks have left. O(image), O(path) and O(docker_host) narrow it.
+      - Detach every image on the host, including those in containers of the host's users, and remove what killed tasks have left.
+      - Requires O(state=detached) and replaces a selection by O(containers), O(labels) or O(query). O(image), O(path) and O(docker_host)
+        narrow it.
     type: bool
     default: false
     version_added: 0.1.0
   image:
     description:
-      - Name of an image in the host's store. Without it, V(default).
-      - With O(state=detached), only attachments of this image; without it, of any image.
+      - Name of an image in the host's store. The default is V(default).
+      - With O(state=detached) only attachments of this image are detached, by default those of any image.
     type: str
   path:
     description:
-      - Where the image is mounted in the container. Without it, the prefix that the image was built for, usually
-        V(/dev/crashcart); its programs work nowhere else.
-      - With O(state=detached), only attachments at this path; without it, at any path.
+      - Where the image is mounted in the container. The default is the prefix that the image was built for, usually V(/dev/crashcart). The
+        image's programs work at that path only, so another one is an error.
+      - With O(state=detached) only attachments at this path are detached, by default those at any path.
     type: path
   method:
     description:
-      - How the image gets into containers that lack it.
-      - V(fsmount) moves a detached mount there, which needs nothing of the container (Linux 5.2).
-      - V(mknod) mounts the image's block device by the old system call, for older kernels. Its device node is in no container.
-      - V(rslave) mounts the image on the host, in the folder that the container was started with as a volume at O(path), for
-        example C(-v /srv/tools:/dev/crashcart:rslave). All containers with that volume get the tools and lose them together.
-      - V(auto) takes V(fsmount) where the kernel has it, else V(mknod).
+      - How the image gets into containers that do not have it yet.
+      - V(auto) uses V(fsmount) where the kernel has it, else V(mknod).
+      - V(fsmount) moves a detached mount into the container and needs nothing of the container. Requires Linux 5.2.
+      - V(mknod) mounts the image's block device with the mount system call of older kernels. No container sees the device node.
+      - V(rslave) mounts the image on the host, in the folder that is the container's volume at O(path), for example
+        C(-v /srv/tools:/dev/crashcart:rslave). All containers with that volume get the tools, and lose them, together.
     type: str
     choices: [auto, fsmount, mknod, rslave]
     default: auto
   ttl:
     description:
-      - After this time the attachment goes away by itself, for example V(30m) or V(2h), whatever has become of the controller.
-        Tools that still run keep what they use.
-      - A later call with O(ttl) gives it that time anew; one without leaves its end as it is.
-      - It does not go with O(method=rslave).
-      - One small process on the host, C(crashcart-watchdog), sees to it, and ends when nothing is left to watch.
+      - Time after which the attachment ends by itself, for example V(30m) or V(2h), even when the controller is gone. Tools that still run keep
+        the files that they use. By default the attachment stays until it is detached.
+      - A later call with O(ttl) starts the time again. A later call without it leaves the end as it is.
+      - Cannot be used with O(method=rslave), whose mount belongs to the host and outlives the container.
+      - One small process on the host, C(crashcart-watchdog), ends attachments. It exits when it has nothing left to watch.
     type: str
   busy:
     description:
       - What to do when processes use the tools that are to be detached.
-      - V(fail) names them and leaves the mount. V(wait) waits for their end, V(kill) kills them, and both name who is left after
-        O(busy_timeout). V(lazy) takes the mount out of sight at once; it ends with the last process that uses it.
-      - Of tools in an rslave volume only the selected containers' users are named, waited for or killed.
+      - V(fail) names the processes and keeps the mount. V(wait) waits until they end, and V(kill) kills them. Both fail after O(busy_timeout)
+        and name the processes that are left. V(lazy) hides the mount at once, and it goes when the last process that uses it ends.
+      - For tools in an rslave volume only processes of the selected containers are named, waited for or killed.
     type: str
     choices: [fail, wait, kill, lazy]
     default: fail
   busy_timeout:
     description:
-      - How long O(busy=wait) and O(busy=kill) last for each container at most, for example V(30s) or V(5m).
+      - Maximum time for each container that O(busy=wait) and O(busy=kill) wait, for example V(30s) or V(5m).
     type: str
     default: 30s
 seealso:
@@ -113,13 +114,13 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Attach the default image to two containers
+- name: Attach the default image to some containers
   crashcart.fleet.crashcart_attach:
     containers: [api, "worker-*"]
   become: true
   register: attached
 
-- name: Say how to get a shell in each
+- name: Show the command that opens a shell in each
   ansible.builtin.debug:
     msg: "{{ attached.attachments | map(attribute='shell') }}"
 
@@ -130,28 +131,36 @@ EXAMPLES = r"""
     query: "Config.Healthcheck == null"
   become: true
 
-- name: Attach for two hours, whatever happens to this controller
+- name: Attach for two hours, even if this controller goes away
   crashcart.fleet.crashcart_attach:
     containers: api
     ttl: 2h
   become: true
 
+- name: Detach from one container, killing the processes that still use the tools
+  crashcart.fleet.crashcart_attach:
+    containers: api
+    state: detached
+    busy: kill
+  become: true
+
 - name: Detach everything on the host
   crashcart.fleet.crashcart_attach:
     state: detached
+    everything: true
   become: true
 """
 
 RETURN = r"""
 lines:
-  description: A line for people for each of RV(attachments), with the container, when it ends by itself, and the line that gives a shell.
+  description: One line to read for each of RV(attachments), with the container, the end if there is one, and the command that opens a shell.
   returned: as RV(attachments)
   type: list
   elements: str
   sample: ["api, until 2026-09-21T14:13:20Z: docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash"]
 attachments:
-  description: The selected containers' attachments as they are after the task, also where it failed at some of them.
-  returned: always, unless the task failed for all alike, as by its selection
+  description: Attachments of the selected containers after the task.
+  returned: always, unless the task failed before it served any container
   type: list
   elements: dict
   contains:
@@ -164,11 +173,11 @@ attachments:
       type: str
       sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
     pid:
-      description: Its first process on the host.
+      description: Process id on the host of the container's first process.
       type: int
       sample: 4711
     path:
-      description: Where the tools are in the container.
+      description: Path of the tools in the container.
       type: str
       sample: /dev/crashcart
     image:
@@ -176,42 +185,43 @@ attachments:
       type: str
       sample: default
     digest:
-      description: The image's sha256.
+      description: SHA-256 of the image.
       type: str
       sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     method:
-      description: How it was attached.
+      description: The O(method) by which the image was attached.
       type: str
       sample: fsmount
     expires:
-      description: When it goes away by itself, in seconds since the epoch by the host's clock; V(null) when it stays.
+      description: When the attachment ends by itself, in seconds since the epoch by the host's clock. V(null) when it does not.
       type: float
       sample: 1790000000.25
     expires_at:
-      description: The same for people, in UTC as ISO 8601 has it.
+      description: The time in RV(attachments[].expires) as UTC in ISO 8601 format. V(null) when that is V(null).
       type: str
       sample: "2026-09-21T14:13:20Z"
     shell:
-      description: A line for the controller's terminal that gives an interactive shell in the container.
+      description: Command for a terminal of the controller that opens an interactive shell in the container.
       type: str
       sample: ssh -t admin@web1 sudo docker exec -it 3f4e1c0c9b0b /dev/crashcart/bin/bash
 selected:
-  description: Names of the containers that the selection means here, also in check mode.
-  returned: success, and where some of them failed
+  description: Names of the selected containers, also in check mode.
+  returned: as RV(attachments)
   type: list
   elements: str
   sample: [api, web]
 not_found:
-  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
-  returned: as RV(selected)
+  description: Names and ids of the selection that match no container of this host. They fail the task unless O(allow_empty) or
+    O(state=detached) accepts them.
+  returned: as RV(attachments)
   type: list
   elements: str
   sample: []
 failed_containers:
   description:
-    - The containers that failed, each with the reason and the next step; the message of the task says the same.
-    - In the others what was asked for is done.
-  returned: always, unless the task failed for all alike, as by its selection
+    - The containers that failed, each with the reason and the next step. The message of the task says the same.
+    - All other selected containers are as O(state) says.
+  returned: always, unless the task failed before it served any container
   type: list
   elements: dict
   contains:
@@ -228,7 +238,7 @@ failed_containers:
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 method_reason:
-  description: Why this method was chosen for containers that lacked the image.
+  description: Why this O(method) was chosen for containers that did not have the image.
   returned: as RV(attachments), with O(state=attached)
   type: str
   sample: the kernel has detached mounts, which need nothing of the container
@@ -253,7 +263,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 
 def run_detached(module, host, outcome):
-    """See to it that the selected containers have nothing attached. With everything nobody waits for what users of the host have made."""
+    """Detach what MODULE's options select, and return the containers that were served and what changed.
+
+    With everything=true the containers of users are left out of these, and have a time limit so that no user can delay the task.
+    """
     parameters = module.params
     options.require_selection(module, "whatever is attached on the host")
     containers = options.select(module, host, required=False, missing_ok=True)
@@ -273,7 +286,7 @@ def run_detached(module, host, outcome):
         return asdict(change)
 
     is_everywhere = all(parameters[name] is None for name in ("docker_host", "image", "path"))
-    own = [one for one in containers if one.owner_uid is None]
+    own = [container for container in containers if container.owner_uid is None]
     change = detach(own, outcome, everywhere=is_everywhere)
     others = options.run_for_users(module, host, containers, detach_theirs, "what is attached in containers")
     return own, attach.add_changes([change, *map(attach.parse_change, others)])
@@ -310,7 +323,7 @@ def run(module):
             expiry_watchdog.ensure_watchdog()  # somebody may have killed it
     result = {
         "changed": change.is_change,
-        "attachments": [{**one.as_result(), "shell": shell_line(one, host)} for one in change.after],
+        "attachments": [{**attached.as_result(), "shell": shell_line(attached, host)} for attached in change.after],
         "diff": {
             "before": attach.describe(change.before, change.leftovers),
             "after": attach.describe(change.after),

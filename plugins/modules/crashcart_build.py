@@ -10,21 +10,21 @@ DOCUMENTATION = r"""
 module: crashcart_build
 short_description: Build a tool image from packages, files and container images
 description:
-  - Makes one image of everything that is named - sets of tools, Debian packages, package files, archives, folders, programs, a
-    container image - whose programs work below C(/dev/crashcart) in any container, with libraries of the image alone.
-  - The dependency closure of Debian packages is resolved by apt's own solver in an apt root of its own.
-  - Needs neither root nor a mount, and runs nothing of what it unpacks, no maintainer script either. Of the machine's apt only its
-    sources, keys and proxies are read.
-  - What no tool needs in a container is left out - C(/boot), C(/dev), C(/proc), C(/run), C(/sys), C(/tmp), C(/var), what starts
+  - Builds one image from all named sources - sets of tools, Debian packages, package files, archives, folders, programs, a container
+    image. Its programs work below C(/dev/crashcart) in any container and load libraries from the image only.
+  - The build needs neither root nor a mount, and runs nothing of what it unpacks, including maintainer scripts. apt's own solver resolves the
+    dependencies of Debian packages in a separate apt root. Of the machine's apt configuration only sources, keys and proxies are read.
+  - The image leaves out what no tool needs in a container - C(/boot), C(/dev), C(/proc), C(/run), C(/sys), C(/tmp), C(/var), files that start
     services, documentation, translations, tables of rare encodings, empty folders.
-  - The tools load code from the image only, also those that C(docker exec) starts without any of the image's variables. Preloaded
-    libraries, name services, character sets, start-up files and modules of the container (C(/etc/ld.so.preload), C(/etc/nsswitch.conf),
-    C(~/.bashrc), C(~/.gdbinit), C(~/.local/lib/python3.11) and their like) are not read. What cannot be kept from that is in
-    RV(image.unsealed). Variables of the container's configuration such as E(LD_PRELOAD) count where they are handed over.
-  - So C(python3) does not look for modules in the current folder or beside a script (as with C(-P)) unless E(PYTHONPATH) names it,
-    C(su) and C(runuser) refuse (C(setpriv) does not), and what a tool is told to start, such as C(!command), is the container's C(/bin/sh).
-  - The same sources make the same image, to the byte.
-  - Runs on the controller (C(delegate_to=localhost) with C(become=false)), or on another machine by delegation.
+  - The tools ignore the container's preloaded libraries, name services, character sets, start-up files and modules
+    (C(/etc/ld.so.preload), C(/etc/nsswitch.conf), C(~/.bashrc), C(~/.gdbinit), C(~/.local/lib/python3.11) and others). This also holds for tools
+    that C(docker exec) starts without the image's variables. RV(image.unsealed) lists the exceptions. Variables of the container's
+    configuration, such as E(LD_PRELOAD), take effect where the engine passes them to a tool.
+  - For that reason C(python3) looks for modules neither in the current folder nor beside a script (as with C(-P)) unless E(PYTHONPATH) names
+    the folder, and C(su) and C(runuser) refuse to run (use C(setpriv)). A command that a tool starts, such as C(!command), runs in the
+    container's C(/bin/sh).
+  - The same sources give the same image, byte for byte.
+  - Run it on the controller (C(delegate_to=localhost) with C(become=false)), or delegate it to a build machine.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -37,120 +37,122 @@ attributes:
     support: full
   become:
     support: none
-    details: It needs no privileges.
+    details: The module needs no privileges.
   check_mode:
     support: full
-    details: In check mode no lists of packages are fetched; an image that was asked for in the same words counts as current.
+    details: Check mode fetches no lists of packages. An image that an earlier run with the same arguments built counts as current.
   delegation:
     support: full
   diff_mode:
     support: full
   idempotent:
     support: full
-    details: An image is built again when a package has a new version.
+    details: The image is built again when one of its packages has a new version.
   platform:
     platforms: debian
     support: full
 options:
   dest:
     description:
-      - The image file to make. Its manifest is written beside it as C(DEST.json).
+      - The image file to create. Its manifest is written beside it as C(DEST.json).
     type: path
     required: true
   sets:
     description:
-      - Tools by the name of a set; V(default) where no other source is named. They are bash, coreutils, findutils, grep, less and sed,
-        and beside these
-      - V(default) - curl, dig, file, gdb, iproute2, lsof, ping, procps, python3, socat, strace, tcpdump, util-linux and vim, and what Ansible's
-        modules call (bzip2, getent, gzip, hostname, tar, unzip, which, xz);
-      - V(network) - conntrack, curl, dig, ethtool, iperf3, iproute2, iptables, mtr, nc, net-tools, nft, ngrep, openssl, ping, procps,
-        socat, tcpdump, tracepath and traceroute;
-      - V(debug) - binutils, bpftrace, elfutils, file, gdb, lsof, ltrace, procps, psmisc, python3, strace, sysstat, util-linux and vim;
-      - V(python) - procps, python3 with its whole standard library and apt's, util-linux, and the same that Ansible's modules call.
-      - V(minimal) is busybox and nothing else.
+      - Sets of tools to include. The default is V(default) where no other source is named. Each set but V(minimal) has bash, coreutils,
+        findutils, grep, less and sed.
+      - V(default) adds curl, dig, file, gdb, iproute2, lsof, ping, procps, python3, socat, strace, tcpdump, util-linux, vim, and programs that
+        Ansible's modules call (bzip2, getent, gzip, hostname, tar, unzip, which, xz).
+      - V(network) adds conntrack, curl, dig, ethtool, iperf3, iproute2, iptables, mtr, nc, net-tools, nft, ngrep, openssl, ping, procps,
+        socat, tcpdump, tracepath and traceroute.
+      - V(debug) adds binutils, bpftrace, elfutils, file, gdb, lsof, ltrace, procps, psmisc, python3, strace, sysstat, util-linux and vim.
+      - V(python) adds procps, python3 with its whole standard library and apt's module, util-linux, and programs that Ansible's modules call.
+      - V(minimal) has busybox only.
     type: list
     elements: str
     choices: [minimal, default, network, debug, python]
   packages:
     description:
-      - Names of Debian packages, with C(=VERSION) where a certain version is wanted.
+      - Names of Debian packages to include. Append C(=VERSION) to get a certain version.
     type: list
     elements: str
   paths:
     description:
-      - Files and folders of the machine that builds. A folder stands for the root of a file system, a C(.deb), C(.rpm) or tar archive is
+      - Files and folders of the build machine to include. A folder is taken as the root of a file system, a C(.deb), C(.rpm) or tar archive is
         unpacked, a program goes to C(bin).
-      - What a C(.deb) depends on is fetched along with it; what a C(.rpm) depends on has to be named, too.
-      - A package of the store of Nix (C(/nix/store/NAME)) stays at its place, and its programs get names in C(bin). Name its whole
-        closure, as C(nix-store -qR) lists it.
-      - An ext2, ext3 or ext4 file system, such as an image of Oracle's crashcart, is used as it is, and is the only source then.
+      - The dependencies of a C(.deb) are fetched. The dependencies of a C(.rpm) have to be named as well.
+      - A package of the Nix store (C(/nix/store/NAME)) keeps its path, and its programs get names in C(bin). Name its whole closure, as
+        C(nix-store -qR) lists it.
+      - An ext2, ext3 or ext4 file system, such as an image of Oracle's crashcart, is used unchanged and has to be the only source.
     type: list
     elements: path
   docker_image:
     description:
-      - Name of a container image that the Docker engine has, whose files go into the tool image.
+      - Name of a container image to include. The Docker engine must have it already.
     type: str
   docker_container:
     description:
-      - Name or id, or twelve or more digits of the id, of a container, running or not, whose files as they are now go into the tool image.
+      - Name, or id of at least twelve digits, of a container to include with its current files. It need not run.
     type: str
   docker_host:
     description:
-      - URL of the engine's socket. By default the environment variable E(DOCKER_HOST), then C(unix:///var/run/docker.sock).
+      - URL of the engine's socket for O(docker_image) and O(docker_container). The default is the environment variable E(DOCKER_HOST), then
+        C(unix:///var/run/docker.sock).
     type: str
   prefix:
     description:
-      - The path that the tools work at, where the image has to be attached. Its last part begins with C(crashcart).
+      - Path in containers where the image has to be attached, because its tools work there only. The last part of the path must begin
+        with C(crashcart).
     type: str
     default: /dev/crashcart
   format:
     description:
-      - The image's file system. M(crashcart.fleet.crashcart_info) says what a host can mount.
-      - V(squashfs) is the smallest, V(erofs) the quickest to start tools from, V(ext4) the one that every kernel has.
+      - File system of the image. M(crashcart.fleet.crashcart_info) shows which of them a host can mount.
+      - V(squashfs) is the smallest, V(erofs) starts tools the fastest, and every kernel has V(ext4).
     type: str
     choices: [squashfs, erofs, ext4]
     default: squashfs
   arch:
     description:
-      - The architecture of the programs by Debian's name. By default that of the machine that builds, or of the container image or
-        files where there are no packages.
-      - Nothing is executed, so images for other architectures than the machine's can be built.
+      - Architecture of the programs by Debian's name. The default is that of the build machine, or of the container image or the
+        files where no packages are included.
+      - Another architecture than the machine's works, because the build runs none of the programs.
     type: str
     choices: [amd64, arm64]
   release:
     description:
-      - The release of Debian or Ubuntu that packages come from, for example V(trixie), with its updates and its security updates.
-      - By default what the machine's own sources name.
+      - Release of Debian or Ubuntu that packages come from, for example V(trixie), with its updates and security updates. The
+        default is what the machine's own sources name.
     type: str
   mirror:
     description:
-      - The address of the mirror for O(release), of which nothing but that suite is used then. By default the machine's own mirrors.
+      - Address of the mirror for O(release). Only that suite of the mirror is used then. The default is the machine's own mirrors.
     type: str
   cache:
     description:
-      - Folder for lists of packages and package files, kept for the next build. Builds that share one fetch one after the other.
+      - Folder that keeps lists of packages and package files for the next build. Builds that share a cache fetch one after the other.
     type: path
     default: ~/.cache/crashcart
   cache_valid_time:
     description:
-      - Lists of packages that are younger are not fetched again, for example V(1h).
+      - Age up to which lists of packages are not fetched again, for example V(30m) or V(1d).
     type: str
     default: 1h
   offline:
     description:
-      - Fetch nothing; use the lists and the packages that O(cache) has from an earlier build.
+      - Fetch nothing, and use the lists and packages that an earlier build has left in O(cache).
     type: bool
     default: false
   sbom:
     description:
-      - A file for a software bill of materials of the image (CycloneDX 1.6, JSON).
+      - File to write a software bill of materials to (CycloneDX 1.6, JSON). Its folder must exist.
     type: path
   _progress:
     description:
-      - Internal. A file that the action plugin reads, and that the module tells each step.
+      - Internal. A file that the module writes each step to, for the action plugin to read.
     type: path
 requirements:
-  - patchelf, and squashfs-tools, erofs-utils or e2fsprogs for the format
+  - patchelf, and squashfs-tools, erofs-utils or e2fsprogs for the O(format)
   - apt and dpkg (Debian or Ubuntu) for packages, bsdtar (libarchive-tools) for C(.rpm)
   - pyelftools (Python), docker (Python) for container images, cyclonedx-python-lib (Python) for O(sbom)
 seealso:
@@ -166,7 +168,7 @@ EXAMPLES = r"""
   become: false
   register: built
 
-- name: Say how big they are
+- name: Show the size of the image
   ansible.builtin.debug:
     var: built.image.size
 
@@ -180,7 +182,7 @@ EXAMPLES = r"""
   run_once: true
   become: false
 
-- name: Make a tool image of a container image
+- name: Build a tool image from a container image
   crashcart.fleet.crashcart_build:
     dest: netshoot.squashfs
     docker_image: nicolaka/netshoot
@@ -191,65 +193,64 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: The image as its manifest describes it; in check mode V(null) for an image that would be built.
+  description: The image. V(null) in check mode for an image that would be built.
   returned: success
   type: dict
   contains:
     path:
-      description: The image file.
+      description: Path of the image file, as given in O(dest).
       type: str
       sample: default.squashfs
     digest:
-      description: Its sha256.
+      description: SHA-256 of the image file.
       type: str
       sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     size:
-      description: Its size in bytes.
+      description: Size of the image file in bytes.
       type: int
       sample: 60000000
     arch:
-      description: The architecture of its programs by Debian's name.
+      description: Architecture of the programs by Debian's name.
       type: str
       sample: amd64
     format:
-      description: Its file system.
+      description: File system of the image.
       type: str
       sample: squashfs
     prefix:
-      description: The path that its programs work at.
+      description: Path in containers that the programs work at.
       type: str
       sample: /dev/crashcart
     tools:
-      description: Its programs by name, each with the package and the version that it came with.
+      description: The programs by name, each with the package and the version that it came with.
       type: dict
       sample: {"bash": "bash 5.2.15-2+b7", "strace": "strace 6.1-0.1"}
     problems:
-      description: Files that will not work in the image, each with the reason, such as a library that no source has.
+      description: Files that will not work in the image, for example because no source has one of their libraries.
       type: list
       elements: dict
       contains:
         path:
-          description: The file, seen from the root of the image.
+          description: The file, relative to the root of the image.
           type: str
         reason:
-          description: What it lacks.
+          description: What the file lacks.
           type: str
     sealed:
-      description: Whether all its programs load code, and what decides which code is loaded, from the image only, whatever the container
-        has that they run in. The image itself says so by the file C(etc/crashcart.sealed).
+      description: Whether all programs load code, and the settings that choose this code, from the image only, whatever the container holds.
+        The image itself records this by the file C(etc/crashcart.sealed).
       type: bool
       sample: true
     unsealed:
-      description: What keeps the image from being sealed, each with the reason, such as an interpreter that looks for its modules where
-        the container has them.
+      description: What keeps the image from being sealed, for example an interpreter that looks for its modules in the container.
       type: list
       elements: dict
       contains:
         path:
-          description: The file, seen from the root of the image; empty where it is all of it.
+          description: The file, relative to the root of the image. Empty where the whole image is meant.
           type: str
         reason:
-          description: What it would load from the container.
+          description: What would be loaded from the container.
           type: str
 """
 
@@ -274,8 +275,9 @@ def describe(manifest, dest):
 
 
 def list_versions(manifest):
-    # An image of an older builder has no components in its manifest.
-    return {one["name"]: one["version"] or one["hash"] for one in (manifest or {}).get("components", ())}
+    # The manifest of an image that an older builder made has no components.
+    components = (manifest or {}).get("components", ())
+    return {component["name"]: component["version"] or component["hash"] for component in components}
 
 
 def make_request(parameters):
@@ -296,17 +298,18 @@ def make_request(parameters):
 
 
 def list_broken(manifest, named):
-    """The paths of programs that lack something, of the sources that were asked for by their names.
+    """Return the paths of the programs that lack something and come from a source that the user named.
 
-    A set's packages and dependencies are left out: they bring scripts along for languages that the image does not have.
+    Packages of a set and dependencies are left out: they contain scripts for languages that the image does not have.
     """
-    unasked = {one["name"] for one in manifest["components"] if one["uri"]} - set(named)
-    paths = [one["path"] for one in manifest["problems"] if one["path"].startswith(("bin/", "sbin/", "local/"))]
+    unasked = {component["name"] for component in manifest["components"] if component["uri"]} - set(named)
+    problems = [problem["path"] for problem in manifest["problems"]]
+    paths = [path for path in problems if path.startswith(("bin/", "sbin/", "local/"))]
     return [path for path in paths if manifest["tools"].get(os.path.basename(path), "").split(" ")[0] not in unasked]
 
 
 def make_teller(path):
-    """Who writes each step to the file PATH as a line, where there is one to write to."""
+    """Return a function that appends a step as one line to the file PATH, or does nothing where PATH is None."""
 
     def tell(text):
         if path is not None:
@@ -319,7 +322,7 @@ def make_teller(path):
 def run(module):
     if elf.ELFTOOLS_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("pyelftools"), exception=elf.ELFTOOLS_IMPORT_ERROR)
-    # The tools of file systems are not in everybody's PATH.
+    # mksquashfs and mkfs may be in folders that an ordinary user's PATH lacks.
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     parameters = module.params
     dest = parameters["dest"]
@@ -329,7 +332,7 @@ def run(module):
     beside_sbom = os.path.dirname(os.path.abspath(parameters["sbom"] or dest))
     if parameters["sbom"] and not os.access(beside_sbom, os.W_OK):
         module.fail_json(
-            msg=f"sbom {parameters['sbom']} cannot be written: {beside_sbom} is no folder that is there and writable"
+            msg=f"sbom {parameters['sbom']} cannot be written: {beside_sbom} is missing or not writable: name a file elsewhere"
         )
     request = make_request(parameters)
     before = builder.read_manifest(dest)
@@ -337,7 +340,7 @@ def run(module):
         is_listed = not parameters["sbom"] or os.path.exists(parameters["sbom"])
         is_current = is_listed and builder.is_same_request(before, request)
         return {"changed": not is_current, "image": describe(before if is_current else None, dest)}
-    # Beside the image there has to be room for a container's files; /tmp may be in memory.
+    # The work folder is beside the image because it may hold a whole container's files, and /tmp may be in memory.
     beside = os.path.dirname(os.path.abspath(dest))
     os.makedirs(beside, exist_ok=True)
     with builder.open_work_folder(beside) as folder:

@@ -10,18 +10,18 @@ DOCUMENTATION = r"""
 module: crashcart_exec
 short_description: Run a command of a tool image in running containers
 description:
-  - Runs a command in the namespaces of each selected container, all of them side by side.
-  - Nothing has to be attached. The tools are mounted in a private copy of the container's mount namespace, which its own
-    processes do not see and which ends with the command. Where an image is attached, that one is used, unless the container has moved it.
-  - The command is in the container's control groups, so it shares its limits; where the container's memory ends the command is the first
-    to be killed.
-  - By default it may do what the container's first process may, and has the two capabilities besides that C(strace), C(gdb), C(lsof),
-    C(ss -p) and C(tcpdump) need. O(rights) makes that less or more.
-  - Whatever the command leaves running is ended when the command itself ends, or when the container does.
-  - A command that ends with another exit code than 0 makes the task fail at its end, as M(ansible.builtin.command) does. Its message has the
-    exit code and the last line of the standard error. C(failed_when) accepts other exit codes, see the examples.
-  - A container in which the command cannot be run costs no other. The others are served, and the task fails at its end and names both.
-    RV(failed_containers) says why.
+  - Runs a command in the namespaces of each selected container, in all containers at the same time.
+  - No image has to be attached. The tools are mounted in a private copy of the container's mount namespace, which the container's own
+    processes do not see and which ends with the command. An image that is attached is used, unless the container has moved it.
+  - The command is in the container's control groups and shares their limits. When the container runs out of memory, the kernel kills the
+    command first.
+  - By default the command may do what the container's first process may, and has the two capabilities that C(strace), C(gdb), C(lsof),
+    C(ss -p) and C(tcpdump) need. O(rights) gives it less or more.
+  - All processes that the command has started are killed when the command ends, or when the container does.
+  - A command that ends with another exit code than 0 fails the task at its end, as with M(ansible.builtin.command). The message has the
+    exit code and the last line of the standard error. Use C(failed_when) to accept other exit codes, see the examples.
+  - A container in which the command cannot be run does not stop the others. The task fails at its end, and says which containers failed
+    and in which the command ran. RV(failed_containers) has the reasons.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -39,158 +39,158 @@ attributes:
     support: full
   become:
     support: full
-    details: Needs root on the host. A failure names the capabilities that are missing.
+    details: The module needs root on the host. A failure names the capabilities that are missing.
   check_mode:
     support: partial
-    details: In check mode the containers and the image are looked for, no command is run and no file is written.
+    details: Check mode looks for the containers and the image, but runs no command and writes no file.
   delegation:
     support: full
   diff_mode:
     support: none
   idempotent:
     support: none
-    details: A command is run each time.
+    details: The command is run each time.
   platform:
     platforms: linux
     support: full
 options:
   argv:
     description:
-      - The command as a list. A bare name is looked for in the image only, never in the container; a path is taken as it is.
-      - Exactly one of O(argv) and O(cmd) is needed.
-      - Everybody on the host can read a command line while it runs, and it stands in the host's log. Give secrets in O(env) or O(stdin).
+      - The command as a list of words. A bare name is looked up in the image only, never in the container. A path is used as it is.
+      - Exactly one of O(argv) and O(cmd) is required.
+      - Every user of the host can read the words while the command runs, and the host's log has them. Pass secrets by O(env) or O(stdin).
     type: list
     elements: str
   cmd:
     description:
-      - The command as a string, split into words as a shell would, but run without a shell.
-      - For pipes and the like give a shell in O(argv), V([bash, -c, "ss -tnp | head"]).
+      - The command as a string. It is split into words as a shell would, and run without a shell.
+      - To use pipes and other features of a shell, run one by O(argv), for example V([bash, -c, "ss -tnp | head"]).
     type: str
   env:
     description:
-      - Environment variables. The command has these, what the image sets for its tools, C(HOME), C(LANG), C(PATH) and C(TERM), and nothing else.
-      - A value that is no text becomes one as YAML spells it, such as V(true) or V(1.1). Quotes keep V("yes") or V("1.10") as they are written.
-        Lists and dictionaries are refused.
-      - C(HOME) is the home that the container's C(/etc/passwd) gives to the command's user, and C(/) where it gives none.
-      - Their values stand neither in the host's log nor in a result's C(invocation). What the command itself writes is returned as it is.
+      - Environment variables of the command. It has these, those that the image sets for its tools, C(HOME), C(LANG), C(PATH) and C(TERM),
+        and no others.
+      - Values that are no text are converted to YAML's spelling, for example V(true) or V(1.1). Quote V("yes") or V("1.10") to keep the
+        spelling. Lists and dictionaries are an error.
+      - C(HOME) is the home of the command's user in the container's C(/etc/passwd), or C(/) where the user has none.
+      - Values appear neither in the host's log nor in the C(invocation) of a result. What the command itself prints is returned unchanged.
     type: dict
     default: {}
   stdin:
     description:
-      - Text for the command's standard input. Without it the input is empty.
-      - It stands neither in the host's log nor in a result's C(invocation).
+      - Text for the command's standard input. By default the input is empty.
+      - The text appears neither in the host's log nor in the C(invocation) of a result.
     type: str
   chdir:
     description:
-      - Folder of the container to run in, which the command's user must be allowed to enter.
+      - Folder of the container to run the command in. The command's user must be allowed to enter it.
     type: str
     default: /
   user:
     description:
-      - Whom to run as, by the rules of C(docker exec). V(USER) or V(USER:GROUP), each of them a name of the container's C(/etc/passwd) and
-        C(/etc/group), or a number. In a user namespace numbers are its own.
-      - Without a group it is that of the user's entry, with the groups of C(/etc/group) that name this user, also for a number that
-        has an entry. A number without an entry has the group 0. With a group there are no others. What C(docker run --group-add) added is
-        for the container's first process only.
-      - Without it the command runs as the container's first process does, or, with O(rights=host), as the host's root.
-      - With O(rights=host) any other user than root has no capabilities but those in O(capabilities), and no setuid program gives it more.
-        A name other than V(root) that the container's C(/etc/passwd) makes number 0 is refused then.
+      - User to run the command as, by the rules of C(docker exec). The form is V(USER) or V(USER:GROUP), each a name in the container's
+        C(/etc/passwd) and C(/etc/group), or a number. In a user namespace numbers are those of the namespace.
+      - The default is the user of the container's first process. With O(rights=host) the default is the host's root.
+      - Without a group, the group is that of the user's entry in C(/etc/passwd), with the supplementary groups that C(/etc/group) has for
+        this user. A number without an entry has the group 0. With a group there are no supplementary groups. Those that
+        C(docker run --group-add) added belong to the container's first process only.
+      - With O(rights=host) a user other than root has no capabilities except those in O(capabilities), and setuid programs give it no others. A
+        name other than V(root) that the container's C(/etc/passwd) maps to number 0 is an error.
     type: str
   rights:
     description:
       - What the command may do.
-      - With V(container) it may do what the container's own first process may, as C(docker exec) has it. It has that process's user and
-        groups, all five capability sets, C(no_new_privs), AppArmor profile or SELinux context, seccomp filters, resource limits, and all of
-        its namespaces. As another O(user) it has the capabilities that an C(execve) of that user would have there. This goes with
-        neither O(capabilities) nor O(namespaces).
-      - With V(tools) it has C(CAP_SYS_PTRACE) and C(CAP_NET_RAW) besides, also as a user who is not root, and C(ptrace) and
-        C(process_vm_readv) pass the container's seccomp filters. The call fails for a container in whose pid or network namespace there are
-        others, such as the host (C(--pid=host), C(--network=host)) or the other containers of a pod. The capabilities would act on those, too.
-      - With V(host) it has the host root's capabilities, no seccomp filter, no label and no limits of the container. A tool that a
-        container has taken over could do with the host what it likes, so ask for it only where a tool needs it, such as C(mount).
-      - A program that is not of the image, named by its path in the container, is run with V(container) whatever is said here. The result's
-        RV(results[].rights) tells.
-      - To read a container's seccomp filters its first process is stopped by C(ptrace) for some ten microseconds, once for each start of
-        the container. A system call that cannot be restarted, such as C(epoll_wait), may return C(EINTR) there, as after C(SIGSTOP) and
-        C(SIGCONT). The kernel needs C(CONFIG_CHECKPOINT_RESTORE), and nobody else may trace that process.
+      - With V(container) it may do what the container's first process may, as with C(docker exec). It has that process's user and
+        groups, all five capability sets, C(no_new_privs), AppArmor profile or SELinux context, seccomp filters, resource limits and all
+        namespaces. As another O(user) it has the capabilities that an C(execve) by that user would give. O(capabilities) and
+        O(namespaces) cannot be used.
+      - With V(tools) it also has C(CAP_SYS_PTRACE) and C(CAP_NET_RAW), for users other than root as well, and the container's seccomp filters
+        let C(ptrace) and C(process_vm_readv) pass. It fails for a container that shares its pid or network namespace with the host
+        (C(--pid=host), C(--network=host)) or with other containers, such as those of its pod, or that has the host's C(/proc) mounted,
+        because the capabilities would act on these, too.
+      - With V(host) it has the capabilities of the host's root, and no seccomp filter, label or limits of the container. Use it only
+        where a tool needs it, such as C(mount), because a container that takes over the tool can do anything on the host.
+      - A program of the container, named by its path, always runs with V(container). RV(results[].rights) shows what was used.
+      - To read a container's seccomp filters the module stops its first process by C(ptrace) for some ten microseconds, once for each start
+        of the container. A system call that cannot be restarted, such as C(epoll_wait), may return C(EINTR) then, as after C(SIGSTOP) and
+        C(SIGCONT). This requires C(CONFIG_CHECKPOINT_RESTORE) in the kernel, and that nobody else traces the process.
     type: str
     choices: [container, tools, host]
     default: tools
     version_added: 0.1.0
   trust_container:
     description:
-      - Whether O(rights=host) is allowed with an image whose programs may load code of the container (C(sealed=false) in its manifest).
-      - Such are images of others' making, and some of container images. Code of the container then has the rights of
-        the host's root.
+      - Allow O(rights=host) with an image whose programs may load code from the container (C(sealed=false) in its manifest). That code then
+        has the rights of the host's root.
+      - Images that others have made, and some that are built from container images, need it.
     type: bool
     default: false
   confined:
     description:
-      - The old name for O(rights=container).
+      - The old name of O(rights=container).
     type: bool
     default: false
   capabilities:
     description:
-      - Names of capabilities, for example V(NET_RAW) or V(CAP_SYS_PTRACE); an empty list means none.
-      - With O(rights=tools) these are given instead of the two. One that does not act on a process, a network or IPC namespace alone, such
-        as V(SYS_ADMIN), is given only where the container has a user namespace of its own.
-      - With O(rights=host) they are the only ones that the command has. Without it root has all that the host's root has.
+      - Names of capabilities, for example V(NET_RAW) or V(CAP_SYS_PTRACE). An empty list means none.
+      - With O(rights=tools) they replace the two default ones. A capability that acts on more than a process, a network namespace or an IPC
+        namespace, such as V(SYS_ADMIN), is given only where the container has a user namespace of its own.
+      - With O(rights=host) the command has these only. By default root has all capabilities of the host's root.
     type: list
     elements: str
   namespaces:
     description:
-      - Which of the container's namespaces to enter. By default all of them, and with O(rights=host) C(mnt), C(pid), C(net), C(ipc) and C(uts).
-      - With O(rights=tools) V(mnt) and V(pid) have to be among them, and V(user) is always entered. In a network or IPC namespace of the
-        host the command has no capabilities that act on it.
-      - Without V(mnt) the command sees the host's files, with the image at its prefix beside them; V([net]) is the case of C(nsenter -n),
-        where a bare name is the image's program and a path the host's. O(user) is then a user of the host. C(/proc) is the host's, too,
-        also with V(pid).
+      - Namespaces of the container to enter. The default is all of them, and C(mnt), C(pid), C(net), C(ipc) and C(uts) with O(rights=host).
+      - With O(rights=tools) V(mnt) and V(pid) are required, and V(user) is always entered. Where V(net) or V(ipc) is left out, the command has
+        no capabilities that act on the host's namespace.
+      - Without V(mnt) the command sees the host's files and C(/proc), even with V(pid), and the image at its prefix. A bare name is then a
+        program of the image, a path a program of the host, and O(user) a user of the host. V([net]) corresponds to C(nsenter -n).
     type: list
     elements: str
     choices: [mnt, pid, net, ipc, uts, cgroup, time, user]
   timeout:
     description:
-      - After this time the command is killed with everything that it has started, for example V(30s) or V(10m); a plain number means seconds.
-      - Without it the command may run for ever.
+      - Time after which the command and everything that it has started are killed, for example V(30s) or V(10m). A plain number means
+        seconds. By default there is no limit.
     type: str
   image:
     description:
-      - Name of the image in the host's store. Without it, the one that is attached, else V(default).
+      - Name of the image in the host's store. The default is the attached image, or V(default) where none is attached.
     type: str
   max_output:
     description:
       - How much of each output stream of a container is kept, for example V(100B), V(512KiB) or V(64MiB). The rest is counted and dropped.
-      - By default V(4MiB) in results, and all of it in files (O(dest)).
+      - The default is V(4MiB) for output in results, and no limit for output in files (O(dest)).
     type: str
   encoding:
     description:
-      - How results carry the output. With V(text) bytes that are not UTF-8 are replaced; V(base64) is for any bytes.
+      - How results contain the output. V(text) replaces bytes that are not UTF-8. V(base64) keeps all bytes.
     type: str
     choices: [text, base64]
     default: text
   dest:
     description:
-      - A folder on the host for the output, as files C(CONTAINER-ID.stdout) and C(CONTAINER-ID.stderr), where ID are twelve digits of the
-        container's id and other characters of its name than letters, digits, C(.), C(_) and C(-) are replaced. Only root can read them.
-      - The folder is made when it is missing. A file that is there already is never written to; the module fails.
+      - Folder on the host to write the output to, as files C(CONTAINER-ID.stdout) and C(CONTAINER-ID.stderr). ID is the first twelve digits of
+        the container's id. Characters of the name other than letters, digits, C(.), C(_) and C(-) are replaced. Only root can read the files.
+      - The folder is created where it is missing. A file that exists already is an error and is not overwritten.
     type: path
 seealso:
   - module: crashcart.fleet.crashcart_attach
 """
 
 EXAMPLES = r"""
-- name: See who talks to whom
+- name: List the connections of a container with their processes
   crashcart.fleet.crashcart_exec:
     containers: api
     argv: [ss, -tnp]
   become: true
   register: sockets
 
-- name: Show it
+- name: Show the list
   ansible.builtin.debug:
     msg: "{{ sockets.results[0].stdout_lines }}"
 
-- name: Look for a word, and take it as no failure that it is not there (exit code 1)
+- name: Search for a word, and accept that no file has it (exit code 1)
   crashcart.fleet.crashcart_exec:
     containers: "api-*"
     argv: [grep, -rl, debug, /etc/app]
@@ -198,7 +198,7 @@ EXAMPLES = r"""
   register: found
   failed_when: found.results is not defined or found.results | map(attribute='rc') | difference([0, 1]) | length > 0
 
-- name: Fail only where the command cannot be run, whatever its exit code is
+- name: Accept every exit code, and fail only where the command cannot be run
   crashcart.fleet.crashcart_exec:
     containers: "api-*"
     argv: [pgrep, -a, java]
@@ -215,14 +215,14 @@ EXAMPLES = r"""
   register: traced
   failed_when: traced.results is not defined or traced.results | map(attribute='rc') | difference([124]) | length > 0
 
-- name: What the application itself could open
+- name: Check whether the application itself can read a file
   crashcart.fleet.crashcart_exec:
     containers: api
     argv: [cat, /etc/app/secret.key]
     rights: container
   become: true
 
-- name: Capture a minute of its packets, with no capability but those that takes, to a file on the host
+- name: Capture packets for a minute to a file on the host, with only the capabilities that this needs
   crashcart.fleet.crashcart_exec:
     containers: api
     argv: [timeout, --preserve-status, "60", tcpdump, -Z, root, -i, any, -U, -w, "-"]
@@ -235,23 +235,23 @@ EXAMPLES = r"""
 
 RETURN = r"""
 selected:
-  description: Names of the containers that the selection means here, also in check mode.
-  returned: success, and where some of them failed
+  description: Names of the selected containers, also in check mode.
+  returned: always, unless the task failed before it served any container
   type: list
   elements: str
   sample: [api, web]
 not_found:
-  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
+  description: Names and ids of the selection that match no container of this host. They fail the task unless O(allow_empty) accepts them.
   returned: as RV(selected)
   type: list
   elements: str
   sample: []
 failed_containers:
   description:
-    - The containers in which the command could not be run, or was killed as its time was over, each with the reason and the next step.
-    - The command ran in the others. Those in which it ended with another exit code than 0 are not among these; RV(results[].rc) has it,
-      and the message of the task names all.
-  returned: always, unless the task failed for all alike, as by its selection
+    - The containers in which the command could not be run, or was killed by O(timeout), each with the reason and the next step.
+    - Containers in which the command ended with another exit code than 0 are not listed. RV(results[].rc) has the code, and the message of
+      the task names all of them.
+  returned: as RV(selected)
   type: list
   elements: dict
   contains:
@@ -268,8 +268,8 @@ failed_containers:
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 results:
-  description: How the command ended in each container, in the order of the engine's list.
-  returned: always, unless the task failed for all alike, as by its selection, or in check mode
+  description: How the command ended in each container, in the order of the engine's list. Where it could not be run there is no output.
+  returned: as RV(selected), but empty in check mode
   type: list
   elements: dict
   contains:
@@ -282,65 +282,69 @@ results:
       type: str
       sample: 3f4e1c0c9b0b1c4f6a3f7d0d5f4b1f2e9d8c7b6a59483726150493827161504f
     rc:
-      description: The command's exit code, 128 + n if signal n ended it; -1 where it could not be run.
+      description: Exit code of the command. 128 + n if signal n ended it, -1 if it could not be run.
       type: int
       sample: 0
+    msg:
+      description: Why the command could not be run, or its output not be kept. Only there in these cases.
+      type: str
+      sample: "container api (3f4e1c0c9b0b) is exited: start it first"
     stdout:
-      description: What it wrote to its standard output, at most O(max_output), in O(encoding). Not with O(dest).
+      description: Standard output of the command in O(encoding), at most O(max_output). Not there with O(dest).
       type: str
       sample: State Recv-Q Send-Q
     stdout_lines:
-      description: The same as a list of lines; in text only.
+      description: Lines of RV(results[].stdout). Only with O(encoding=text) and without O(dest).
       type: list
       elements: str
       sample: ["State Recv-Q Send-Q"]
     stdout_path:
-      description: With O(dest), the file that has it.
+      description: File on the host with the standard output. Only with O(dest).
       type: str
       sample: /var/tmp/packets/api-3f4e1c0c9b0b.stdout
     stdout_size:
-      description: How many bytes it wrote, also those that were dropped.
+      description: Bytes written to the standard output, including those that were dropped.
       type: int
       sample: 21
     stdout_truncated:
-      description: Whether some were dropped.
+      description: Whether bytes of the standard output were dropped.
       type: bool
       sample: false
     stderr:
-      description: What it wrote to its standard error, at most O(max_output), in O(encoding). Not with O(dest).
+      description: Standard error of the command in O(encoding), at most O(max_output). Not there with O(dest).
       type: str
       sample: ""
     stderr_lines:
-      description: The same as a list of lines; in text only.
+      description: Lines of RV(results[].stderr). Only with O(encoding=text) and without O(dest).
       type: list
       elements: str
       sample: []
     stderr_path:
-      description: With O(dest), the file that has it.
+      description: File on the host with the standard error. Only with O(dest).
       type: str
       sample: /var/tmp/packets/api-3f4e1c0c9b0b.stderr
     stderr_size:
-      description: How many bytes it wrote, also those that were dropped.
+      description: Bytes written to the standard error, including those that were dropped.
       type: int
       sample: 0
     stderr_truncated:
-      description: Whether some were dropped.
+      description: Whether bytes of the standard error were dropped.
       type: bool
       sample: false
     timed_out:
-      description: Whether it was killed because its time was over; the module fails then.
+      description: Whether O(timeout) killed the command. The task fails then.
       type: bool
       sample: false
     rights:
-      description: What the command could do, as O(rights) has it.
+      description: The O(rights) that the command had.
       type: str
       sample: tools
     start:
-      description: When it was started, in seconds since the epoch by the host's clock.
+      description: When the command was started, in seconds since the epoch by the host's clock.
       type: float
       sample: 1790000000.25
     end:
-      description: When it had ended.
+      description: When the command ended, in seconds since the epoch by the host's clock.
       type: float
       sample: 1790000000.5
 """
@@ -386,7 +390,7 @@ def run(module):
         encoding=parameters["encoding"],
         dest=parameters["dest"],
     )
-    with Server() as server:  # which starts while the engine answers
+    with Server() as server:  # started first: it gets ready while the engine answers
         outcome = Outcome()
         containers = options.select(module, options.open_host(module), required=True, refuse=outcome.fail)
         results = execution.execute(

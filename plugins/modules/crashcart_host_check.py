@@ -8,9 +8,10 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: crashcart_host_check
-short_description: See that a host has what a playbook needs before it begins
+short_description: Check that a host has what a playbook needs
 description:
-  - Fails where the host lacks something, and tells all that it lacks at once, each with the next step. Changes nothing.
+  - Fails where the host lacks something, and lists all that it lacks with the next step for each. Changes nothing.
+  - The collection's playbooks run it before they change anything.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -24,7 +25,7 @@ attributes:
     support: full
   become:
     support: full
-    details: To be root is among what is looked for.
+    details: The module fails without root on the host.
   check_mode:
     support: full
   delegation:
@@ -39,25 +40,27 @@ attributes:
 options:
   needs:
     description:
-      - What is needed besides root's rights. V(containers) is a runtime that says which there are, V(query) the library for
-        O(crashcart.fleet.crashcart_attach#module:query), V(tools) what attaching an image takes, V(commands) what running a command of an image
-        by M(crashcart.fleet.crashcart_exec) takes, V(traces) what tracing system calls takes.
+      - What to check for besides root's privileges.
+      - V(containers) checks for a runtime that lists its containers, V(query) for the library that
+        O(crashcart.fleet.crashcart_attach#module:query) requires, V(tools) for what attaching O(image) takes, V(commands) for what
+        running a command of O(image) by M(crashcart.fleet.crashcart_exec) takes, V(traces) for what tracing system calls takes.
     type: list
     elements: str
     choices: [containers, query, tools, commands, traces]
     default: []
   allow_empty:
     description:
-      - Accept a host that has no runtime at all, since it has no container either. A runtime that does not answer stays an error.
+      - Accept a host without any container runtime, because it has no containers either. A runtime that does not answer is still an error.
+        O(image) is not checked then.
     type: bool
     default: false
   docker_host:
     description:
-      - URL of an engine that speaks Docker's API, as in M(crashcart.fleet.crashcart_attach).
+      - URL of an engine that speaks Docker's API, as O(crashcart.fleet.crashcart_attach#module:docker_host).
     type: str
   image:
     description:
-      - The image that V(tools) and V(commands) are about. It is not looked for with O(allow_empty), as who has no such container needs none.
+      - Name of the image that V(tools) and V(commands) check for.
     type: str
     default: default
 seealso:
@@ -66,7 +69,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: See that this host can trace containers
+- name: Check that this host can trace containers
   crashcart.fleet.crashcart_host_check:
     needs: [containers, traces]
   become: true
@@ -109,7 +112,7 @@ def find_runtimes(docker_host, allow_empty):
 
 
 def find_image(name):
-    """What is missing where there is no image called NAME."""
+    """Return a phrase that says what is missing where the store has no image called NAME, else an empty list."""
     try:
         found = store.find_image(name)
     except FleetError as error:
@@ -120,9 +123,10 @@ def find_image(name):
 def run(module):
     needs = module.params["needs"]
     missing = find_privileges()
-    if not missing:  # without them all the rest would seem to be missing, too
+    if not missing:  # without root's privileges every feature would seem to be missing
         wanted = {name for need in needs for name in FEATURES.get(need, ())}
-        missing = [f"{one.name}: {one.reason}" for one in features.list_features() if one.name in wanted and not one.ok]
+        found = [feature for feature in features.list_features() if feature.name in wanted]
+        missing = [f"{feature.name}: {feature.reason}" for feature in found if not feature.ok]
     if "containers" in needs:
         missing += find_runtimes(module.params["docker_host"], module.params["allow_empty"])
     if not module.params["allow_empty"] and {"tools", "commands"} & set(needs):

@@ -10,12 +10,11 @@ DOCUMENTATION = r"""
 module: crashcart_image
 short_description: Push a tool image from the controller to a host, or remove it
 description:
-  - Copies an image that M(crashcart.fleet.crashcart_build) made on the controller into the host's store, if the store does
-    not have it.
-  - Whether it has it is decided by the digest in the image's manifest, which lies beside the image as C(IMAGE.json), so an
-    image that is there already costs next to nothing.
-  - The copy is verified by its sha256 and renamed into place whole. Containers that have the image's predecessor attached keep it
-    until they detach.
+  - Copies an image that M(crashcart.fleet.crashcart_build) made on the controller into the host's store, unless the store has it already.
+  - The module compares the digest in the image's manifest (C(IMAGE.json) beside the image), so an image that is on the host already costs
+    almost nothing.
+  - The copy is verified by its SHA-256 and renamed into place as a whole. Containers that have the previous image of that name attached
+    keep it until they detach.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -28,7 +27,7 @@ attributes:
     support: none
   become:
     support: full
-    details: Needs root on the host. The image travels as the login user.
+    details: The module needs root on the host. The image is copied as the login user.
   check_mode:
     support: full
   delegation:
@@ -43,32 +42,33 @@ attributes:
 options:
   src:
     description:
-      - The image file on the controller, or image files by architecture (Debian's names, such as V(amd64)), of which the host gets its
-        own. Needed with O(state=present).
+      - The image file on the controller. To serve hosts of several architectures, give a dictionary of image files by Debian's name of
+        the architecture, such as V(amd64), and each host gets its own.
+      - Required with O(state=present).
     type: raw
   name:
     description:
-      - What the image is called on the host.
+      - Name of the image on the host.
     type: str
     default: default
   state:
     description:
-      - Whether the image shall be in the host's store.
+      - Whether the image should be in the host's store.
     type: str
     choices: [present, absent]
     default: present
   force:
     description:
-      - With O(state=absent), remove the image also while it is attached. Containers that have it attached keep it until they detach.
+      - With O(state=absent), remove the image even while it is attached. Containers that have it attached keep it until they detach.
     type: bool
     default: false
   _manifest:
     description:
-      - Internal. The manifest of O(src), given by the action plugin.
+      - Internal. The manifest of O(src), set by the action plugin.
     type: dict
   _staged:
     description:
-      - Internal. Where the action plugin has put the image on the host.
+      - Internal. Path on the host that the action plugin has copied the image to.
     type: path
 requirements:
   - Linux 5.8 or later on the host
@@ -84,14 +84,9 @@ EXAMPLES = r"""
   become: true
   register: pushed
 
-- name: Say which
+- name: Show the digest of the image
   ansible.builtin.debug:
     var: pushed.image.digest
-
-- name: Remove them
-  crashcart.fleet.crashcart_image:
-    state: absent
-  become: true
 
 - name: Push to each host the image for its architecture
   crashcart.fleet.crashcart_image:
@@ -99,40 +94,45 @@ EXAMPLES = r"""
       amd64: default.squashfs
       arm64: default-arm64.squashfs
   become: true
+
+- name: Remove the default tools
+  crashcart.fleet.crashcart_image:
+    state: absent
+  become: true
 """
 
 RETURN = r"""
 image:
-  description: The image on the host, V(null) when it is absent.
+  description: The image on the host. V(null) with O(state=absent).
   returned: success
   type: dict
   contains:
     name:
-      description: What it is called.
+      description: Name of the image on the host.
       type: str
       sample: default
     digest:
-      description: Its sha256.
+      description: SHA-256 of the image.
       type: str
       sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
     path:
-      description: Where it lies on the host.
+      description: Path of the image on the host.
       type: str
       sample: /var/lib/crashcart/images/default/9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.image
     arch:
-      description: The architecture of its programs.
+      description: Architecture of the image's programs by Debian's name.
       type: str
       sample: amd64
     format:
-      description: Its file system.
+      description: File system of the image.
       type: str
       sample: squashfs
     size:
-      description: Its size in bytes.
+      description: Size of the image in bytes.
       type: int
       sample: 60000000
     prefix:
-      description: The path that its programs work at.
+      description: Path in containers that the image's programs work at.
       type: str
       sample: /dev/crashcart
 """
@@ -162,13 +162,13 @@ def ensure_present(name, manifest, staged, check_mode):
 
 
 def find_container_names():
-    """Names of containers by id, for a message; where no engine answers the ids have to do."""
-    # Only here: the SDK takes as long to import as all the rest of a push that changes nothing.
+    """Return the names of containers by id for a message; empty where no engine answers, so that the message has the ids."""
+    # Imported here only: the SDK takes as long to import as the rest of a push that changes nothing.
     from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
     from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 
     try:
-        return {one.id: one.name for one in Host(None).list_containers()}
+        return {container.id: container.name for container in Host(None).list_containers()}
     except ContainerError:
         return {}
 

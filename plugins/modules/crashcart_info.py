@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: crashcart_info
-short_description: Say what a host can do, what runs there, and what of ours is on it
+short_description: Show what a host can do, what runs there, and what the collection has put on it
 description:
-  - By default it returns RV(summary), a page for people - which containers run, what is attached to them and traced in them, and until
-    when, which images are there, and what the host cannot do, with what follows and the next step.
-  - O(gather) has the same and more as data, such as everything that the collection has put on the host and not yet taken away.
+  - By default the module returns RV(summary), a page to read - which containers run, what is attached to them and traced in them and until
+    when, which images are in the store, and what the host lacks, with the consequence and the next step.
+  - O(gather) returns the same and more as data, such as a list of everything that the collection has put on the host and not removed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -29,8 +29,8 @@ attributes:
     support: full
   become:
     support: full
-    details: Without root it sees less of other users' processes, of tracefs and of the engine. It warns of that, and fails where no engine
-      answers.
+    details: Without root the module warns, and sees less of other users' processes, of tracefs and of the engine. It fails where no
+      engine answers.
   check_mode:
     support: full
   delegation:
@@ -45,16 +45,18 @@ attributes:
 options:
   gather:
     description:
-      - What to return. Each of these gives the return value of its name, and V(all) gives all of them.
-      - It fails for V(summary), V(containers) and V(attachments) where no runtime of the host says what containers it has. All that is known
-        is returned then, too. The others do not need a runtime.
+      - What to return. Each value gives the return value of the same name, V(all) gives all of them.
+      - With V(summary), V(containers) or V(attachments) the module fails where no runtime of the host lists its containers, and returns
+        what is known all the same. The other values need no runtime.
     type: list
     elements: str
     choices: [all, summary, host, features, containers, images, tools, attachments, watchdog, recorder, census]
     default: [summary]
   containers:
     description:
-      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection every running container is listed.
+      - Containers to look at, by name, id of at least twelve digits, or shell glob over names.
+        O(crashcart.fleet.crashcart_attach#module:containers) describes all forms. Without a selection the module looks at every running
+        container.
 seealso:
   - module: crashcart.fleet.ftrace_info
 """
@@ -63,14 +65,19 @@ EXAMPLES = r"""
 - name: Look at the host
   crashcart.fleet.crashcart_info:
   become: true
+  register: info
 
-- name: Find what the host cannot do
+- name: Show the page
+  ansible.builtin.debug:
+    var: info.summary
+
+- name: Find what the host lacks
   crashcart.fleet.crashcart_info:
     gather: [features]
   become: true
   register: info
 
-- name: Show why
+- name: Show the reasons
   ansible.builtin.debug:
     msg: "{{ info.features | rejectattr('ok') | map(attribute='reason') }}"
 """
@@ -78,9 +85,9 @@ EXAMPLES = r"""
 RETURN = r"""
 summary:
   description:
-    - A page for people, a line for each thing. It has the host, what is C(missing) there of what the collection can use, with what follows and
-      the next step, the images, the containers with what is attached and traced, traces of containers that are gone, and captures that
-      wait to be fetched.
+    - A page to read. It has one line for the host, for each feature that is C(missing) with the consequence and the next step, for each
+      image, for each container with what is attached and traced, for each trace of a container that is gone, and for captures that wait to
+      be fetched.
   returned: with V(summary) in O(gather)
   type: list
   elements: str
@@ -96,110 +103,112 @@ host:
   type: dict
   contains:
     kernel:
-      description: The kernel's release.
+      description: Release of the kernel.
       type: str
       sample: 6.1.0-17-amd64
     arch:
-      description: The architecture by Debian's name.
+      description: Architecture by Debian's name.
       type: str
       sample: amd64
     cgroups:
-      description: The layout of control groups, V(v1), V(hybrid), V(v2) or V(none).
+      description: Layout of the control groups, V(v1), V(hybrid), V(v2) or V(none).
       type: str
       sample: v2
     tracefs:
-      description: Where tracefs is mounted, V(null) when it is not.
+      description: Where tracefs is mounted. V(null) when it is not.
       type: str
       sample: /sys/kernel/tracing
     engine:
-      description: The Docker engine's version, V(null) when none answers.
+      description: Version of the Docker engine. V(null) when none answers.
       type: str
       sample: 20.10.24
     engine_error:
-      description: Why engines that are on the host, or should be, do not answer; empty when all do.
+      description: Why engines that are on the host, or should be, do not answer. Empty when all of them do.
       type: str
       sample: ""
 features:
-  description: What the collection can use, and why not what this host lacks.
+  description: What the collection can use on a host, and for each feature whether this host has it.
   returned: with V(features) in O(gather)
   type: list
   elements: dict
   contains:
     name:
-      description: The feature.
+      description: Name of the feature.
       type: str
       sample: loop
     ok:
-      description: Whether it is there.
+      description: Whether the host has the feature.
       type: bool
       sample: false
     reason:
-      description: Why it is not there, and what to do.
+      description: Why the host lacks the feature, and what to do. Empty where it has the feature.
       type: str
       sample: "/dev/loop-control is missing: modprobe loop (CONFIG_BLK_DEV_LOOP)"
     consequence:
-      description: What the host cannot do without it; empty where nothing of the collection needs it, or where it is there.
+      description: What does not work without the feature. Empty where the host has it, or where nothing in the collection needs it.
       type: str
       sample: images can be neither attached nor used by crashcart_exec
 containers:
-  description: The selected containers with C(id), C(name), C(state), C(pid), C(image), C(runtime), and C(user), the
-    number of the host's user who runs it, null for root.
+  description: The selected containers with C(id), C(name), C(state), C(pid), C(image), C(runtime) and C(user), the number of the host's
+    user who runs the container (V(null) for root).
   returned: with V(containers) in O(gather)
   type: list
   elements: dict
   sample: [{id: 3f4e1c0c9b0b, name: api, state: running, pid: 4711, image: "shop/api:7", runtime: docker, user: null}]
 images:
-  description: The images in the host's store with C(name), C(digest), C(path), C(arch), C(format), C(size) and C(prefix); of
-    a damaged one its C(name) and the C(error).
+  description: The images in the host's store with C(name), C(digest), C(path), C(arch), C(format), C(size) in bytes and C(prefix). A
+    damaged image has C(name) and C(error) only.
   returned: with V(images) in O(gather)
   type: list
   elements: dict
   sample: [{name: default, arch: amd64, format: squashfs, size: 60000000}]
 tools:
-  description: The names of each image's tools, by the image's name.
+  description: Names of the tools in each image, by the name of the image.
   returned: with V(tools) in O(gather)
   type: dict
   sample: {default: [bash, gdb, ss, strace]}
 attachments:
-  description: What is attached in the selected containers, as M(crashcart.fleet.crashcart_attach) returns it.
+  description: Attachments of the selected containers, as RV(crashcart.fleet.crashcart_attach#module:attachments) but without C(shell).
   returned: with V(attachments) in O(gather)
   type: list
   elements: dict
   sample: [{container: api, path: /dev/crashcart, image: default}]
 watchdog:
-  description: The process that ends attachments in time, see O(crashcart.fleet.crashcart_attach#module:ttl).
+  description: The process that ends attachments on time, see O(crashcart.fleet.crashcart_attach#module:ttl).
   returned: with V(watchdog) in O(gather)
   type: dict
   contains:
     pid:
-      description: Its pid; V(null) when none runs, which the next call of M(crashcart.fleet.crashcart_attach) mends where it should.
+      description: Process id of the watchdog. V(null) when it does not run. The next call of M(crashcart.fleet.crashcart_attach) starts it
+        where it is needed.
       type: int
       sample: 4712
     attachments:
       description:
-        - What it watches with C(container), C(path), C(expires) (seconds since the epoch), C(expires_at) (the same for people) and C(error),
-          which says why one could not be ended.
+        - The attachments that it watches, with C(container), C(path), C(expires) (seconds since the epoch), C(expires_at) (UTC in ISO 8601
+          format) and C(error), the reason why an attachment could not be ended.
       type: list
       elements: dict
       sample: [{container: api, path: /dev/crashcart, expires: 1790000000.25, expires_at: "2026-09-21T14:13:20Z", error: ""}]
 recorder:
-  description: The process that drains traces to files and ends traces in time, see O(crashcart.fleet.ftrace_instance#module:mode).
+  description: The process that drains traces to files and ends traces on time, see O(crashcart.fleet.ftrace_instance#module:mode).
   returned: with V(recorder) in O(gather)
   type: dict
   contains:
     pid:
-      description: Its pid; V(null) when none runs, which the next call of M(crashcart.fleet.ftrace_instance) mends where it should.
+      description: Process id of the recorder. V(null) when it does not run. The next call of M(crashcart.fleet.ftrace_instance) starts it where
+        it is needed.
       type: int
       sample: 4713
     traces:
       description:
-        - What it looks after with C(instance), C(container), C(mode), C(expires) (seconds since the epoch) and C(expires_at) (the same for
-          people).
+        - The traces that it watches, with C(instance), C(container), C(mode), C(expires) (seconds since the epoch) and C(expires_at) (UTC in
+          ISO 8601 format).
       type: list
       elements: dict
       sample: [{instance: crashcart-3f4e1c0c9b0b, container: api, mode: record, expires: 1790000000.25, expires_at: "2026-09-21T14:13:20Z"}]
 census:
-  description: Everything of the collection's on the host, by kind. All lists are empty after a cleanup.
+  description: Everything that the collection has put on the host and not removed, by kind. After a cleanup all lists are empty.
   returned: with V(census) in O(gather)
   type: dict
   contains:
@@ -209,12 +218,12 @@ census:
       elements: str
       sample: []
     mounts:
-      description: Mounts of images, in containers and in commands that run, and folders in which containers are shown their traces.
+      description: Mounts of images in containers and in running commands, and folders that show containers their traces.
       type: list
       elements: str
       sample: []
     scratch:
-      description: Where the temporary folders of connections (P(crashcart.fleet.cart#connection)) are mounted.
+      description: Mount points of the temporary folders of connections (P(crashcart.fleet.cart#connection)).
       type: list
       elements: str
       sample: []
@@ -229,17 +238,17 @@ census:
       elements: str
       sample: []
     watchdogs:
-      description: The watchdog, as long as it runs.
+      description: The watchdog while it runs.
       type: list
       elements: str
       sample: []
     recorders:
-      description: The recorder, as long as it runs.
+      description: The recorder while it runs.
       type: list
       elements: str
       sample: []
     directories:
-      description: Directories.
+      description: Directories on the host.
       type: list
       elements: str
       sample: [/var/lib/crashcart]
@@ -268,14 +277,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgrou
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
-# What the summary is made of.
+# Values of `gather` that the summary is made of.
 _OF_SUMMARY = {"host", "features", "containers", "images", "attachments"}
-# For these the runtimes have to say which containers there are.
+# Values of `gather` that need a runtime to list its containers.
 _OF_CONTAINERS = {"containers", "attachments"}
 
 
 def open_host(module):
-    """The host's runtimes, its engine's version, and why these are not known."""
+    """Return the host's runtimes, the version of its engine, and why these are unknown ('' where they are known)."""
     host = None
     try:
         host = options.open_host(module)
@@ -284,43 +293,47 @@ def open_host(module):
         return host, None, str(error)
 
 
-def select(module, host, silence):
-    """The selected containers, or all that run. Raises ContainerError for a selection that matches none, and where all runtimes are silent."""
+def select(module, host, engine_error):
+    """Return the selected containers, or all that run where nothing is selected.
+
+    Raises ContainerError where a selection matches none, and where no runtime answers (ENGINE_ERROR says why).
+    """
     if host is None:
-        raise ContainerError(silence)
-    is_asked = options.is_selecting(module)
-    return [one for one in options.select(module, host, required=False) if is_asked or one.state == "running"]
+        raise ContainerError(engine_error)
+    containers = options.select(module, host, required=False)
+    if options.is_selecting(module):
+        return containers
+    return [container for container in containers if container.state == "running"]
 
 
 def list_attachments(module, host, containers):
-    """What is attached in CONTAINERS, as results. Nobody has to wait for containers of users that were not asked for."""
+    """Return the attachments in CONTAINERS as results. Containers of users have a time limit where nothing is selected."""
 
     def list_theirs(some):
         found, unknown = attachments.list_attachments(some)
         if unknown:
             raise ContainerError(unknown[0])
-        return [one.as_result() for one in found]
+        return [attachment.as_result() for attachment in found]
 
     is_for_all = host is not None and not options.is_selecting(module)
-    own, unknown = attachments.list_attachments([one for one in containers if one.owner_uid is None or not is_for_all])
+    unlimited = [container for container in containers if container.owner_uid is None or not is_for_all]
+    own, unknown = attachments.list_attachments(unlimited)
     for reason in unknown:
-        module.warn(escape(f"what is attached in one of the containers is left out: {reason}"))
+        module.warn(escape(f"the attachments of one container are left out: {reason}"))
     others = []
     if is_for_all:
         others = options.run_for_users(module, host, containers, list_theirs, "what is attached in containers")
-    return [one.as_result() for one in own] + [one for found in others for one in found]
+    return [attachment.as_result() for attachment in own] + [result for found in others for result in found]
 
 
 def take_census(module, host):
-    """The census, with a warning for users whose processes could not all be looked at in time."""
+    """Return the census, and warn of users whose processes could not all be looked at in time."""
     found, omitted = census.take_census(strangers.TOTAL_S if host is None else host.seconds_for_users)
     for uid in omitted:
         if host is not None and host.has_warned_of(uid):
             continue
         module.warn(
-            escape(
-                f"mounts of processes of {find_account(uid).label}, or some of them, are not looked at: there are too many"
-            )
+            escape(f"not all processes of {find_account(uid).label} were searched for mounts: there are too many")
         )
     return found
 
@@ -333,27 +346,30 @@ def find_tracefs():
 
 
 def list_traces(module, containers):
-    """The traces of CONTAINERS as results, or of all where none were selected; none where they cannot be read, which the features tell."""
+    """Return the traces of CONTAINERS as results, or all traces where nothing is selected.
+
+    The list is empty where tracefs cannot be read, which the features report.
+    """
     root = find_tracefs()
     if root is None or not os.access(root, os.R_OK | os.X_OK):
         return []
     with suppress(tracefs.TraceError, PermissionError):
         found = list_instances(root, containers)
         if options.is_selecting(module):
-            found = [one for one in found if one.container is not None]
-        return [{**describe_trace(one), "container": find_name(one)} for one in found]
+            found = [trace for trace in found if trace.container is not None]
+        return [{**describe_trace(trace), "container": find_name(trace)} for trace in found]
     return []
 
 
 def find_name(trace):
-    """Who is traced, also where it does not run any more."""
+    """Return the name of the container that TRACE is of, also where the container is gone."""
     about = read_container(trace) if trace.container is None else None
     return about["name"] if about else trace.container_name
 
 
 def list_captures():
     with suppress(PermissionError):
-        return [one.as_result() for one in outbox.list_segments()]
+        return [segment.as_result() for segment in outbox.list_segments()]
     return []
 
 
@@ -369,9 +385,9 @@ def describe_host(version, errors):
 
 
 def summarize(module, found, containers, *, is_known):
-    """The page for people of what was FOUND; where IS_KNOWN is false no runtime has said which CONTAINERS there are."""
+    """Return the summary of what was FOUND. IS_KNOWN is False where no runtime lists its CONTAINERS."""
     traces = list_traces(module, containers)
-    unknown = ["container: not known, for no runtime answers", *summaries.summarize_traces(traces)]
+    unknown = ["container: unknown, because no runtime answers", *summaries.summarize_traces(traces)]
     of_containers = summaries.summarize_containers(found["containers"], found["attachments"], traces)
     return [
         summaries.summarize_host(found["host"]),
@@ -389,26 +405,26 @@ def run(module):
         module.warn(
             f"user {os.geteuid()} of the host sees little of what is attached, traced and left there: add become=true, or -b on the command line"
         )
-    host, version, silence = open_host(module) if needed & {"host", *_OF_CONTAINERS} else (None, None, "")
+    host, version, engine_error = open_host(module) if needed & {"host", *_OF_CONTAINERS} else (None, None, "")
     containers, error = [], None
     if needed & _OF_CONTAINERS:
         try:
-            containers = select(module, host, silence)
+            containers = select(module, host, engine_error)
         except ContainerError as caught:
             if options.is_selecting(module):
                 raise
             error = caught
-    errors = dict.fromkeys([*([silence] if silence else []), *(host.errors.values() if host else [])])
+    errors = dict.fromkeys([*([engine_error] if engine_error else []), *(host.errors.values() if host else [])])
     ways = {
         "host": lambda: describe_host(version, errors),
-        "features": lambda: [vars(one) for one in [*features.list_features(), check_sdk(), check_jmespath()]],
-        "containers": lambda: [one.as_result() for one in containers],
+        "features": lambda: [vars(feature) for feature in [*features.list_features(), check_sdk(), check_jmespath()]],
+        "containers": lambda: [container.as_result() for container in containers],
         "images": census.describe_images,
         "tools": census.list_tools,
         "attachments": lambda: list_attachments(module, host, containers),
         "watchdog": lambda: {
             "pid": expiry.find_watchdog(),
-            "attachments": [one.as_result() for one in expiry.list_expiries()],
+            "attachments": [expiring.as_result() for expiring in expiry.list_expiries()],
         },
         "recorder": lambda: {"pid": orders.find_recorder(), "traces": handover.list_watched()},
         "census": lambda: take_census(module, host),

@@ -4,18 +4,18 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# The code is in the action plugin of the same name: nothing of this is asked of a host.
+# The code is in the action plugin of the same name, because nothing here runs on a host.
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: crashcart_playbook_check
-short_description: See that a playbook was told what it needs before it does anything
+short_description: Check the variables of a playbook before it changes anything
 description:
-  - Looks at the variables of all hosts of the play whose names begin with C(crashcart_), as the collection's playbooks have them. One that no
-    playbook has, or words that Ansible has dropped of a C(-e), are an error, and the nearest name is told.
-  - Looks for what the controller has to have.
-  - All that is wrong is told at once. Use it with C(run_once=true), so that one host's mistake changes nothing on any host.
+  - Checks the variables whose names begin with C(crashcart_), of all hosts of the play, for the collection's playbooks. A variable that no
+    playbook has is an error that suggests the nearest name. Words of an C(-e) option that Ansible has dropped are an error, too.
+  - Checks that the controller has what the playbook needs.
+  - Lists all problems at once. Use it with C(run_once=true), so that a problem of one host stops the play before any host is changed.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -28,12 +28,12 @@ attributes:
     support: none
   become:
     support: none
-    details: It runs on the controller.
+    details: The module runs on the controller.
   check_mode:
     support: full
   delegation:
     support: none
-    details: It runs on the controller.
+    details: The module runs on the controller.
   diff_mode:
     support: none
   idempotent:
@@ -44,8 +44,9 @@ attributes:
 options:
   needs:
     description:
-      - What has to be there besides. V(containers) is a selection, V(command) what to run, V(report) and V(build)
-        what the controller needs for these, V(terminal) that Ansible was started at one.
+      - What else the playbook needs.
+      - V(containers) checks that containers are selected, V(command) that there is a command to run, V(report) and V(build) that the
+        controller can make reports and build images, V(terminal) that Ansible was started at a terminal.
     type: list
     elements: str
     choices: [containers, command, report, build, terminal]
@@ -55,7 +56,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: See that somebody said which containers
+- name: Check that containers are selected
   crashcart.fleet.crashcart_playbook_check:
     needs: [containers]
   run_once: true

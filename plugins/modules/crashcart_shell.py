@@ -4,17 +4,18 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# The code is in the action plugin of the same name: the terminal is the controller's.
+# The code is in the action plugin of the same name, because the terminal belongs to the controller.
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: crashcart_shell
-short_description: Lend the terminal that Ansible was started at to a shell in a container
+short_description: Run a shell in a container at the terminal that Ansible was started at
 description:
-  - Runs a line on the controller at the terminal that C(ansible-playbook) was started at, until it ends. The playbook C(crashcart.fleet.shell)
-    attaches tools, calls it, and takes them away again.
-  - Passwords that C(ssh) or C(sudo) ask for are typed at the terminal. None that Ansible knows is sent, since what asks may be in the container.
+  - Runs a command on the controller at the terminal that C(ansible-playbook) was started at, until the command ends. The playbook
+    C(crashcart.fleet.shell) attaches tools, calls this module, and detaches them again.
+  - Type passwords that C(ssh) or C(sudo) ask for at the terminal. The module sends no password that Ansible knows, because the prompt may
+    come from inside the container.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -27,25 +28,25 @@ attributes:
     support: none
   become:
     support: none
-    details: It runs on the controller, as who runs Ansible; the line has what it takes.
+    details: The command runs on the controller as the user who runs Ansible. It becomes root on the host by itself.
   check_mode:
     support: full
   delegation:
     support: none
-    details: It runs on the controller.
+    details: The module runs on the controller.
   diff_mode:
     support: none
   idempotent:
     support: none
-    details: A shell is a shell.
+    details: Each run opens a shell.
   platform:
     platforms: linux
     support: full
 options:
   line:
     description:
-      - The command, as RV(crashcart.fleet.crashcart_attach#module:attachments[].shell) has it. It is split into words as a shell would, and
-        run without one.
+      - The command, as returned in RV(crashcart.fleet.crashcart_attach#module:attachments[].shell). It is split into words as a shell would,
+        and run without a shell.
     type: str
     required: true
 seealso:
@@ -60,15 +61,15 @@ EXAMPLES = r"""
   become: true
   register: attached
 
-- name: Work there
+- name: Open the shell
   crashcart.fleet.crashcart_shell:
     line: "{{ attached.attachments[0].shell }}"
 """
 
 RETURN = r"""
 rc:
-  description: The exit code of the shell.
-  returned: success
+  description: Exit code of the command. The task fails with 127 or 255, which mean that there was no shell.
+  returned: success, but not in check mode
   type: int
   sample: 0
 """

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ftrace_fetch
-short_description: Bring the traces of containers to the controller
+short_description: Fetch the traces of containers to the controller
 description:
-  - Drains the ring buffers of trace instances and writes each as a C(trace.dat) file on the controller, which
-    M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read.
-  - What was recorded to files (O(crashcart.fleet.ftrace_instance#module:mode=record)) comes as well, one capture for each recording, also of
-    containers that are gone; of a recording that goes on, all up to now.
-  - What is drained is gone from the kernel, or from a recording's files, and lies in C(/var/lib/crashcart/captures) on the host until it is
-    at home. Tracing goes on where it was on; the next fetch brings what came since.
-  - Where a transfer breaks nothing is lost. The next fetch of anything from that host brings first what was left, and continues at the
-    byte where the transfer to the same O(dest) stopped. Where the module is killed the same holds of what it had drained; what it had
-    in its hands, 256 KiB for each CPU at most, is lost, and that capture is not C(complete).
-  - Beside each capture lies its manifest, which says whether events were lost. A buffer that holds no event gives no file.
-  - A manifest beside a capture is not longer than 4 KiB, but for a long account of what is wrong. Where it would be, its longest parts, such
-    as the labels of the container or the list of events, are within the C(trace.dat), where M(crashcart.fleet.ftrace_report) finds them.
-    C(in_trace) of the manifest says which, and how many entries each has.
-  - A container that fails costs no other. The others are served, and the task fails at its end and names both. What a
-    container that failed has recorded stays where it is.
-  - What arrives is checked before it becomes a C(trace.dat). It may not hold more than the ring buffers that its manifest tells of, in
-    O(crashcart.fleet.ftrace_instance#module:mode=record) with twice C(max_size), nor more than a page for each four bytes that are
-    compressed, and 64 MiB. What is damaged makes the task fail, and is kept as it came, with a name that ends with C(.segment).
+  - Drains the ring buffers of trace instances and writes the events of each to a C(trace.dat) file on the controller, which
+    M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read. A buffer without events gives no file.
+  - Also fetches recordings (O(crashcart.fleet.ftrace_instance#module:mode=record)), including those of containers that are gone. Each
+    recording gives a capture of its own. A recording that is still running gives what it has so far.
+  - Tracing never stops for a fetch. The next fetch brings the events that came later.
+  - Drained events are removed from the kernel or from the recording's files, and stay in C(/var/lib/crashcart/captures) on the host until
+    they are on the controller.
+  - A broken transfer loses nothing. The next fetch from that host brings the rest, and continues an incomplete transfer to the same O(dest) at
+    the byte where it stopped. If the module is killed while it drains, at most 256 KiB for each CPU are lost, and that capture is not
+    C(complete).
+  - Each capture has a manifest beside it that says whether events were lost. A manifest is at most 4 KiB long, except for a long account of
+    problems. Longer parts, such as the container's labels, are moved into the C(trace.dat), where M(crashcart.fleet.ftrace_report) finds them.
+    C(in_trace) in the manifest lists these parts with the number of entries of each.
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served.
+    Events of a container that failed stay on the host.
+  - The controller checks what arrives. A capture must not be larger than the ring buffers in its manifest (for
+    O(crashcart.fleet.ftrace_instance#module:mode=record) plus twice C(max_size)), nor than one page for each four compressed bytes plus 64 MiB.
+    A damaged capture fails the task and is kept as it arrived, with a name that ends in C(.segment).
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -44,7 +44,7 @@ attributes:
     support: none
   become:
     support: full
-    details: Needs root on the host. The captures travel as the login user.
+    details: The module needs root on the host. The captures are copied as the login user.
   check_mode:
     support: full
   delegation:
@@ -53,53 +53,57 @@ attributes:
     support: none
   idempotent:
     support: full
-    details: A buffer that was fetched and has recorded nothing since is not fetched again.
+    details: A buffer that recorded nothing since the last fetch is not fetched again.
   platform:
     platforms: linux
     support: full
 options:
   containers:
     description:
-      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection the traces of all containers
-        are fetched. Containers that are gone, or whose runtime does not answer, are known by what was noted when their trace began, unless
-        another container has the name by now; then give twelve digits of the id.
+      - Containers whose traces to fetch, by name, id of at least twelve digits, or shell glob over names.
+        O(crashcart.fleet.crashcart_attach#module:containers) describes all forms. Without a selection the traces of all containers are
+        fetched.
+      - A container that is gone, or whose runtime does not answer, is known by the name that it had when its trace began. Where another
+        container has that name now, give twelve digits of the id.
     type: list
     elements: str
   dest:
     description:
-      - Folder on the controller. Captures go to C(DEST/HOST/CONTAINER/STAMP.dat), manifests to C(STAMP.json) beside them.
+      - Folder on the controller for the captures. They are written to C(DEST/HOST/CONTAINER/STAMP.dat), with their manifests in C(STAMP.json)
+        beside them.
     type: path
     required: true
   format:
     description:
-      - V(dat) writes a C(trace.dat). V(text) writes C(STAMP.txt) beside it as well, a line for each event, like those of C(trace-cmd report),
-        with the container's numbers of processes beside the host's. The controller makes it, not the host, and needs numpy for it.
+      - What to write. V(dat) writes a C(trace.dat).
+      - V(text) also writes C(STAMP.txt) with one line for each event, as C(trace-cmd report) does, and adds the container's process ids to
+        the host's. The controller makes this file and needs numpy for it.
     type: str
     choices: [dat, text]
     default: dat
   dat_version:
     description:
-      - Version of the C(trace.dat). V(7) is compressed by zstd where the host has libzstd, and not compressed where it has not. V(6), which is
-        never compressed, is for C(trace-cmd) before 3.0.
+      - Version of the C(trace.dat). V(7) is compressed with zstd where the host has libzstd, and uncompressed elsewhere. V(6) is always
+        uncompressed, for C(trace-cmd) before 3.0.
     type: int
     choices: [6, 7]
     default: 7
   consume:
     description:
-      - Whether the host may forget what is brought home. With V(false) it is kept there, compressed, until a fetch with V(true) has it or its
-        instance is removed by O(crashcart.fleet.ftrace_instance#module:state=absent), so that others can fetch it, too. What is kept on a
-        host is bounded by 1 GiB, and by 256 captures of each container; the oldest goes first.
-      - The kernel gives no copy of a buffer, so what is fetched is gone from there either way. Tracing is never stopped.
+      - Whether the host may delete captures that are on the controller. V(false) keeps them there, compressed, so that others can fetch them,
+        too. They stay until a fetch with V(true) has them, or O(crashcart.fleet.ftrace_instance#module:state=absent) removes their instance.
+      - A host keeps at most 1 GiB in all, and 256 captures of each container. The oldest are deleted first.
+      - The events leave the kernel's buffer in any case, because the kernel gives no copy of it. Tracing does not stop.
     type: bool
     default: true
   cursor:
     description:
-      - Bring only what was drained after the fetch that returned this cursor. For what is kept on the host (O(consume=false)) when O(dest)
-        holds the earlier captures no more; those that it holds are not brought again anyway.
+      - Fetch only what was drained after the fetch that returned this RV(cursor). This is for captures that the host keeps
+        (O(consume=false)) when O(dest) does not have the earlier ones any more. Captures that O(dest) has are not fetched again anyway.
     type: str
   _parts:
     description:
-      - Internal. Names of segments and how many bytes of them are at home, given by the action plugin.
+      - Internal. Names of segments, each with the number of its bytes on the controller, set by the action plugin.
     type: dict
     default: {}
   _broken:
@@ -109,19 +113,19 @@ options:
     default: ""
   _stamps:
     description:
-      - Internal. Stamps of the captures that are at home.
+      - Internal. Stamps of the captures on the controller.
     type: list
     elements: str
     default: []
   _methods:
     description:
-      - Internal. Compressions that the controller reads.
+      - Internal. Compressions that the controller can read.
     type: list
     elements: str
     default: []
   _owned:
     description:
-      - Internal. A folder on the host that the login user has made.
+      - Internal. A folder on the host that the login user has created.
     type: path
 seealso:
   - module: crashcart.fleet.ftrace_instance
@@ -136,7 +140,7 @@ EXAMPLES = r"""
   become: true
   register: fetched
 
-- name: Look at a flight recorder, and leave what it shows for others
+- name: Look at a flight recorder, and keep what it shows on the host for others
   crashcart.fleet.ftrace_fetch:
     containers: api
     dest: traces
@@ -151,15 +155,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 cursor:
-  description: What O(cursor) takes, to get only what is drained later. Without anything fetched it is the one that was given.
+  description: Value for O(cursor) of a later fetch, to get only what is drained after this one. The given O(cursor) where nothing was fetched.
   returned: as RV(failed_containers)
   type: str
   sample: "1790000000123456789"
 failed_containers:
   description:
-    - The containers that failed, each with the reason and the next step; the message of the task says the same.
-    - The captures of the others are at home.
-  returned: always, unless the task failed for all alike, as by its selection
+    - The containers that failed, each with the reason and the next step. The message of the task says the same.
+    - The captures of all others are on the controller.
+  returned: always, unless the task failed before it served any container
   type: list
   elements: dict
   contains:
@@ -176,76 +180,76 @@ failed_containers:
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 lines:
-  description: A line for people for each of RV(captures), with the container, the file, and why it is not complete or has stopped.
+  description: One line to read for each of RV(captures), with the container, the file, and why it is not complete or why the trace stopped.
   returned: as RV(failed_containers)
   type: list
   elements: str
   sample: ["api: traces/web1/api/20261121T231500.000000Z.dat (1200 events)"]
 captures:
-  description: One entry for each drain of an instance; what an earlier fetch could not bring home comes first.
+  description: One entry for each drain of an instance, also those that an earlier fetch could not transfer, sorted by container and time.
+    Empty in check mode.
   returned: as RV(failed_containers)
   type: list
   elements: dict
   contains:
     path:
-      description: The trace on the controller, V(null) where the buffer held no event.
+      description: The C(trace.dat) on the controller. V(null) where the buffer held no event.
       type: str
       sample: traces/web1/api/20261121T231500.000000Z.dat
     manifest:
       description:
-        - What the manifest says, and what is too long to stand beside the trace. Its form is in C(docs/manifest.schema.json) of the
-          collection.
+        - The manifest, with the parts that are in the C(trace.dat). C(docs/manifest.schema.json) of the collection is its schema.
       type: dict
       contains:
         complete:
           description:
-            - Whether every event since the last fetch, or since the start, is in the capture. Where that is not so, or nobody knows,
+            - Whether the capture has every event since the last fetch, or since the start. V(false) also where this is not known.
               RV(captures[].manifest.reasons) says why.
           type: bool
           sample: true
         reasons:
           description:
-            - Why the capture is not complete, in words. Events were lost, or somebody else has taken, cleared, stopped or changed the
-              trace, or the recorder did not watch it for a time.
+            - Why the capture is not complete, in words. Either events were lost, or somebody else has read, cleared, stopped or changed
+              the trace, or the recorder did not watch it for a time.
           type: list
           elements: str
           sample: ["somebody opened trace_pipe, from which events are taken"]
         lost:
-          description: How many events were lost.
+          description: Number of events that were lost.
           type: int
           sample: 0
         lost_exact:
-          description: Whether that number is exact; if not, at least so many were lost.
+          description: Whether RV(captures[].manifest.lost) is exact. Otherwise at least so many events were lost.
           type: bool
           sample: true
         discarded:
-          description: How many of those the kernel dropped when the clock or the tracer was changed.
+          description: How many of the lost events the kernel dropped because the clock or the tracer was changed.
           type: int
           sample: 0
         partial:
-          description: Of a recording, whether the host had room for a part of it only; the rest of it is in the captures that follow.
+          description: For a recording, whether the host had room for a part of it only. The captures that follow have the rest.
           type: bool
           sample: false
         mode:
-          description: V(ring) or V(record).
+          description: The mode of the trace, V(ring) or V(record).
           type: str
           sample: record
         has_run:
           description:
-            - Whether the container was seen to run when the trace began, or when it was fetched or ended. Where nothing was recorded of one
-              whose start is awaited, and it has not run, RV(lines) and a warning say so.
+            - Whether the container was seen running when the trace began, was fetched or ended. Where the container was awaited, has not run
+              and nothing was recorded, RV(lines) and a warning say so.
           type: bool
           sample: true
         stopped:
-          description: Why the trace stopped by itself, such as a limit or the recorder's death; V(null) where it did not.
+          description: Why the trace stopped by itself, such as a limit or the recorder's death. V(null) where it did not.
           type: str
           sample: its ttl is over
         rotated:
-          description: Of a recording, C(segments), C(events) and C(bytes) that had to make room since the last fetch; they count as lost.
+          description: For a recording, C(segments), C(events) and C(bytes) deleted since the last fetch to make room. They count as lost.
           type: dict
           sample: {segments: 0, events: 0, bytes: 0}
         entries:
-          description: How many events the buffers held.
+          description: Number of events in the capture.
           type: int
           sample: 12345
         container:
@@ -253,7 +257,7 @@ captures:
           type: dict
           sample: {name: api}
         cpus:
-          description: The kernel's counters for each CPU, and what was lost there.
+          description: The kernel's counters for each CPU, and the number of events that were lost there.
           type: list
           elements: dict
           sample: [{cpu: 0, entries: 12345, overrun: 0, lost: 0}]
@@ -262,31 +266,31 @@ captures:
           type: str
           sample: mono
         clock_offset_ns:
-          description: Nanoseconds to add to a time stamp to get real time, as measured at the end.
+          description: Nanoseconds to add to a time stamp to get real time, as measured at the end of the capture.
           type: int
           sample: 1790000000000000000
         time:
           description:
-            - The same, measured when the trace began (C(start)) and when it was stopped or, while it runs, fetched (C(end)), each with its
-              uncertainty and the real time of the measurement; before C(changed) events may be missing for having been fetched or selected
-              otherwise. V(null) where nobody saw the start, or for clocks that only the kernel reads.
+            - Offsets of the clock to real time, measured at C(start) of the trace and at C(end), when it stopped or was fetched. Each has
+              its uncertainty and the real time of the measurement, in nanoseconds. Before C(changed) events may be missing because they were
+              fetched earlier or selected differently. V(null) where nobody saw the start, and for clocks that only the kernel can read.
           type: dict
           sample: {start: {offset_ns: 1790000000000000000, uncertainty_ns: 80, real_time_ns: 1790000001000000000}}
         boot_id:
-          description: Identity of the host's boot; time stamps of two captures are of one clock where it is the same.
+          description: Id of the host's boot. Time stamps of two captures can be compared where it is the same.
           type: str
           sample: 6d6f3c7e-93a5-4a94-9a0e-0a0a3f7b7c11
         specification:
-          description: What was asked for.
+          description: What the trace was asked to record.
           type: dict
           sample: {profile: errors}
         earlier_syscalls:
-          description: Other selections of system calls, as C(specification) has one, that were asked for before in the same trace.
+          description: Other selections of system calls that were asked for before in the same trace, in the form of C(specification).
           type: list
           elements: dict
           sample: [{native: [257], compat: [295]}]
         sha256:
-          description: Digest of the trace file.
+          description: SHA-256 of the C(trace.dat).
           type: str
           sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 """
@@ -308,7 +312,9 @@ def run(module):
     parameters = module.params
     cursor = parameters["cursor"] or "0"
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 20:
-        raise FleetError(f"cursor: {cursor!r} is none: give one that an earlier fetch from this host has returned")
+        raise FleetError(
+            f"cursor: {cursor!r} is not a cursor: give one that an earlier fetch from this host has returned"
+        )
     home = fetching.Home(
         parts=parameters["_parts"],
         broken=parameters["_broken"],
@@ -329,10 +335,10 @@ def run(module):
     try:
         client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
-        module.warn(str(error))  # what there is can be fetched all the same
+        module.warn(str(error))  # a fetch needs no recorder
     outcome = Outcome()
     result = fetching.fetch(found, outcome, home, module.warn, consume=parameters["consume"])
-    outcome.check([one.who for one in found], "drained", **result)
+    outcome.check([trace.who for trace in found], "drained", **result)
     return {**result, "failed_containers": []}
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ftrace_info
-short_description: Say what is traced on a host and what could be
+short_description: Show what is traced on a host and what can be traced there
 description:
-  - By default it returns RV(summary), a page for people - which containers are traced, in which state and until when, what waits to be
-    fetched, and what the host cannot trace, with what follows and the next step.
-  - O(gather) has the same and more as data, such as the instances with their settings and the kernel's counters, and what the kernel offers
-    to trace. Changes nothing, so it can be asked before a run.
+  - By default the module returns RV(summary), a page to read - which containers are traced, in which state and until when, which captures
+    wait to be fetched, and what the host cannot trace, with the consequence and the next step.
+  - O(gather) returns the same and more as data, such as the instances with their settings and the kernel's counters, and what the kernel can
+    trace. The module changes nothing.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -30,7 +30,7 @@ attributes:
     support: full
   become:
     support: full
-    details: Needs root on the host, to read tracefs.
+    details: The module needs root on the host to read tracefs.
   check_mode:
     support: full
   delegation:
@@ -45,14 +45,16 @@ attributes:
 options:
   gather:
     description:
-      - What to return. Each of these gives the return value of its name, and V(all) gives all of them.
+      - What to return. Each value gives the return value of the same name, V(all) gives all of them.
     type: list
     elements: str
     choices: [all, summary, instances, captures, features, available]
     default: [summary]
   containers:
     description:
-      - Names, ids, twelve or more digits of ids, or shell globs over names. Without any selection every instance of ours is listed.
+      - Containers whose traces to show, by name, id of at least twelve digits, or shell glob over names.
+        O(crashcart.fleet.crashcart_attach#module:containers) describes all forms. Without a selection every trace instance of the collection is
+        shown.
     type: list
     elements: str
 seealso:
@@ -64,13 +66,13 @@ EXAMPLES = r"""
   crashcart.fleet.ftrace_info:
   become: true
 
-- name: Get them as data
+- name: Get the traces as data
   crashcart.fleet.ftrace_info:
     gather: [instances]
   become: true
   register: traces
 
-- name: Say which have stopped by themselves, and why
+- name: Show which traces have stopped by themselves, and why
   ansible.builtin.debug:
     msg: "{{ traces.instances | selectattr('stopped') | items2dict(key_name='container', value_name='stopped') }}"
 """
@@ -78,8 +80,8 @@ EXAMPLES = r"""
 RETURN = r"""
 summary:
   description:
-    - A page for people, a line for each thing. It has the traces, captures that wait to be fetched, and what is C(missing) of what can be
-      traced, with what follows and the next step.
+    - A page to read. It has one line for each trace, for captures that wait to be fetched, and for each feature that is C(missing), with
+      the consequence and the next step.
   returned: with V(summary) in O(gather)
   type: list
   elements: str
@@ -88,49 +90,49 @@ summary:
     - "captures: 2 (3.4 MiB) wait for ftrace_fetch"
 instances:
   description:
-    - The instances as M(crashcart.fleet.ftrace_instance) returns them, and those that are gone and of which recordings are left in files.
+    - The trace instances, as RV(crashcart.fleet.ftrace_instance#module:instances), and those that are gone but have recordings left in files.
   returned: with V(instances) in O(gather)
   type: list
   elements: dict
   sample: [{name: crashcart-3f4e1c0c9b0b, container: api, state: started}]
 captures:
-  description: What was drained and lies on the host, the oldest first. M(crashcart.fleet.ftrace_fetch) brings what waits.
+  description: Captures on the host, the oldest first. M(crashcart.fleet.ftrace_fetch) fetches those that wait.
   returned: with V(captures) in O(gather)
   type: list
   elements: dict
   contains:
     instance:
-      description: The instance that it is of.
+      description: Name of the trace instance that the capture comes from.
       type: str
       sample: crashcart-3f4e1c0c9b0b
     state:
-      description: V(new) waits to be brought home, V(kept) was and stays for others, V(part) is being drained, or its fetch was killed.
+      description: V(new) waits to be fetched, V(kept) was fetched and is kept for others, V(part) is being drained or its fetch was killed.
       type: str
       sample: new
     size:
-      description: Its size in bytes, compressed.
+      description: Size on the host in bytes, compressed.
       type: int
       sample: 204800
     drained:
-      description: When, in seconds since the epoch.
+      description: When the events were drained, in seconds since the epoch by the host's clock.
       type: float
       sample: 1790000000.25
 available:
-  description: What the kernel offers; V(null) where its tracefs is not mounted or cannot be read.
+  description: What the kernel offers to trace. V(null) where tracefs is not mounted or cannot be read.
   returned: with V(available) in O(gather)
   type: dict
   contains:
     events:
-      description: Names of events by system.
+      description: Names of the events, by system.
       type: dict
       sample: {raw_syscalls: [sys_enter, sys_exit]}
     tracers:
-      description: Names of tracers.
+      description: Names of the tracers.
       type: list
       elements: str
       sample: [nop, function]
     clocks:
-      description: Names of clocks.
+      description: Names of the trace clocks.
       type: list
       elements: str
       sample: [local, global, mono]
@@ -140,25 +142,25 @@ available:
       elements: str
       sample: [uprobe]
 features:
-  description: What this host can trace, and why not what it cannot.
+  description: What the collection can use for traces, and for each feature whether this host has it.
   returned: with V(features) in O(gather)
   type: list
   elements: dict
   contains:
     name:
-      description: The feature; a tracer that the kernel lacks stands here by its name.
+      description: Name of the feature. A tracer that the kernel lacks is listed by its name.
       type: str
       sample: syscall_events
     ok:
-      description: Whether it is there.
+      description: Whether the host has the feature.
       type: bool
       sample: false
     reason:
-      description: Why not, with the kernel's option or the next step.
+      description: Why the host lacks the feature, with the kernel's configuration option or the next step. Empty where it has the feature.
       type: str
       sample: the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)
     consequence:
-      description: What cannot be done without it; empty where the feature itself is all, or where it is there.
+      description: What does not work without the feature. Empty where the host has it, or where nothing in the collection needs it.
       type: str
       sample: "system calls cannot be traced: trace events or functions"
 """
@@ -178,7 +180,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 
 
 def find_available(root):
-    """What the kernel offers to trace; None where its tracefs cannot be read, which the features tell."""
+    """Return what the kernel offers to trace, or None where tracefs cannot be read, which the features report."""
     try:
         return {**tracefs.list_available(root), "probes": dynamic_events.list_kinds(root)}
     except tracefs.TraceError:
@@ -186,19 +188,19 @@ def find_available(root):
 
 
 def list_features(available):
-    found = {one.name: vars(one) for one in features.list_trace_features()}
+    found = {feature.name: vars(feature) for feature in features.list_trace_features()}
     for name, reason in tracers.list_missing(available["tracers"]).items() if available else ():
         found.setdefault(name, vars(features.make_missing(name, reason)))
     return list(found.values())
 
 
 def list_traces(module, root):
-    found = [describe_trace(one) for one in selection.select_instances(module, root, untraced_ok=True)]
+    found = [describe_trace(trace) for trace in selection.select_instances(module, root, untraced_ok=True)]
     for order in orders.list_abandoned():
         module.warn(
             escape(
-                f"nobody watches the trace of {order.container.name} any more, and a ttl or a brake of it does not hold: its recorder was"
-                " killed; the next ftrace_instance or ftrace_fetch starts one again"
+                f"nobody watches the trace of {order.container.name} any more: its recorder was killed, so its ttl and limits do not hold;"
+                " the next ftrace_instance or ftrace_fetch starts the recorder again"
             )
         )
     return found
@@ -213,7 +215,7 @@ def run(module):
     available = None if root is None else find_available(root)
     found = {
         "instances": [] if available is None else list_traces(module, root),
-        "captures": [one.as_result() for one in outbox.list_segments()],
+        "captures": [segment.as_result() for segment in outbox.list_segments()],
         "features": list_features(available),
         "available": available,
     }

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ftrace_instance
-short_description: Trace the system calls of containers, each in a trace instance of its own
+short_description: Trace containers, each in a trace instance of its own
 description:
-  - Makes one ftrace instance per container, with a ring buffer of its own, and records the events of that container's
-    processes, threads and children, and of what C(docker exec) starts in it.
-  - Nothing is installed, loaded or attached; the container is not touched and not slowed by more than the recording of its events.
-  - While any system call is traced anywhere, every process of the host enters system calls on the kernel's slow path
-    (a write of one byte was measured to take 1.4 times as long). So keep traces short.
-  - A container that fails costs no other. The others are served, and the task fails at its end and names both. Nothing is left
-    of a start that failed; one that is interrupted leaves no trace that it has made.
+  - Creates one ftrace instance with a ring buffer of its own for each container. It records the events of that container's
+    processes, threads and children, and of the processes that C(docker exec) starts in it.
+  - Nothing is installed, loaded or attached. The container is not changed, and only recording its events slows it.
+  - While any system call is traced on a host, every process there enters system calls on the kernel's slow path (writing one byte was
+    measured to take 1.4 times as long). Keep such traces short.
+  - A container that fails does not stop the others. The task fails at its end, and says which containers failed and which were served. A
+    start that fails leaves nothing behind, and an interrupted task removes the traces that it has created.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -34,7 +34,7 @@ attributes:
     support: full
   become:
     support: full
-    details: Needs root on the host.
+    details: The module needs root on the host.
   check_mode:
     support: full
   delegation:
@@ -49,226 +49,241 @@ attributes:
 options:
   containers:
     description:
-      - Names, ids, twelve or more digits of ids, or shell globs over names.
-      - With O(state=stopped) and O(state=absent) a container that was removed is named by twelve or more digits of its id.
+      - Containers to trace, by name, id of at least twelve digits, or shell glob over names.
+        O(crashcart.fleet.crashcart_attach#module:containers) describes all forms.
+      - With O(state=stopped) and O(state=absent) a container that was removed is selected by at least twelve digits of its id.
     type: list
     elements: str
   state:
     description:
-      - V(started) records events, V(stopped) keeps what was recorded, V(absent) removes the instance with what it holds.
-      - With V(absent) a name that no container has is a warning, and no error, as nothing of it is traced; it is an error where a runtime of
-        the host does not answer.
+      - The state that the traces should have. V(started) records events. V(stopped) stops recording and keeps what was recorded. V(absent)
+        removes the instance with what it holds.
+      - With V(absent) a name that matches no container is a warning, not an error, because nothing of it is traced. It is an error where
+        one of the host's runtimes does not answer.
     type: str
     choices: [started, stopped, absent]
     default: started
   everything:
     description:
-      - With O(state=stopped) and O(state=absent), and in the place of a selection, every trace instance of this collection on the host is
-        meant, with V(absent) also what killed tasks have left exposed in containers.
+      - Stop or remove every trace instance of this collection on the host. With V(absent) also remove files that killed tasks have left exposed
+        in containers.
+      - Requires O(state=stopped) or O(state=absent) and replaces a selection by O(containers), O(labels) or O(query).
     type: bool
     default: false
     version_added: 0.1.0
   existing:
     description:
-      - What to do with O(state=started) where a container is traced already.
-      - With V(change) that trace goes on as is asked for now. With V(refuse) the container fails, and the message says who has begun the trace,
-        when, and what has become of it. A trace that has ended, and of which nothing waits to be fetched, is started again with both.
+      - What O(state=started) does for a container that is traced already.
+      - V(change) gives the existing trace the settings of this task. V(refuse) fails for the container, and the message says who began the
+        trace, when, and what has become of it.
+      - A trace that has ended and has nothing left to fetch is started again in both cases.
     type: str
     choices: [change, refuse]
     default: change
     version_added: 0.1.0
   profile:
     description:
-      - A ready answer to a question, to which O(syscalls) and O(events) add. The measured cost of each is in C(docs/benchmarks.md).
-      - V(errors) records system calls that fail, V(syscalls) all of them, V(files) those that name files (C(%file)) or change open ones,
-        V(network) those of sockets (C(%network)) beside TCP's states, resets and retransmissions, V(exec) those that start, signal and end
-        processes (C(%process)) beside forks, ends and signals, V(startup) what a program looks for while it starts. These but V(exec) record
-        requests by io_uring, too, which are no system calls.
-      - V(sched) records when threads run, wait, wake and move; V(memory) what the page cache and the kernel's objects for
-        directory entries and inodes grow by (these on kernels whose events say names of caches), page faults, reclaim, and calls that change
-        mappings (C(%memory)). What an event does for somebody else, such as an interrupt, is booked on whom it interrupts.
+      - A ready selection of system calls and events, to which O(syscalls) and O(events) add. C(docs/benchmarks.md) has the measured cost
+        of each.
+      - V(errors) records system calls that fail, and V(syscalls) records all of them.
+      - V(files) records calls that name files (C(%file)) or change open ones.
+      - V(network) records calls on sockets (C(%network)), and state changes, resets and retransmissions of TCP.
+      - V(exec) records calls that start, signal and end processes (C(%process)), and forks, exits and signals.
+      - V(startup) records what a program looks for while it starts.
+      - V(sched) records when threads run, wait, wake and move. V(memory) records page faults, reclaim, calls that change mappings
+        (C(%memory)), and growth of the page cache and of the kernel's directory entries and inodes (these where the kernel's events have
+        the names of caches). Events caused by somebody else, such as interrupts, are counted for the thread that they interrupt.
+      - V(errors), V(syscalls), V(files), V(network) and V(startup) also record requests by io_uring, which are no system calls.
     type: str
     choices: [errors, syscalls, files, network, sched, exec, memory, startup]
   syscalls:
     description:
-      - Names of the system calls to record, or shell globs of such, filtered in the kernel; V(*) means all.
-      - Or strace's classes of calls, V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock),
-        of which those are recorded that the host has. But for V(%signal) and V(%ipc) the sign may be left out.
-      - Without any of O(syscalls), O(errors_only), O(events), O(profile) and O(tracer) all are recorded.
+      - System calls to record, filtered in the kernel. Each entry is a name or a shell glob over names, and V(*) means all.
+      - Strace's classes V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock) record the calls
+        of the class that the host has. The percent sign is optional except for V(%signal) and V(%ipc).
+      - The default is all of them. Where O(events), O(probes), O(profile) or O(tracer) is given and O(errors_only) is not, the default is
+        none except those of O(profile).
     type: list
     elements: str
     default: []
   compat:
     description:
-      - Record the O(syscalls) of 32-bit programs as well, on x86_64 and arm64. Their numbers are those of other calls in 64-bit
-        programs, and the kernel cannot tell them apart, so some of those are recorded, too, and left out of reports.
+      - Record the O(syscalls) of 32-bit programs as well, on x86_64 and arm64. Their numbers belong to other calls in 64-bit programs, and
+        the kernel cannot tell these apart. So some of those calls are recorded, too, and reports leave them out.
     type: bool
     default: true
   errors_only:
     description:
-      - Record only calls that fail. Then their beginnings, and so their arguments and times, are not in the trace.
+      - Record only system calls that fail. The trace then lacks the beginnings of calls, and with them arguments and durations.
     type: bool
     default: false
   events:
     description:
-      - Events to record, as V(system:name), where both may be shell globs, such as V(sched:*) or V(syscalls:sys_enter_open*).
-      - Or dictionaries with C(name) (the same), C(filter) (in the kernel's language, such as C(prev_prio < 100)) and C(triggers), a
-        list of what the event sets off, each as C(ACTION[:COUNT] [if CONDITION]). Actions are C(stacktrace), C(traceoff), C(traceon),
-        C(enable_event:SYSTEM:NAME), C(disable_event:SYSTEM:NAME) and, where the kernel has them, C(snapshot) and C(hist:keys=FIELD).
-        They are set off by processes of the container only, and reach its own trace only.
-      - Of several entries for one event the last one counts. The kernel gives events of the system C(syscalls) for 64-bit programs only;
-        a report counts what they tell as calls.
+      - Events to record. Each entry is V(system:name), where both parts may be shell globs, such as V(sched:*) or V(syscalls:sys_enter_open*).
+      - An entry may also be a dictionary with C(name), C(filter) in the kernel's language (such as C(prev_prio < 100)), and C(triggers), a
+        list of V(ACTION[:COUNT] [if CONDITION]).
+      - Actions are C(stacktrace), C(traceoff), C(traceon), C(enable_event:SYSTEM:NAME), C(disable_event:SYSTEM:NAME) and, where the kernel has
+        them, C(snapshot) and C(hist:keys=FIELD). Only processes of the container set them off, and they affect its own trace only.
+      - If several entries match one event, the last one counts. The kernel has events of the system C(syscalls) for 64-bit programs only.
+        Reports count them as calls.
     type: list
     elements: raw
     default: []
   tracer:
     description:
-      - The tracer of the instance. V(nop) records events only; with another one no system calls are recorded unless O(syscalls) asks for them.
-      - V(function) records calls of the kernel's own functions, V(function_graph) their times, too, by the container's threads; what
-        C(docker exec) starts is not followed by these two.
-      - V(function_graph) needs Linux 6.11; before that it is for one user per host, the top instance, which is not ours.
-      - The others record the longest time that interrupts or preemption were off, or that it took a woken thread to run. They look at
-        the host as a whole, and there is one user of them per host, always.
-      - A change of the tracer empties the buffer (the kernel's way), and so does one of O(clock). The next capture counts what went as lost,
-        so fetch before. O(state=absent) gives the tracer back; with O(state=stopped) it stays set, as taking it away would empty the buffer.
+      - The kernel's tracer for the instance. V(nop) records events only. Any other tracer records no system calls unless O(syscalls) asks
+        for them.
+      - V(function) records calls of the kernel's own functions by the container's threads, and V(function_graph) also their durations.
+        Neither follows what C(docker exec) starts. V(function_graph) requires Linux 6.11.
+      - The others record the longest time that interrupts or preemption were off, or that a woken thread waited to run. They look at
+        the whole host, and only one trace of a host can use them at a time.
+      - Changing the tracer or O(clock) empties the buffer, as the kernel requires. The next capture counts the events as lost, so fetch
+        first. O(state=absent) releases the tracer. O(state=stopped) keeps it, because removing it would empty the buffer.
     type: str
     choices: [nop, function, function_graph, irqsoff, preemptoff, preemptirqsoff, wakeup, wakeup_rt, wakeup_dl]
     default: nop
   functions:
     description:
-      - Functions of the kernel to trace, or globs of such, for O(tracer=function) and O(tracer=function_graph). Without it all are,
-        and these are tens of thousands, some of them called a million times per second.
-      - Their depth cannot be limited, since the kernel has one such limit for the whole host.
+      - Kernel functions to trace, or globs of them, for O(tracer=function) and O(tracer=function_graph). By default all are traced, which are
+        tens of thousands, some of them called a million times per second.
+      - The depth of calls cannot be limited, because the kernel has one such limit for the whole host.
     type: list
     elements: str
     default: []
   notrace:
     description:
-      - Functions of the kernel to leave out, or globs of such.
+      - Kernel functions to leave out, or globs of them.
     type: list
     elements: str
     default: []
   buffer_size:
     description:
-      - Size of the ring buffer for each CPU, for example V(2MiB).
-      - With O(mode=record) it bridges the time until the recorder comes, on a busy host some tens of milliseconds. An event of a system call
-        takes about 50 bytes, so V(8MiB) holds those of 160 ms at a million per second.
+      - Size of the ring buffer for each CPU, for example V(8MiB). The minimum is V(8KiB).
+      - With O(mode=record) the buffer has to hold the events until the recorder reads it, on a busy host some tens of milliseconds. An event
+        of a system call takes about 50 bytes, so V(8MiB) holds 160 ms at a million events per second.
     type: str
     default: 2MiB
   mode:
     description:
-      - V(ring) keeps the newest events in the kernel and overwrites the oldest; how many were lost is counted.
-      - V(record) loses nothing. One small process on the host, C(crashcart-recorder), drains the ring buffers of all its recordings to files
-        below C(/var/lib/crashcart/traces), in segments. It belongs to no login, yields to the host's services (niceness 5), and takes
-        time in proportion to the events, which O(max_rate) bounds. M(crashcart.fleet.ftrace_fetch) brings the files, also while it goes on.
-      - A recording ends with O(state=stopped), by its limits, and when the container's first process ends. It keeps its files until they are
-        fetched or O(state=absent) removes them, also when the instance, the container or the boot are gone.
-      - If the recorder dies, the kernel stops a recording, and the capture says so. A V(ring) goes on, and its next capture is not complete,
-        since nobody watched it.
-      - A change of anything ends a recording and begins another; each gives a capture of its own.
+      - Where recorded events are kept.
+      - V(ring) keeps the newest ones in the kernel, overwrites the oldest, and counts those that are lost.
+      - V(record) keeps all events. One small process on the host, C(crashcart-recorder), drains the ring buffers of all recordings to files
+        below C(/var/lib/crashcart/traces). Events are lost, and counted, only where it gets too little processor time or disk space.
+        M(crashcart.fleet.ftrace_fetch) fetches the files, also while the recording runs.
+      - The recorder belongs to no login session, yields to the host's services (niceness 5), and takes processor time in proportion to the
+        events, which O(max_rate) limits.
+      - A recording ends with O(state=stopped), at its limits, and with the container's first process. Its files stay until they are
+        fetched or O(state=absent) removes them, even when the instance or the container is gone or the host has rebooted.
+      - If the recorder dies, the kernel stops a recording, and its capture says so. A V(ring) continues, but its next capture is not complete,
+        because nobody watched it.
+      - Any change of a recording's settings ends it and begins another one. Each gives a capture of its own.
     type: str
     choices: [ring, record]
     default: ring
   ttl:
     description:
-      - After this time the trace stops by itself, for example V(30m) or V(2h), whatever has become of the controller. It keeps what it
-        has, for M(crashcart.fleet.ftrace_fetch), and its events are switched off, so that it costs the host no time any more; the ring buffer's
-        memory is free with O(state=absent) only, of a recording at once.
-      - A later call with O(ttl) gives it that time anew.
+      - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. By default it has no
+        limit.
+      - The stopped trace keeps what it has for M(crashcart.fleet.ftrace_fetch), and costs the host no more time. A recording frees the ring
+        buffer's memory at once, a ring only with O(state=absent).
+      - A later call with O(ttl) starts the time again.
     type: str
   max_rate:
     description:
-      - A brake. The trace stops when it records more events per second than this; it may be ahead of that by what it allows in five seconds,
-        for bursts. Lost and overwritten events count, too.
-      - What stopped it is in C(stopped), here, in M(crashcart.fleet.ftrace_info) and in the manifest.
+      - Stop the trace when it records more events per second than this. Bursts may exceed the rate by what it allows in five seconds. Lost
+        and overwritten events count, too.
+      - C(stopped) in the result, in M(crashcart.fleet.ftrace_info) and in the manifest says what stopped a trace.
     type: int
   max_loss:
     description:
-      - A brake for O(mode=record). The recording stops when more events than this were lost.
+      - Stop a recording when more events than this were lost. Only with O(mode=record).
     type: int
   max_size:
     description:
-      - For O(mode=record). Bytes that the files of one recording take at most, for example V(4GiB), by default V(1GiB). At least four times
-        the ring buffers of all CPUs.
+      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). It must be at least four
+        times the size of all ring buffers together. Only with O(mode=record).
     type: str
   max_age:
     description:
-      - For O(mode=record). What is older goes, for example V(1h), and is counted as lost.
+      - Age at which recorded events are deleted, for example V(1h). They count as lost. Only with O(mode=record).
     type: str
   rotate_size:
     description:
-      - For O(mode=record). A segment ends with this size, by default an eighth of O(max_size), V(64MiB) at most, and only finished
-        ones can make room.
+      - Size at which a segment of a recording is finished. Only finished segments can be deleted to make room. The default is an eighth of
+        O(max_size), but at most V(64MiB). Only with O(mode=record).
     type: str
   rotate_time:
     description:
-      - For O(mode=record). A segment ends after this time, by default V(1m).
+      - Time after which a segment of a recording is finished. The default is V(1m). Only with O(mode=record).
     type: str
   when_full:
     description:
-      - For O(mode=record). What to do when O(max_size) is reached, or when less than O(min_free) is free.
-      - V(stop), the default, stops the trace with all that it has; nothing is lost. V(rotate) removes the oldest segments, whose events are
-        counted as lost. While a fetch reads a recording nothing of it is removed, and it may outgrow O(max_size) for that time.
+      - What to do when a recording reaches O(max_size), or when less than O(min_free) is free. Only with O(mode=record).
+      - V(stop), the default, stops the trace with all that it has, and nothing is lost. V(rotate) deletes the oldest segments, whose events
+        count as lost. While a fetch reads a recording none of its segments is deleted, and it may exceed O(max_size).
     type: str
     choices: [stop, rotate]
   min_free:
     description:
-      - For O(mode=record). What stays free where the files are, by default V(512MiB).
+      - Space to leave free on the file system of the recordings. The default is V(512MiB). Only with O(mode=record).
     type: str
   clock:
     description:
-      - The clock of the time stamps, one of the kernel's trace clocks.
+      - Trace clock of the kernel for the time stamps.
     type: str
     choices: [mono, mono_raw, boot, global, local]
     default: mono
   follow_exec:
     description:
-      - Record also what C(docker exec) starts in the container. Processes of the runtime itself (named runc, crun or
-        containerd-shim) are left out by a filter in the kernel, and so is a process of the container that takes such a name.
-      - Containers of containerd (Docker's, too) have an ancestor of all that is exec'ed, and nothing is missed. Of others (C(podman exec))
-        the recorder looks for new processes twenty times a second. RV(instances[].followed) and the manifest say which, and what may be missed.
+      - Record also the processes that C(docker exec) starts in the container. A filter in the kernel leaves out processes of the runtime
+        itself (named runc, crun or containerd-shim), and also a process of the container that takes such a name.
+      - For containers of containerd, including Docker's, nothing is missed, because all of these processes descend from the container's shim.
+        For others, such as those started by C(podman exec), the recorder looks for new processes twenty times a second.
+        RV(instances[].followed) and the manifest say which way is used, and what may be missed.
     type: bool
     default: true
   follow_tools:
     description:
-      - Record also the commands of M(crashcart.fleet.crashcart_exec) and of the connection P(crashcart.fleet.cart#connection) in the container,
-        those that run already and those that start later.
+      - Record also the commands that M(crashcart.fleet.crashcart_exec) and the connection P(crashcart.fleet.cart#connection) run in the
+        container, those that run already and those that start later.
     type: bool
     default: false
     version_added: 0.1.0
   follow_restarts:
     description:
-      - Whether the trace goes on when the container starts again, after C(docker restart) for example, with all that the start does
-        but the runtime's first steps. Without it a trace is of the processes that run now and of their children.
-      - The default is V(true) with O(profile=startup), which has nothing to see otherwise, and V(false) else.
+      - Continue the trace when the container starts again, for example after C(docker restart). It then has the whole start except the
+        runtime's first steps. Without this option the trace is of the processes that run now, and of their children.
+      - The default is V(true) with O(profile=startup), and V(false) otherwise.
       - A container of root's Docker or Podman that is named in O(containers) need not run then. One that was stopped, was never started, or
-        ends again and again sooner than anybody could look at it, is traced from its next start on.
-      - The recorder waits for the start, and goes on waiting for a container that was removed, till O(ttl) or O(state=absent). Tracers of
-        functions do not follow a start, and neither do O(probes) in programs and O(expose), which belong to the files and the mounts of now. A
-        container whose control group does not bear its id (LXC, a bare process) is not waited for; RV(instances[].followed) says so.
+        ends too soon to be looked at, is traced from its next start on.
+      - The recorder waits for the start until O(ttl) or O(state=absent), also when the container was removed.
+      - Not continued are the tracers V(function) and V(function_graph), O(probes) in programs, and O(expose), which belong to the present files
+        and mounts. A container whose control group does not have its id in its name (LXC, a single process) is not waited for, and
+        RV(instances[].followed) says so.
     type: bool
     version_added: 0.1.0
   expose:
     description:
-      - Show files of the trace inside the container, so that it sees its own trace, or writes lines of its own into it. They stand in a
-        read-only folder, belong to the user of the container's first process, and lead nowhere else. They go with O(state=absent), when this is
-        left out at another start, and when the container ends.
-      - Needs Linux 5.12. A container that may mount (in a user namespace of its own, too) can take the read-only away from V(trace) and
-        empty its own trace.
+      - Show files of the trace inside the container, so that it can read its own trace or write lines into it. The files are in a
+        read-only folder, belong to the user of the container's first process, and give access to nothing else.
+      - They are removed with O(state=absent), by a start without this option, and when the container ends.
+      - Requires Linux 5.12. A container that may mount, also one with a user namespace of its own, can make V(trace) writable and empty its
+        own trace.
     type: dict
     suboptions:
       path:
         description:
-          - Folder in the container, made when it is missing; one that is there has to be empty. V(/sys/kernel/tracing) is where many programs
-            look for C(trace_marker).
+          - Folder in the container. It is created where it is missing, and has to be empty otherwise. Many programs look for
+            C(trace_marker) in V(/sys/kernel/tracing).
         type: str
         default: /dev/crashcart-trace
       files:
         description:
-          - V(trace) is what the buffer holds, as text. A process that is traced itself never comes to its end, since each read is one more
-            event; so read a part of it (C(head -c 1000000 trace)).
-          - V(trace_marker) takes lines to be put into the trace.
-          - V(trace_pipe) gives each event once, and what the container has read from it M(crashcart.fleet.ftrace_fetch) does not bring.
+          - Files to show.
+          - V(trace) is the content of the buffer as text. A traced process never reaches its end, because each read adds an event, so
+            read a part of it (C(head -c 1000000 trace)).
+          - V(trace_marker) accepts lines to put into the trace.
+          - V(trace_pipe) gives each event once. Events that the container has read from it are lost for M(crashcart.fleet.ftrace_fetch).
         type: list
         elements: str
         choices: [trace, trace_pipe, trace_marker]
@@ -280,7 +295,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Record what fails in all containers of the shop
+- name: Record system calls that fail in all containers of the shop
   crashcart.fleet.ftrace_instance:
     labels:
       com.docker.compose.project: shop
@@ -288,24 +303,24 @@ EXAMPLES = r"""
   become: true
   register: traced
 
-- name: Say what is recorded
+- name: Show what is recorded
   ansible.builtin.debug:
     msg: "{{ traced.instances | map(attribute='events') }}"
 
-- name: Record two system calls with their times
+- name: Record two system calls with their durations
   crashcart.fleet.ftrace_instance:
     containers: api
     syscalls: [connect, openat]
     buffer_size: 8MiB
   become: true
 
-- name: Record what the page cache grows by
+- name: Record what makes the page cache grow
   crashcart.fleet.ftrace_instance:
     containers: api
     profile: memory
   become: true
 
-- name: Record who is woken, and from where in the kernel a short sleep comes
+- name: Record which threads are woken, and the kernel stack of each short sleep
   crashcart.fleet.ftrace_instance:
     containers: api
     events:
@@ -315,14 +330,14 @@ EXAMPLES = r"""
         triggers: [stacktrace]
   become: true
 
-- name: Record which paths calls fail on
+- name: Record the paths on which calls fail
   crashcart.fleet.ftrace_instance:
     containers: api
     errors_only: true
     paths: true
   become: true
 
-- name: Record who asks for which host, in the C library of the container
+- name: Record look-ups of host names in the container's C library
   crashcart.fleet.ftrace_instance:
     containers: api
     probes:
@@ -341,7 +356,7 @@ EXAMPLES = r"""
         filter: result != 0
   become: true
 
-- name: Record every system call of the next hour, but not more than 4 GiB
+- name: Record every system call of the next hour, and keep the newest 4 GiB
   crashcart.fleet.ftrace_instance:
     containers: api
     profile: syscalls
@@ -352,7 +367,7 @@ EXAMPLES = r"""
     ttl: 1h
   become: true
 
-- name: Keep a flight recorder running that stops when it costs too much, or after a day
+- name: Run a flight recorder that stops when it costs too much, or after a day
   crashcart.fleet.ftrace_instance:
     containers: api
     profile: errors
@@ -360,7 +375,7 @@ EXAMPLES = r"""
     ttl: 1d
   become: true
 
-- name: See why a container does not stay up, from its next start on
+- name: Trace a container that does not stay up, from its next start on
   crashcart.fleet.ftrace_instance:
     containers: api
     profile: startup
@@ -375,30 +390,32 @@ EXAMPLES = r"""
       files: [trace_marker]
   become: true
 
-- name: Remove every instance of ours
+- name: Remove every trace instance of the collection
   crashcart.fleet.ftrace_instance:
     state: absent
+    everything: true
   become: true
 """
 
 RETURN = r"""
 selected:
-  description: Names of the containers that the selection means here, also in check mode.
-  returned: success, and where some of them failed
+  description: Names of the selected containers, also in check mode.
+  returned: as RV(failed_containers)
   type: list
   elements: str
   sample: [api, web]
 not_found:
-  description: Names and ids of the selection that no container here has; without O(allow_empty) that is an error, or a warning.
-  returned: as RV(selected)
+  description: Names and ids of the selection that match no container of this host. They fail the task unless O(allow_empty) or
+    O(state=absent) accepts them.
+  returned: as RV(failed_containers)
   type: list
   elements: str
   sample: []
 failed_containers:
   description:
-    - The containers that failed, each with the reason and the next step; the message of the task says the same.
-    - Of a start that failed nothing is left; a trace that was there before is as it was.
-  returned: always, unless the task failed for all alike, as by its selection
+    - The containers that failed, each with the reason and the next step. The message of the task says the same.
+    - A start that failed leaves nothing behind, and a trace that existed before is unchanged.
+  returned: always, unless the task failed before it served any container
   type: list
   elements: dict
   contains:
@@ -415,15 +432,15 @@ failed_containers:
       type: str
       sample: "container api (3f4e1c0c9b0b) is exited: start it first"
 lines:
-  description: A line for people for each of RV(instances), with its state, when it ends by itself, and what it holds.
+  description: One line to read for each of RV(instances), with the state, the end if there is one, and the number of events.
   returned: as RV(failed_containers)
   type: list
   elements: str
   sample: ["trace of api: started until 2026-09-21T14:13:20Z, 0 events in its buffers"]
 instances:
   description:
-    - The selected containers' instances as they are after the task, of O(state=started) those that are traced as was asked for. With
-      O(state=absent) those that could not be removed; none in check mode.
+    - The instances of the selected containers after the task. With O(state=started) those that are traced as asked for, with O(state=absent)
+      those that could not be removed. Empty in check mode.
   returned: as RV(failed_containers)
   type: list
   elements: dict
@@ -441,102 +458,103 @@ instances:
       type: str
       sample: 3f4e1c0c9b0b
     created:
-      description: Whether it was made by this very task; in no result of the states that end.
+      description: Whether this task created the instance. Only with O(state=started).
       type: bool
       sample: true
     state:
-      description: V(started) or V(stopped).
+      description: State of the trace, V(started) or V(stopped).
       type: str
       sample: started
     clock:
-      description: The clock of its time stamps.
+      description: The clock of the time stamps.
       type: str
       sample: mono
     buffer_kb:
-      description: Size of its ring buffer for each CPU in units of 1024 bytes.
+      description: Size of the ring buffer for each CPU, in units of 1024 bytes.
       type: int
       sample: 2048
     events:
-      description: What it records, event to filter.
+      description: The recorded events, each with its filter.
       type: dict
       sample: {"raw_syscalls:sys_exit": "ret < 0 && ret >= -4095"}
     triggers:
-      description: What its events set off, in the kernel's words.
+      description: The triggers of each event, as the kernel shows them.
       type: dict
       sample: {"sched:sched_switch": ["stacktrace:unlimited if common_pid >= 0"]}
     exposed:
-      description: The folder in the container that shows files of it, and which ones; V(null) where none does.
+      description: The folder in the container that shows files of the trace, and these files. V(null) where there is none.
       type: dict
       sample: {path: /dev/crashcart-trace, files: [trace, trace_marker]}
     tracer:
-      description: Its tracer.
+      description: The tracer of the instance.
       type: str
       sample: nop
     probes:
-      description: Its probes, name to definition, as the kernel shows it.
+      description: The probes of the instance, each with its definition as the kernel shows it.
       type: dict
       sample: {getaddrinfo: "p:crashcart_3f4e1c0c9b0b_5d41402a/getaddrinfo /proc/self/fd/9:0x10a2b0 host=+0(%di):ustring"}
     paths:
       description:
-        - How paths are recorded (C(by), V(null) where O(paths=auto) has found no way), why so, and of which of the calls they are
-          C(missing), in results of O(state=started) only; V(null) without O(paths).
+        - How paths are recorded, with C(by) (V(null) where O(paths=auto) found no way), C(why) and C(missing), the calls whose paths are
+          not recorded. V(null) with O(paths=false). Only with O(state=started).
       type: dict
       sample: {by: eprobe, why: "event: the kernel's events of system calls have no text (Linux 6.19); ...", missing: []}
     pids:
-      description: Number of threads that it follows now.
+      description: Number of threads that are traced now.
       type: int
       sample: 17
     followed:
       description:
-        - How new processes of the container come to be recorded, with C(exec) (C(descent), C(watch) or C(none)), C(tools) (whether
-          commands of ours are), C(restarts) (whether starts are awaited) and C(may_be_missed) (what of all these, V(null) for
-          nothing); V(null) where it is not known.
+        - How new processes of the container are found. C(exec) is V(descent), V(watch) or V(none), see O(follow_exec). C(tools) and C(restarts)
+          say whether O(follow_tools) and O(follow_restarts) are in effect. C(may_be_missed) says what these may miss (V(null) for nothing).
+          V(null) where it is not known.
       type: dict
       sample: {exec: descent, tools: false, restarts: false, may_be_missed: null}
     cpus:
-      description: The kernel's counters for each CPU.
+      description: The kernel's counters of events for each CPU.
       type: list
       elements: dict
       sample: [{cpu: 0, entries: 12, overrun: 0, dropped: 0}]
     discarded:
-      description: How many events the kernel has dropped for a change of O(clock) or O(tracer), that the next fetch will count as lost.
+      description: Number of events that the kernel dropped for a change of O(clock) or O(tracer). The next fetch counts them as lost.
       type: int
       sample: 0
     mode:
-      description: V(ring) or V(record).
+      description: The mode of the trace, V(ring) or V(record).
       type: str
       sample: record
     begun:
       description:
-        - Who began it - C(time) (seconds since the epoch, by the host's clock), C(user) (of the host, as whom the task ran) and C(login) (who
-          had logged in there and become that user, V(null) for nobody). A change of a trace that goes on leaves this as it is.
-        - The controller is not known to the host. V(null) for a trace of an older version of this collection.
+        - Who began the trace, with C(time) (seconds since the epoch by the host's clock), C(user) of the host that the task ran as, and
+          C(login), who had logged in there and become that user (V(null) for nobody). Changes of a running trace do not change this.
+        - V(null) for a trace of an older version of this collection. The host does not know the controller.
       type: dict
       sample: {time: 1790000000.25, user: root, login: alice}
     ended:
-      description: Who stopped it, in the same form; V(null) while it records, C(user) is V(null) where it stopped by itself.
+      description: Who stopped the trace, in the form of C(begun). V(null) while it records. C(user) is V(null) where it stopped by itself.
       type: dict
       sample: {time: 1790000600.25, user: null, login: null}
     summary:
-      description: Who traces since when, and how that ended or will end, as one line to show.
+      description: Who began the trace and when, and how it ended or will end, as one line.
       type: str
       sample: "begun 2026-09-21 14:13:20 UTC by root (login alice), stopped 2026-09-21 14:23:20 UTC: its ttl is over"
     stopped:
-      description: Why it stopped by itself; V(null) where it did not.
+      description: Why the trace stopped by itself. V(null) where it did not.
       type: str
       sample: its ttl is over
     expires:
-      description: When its O(ttl) is over, in seconds since the epoch by the host's clock; V(null) where it has none.
+      description: When O(ttl) ends the trace, in seconds since the epoch by the host's clock. V(null) without O(ttl).
       type: float
       sample: 1790000000.25
     expires_at:
-      description: The same for people, in UTC as ISO 8601 has it.
+      description: The time in RV(instances[].expires) as UTC in ISO 8601 format. V(null) when that is V(null).
       type: str
       sample: "2026-09-21T14:13:20Z"
     recordings:
       description:
-        - What of it is in files, the oldest first, with C(path), C(started) (seconds since the epoch), C(recording) (whether it goes on),
-          C(stopped) (why it ended by itself), C(segments), C(size) (bytes) and C(rotated) (events that had to make room).
+        - The recordings of the container that are in files, the oldest first, with C(path), C(started) (seconds since the epoch), C(recording)
+          (whether it still runs), C(stopped) (why it ended by itself), C(segments), C(size) in bytes and C(rotated) (number of events that
+          were deleted to make room).
       type: list
       elements: dict
       sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
@@ -569,11 +587,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request imp
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
+# What a message says was done for the containers that did not fail, by state.
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 
 def make_request(module, root, path, files):
-    """What is asked for, with FILES shown at PATH, and the event specification that it was made of."""
+    """Return the event specification that MODULE asks for, and the request made of it, which exposes FILES at PATH."""
     parameters = module.params
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
@@ -597,12 +616,12 @@ def make_request(module, root, path, files):
 
 
 def find_exposed(parameters):
-    """Where which files of a trace are to be shown in its container; no folder where none is."""
+    """Return the folder and the files of a trace to expose in its container, (None, ()) for nothing."""
     shown = parameters["expose"]
     path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
     if "trace_pipe" in files and parameters["mode"] == "record":
         raise FleetError(
-            "expose: trace_pipe would take events away from the recording: expose trace, which leaves them, or use mode: ring"
+            "expose: trace_pipe would take events away from the recording: expose trace instead, or use mode: ring"
         )
     return path, files
 
@@ -642,64 +661,68 @@ def run_started(module, root, outcome):
         begun.pop_all()
     return {
         "changed": started.changed or leftovers,
-        "instances": [{**one, "created": one["name"] in made, "paths": way} for one in results],
+        "instances": [{**result, "created": result["name"] in made, "paths": way} for result in results],
         "diff": {"before": started.before, "after": started.after},
     }, containers
 
 
 def check_free(root, container):
-    """Raise ContainerError where CONTAINER is traced already, or what was traced waits to be fetched."""
-    one = find_instance(root, container)
-    if not one.instance.exists():
+    """Raise ContainerError where CONTAINER is traced already, or its ended trace has events that wait to be fetched."""
+    trace = find_instance(root, container)
+    if not trace.instance.exists():
         return
-    found = describe_trace(one)
-    if found["state"] == "started" or recording.count_entries(one):
+    found = describe_trace(trace)
+    if found["state"] == "started" or recording.count_entries(trace):
         raise ContainerError(
-            f"container {container.name} is traced already: {found['summary']}; bring home what there is (ftrace_fetch, or the playbook"
-            " collect), or end it (state=absent, or the playbook stop)"
+            f"container {container.name} is traced already: {found['summary']}; fetch its events (ftrace_fetch, or the playbook collect),"
+            " or end the trace (state=absent, or the playbook stop)"
         )
 
 
 def conceal(containers, names=None):
-    """Take what is exposed of instances called NAMES, or of all, out of CONTAINERS: the folders it was in, as phrases. Raises FleetError."""
+    """Remove exposed files of the instances NAMES (None: of all) from CONTAINERS, and return phrases for the folders they were in.
+
+    Raises FleetError where a container fails.
+    """
     outcome = Outcome()
     left = exposure.remove(containers, outcome, names)
     outcome.check()
     return left
 
 
-def describe(found):
-    exposed = exposure.list_exposed([one.container for one in found if one.container is not None])
+def describe(traces):
+    exposed = exposure.list_exposed([trace.container for trace in traces if trace.container is not None])
     results = []
-    for one in found:
-        shown = exposed.get(one.instance.name)
+    for trace in traces:
+        shown = exposed.get(trace.instance.name)
         what = {"path": shown.path, "files": list(shown.files)} if shown else None
-        results.append({**describe_trace(one), "exposed": what})
+        results.append({**describe_trace(trace), "exposed": what})
     return results
 
 
 def remove(module, found, outcome):
-    """Remove instances, what is exposed of them first; with everything also what a killed task has left exposed.
+    """Remove the instances FOUND and first their exposed files, and return phrases for the folders of these.
 
-    What a user of the host has put in the way of that is a warning, and keeps no instance.
+    With everything=true this includes files that killed tasks have left exposed. An obstacle that a user of the host has made is a
+    warning and keeps no instance.
     """
-    names = {one.instance.name for one in found}
-    holders = {one.container.id: one.container for one in found if one.container is not None}
+    names = {trace.instance.name for trace in found}
+    holders = {trace.container.id: trace.container for trace in found if trace.container is not None}
     others = []
     if module.params["everything"]:
         names = None
         try:
             host = options.open_host(module)
-            holders.update((one.id, one) for one in options.select(module, host, required=False))
+            holders.update((container.id, container) for container in options.select(module, host, required=False))
         except ContainerError:
-            pass  # no engine answers: those of the instances' containers are all that is known
+            pass  # no engine answers, so only the containers of the instances are known
         else:
             others = options.run_for_users(
                 module, host, list(holders.values()), conceal, "what is exposed in containers"
             )
-            holders = {one.id: one for one in holders.values() if one.owner_uid is None}
+            holders = {container.id: container for container in holders.values() if container.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
-    end.remove([one for one in found if not outcome.has_failed(one.who)], outcome)
+    end.remove([trace for trace in found if not outcome.has_failed(trace.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left
 
@@ -708,7 +731,7 @@ def run_ended(module, root, outcome):
     state = module.params["state"]
     options.require_selection(module, "every trace of this collection on the host")
     found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
-    before = {one.instance.name: one.find_state() for one in found}
+    before = {trace.instance.name: trace.find_state() for trace in found}
     left = []
     leftovers = False
     if not module.check_mode and state == "stopped":
@@ -717,8 +740,8 @@ def run_ended(module, root, outcome):
         left = [] if module.check_mode else remove(module, found, outcome)
         with outcome.complaining():
             leftovers = end.remove_leftovers(root, busy_ok=False, check_mode=module.check_mode)
-    failed = [one for one in found if outcome.has_failed(one.who)]
-    after = {one.instance.name: one.find_state() for one in failed}
+    failed = [trace for trace in found if outcome.has_failed(trace.who)]
+    after = {trace.instance.name: trace.find_state() for trace in failed}
     if state == "stopped":
         after = {**dict.fromkeys(before, "stopped"), **after}
     stay = [] if module.check_mode else found if state == "stopped" else failed
@@ -726,7 +749,7 @@ def run_ended(module, root, outcome):
         "changed": before != after or bool(left) or leftovers,
         "instances": describe(stay),
         "diff": {"before": before, "after": after},
-    }, [one.who for one in found]
+    }, [trace.who for trace in found]
 
 
 def run(module):

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ftrace_report
-short_description: Summarize fetched traces per process and system call
+short_description: Summarize fetched traces by process and system call
 description:
-  - Reads captures that M(crashcart.fleet.ftrace_fetch) has brought home and says for each process and system call how often it
-    was called, with which errors it failed, and how long it took.
-  - Where paths were recorded (C(paths) of M(crashcart.fleet.ftrace_instance)), it names those that calls were given, with the errors on each.
-  - Reads what C(trace-cmd) writes, too - C(trace.dat) of versions 6 and 7, compressed or not, with one buffer or several, as C(record),
-    C(extract), C(convert) and C(split) make them. Each buffer is reported by itself.
-  - What of a folder cannot be read is named and skipped, and the rest is reported. A capture that O(src) names itself ends in an error then.
-  - Not read, and named so, are traces of a 32-bit kernel or of another byte order, the text of a latency tracer, and clocks that do not
-    count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). Those of C(uptime) are known to ten milliseconds.
-    C(trace-cmd extract) names another clock than an instance had. Where that one does not count time the file's statistics tell it.
-  - A file is not let become more than a kernel could have written. That is a page for each four bytes of compressed pages, and 64 MiB.
-  - Runs where the captures are. In a play over hosts use C(delegate_to=localhost) with C(run_once=true), and C(become=false).
+  - Reads captures that M(crashcart.fleet.ftrace_fetch) has fetched. For each process and system call it reports how often the call was
+    made, with which errors it failed, and how long it took.
+  - Where paths were recorded (O(crashcart.fleet.ftrace_instance#module:paths)), it also reports the paths of the calls, with the errors on each.
+  - Also reads what C(trace-cmd) writes by C(record), C(extract), C(convert) and C(split) - C(trace.dat) of versions 6 and 7, compressed or not,
+    with one buffer or several. Each buffer is reported by itself.
+  - Files of a folder that cannot be read are named and skipped, and the others are reported. A single capture in O(src) that cannot be read
+    is an error.
+  - Not supported are traces of a 32-bit kernel or of another byte order, the text of a latency tracer, and clocks that do not
+    count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). The report names such files.
+  - Times of the clock C(uptime) are exact to ten milliseconds. C(trace-cmd extract) may name another clock than the instance had. If the real
+    one does not count time, the file's statistics show it.
+  - A file may not decompress to more than a kernel could have written, which is one page for each four compressed bytes plus 64 MiB.
+  - Run it where the captures are. In a play over hosts use C(delegate_to=localhost), C(run_once=true) and C(become=false).
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -33,7 +35,7 @@ attributes:
     support: full
   become:
     support: none
-    details: It needs no privileges.
+    details: The module needs no privileges.
   check_mode:
     support: full
   delegation:
@@ -48,36 +50,36 @@ attributes:
 options:
   src:
     description:
-      - A capture, or a folder below which captures lie. These are files whose names end with C(.dat), or, as C(trace-cmd split) names them, with
-        C(.dat.1) and so on; the manifest of C(NAME.dat) is C(NAME.json). Others are not looked at.
-      - Without it O(captures) is needed.
+      - A capture, or a folder to search for captures. Captures in a folder are files whose names end with C(.dat), or with C(.dat.1) and so
+        on as C(trace-cmd split) names them. The manifest of C(NAME.dat) is C(NAME.json).
+      - Required without O(captures).
     type: path
   captures:
     description:
-      - Paths of captures, as RV(crashcart.fleet.ftrace_fetch#module:captures[].path) has them. Only these are reported, also where O(src) has
-        others; of an empty list there is nothing to report on. One that cannot be read is named and skipped.
-      - The report names them relative to O(src), or without it to the folder that they have in common.
+      - Paths of captures, for example those in RV(crashcart.fleet.ftrace_fetch#module:captures[].path). Only these are reported, even where
+        O(src) has others. An empty list gives no report. A capture that cannot be read is named and skipped.
+      - The report names captures relative to O(src), or to the folder that all of them have in common.
     type: list
     elements: path
   dest:
     description:
-      - Folder to write the report to, made when missing.
+      - Folder to write the report to. It is created where it is missing.
     type: path
     required: true
   formats:
     description:
-      - What to write. V(json) gives C(DEST/summary.json), V(text) gives C(DEST/summary.txt), a table to read.
+      - What to write. V(json) writes C(DEST/summary.json). V(text) writes C(DEST/summary.txt), a table to read.
     type: list
     elements: str
     choices: [json, text]
     default: [json, text]
   min_latency:
     description:
-      - Leave out system calls that took less time than this, for example V(10ms), and those of which only one end is in the trace.
-        The kernel cannot filter by it, so what it costs to record them is not saved.
+      - Leave out system calls that took less time than this, for example V(10ms), and calls whose beginning or end is not in the capture.
+      - This makes recording no cheaper, because the kernel cannot filter by it.
     type: str
 requirements:
-  - Python 3.11 or later and numpy, on the controller
+  - Python 3.11 or later and numpy, where the module runs
 seealso:
   - module: crashcart.fleet.ftrace_fetch
 """
@@ -92,7 +94,7 @@ EXAMPLES = r"""
   become: false
   register: report
 
-- name: Show it
+- name: Show the report
   ansible.builtin.debug:
     var: report.lines
 
@@ -111,8 +113,8 @@ EXAMPLES = r"""
 RETURN = r"""
 lines:
   description:
-    - A page to read. Up to 60 lines it is the table that V(text) in O(formats) writes. Where there are more it has the first rows of each
-      capture, with the path that they failed on most often, and says where the rest is.
+    - A page to read. Up to 60 lines it is the table that V(text) in O(formats) writes. A longer report is shortened to the first rows of
+      each capture, with the path that failed most often, and names the file with the rest.
   returned: success
   type: list
   elements: str
@@ -122,91 +124,100 @@ lines:
     - "  python3  4711  connect     10     1.234   310.0  ECONNREFUSED 10"
 summary:
   description:
-    - What was found, one entry for each capture; the rows for each system call are in C(summary.json) only. There C(calls) counts calls that
-      began or ended in the capture, C(unfinished) those of them that did not end in it and C(continued) those that did not begin in it.
-      To add up captures of one trace, leave out what is C(continued) in all but the first.
+    - The contents of C(summary.json) without the rows for each system call, which are in the file only.
     - C(summary.json) has two tables for each capture. C(programs) has a row for each program and system call, C(processes) has one for each
-      process and system call. A table has at most 1000 rows. Where it would have more, the processes with most failures keep rows of their own,
-      and the others share those of their program. Programs that have none of their own then are V((other programs\)), such calls are
-      V((other calls\)). Each call is in one row of a table. C(process_count) says how many processes a row is of, C(pids) has the lowest 100 of
-      their numbers.
-    - Text that is no UTF-8, such as a file's name, is shown escaped.
-    - C(denied) counts what seccomp answered in the kernel's place, by error, C(SIGSYS) or C(no error), and C(interrupted) what a signal ended
-      before its time, which the kernel begins again or lets fail with EINTR. C(docs/calls.md) says what strace would show.
+      process and system call. A row's C(process_count) is the number of its processes, and C(pids) has the lowest 100 of their numbers.
+    - A table has at most 1000 rows. In a larger one the processes with most failures keep rows of their own, and the others share those of
+      their program. Programs without rows of their own are V((other programs\)), and their calls may be V((other calls\)). Each call is in one
+      row of a table.
+    - In a row C(calls) counts calls that began or ended in the capture. C(unfinished) of them did not end in it, C(continued) did not begin
+      in it. To add up captures of one trace, leave out C(continued) in all but the first.
+    - C(denied) counts calls that seccomp answered instead of the kernel, by error, C(SIGSYS) or C(no error). C(interrupted) counts calls that
+      a signal ended early, which the kernel restarts or lets fail with EINTR. C(docs/calls.md) compares this with strace.
+    - Text that is not UTF-8, such as a file's name, is escaped.
   returned: success
   type: dict
   contains:
     captures:
-      description: The captures.
+      description: One entry for each buffer of each capture.
       type: list
       elements: dict
       contains:
         capture:
-          description: The capture's path, relative to O(src) where that is a folder, or to the folder that O(captures) have in common.
+          description: Path of the capture, relative to O(src) where that is a folder, or to the folder that O(captures) have in common.
           type: str
           sample: web1/api/20261121T231500.000000Z.dat
         buffer:
-          description: The name of the buffer in a file of several, or of one that C(trace-cmd) took from an instance; V(null) for the top one.
+          description: Name of the buffer in a file with several, or in one that C(trace-cmd) took from an instance. V(null) for the top one.
           type: str
           sample: peer
         host:
-          description: The host by its name in the inventory.
+          description: Name of the host in the inventory.
           type: str
           sample: web1
         container:
-          description: The container's name.
+          description: Name of the container.
           type: str
           sample: api
         complete:
-          description: Whether no event was lost, V(null) where the manifest is missing.
+          description: Whether no event was lost. V(null) where the manifest is missing.
           type: bool
           sample: true
+        reasons:
+          description: Why the capture is not complete, in words.
+          type: list
+          elements: str
+          sample: []
         lost:
-          description: How many events were lost.
+          description: Number of events that were lost. V(null) where the manifest is missing.
           type: int
           sample: 0
+        start:
+          description: Time of the first event, as UTC in ISO 8601 format. V(null) where the manifest does not have the clock's offset.
+          type: str
+          sample: "2026-11-21T23:15:00.000+00:00"
+        duration_s:
+          description: Time between the first and the last event, in seconds.
+          type: float
+          sample: 30.1
         events:
-          description: How many events there are.
+          description: Number of events.
           type: int
           sample: 12345
         event_counts:
-          description: How many events there are of each kind.
+          description: Number of events of each kind.
           type: dict
           sample: {"raw_syscalls:sys_exit": 12345}
-        duration_s:
-          description: Time between the first and the last event in seconds.
-          type: float
-          sample: 30.1
         errors:
           description: How often system calls failed, by the name of the error.
           type: dict
           sample: {ENOENT: 12, ECONNREFUSED: 3}
+        io_uring:
+          description:
+            - Requests by io_uring, which are no system calls. C(recorded) says whether the trace records them, C(requests) counts them by
+              operation, C(polled) says whether some could not be seen because the kernel itself polled for them.
+          type: dict
+          sample: {recorded: true, requests: {READ: 12}, polled: false}
     skipped:
       description:
-        - What of the folder could not be read, which is in a warning, too. A trace whose manifest is damaged is reported without it.
+        - Files that could not be read. A warning names them, too. A capture whose manifest is damaged is listed, and reported without it.
       type: list
       elements: dict
       contains:
         path:
-          description: The file's path, relative to O(src).
+          description: Path of the file, relative to O(src).
           type: str
           sample: web1/api/20261121T231500.000000Z.dat
         reason:
-          description: Why.
+          description: Why the file could not be read.
           type: str
           sample: the trace is cut short
         next_step:
-          description: What can be done about it.
+          description: What to do about it.
           type: str
           sample: fetch or record it again, or remove it
-        io_uring:
-          description:
-            - What is known of requests by io_uring, which are no system calls - whether they were C(recorded), how many there were of which
-              operation (C(requests)), and whether some could not be seen as the kernel itself C(polled) for them.
-          type: dict
-          sample: {recorded: true, requests: {READ: 12}, polled: false}
 files:
-  description: The files that were asked for, by format; none where there was nothing to report on, of which nothing is written.
+  description: The written files by format. Empty where there was nothing to report on.
   returned: success
   type: dict
   sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
@@ -226,8 +237,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 
 def find_root(captures):
-    """The folder that CAPTURES have in common."""
-    return os.path.commonpath([os.path.dirname(os.path.abspath(one)) for one in captures] or ["."])
+    """Return the deepest folder that all CAPTURES have in common, the current one where there are none."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in captures] or ["."])
 
 
 def run(module):
@@ -242,13 +253,13 @@ def run(module):
     else:
         found = gen_captures(dict.fromkeys(chosen), source or find_root(chosen), skipped, min_latency_ns)
     with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
-        for one in found:
-            report.add(one)
-            del one["programs"], one["processes"]
-            captures.append(one)
+        for capture in found:
+            report.add(capture)
+            del capture["programs"], capture["processes"]
+            captures.append(capture)
         changed = report.finish(skipped)
-    for one in skipped:
-        module.warn(escape(f"skipped {describe_skipped(one)}"))
+    for file in skipped:
+        module.warn(escape(f"skipped {describe_skipped(file)}"))
     summary = {"captures": captures, "skipped": skipped}
     return {"changed": changed, "lines": report.lines, "summary": summary, "files": report.files}
 

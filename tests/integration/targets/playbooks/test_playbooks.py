@@ -217,7 +217,7 @@ def test_a_trace_leaves_the_instance_that_was_there(container, tmp_path):
     assert done.returncode != 0
     text = " ".join((done.stdout + done.stderr).split())
     assert re.search(
-        rf"container {name} is traced already: begun 2\d+-\d\d-\d\d .* by root.*, records without a ttl; bring home",
+        rf"container {name} is traced already: begun 2\d+-\d\d-\d\d .* by root.*, records without a ttl; fetch its events",
         text,
     ), text
     assert read_instances() == before

@@ -94,7 +94,7 @@ def test_an_engine_that_does_not_answer_is_no_host_without_containers():
     ) as caught:
         host.call_module("crashcart_info", **dead)
     assert "start it" in find_line(caught.value.result["summary"], "host: ")
-    assert find_line(caught.value.result["summary"], "container: ") == "container: not known, for no runtime answers"
+    assert find_line(caught.value.result["summary"], "container: ") == "container: unknown, because no runtime answers"
     known = host.call_module("crashcart_info", gather=["host", "features", "images", "census"], **dead)
     assert (known["host"]["engine"], "start it" in known["host"]["engine_error"]) == (None, True)
     assert [one["name"] for one in known["images"]] == ["default"]
