@@ -48,6 +48,8 @@ options:
         E(DOCKER_CONTEXT), by the docker context of the task's user, then at V(unix:///var/run/docker.sock).
       - For an engine at V(tcp://HOST) TLS is configured by E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH), or by the docker context. The
         task's C(environment) may set these variables.
+      - Each answer of an engine may take 60 seconds, or as many as E(DOCKER_TIMEOUT) has on the host. A task's C(environment) may raise it for
+        slow hosts.
       - An engine whose socket a user of the host can replace counts as that user's. The module asks it as that user, and trusts its answers
         only for processes in that user's namespaces. Its containers are selected without the user's number.
     type: str

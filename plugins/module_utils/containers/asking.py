@@ -10,6 +10,7 @@ the process that asks, although that was forked from this one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pwd
 import resource
@@ -29,6 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIME_FOLDERS = "/run/user"
+_ENGINE_S = 60.0  # an engine on a busy host is slow
 _AT_ONCE = 32
 _END_S = 1.5  # for ending the processes that a question started
 _MAX_TEXT = 400
@@ -97,6 +99,21 @@ class Done:
     returncode: int
     stdout: bytes
     stderr: str
+
+
+def read_engine_timeout() -> float:
+    """Return how many seconds an engine of root's may take for one answer: DOCKER_TIMEOUT of the environment, or 60.
+
+    Raises ContainerError when the variable holds no positive number.
+    """
+    text = os.environ.get("DOCKER_TIMEOUT") or str(_ENGINE_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ContainerError(f"DOCKER_TIMEOUT={text} is not a number of seconds: set one such as 120, or unset it")
+    return seconds
 
 
 def run(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import control_groups
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import WRONG_FORM
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import WRONG_FORM, read_engine_timeout
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     SHORT_ID_LENGTH,
     Container,
@@ -44,7 +44,6 @@ _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 PODMAN_SOCKET = "/run/podman/podman.sock"
 ENGINE_OPTIONS = {"docker": "--host", "podman": "--url"}  # by which the engines' commands take a socket
-_TIMEOUT_S = 45  # long, as an engine on a busy host is slow
 
 
 # Python's messages where a library has another interface than its caller expects; the SDK may have wrapped the exception.
@@ -152,11 +151,13 @@ def _find_context(name: str) -> Endpoint:
 def _make_client(endpoint: Endpoint) -> Any:
     """Return an SDK client of ENDPOINT, which has answered; raises what the SDK and its libraries raise."""
     if endpoint.tls is None:
-        return docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S)
+        return docker.APIClient(base_url=endpoint.url, version="auto", timeout=read_engine_timeout())
     # Requests would prefer these to the certificate authority in the engine's own files.
     hidden = {name: os.environ.pop(name) for name in _BUNDLES if name in os.environ}
     try:
-        client = docker.APIClient(base_url=endpoint.url, version="auto", timeout=_TIMEOUT_S, tls=endpoint.tls)
+        client = docker.APIClient(
+            base_url=endpoint.url, version="auto", timeout=read_engine_timeout(), tls=endpoint.tls
+        )
         client.trust_env = False
         return client
     finally:

@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking 
     Unanswered,
     clean_text,
     parse_json,
+    read_engine_timeout,
     run,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
@@ -49,7 +50,6 @@ _PLACES = (
     ("/run/runc", "runc"),
     ("/run/crun", "crun"),
 )
-_TIMEOUT_S = 20
 _FILES = (("state.json", "runc"), ("status", "crun"))
 
 # Annotations in which the engines above keep names: of the container, of its pod, of the pod's namespace, of the image; and its kind.
@@ -228,7 +228,7 @@ class Root:
 
     def _ask(self, *words: str) -> Any:
         try:
-            done = run([self._program, "--root", self._path, *words], time.monotonic() + _TIMEOUT_S)
+            done = run([self._program, "--root", self._path, *words], time.monotonic() + read_engine_timeout())
             if done.returncode != 0:
                 raise _RuntimeRefusal(f"{self.label} does not answer as it should: {done.stderr}")
             return parse_json(done.stdout or b"null")

@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking 
     Account,
     Unanswered,
     parse_json,
+    read_engine_timeout,
     run,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
@@ -26,7 +27,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
 ROOT_STATE = "/run/libpod"
-_TIMEOUT_S = 30
 _ELSEWHERE = ("disabled", "split")  # modes in which a container is below the group of the process that starts it
 _LIST = ("ps", "--all", "--no-trunc", "--format", "json")
 _INSPECT = ("inspect", "--type", "container")
@@ -127,7 +127,9 @@ def _ask(
 ) -> Any:
     """Return the answer of Podman, called LABEL in messages, to WORDS; with SOME_OK also where it refuses a part of WORDS."""
     try:
-        done = run(["podman", *words], time.monotonic() + _TIMEOUT_S if until is None else until, environment)
+        done = run(
+            ["podman", *words], time.monotonic() + read_engine_timeout() if until is None else until, environment
+        )
     except OSError as error:
         raise ContainerError(f"{label} cannot be asked: {error}") from error
     except Unanswered as error:

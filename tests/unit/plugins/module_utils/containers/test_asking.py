@@ -13,8 +13,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking 
     Unanswered,
     clean_text,
     parse_json,
+    read_engine_timeout,
     run,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 
 ENOUGH_S = 60.0
 
@@ -50,6 +52,20 @@ def test_an_answer():
 def test_the_environment_is_clean(monkeypatch):
     monkeypatch.setenv("CC_SECRET", "x")
     assert b"CC_SECRET" not in ask("env").stdout
+
+
+def test_how_long_an_engine_may_take(monkeypatch):
+    monkeypatch.delenv("DOCKER_TIMEOUT", raising=False)
+    assert read_engine_timeout() == 60
+    monkeypatch.setenv("DOCKER_TIMEOUT", "2.5")
+    assert read_engine_timeout() == 2.5
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "nan", "inf"])
+def test_no_time_for_an_engine_is_named(monkeypatch, text):
+    monkeypatch.setenv("DOCKER_TIMEOUT", text)
+    with pytest.raises(ContainerError, match=f"DOCKER_TIMEOUT={text} is not a number of seconds"):
+        read_engine_timeout()
 
 
 @pytest.mark.sweep
