@@ -101,7 +101,8 @@ _FILES = {
     "etc/fstab": "",
     "etc/resolv.conf": "",
     # Each command's lines in the journal would take longer than sudo itself.
-    "etc/sudoers.d/fleet": f"{USER} ALL=(ALL) NOPASSWD: ALL\nDefaults !syslog, !pam_session\n",
+    "etc/sudoers.d/fleet": f"{USER} ALL=(ALL) NOPASSWD: ALL\nDefaults !syslog, !pam_session, env_file=/etc/environment\n",
+    "etc/environment": "DOCKER_TIMEOUT=600\n",  # an emulated engine takes its time
     # Containers have no network; each rule that Docker would make is a process.
     "etc/docker/daemon.json": '{"bridge": "none", "iptables": false, "ip6tables": false, "storage-driver": "overlay2"}\n',
     "etc/containerd/config.toml": 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n',
