@@ -28,7 +28,7 @@ _MAX_ANCESTORS = 4  # between a starting container's first process and its shim
 
 @dataclass(frozen=True)
 class Following:
-    """How a container's processes are found.
+    """The way in which a container's processes are found.
 
     SHIM: the pid of the shim to follow; None if the container has none (yet), or if exec'ed programs are not followed.
     DESCENDS: True if all exec'ed programs descend from a shim that is followed.

@@ -68,7 +68,7 @@ class _Host:
 
 
 def record(ready_fd: int) -> None:
-    """Be the host's recorder until no order is left; READY_FD gets a byte when it looks after the traces.
+    """Run as the host's recorder until no order is left; READY_FD gets a byte when it looks after the traces.
 
     The function returns without any work if another recorder runs and does not end soon.
     """

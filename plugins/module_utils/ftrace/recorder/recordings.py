@@ -241,7 +241,9 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
         write_json(os.path.join(path, ABOUT), {**about, "started": now})
     except OSError as error:
         remove(path)
-        raise TraceError(f"{FOLDER} cannot take a recording: {error.strerror}; mend that, or use mode=ring") from error
+        raise TraceError(
+            f"{FOLDER} cannot take a recording: {error.strerror}; make it writable or make room there, or use mode=ring"
+        ) from error
     return path
 
 

@@ -79,7 +79,7 @@ def choose_plan(root: str, numbers: SyscallNumbers | None, wish: str, by: str, m
 
     NUMBERS is None if no calls are recorded. WISH is one of WISHES, BY one of WAYS or 'auto'.
     With 'auto' as WISH the plan may have no way, and never one that slows down other containers.
-    Raises TraceError if WISH is 'true' and there is no way, and for an 'auto' BY uprobe.
+    Raises TraceError if WISH is 'true' and there is no way, and if WISH is 'auto' and BY is 'uprobe'.
     """
     if wish == "false":
         return None

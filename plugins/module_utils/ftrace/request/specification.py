@@ -42,7 +42,7 @@ _MIN_BUFFER_KB = 8  # two pages
 
 @dataclass(frozen=True)
 class Specification:
-    """What to trace, as this host's kernel has it.
+    """A specification of what to trace, in terms of this host's kernel.
 
     EVENTS: event → request.
     SYSCALLS: the system calls to record; None for no calls, an object without numbers for all.
