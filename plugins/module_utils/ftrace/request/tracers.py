@@ -69,7 +69,7 @@ def check_request(request: TracerRequest) -> None:
             or not text.isascii()
             or any(not ("!" < character <= "~") or character in "#:" for character in text)
         ):
-            raise TraceError(f"{text!r} is neither a kernel function nor a glob that matches some")
+            raise TraceError(f"{text!r} is neither the name of a kernel function nor a glob")
     if request.tracer not in FUNCTION_TRACERS and (request.functions or request.notrace):
         raise TraceError("functions and notrace are for the tracers function and function_graph")
 
