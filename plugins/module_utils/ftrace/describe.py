@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is known of a trace: for the results of modules, and of containers that no runtime tells of any more."""
+"""Describe traces for the results of modules, also those whose container no runtime lists any more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 
 def read_container(trace: TraceInstance) -> dict[str, Any] | None:
-    """What is known here of a container that no runtime tells of, as a manifest says it; None for nothing."""
+    """Return the description of a container that no runtime lists any more, in the form of a manifest; None if nothing is known.
+
+    It comes from the record of TRACE, from its last recording, or from a capture that is kept on the host.
+    """
     exists = trace.instance.exists()
     record = metadata.read_record(trace.instance) if exists else metadata.read_removed(trace.instance) or {}
     about: dict[str, Any] | None = record.get("container")
@@ -31,7 +34,7 @@ def read_container(trace: TraceInstance) -> dict[str, Any] | None:
 
 
 def describe_trace(trace: TraceInstance) -> dict[str, Any]:
-    """What modules return of an instance, or of what is left of one in recordings."""
+    """Return what the modules return of TRACE; if its instance is gone, what its recordings tell."""
     instance = trace.instance
     names = {"name": instance.name, "container": trace.container_name, "id": trace.container_id}
     try:
@@ -58,7 +61,7 @@ def _describe(instance: Instance, short_id: str) -> dict[str, Any]:
         "events": instance.read_events(),
         "triggers": read_triggers(instance),
         "tracer": instance.read("current_tracer"),
-        "probes": {one.name: one.line for one in installed_probes.list_own(instance, short_id)},
+        "probes": {probe.name: probe.line for probe in installed_probes.list_own(instance, short_id)},
         "pids": len(instance.read_pids(EVENT_PIDS)),
         "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
         **handover.describe_state(instance),

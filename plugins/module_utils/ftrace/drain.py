@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take the pages of all CPUs of an instance, each CPU by a thread of its own, as compressed chunks, and see what was lost before each page.
+"""Read the pages of all CPUs of an instance as compressed chunks, each CPU by a thread of its own, and count the lost events.
 
-A page comes once: what is read from trace_pipe_raw is gone from the kernel.
+The kernel gives each page once: a page that was read from trace_pipe_raw is gone from the ring buffer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 _CHUNK_BYTES = 256 << 10
 _MAX_THREADS = 8
-# Fills whole pages, each given as a place of its own; the bytes filled, 0 at the end.
+# Fills the given places, one page each, and returns the number of bytes filled; 0 at the end.
 PageSource = Callable[[Sequence[memoryview]], int]
 
 
 @dataclass(frozen=True)
 class CpuDrain:
-    """What was found in the pages of one CPU: LOST events, and pages before which an UNKNOWN number was. ERROR says why it ended early."""
+    """The result of draining one CPU.
+
+    PAGES: pages that were read.
+    LOST: events lost before these pages, as far as the pages tell their number.
+    UNKNOWN: pages before which an unknown number of events was lost.
+    ERROR: why the drain ended early; '' if it did not.
+    """
 
     pages: int = 0
     lost: int = 0
@@ -37,15 +43,15 @@ class CpuDrain:
     error: str = ""
 
     def judge(self, before: CpuStatistics) -> tuple[int, bool]:
-        """Return how many events are lost, by what the kernel counted BEFORE, too, and whether these are all."""
+        """Return how many events are lost, and whether no more are. BEFORE has the kernel's counters before the drain."""
         if self.unknown and before.read == 0:
-            # Nobody has read before us: the kernel's counter since the start is the number.
+            # Nobody has read the buffer before, so the kernel's overrun counter since the start tells the number.
             return max(self.lost, before.overrun), not self.error
         return self.lost, self.unknown == 0 and not self.error
 
 
 def open_readers(instance: Instance, cpus: Iterable[int]) -> dict[int, int]:
-    """Return CPU → descriptor from which the pages of its ring buffer are taken; those that cannot be opened are left out."""
+    """Return CPU → descriptor of its trace_pipe_raw in INSTANCE; those of CPUS whose file cannot be opened are left out."""
     readers = {}
     for cpu in cpus:
         with suppress(OSError):
@@ -55,7 +61,10 @@ def open_readers(instance: Instance, cpus: Iterable[int]) -> dict[int, int]:
 
 
 def drain(instance: Instance, readers: Mapping[int, int], page_size: int, writer: SegmentWriter) -> dict[int, CpuDrain]:
-    """Copy what READERS (CPU → descriptor) give into WRITER. Tracing may go on; each ends after one buffer's length at the latest."""
+    """Copy the pages that READERS (CPU → descriptor) give into WRITER, and return the result for each CPU.
+
+    Tracing may go on meanwhile. So the drain of a CPU ends after as many pages as its buffer holds, at the latest.
+    """
     limits = {
         cpu: int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0]) * 1024 // (page_size - 16) + 2
         for cpu in readers
@@ -69,13 +78,13 @@ def drain(instance: Instance, readers: Mapping[int, int], page_size: int, writer
 
 
 class Unreadable(TraceError):
-    """The pages of the ring buffer have another size than before."""
+    """An error that says that the pages of the ring buffer have another size than before."""
 
 
 class PageReader:
-    """Reads pages of PAGE_SIZE bytes from FD, a trace_pipe_raw of INSTANCE.
+    """A reader of pages of PAGE_SIZE bytes from FD, a trace_pipe_raw of INSTANCE.
 
-    The kernel gives no word of it when somebody changes the size of its pages, and what it gives then fits no page of ours.
+    The kernel does not tell a reader that the size of the pages was changed. Then its data do not fit the pages that were asked for.
     """
 
     def __init__(self, instance: Instance, fd: int, page_size: int) -> None:
@@ -84,7 +93,10 @@ class PageReader:
         self._page_size = page_size
 
     def fill(self, places: Sequence[memoryview]) -> int:
-        """Fill PLACES, one page each, and return how many bytes; 0 where nothing more is there. Raises Unreadable for pages of another size."""
+        """Fill PLACES, one page each, and return the number of bytes filled; 0 if the buffer is empty.
+
+        Raises Unreadable if the pages have another size now, and OSError if they cannot be read.
+        """
         try:
             size = os.readv(self._fd, places)
         except BlockingIOError:
@@ -95,7 +107,10 @@ class PageReader:
 
 
 def copy_pages(source: PageSource, page_size: int, limit: int, cpu: int, writer: SegmentWriter) -> CpuDrain:
-    """Copy pages from SOURCE, LIMIT at most, into WRITER. An error ends it, and is told: what came before is nowhere else."""
+    """Copy at most LIMIT pages of CPU from SOURCE into WRITER, and return the result.
+
+    An error ends the copy and is in the result, not raised: the pages before it are no longer in the kernel and must not be lost.
+    """
     compress = writer.make_compressor()
     buffer = bytearray(max(page_size, _CHUNK_BYTES // page_size * page_size))
     whole = memoryview(buffer)
@@ -120,7 +135,7 @@ def copy_pages(source: PageSource, page_size: int, limit: int, cpu: int, writer:
 
 
 def _fill(source: PageSource, places: Sequence[memoryview], page_size: int) -> tuple[int, str]:
-    """How many of PLACES were filled, and what ended it; '' for the end of what there is."""
+    """Return how many of PLACES were filled from SOURCE, and the error that ended it; '' if there was none."""
     filled = 0
     while filled < len(places):
         try:
@@ -133,14 +148,14 @@ def _fill(source: PageSource, places: Sequence[memoryview], page_size: int) -> t
             break
         full, rest = divmod(size, page_size)
         filled += full
-        if rest:  # the kernel has not touched the end of a page
+        if rest:  # the kernel has left the end of a page as it was
             places[filled][rest:] = bytes(page_size - rest)
             filled += 1
     return filled, ""
 
 
 def gen_pages(instance: Instance, cpu: int, page_size: int) -> Iterator[bytes]:
-    """Yield the pages that CPU's buffer of INSTANCE holds, taken out of it one by one."""
+    """Yield the pages of CPU's buffer of INSTANCE, each taken out of the buffer; raises Unreadable for pages of another size."""
     for fd in open_readers(instance, [cpu]).values():
         try:
             reader = PageReader(instance, fd, page_size)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Stop traces, remove them, and remove what killed tasks have left of them."""
+"""Stop traces, remove traces, and remove the leftovers of killed tasks."""
 
 from __future__ import annotations
 
@@ -22,60 +22,61 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 
 
 def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
-    """Stop recording in all of FOUND; they keep what they have. OUTCOME gets those that go on."""
+    """Stop tracing in all of FOUND; their events stay until a fetch. OUTCOME gets the failures."""
     _change_each(found, outcome, _stop)
 
 
-def _stop(one: TraceInstance) -> None:
-    with client.change(one.instance.name) as change:
-        was_on = one.find_state() == "started"
-        # First: to its recorder it would be a trigger that stops the trace.
-        handover.end_recording(one.instance)
+def _stop(trace: TraceInstance) -> None:
+    with client.change(trace.instance.name) as change:
+        was_on = trace.find_state() == "started"
+        # The recording ends before tracing is switched off: its recorder would take the switch for a trigger's.
+        handover.end_recording(trace.instance)
         if was_on:
-            one.instance.trace_off()
-            record = metadata.read_record(one.instance)
+            trace.instance.trace_off()
+            record = metadata.read_record(trace.instance)
             if record:
-                end = clocks.measure_offset(one.instance.read_clock())
-                metadata.write_record(one.instance, {**record, "end": end, "ended": history.describe_caller()})
-        handover.end_limits(change, one.instance)
+                end = clocks.measure_offset(trace.instance.read_clock())
+                metadata.write_record(trace.instance, {**record, "end": end, "ended": history.describe_caller()})
+        handover.end_limits(change, trace.instance)
 
 
 def remove(found: Sequence[TraceInstance], outcome: Outcome) -> None:
-    """Remove all of FOUND with what they have recorded, in files, too. OUTCOME gets those that stay."""
+    """Remove all of FOUND with their buffers, recordings and kept captures. OUTCOME gets the failures."""
     _change_each(found, outcome, _remove)
 
 
-def _remove(one: TraceInstance) -> None:
-    take_back(one, [])
-    outbox.remove_kept(one.instance.name)
+def _remove(trace: TraceInstance) -> None:
+    take_back(trace, [])
+    outbox.remove_kept(trace.instance.name)
 
 
-def take_back(one: TraceInstance, earlier: Sequence[str]) -> None:
-    """Remove ONE with what it has recorded, but for the recordings in the folders EARLIER."""
-    handover.forget(one.instance)
-    one.instance.remove()
-    metadata.remove_record(one.instance)
-    # What others have switched on is a leftover from now on.
-    installed_probes.remove_unused(one.instance, one.short_id, busy_ok=True)
-    for folder in recordings.list_folders(one.instance.name):
+def take_back(trace: TraceInstance, earlier: Sequence[str]) -> None:
+    """Remove TRACE with its record, its unused probes and its recordings, but not the recordings in the folders EARLIER."""
+    handover.forget(trace.instance)
+    trace.instance.remove()
+    metadata.remove_record(trace.instance)
+    # A probe that another instance has switched on stays, as a leftover from now on.
+    installed_probes.remove_unused(trace.instance, trace.short_id, busy_ok=True)
+    for folder in recordings.list_folders(trace.instance.name):
         if folder not in earlier:
             recordings.remove(folder)
 
 
 def _change_each(found: Sequence[TraceInstance], outcome: Outcome, change: Callable[[TraceInstance], None]) -> None:
-    """Call CHANGE with each of FOUND, while nobody else changes it; OUTCOME gets where that fails."""
+    """Call CHANGE with each of FOUND while holding the trace's lock; OUTCOME gets the failures."""
 
-    def serve(one: TraceInstance) -> None:
-        with outcome.serve(one.who), try_lock("trace-" + one.short_id):
-            change(one)
+    def serve(trace: TraceInstance) -> None:
+        with outcome.serve(trace.who), try_lock("trace-" + trace.short_id):
+            change(trace)
 
-    serve_in_turns(found, serve, lambda one, error: outcome.fail(one.who, error), Patience())
+    serve_in_turns(found, serve, lambda trace, error: outcome.fail(trace.who, error), Patience())
 
 
 def remove_leftovers(root: str, *, busy_ok: bool, check_mode: bool) -> bool:
-    """Remove the probes of instances that are gone, as after a killed task; whether there were any.
+    """Remove the probes of instances that are gone, as a killed task leaves them; return True if there were any.
 
-    Raises TraceError for those that others have switched on, unless BUSY_OK; all others are removed then.
+    ROOT is the tracefs. In CHECK_MODE nothing is removed.
+    Raises TraceError for probes that other people have switched on, unless BUSY_OK; all other probes are removed even then.
     """
     if check_mode:
         return bool(installed_probes.list_orphans(root, INSTANCE_PREFIX))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a reader of an instance's pages has to know: the head of its trace.dat, with the formats of events and the kernel's symbols."""
+"""Build the head of an instance's trace.dat: the formats of events, the kernel's symbols, and what else a reader of its pages needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 
 def read_head(instance: Instance, page_size: int, record: dict[str, Any], cpus: list[int]) -> trace_dat.Head:
-    """The head of a trace.dat of INSTANCE, without its pages; RECORD is what is known of its start."""
+    """Return the head of a trace.dat of INSTANCE, without its pages.
+
+    PAGE_SIZE is that of the ring buffer in bytes, RECORD the record of the trace's start, CPUS those whose statistics are included.
+    """
     events: dict[str, list[bytes]] = {}
     present = instance.read_events()
-    # Of a trace that its limits have ended no event is on any more.
+    # A trace that its limits have ended has no event on any more, but its record names them.
     for event in sorted({**record.get("events", {}), **present}):
         system, name = event.split(":")
         folder = f"events/{system}/{name}"
-        # A probe that is no longer wished for has gone.
+        # The record may name an event whose probe is gone.
         if event in present or os.path.isdir(os.path.join(instance.path, folder)):
             events.setdefault(system, []).append(instance.read_bytes(f"{folder}/format"))
     top = Instance(instance.root, "..")  # the files that instances lack
@@ -53,6 +56,6 @@ def _has_addresses(instance: Instance) -> bool:
 
 
 def _read_kallsyms() -> bytes:
-    """Addresses and names of the kernel's functions; megabytes, so only for traces that have functions or stacks."""
+    """Return the addresses and names of the kernel's functions: megabytes, so only for traces with functions or stacks."""
     with open("/proc/kallsyms", "rb") as file:
         return b"".join(line for line in file if line.split(b" ", 2)[1] in b"tTwW")

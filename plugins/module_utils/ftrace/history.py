@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who began a trace and who ended it, and when, as far as its host knows: it is told accounts, and never which controller called."""
+"""Record and tell who began and ended a trace, and when. A host knows accounts only, and never which controller called."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _NO_LOGIN = 2**32 - 1
 
 
 def describe_caller() -> dict[str, Any]:
-    """Return what is recorded of whoever calls now: the time (seconds since the epoch), the user, and who has logged in to become that.
+    """Return the time (seconds since the epoch), the user of this process, and the login user.
 
-    The kernel remembers a login across sudo and su (/proc/self/loginuid, proc(5)); without that sudo's word counts. None for no login.
+    The kernel remembers the login user across sudo and su (/proc/self/loginuid, proc(5)). Without one, SUDO_USER counts; None if it is
+    not set either.
     """
     return {"time": time.time(), "user": _find_name(os.geteuid()), "login": _find_login()}
 
@@ -42,7 +43,11 @@ def summarize(
     *,
     is_on: bool,
 ) -> str:
-    """Return one line of a trace's history: who has BEGUN and ENDED it, by what it STOPPED by itself, when its ttl EXPIRES."""
+    """Return a trace's history in one line.
+
+    BEGUN and ENDED are what describe_caller returned then; None if not known. STOPPED is why the trace ended by itself; None if it did not.
+    EXPIRES is when its ttl ends, in seconds since the epoch. IS_ON is True if it traces now.
+    """
     text = "begun by somebody who is not known"
     if begun is not None:
         text = f"begun {_format_time(begun['time'])} by {_format_caller(begun)}"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a capture lacks: one account for rings and recordings, with the reasons in words."""
+"""Account for what a capture lacks, in the same form for rings and recordings, with the reasons in words."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from typing import Any, Sequence
 class CpuLoss:
     """The account of one CPU's events in a capture.
 
-    ENTRIES is how many the capture holds by the kernel's count, PAGES how many pages they came in.
-    OVERRUN is how many were overwritten, DROPPED how many found no place, LOST how many are missing in the capture for any reason.
-    EXACT is false where more than LOST may be missing. ERROR says why the reading of its pages ended early.
+    ENTRIES: events in the capture, by the kernel's count.
+    OVERRUN: events that newer ones have overwritten.
+    DROPPED: events for which the buffer had no room.
+    LOST: events that are missing in the capture for any reason.
+    EXACT: False if more than LOST may be missing.
+    PAGES: pages in the capture.
+    ERROR: why the reading of the CPU's pages ended early; '' if it did not.
     """
 
     cpu: int
@@ -29,7 +33,7 @@ class CpuLoss:
 
 @dataclass(frozen=True)
 class Rotated:
-    """What of a recording had to make room before it was fetched: SEGMENTS, EVENTS in them, BYTES of their pages."""
+    """The part of a recording that was removed to make room before a fetch: SEGMENTS, their EVENTS, the BYTES of their pages."""
 
     segments: int = 0
     events: int = 0
@@ -38,12 +42,17 @@ class Rotated:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a capture lacks. CPUS holds the accounts of the CPUs.
+    """The account of what a capture lacks.
 
-    OTHERS is how many events are missing of which nobody knows the CPU; DISCARDED of them went with a change of settings.
-    ROTATED is what made room for newer segments, UNWRITTEN how many events of ENTRIES a full disk has kept from being written.
-    SEGMENTS is how many parts of a recording it has, PARTIAL whether more of them wait. EXACT is false where more may be missing than
-    was counted. TOUCHED tells in words who but us had to do with the trace, or that nobody watched it.
+    CPUS: the accounts of the CPUs.
+    OTHERS: missing events whose CPU is not known.
+    DISCARDED: those of OTHERS that the kernel dropped when a setting changed.
+    UNWRITTEN: events that count in ENTRIES but could not be written to a full disk.
+    ROTATED: what was removed to make room for newer segments.
+    SEGMENTS: segments of a recording in the capture.
+    PARTIAL: True if more segments wait for the next fetch.
+    EXACT: False if more events may be missing than were counted.
+    TOUCHED: reasons, in words, why events may be missing, such as foreign access to the trace, or a trace without a watch.
     """
 
     cpus: Sequence[CpuLoss]
@@ -58,16 +67,16 @@ class Loss:
 
     @property
     def lost(self) -> int:
-        """How many events are missing, as far as they were counted."""
+        """Return how many events are missing, as far as they were counted."""
         return sum(account.lost for account in self.cpus) + self.others + self.unwritten + self.rotated.events
 
     @property
     def is_exact(self) -> bool:
-        """Whether no more events are missing than were counted."""
+        """Return True if no more events are missing than were counted."""
         return self.exact and all(account.exact for account in self.cpus)
 
     def list_reasons(self) -> list[str]:
-        """Return why the capture is not complete, in words; empty where it is."""
+        """Return the reasons, in words, why the capture is not complete; empty if it is complete."""
         reasons = list(dict.fromkeys(self.touched))
         reasons += [f"CPU {account.cpu}: {account.error}" for account in self.cpus if account.error]
         if self.rotated.events:
@@ -83,7 +92,7 @@ class Loss:
         return reasons
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as a manifest says it."""
+        """Return the account in the form of a manifest."""
         reasons = self.list_reasons()
         return {
             "complete": not reasons,

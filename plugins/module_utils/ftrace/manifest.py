@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is said of a capture beside its events: one type for rings and recordings, whose form docs/manifest.schema.json tells."""
+"""Build the manifest of a capture: one type for rings and recordings, in the form of docs/manifest.schema.json."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 
-# Raised with each change that an older reader would take for something else. Since 3 long parts are within the trace.dat (tables.py).
+# The version grows with each change that an older reader would misunderstand. Since version 3 long parts are in the trace.dat (tables.py).
 VERSION = 3
 Task = Dict[str, Any]
 
 
 def describe_host() -> dict[str, Any]:
-    """Return what a manifest says of the host."""
+    """Return the host's part of a manifest: name, kernel release, architecture and boot id."""
     uname = platform.uname()
     return {
         "host": uname.node,
@@ -31,17 +31,19 @@ def describe_host() -> dict[str, Any]:
 
 
 def describe_container(container: Container) -> dict[str, Any]:
-    """Return what a manifest says of CONTAINER; its user where it is not root's."""
+    """Return the container's part of a manifest; it has owner_uid only if CONTAINER is a user's, not root's."""
     owner = {} if container.owner_uid is None else {"owner_uid": container.owner_uid}
     return {**{name: getattr(container, name) for name in ("id", "name", "image", "labels", "runtime")}, **owner}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a reader of a capture's events has to know, and what is too long for the manifest: it travels within the trace.dat.
+    """The tables that a reader of a capture's events needs; they are too long for the manifest and travel in the trace.dat.
 
-    FIRST_TASKS are the container's threads when the trace began, TASKS those when it was fetched or ended.
-    SYSCALLS and COMPAT_SYSCALLS are the host's names of system calls by their numbers. CMDLINES is lines of 'tid comm'.
+    FIRST_TASKS: the container's threads when the trace began.
+    TASKS: the container's threads when the trace was fetched or ended.
+    CMDLINES: lines of 'tid comm'.
+    SYSCALLS, COMPAT_SYSCALLS: number → name of the host's system calls.
     """
 
     first_tasks: list[Task]
@@ -51,7 +53,7 @@ class Tables:
     compat_syscalls: dict[int, str] = field(default_factory=syscall_names.list_compat_names)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as a segment carries it to the controller."""
+        """Return the tables in the form in which a segment carries them to the controller."""
         return {
             "first_tasks": self.first_tasks,
             "tasks": self.tasks,
@@ -63,16 +65,19 @@ class Tables:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is said of a capture.
+    """The manifest of a capture, without its account of losses.
 
-    HOST is what describe_host tells, of the host that has recorded it, CONTAINER what describe_container tells.
-    INSTANCE is the name of its trace instance, MODE ring or record.
-    CLOCK is the clock of its time stamps, BUFFER_KB the size of each CPU's buffer as the kernel tells it, EVENTS event → filter.
-    START, CHANGED and END are readings of the trace clock beside real time, None where nobody has read it. From CHANGED on the capture has all
-    events that were asked for: before that others may have been, or they are in an earlier capture.
-    SPECIFICATION is what was asked for, EARLIER_SYSCALLS what was before it, LIMITS what bounded it, FOLLOWED who was followed.
-    HAS_RUN says whether the container was seen to run, when the trace began, or when it was fetched or ended.
-    TRACING says whether the trace goes on, STOPPED why it has ended by itself.
+    HOST, CONTAINER: what describe_host and describe_container returned when the capture was recorded.
+    INSTANCE, MODE: the name of the trace instance; ring or record.
+    CLOCK, BUFFER_KB: the clock of the time stamps; the size of each CPU's buffer, in the kernel's words.
+    EVENTS: event → filter.
+    START, CHANGED, END: readings of the trace clock beside real time; None where there was no reading. From CHANGED on the capture has all
+    events that were asked for. Before CHANGED other events may have been asked for, or the events are in an earlier capture.
+    SPECIFICATION, EARLIER_SYSCALLS: what was asked for; the system calls that were asked for before.
+    LIMITS, FOLLOWED: the limits of the trace; how the container's processes were followed.
+    HAS_RUN: True if the container ran when the trace began, or when it was fetched or ended.
+    TRACING, STOPPED: True if the trace goes on; why it ended by itself, or None.
+    FETCHED: when the manifest was made, in seconds since the epoch.
     """
 
     host: dict[str, Any]
@@ -95,7 +100,7 @@ class Manifest:
     fetched: float = field(default_factory=time.time)
 
     def as_json(self, loss: Loss) -> dict[str, Any]:
-        """Return it with the account of LOSS."""
+        """Return the manifest, with the account of LOSS, as it is written in JSON."""
         return {
             "version": VERSION,
             **self.host,

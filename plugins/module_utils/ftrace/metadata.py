@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What was known when a trace began and cannot be read from the kernel later: who was there, what time it was, what was asked for.
+"""Keep records of traces: what is known at the start and cannot be read from the kernel later.
 
-A record is no state: without it a capture says less, and is right all the same. It belongs to one instance of one boot.
+A record tells the container's threads, the clocks' readings and what was asked for. A record is no state: a capture without it says less,
+and is still right. Each record belongs to one instance in one boot.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _ENDING = ".json"
 
 @dataclass(frozen=True)
 class Discarded:
-    """EVENTS that the kernel has dropped when a setting changed; more than that may be gone where that is not EXACT."""
+    """The number of EVENTS that the kernel dropped when a setting changed; if it is not EXACT, more may be gone."""
 
     events: int = 0
     exact: bool = True
@@ -50,7 +51,7 @@ def _identify(instance: Instance) -> dict[str, Any]:
 
 
 def write_record(instance: Instance, record: dict[str, Any]) -> None:
-    """Keep RECORD of INSTANCE in place of the one there was."""
+    """Write RECORD of INSTANCE in place of an earlier one."""
     make_folder(_FOLDER)
     _write(_find_path(instance), {**record, "instance": _identify(instance)})
 
@@ -63,7 +64,7 @@ def _write(path: str, document: dict[str, Any]) -> None:
 
 
 def read_record(instance: Instance) -> dict[str, Any]:
-    """The record of INSTANCE; empty when there is none, or it is of another one of that name."""
+    """Return the record of INSTANCE; empty if there is none, or if it belongs to another instance of the same name."""
     return _read_own(_find_path(instance), instance) or {}
 
 
@@ -85,26 +86,26 @@ def _read_own(path: str, instance: Instance) -> dict[str, Any] | None:
 
 
 def write_wanted(instance: Instance, settings: dict[str, str]) -> None:
-    """Keep SETTINGS, which INSTANCE is to have, for the recorder that comes after one that was killed."""
-    with suppress(FileNotFoundError):  # a cleanup has taken the folder, or the instance is gone
+    """Write SETTINGS, which INSTANCE is to have, for the next recorder in case this one is killed."""
+    with suppress(FileNotFoundError):  # a cleanup has removed the folder, or the instance is gone
         _write(_find_wanted_path(instance), {"settings": settings, "instance": _identify(instance)})
 
 
 def read_wanted(instance: Instance) -> dict[str, str] | None:
-    """The settings that INSTANCE is to have; None where nobody has kept them."""
+    """Return the settings that INSTANCE is to have; None if no recorder has written them."""
     document = _read_own(_find_wanted_path(instance), instance)
     return None if document is None else document["settings"]
 
 
 def note_removed(instance: Instance) -> None:
-    """Note that somebody removed INSTANCE, of which there is a record."""
+    """Note in the record of INSTANCE, if there is one, that somebody removed the instance."""
     record = _read(_find_path(instance))
     if record is not None and _REMOVED not in record:
         _write(_find_path(instance), {**record, _REMOVED: time.time()})
 
 
 def read_removed(instance: Instance) -> dict[str, Any] | None:
-    """The record of INSTANCE where somebody removed it in this boot, and it was not made again."""
+    """Return the record of INSTANCE if somebody removed the instance in this boot and it was not made again; else None."""
     record = _read(_find_path(instance))
     if record is None or _REMOVED not in record or record["instance"]["boot_id"] != boot.read_boot_id():
         return None
@@ -112,13 +113,13 @@ def read_removed(instance: Instance) -> dict[str, Any] | None:
 
 
 def describe_removed(record: dict[str, Any]) -> str:
-    """Say that the instance of RECORD was removed, and when."""
+    """Return a sentence that says when somebody removed the instance of RECORD."""
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record[_REMOVED]))
     return f"somebody removed its trace instance at {when} or a moment before"
 
 
 def list_removed(root: str) -> list[str]:
-    """Names of the instances below the tracefs at ROOT that somebody removed."""
+    """Return the names of the instances of the tracefs at ROOT that somebody removed in this boot."""
     try:
         names = [name[: -len(_ENDING)] for name in os.listdir(_FOLDER) if name.endswith(_ENDING)]
     except FileNotFoundError:
@@ -128,32 +129,38 @@ def list_removed(root: str) -> list[str]:
 
 @contextmanager
 def noting_discarded(instance: Instance) -> Iterator[None]:
-    """Note in the record of INSTANCE, which does not trace, what the kernel drops meanwhile, as it does for another clock or tracer."""
+    """Note in the record of INSTANCE how many events the kernel drops in the context.
+
+    INSTANCE must not trace. The kernel drops all events of a buffer when the clock or the tracer changes.
+    """
     before = [instance.read_statistics(cpu) for cpu in instance.list_cpus()]
     try:
         yield
     finally:
         after = [instance.read_statistics(cpu) for cpu in instance.list_cpus()]
-        gone = [one for one, now in zip(before, after) if one.entries > now.entries and now.entries + now.read == 0]
+        gone = [old for old, now in zip(before, after) if old.entries > now.entries and now.entries + now.read == 0]
         if gone:
             record = read_record(instance)
             earlier = read_discarded(record)
-            # Where nobody has read, the kernel's counter of what was overwritten is of this buffer alone, and unreported.
-            lost = sum(one.overrun + one.dropped + one.commit_overrun for one in gone if not one.read)
+            # If the buffer was never read, all that the kernel counted as overwritten is lost and in no account yet.
+            lost = sum(cpu.overrun + cpu.dropped + cpu.commit_overrun for cpu in gone if not cpu.read)
             noted = Discarded(
-                events=earlier.events + sum(one.entries for one in gone) + lost,
-                exact=earlier.exact and not any(one.overrun for one in gone if one.read),
+                events=earlier.events + sum(cpu.entries for cpu in gone) + lost,
+                exact=earlier.exact and not any(cpu.overrun for cpu in gone if cpu.read),
             )
             write_record(instance, {**record, _DISCARDED: vars(noted)})
 
 
 def read_discarded(record: dict[str, Any]) -> Discarded:
-    """What the kernel has dropped of the trace with RECORD, and is in no capture's account yet."""
+    """Return what the kernel has dropped of the trace with RECORD and what no capture accounts for yet."""
     return Discarded(**record.get(_DISCARDED) or {})
 
 
 def note_taken(instance: Instance) -> None:
-    """What INSTANCE held was taken: what the kernel has dropped is in an account now, and what comes is a trace that begins now."""
+    """Note in the record of INSTANCE that its buffers were drained just now.
+
+    The capture accounts for the events that the kernel has dropped. The next capture has all events from now on.
+    """
     record = read_record(instance)
     if record:
         record.pop(_DISCARDED, None)
@@ -161,7 +168,7 @@ def note_taken(instance: Instance) -> None:
 
 
 def restore(instance: Instance, record: dict[str, Any]) -> None:
-    """Keep RECORD of INSTANCE again, where a change was refused; what the kernel has dropped meanwhile stays noted."""
+    """Write RECORD of INSTANCE again after a change that was refused; what the kernel has dropped meanwhile stays noted."""
     discarded = read_record(instance).get(_DISCARDED)
     if record or discarded:
         write_record(instance, {**record, _DISCARDED: discarded})
@@ -170,7 +177,7 @@ def restore(instance: Instance, record: dict[str, Any]) -> None:
 
 
 def remove_record(instance: Instance) -> None:
-    """Forget the record of INSTANCE, and the folder with the last one."""
+    """Remove the record of INSTANCE, and the folder of the records if it is empty then."""
     for path in (_find_path(instance), _find_wanted_path(instance)):
         for name in (path, path + ".part"):
             with suppress(FileNotFoundError):
@@ -178,4 +185,4 @@ def remove_record(instance: Instance) -> None:
     try:
         os.rmdir(_FOLDER)
     except OSError:
-        return  # others are there, or it never was
+        return  # the folder has other records, or does not exist

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which trace instances a module's options mean: those of the selected containers, also of containers that are gone."""
+"""Find the trace instances that a module's options select, also those of containers that are gone."""
 
 from __future__ import annotations
 
@@ -31,49 +31,49 @@ _GONE = "gone"
 def select_instances(
     module: Any, root: str, *, untraced_ok: bool = False, missing_ok: bool = False
 ) -> list[TraceInstance]:
-    """The existing instances that MODULE's options select; all of ours where they select nothing, as `everything`, a look or a fetch may.
+    """Return the traces that MODULE's options select; all traces of this collection if the options select no containers.
 
-    A container that was removed is known by the beginning of its id, twelve digits or more.
-    Raises ContainerError when no selected container has an instance, unless UNTRACED_OK or allow_empty. With MISSING_OK what is selected
-    need not be there where all runtimes have answered, and a warning names it.
+    ROOT is the tracefs. A removed container is selected by the beginning of its id, twelve digits or more.
+    Raises ContainerError if no selected container has a trace, unless UNTRACED_OK or allow_empty. With MISSING_OK a selected container may
+    be missing if all runtimes have answered, and a warning names it.
     """
     if all(module.params[name] is None for name in ("containers", "labels", "query")):
         return _select_all(module, root)
     host = _open_host(module)
     selector = options.parse_selector(module, host)
     listed = options.list_candidates(module, host, selector, silence_ok=selector.query is None) if host else []
-    if selector.query is None:  # which asks the runtime about each
+    if selector.query is None:  # a query asks the runtime about each container, which does not know those that are gone
         listed += _list_gone(root, listed)
     instances = list_instances(root, listed)
-    orphans = [one for one in instances if one.container is None]
-    gone = {one.container_id for one in orphans}
+    orphans = [trace for trace in instances if trace.container is None]
+    gone = {trace.container_id for trace in orphans}
     named = {pattern for pattern in selector.patterns or () if pattern[:SHORT_ID_LENGTH] in gone}
-    chosen = [one for one in orphans if any(pattern.startswith(one.container_id) for pattern in named)]
+    chosen = [trace for trace in orphans if any(pattern.startswith(trace.container_id) for pattern in named)]
     rest = selector.without(named)
     if rest is not None:
         known_ok = missing_ok and host is not None and host.is_complete
         found = options.choose(module, rest, listed, running_only=False, missing_ok=known_ok, none_ok=True)
-        wanted = {one.key for one in found}
-        chosen += [one for one in instances if one.container is not None and one.container.key in wanted]
+        wanted = {container.key for container in found}
+        chosen += [trace for trace in instances if trace.container is not None and trace.container.key in wanted]
     if not chosen and not untraced_ok and not module.params["allow_empty"]:
-        traced = ", ".join(one.container_name for one in instances) or "none"
+        traced = ", ".join(trace.container_name for trace in instances) or "none"
         raise ContainerError(
             f"the selection matches no traced container; traced are: {traced} (allow_empty=true accepts this)"
         )
-    return [_refresh(one, host) for one in chosen]
+    return [_refresh(trace, host) for trace in chosen]
 
 
 def _select_all(module: Any, root: str) -> list[TraceInstance]:
-    """All instances of ours. The runtimes only say their containers' names, and may be gone."""
+    """Return all traces of this collection; the runtimes tell the containers' names only, so they may be silent."""
     listed = []
     host = _open_host(module)
     if host is not None:
         listed = options.list_candidates(module, host, Selector(), silence_ok=True)
-    return [_refresh(one, host) for one in list_instances(root, [*listed, *_list_gone(root, listed)])]
+    return [_refresh(trace, host) for trace in list_instances(root, [*listed, *_list_gone(root, listed)])]
 
 
 def _open_host(module: Any) -> Host | None:
-    """The runtimes that MODULE means; None, with a warning, where the one that it names does not answer. A query needs it."""
+    """Open the runtimes that MODULE's options name; if one does not answer, return None with a warning, or raise for a query."""
     try:
         return options.open_host(module)
     except ContainerError as error:
@@ -84,32 +84,39 @@ def _open_host(module: Any) -> Host | None:
 
 
 def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
-    """Containers of traces, and of what is kept of these, that are not among those PRESENT: removed ones, or of a runtime that is silent.
+    """Return the containers of traces and kept captures that are not PRESENT: removed ones, or those of a silent runtime.
 
-    They can be chosen by name as long as nobody else has it, which no user of the host can bring about.
+    Such a container can be selected by its name as long as no present container of the same owner has its name or id. So no other user
+    of the host can hide it.
     """
-    taken = {(one.owner_uid, word) for one in present for word in (one.id, one.name)}
+    taken = {(container.owner_uid, word) for container in present for word in (container.id, container.name)}
     found = {}
-    for one in list_instances(root, present):
-        about = read_container(one) if one.container is None else None
+    for trace in list_instances(root, present):
+        about = read_container(trace) if trace.container is None else None
         if about is not None and taken.isdisjoint((about.get("owner_uid"), about[word]) for word in ("id", "name")):
             found[about["id"]] = Container(state=_GONE, pid=0, **about)
     return list(found.values())
 
 
-def _refresh(one: TraceInstance, host: Host | None) -> TraceInstance:
-    if one.container is None or one.container.state == _GONE or host is None:
-        return one
+def _refresh(trace: TraceInstance, host: Host | None) -> TraceInstance:
+    if trace.container is None or trace.container.state == _GONE or host is None:
+        return trace
     try:
-        return TraceInstance(one.instance, host.refresh(one.container))
+        return TraceInstance(trace.instance, host.refresh(trace.container))
     except ContainerGoneError:
-        return TraceInstance(one.instance, None)
+        return TraceInstance(trace.instance, None)
 
 
 def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInstance]:
-    """All instances of ours below the tracefs at ROOT, and those of which something is kept, with those of CONTAINERS that they are of."""
-    # Root's go before those of users, who may take any id.
-    by_id = {one.short_id: one for one in sorted(containers, key=lambda one: one.owner_uid is None)}
+    """Return all traces of this collection, each with its container if that is among CONTAINERS.
+
+    These are the instances of the tracefs at ROOT, and the removed instances of which a recording, a capture or a record is kept.
+    """
+    # Root's containers go before those of users, because a user can give a container any id.
+    by_id = {
+        container.short_id: container
+        for container in sorted(containers, key=lambda container: container.owner_uid is None)
+    }
     try:
         present = os.listdir(os.path.join(root, "instances"))
     except FileNotFoundError:
@@ -120,12 +127,12 @@ def list_instances(root: str, containers: Sequence[Container]) -> list[TraceInst
         for name in names
         if name.startswith(INSTANCE_PREFIX)
     ]
-    return [one if _is_theirs(one) else replace(one, container=None) for one in found]
+    return [trace if _has_right_owner(trace) else replace(trace, container=None) for trace in found]
 
 
-def _is_theirs(one: TraceInstance) -> bool:
-    """Whether the trace may be its container's: a user may have taken the id of one that is gone."""
-    if one.container is None or one.container.owner_uid is None:
+def _has_right_owner(trace: TraceInstance) -> bool:
+    """Return True if TRACE may be its container's: a user may have given a container the id of one that is gone."""
+    if trace.container is None or trace.container.owner_uid is None:
         return True
-    about = read_container(one)
-    return about is not None and about.get("owner_uid") == one.container.owner_uid
+    about = read_container(trace)
+    return about is not None and about.get("owner_uid") == trace.container.owner_uid

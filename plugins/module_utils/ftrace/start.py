@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""See to it that containers are traced: a plan for each, and what is there changed to it. What is there is read from tracefs."""
+"""Start traces of containers: make a plan for each container, read its present instance from tracefs, and change that to the plan."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ _AWAITABLE = ("docker", "podman")
 
 @dataclass(frozen=True)
 class Exposing:
-    """How files of a trace come to be seen in its container, and go again; ENSURE tells whether there was anything to do."""
+    """The functions that show files of a trace in its container, and take them away again.
+
+    ENSURE returns True if it had anything to do.
+    """
 
     ensure: Callable[[TraceInstance], bool]
     remove: Callable[[TraceInstance], Any]
@@ -74,9 +77,14 @@ NO_EXPOSING = Exposing(lambda _trace: False, lambda _trace: None)
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """What is asked for, alike for all containers of a call.
+    """A request for traces, the same for all containers of a call.
 
-    SETTINGS and PROBES say what is traced, LIMITS how far, EXPOSING what its container sees of it. DESCRIBED is the request for the manifest.
+    SETTINGS, PROBES: what is traced.
+    FOLLOW_EXEC: True if programs that the runtime starts in the container later are followed.
+    FOLLOW_TOOLS: True if this collection's tools in the container are followed.
+    LIMITS: when a trace ends, and what of a recording is kept.
+    EXPOSING: how the container sees files of its trace.
+    DESCRIBED: the request in the form of the manifest; None if there is none.
     """
 
     settings: Settings
@@ -90,7 +98,12 @@ class TraceRequest:
 
 @dataclass
 class Started:
-    """What was done for some containers: whether anything was, what was and is, by their names, for a diff, and which traces were MADE."""
+    """The result of a call.
+
+    CHANGED: True if anything was changed.
+    BEFORE, AFTER: container name → description of its trace, for a diff.
+    MADE: the traces that were made.
+    """
 
     changed: bool = False
     before: dict[str, Any] = field(default_factory=dict)
@@ -100,10 +113,16 @@ class Started:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is decided for one container before anything is changed.
+    """The decisions for one container, made before anything is changed.
 
-    SUBJECT is the container, held, or one whose start is awaited, and GROUP its control group's folder, '' where that is not known.
-    SETTINGS have the events of its PROBES, LIMITS what of them this container allows.
+    TRACE: the trace to make or change.
+    SUBJECT: the running container, or one whose start is awaited.
+    GROUP: the folder of its control group; '' if that is not known.
+    SETTINGS, PROBES: the settings, with the events of the container's probes; these probes.
+    FOLLOWING: how the container's processes are followed.
+    LIMITS: the requested limits as they apply to this container.
+    PID_LISTS: the threads to record.
+    DESCRIBED: the request in the form of the manifest.
     """
 
     trace: TraceInstance
@@ -118,17 +137,23 @@ class Plan:
 
     @property
     def instance(self) -> Instance:
-        """The instance that is to record."""
+        """Return the trace's instance."""
         return self.trace.instance
 
     def as_diff(self) -> dict[str, Any]:
-        """Return what there will be, for a diff."""
+        """Return the planned state, for a diff."""
         return {"state": "started", **vars(self.settings), "limits": handover.describe_limits(self.limits, self.group)}
 
 
 @dataclass(frozen=True)
 class Present:
-    """What kernel and recorder say of an instance now: its SETTINGS (None: there is no instance), its LIMITS, and when it EXPIRES."""
+    """The present state of an instance.
+
+    SETTINGS: its settings; None if it does not exist.
+    IS_TRACING: True if tracing is on.
+    LIMITS: the limits that the recorder applies, for a diff.
+    EXPIRES: when its ttl ends, in seconds since the epoch; None if it has none.
+    """
 
     settings: Settings | None
     is_tracing: bool
@@ -136,7 +161,7 @@ class Present:
     expires: float | None
 
     def as_diff(self) -> dict[str, Any] | None:
-        """Return what there is, for a diff; None where there is no instance."""
+        """Return the present state, for a diff; None if the instance does not exist."""
         if self.settings is None:
             return None
         return {"state": "started" if self.is_tracing else "stopped", **vars(self.settings), "limits": self.limits}
@@ -144,7 +169,7 @@ class Present:
 
 @dataclass(frozen=True)
 class _Call:
-    """What is the same for all containers of a call. BEGUN gets what undoes all that was made."""
+    """The arguments that all containers of a call share, and the result of the call."""
 
     root: str
     request: TraceRequest
@@ -164,10 +189,11 @@ def ensure_started(
     check_mode: bool,
     predict_place: Callable[[Container], Place | None] = lambda _container: None,
 ) -> Started:
-    """See to it that each of CONTAINERS is traced as REQUEST says; OUTCOME gets those that are not.
+    """Have each of CONTAINERS traced as REQUEST says, and return what was done; OUTCOME gets the failures.
 
-    One that does not run is awaited, where REQUEST is for its starts: in the place that PREDICT_PLACE tells. BEGUN gets what undoes all
-    that was made, for a caller that cannot tell of it.
+    ROOT is the tracefs. If REQUEST follows restarts, a container that does not run is awaited; PREDICT_PLACE returns where its control
+    group will be. BEGUN gets callbacks that remove all traces that were made; the caller closes it if it fails later.
+    In CHECK_MODE nothing is changed. Raises TraceError, before any change, if the kernel cannot do what REQUEST asks for.
     """
     call = _Call(root, request, predict_place, begun, Started(), check_mode)
     restarts = request.limits.restarts
@@ -211,7 +237,7 @@ def _check_running(container: Container) -> None:
 
 
 def _await(call: _Call, container: Container) -> Awaited:
-    """Return CONTAINER, which does not run, as one whose start is awaited; raises ContainerError where that is not possible."""
+    """Return CONTAINER, which does not run, as an awaited one; raises ContainerError if its start cannot be awaited."""
     container = replace(container, pid=0, start_ticks=None)
     name = f"container {container.name} ({container.short_id})"
     if call.request.settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
@@ -231,7 +257,7 @@ def _await(call: _Call, container: Container) -> Awaited:
 
 
 def _serve(call: _Call, subject: Target | Awaited, probes: installed_probes.ProbeSet) -> None:
-    """See to it that SUBJECT is traced, or its next start where it ends meanwhile and that was asked for."""
+    """Have SUBJECT traced; if it ends meanwhile and restarts are followed, await its next start."""
     try:
         _ensure(call, make_plan(call.root, subject, probes, call.request))
     except (ContainerGoneError, processes.ProcessGone):
@@ -241,7 +267,7 @@ def _serve(call: _Call, subject: Target | Awaited, probes: installed_probes.Prob
 
 
 def make_plan(root: str, subject: Target | Awaited, probes: installed_probes.ProbeSet, request: TraceRequest) -> Plan:
-    """Return how SUBJECT is to be traced, with its own PROBES, as REQUEST says."""
+    """Return the plan that traces SUBJECT, with the container's own PROBES, as REQUEST says. ROOT is the tracefs."""
     trace = find_instance(root, subject.container)
     group = _find_group(subject)
     following = find_following(subject, follow_exec=request.follow_exec, tools=request.follow_tools)
@@ -259,19 +285,19 @@ def make_plan(root: str, subject: Target | Awaited, probes: installed_probes.Pro
 
 
 def _find_group(subject: Target | Awaited) -> str:
-    """Return the folder of the control group of SUBJECT; '' where that is not known."""
+    """Return the folder of the control group of SUBJECT; '' if it is not known."""
     if isinstance(subject, Awaited):
         return subject.group
     return cgroups.find_container_directory(subject.process.read("cgroup"), subject.container.id) or ""
 
 
 def _bears_id(group: str, container: Container) -> bool:
-    """Return True if control GROUP is called after CONTAINER's id, so that it is nobody else's and comes again with it."""
+    """Return True if GROUP has CONTAINER's id in its name: no other container uses it then, and each start of this one does."""
     return bool(cgroups.ENGINE_ID.match(container.id)) and container.id in group
 
 
 def read_present(plan: Plan) -> Present:
-    """Return what there is of the instance that PLAN is for."""
+    """Return the present state of the instance that PLAN is for."""
     name, exists = plan.instance.name, plan.instance.exists()
     return Present(
         read_settings(plan.instance, plan.settings) if exists else None,
@@ -282,7 +308,7 @@ def read_present(plan: Plan) -> Present:
 
 
 def _ensure(call: _Call, plan: Plan) -> None:
-    """See to it that there is what PLAN says, and note that. Where that fails nothing of it is left."""
+    """Carry out PLAN and note the result; after a failure a new instance is removed again."""
     trace, exposing = plan.trace, call.request.exposing
     with ExitStack() as stack:
         if not call.check_mode:
@@ -306,14 +332,14 @@ def _ensure(call: _Call, plan: Plan) -> None:
 
 
 def _foresee(plan: Plan, present: Present) -> bool:
-    """Return whether PLAN would change anything of what is PRESENT."""
+    """Return True if PLAN would change the PRESENT state."""
     if present.as_diff() != plan.as_diff() or not metadata.read_record(plan.instance):
         return True
     return not plan.limits.restarts and plan.pid_lists.is_missing()
 
 
 def _note(call: _Call, plan: Plan, present: Present) -> None:
-    """Note what was PRESENT and what there is by PLAN, each with its end, which is no difference by itself."""
+    """Note the PRESENT and the planned state for the diff, each with its time of expiry, which alone is no change."""
     before, name = present.as_diff(), plan.subject.container.name
     ttl_s = plan.limits.ttl_s
     planned = None if ttl_s is None else time.time() + ttl_s
@@ -327,13 +353,13 @@ def _tell_end(described: dict[str, Any], expires: float | None) -> dict[str, Any
 
 
 def _undo(trace: TraceInstance, undo: ExitStack) -> None:
-    """Have UNDO take back what was made for TRACE."""
+    """Close UNDO, which removes TRACE, while holding the trace's lock."""
     with hold_lock("trace-" + trace.short_id):
         undo.close()
 
 
 def _bring_about(change: client.Change, plan: Plan, present: Present) -> bool:
-    """Trace as PLAN says, where that is not so at PRESENT; return whether anything had to be done."""
+    """Bring the trace from its PRESENT state to PLAN; return True if anything had to be changed."""
     known = metadata.read_record(plan.instance)
     is_other = present.as_diff() != plan.as_diff()
     if is_other:
@@ -346,26 +372,26 @@ def _bring_about(change: client.Change, plan: Plan, present: Present) -> bool:
     except (ContainerGoneError, processes.ProcessGone):
         if not is_other:
             raise
-        # It has ended since it was set up: its trace is what it is.
+        # The container has ended since its trace was set up, and the trace has what was recorded until then.
     is_unknown = not is_other and not known
     if added or is_unknown:
         metadata.write_record(plan.instance, _describe_start(plan))
-    # Of a container that starts the recorder adds threads at the same time: that is no change of ours.
+    # The recorder adds the threads of a container that starts just now, so a missing thread is no change by this call.
     return is_other or is_unknown or (added and not plan.limits.restarts)
 
 
 def _set_up(change: client.Change, plan: Plan, present: Present, known: dict[str, Any]) -> None:
-    """Make the instance, or change the one that is PRESENT and of whose start KNOWN tells, and have it looked after and on."""
+    """Make the instance, or change the PRESENT one with the record KNOWN, hand it over to the recorder, and switch it on."""
     instance, short_id = plan.instance, plan.subject.container.short_id
 
     def look_after() -> None:
-        # Before anything is traced: what is killed from now on is known.
+        # The record is written before anything is traced, so that it tells the threads that are killed from now on.
         record = _describe_start(plan)
         metadata.write_record(instance, record)
         handover.begin(change, instance, plan.subject.container, plan.group, plan.limits, record)
 
     def restore() -> None:
-        with suppress(FleetError, OSError):  # what was refused comes first
+        with suppress(FleetError, OSError):  # the reason of the refusal must not be hidden by a second error
             metadata.restore(instance, known)
             if order is not None:
                 handover.resume(change, order)
@@ -389,13 +415,13 @@ def _set_up(change: client.Change, plan: Plan, present: Present, known: dict[str
 
 
 def _describe_start(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest needs of now, beside what is known of an earlier start: that is still in the buffer."""
+    """Return the record of the trace's start for the manifest; it keeps an earlier start, whose events may still be in the buffer."""
     settings = plan.settings
     before = metadata.read_record(plan.instance)
     start = changed = clocks.measure_offset(settings.files["trace_clock"])
     if before.get("clock") == settings.files["trace_clock"]:
         start = before.get("start") or start
-    # As JSON gives it back.
+    # The record is read back from JSON, so the specification is compared in that form.
     specification = json.loads(json.dumps(plan.described)) or before.get("specification")
     earlier = before.get("earlier_syscalls", [])
     chosen = (before.get("specification") or {}).get("syscalls")

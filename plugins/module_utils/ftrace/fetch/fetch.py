@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's half of a fetch: drain, and offer what is not at home yet.
+"""Carry out the host's half of a fetch: drain the buffers into segments, and offer the segments that the controller lacks.
 
-A fetch moves what the kernel holds into segments (outbox.py) and offers those that its controller lacks. What no controller has
-is offered to every fetch, what is kept for others to those that select its instance.
+The segments wait in a folder (outbox.py). A segment that no controller has is offered to every fetch. A segment that is kept for other
+controllers is offered to a fetch that selects its instance.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace impor
 
 @dataclass(frozen=True)
 class Home:
-    """What a controller has: bytes of segments that a BROKEN transfer has left, stamps of whole captures, and all up to CURSOR.
+    """The captures that a controller has, and how it fetches.
 
-    METHODS are the compressions that it reads, OWNER (user and group) whom it logs in as.
+    PARTS: segment → bytes of it that a broken transfer has brought.
+    BROKEN: the path of that transfer on the host; '' for none.
+    STAMPS: the stamps of the captures that the controller has.
+    CURSOR: nanoseconds of real time; segments up to it are fetched already, or not wanted.
+    METHODS: the compressions that the controller reads.
+    OWNER: the user and group of the login user.
     """
 
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -33,28 +38,30 @@ class Home:
     methods: Sequence[str] = ()
     owner: tuple[int, int] = (0, 0)
 
-    def has(self, one: Staged) -> bool:
-        """Whether all of ONE is there, or is not asked for."""
-        return one.stamp_ns <= self.cursor or find_stamp(one.name) in self.stamps
+    def has(self, segment: Staged) -> bool:
+        """Return True if the controller has all of SEGMENT, or does not want it."""
+        return segment.stamp_ns <= self.cursor or find_stamp(segment.name) in self.stamps
 
 
 def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
-    """Whether fetch would bring anything."""
-    names = {one.instance.name for one in found}
+    """Return True if a fetch of FOUND would bring any capture to HOME."""
+    names = {trace.instance.name for trace in found}
     return any(map(recording.count_entries, found)) or any(
-        not home.has(one) and (one.state != outbox.KEPT or one.instance in names) for one in outbox.list_segments()
+        not home.has(segment) and (segment.state != outbox.KEPT or segment.instance in names)
+        for segment in outbox.list_segments()
     )
 
 
 def fetch(
     found: Sequence[TraceInstance], outcome: Outcome, home: Home, warn: Callable[[str], None], *, consume: bool
 ) -> dict[str, Any]:
-    """Drain FOUND, and offer what HOME lacks: the transfer (None for nothing), manifests of instances that held no event.
+    """Drain FOUND, and offer the segments that HOME lacks as one transfer.
 
-    Where MORE is left there was no room for it; another fetch has it once this is at home.
-    With CONSUME what HOME has is removed from the host. OUTCOME gets those that could not be drained.
+    The result has `changed`, `transfer` (as make_transfer returns it), `empty` (manifests of instances without events), `cursor` (for the
+    next fetch), and `more` (True if some events found no room on the host and need another fetch).
+    With CONSUME a segment that HOME has is removed from the host. OUTCOME gets the traces that could not be drained, WARN warnings.
     """
-    if not found and not outbox.list_segments():  # nothing of ours is made where there is nothing
+    if not found and not outbox.list_segments():  # a host without captures gets no folder for them
         return {
             "changed": False,
             "transfer": None,
@@ -66,42 +73,41 @@ def fetch(
         outbox.recover()
         outbox.prune()
         outbox.drop_transfer(home.broken)
-        left = [one for one in outbox.list_segments() if one.state == outbox.NEW]
+        left = [segment for segment in outbox.list_segments() if segment.state == outbox.NEW]
         if outbox.is_in_transfer():
-            # Those of a transfer of ours that broke are nobody else's.
-            others = [one for one in left if one.name not in home.parts and not home.has(one)]
-            left = [one for one in left if one not in others]
+            # The segments of this controller's broken transfer are in no other fetch.
+            others = [segment for segment in left if segment.name not in home.parts and not home.has(segment)]
+            left = [segment for segment in left if segment not in others]
             if others:
                 warn(
                     f"{len(others)} earlier captures are being brought home by another fetch, or by one that broke less than a"
                     " minute ago; the next fetch brings those that are left"
                 )
-        before = {one.name for one in outbox.list_segments()}
+        before = {segment.name for segment in outbox.list_segments()}
         empty: list[dict[str, Any]] = []
         has_more = False
-        with outcome.complaining():  # what waits is offered all the same
+        with outcome.complaining():  # the waiting segments are offered even if nothing can be drained
             outbox.check_waiting()
             empty, has_more = ring.stage(found, outcome, recording.list_sources, home.methods)
-        names = {one.instance.name for one in found}
+        names = {trace.instance.name for trace in found}
         present = outbox.list_segments()
-        kept = [one for one in present if one.state == outbox.KEPT and one.instance in names]
-        candidates = sorted(
-            [*left, *kept, *(one for one in present if one.name not in before)], key=lambda one: one.stamp_ns
-        )
+        kept = [segment for segment in present if segment.state == outbox.KEPT and segment.instance in names]
+        drained = [segment for segment in present if segment.name not in before]
+        candidates = sorted([*left, *kept, *drained], key=lambda segment: segment.stamp_ns)
         chosen = []
-        for one in candidates:
-            # What has just been drained is nowhere else, whatever a cursor or a clock that was set back makes of its stamp.
-            if one.name not in before or not home.has(one):
-                chosen.append(one)
+        for segment in candidates:
+            # A segment that was drained just now is nowhere else, even if a clock that was set back put its stamp before the cursor.
+            if segment.name not in before or not home.has(segment):
+                chosen.append(segment)
             elif consume:
-                os.unlink(one.path)
-            elif one.state == outbox.NEW:  # it arrived, and the word of that did not
-                os.rename(one.path, one.path[: -len(outbox.NEW)] + outbox.KEPT)
+                os.unlink(segment.path)
+            elif segment.state == outbox.NEW:  # it arrived at the controller, but the confirmation did not arrive here
+                os.rename(segment.path, segment.path[: -len(outbox.NEW)] + outbox.KEPT)
         transfer = outbox.make_transfer(chosen, home.parts, home.owner)
     return {
         "changed": bool(chosen),
         "transfer": transfer,
         "empty": empty,
-        "cursor": str(max([home.cursor, *(one.stamp_ns for one in candidates)])),
+        "cursor": str(max([home.cursor, *(segment.stamp_ns for segment in candidates)])),
         "more": has_more,
     }

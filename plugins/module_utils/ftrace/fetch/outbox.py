@@ -1,10 +1,13 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Segments on a host, from their drain until a controller has them: a broken transfer, or a killed module, loses none.
+"""Keep segments on the host from their drain until a controller has them; neither a broken transfer nor a killed module loses one.
 
-NAME.part is being written, or its writer was killed. NAME.new was not brought home yet, and is offered to every fetch.
-NAME.kept was, and stays for others (consume=false). transfer-… is what one fetch reads, as the login user; all else is root's.
-Who lists or writes holds the folder's lock, so what is in part then is nobody's any more.
+NAME.part    is being written, or its writer was killed
+NAME.new     no controller has it yet, and every fetch is offered it
+NAME.kept    a controller has it, and it stays for others (consume=false)
+transfer-…   is read by one fetch, as the login user; all other files are root's
+
+A fetch holds the folder's lock while it writes. So a .part that a later fetch finds has no writer any more.
 """
 
 from __future__ import annotations
@@ -35,18 +38,24 @@ _PART = "part"
 _NAME = re.compile(r"(?P<instance>crashcart-[\w.-]+)\.(?P<stamp>\d{20})\.(?P<state>part|new|kept)\Z")
 _TRANSFER = "transfer-"
 _TRANSFER_NAME = re.compile(_TRANSFER + r"[0-9a-f]{16}\Z")
-# A transfer begins that soon after the module has ended; later somebody has it open, or it broke.
+# The controller opens a transfer within this time after the module's end. Later a transfer that no process has open is broken.
 _GRACE_S = 60.0
 MAX_WAITING = 4 << 30
 MAX_KEPT = 1 << 30
-MAX_KEPT_CAPTURES = 256  # of one instance; a controller tells as many that it has
+MAX_KEPT_CAPTURES = 256  # of one instance; a controller names up to as many captures that it has
 _BLOCK = 1 << 20
 _RESERVE = 1 << 20  # for heads and documents
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A segment in the folder. NAME is the same on the host and at home; it ends in nanoseconds of real time."""
+    """A segment in the folder.
+
+    NAME: its name without the state, the same on host and controller; it ends in the nanoseconds of real time of its drain.
+    INSTANCE: the name of its instance.
+    STATE: part, new or kept.
+    SIZE: its bytes.
+    """
 
     name: str
     instance: str
@@ -55,29 +64,32 @@ class Staged:
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """Return the path of the segment's file."""
         return os.path.join(FOLDER, f"{self.name}.{self.state}")
 
     @property
     def stamp_ns(self) -> int:
-        """When it was drained, in nanoseconds of real time."""
+        """Return when the segment was drained, in nanoseconds of real time."""
         return int(self.name.rpartition(".")[2])
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of it."""
+        """Return the segment as modules return it."""
         return {"instance": self.instance, "state": self.state, "size": self.size, "drained": self.stamp_ns / 1e9}
 
 
 @contextmanager
 def hold_folder() -> Iterator[None]:
-    """Keep others away from the folder, which is made when it is missing."""
+    """Hold the lock of the folder, and make the folder if it is missing."""
     with hold_lock("captures"):
         make_folder(FOLDER, 0o711)  # a login user fetches from it
         yield
 
 
 def list_segments() -> list[Staged]:
-    """What is staged, the oldest first. The caller holds the folder, or does not mind what others are about to change."""
+    """Return the segments in the folder, the oldest first.
+
+    Without the folder's lock another process may change them at any time.
+    """
     try:
         names = os.listdir(FOLDER)
     except FileNotFoundError:
@@ -87,78 +99,83 @@ def list_segments() -> list[Staged]:
         with suppress(FileNotFoundError):
             size = os.stat(os.path.join(FOLDER, match.group())).st_size
             found.append(Staged(match.group().rpartition(".")[0], match["instance"], match["state"], size))
-    return sorted(found, key=lambda one: one.stamp_ns)
+    return sorted(found, key=lambda segment: segment.stamp_ns)
 
 
 def create_segment(instance: Instance) -> BinaryIO:
-    """A new segment of INSTANCE to write to. Once it has a document it is brought home, whatever happens to the writer."""
-    # Stamps grow, also where the clock was set back: cursors go by them. Names of captures have their microseconds.
-    last = max((one.stamp_ns for one in list_segments()), default=0)
+    """Return a new file, open for writing, for a segment of INSTANCE.
+
+    As soon as the segment has a document, a fetch will bring it home, even if its writer is killed.
+    """
+    # Stamps must grow even if the clock was set back, because cursors compare them. They differ by a microsecond at least, because the
+    # names of captures have microseconds.
+    last = max((segment.stamp_ns for segment in list_segments()), default=0)
     stamp = max(time.time_ns(), last + 1000)
     path = os.path.join(FOLDER, f"{instance.name}.{stamp:020d}.{_PART}")
     return open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600))
 
 
 def finish_segment(file: BinaryIO) -> None:
-    """Let the closed FILE of create_segment be brought home."""
+    """Offer the segment in FILE, which create_segment returned and which is closed now, to fetches."""
     os.rename(file.name, file.name[: -len(_PART)] + NEW)
 
 
 def recover() -> None:
-    """Make what killed writers have left into segments to bring home; those whose writer had not begun to drain are removed.
+    """Offer the segments of killed writers to fetches; segments whose writer had not begun to drain are removed.
 
-    A document is there before the first page is taken from the kernel. Without any chunk it tells that events may have been lost.
+    A writer writes a document before it takes the first page from the kernel. A segment with a document but without pages tells that
+    events may have been lost. The caller holds the folder's lock.
     """
-    for one in list_segments():
-        if one.state != _PART:
+    for segment in list_segments():
+        if segment.state != _PART:
             continue
         try:
-            with open(one.path, "rb") as file:
+            with open(segment.path, "rb") as file:
                 read_segment(file)
         except SegmentError:
-            os.unlink(one.path)
+            os.unlink(segment.path)
         else:
-            os.rename(one.path, one.path[: -len(_PART)] + NEW)
+            os.rename(segment.path, segment.path[: -len(_PART)] + NEW)
 
 
 def prune() -> None:
-    """Remove the oldest of what is kept over the bounds of bytes, for all, and of captures, for each instance."""
-    left = [one for one in list_segments() if one.state == KEPT]
-    size = sum(one.size for one in left)
-    counts = Counter(one.instance for one in left)
-    for one in left:
-        if size > MAX_KEPT or counts[one.instance] > MAX_KEPT_CAPTURES:
-            os.unlink(one.path)
-            size -= one.size
-            counts[one.instance] -= 1
+    """Remove the oldest kept segments beyond MAX_KEPT bytes in all, and beyond MAX_KEPT_CAPTURES of each instance."""
+    left = [segment for segment in list_segments() if segment.state == KEPT]
+    size = sum(segment.size for segment in left)
+    counts = Counter(segment.instance for segment in left)
+    for segment in left:
+        if size > MAX_KEPT or counts[segment.instance] > MAX_KEPT_CAPTURES:
+            os.unlink(segment.path)
+            size -= segment.size
+            counts[segment.instance] -= 1
 
 
 def list_kept_names() -> list[str]:
-    """Names of the instances of which something is kept, whether they still exist or not."""
-    return sorted({one.instance for one in list_segments() if one.state == KEPT})
+    """Return the names of the instances that have kept segments; an instance need not exist any more."""
+    return sorted({segment.instance for segment in list_segments() if segment.state == KEPT})
 
 
 def read_kept_container(instance: str) -> dict[str, Any] | None:
-    """What the newest of what is kept of INSTANCE says of its container; None where nothing does."""
-    for one in reversed(list_segments()):
-        if one.state == KEPT and one.instance == instance:
-            with suppress(SegmentError, OSError), open(one.path, "rb") as file:
+    """Return the description of INSTANCE's container in its newest kept segment that can be read; None if there is none."""
+    for segment in reversed(list_segments()):
+        if segment.state == KEPT and segment.instance == instance:
+            with suppress(SegmentError, OSError), open(segment.path, "rb") as file:
                 about: dict[str, Any] | None = read_segment(file).document.get("container")
                 return about
     return None
 
 
 def remove_kept(instance: str) -> None:
-    """Remove what is kept of INSTANCE, which goes."""
-    for one in list_segments():
-        if one.state == KEPT and one.instance == instance:
+    """Remove the kept segments of INSTANCE."""
+    for segment in list_segments():
+        if segment.state == KEPT and segment.instance == instance:
             with suppress(FileNotFoundError):
-                os.unlink(one.path)
+                os.unlink(segment.path)
 
 
 def check_waiting() -> None:
-    """Raise TraceError where too much waits to be brought home already."""
-    waiting = sum(one.size for one in list_segments() if one.state == NEW)
+    """Raise TraceError if more than MAX_WAITING bytes already wait to be brought home."""
+    waiting = sum(segment.size for segment in list_segments() if segment.state == NEW)
     if waiting > MAX_WAITING:
         raise TraceError(
             f"{waiting >> 20} MiB of captures wait in {FOLDER} to be brought home: nothing more is drained until a fetch has them"
@@ -166,13 +183,13 @@ def check_waiting() -> None:
 
 
 def find_room() -> int:
-    """How many bytes the folder can take."""
+    """Return how many bytes the folder's file system can take."""
     place = os.statvfs(FOLDER)
     return max(0, place.f_bavail * place.f_frsize - _RESERVE)
 
 
 def check_room(needed: int) -> None:
-    """Raise TraceError unless the folder can take NEEDED bytes more: what is drained is gone from the kernel."""
+    """Raise TraceError unless the folder's file system can take NEEDED bytes: drained events are no longer in the kernel."""
     room = find_room()
     if room < needed:
         raise TraceError(
@@ -182,14 +199,14 @@ def check_room(needed: int) -> None:
 
 
 def drop_transfer(path: str) -> None:
-    """Remove the transfer PATH, of which its reader says that it broke; what is none is left alone."""
+    """Remove the transfer PATH, which its reader calls broken; a path that is no transfer is ignored."""
     if _TRANSFER_NAME.match(os.path.basename(path)):
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(FOLDER, os.path.basename(path)))
 
 
 def is_in_transfer() -> bool:
-    """Whether another fetch is bringing home what waits. Transfers that broke are removed."""
+    """Return True if another fetch is bringing segments home; broken transfers are removed."""
     is_busy = False
     for name in os.listdir(FOLDER):
         path = os.path.join(FOLDER, name)
@@ -205,21 +222,23 @@ def is_in_transfer() -> bool:
 
 
 def _is_open(status: os.stat_result) -> bool:
-    """Whether a process has the file of STATUS open."""
+    """Return True if a process has the file with STATUS open."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
-                    there = os.stat(f"/proc/{pid}/fd/{fd}")
-                    if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+                    opened = os.stat(f"/proc/{pid}/fd/{fd}")
+                    if (opened.st_dev, opened.st_ino) == (status.st_dev, status.st_ino):
                         return True
     return False
 
 
 def make_transfer(chosen: Sequence[Staged], have: Mapping[str, int], owner: tuple[int, int]) -> dict[str, Any] | None:
-    """One file with all of CHOSEN, each from the byte on that the controller does not HAVE, for OWNER (user and group) to read.
+    """Make one file of the CHOSEN segments for OWNER (user and group) to read; return its description, or None for no segments.
 
-    Its path and size, and for each segment name, size, sha256 and where its part begins; None where nothing is chosen.
+    HAVE tells for a segment's name how many of its first bytes the controller has; these are left out.
+    The description has `path`, `size`, `folder`, and for each of `segments` name, state, size, sha256, and start: the first byte of
+    the segment that the file holds.
     """
     if not chosen:
         return None
@@ -232,17 +251,18 @@ def make_transfer(chosen: Sequence[Staged], have: Mapping[str, int], owner: tupl
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "rb" if is_whole else "wb") as transfer:
         place = 0
-        for one in chosen:
-            start = min(max(have.get(one.name, 0), 0), one.size)
-            digest = _copy(one.path, start, None if is_whole else transfer)
-            segments.append({"name": one.name, "state": one.state, "size": one.size, "start": start, "sha256": digest})
-            place += one.size - start
+        for staged in chosen:
+            start = min(max(have.get(staged.name, 0), 0), staged.size)
+            digest = _copy(staged.path, start, None if is_whole else transfer)
+            about = {"name": staged.name, "state": staged.state, "size": staged.size, "start": start, "sha256": digest}
+            segments.append(about)
+            place += staged.size - start
         os.fchown(fd, *owner)
     return {"path": path, "size": place, "folder": FOLDER, "segments": segments}
 
 
 def _copy(path: str, start: int, to: BinaryIO | None) -> str:
-    """Copy the file PATH from START on; the sha256 of all of it."""
+    """Copy the file PATH from byte START to TO, unless that is None, and return the sha256 of the whole file."""
     whole = hashlib.sha256()
     place = 0
     with open(path, "rb") as file:
@@ -257,7 +277,10 @@ def _copy(path: str, start: int, to: BinaryIO | None) -> str:
 
 
 def find_owner(folder: str | None) -> tuple[int, int]:
-    """Whom FOLDER, which the login user has made, belongs to: user and group."""
+    """Return user and group of FOLDER, which the login user has made; root's if FOLDER is None.
+
+    Raises TraceError if FOLDER is no folder, and OSError if it does not exist.
+    """
     if folder is None:
         return 0, 0
     found = os.stat(folder, follow_symlinks=False)

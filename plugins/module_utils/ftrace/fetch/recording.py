@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the pages of a capture come from: the ring buffer of an instance, or the files of its recordings."""
+"""List the sources of a trace's captures, and copy the finished segments of recordings into captures.
+
+A capture's pages come from the ring buffer of an instance (ring.py) or from the files of a recording.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +40,22 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 _OLDER = "nobody watched the trace: an older version of this collection recorded it"
 
 
-def list_sources(one: TraceInstance) -> list[ring.Source]:
-    """What can be fetched of ONE, older recordings first. The caller holds its lock."""
+def list_sources(trace: TraceInstance) -> list[ring.Source]:
+    """Return the sources of TRACE that can be fetched, the oldest recording first; the caller holds the trace's lock.
+
+    Raises TraceError if somebody removed the instance and nothing is left of it.
+    """
     sources = []
-    for recording in recordings.list_recordings(one.instance.name):
-        taking = _Taking(recording, one)
+    for recording in recordings.list_recordings(trace.instance.name):
+        taking = _Taking(recording, trace)
         size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
-        sources.append(ring.Source(one.instance, size, taking.take, taking.finish))
-    # The buffers of a recording are its recorder's, and what they hold afterwards belongs to it.
-    if one.instance.exists() and not handover.is_recorded(one.instance):
-        size = sum(one.instance.read_statistics(cpu).bytes for cpu in one.instance.list_cpus())
-        draining = ring.RingDrain(one)
-        sources.append(ring.Source(one.instance, size, draining.take, draining.finish))
-    removed = metadata.read_removed(one.instance)
+        sources.append(ring.Source(trace.instance, size, taking.take, taking.finish))
+    # The recorder drains the buffers of a recording. Events that are left in them afterwards belong to that recording.
+    if trace.instance.exists() and not handover.is_recorded(trace.instance):
+        size = sum(trace.instance.read_statistics(cpu).bytes for cpu in trace.instance.list_cpus())
+        draining = ring.RingDrain(trace)
+        sources.append(ring.Source(trace.instance, size, draining.take, draining.finish))
+    removed = metadata.read_removed(trace.instance)
     if removed is not None and not sources:
         raise TraceError(
             f"{metadata.describe_removed(removed)}; what it held is gone: start the trace again, or forget it"
@@ -58,49 +64,55 @@ def list_sources(one: TraceInstance) -> list[ring.Source]:
     return sources
 
 
-def count_entries(one: TraceInstance) -> int:
-    """How many events, or bytes of pages where nobody has counted, wait to be fetched of ONE."""
-    waiting = ring.count_entries(one) if one.instance.exists() and not handover.is_recorded(one.instance) else 0
-    for recording in recordings.list_recordings(one.instance.name):
+def count_entries(trace: TraceInstance) -> int:
+    """Return how much of TRACE waits to be fetched: the events in its ring, plus the bytes of pages in its recordings.
+
+    Only a comparison with 0 makes sense.
+    """
+    waiting = ring.count_entries(trace) if trace.instance.exists() and not handover.is_recorded(trace.instance) else 0
+    for recording in recordings.list_recordings(trace.instance.name):
         waiting += sum(sum(segment.sizes.values()) for segment in recording.list_segments())
     return waiting
 
 
 class _Taking:
-    """RECORDING on its way into a segment; until finish() no file of it is removed, and the recorder rotates none away."""
+    """A copy of RECORDING of TRACE into a capture; the recorder removes none of its segments between take() and finish()."""
 
-    def __init__(self, recording: Recording, one: TraceInstance) -> None:
+    def __init__(self, recording: Recording, trace: TraceInstance) -> None:
         self._recording = recording
-        self._one = one
+        self._trace = trace
         self._stack = ExitStack()
         self._segments: list[Segment] = []
         self._has_ended = False
 
     def take(self, writer: SegmentWriter, room: int) -> dict[str, Any]:
-        """Copy what is finished and has ROOM into WRITER: the manifest, which comes last, so that a copy that was killed is none."""
+        """Copy the finished segments into WRITER, as many as fit into ROOM bytes, and return the manifest.
+
+        The document comes last, so a copy that was killed does not count as a capture.
+        """
         recording = self._recording
         was_answered = not recording.is_running or recordings.ask_to_finish(recording)
         with ExitStack() as stack:
             stack.enter_context(recordings.hold(recording.path))
             end = recording.read_end()
-            finished = [one for one in recording.list_segments() if one.end is not None or end is not None]
+            finished = [part for part in recording.list_segments() if part.end is not None or end is not None]
             self._segments = _find_fitting(finished, room)
             is_partial = len(self._segments) < len(finished)
             self._has_ended = end is not None and not is_partial
             touched = [] if was_answered else [client.describe_silence()]
-            manifest = _copy(recording, self._segments, end, self._one, writer, touched, is_partial=is_partial)
+            manifest = _copy(recording, self._segments, end, self._trace, writer, touched, is_partial=is_partial)
             self._stack = stack.pop_all()
         return manifest
 
     def finish(self) -> None:
-        """Take away what was copied."""
+        """Remove the segments that were copied."""
         with self._stack:
             recordings.forget_fetched(self._recording, self._segments, has_ended=self._has_ended)
 
 
 def _find_fitting(segments: list[Segment], room: int) -> list[Segment]:
-    """The first of SEGMENTS, as many as have ROOM; one at least."""
-    sizes = list(accumulate(sum(one.sizes.values()) for one in segments))
+    """Return the first of SEGMENTS, as many as fit into ROOM bytes, but at least one."""
+    sizes = list(accumulate(sum(segment.sizes.values()) for segment in segments))
     return segments[: max(1, bisect_right(sizes, room))]
 
 
@@ -108,23 +120,24 @@ def _copy(
     recording: Recording,
     segments: list[Segment],
     end: dict[str, Any] | None,
-    one: TraceInstance,
+    trace: TraceInstance,
     writer: SegmentWriter,
     touched: Sequence[str],
     *,
     is_partial: bool,
 ) -> dict[str, Any]:
-    """Copy SEGMENTS of RECORDING, which has an END or goes on; where IS_PARTIAL others follow, and only then the end.
+    """Copy SEGMENTS of RECORDING of TRACE into WRITER, and return the manifest.
 
-    TOUCHED tells why there may be more that is not in them.
+    END is the recording's end; None if it goes on. IS_PARTIAL is True if the recording has more finished segments: then END belongs to the
+    last of those. TOUCHED has reasons why events may be missing.
     """
     last = None if is_partial else end
     about, record = recording.about, recording.about["record"]
     is_same_boot = about["boot_id"] == boot.read_boot_id()
-    instance = one.instance if recording.is_of(one.instance) else None
+    instance = trace.instance if recording.is_of(trace.instance) else None
     has_rest = instance is not None and last is not None and _is_last(recording) and handover.is_recorded(instance)
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
-    tasks = (end or {}).get("tasks") or (list_tasks(one.container) if is_same_boot else [])
+    tasks = (end or {}).get("tasks") or (list_tasks(trace.container) if is_same_boot else [])
     first_tasks = record.get("tasks", [])
     cmdlines = format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
     tables = Tables(first_tasks, tasks, cmdlines)
@@ -135,7 +148,7 @@ def _copy(
     time_of_end = (end or {}).get("time") or now or record.get("start")
     manifest = Manifest(
         host={name: about[name] for name in ("host", "kernel", "arch", "boot_id")},
-        container=describe_container(one.container) if one.container else about["container"],
+        container=describe_container(trace.container) if trace.container else about["container"],
         instance=about["instance"],
         mode="record",
         clock=about["clock"],
@@ -161,9 +174,9 @@ def _copy(
 def _copy_pages(
     segments: Sequence[Segment], about: dict[str, Any], instance: Instance | None, writer: SegmentWriter
 ) -> tuple[dict[int, int], dict[int, int], list[str]]:
-    """Copy the pages of SEGMENTS of a recording that ABOUT tells of and, where there is one, what is left in the buffer of INSTANCE.
+    """Copy the pages of SEGMENTS, and those left in the buffers of INSTANCE unless that is None, into WRITER.
 
-    Return the bytes of pages and the events that were left, by CPU, and what could not be read.
+    ABOUT describes the recording. Returns CPU → bytes of pages, CPU → events that were left in its buffer, and errors in words.
     """
     page_size = about["page_size"]
     sizes = dict.fromkeys(range(max(about["cpus"]) + 1), 0)
@@ -172,7 +185,7 @@ def _copy_pages(
     for cpu in sizes:
         for segment in segments:
             sizes[cpu] += _copy_file(os.path.join(segment.path, f"cpu{cpu}"), page_size, cpu, writer)
-        # A recorder's death, or a full disk, leaves a page or two in the buffer.
+        # After a recorder's death or on a full disk a page or two stay in the buffer.
         try:
             for page in drain.gen_pages(instance, cpu, page_size) if instance is not None else ():
                 writer.write_chunk(cpu, writer.make_compressor()(page), len(page))
@@ -184,14 +197,14 @@ def _copy_pages(
 
 
 def _find_change(segments: Sequence[Segment], record: dict[str, Any], offset_ns: int | None) -> dict[str, Any] | None:
-    """From when on SEGMENTS have all events of all CPUs: before that some are in the segments before them, or in other traces."""
+    """Return the time from which on SEGMENTS have all events of all CPUs; earlier events may be in earlier segments or traces."""
     if not segments or segments[0].number == 1:
         return record.get("changed")
     return {"offset_ns": offset_ns, "real_time_ns": int(segments[0].begin["time"] * 10**9)}
 
 
 def _copy_file(path: str, page_size: int, cpu: int, writer: SegmentWriter) -> int:
-    """Copy the whole pages of file PATH into WRITER; bytes of pages. Raises TraceError: the file stays then, for another fetch."""
+    """Copy the whole pages of file PATH into WRITER, and return their bytes; after a TraceError the file stays for another fetch."""
     try:
         file = open(path, "rb", buffering=0)
     except FileNotFoundError:
@@ -218,10 +231,11 @@ def summarize_loss(
     *,
     is_partial: bool = False,
 ) -> Loss:
-    """Return what SEGMENTS of RECORDING lack: events lost while they were written, in what was rotated away before, and after the last.
+    """Return the account of events that SEGMENTS of RECORDING lack.
 
-    END is its end if that comes with them. COUNTERS are the kernel's after all that; without them nobody can tell what the recorder's
-    death has cost. SIZES are bytes of pages, REST events that were still in the buffer, for each CPU.
+    These are the events lost while the segments were written, those in segments rotated away before, and those lost after the last.
+    END is the recording's end if the segments include it, else None. COUNTERS are the kernel's counters after the end; without them the
+    loss by the recorder's death is not known. SIZES (bytes of pages) and REST (events that were still in the buffer) are by CPU.
     """
     page_size = recording.about["page_size"]
     cpus = {cpu: CpuLoss(cpu, entries=rest[cpu], pages=size // page_size) for cpu, size in sizes.items()}
@@ -230,7 +244,7 @@ def summarize_loss(
     for segment in segments:
         after = segment.end
         if after is None and counters is not None:
-            # The recorder died here: what it had read, and is in no file, is lost, and what the buffers lost when they shrank.
+            # The recorder died in this segment. Lost are events that it had read but not written, and those in the buffers that shrank.
             after = {"cpus": counters}
         for _cpu, account in cpus.items():
             _add_segment(account, segment, after, page_size)
@@ -239,12 +253,12 @@ def summarize_loss(
     has_died = end is not None and end["why"] == recordings.DIED
     if has_died:
         touched.append("the recorder died, and tracing stopped with it")
-    last_words = segments[-1].end if segments and has_died else None
+    last_end = segments[-1].end if segments and has_died else None
     rotated = recording.read_rotated()
     others = rotated["lost"] + (end or {}).get("lost", 0)
-    if last_words is not None and counters is not None:
-        # It died behind its last segment: what the buffers lost when they shrank is in none.
-        others += sum(max(0, recordings.subtract(after, last_words["cpus"][cpu])) for cpu, after in counters.items())
+    if last_end is not None and counters is not None:
+        # The recorder died after its last segment was finished. Events in the buffers that shrank then are in no segment's account.
+        others += sum(max(0, recordings.subtract(after, last_end["cpus"][cpu])) for cpu, after in counters.items())
     return Loss(
         list(cpus.values()),
         others=others,
@@ -252,18 +266,18 @@ def summarize_loss(
         rotated=Rotated(*(rotated[name] for name in ("segments", "events", "bytes"))),
         segments=len(segments),
         partial=is_partial,
-        exact=rotated["exact"] and (last_words is None or counters is not None),
+        exact=rotated["exact"] and (last_end is None or counters is not None),
         touched=[*touched, *(end or {}).get("touched", ())],
     )
 
 
 def _add_segment(account: CpuLoss, segment: Segment, after: dict[str, Any] | None, page_size: int) -> None:
-    """Add SEGMENT, at whose end the counters were AFTER, to the ACCOUNT of a CPU."""
+    """Add SEGMENT to the ACCOUNT of a CPU; AFTER has the counters at the segment's end, None if they are not known."""
     cpu = str(account.cpu)
     account.exact &= segment.begin["exact"]
     begin = segment.begin["cpus"].get(cpu)
     last = after["cpus"].get(cpu) if after else None
-    # Counters that are smaller than before began anew, since somebody has cleared the trace.
+    # Counters that are smaller than before have begun anew, because somebody cleared the trace.
     is_reset = last is not None and begin is not None and any(last[name] < begin[name] for name in ("read", *LOST))
     written = None
     if segment.end is None or is_reset:
@@ -301,4 +315,4 @@ def _read_saved_cmdlines(end: dict[str, Any] | None, instance: Instance | None) 
     try:
         return Instance(instance.root, "..").read("saved_cmdlines") if instance is not None else ""
     except TraceError:
-        return ""  # the events must not be lost for names
+        return ""  # a capture without names is better than none

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Drain trace instances into segments on the host, and account for what was lost."""
+"""Drain trace instances into segments on the host, and account for lost events."""
 
 from __future__ import annotations
 
@@ -44,10 +44,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 @dataclass(frozen=True)
 class Source:
-    """Where a capture comes from: SIZE is how many bytes of pages have to be taken at once, at least.
+    """A source of a capture.
 
-    TAKE moves pages to a writer, more than SIZE only as far as ROOM has place for them, and gives the manifest; FINISH is called when
-    they are safe in a segment.
+    INSTANCE: the instance that the pages are of.
+    SIZE: the bytes of pages that have to be taken at once, at least.
+    TAKE: gets a writer and the room in bytes, moves pages to the writer (more than SIZE only as far as the room suffices), and returns the
+    manifest.
+    FINISH: is called when the pages are safe in a segment.
     """
 
     instance: Instance
@@ -56,9 +59,9 @@ class Source:
     finish: Callable[[], None] = lambda: None
 
 
-def count_entries(one: TraceInstance) -> int:
-    """How many events wait in ONE instance's buffers."""
-    return sum(one.instance.read_statistics(cpu).entries for cpu in one.instance.list_cpus())
+def count_entries(trace: TraceInstance) -> int:
+    """Return the number of events in the ring buffers of TRACE."""
+    return sum(trace.instance.read_statistics(cpu).entries for cpu in trace.instance.list_cpus())
 
 
 def stage(
@@ -67,28 +70,32 @@ def stage(
     list_sources: Callable[[TraceInstance], list[Source]],
     methods: Sequence[str],
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Move each of what LIST_SOURCES tells of each of FOUND into a segment of its own, compressed by one of METHODS.
+    """Move each source that LIST_SOURCES returns for each of FOUND into a segment of its own, compressed by one of METHODS.
 
-    The manifests of those that held no event, and whether more is left, for which there is room when this has been brought home.
-    OUTCOME gets those that cannot be drained. The caller holds the folder of segments.
+    Returns the manifests of the sources without events, and True if pages had no room and have to wait for another fetch.
+    OUTCOME gets the traces that could not be drained. The caller holds the lock of the segments' folder.
     """
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
     staged = _Staged(method)
 
-    def stage_one(one: TraceInstance) -> None:
-        # Nobody starts, stops or removes it while it is drained. InstanceGone: somebody has just done so, with what it held.
-        with outcome.serve(one.who), suppress(InstanceGone), try_lock("trace-" + one.short_id):
-            for source in list_sources(one):
-                with outcome.serve(one.who), suppress(InstanceGone):
+    def stage_trace(trace: TraceInstance) -> None:
+        # With its lock no other module starts, stops or removes the trace meanwhile. An instance that was removed just before is passed over.
+        with outcome.serve(trace.who), suppress(InstanceGone), try_lock("trace-" + trace.short_id):
+            for source in list_sources(trace):
+                with outcome.serve(trace.who), suppress(InstanceGone):
                     staged.add(source)
 
-    serve_in_turns(found, stage_one, lambda one, error: outcome.fail(one.who, error), Patience())
+    serve_in_turns(found, stage_trace, lambda trace, error: outcome.fail(trace.who, error), Patience())
     outbox.recover()
     return staged.empty, staged.has_more
 
 
 class _Staged:
-    """What has been staged by METHOD: the manifests of the EMPTY, and whether there HAS_MORE to come."""
+    """The result of staging with the compression METHOD.
+
+    EMPTY: the manifests of sources without events.
+    HAS_MORE: True if some pages had no room.
+    """
 
     def __init__(self, method: str) -> None:
         self.empty: list[dict[str, Any]] = []
@@ -97,7 +104,7 @@ class _Staged:
         self._has_some = False
 
     def add(self, source: Source) -> None:
-        """Move SOURCE into a segment."""
+        """Move SOURCE into a segment; raises TraceError if there is no room for the first one, or if pages could not be read."""
         room = outbox.find_room()
         if source.size > room and self._has_some:
             self.has_more = True
@@ -119,7 +126,7 @@ class _Staged:
 
 
 class RingDrain:
-    """The ring buffers of TRACE on their way into a segment."""
+    """A drain of the ring buffers of TRACE into a segment."""
 
     def __init__(self, trace: TraceInstance) -> None:
         self._trace = trace
@@ -127,7 +134,7 @@ class RingDrain:
         self._loan: Loan | None = None
 
     def take(self, writer: SegmentWriter, _room: int) -> dict[str, Any]:
-        """Drain all of it by WRITER, and return the manifest."""
+        """Drain the ring buffers into WRITER, and return the manifest."""
         with ExitStack() as stack:
             self._loan = stack.enter_context(client.borrow(self._trace.instance))
             manifest = _drain_ring(self._trace, writer, self._loan)
@@ -135,7 +142,7 @@ class RingDrain:
         return manifest
 
     def finish(self) -> None:
-        """Note that what was drained is safe, and in an account."""
+        """Note that the drained events are safe, and that the capture accounts for the lost ones."""
         with self._stack:
             if self._loan is not None:
                 self._loan.settle()
@@ -145,13 +152,13 @@ class RingDrain:
 def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict[str, Any]:
     instance = trace.instance
     page_size = instance.read_page_size()
-    # Before the drain: what fails here must fail while the events are still in the kernel.
+    # All that can fail is done before the drain, while the events are still in the kernel.
     record = metadata.read_record(instance)
     first_tasks, tasks = record.get("tasks", []), list_tasks(trace.container)
     tables = Tables(first_tasks, tasks, _read_cmdlines(instance, first_tasks, tasks))
     cpus = instance.list_cpus()
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
-    # Where the trace was stopped, real time of then counts: the clocks drift apart from each other until now.
+    # For a stopped trace the clocks' reading at its stop counts, because the clocks drift apart.
     is_tracing = instance.is_tracing()
     end = (None if is_tracing else record.get("end")) or clocks.measure_offset(instance.read_clock())
     manifest = Manifest(
@@ -174,7 +181,7 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict
         stopped=record.get("stopped"),
     )
     discarded = metadata.read_discarded(record)
-    # Should we be killed from here on, this is what is known of what was drained till then.
+    # If this process is killed from here on, this document tells what is known of the drained pages.
     interrupted = {cpu: CpuDrain(unknown=1, error="the fetch was killed") for cpu in cpus}
     loss = summarize_loss(before, before, interrupted, discarded, loan.reasons)
     writer.write_head(read_head(instance, page_size, record, cpus))
@@ -182,10 +189,10 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict
     drained = drain.drain(instance, loan.fds, page_size, writer)
     drained.update((cpu, CpuDrain(error=error)) for cpu, error in loan.errors.items())
     try:
-        # Who was born while one CPU was drained may have called on the next one.
+        # A thread that was born while one CPU was drained may have events on the next one.
         tables = replace(tables, cmdlines=_read_cmdlines(instance, first_tasks, tasks))
     except TraceError:
-        pass  # those from before the drain will do: the events must not be lost for names
+        pass  # the names from before the drain have to do: a capture without some names is better than none
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     loss = summarize_loss(before, after, drained, discarded, loan.account())
     document = manifest.as_json(loss)
@@ -200,27 +207,28 @@ def summarize_loss(
     discarded: metadata.Discarded = metadata.NOTHING_DISCARDED,
     touched: Sequence[str] = (),
 ) -> Loss:
-    """Return what the capture of a ring lacks, whose counters were BEFORE and AFTER it was DRAINED.
+    """Return the account of events that the capture of a ring lacks.
 
-    DISCARDED is what went before with a change of settings, TOUCHED what others have done to the trace.
+    BEFORE and AFTER are the kernel's counters around the drain, DRAINED the results of the drain, all by CPU.
+    DISCARDED is what the kernel dropped earlier when settings changed, TOUCHED has reasons, in words, why events may be missing.
     """
     cpus = []
-    for cpu, one in sorted(drained.items()):
+    for cpu, result in sorted(drained.items()):
         first, last = before[cpu], after[cpu]
-        lost, is_exact = one.judge(first)
-        # Smaller counters than before have begun anew meanwhile. A fetch that was killed has none of afterwards.
+        lost, is_exact = result.judge(first)
+        # Counters that are smaller than before have begun anew. In the account for a fetch that is killed AFTER is the same as BEFORE.
         is_reset = last.read < first.read
         cpus.append(
             CpuLoss(
                 cpu=cpu,
                 entries=first.entries if first == last else max(0, last.read - first.read),
                 overrun=last.overrun,
-                # These stay zero while the oldest events are overwritten; the kernel keeps no account per reader of them.
+                # These counters stay 0 while the oldest events are overwritten. The kernel does not count them for each reader.
                 dropped=last.dropped + last.commit_overrun,
                 lost=lost + last.dropped + last.commit_overrun,
                 exact=is_exact and not is_reset,
-                pages=one.pages,
-                error=one.error,
+                pages=result.pages,
+                error=result.error,
             )
         )
     return Loss(
@@ -232,11 +240,11 @@ def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task
     return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
 
 
-def _describe_gone(one: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:
-    """The same of a container that its engine knows no more, from the RECORD of the trace's start."""
+def _describe_gone(trace: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a container that no runtime knows any more, from the RECORD of the trace's start."""
     return record.get("container") or {
-        "id": one.container_id,
-        "name": one.container_name,
+        "id": trace.container_id,
+        "name": trace.container_name,
         "image": None,
         "labels": {},
         "runtime": None,

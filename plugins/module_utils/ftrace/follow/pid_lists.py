@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lists of threads that an instance records: the control files set_event_pid and set_ftrace_pid, and who has to stand there."""
+"""Keep the lists of threads that an instance records: its control files set_event_pid and set_ftrace_pid."""
 
 from __future__ import annotations
 
@@ -25,30 +25,35 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 EVENT_PIDS = "set_event_pid"
 _MAX_ROUNDS = 100
 _MAX_REWRITES = 5
-_FORGET_S = 5.0  # in which the kernel forgets a process that has ended
+_FORGET_S = 5.0  # the kernel takes a process that has ended off a list in this time
 _LOOK_S = 0.005
 
 
 def make_pid_lists(instance: Instance, target: Target | Awaited, settings: Settings, following: Following) -> PidLists:
+    """Return the lists of threads that INSTANCE, with SETTINGS, has to record of TARGET, which is followed as FOLLOWING says."""
     if isinstance(target, Awaited):
         return NobodyYet(instance, {EVENT_PIDS: set})
     lists: dict[str, Callable[[], set[int]]] = {EVENT_PIDS: partial(list_threads, target, following)}
     if settings.files.get("current_tracer") in tracers.FUNCTION_TRACERS:
-        # No filter could keep the runtime's functions out, as those of events do.
+        # The shim is not in the list of a tracer of functions: the filters that leave the runtime out apply to events only.
         lists[tracers.PIDS] = partial(list_threads, target, replace(following, shim=None))
     return PidLists(instance, lists)
 
 
 @dataclass(frozen=True)
 class PidLists:
-    """Who is to be recorded in INSTANCE: control files, and for each who lists the threads in it; EARLIER is who was in them before."""
+    """The lists of the threads that INSTANCE records.
+
+    LISTS: control file → function that returns the threads to record.
+    EARLIER: control file → threads that stood there before.
+    """
 
     instance: Instance
     lists: dict[str, Callable[[], set[int]]]
     earlier: dict[str, set[int]] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """Record them, and nobody else any more; where that fails, a list may be empty."""
+        """Record the listed threads and no others; after a failure a control file may be empty."""
         self._clear()
         self.cover()
 
@@ -58,7 +63,7 @@ class PidLists:
             self.instance.write(file, "")
 
     def restore(self) -> None:
-        """Record who was recorded before; nobody where nobody of these is left."""
+        """Record the threads that were recorded before begin, or no thread if none of them is left."""
         for file, tids in self.earlier.items():
             self.instance.write(file, "")
             self.instance.add_pids(file, set(filter(processes.is_alive, tids)))
@@ -66,33 +71,36 @@ class PidLists:
                 _pass_through(self.instance, file)
 
     def cover(self) -> bool:
-        """Record them, too; whether any had to be added."""
+        """Record the listed threads, too; return True if any had to be added."""
         changed = [cover_threads(self.instance, list_tids, file) for file, list_tids in self.lists.items()]
         return any(changed)
 
     def is_missing(self) -> bool:
-        """Whether any has to be added."""
+        """Return True if a listed thread is not recorded."""
         return any(find_missing(self.instance, list_tids, file) for file, list_tids in self.lists.items())
 
 
 class NobodyYet(PidLists):
-    """A container that does not run has nobody to be recorded yet."""
+    """The lists for a container that does not run: no thread is recorded yet."""
 
     def begin(self) -> None:
+        """Record no thread."""
         self._clear()
         for file in self.lists:
             _pass_through(self.instance, file)
 
     def cover(self) -> bool:
+        """Add no thread, and return False."""
         return False
 
 
 def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> bool:
-    """Record the threads that LIST_TIDS names, by control file FILE; whether any had to be added.
+    """Record the threads that LIST_TIDS returns, by control file FILE; return True if any had to be added.
 
-    The kernel adds new threads of recorded ones (event-fork) and drops dead ones. A thread that starts between our look and
-    our write is found by looking again. One that dies there stays in the list, and its number may go to a stranger one
-    day: while nothing is recorded yet, such a list is written anew, a few times if need be.
+    The kernel adds new threads of recorded ones (event-fork) and drops dead threads. A thread that starts between our look and our write
+    is found by looking again. A thread that dies in that time stays in the file, and another process may get its number one day. So a file
+    with such a thread is written anew, a few times if need be, while nothing is recorded yet.
+    Raises ContainerGoneError if no thread is left.
     """
     changed = add_missing(instance, list_tids, file)
     for _round in range(_MAX_REWRITES):
@@ -101,14 +109,14 @@ def cover_threads(instance: Instance, list_tids: Callable[[], set[int]], file: s
         instance.write(file, "")
         add_missing(instance, list_tids, file)
     if not instance.read_pids(file):
-        # The kernel would take an empty list for all processes of the host.
+        # The kernel records all processes of the host where the list is empty.
         raise ContainerGoneError(f"no thread for trace instance {instance.name} is left: its container has just ended")
     return changed
 
 
 def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS) -> set[int]:
-    """Threads that LIST_TIDS names, that live, and that are not in control file FILE of INSTANCE."""
-    # In this order: who is born after the first look is in the second already (event-fork), and who died is not missed.
+    """Return the living threads that LIST_TIDS returns and that are not in control file FILE of INSTANCE."""
+    # The order matters: the kernel has added a thread born after the first look (event-fork) by the second, and a dead one is not needed.
     wanted = list_tids()
     missing = wanted - instance.read_pids(file)
     return {tid for tid in missing if processes.is_alive(tid)}
@@ -117,10 +125,10 @@ def find_missing(instance: Instance, list_tids: Callable[[], set[int]], file: st
 def add_missing(
     instance: Instance, list_tids: Callable[[], set[int]], file: str = EVENT_PIDS, rounds: int = _MAX_ROUNDS
 ) -> bool:
-    """Put threads that LIST_TIDS names into control file FILE of INSTANCE until none is missing, or for so many ROUNDS; whether any was.
+    """Add the threads that LIST_TIDS returns to control file FILE of INSTANCE until none is missing; return True if any was.
 
-    All of a round at once: the kernel takes some 20 ms for a write, whose effect comes at its beginning. A thread that comes between our
-    look and our write may be nobody's child that is followed, so it is looked for again.
+    ROUNDS is how many rounds are made at most. A round adds its threads with one write, which takes the kernel some 20 ms and has its
+    effect at the beginning. A thread that comes between look and write may have no followed parent, so another round looks for it.
     """
     changed = False
     for _round in range(rounds):
@@ -133,13 +141,13 @@ def add_missing(
 
 
 def _pass_through(instance: Instance, file: str) -> None:
-    """Have a process of ours been in the list of INSTANCE in control FILE: one that nobody has been in yet is the whole host to the kernel."""
+    """Put a process of ours into control FILE of INSTANCE until it ends: to the kernel a list that was never used means the whole host."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(writer)
-            os.read(reader, 1)  # until we let it go, or are gone
+            os.read(reader, 1)  # until the parent closes its end, or ends
         finally:
             os._exit(0)
     try:
@@ -152,6 +160,6 @@ def _pass_through(instance: Instance, file: str) -> None:
     while child in instance.read_pids(file):
         if time.monotonic() > deadline:
             raise TraceError(
-                f"the kernel does not take a process that has ended off {file} of trace instance {instance.name}"
+                f"the kernel does not remove a process that has ended from {file} of trace instance {instance.name}"
             )
         time.sleep(_LOOK_S)

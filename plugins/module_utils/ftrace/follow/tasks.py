@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The threads of a container: numbers for the kernel to follow, and who they are for the manifest."""
+"""Describe the threads of a container for the manifest, and list the names of threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _MAX_TASKS = 65536
 
 
 def list_tasks(container: Container | None) -> list[dict[str, Any]]:
-    """Who the threads of CONTAINER are that live now: tid, tgid, comm, container_tid, and compat for those of 32-bit programs."""
+    """Return a description of each thread of CONTAINER that lives now; empty if the container does not run.
+
+    The keys are tid, tgid, comm, container_tid, and compat, which tells threads of 32-bit programs.
+    """
     if container is None or container.pid <= 1:
         return []
     try:
@@ -33,7 +36,11 @@ def list_tasks(container: Container | None) -> list[dict[str, Any]]:
 
 
 def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> str:
-    """Lines of 'tid comm': the container's threads of now, before them what the kernel remembers, before that those of the start."""
+    """Return lines of 'tid comm' in the order of thread ids.
+
+    Of several names the one in TASKS, the container's threads now, counts first, then that in SAVED, the kernel's saved_cmdlines,
+    then that in FIRST_TASKS, the threads at the start.
+    """
     names = {task["tid"]: task["comm"] for task in first_tasks}
     names.update(parse_saved_cmdlines(saved))
     names.update((task["tid"], task["comm"]) for task in tasks)
@@ -42,7 +49,10 @@ def format_cmdlines(first_tasks: list[Task], saved: str, tasks: list[Task]) -> s
 
 
 def parse_saved_cmdlines(text: str) -> dict[int, str]:
-    """Thread → name from the kernel's list. A name may hold a line break and so pretend to be two: who stands there twice is left out."""
+    """Return thread id → name from TEXT, the kernel's saved_cmdlines.
+
+    A process can put a line break into its name, and so pretend to be another thread. A thread with two lines is left out.
+    """
     names: dict[int, str] = {}
     twice = set()
     for line in text.split("\n"):
@@ -55,5 +65,5 @@ def parse_saved_cmdlines(text: str) -> dict[int, str]:
 
 
 def make_printable(text: str) -> str:
-    """TEXT with '?' for every character that a terminal might obey."""
+    """Return TEXT with '?' for every character that is not printable ASCII, and that a terminal might obey."""
     return "".join(character if " " <= character <= "~" else "?" for character in text)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compression of the chunks of a capture: zstd by the host's own libzstd, zlib where there is none.
+"""Compress and decompress the chunks of a capture: with zstd by the host's own libzstd, or with zlib on a host without it.
 
-Debian's trace-cmd and KernelShark read zstd only, and it costs a fifth of zlib's time. Both let other threads run meanwhile.
+Debian's trace-cmd and KernelShark read zstd only, and zstd takes a fifth of zlib's time. Both libraries let other threads run meanwhile.
 Source: zstd.h, RFC 8878.
 """
 
@@ -21,7 +21,7 @@ _library: list[ctypes.CDLL] = []
 
 
 class CompressionError(ValueError):
-    """Data that are not what they were said to be, or a library that is missing."""
+    """An error for compressed data that are damaged or of another size than stated, and for a missing library."""
 
 
 def _load() -> ctypes.CDLL:
@@ -44,7 +44,7 @@ def _load() -> ctypes.CDLL:
 
 
 def list_available() -> list[str]:
-    """What can be compressed and decompressed here, the best first."""
+    """Return the methods of compression that work on this host, the best first."""
     try:
         _load()
     except (CompressionError, OSError, AttributeError):
@@ -53,7 +53,10 @@ def list_available() -> list[str]:
 
 
 def make_compressor(name: str) -> Callable[[Data], bytes]:
-    """A function that compresses a chunk by the method NAME; it is for one thread."""
+    """Return a function that compresses a chunk by the method NAME; only one thread may use it.
+
+    Raises CompressionError if NAME is zstd and the library is missing.
+    """
     if name == NONE:
         return bytes
     if name == ZLIB:
@@ -62,7 +65,7 @@ def make_compressor(name: str) -> Callable[[Data], bytes]:
 
 
 class _Zstd:
-    """A context of libzstd, and the room for what comes out."""
+    """A context of libzstd with its output buffer."""
 
     def __init__(self) -> None:
         self._library = _load()
@@ -73,11 +76,11 @@ class _Zstd:
         self._library.ZSTD_freeCCtx(self._context)
 
     def compress(self, data: Data) -> bytes:
-        """DATA as one zstd frame."""
+        """Return DATA as one zstd frame."""
         bound = self._library.ZSTD_compressBound(ctypes.c_size_t(len(data)))
         if len(self._room) < bound:
             self._room = ctypes.create_string_buffer(bound)
-        # What can be written to is handed over in its place.
+        # A writable buffer is passed without a copy.
         source = data if isinstance(data, bytes) else (ctypes.c_char * len(data)).from_buffer(data)
         size = self._library.ZSTD_compressCCtx(
             self._context, self._room, ctypes.c_size_t(bound), source, ctypes.c_size_t(len(data)), ctypes.c_int(_LEVEL)
@@ -93,7 +96,10 @@ def _check(library: ctypes.CDLL, size: int) -> None:
 
 
 def decompress(name: str, data: bytes, size: int) -> bytes:
-    """The SIZE bytes that DATA, compressed by the method NAME, hold; never more memory than these. Raises CompressionError."""
+    """Return the SIZE bytes that DATA, compressed by the method NAME, hold; no more memory than SIZE is used.
+
+    Raises CompressionError if DATA are damaged or hold another number of bytes, and if the method is not known or its library is missing.
+    """
     if name == NONE:
         found = data
     elif name == ZLIB:
@@ -107,7 +113,7 @@ def decompress(name: str, data: bytes, size: int) -> bytes:
     else:
         raise CompressionError(f"compression by {name!r} is not known")
     if len(found) != size:
-        raise CompressionError(f"{len(found)} bytes stand where {size} should")
+        raise CompressionError(f"the data hold {len(found)} bytes instead of {size}")
     return found
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pages of the kernel's ring buffer: their headers, and how many events they hold. Source: include/linux/ring_buffer.h."""
+"""Read pages of the kernel's ring buffer: their headers and their number of events. Source: include/linux/ring_buffer.h."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ PAGE_HEADER_SIZE = 16
 _COMMIT_MASK = (1 << 20) - 1
 MISSED_EVENTS = 1 << 31
 _MISSED_STORED = 1 << 30
-# Kinds of entries in a page beside events (ring-buffer: type_len).
+# Values of an entry's type_len that do not mean an event.
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 
 
 def unpack_commit(commit: int) -> tuple[int, bool, bool]:
-    """From a page's commit word: bytes of events, whether events were lost before them, whether their number is stored behind them."""
+    """Split a page's COMMIT word.
+
+    Returns the bytes of events, True if events were lost before them, and True if the number of lost events is stored behind them.
+    """
     return commit & _COMMIT_MASK, bool(commit & MISSED_EVENTS), bool(commit & _MISSED_STORED)
 
 
 def read_loss(page: bytes | memoryview) -> tuple[int, bool]:
-    """Events lost before PAGE as the kernel noted them, and whether that number is known."""
+    """Return how many events were lost before PAGE, as the kernel noted it, and whether that number is known."""
     commit = struct.unpack_from("Q", page, 8)[0]
     size, missed, stored = unpack_commit(commit)
     if not missed:
@@ -32,7 +35,7 @@ def read_loss(page: bytes | memoryview) -> tuple[int, bool]:
 
 
 def count_events(pages: bytes, page_size: int) -> int:
-    """How many events PAGES, whole ones of the ring buffer, hold; padding and time stamps of their own are none."""
+    """Return the number of events in PAGES, whole pages of PAGE_SIZE bytes; padding and separate time stamps do not count."""
     count = 0
     for start in range(0, len(pages) - page_size + 1, page_size):
         size, _missed, _stored = unpack_commit(struct.unpack_from("Q", pages, start + 8)[0])

@@ -1,10 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a reader of a capture's events has to know and is too long for its manifest: tables of threads and of system calls, and parts of
-the manifest itself where they are long.
+"""Store in a trace.dat what is too long for the manifest: tables of threads and of system calls, and long parts of the manifest itself.
 
-They travel within the trace.dat, behind the text of the option that says who has written it: trace-cmd shows that text, and
-passes over the rest.
+They stand in the trace.dat's option of its writer, behind the writer's name. trace-cmd shows that name and passes over the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trac
 
 OPTION_VERSION = 9
 NAMES = ("first_tasks", "tasks", "syscalls", "compat_syscalls")
-# Parts that a manifest may do without. A user chooses how much is in them, or a host by its size.
+# Parts that can be left out of a manifest. Their length depends on the user's choices or on the size of the host.
 PARTS = ("container.labels", "events", "specification", "earlier_syscalls", "limits", "followed", "cpus")
 _PARTS = "parts"
 _WRITER = b"crashcart.fleet\0"
@@ -25,15 +23,16 @@ _MAX_BYTES = 64 << 20  # the bound of a segment's documents, too
 
 
 def pack(document: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Return an option of a trace.dat with the tables of DOCUMENT, and with PARTS of its manifest."""
+    """Return number and data of a trace.dat's option with the tables of DOCUMENT and with PARTS (name → value) of its manifest."""
     tables = {name: document[name] for name in NAMES if name in document}
     return OPTION_VERSION, _WRITER + zlib.compress(json.dumps({**tables, _PARTS: parts}).encode("utf-8"))
 
 
 def split(manifest: Mapping[str, Any], max_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return MANIFEST without so many of PARTS, the longest first, that its JSON has MAX_SIZE characters at most; and these parts.
+    """Return MANIFEST shortened to MAX_SIZE characters of JSON, and the parts (name → value) that were taken out of it.
 
-    Its `in_trace` tells of each part how many entries it has. Where the rest is longer than that, it is.
+    Only those in PARTS are taken out, the longest first; the rest may still be longer than MAX_SIZE. The key `in_trace` of the
+    shortened manifest tells how many entries each of the parts has.
     """
     short = {**manifest, "in_trace": {}}
     parts: dict[str, Any] = {}
@@ -45,10 +44,10 @@ def split(manifest: Mapping[str, Any], max_size: int) -> tuple[dict[str, Any], d
         parts[name] = found[name]
         place, _dot, key = name.rpartition(".")
         if place:
-            short[place] = {one: value for one, value in short[place].items() if one != key}
+            short[place] = {entry: value for entry, value in short[place].items() if entry != key}
         else:
             del short[key]
-        short["in_trace"] = {one: len(part) for one, part in parts.items()}
+        short["in_trace"] = {taken: len(part) for taken, part in parts.items()}
     return short, parts
 
 
@@ -59,15 +58,15 @@ def _find(manifest: Mapping[str, Any], name: str) -> Any:
 
 
 def format_manifest(manifest: Mapping[str, Any]) -> str:
-    """Return MANIFEST as JSON, a line for each thing that it says."""
+    """Return MANIFEST as JSON, with a line for each of its keys."""
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in manifest.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def unite(manifest: Mapping[str, Any], options: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
-    """Return MANIFEST with what OPTIONS of its trace.dat hold of it, unchecked. Raises TraceFileError where they lack a part of it.
+    """Return MANIFEST with the tables and the parts that OPTIONS of its trace.dat hold; their content is not checked.
 
-    Tables that a manifest of an older version has stand.
+    A manifest of an older version has the tables itself, and keeps them. Raises TraceFileError if OPTIONS lack a part.
     """
     found = read(options)
     parts = found.pop(_PARTS, None)
@@ -76,7 +75,7 @@ def unite(manifest: Mapping[str, Any], options: Sequence[tuple[int, bytes]]) -> 
     for name in in_trace if isinstance(in_trace, dict) else ():
         place, _dot, key = name.rpartition(".")
         if name not in PARTS or not isinstance(parts, dict) or name not in parts:
-            raise TraceFileError("its tables lack what its manifest says that they hold")
+            raise TraceFileError("its tables lack a part that its manifest says is there")
         if not place:
             whole[key] = parts[name]
         elif isinstance(whole.get(place), dict):
@@ -85,7 +84,10 @@ def unite(manifest: Mapping[str, Any], options: Sequence[tuple[int, bytes]]) -> 
 
 
 def read(options: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
-    """Return the tables that OPTIONS hold, unchecked; none where another has written the file. Raises TraceFileError for damaged ones."""
+    """Return the tables in OPTIONS, whose content is not checked; empty if another program has written the file.
+
+    Raises TraceFileError for damaged tables.
+    """
     for number, data in options:
         if number == OPTION_VERSION and data.startswith(_WRITER):
             unpacker = zlib.decompressobj()
@@ -95,6 +97,6 @@ def read(options: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
             except (zlib.error, ValueError, RecursionError) as error:
                 raise TraceFileError(f"its tables of threads and calls are damaged: {str(error)[:200]}") from error
             if not isinstance(tables, dict):
-                raise TraceFileError("its tables of threads and calls are cut short, or none")
+                raise TraceFileError("its tables of threads and calls are cut short, or are no JSON object")
             return {name: tables[name] for name in (*NAMES, _PARTS) if name in tables}
     return {}

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The layout of trace.dat, versions 6 and 7: the one place that knows it, for writing on a host and reading on a controller.
+"""Define the layout of trace.dat, versions 6 and 7, and write heads and chunks of such files.
 
-A file is a head (formats of events, options, where each CPU's pages lie) padded to whole pages, and the raw
-ring-buffer pages of each CPU in turn. In version 7 the head is made of sections, which an options section points to, and the
-pages of a CPU may be compressed: a count, and so many chunks. A file may hold several buffers, each the pages of one
-instance; we write files of one. Sources: trace-cmd.dat.v6(5), trace-cmd.dat.v7(5), and of what these leave out the files that trace-cmd 3.1
-to 3.3 write; the pages: the kernel's ring-buffer-design.rst and events/header_page.
+A file is a head (formats of events, options, places of each CPU's pages), padded to whole pages, and the raw ring-buffer pages of each CPU
+in turn. In version 7 an options section points to the other sections of the head, and the pages of a CPU may be compressed: a count, and
+as many chunks. A file may hold several buffers, each with the pages of one instance. This collection writes files of one buffer.
 
-Whoever reads a file does not know who wrote it. What the head says is checked against the file's size, and what a
-few bytes may become is bounded (check_growth).
+A reader does not know who wrote a file. So it checks the head against the file's size, and bounds what a few bytes can expand to
+(check_growth).
+
+Sources: trace-cmd.dat.v6(5) and trace-cmd.dat.v7(5); files written by trace-cmd 3.1 to 3.3 for what these leave out; for the pages the
+kernel's ring-buffer-design.rst and events/header_page.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OPTION_CPUSTAT = 2
 OPTION_TRACECLOCK = 4
 OPTION_UNAME = 5
 _TSC2NSEC = 14
-# Options of version 7 that say where sections are; a section's own number is its option's.
+# Options of version 7 that say where sections are; a section has the same number as its option.
 DONE = 0
 BUFFER = 3
 CPUCOUNT = 8
@@ -38,19 +39,19 @@ MAGIC = b"\x17\x08\x44tracing"
 ENDIAN = b"\0" if sys.byteorder == "little" else b"\1"
 OPTIONS = b"options  \0"
 FLYRECORD = b"flyrecord\0"
-# Statistics follow each other buffer by buffer, with a name before those of all but the first.
+# The options with statistics follow each other buffer by buffer; one with the buffer's name precedes those of each buffer but the first.
 _STATISTICS_OF = re.compile(rb"\nBuffer: (.*)\n\n\0")
 _NOW = re.compile(rb"\nnow ts: +([0-9.]+)\n")
 HEADER_PAGE = b"header_page\0"
 HEADER_EVENT = b"header_event\0"
-SECTION = struct.Struct("=HHIQ")  # number, flags, place of a description in the strings, bytes that follow
-CHUNK = struct.Struct("=II")  # bytes compressed and plain
+SECTION = struct.Struct("=HHIQ")  # number, flags, offset of a description in the strings, bytes that follow
+CHUNK = struct.Struct("=II")  # bytes compressed, bytes without compression
 CHUNK_HEADER_SIZE = CHUNK.size
 _CLOCK = re.compile(rb"[ \w-]*\[([\w-]{1,32})\]")
 
 
 class TraceFileError(FleetError):
-    """A file that is not a trace.dat of version 6 or 7, or is damaged or cut short. NEXT_STEP says what can be done about it."""
+    """An error for a file that is no trace.dat of version 6 or 7, or that is damaged. NEXT_STEP says what the user can do."""
 
     def __init__(self, reason: str, next_step: str = "fetch or record it again, or remove it") -> None:
         super().__init__(reason)
@@ -59,7 +60,7 @@ class TraceFileError(FleetError):
 
 @dataclass(frozen=True)
 class CpuPages:
-    """Where the pages of one CPU lie in the file, in bytes; compressed they stand there as chunks."""
+    """The place of one CPU's pages in the file, OFFSET and SIZE in bytes; compressed pages stand there as chunks."""
 
     cpu: int
     offset: int
@@ -68,10 +69,16 @@ class CpuPages:
 
 @dataclass
 class Head:
-    """What stands before the pages of a buffer. Texts are as tracefs gives them; OPTIONS are (id, data).
+    """The head of one buffer in a trace.dat. Texts are as tracefs gives them.
 
-    COMPRESSION is how a file of version 7 is compressed, and none for version 6. Of a file that was read BUFFER is the name of its
-    instance, '' for the one that a reader shows by itself, and CLOCK that of its time stamps, '' where the file names none.
+    PAGE_SIZE: bytes of a page of the ring buffer.
+    HEADER_PAGE, HEADER_EVENT, KALLSYMS, PRINTK, CMDLINES: the texts of these sections.
+    FTRACE_FORMATS, EVENT_FORMATS: formats of the kernel's own events; system → formats of its events.
+    OPTIONS: pairs of number and data.
+    CPUS: the places of the CPUs' pages.
+    VERSION, COMPRESSION: the file's version, and its compression, which is none for version 6.
+    BUFFER: the name of the buffer in a file that was read; '' for the main one, which other readers show by default.
+    CLOCK: the clock of the time stamps in a file that was read; '' if the file names none.
     """
 
     page_size: int
@@ -90,12 +97,18 @@ class Head:
     clock: str = field(default="", compare=False)
 
     def find_tsc_factor(self) -> tuple[int, int] | None:
-        """What makes nanoseconds of the processor's ticks: factor, and bits to shift right then; None where the file does not tell."""
+        """Return the factor, and the bits to shift right after it, that turn the processor's ticks into nanoseconds.
+
+        None if the file does not tell.
+        """
         found = [data for number, data in self.options if number == _TSC2NSEC and len(data) >= 8]
         return struct.unpack("II", found[-1][:8]) if found else None
 
     def has_seconds(self) -> bool | None:
-        """Whether the kernel's statistics of the buffer show seconds, as it does where its clock counts nanoseconds; None without them."""
+        """Return True if the kernel's statistics of the buffer show seconds; None if there are no statistics.
+
+        The kernel shows seconds if the clock counts nanoseconds.
+        """
         name = b""
         for number, data in self.options:
             other = _STATISTICS_OF.match(data) if number == OPTION_CPUSTAT else None
@@ -108,9 +121,9 @@ class Head:
 
 
 def pack_head(head: Head, cpu_sizes: list[int]) -> bytes:
-    """The bytes of HEAD, padded to whole pages, for CPU_SIZES bytes of pages of CPU 0, 1, … that follow.
+    """Return the bytes of HEAD, padded to whole pages, for CPU_SIZES bytes of pages of CPU 0, 1, … that follow it.
 
-    Where HEAD is of compressed pages, a size is that of a count and so many chunks, as pack_count and pack_chunk give them.
+    For compressed pages a size is that of a count and as many chunks, as pack_count and pack_chunk return them.
     """
     start = MAGIC + b"%d\0" % head.version + ENDIAN + bytes([struct.calcsize("P")]) + struct.pack("I", head.page_size)
     if head.version == 7:
@@ -165,7 +178,7 @@ def _pack_option(number: int, data: bytes) -> bytes:
 
 
 def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
-    """The same of version 7: sections, the options that point to them, and the header of the section of the pages at the end."""
+    """Return a head of version 7: START, the sections, the options that point to them, and the header of the pages' section."""
     start += head.compression.encode("ascii") + b"\0" + (b"\0" if head.compression == compression.NONE else b"1\0")
     contents = {
         HEADER_INFO: _pack_header_info(head),
@@ -178,7 +191,7 @@ def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
     compress = compression.make_compressor(head.compression)
     options = list(head.options)
     sections = b""
-    first = len(start) + 8  # behind the place of the options
+    first = len(start) + 8  # the offset of the options section comes before it
     for number, data in contents.items():
         options.append((number, struct.pack("Q", first + len(sections))))
         is_packed = head.compression != compression.NONE
@@ -189,11 +202,12 @@ def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
     options_at = first + len(sections)
 
     def pack_rest(pages_at: int, offset: int) -> bytes:
-        # The instance without a name is the one that a reader shows by itself.
+        # Other readers show the buffer without a name by default.
         buffer = struct.pack("Q", pages_at) + b"\0" + clock + b"\0" + struct.pack("II", head.page_size, len(cpu_sizes))
         for cpu, place in enumerate(_find_places(offset, cpu_sizes)):
             buffer += struct.pack("=IQQ", cpu, *place)
-        body = b"".join(_pack_option(*one) for one in [*options, (BUFFER, buffer), (DONE, bytes(8))])
+        all_options = [*options, (BUFFER, buffer), (DONE, bytes(8))]
+        body = b"".join(_pack_option(number, data) for number, data in all_options)
         flags = 0 if head.compression == compression.NONE else COMPRESSED
         pages = SECTION.pack(BUFFER, flags, 0, offset - pages_at - SECTION.size + sum(cpu_sizes))
         return SECTION.pack(DONE, 0, 0, len(body)) + body + pages
@@ -205,21 +219,21 @@ def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
 
 
 def pack_count(chunks: int) -> bytes:
-    """What stands before the CHUNKS of a CPU."""
+    """Return the count that stands before the CHUNKS of a CPU."""
     return struct.pack("I", chunks)
 
 
 def pack_chunk(packed: bytes, size: int) -> bytes:
-    """A chunk: the bytes PACKED, which are SIZE without compression."""
+    """Return a chunk: its two sizes and the bytes PACKED, which are SIZE bytes without compression."""
     return CHUNK.pack(len(packed), size) + packed
 
 
 def find_clock(head: Head) -> str:
-    """The clock that the options of HEAD name, '' for none."""
+    """Return the clock that the options of HEAD name; '' if they name none."""
     return next((read_current_clock(data) for number, data in head.options if number == OPTION_TRACECLOCK), "")
 
 
 def read_current_clock(text: bytes) -> str:
-    """The clock in brackets in TEXT, the kernel's list of them; '' where there is none."""
+    """Return the clock in brackets in TEXT, the kernel's list of clocks; '' if none is in brackets."""
     found = _CLOCK.match(text)
     return found[1].decode("ascii") if found else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read trace.dat files of versions 6 and 7, whoever has written them: nothing in them is believed."""
+"""Read trace.dat files of versions 6 and 7 by any writer; every number in them is checked before it is used."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SECTIONS = range(16, 22)
 _ORDERS = {b"\0": "little-endian", b"\1": "big-endian"}
 _LATENCY = b"latency  \0"
 _COMMIT_SIZE = re.compile(rb"field: local_t commit;\s*offset:[0-9]+;\s*size:([0-9]{1,3});")
-_MAX_CLOCKS = 256  # bytes of the kernel's list of them
+_MAX_CLOCKS = 256  # bytes of the kernel's list of clocks
 _WORD_SIZE = 8
 _READ_BY_TRACE_CMD = "read it by trace-cmd report"
 _COUNT_SIZE = 4
@@ -53,16 +53,16 @@ _MAX_FORMATS = 65536  # an event's number has 16 bits
 _MAX_CHUNK = 16 << 20
 _MAX_CPUS = 65536  # in all buffers of a file
 _MAX_BUFFERS = 1024
-_MAX_OPTIONS = 131072  # there is one for each CPU of each buffer
+_MAX_OPTIONS = 131072  # each CPU of each buffer has one
 BLOCK = 16 << 20
-# A page has a time of its own, and an event at least. However well pages are compressed, that takes some bytes for each.
+# Each page has its own time stamp and at least one event. Even well compressed these take some bytes.
 _MIN_PAGE = 4
 _MAX_USUAL_PAGE = 65536
 _FREE_GROWTH = 64 << 20
 
 
 class _Reader:
-    """Reads the fields of a head in turn; every length is checked before it is believed."""
+    """A reader of the fields of a head in turn, which checks every length before it is used."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -74,7 +74,7 @@ class _Reader:
         self._file.seek(offset)
 
     def spend(self, count: int) -> None:
-        """Take COUNT bytes of memory into account: a file may point to the same ones again and again."""
+        """Count COUNT bytes against the bound of memory: a file may point to the same bytes again and again."""
         self._left -= count
         if count > _MAX_SECTION or self._left < 0:
             raise TraceFileError(f"a section of {count} bytes in the head of the trace is not believable")
@@ -87,7 +87,7 @@ class _Reader:
         return data
 
     def look(self, count: int) -> bytes:
-        """COUNT bytes, or those that are left."""
+        """Return COUNT bytes, or fewer at the file's end."""
         self.spend(count)
         return self._file.read(count)
 
@@ -99,7 +99,7 @@ class _Reader:
         return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
 
     def count(self, what: str, most: int) -> int:
-        """The number of WHAT follows; raises TraceFileError for one above MOST."""
+        """Read the number of WHAT; raises TraceFileError for a number above MOST."""
         count = self.number("I")
         if count > most:
             raise TraceFileError(f"{count} {what} in one trace are not believable")
@@ -119,38 +119,41 @@ class _Reader:
         return [self.take(self.number("Q")) for _index in range(self.count("event formats", _MAX_FORMATS))]
 
     def chunk(self, method: str) -> bytes:
-        """What the chunk here holds, compressed by METHOD."""
+        """Return the decompressed content of the chunk that begins here. METHOD is its compression."""
         packed, size = CHUNK.unpack(self.take(CHUNK.size))
         self.spend(size)
         return _decompress(method, self.take(packed), size)
 
 
 def read_head(file: BinaryIO) -> Head:
-    """The head of the trace.dat of one buffer, as we write it, that FILE, open at its start, holds. Raises TraceFileError."""
+    """Return the head of the only buffer in the trace.dat FILE, which is open at its start.
+
+    Raises TraceFileError if the file is damaged, or holds another number of buffers.
+    """
     heads = read_heads(file)
     if len(heads) != 1:
-        raise TraceFileError(f"the trace holds {len(heads)} buffers, and is to hold one")
+        raise TraceFileError(f"the trace holds {len(heads)} buffers instead of one")
     return heads[0]
 
 
 def read_heads(file: BinaryIO) -> list[Head]:
-    """A head for each buffer that the trace.dat FILE, open at its start, holds; they share all that is not of one buffer only.
+    """Return a head for each buffer in the trace.dat FILE, which is open at its start; the heads share what is common to all buffers.
 
-    Raises TraceFileError where it is not sound, or of a kind that is not supported.
+    Raises TraceFileError if the file is damaged, or of a kind that is not supported.
     """
     reader = _Reader(file)
     head, word_size = _read_start(reader)
     heads = _read_sections(reader, head) if head.version == 7 else _read_head_6(reader, head)
     found = _COMMIT_SIZE.search(head.header_page)
-    # The first byte that says so is of trace-cmd's own word; the pages are the kernel's.
+    # The word size at the file's beginning is that of the program trace-cmd. For the pages that of the kernel counts.
     word_size = int(found[1]) if found else word_size
     if word_size != _WORD_SIZE:
         raise TraceFileError(
             f"the trace is of a kernel with words of {word_size} bytes, and only those of {_WORD_SIZE} are read here",
             _READ_BY_TRACE_CMD,
         )
-    # trace-cmd gives each file a buffer without a name, also where all was recorded in others.
-    heads = [one for one in heads if one.buffer or any(place.size for place in one.cpus)] or heads[:1]
+    # trace-cmd writes a buffer without a name into each file, even if it recorded in other buffers only.
+    heads = [head for head in heads if head.buffer or any(place.size for place in head.cpus)] or heads[:1]
     if not heads:
         raise TraceFileError("the trace holds no buffer: nothing was recorded", "remove it")
     _check_places(file, heads)
@@ -158,7 +161,7 @@ def read_heads(file: BinaryIO) -> list[Head]:
 
 
 def _read_start(reader: _Reader) -> tuple[Head, int]:
-    """What the first bytes say: a head that lacks the rest, and the size of a word."""
+    """Read the first bytes; return a head with version and page size only, and the word size in bytes."""
     magic = reader.look(len(MAGIC))
     if not magic:
         raise TraceFileError("the file is empty", "remove it")
@@ -212,14 +215,17 @@ def _read_head_6(reader: _Reader, head: Head) -> list[Head]:
     for data in buffers:
         option = _Reader(io.BytesIO(data))
         offset, name = option.number("Q"), option.text()
-        if offset:  # else trace-cmd split has left the place of one empty
+        if offset:  # trace-cmd split leaves options of buffers without a place
             reader.seek(offset)
             heads.append(replace(_read_buffer_6(reader, reader.take(len(FLYRECORD)), cpus, head), buffer=name))
     return heads
 
 
 def _read_buffer_6(reader: _Reader, section: bytes, cpus: int, head: Head) -> Head:
-    """HEAD for the buffer whose SECTION begins here: where each CPU's pages lie, and their clock, which our older files lack."""
+    """Return HEAD with the places of the CPUs' pages and the clock of the buffer whose SECTION begins here.
+
+    Older files of this collection lack the clock.
+    """
     if section == _LATENCY:
         raise _make_text_error()
     if section != FLYRECORD:
@@ -241,7 +247,7 @@ def _add_option(head: Head, number: int, data: bytes) -> None:
 
 
 def _read_section(reader: _Reader, head: Head, number: int) -> None:
-    """Take into HEAD what section NUMBER says; both versions write it in the same way."""
+    """Read section NUMBER into HEAD; its content has the same form in both versions."""
     if number == HEADER_INFO:
         reader.expect(HEADER_PAGE)
         head.header_page = reader.take(reader.number("Q"))
@@ -263,7 +269,7 @@ def _read_section(reader: _Reader, head: Head, number: int) -> None:
 
 def _read_sections(reader: _Reader, head: Head) -> list[Head]:
     head.compression = reader.text()
-    reader.text()  # the version of what compressed it
+    reader.text()  # the version of the compression library
     if head.compression not in (compression.NONE, *compression.list_available()):
         is_missing = head.compression == compression.ZSTD
         raise TraceFileError(
@@ -297,7 +303,7 @@ def _read_sections(reader: _Reader, head: Head) -> list[Head]:
         _read_section(_open_section(reader, offset, number, head.compression), head, number)
     _check_counts(len(buffers), 0)
     heads = [_read_buffer_7(reader, _Reader(io.BytesIO(data)), head) for data in buffers]
-    places = [place for one in heads for place in one.cpus]
+    places = [place for own in heads for place in own.cpus]
     _check_counts(len(buffers), max([len(places), *(place.cpu for place in places)]))
     return heads
 
@@ -308,7 +314,7 @@ def _check_counts(buffers: int, cpus: int) -> None:
 
 
 def _open_section(reader: _Reader, offset: int, wanted: int, method: str) -> _Reader:
-    """A reader of the section WANTED, which begins at OFFSET."""
+    """Return a reader of the content of section WANTED, which begins at OFFSET."""
     number, flags, size = _read_section_header(reader, offset)
     if number != wanted or size > _MAX_SECTION:
         raise TraceFileError(f"where section {wanted} of the trace should be is section {number} of {size} bytes")
@@ -329,7 +335,7 @@ def _decompress(method: str, packed: bytes, size: int) -> bytes:
 
 
 def _read_buffer_7(reader: _Reader, option: _Reader, head: Head) -> Head:
-    """HEAD for the buffer that OPTION tells of."""
+    """Return HEAD with the name, the clock and the places of the buffer that OPTION describes."""
     number, flags, _size = _read_section_header(reader, option.number("Q"))
     if number != BUFFER:
         raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
@@ -348,7 +354,7 @@ def _read_buffer_7(reader: _Reader, option: _Reader, head: Head) -> Head:
 
 
 def _check_places(file: BinaryIO, heads: list[Head]) -> None:
-    """Raise TraceFileError where the pages of HEADS cannot all be in FILE, or would become more than any kernel's do."""
+    """Raise TraceFileError if the pages of HEADS cannot all be in FILE, or would expand to more than a kernel's pages can."""
     end = file.seek(0, io.SEEK_END)
     reached = packed = plain = 0
     found = [(place, head) for head in heads for place in head.cpus if place.size]
@@ -358,7 +364,7 @@ def _check_places(file: BinaryIO, heads: list[Head]) -> None:
                 f"the trace is cut short: the pages of CPU {place.cpu} end at byte {place.offset + place.size}, the file at {end}"
             )
         if place.offset < reached:
-            raise TraceFileError(f"the trace is damaged: the pages of CPU {place.cpu} are another one's, too")
+            raise TraceFileError(f"the trace is damaged: the pages of CPU {place.cpu} overlap those of another CPU")
         reached = place.offset + place.size
         if own.compression != compression.NONE:
             packed += place.size
@@ -369,18 +375,21 @@ def _check_places(file: BinaryIO, heads: list[Head]) -> None:
 
 
 def check_growth(packed: int, plain: int, page_size: int) -> None:
-    """Raise TraceFileError where PLAIN bytes of pages in PACKED bytes cannot be a kernel's: a page has a time of its own, and an event."""
+    """Raise TraceFileError if PACKED bytes would expand to more bytes, PLAIN, than a kernel's pages can.
+
+    Each page has its own time stamp and at least one event, so its compression has a limit. PAGE_SIZE is in bytes.
+    """
     most = _FREE_GROWTH + packed // _MIN_PAGE * min(page_size, _MAX_USUAL_PAGE)
     if plain > most:
         raise TraceFileError(
-            f"{packed} bytes would become {plain}, and no kernel's pages are so much alike ({most} at most)"
+            f"{packed} bytes would expand to {plain}, and no kernel's pages compress so well ({most} at most)"
         )
 
 
 def gen_page_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int = BLOCK) -> Iterator[bytes]:
-    """The pages of one CPU, in blocks of whole pages, of BLOCK_SIZE bytes or somewhat more. FILE may be read for others between two.
+    """Yield the pages of the CPU at PLACE in blocks of whole pages, of BLOCK_SIZE bytes or somewhat more.
 
-    Raises TraceFileError where the file does not hold them.
+    A caller may read other parts of FILE between two blocks. Raises TraceFileError if the file does not hold the pages.
     """
     if head.compression == compression.NONE:
         for start in range(place.offset, place.offset + place.size, block_size):
@@ -395,11 +404,11 @@ def gen_page_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int
 
 
 def _gen_chunks(file: BinaryIO, place: CpuPages) -> Iterator[tuple[int, int, int]]:
-    """Of each chunk of the CPU at PLACE where its data begin, and how many bytes they are compressed and plain."""
+    """Yield for each chunk of the CPU at PLACE the offset of its data, and their bytes with and without compression."""
     file.seek(place.offset)
     count = _Reader(file).number("I")
     at = place.offset + _COUNT_SIZE
-    end = at + place.size  # trace-cmd's sizes are without the count, ours with it
+    end = at + place.size  # trace-cmd's sizes leave out the count, those of this collection include it
     for _chunk in range(count):
         file.seek(at)
         packed, size = CHUNK.unpack(_Reader(file).take(CHUNK.size))
@@ -412,7 +421,7 @@ def _gen_chunks(file: BinaryIO, place: CpuPages) -> Iterator[tuple[int, int, int
 
 
 def _gen_chunk_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int) -> Iterator[bytes]:
-    # A decoder works best on many pages at once, and a chunk has few.
+    # A decoder works best on many pages at once, and a chunk has only a few.
     gathered: list[bytes] = []
     for at, packed, size in _gen_chunks(file, place):
         if size % head.page_size:

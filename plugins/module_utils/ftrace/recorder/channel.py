@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How modules talk to the recorder: JSON messages with descriptors through a socket that root alone can reach.
+"""Send messages between modules and the recorder: JSON with descriptors, through a socket that only root can reach.
 
-take NAME     take on what the order for instance NAME says now; what its settings are until `done` is the module's doing
-change NAME   until `done`, or until the module is gone, its settings are the module's doing
-done
-lend NAME, cpus       descriptors of trace_pipe_raw of these CPUs; the reply tells why the trace so far is not complete
-account NAME          the same again, after all has been read
-settle NAME           what was told is in a capture that is safe
+A module sends these requests:
+
+take NAME         take on the order for instance NAME as it is now; until `done` the module changes the instance's settings
+change NAME       until `done`, or until the module ends, it changes the settings of instance NAME
+done              the module's changes are finished
+lend NAME, cpus   lend descriptors of trace_pipe_raw of these CPUs; the reply has the reasons why the trace so far is not complete
+account NAME      after all was read, reply with these reasons again
+settle NAME       the reasons are in a capture that is safe
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, Dict, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 
-# The number is the protocol's version: a recorder of another one is a stranger.
+# The number is the protocol's version. A recorder of another version listens elsewhere.
 NAME = ".socket-1"
 MAX_FDS = 200
 _MAX_BYTES = 1 << 16
@@ -30,23 +32,26 @@ Message = Dict[str, Any]
 
 
 def find_path() -> str:
-    """Return where the recorder listens."""
+    """Return the path of the recorder's socket."""
     return os.path.join(orders.FOLDER, NAME)
 
 
 def listen() -> socket.socket:
-    """Return the recorder's end, in the place of one that a killed recorder has left. The caller holds the recorder's lock."""
+    """Return a socket on which the recorder listens, in place of one that a killed recorder left.
+
+    The caller holds the recorder's lock.
+    """
     with suppress(FileNotFoundError):
         os.unlink(find_path())
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    server.bind(find_path())  # in a folder that is root's alone
+    server.bind(find_path())  # only root can reach the folder, so the mode before chmod does no harm
     os.chmod(find_path(), 0o600)
     server.listen(128)
     return server
 
 
 def connect() -> socket.socket:
-    """Return a connection to the recorder; raises OSError where none listens."""
+    """Return a connection to the recorder; raises OSError if none listens."""
     with ExitStack() as undo:
         client = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         client.settimeout(_TIMEOUT_S)
@@ -56,13 +61,16 @@ def connect() -> socket.socket:
 
 
 def send(connection: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
-    """Send MESSAGE with FDS, MAX_FDS at most."""
+    """Send MESSAGE with at most MAX_FDS descriptors FDS; raises OSError."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     connection.sendmsg([json.dumps(message).encode("utf-8")], rights)
 
 
 def receive(connection: socket.socket) -> tuple[Message, list[int]]:
-    """Return the next message and its descriptors, which do not survive an exec; an empty message when the other end is gone."""
+    """Return the next message and its descriptors, which are close-on-exec; an empty message if the other end is gone.
+
+    Raises OSError, and ValueError for a message that is no JSON.
+    """
     numbers = array.array("i")
     size = socket.CMSG_SPACE(MAX_FDS * numbers.itemsize)
     data, rights, _flags, _address = connection.recvmsg(_MAX_BYTES, size, socket.MSG_CMSG_CLOEXEC)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The modules' side of the recorder: see that it runs, hand traces over, change them under its eyes, and borrow its readers."""
+"""Talk to the recorder from a module: start it, hand traces over to it, announce changes of settings, and borrow its readers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NOBODY = "nobody watched the trace: no recorder looks after it; where the next f
 
 
 def ensure_recorder() -> None:
-    """Start a recorder if there is something to look after and nobody does; raises FleetError when it does not start.
+    """Start a recorder if there are orders and none runs; raises FleetError if it does not start.
 
-    One of an older version of this collection gives way where it looks after rings alone: these go on.
+    A recorder of an older version of this collection is replaced if it has no recordings. Its rings go on.
     """
     if not orders.list_orders():
         return
@@ -38,7 +38,7 @@ def ensure_recorder() -> None:
         pid = orders.find_recorder()
         if pid is None:
             if not background.start_daemon(record, lambda: bool(orders.find_recorder())):
-                raise FleetError("the recorder, which would look after the traces, does not start on this host")
+                raise FleetError("the recorder, which looks after traces, does not start on this host")
             return
         if pid and os.path.exists(channel.find_path()):
             return
@@ -50,7 +50,7 @@ def ensure_recorder() -> None:
 
 
 def _replace_older(pid: int) -> None:
-    """End the recorder PID, which does not listen as ours does; raises FleetError where a recording would end with it."""
+    """Kill the recorder PID of another version; raises FleetError if a recording would end with it."""
     recorded = [order.container.name for order in orders.list_orders() if order.run and orders.is_taken(order.name)]
     if recorded:
         raise FleetError(
@@ -58,37 +58,37 @@ def _replace_older(pid: int) -> None:
             " stop these traces (ftrace_instance with state=stopped) and fetch them first"
         )
     with suppress(ProcessLookupError):
-        # Not SIGTERM: it would end the traces that it looks after.
+        # At SIGTERM the recorder would end its traces; at SIGKILL rings go on.
         os.kill(pid, signal.SIGKILL)
 
 
 class RecorderGone(FleetError):
-    """Nobody listens where the recorder should, or it has just ended."""
+    """An error that says that the recorder does not listen, does not answer, or has just ended."""
 
 
 class Change:
-    """What a module does to the settings of instance NAME while the recorder does not take it for somebody else's doing."""
+    """A module's change of the settings of instance NAME, announced to the recorder so that it is not taken for foreign access."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._connection: socket.socket | None = None
 
     def begin(self) -> None:
-        """Tell the recorder, where it looks after the instance."""
+        """Announce the change to the recorder, if it looks after the instance."""
         if orders.is_taken(self._name):
-            with suppress(OSError, FleetError):  # it ends just now: nobody takes anything for anything
+            with suppress(OSError, FleetError):  # a recorder that ends just now watches nothing any more
                 self._ask("change")
 
     def place(self, order: Order) -> None:
-        """Have the recorder take ORDER on; raises FleetError, and forgets ORDER, when it does not."""
+        """Have the recorder take ORDER on; if it does not, remove ORDER and raise FleetError."""
         orders.write_order(order)
         with ExitStack() as undo:
             undo.callback(withdraw, order.name)
             self._have_taken()
             written = orders.read_order(order.name)
             if written is None or written.error:
-                why = written.error if written is not None else "somebody has withdrawn it meanwhile"
-                raise FleetError(f"the trace of {order.container.name} cannot be looked after: {why}")
+                why = written.error if written is not None else "somebody has withdrawn its order meanwhile"
+                raise FleetError(f"the recorder cannot look after the trace of {order.container.name}: {why}")
             undo.pop_all()
 
     def _have_taken(self) -> None:
@@ -98,7 +98,7 @@ class Change:
             try:
                 return self._ask("take")
             except RecorderGone:
-                # It had nothing to do any more just now: the next one has, but for an order that was refused.
+                # A recorder without orders has ended just now. The next one takes the order on, unless the order was refused.
                 written = orders.read_order(self._name)
                 if written is None or written.error:
                     return None
@@ -107,7 +107,7 @@ class Change:
                 time.sleep(_LOOK_S)
 
     def end(self) -> None:
-        """Tell the recorder that the settings are as they are meant to be."""
+        """Tell the recorder that the change is finished, and that the present settings are the wanted ones."""
         try:
             if self._connection is not None:
                 with suppress(OSError, FleetError):
@@ -116,7 +116,7 @@ class Change:
             self.close()
 
     def close(self) -> None:
-        """Let go of the recorder, which then takes what it sees for meant."""
+        """Close the connection; the recorder then takes the present settings for the wanted ones."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -134,7 +134,7 @@ class Change:
 
 
 def describe_silence() -> str:
-    """Say that the recorder does not answer, and what to do."""
+    """Return a sentence that says that the recorder does not answer, and what to do."""
     pid = orders.find_recorder()
     return (
         f"the recorder of this host (pid {pid}) does not answer: see what it waits for (ps -o stat,wchan {pid}), have it go on, and"
@@ -156,7 +156,7 @@ def _exchange(connection: socket.socket, request: dict[str, Any]) -> tuple[dict[
 
 @contextmanager
 def change(name: str) -> Iterator[Change]:
-    """Change the settings of instance NAME under the recorder's eyes."""
+    """Announce to the recorder that the settings of instance NAME change in the context."""
     changing = Change(name)
     changing.begin()
     try:
@@ -166,7 +166,10 @@ def change(name: str) -> Iterator[Change]:
 
 
 def withdraw(name: str) -> bool:
-    """Have nobody look after instance NAME any more, and return when a recording of it is finished; whether there was an order."""
+    """Withdraw the order for instance NAME, wait until its recording is finished, and return True if there was an order.
+
+    Raises FleetError if the recorder does not let go of the instance.
+    """
     was_there = orders.drop_order(name)
     deadline = time.monotonic() + _END_S
     while orders.is_taken(name):
@@ -179,9 +182,11 @@ def withdraw(name: str) -> bool:
 
 
 class Loan:
-    """Readers of the ring buffers of an instance: CPU → descriptor of trace_pipe_raw, opened by who watches it.
+    """The readers of an instance's ring buffers, opened by the recorder that watches it, or here if none does.
 
-    REASONS tells why what the buffers hold may not be complete.
+    FDS: CPU → descriptor of trace_pipe_raw.
+    ERRORS: CPU → why its buffer could not be opened.
+    REASONS: why, in words, the buffers' content may not be complete.
     """
 
     def __init__(self, instance: Instance, connection: socket.socket | None, stack: ExitStack) -> None:
@@ -210,7 +215,7 @@ class Loan:
         return dict(zip(reply["cpus"], fds))
 
     def account(self) -> list[str]:
-        """Return why what was read up to now may not be complete."""
+        """Return the reasons, in words, why the events that were read up to now may not be complete."""
         if self._connection is not None:
             try:
                 reply, _fds = _exchange(self._connection, {"do": "account", "name": self._instance.name})
@@ -221,14 +226,17 @@ class Loan:
         return self.reasons
 
     def settle(self) -> None:
-        """What was read and told is in a capture that is safe."""
+        """Tell the recorder that a safe capture has the events and the reasons."""
         if self._connection is not None:
             with suppress(OSError, FleetError):
                 _exchange(self._connection, {"do": "settle", "name": self._instance.name})
 
 
 def _wait_taken(name: str) -> bool:
-    """Return whether the recorder looks after instance NAME, maybe the next one in a moment: what is read under its eyes is nobody else's."""
+    """Return True if a recorder looks after instance NAME, maybe after a moment in which a new one starts.
+
+    A recorder that has lent the readers does not take their reads for foreign access.
+    """
     deadline = time.monotonic() + _START_S
     while not orders.is_taken(name):
         order = orders.read_order(name)
@@ -244,7 +252,10 @@ def _wait_taken(name: str) -> bool:
 
 @contextmanager
 def borrow(instance: Instance) -> Iterator[Loan]:
-    """Borrow the readers of INSTANCE for a while; where nobody looks after it they are opened here."""
+    """Borrow readers of the ring buffers of INSTANCE from the recorder; without a recorder they are opened here.
+
+    Raises FleetError if the recorder does not answer.
+    """
     with ExitStack() as stack:
         connection = None
         if _wait_taken(instance.name):

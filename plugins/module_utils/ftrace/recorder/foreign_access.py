@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who but us takes, clears, stops or changes a trace: the files of its instance, watched by inotify(7), and compared with what we want.
+"""Watch for foreign access: other processes that take events of a trace, or that clear, stop or change it.
 
-The recorder watches each trace from before its first event until the instance is gone. One queue serves all traces of the host.
-A trace that somebody else has touched is not complete, and the reason is told in words. Three witnesses add what inotify does not tell.
-The kernel's counter of events that were read shows a reader whom nobody saw. The settings are compared, since a trigger of an event
-that nobody watches changes them without a write, and so may somebody while no recorder runs. /proc tells who still has a file open.
+The recorder watches the files of an instance by inotify(7) from before its first event until the instance is gone. One queue serves all
+traces of the host. After foreign access a capture is not complete, and its account has the reason in words.
 
-No fanotify(7): it opens each file that it tells of, and to open and close some of these files takes events or frees a buffer.
+Three checks find what inotify does not tell. The kernel's counter of read events shows a reader that inotify has missed. A comparison of
+the settings shows changes without a write, such as those by the trigger of an event that is not watched, and changes while no recorder
+runs. /proc shows which process still has a file open.
+
+fanotify(7) is not used: it opens each file that it reports, and to open and close some of these files takes events or frees a buffer.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 _WRITTEN = syscalls.IN_MODIFY | syscalls.IN_CLOSE_WRITE
 _TAKING = ("trace_pipe", "trace_pipe_raw")
-# What a program of the container writes there is an event more, and an error costs no event.
+# A write to a marker file, as by the container's programs, only adds an event. The other files cost no event.
 _HARMLESS = frozenset({"trace_marker", "trace_marker_raw", "error_log", "buffer_percent"})
-# What these files hold can be compared with what they held when the trace was set up.
+# The content of these files is compared with the content at the time when the trace was set up.
 _COMPARED = (
     "buffer_size_kb",
     "buffer_subbuf_size_kb",
@@ -38,7 +40,7 @@ _COMPARED = (
     "tracing_cpumask",
     "tracing_on",
 )
-# These two change when a trigger is set, whatever its event is: it has the event be on, in the kernel's eyes.
+# A trigger shows in these two, whatever its event is: the kernel counts an event with a trigger as on, and a trigger may switch tracing.
 _QUICKLY_COMPARED = ("set_event", "tracing_on")
 _PAUSE = "options/pause-on-trace"
 _UNWATCHED = "nobody watched the trace for some time: the recorder was killed"
@@ -53,19 +55,19 @@ class Watcher:
         self._places: dict[int, tuple[Watch, str]] = {}
 
     def add(self, watch: Watch, place: str, path: str, events: int) -> int:
-        """Tell WATCH of EVENTS at PATH, which it calls PLACE, and return a number for remove()."""
+        """Report inotify EVENTS at PATH to WATCH, which calls it PLACE, and return a number for remove(); raises OSError."""
         number = syscalls.inotify_add_watch(self._fd, path, events)
         self._places[number] = (watch, place)
         return number
 
     def remove(self, number: int) -> None:
-        """Tell of the path with NUMBER no more."""
+        """Stop reporting the path that add() gave NUMBER."""
         if self._places.pop(number, None) is not None:
-            with suppress(OSError):  # it may have gone with its file
+            with suppress(OSError):  # the kernel removes a watch with its file
                 syscalls.inotify_rm_watch(self._fd, number)
 
     def update(self) -> None:
-        """Tell each watch what has happened up to now."""
+        """Report all events up to now to their watches."""
         for number, events, name in syscalls.inotify_read(self._fd):
             if events & syscalls.IN_Q_OVERFLOW:
                 for watch in {watch for watch, _place in self._places.values()}:
@@ -83,10 +85,12 @@ class Watcher:
 
 
 class Watch:
-    """What others have done to INSTANCE since the last account of it. EVENTS (system:name) are those that its trace needs.
+    """The watch of one trace: the foreign access to INSTANCE since the last account.
 
-    WAS_WATCHED says that the trace was watched before, by a recorder that is gone; WANTED are the settings that it has handed to its
-    REMEMBER.
+    EVENTS (system:name) are those that the trace needs.
+    WAS_WATCHED is True if a recorder that is gone has watched the trace before. WANTED are the settings that this recorder has given to its
+    REMEMBER; None if there are none. REMEMBER stores the wanted settings for the next recorder.
+    HAS_GAP: True if something may have been missed since it was last set to False.
     """
 
     def __init__(
@@ -112,14 +116,14 @@ class Watch:
         self._changed: set[str] = set()
         self.has_gap = False
         try:
-            # On older kernels, and where this option is on, nothing is recorded while somebody has the file open.
+            # On older kernels, and with this option, nothing is recorded while a process has the file `trace` open.
             reading_pauses = instance.read(_PAUSE) == "1"
         except TraceError:
             reading_pauses = True
         self._stopping = frozenset({"trace"}) if reading_pauses else frozenset()
         cpus = instance.list_cpus()
         self._taking = frozenset({"trace_pipe", *(f"per_cpu/cpu{cpu}/{name}" for cpu in cpus for name in _TAKING)})
-        # Somebody may have one open since before we look.
+        # Another process may have opened one of them before the watch began.
         self._held = set(self._taking)
         self._watch("", _WRITTEN)
         self._watch("trace_pipe", syscalls.IN_OPEN | syscalls.IN_ACCESS)
@@ -141,10 +145,10 @@ class Watch:
         before = self._numbers.get(place)
         try:
             self._numbers[place] = number = self._watcher.add(self, place, path, events)
-            if before is not None and before != number:  # a probe was made anew
+            if before is not None and before != number:  # a probe was defined again
                 self._watcher.remove(before)
         except FileNotFoundError:
-            return  # an event that went with its probe
+            return  # the event was removed with its probe
         except OSError as error:
             self._unwatched.append(f"{place or 'the trace'} cannot be watched: {error.strerror}")
 
@@ -157,12 +161,15 @@ class Watch:
             self._watch(os.path.join("events", place).rstrip("/"), _WRITTEN)
 
     def _pin(self, place: str) -> None:
-        """Keep PLACE and the folders above it as they are: where memory is short the kernel makes them anew, and a watch stays with the old."""
+        """Hold PLACE open, so that its inode and those of the folders above it stay in memory.
+
+        If memory is short the kernel drops unused inodes and makes new ones later, but a watch stays with the old inode.
+        """
         before = self._pins.pop(place, None)
         try:
             self._pins[place] = os.open(os.path.join(self._instance.path, place), os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
-            return  # an event that went with its probe
+            return  # the event was removed with its probe
         except OSError as error:
             self._unwatched.append(f"{place} cannot be watched: {error.strerror}")
         finally:
@@ -170,25 +177,25 @@ class Watch:
                 os.close(before)
 
     def _read_settings(self, names: Iterable[str] = ()) -> dict[str, str]:
-        """Return what can be compared, or the files called NAMES of that."""
+        """Return file → content for the files called NAMES, or for all files that are compared."""
         found = {}
         for name in names or _COMPARED:
             with suppress(TraceError):  # older kernels lack some
                 found[name] = self._instance.read(name)
         for event in () if names else sorted(self._events):
             folder = f"events/{event.replace(':', '/')}"
-            with suppress(TraceError):  # it went with its probe
+            with suppress(TraceError):  # the event was removed with its probe
                 found[f"{folder}/filter"] = self._instance.read(f"{folder}/filter")
                 found[f"{folder}/trigger"] = strip_state(self._instance.read_triggers(event))
         return found
 
     @property
     def may_stop_itself(self) -> bool:
-        """Whether a trigger that we want switches tracing on or off."""
+        """Return True if a wanted trigger switches tracing on or off."""
         return self._has_trigger("traceon", "traceoff")
 
     def _find_differing(self, names: Iterable[str] = ()) -> set[str]:
-        """Return files, of those called NAMES or all, that are not as we want them."""
+        """Return those of the files called NAMES, or of all compared files, whose content is not the wanted one."""
         present = self._read_settings(names)
         differing = {
             file for file, text in self._expected.items() if (not names or file in names) and present.get(file) != text
@@ -196,8 +203,8 @@ class Watch:
         return differing - {"tracing_on"} if self.may_stop_itself else differing
 
     def compare(self, *, is_quick: bool = False) -> None:
-        """Add what is not as we want it, whoever has altered it in what way; where that has to be QUICK what a trigger leads to."""
-        self._watcher.update()  # who was seen is told in better words
+        """Add a reason for each compared file that is not as wanted; with IS_QUICK only for the files that a trigger changes."""
+        self._watcher.update()  # a write that inotify has seen gives a better reason than a comparison
         if self._is_changing or not self._instance.exists():
             return
         known = {self._find_compared(file) for file in self._altered}
@@ -205,12 +212,12 @@ class Watch:
             self.alter(file, f"somebody else changed {file}")
 
     def alter(self, file: str, reason: str) -> None:
-        """Have the trace be incomplete for REASON until FILE is as we want it."""
+        """Add REASON, which makes the trace incomplete until FILE is as wanted again."""
         self.add_reason(file, reason)
         self._altered.add(file)
 
     def note_gap(self, reason: str) -> None:
-        """Note that for REASON nobody has seen what happened for a while."""
+        """Add REASON for a time in which the trace was not watched."""
         self.add_reason(reason, reason)
         self.has_gap = True
         self._held = set(self._taking)
@@ -219,7 +226,7 @@ class Watch:
         return {cpu: self._instance.read_statistics(cpu).read for cpu in self._instance.list_cpus()}
 
     def note(self, place: str, name: str, events: int) -> None:
-        """Note that EVENTS happened to the file NAME in PLACE, or to PLACE itself."""
+        """Note that inotify EVENTS happened to the file NAME in PLACE, or to PLACE itself if NAME is ''."""
         if events & syscalls.IN_IGNORED:
             self._numbers.pop(place, None)
             return
@@ -242,14 +249,14 @@ class Watch:
                 self.add_reason(file, f"somebody read {file}, and this kernel records nothing meanwhile")
 
     def add_reason(self, file: str, reason: str) -> None:
-        """Have the trace be incomplete for REASON, which has to do with FILE."""
+        """Add REASON, which has to do with FILE, why the trace is incomplete; the first reason for a file counts."""
         self._reasons.setdefault(file, reason)
 
     @contextmanager
     def ours(self, *files: str) -> Iterator[None]:
-        """Take what happens meanwhile for our own doing, and what FILES hold then for what we want.
+        """Take accesses in the context for the recorder's own, and the content of FILES after it for the wanted one.
 
-        It must be short: what another does at the same time is not seen.
+        The context must be short, because foreign access in it is not seen.
         """
         self._watcher.update()
         if files:
@@ -264,25 +271,25 @@ class Watch:
                 self._learn(files)
 
     def begin_change(self) -> None:
-        """From now on a module of ours changes settings; what takes or clears events is still another's."""
+        """Take writes to settings from now on for those of a module; reads and clears still count as foreign access."""
         self.compare()
         if not self._is_changing:
             self._changed = set()
         self._is_changing = True
 
     def end_change(self, events: Iterable[str]) -> None:
-        """The module has changed what it wanted, and the trace needs EVENTS now."""
+        """Take the present settings for the wanted ones after a module's change; EVENTS are those that the trace needs now."""
         self._watcher.update()
         self._is_changing = False
         self._altered -= self._changed
-        if "events/enable" in self._changed:  # which has switched all of them off, before some were set anew
+        if "events/enable" in self._changed:  # the module has switched all events off before it set some of them anew
             self._altered = {file for file in self._altered if file != "set_event" and not file.startswith("events/")}
         self._watch_events(events)
         self._learn()
         self.rebase_counters()
 
     def _learn(self, names: Iterable[str] = ()) -> None:
-        """What the files called NAMES, or all, hold now is as we want it, but for what another has altered."""
+        """Take the present content of the files called NAMES, or of all, for the wanted one, except for files that others have altered."""
         altered = {self._find_compared(file) for file in self._altered}
         present = {file: text for file, text in self._read_settings(names).items() if file not in altered}
         before = {file: text for file, text in self._expected.items() if names or file in altered}
@@ -290,18 +297,21 @@ class Watch:
         self._remember(self._expected)
 
     def has_written(self, file: str) -> bool:
-        """Return whether somebody else has written to FILE since the last account."""
+        """Return True if another process has written to FILE since the last account."""
         self._watcher.update()
         return file in self._reasons
 
     def list_reasons(self) -> list[str]:
-        """Return why what was recorded since the last account may not be complete, in words; empty where nobody else touched it."""
+        """Return the reasons, in words, why events since the last account may be missing; empty without foreign access."""
         self.compare()
         return [*self._unwatched, *self._reasons.values()]
 
     def compare_counters(self) -> None:
-        """Add what the kernel's counters tell of readers whom nobody saw, where nobody of ours has read since the last account."""
-        self._watcher.update()  # who was seen is told in better words
+        """Add a reason if the kernel's counters tell of a reader that inotify has missed.
+
+        The caller makes sure that this collection itself has not read events since the last account.
+        """
+        self._watcher.update()  # an access that inotify has seen gives a better reason than a counter
         taken = 0
         for cpu, read in self._count_read().items():
             before = self._read_events.get(cpu, 0)
@@ -312,26 +322,28 @@ class Watch:
             self.add_reason("trace_pipe", f"somebody else has taken {taken} events")
 
     def rebase_counters(self) -> None:
-        """Compare the kernel's counters with those of now from here on: somebody of ours has read."""
+        """Take the present counters of the kernel as the base of later comparisons, because this collection has read events."""
         self._read_events = self._count_read()
 
     def _find_compared(self, file: str) -> str:
-        """The file of those that are compared that shows what FILE sets; FILE itself for the others."""
+        """Return the compared file that shows the setting of FILE; FILE itself if there is no other."""
         if file.startswith("options/"):
             return "trace_options"
-        # Whether an event is on that triggers of ours switch shows in no list.
+        # set_event does not show whether an event is on that a wanted trigger switches.
         is_switch = file.startswith("events/") and file.endswith("/enable")
         return "set_event" if is_switch and not self._has_trigger("enable_event", "disable_event") else file
 
     def _has_trigger(self, *actions: str) -> bool:
-        """Whether a trigger with one of ACTIONS is among those that we want."""
+        """Return True if a trigger with one of ACTIONS is wanted."""
         triggers = (text for file, text in self._expected.items() if file.endswith("/trigger"))
         return any(line.startswith(actions) for text in triggers for line in text.splitlines())
 
     def settle(self, ours: Container[int] = ()) -> None:
-        """What was told is in an account now. What another has altered, and is still so, is a reason of the next one, too.
+        """Begin the next account, after the reasons up to now were stored in one.
 
-        So is a reader whom /proc shows: an open file gives events without another word. OURS are processes that we lend readers to.
+        A setting that others have altered and that is still not as wanted is a reason of the next account, too. So is a process that /proc
+        shows with a file open from which events are taken: it may take them without a further inotify event. OURS are pids that have lent
+        readers.
         """
         differing = self._find_differing() if self._altered else set()
         self._altered = {
@@ -345,10 +357,10 @@ class Watch:
         self._held &= set(self._reasons)
 
     def _find_holders(self, ours: Container[int]) -> dict[str, int]:
-        """Return file → a process that has it open, for those that others may have open."""
+        """Return file → pid of another process that has it open, for the files that others may have open."""
         files = {}
         for file in sorted(self._held):
-            with suppress(OSError):  # another kernel's, or the instance is gone
+            with suppress(OSError):  # the kernel has no such file, or the instance is gone
                 status = os.stat(os.path.join(self._instance.path, file))
                 files[(status.st_dev, status.st_ino)] = file
         if not files:
@@ -358,7 +370,7 @@ class Watch:
         }
 
     def close(self) -> None:
-        """End the watch."""
+        """End the watch, and close its descriptors."""
         for fd in self._pins.values():
             os.close(fd)
         self._pins = {}

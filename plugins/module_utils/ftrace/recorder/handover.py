@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The modules' side of traces that somebody looks after: have that begin, see what is so, have it end."""
+"""Hand traces over to the recorder, tell how it looks after them, and take them back."""
 
 from __future__ import annotations
 
@@ -24,30 +24,36 @@ _STOP_ON_FREE = "options/disable_on_free"
 
 
 def find_order(name: str) -> orders.Order | None:
-    """How instance NAME is looked after now; None when nobody does."""
+    """Return the order by which the recorder looks after instance NAME now; None if it does not."""
     order = orders.read_order(name)
     return order if order is not None and orders.is_taken(name) else None
 
 
 def describe_order(name: str) -> dict[str, Any]:
-    """Return how instance NAME is looked after, for a diff; empty when nobody does, or when it is only watched any more."""
+    """Return the limits by which the recorder looks after instance NAME, for a diff.
+
+    Empty if the recorder does not, or if it only watches the ring of a trace that has ended.
+    """
     order = find_order(name)
     return describe_limits(order.limits, order.group) if order and not order.ended else {}
 
 
 def find_end(name: str) -> float | None:
-    """When the trace in instance NAME ends by its ttl, in seconds since the epoch by the host's clock; None where it does not."""
+    """Return when the ttl of the trace in instance NAME ends, in seconds since the epoch by the host's clock; None if it has none."""
     order = find_order(name)
     return None if order is None else order.expires
 
 
 def describe_limits(limits: Limits, group: str) -> dict[str, Any]:
-    """LIMITS for a diff, with the folder of the control GROUP where starts are awaited."""
+    """Return LIMITS for a diff; if restarts are awaited, with the folder GROUP of the control group."""
     return {**limits.describe(), **({"group": group} if limits.restarts else {})}
 
 
 def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
-    """Raise TraceError, before anything is changed, where there is no room for a recording through buffers of BUFFER_KB per CPU."""
+    """Raise TraceError if a recording by LIMITS, through buffers of BUFFER_KB per CPU, has no room; nothing is changed.
+
+    ROOT is the tracefs.
+    """
     if not limits.is_recorded:
         return
     check_buffers(limits, buffer_kb * 1024 * len(Instance(root, "..").list_cpus()))
@@ -64,9 +70,10 @@ def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
 def begin(
     change: Change, instance: Instance, container: Container, group: str, limits: Limits, record: dict[str, Any]
 ) -> None:
-    """Have INSTANCE, which is set up and does not trace yet, looked after by LIMITS; RECORD is what is known of its start.
+    """Hand INSTANCE, which is set up and does not trace yet, over to the recorder with LIMITS.
 
-    GROUP is the folder of the control group of CONTAINER, '' where that is not known.
+    GROUP is the folder of the control group of CONTAINER ('' if not known), RECORD the record of the trace's start.
+    Raises FleetError if the recorder does not take it on.
     """
     run = ""
     with ExitStack() as undo:
@@ -95,7 +102,7 @@ def begin(
 def describe(
     instance: Instance, container: Container, limits: Limits, record: dict[str, Any]
 ) -> tuple[dict[str, Any], bytes]:
-    """What has to be known of INSTANCE beside its pages once it is gone, and the head of a trace.dat without any pages."""
+    """Return the description of a recording, which is needed when INSTANCE is gone, and the head of its trace.dat."""
     page_size = instance.read_page_size()
     head = read_head(instance, page_size, record, [])
     about = {
@@ -116,20 +123,20 @@ def describe(
 
 
 def renew(name: str, limits: Limits) -> None:
-    """Give instance NAME its ttl anew."""
+    """Begin the ttl of instance NAME anew."""
     order = orders.read_order(name)
     if order is not None and order.deadline is not None:
         orders.write_order(replace(order, deadline=orders.find_deadline(limits)))
 
 
 def resume(change: Change, order: orders.Order) -> None:
-    """Have a ring looked after as ORDER says again, where a change of it was refused; a recording has ended."""
+    """Have the recorder look after a ring by ORDER again after a change that was refused; a recording is not resumed."""
     if not order.run and find_order(order.name) != order:
         change.place(order)
 
 
 def end_recording(instance: Instance) -> bool:
-    """Have the recording of INSTANCE finished, if it is recorded; whether it was."""
+    """Finish the recording of INSTANCE, and return True if it was recorded."""
     order = orders.read_order(instance.name)
     was_recorded = order is not None and bool(order.run) and client.withdraw(instance.name)
     for recording in recordings.list_recordings(instance.name)[-1:]:
@@ -138,19 +145,19 @@ def end_recording(instance: Instance) -> bool:
 
 
 def end_limits(change: Change, instance: Instance) -> None:
-    """Have the ring of INSTANCE, which does not trace any more, only watched: until it is gone somebody may take what it holds."""
+    """Have the recorder only watch the ring of INSTANCE, which was stopped: until the ring is gone somebody may take its events."""
     order = orders.read_order(instance.name)
     if order is not None and not order.run and not order.ended:
         change.place(replace(order, ended="it was stopped"))
 
 
 def forget(instance: Instance) -> None:
-    """Have nobody look after INSTANCE any more, which is about to be removed; a recording of it is finished."""
+    """Take INSTANCE, which is about to be removed, away from the recorder, which finishes its recording."""
     client.withdraw(instance.name)
 
 
 def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, Any]:
-    """What modules return of INSTANCE, or of what is left where it IS_GONE, beside its settings."""
+    """Return what modules return of INSTANCE beside its settings; if it IS_GONE, what its record and recordings tell."""
     expires = find_end(instance.name)
     found = recordings.list_recordings(instance.name)
     record = {} if is_gone else metadata.read_record(instance)
@@ -172,14 +179,14 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
         "discarded": metadata.read_discarded(record).events,
         "expires": expires,
         "expires_at": None if expires is None else format_time(expires),
-        "recordings": [one.as_result() for one in found],
+        "recordings": [recording.as_result() for recording in found],
     }
 
 
 def _find_history(
     record: dict[str, Any], found: Sequence[recordings.Recording]
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Who began the trace with RECORD, or the last of the recordings FOUND where there is none any more, and who ended it."""
+    """Return who began and who ended the trace with RECORD; without a record those of the last of the recordings FOUND."""
     end = record.get("end")
     if not record and found:
         record, end = found[-1].about["record"], (found[-1].read_end() or {}).get("time")
@@ -188,19 +195,19 @@ def _find_history(
 
 
 def is_recorded(instance: Instance) -> bool:
-    """Whether INSTANCE is set up to be recorded to files."""
+    """Return True if INSTANCE is set up to be recorded to files."""
     return instance.read(_STOP_ON_FREE) == "1"
 
 
 def list_watched() -> list[dict[str, Any]]:
-    """What the recorder looks after, as modules return it."""
+    """Return all orders of the recorder in the form in which modules return them."""
     return [
         {
-            "instance": one.name,
-            "container": one.container.name,
-            "mode": "record" if one.run else "ring",
-            "expires": one.expires,
-            "expires_at": None if one.expires is None else format_time(one.expires),
+            "instance": order.name,
+            "container": order.container.name,
+            "mode": "record" if order.run else "ring",
+            "expires": order.expires,
+            "expires_at": None if order.expires is None else format_time(order.expires),
         }
-        for one in orders.list_orders()
+        for order in orders.list_orders()
     ]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One trace that the recorder looks after: who is followed, what is drained, when it ends, and who else touches it."""
+"""Look after one trace within the recorder: follow the container, drain the buffers, apply the limits, and watch for foreign access."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot,
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
-_TAKE_OVER_S = 5.0  # in which one that is ending has ended
+_TAKE_OVER_S = 5.0  # an earlier keeper of the instance ends within this time
 _LOOK_S = 0.25  # between two looks at limits, at most
-_WATCH_S = 1.0  # between two looks at what is only watched
-_START_S = 10.0  # in which a control group that has come into being has a process
-_START_ROUNDS = 10  # the buffers of others wait meanwhile
-_DRAIN_S = 5.0  # after which a buffer is drained that is not half full
+_WATCH_S = 1.0  # between two looks at a trace that is only watched
+_START_S = 10.0  # a new control group has its first process within this time
+_START_ROUNDS = 10  # other traces' buffers are not drained meanwhile
+_DRAIN_S = 5.0  # after this time a buffer is drained even if it is not half full
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
 TRIGGERED, SWITCHED_OFF = "a trigger switched tracing off", "somebody else switched tracing off"
 REMOVED = "somebody removed the trace instance"
 
 
 class Keeper:
-    """Looks after one trace as ORDER says; holds its lock as long as it does.
+    """One trace that the recorder looks after, as ORDER says; it holds the instance's lock until close() or end().
 
-    WATCH is that of the keeper before, which has let go; without one WATCHER gets a new one.
+    WATCH is taken over from an earlier keeper, which was closed; None makes a new one on WATCHER.
+    Raises TraceError, ContainerGoneError, ProcessGone, LockTimeout or OSError if the trace cannot be taken on.
     """
 
     def __init__(self, order: Order, watcher: Watcher, watch: Watch | None = None) -> None:
@@ -57,7 +58,7 @@ class Keeper:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
             if os.stat(self._instance.path).st_ino != order.inode:
                 raise TraceError("the trace instance was removed, and another one has its name")
-            # Before anything is read or traced: what another does from now on is seen.
+            # The watch begins before anything is read or traced, so that it sees all foreign access from now on.
             self.watch = watch or Watch(
                 watcher,
                 self._instance,
@@ -68,20 +69,20 @@ class Keeper:
             )
             if watch is None:
                 failing.callback(self.watch.close)
-            # An exit of the first process is the end of the container.
+            # The container ends with its first process.
             self._container = order.container
             self._container_fd: int | None = None
             stack.callback(self._let_go)
             self._start_fd: int | None = None
             if self._limits.restarts:
-                # From now on, so that no start is missed: a group comes into being in the one above it.
+                # The folder above the control group is watched from now on, so that no start is missed.
                 self._start_fd = syscalls.inotify_watch(os.path.dirname(order.group), syscalls.IN_CREATE)
                 stack.callback(os.close, self._start_fd)
             if order.run or self._limits.restarts:
                 try:
                     process = stack.enter_context(open_process(order.container))
                     self._container_fd = syscalls.pidfd_open(process.pid)
-                    process.read_start_ticks()  # raises when the pid was somebody else's by now
+                    process.read_start_ticks()  # raises if another process has the pid by now
                 except (ContainerGoneError, processes.ProcessGone):
                     if not self._limits.restarts:
                         raise
@@ -105,18 +106,18 @@ class Keeper:
         orders.note_watched(order.name)
 
     def _list_events(self) -> list[str]:
-        """Return the events that the trace needs, also those that a trigger is to switch on."""
+        """Return the events that the trace needs, also those that a trigger switches on."""
         return list(metadata.read_record(self._instance).get("events", {}))
 
     def _count(self) -> tuple[int, int]:
-        """Events that were recorded since the instance was made, and of these that were lost."""
+        """Return how many events were recorded since the instance was made, and how many of these were lost."""
         counters = recordings.read_counters(self._instance).values()
-        lost = sum(one["overrun"] + one["dropped"] + one["commit_overrun"] for one in counters)
-        return lost + sum(one["entries"] + one["read"] for one in counters), lost
+        lost = sum(cpu["overrun"] + cpu["dropped"] + cpu["commit_overrun"] for cpu in counters)
+        return lost + sum(cpu["entries"] + cpu["read"] for cpu in counters), lost
 
     @property
     def look_s(self) -> float:
-        """Seconds between two looks at it."""
+        """Return the seconds between two looks at the trace."""
         if self.is_awaiting and time.monotonic() - self._stirred_s < _START_S and os.path.isdir(self.order.group):
             return following.START_LOOK_S
         if self._limits.watch:
@@ -125,12 +126,15 @@ class Keeper:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether its container has ended and may start again."""
+        """Return True if the container has ended and its next start is awaited."""
         return self._limits.restarts and self._container_fd is None
 
     @property
     def turn_fd(self) -> int | None:
-        """What is readable when its container ends, or when one has come into being that may be its; None where nobody awaits that."""
+        """Return a descriptor that is readable when the container ends, or when its next start may have begun.
+
+        None if restarts are not followed.
+        """
         if not self._limits.restarts:
             return None
         return self._start_fd if self.is_awaiting else self._container_fd
@@ -141,7 +145,7 @@ class Keeper:
             self._container_fd = None
 
     def _look_for_start(self) -> None:
-        """Follow the container that starts, once its first process is there: still the runtime, which is about to become it."""
+        """Follow the starting container as soon as its first process exists: that is the runtime, which becomes the container's program."""
         with suppress(BlockingIOError):
             if self._start_fd is not None and os.read(self._start_fd, 65536):
                 self._stirred_s = time.monotonic()
@@ -161,7 +165,10 @@ class Keeper:
             self._container = replace(self._container, pid=first, start_ticks=None)
 
     def _follow(self, group: str) -> None:
-        """Record the threads of processes that have come into the control GROUP since the last look, and are nobody's children there."""
+        """Record the threads of processes that have come into the control GROUP since the last look.
+
+        The kernel follows the children of a followed process by itself, but a process of the runtime enters the group from outside.
+        """
         pids = set(cgroups.gen_pids(group))
         new = pids - self._known
         if new and not self._limits.tools:
@@ -173,7 +180,10 @@ class Keeper:
                 self._instance.add_pids(pid_lists.EVENT_PIDS, pid_lists.find_missing(self._instance, lambda: tids))
 
     def work(self, *, is_ready: bool, is_due: bool) -> str | None:
-        """Drain where IS_READY says so, or time has passed; with IS_DUE see to the limits. Why the trace is to end now, if it is."""
+        """Do one round of work, and return why the trace has to end now; None if it goes on.
+
+        With IS_READY, or after some time, the buffers are drained. With IS_DUE foreign access, starts, new processes and limits are checked.
+        """
         if is_due and self.is_gone:
             return REMOVED
         try:
@@ -197,14 +207,14 @@ class Keeper:
 
     @property
     def is_gone(self) -> bool:
-        """Whether somebody has removed the instance."""
+        """Return True if somebody has removed the instance."""
         try:
             return os.stat(self._instance.path).st_ino != self.order.inode
         except FileNotFoundError:
             return True
 
     def _look_for_others(self) -> None:
-        """See what others have changed without a write, and after a gap in the watch also whether they have changed who is followed."""
+        """Check for settings that others changed without a write; after a gap in the watch also for changes of the followed threads."""
         self.watch.compare(is_quick=True)
         if not self.watch.has_gap:
             return
@@ -214,9 +224,9 @@ class Keeper:
                 with open_process(self._container) as process:
                     threads = processes.read_threads(process.pid)
             except (FleetError, processes.ProcessGone):
-                return  # it has ended
+                return  # the container has ended
             followed = self._instance.read_pids(pid_lists.EVENT_PIDS)
-            # Those that have ended meanwhile were taken off by the kernel.
+            # A thread that has ended meanwhile is missing because the kernel has removed it.
             if any(tid not in followed and processes.is_alive(tid) for tid in threads):
                 self.watch.alter(pid_lists.EVENT_PIDS, f"somebody else changed {pid_lists.EVENT_PIDS}")
 
@@ -241,7 +251,7 @@ class Keeper:
         return self._brake.look(time.monotonic(), events) if self._brake else None
 
     def _is_switched_off(self) -> bool:
-        """Whether what has begun to trace does not any more; before, its settings are being written."""
+        """Return True if tracing was on and is off now; a trace that was never on is still being set up."""
         if self._instance.is_tracing():
             self._was_on = True
             return False
@@ -249,29 +259,32 @@ class Keeper:
 
     @property
     def has_bounds(self) -> bool:
-        """Whether somebody has to be there for the trace to cost no more than was asked for."""
+        """Return True if the trace has a recording or limits, so that it must not go on without a recorder."""
         return self.writer is not None or self._limits != Limits()
 
     def _switch_off(self, why: str) -> None:
         with self.watch.ours("tracing_on", "set_event"):
             self._instance.trace_off()
-            # Nobody looks after the host's cost any more: system calls that are traced take a slower path.
+            # Events are switched off, too: system calls with events take a slower path, and no limit bounds that cost any more.
             self._instance.events_disable()
         self._note(why)
 
     def lend(self, cpus: list[int]) -> tuple[dict[int, int], list[str]]:
-        """Return readers of the ring buffers of CPUS, which a module is to drain, and why what they hold may not be complete."""
+        """Return readers (CPU → descriptor) of the ring buffers of CPUS, and the reasons why their content may not be complete.
+
+        A module drains the readers.
+        """
         self.watch.compare_counters()
         with self.watch.ours():
             readers = drain.open_readers(self._instance, cpus)
         return readers, self.watch.list_reasons()
 
     def end_change(self) -> None:
-        """See the settings that a module has made as those that are wanted."""
+        """Take the present settings, which a module has written, for the wanted ones."""
         self.watch.end_change(self._list_events())
 
     def finish(self, why: str) -> None:
-        """End the trace of a ring for the reason WHY; its instance is watched until it is gone."""
+        """End the trace of a ring for the reason WHY; from then on the ring is only watched until it is gone."""
         self._switch_off(why)
         self._limits = Limits()
         self._brake = None
@@ -279,7 +292,10 @@ class Keeper:
         self.order = replace(self.order, ended=why)
 
     def end(self, why: str | None) -> None:
-        """Stop the trace, for the reason WHY of its own (None: its order was withdrawn), finish the recording, forget the order."""
+        """Stop the trace, finish its recording, and close it.
+
+        WHY is the reason for which the trace ends by itself, and its order is removed; None if the order was withdrawn.
+        """
         try:
             if why is not None:
                 self._switch_off(why)
@@ -295,7 +311,7 @@ class Keeper:
             self.watch.close()
 
     def close(self) -> Watch:
-        """Let go of the trace, and return its watch, which goes on."""
+        """Let go of the trace, and return its watch, which stays open for the next keeper."""
         if self.writer is not None:
             self.writer.close_files()
         self._stack.pop_all().close()

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Traces that somebody looks after: for each a file that says how, and one recorder process for the host that does.
+"""Keep the orders of the recorder: a file for each trace that says how the host's one recorder process looks after the trace.
 
-A file is an intention, no state. That the recorder has taken it on is told by a lock, which the kernel drops with the process.
-Times are CLOCK_BOOTTIME, which begins anew with the host, as /run does.
+A file is an intention, no state. The recorder holds a lock for each order that it has taken on, and the kernel drops the lock with the
+process. Times are CLOCK_BOOTTIME, which begins anew when the host boots, as /run does.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ _LOCK = "orders"
 
 @dataclass(frozen=True)
 class Order:
-    """How the trace instance NAME below ROOT, whose inode tells it from others of that name, is looked after.
+    """An order to the recorder to look after one trace instance.
 
-    RUN is the folder of its recording, '' for none, GROUP that of the container's control group. WATCHED is since when the recorder
-    watches it, None where it does not yet. ENDED says why a ring is only watched any more, and no limit holds. ERROR says why the order
-    could not be taken on.
+    NAME, ROOT: the instance's name, and its tracefs.
+    INODE: the instance's inode, which tells it from a later instance of the same name.
+    CONTAINER, LIMITS: the traced container, and the limits of the trace.
+    DEADLINE: when its ttl ends, in seconds of CLOCK_BOOTTIME; None if it has none.
+    RUN: the folder of its recording; '' for a ring.
+    GROUP: the folder of the container's control group; '' if that is not known.
+    WATCHED: since when the recorder watches it, in seconds of CLOCK_BOOTTIME; None if it does not yet.
+    ENDED: why the trace ended; after that its ring is only watched, and no limit applies. '' before.
+    ERROR: why the recorder could not take the order on; '' if it could.
     """
 
     name: str
@@ -49,24 +55,24 @@ class Order:
 
     @property
     def expires(self) -> float | None:
-        """When it ends by its ttl, in seconds since the epoch by the host's clock."""
+        """Return when the ttl ends, in seconds since the epoch by the host's clock; None if it has none or the trace has ended."""
         if self.deadline is None or self.ended:
             return None
         return round(time.time() + self.deadline - boot.read_clock(), 3)
 
 
 def find_deadline(limits: Limits) -> float | None:
-    """When a trace that begins now ends by its ttl."""
+    """Return when the ttl of a trace that begins now ends, in seconds of CLOCK_BOOTTIME; None if it has none."""
     return None if limits.ttl_s is None else boot.read_clock() + limits.ttl_s
 
 
 def find_lock(name: str) -> str:
-    """The lock that the recorder holds while it looks after instance NAME."""
+    """Return the path of the lock that the recorder holds while it looks after instance NAME."""
     return os.path.join(LOCKS, "recorded-" + name)
 
 
 def list_orders() -> list[Order]:
-    """All that can be looked after; files that nobody of us has written are passed over."""
+    """Return all orders without an error; files of another kind are passed over."""
     try:
         names = sorted(name for name in os.listdir(FOLDER) if not name.startswith("."))
     except (FileNotFoundError, PermissionError):
@@ -75,24 +81,27 @@ def list_orders() -> list[Order]:
 
 
 def read_order(name: str) -> Order | None:
-    """The order for instance NAME; None when there is none."""
+    """Return the order for instance NAME; None if there is none, or if its file is damaged."""
     with suppress(OSError, ValueError, TypeError, KeyError), open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         record: dict[str, Any] = json.load(file)
         container, limits = Container(**record["container"]), Limits(**record["limits"])
-        # Before version 0.2 nobody watched.
+        # Orders from before version 0.2 have no `watched`, because the recorder did not watch then.
         return Order(**{"watched": 0.0, **record, "container": container, "limits": limits})
     return None
 
 
 @contextmanager
 def hold(*, is_first: bool = False) -> Iterator[None]:
-    """Keep others from writing and dropping. Unless this IS_FIRST, where there may be no folder yet, FileNotFoundError tells of a cleanup."""
+    """Hold the lock for writing and dropping orders.
+
+    With IS_FIRST the folder of locks is made if it is missing. Without, FileNotFoundError says that a cleanup has removed it.
+    """
     with hold_lock(_LOCK, may_make_folder=is_first):
         yield
 
 
 def write_order(order: Order) -> None:
-    """Make ORDER the one for its instance. Since when the instance is watched stays as it is."""
+    """Write ORDER in place of an earlier one for its instance; `watched` of the earlier one is kept."""
     with hold(is_first=True):
         make_folder(FOLDER)
         before = read_order(order.name)
@@ -102,7 +111,7 @@ def write_order(order: Order) -> None:
 
 
 def note_watched(name: str) -> None:
-    """Note in the order for instance NAME that it is watched from now on."""
+    """Note in the order for instance NAME that the recorder watches the instance from now on."""
     with suppress(FileNotFoundError), hold():
         present = read_order(name)
         if present is not None:
@@ -110,7 +119,7 @@ def note_watched(name: str) -> None:
 
 
 def note_ended(name: str, why: str) -> None:
-    """Note in the order for instance NAME that its trace has ended for the reason WHY, and is only watched any more."""
+    """Note in the order for instance NAME that the trace has ended for the reason WHY, and that its ring is only watched."""
     with suppress(FileNotFoundError), hold():
         present = read_order(name)
         if present is not None:
@@ -125,7 +134,7 @@ def _write(order: Order) -> None:
 
 
 def refuse(order: Order, error: str) -> None:
-    """Note in ORDER's file, unless somebody has changed it, why it cannot be taken on."""
+    """Note in ORDER's file the ERROR for which the recorder cannot take it on, unless the file has changed meanwhile."""
     with suppress(FileNotFoundError), hold():
         present = read_order(order.name)
         if present is not None and replace(present, watched=order.watched) == order:
@@ -133,7 +142,10 @@ def refuse(order: Order, error: str) -> None:
 
 
 def drop_order(name: str, run: str | None = None) -> bool:
-    """Forget the order for instance NAME (if it is for the recording in RUN); whether there was one."""
+    """Remove the order for instance NAME, and return True if there was one.
+
+    Unless RUN is None, an order for another recording than RUN is left alone.
+    """
     if not os.path.lexists(os.path.join(FOLDER, name)):
         return False
     with suppress(FileNotFoundError), hold():
@@ -145,15 +157,15 @@ def drop_order(name: str, run: str | None = None) -> bool:
 
 
 def is_taken(name: str) -> bool:
-    """Whether the recorder looks after instance NAME now."""
+    """Return True if the recorder looks after instance NAME now."""
     return locks.find_holder(find_lock(name)) is not None
 
 
 def list_abandoned() -> list[Order]:
-    """Orders of rings whose recorder was killed. Recordings end with theirs."""
+    """Return the orders of rings that no recorder looks after, because it was killed; a recording ends with its recorder."""
     return [order for order in list_orders() if not order.run and not is_taken(order.name)]
 
 
 def find_recorder() -> int | None:
-    """The pid of the recorder that runs; None when none does, or when the caller may not see it."""
+    """Return the recorder's pid; None if none runs, or if the caller may not see it."""
     return locks.find_holder(RECORDER_LOCK)

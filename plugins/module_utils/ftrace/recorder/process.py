@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's one recorder: a small process that watches all traces, drains some to files, and ends them by their limits, as orders.py tells.
+"""Run the host's one recorder: a process that watches all traces, drains recordings to files, and ends traces by their limits.
 
-It belongs to no module and no login, as the watchdog of cart/ does. One thread drains all CPUs of all recordings in turn: reading is
-a move of pages, and what bounds it is the disk. Its niceness makes it yield to the host's services, not to the point of loss.
+orders.py says which traces it looks after. The recorder belongs to no module and no login, like the watchdog of cart/. One thread drains
+all CPUs of all recordings in turn: a read only moves pages, and the disk bounds the speed. The recorder's niceness lets the host's
+services go first, but not so much that events are lost.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RECORDER_TITLE
 
 _NICENESS = 5
-_TAKE_OVER_S = 5.0  # in which one that is ending has ended
-_PACE_S = 0.005  # at least, between two rounds: before Linux 6.1 buffers say at once that something is in them
+_TAKE_OVER_S = 5.0  # an earlier recorder ends within this time
+_PACE_S = 0.005  # between two rounds, at least: before Linux 6.1 a buffer is readable as soon as it has one event
 _LOOK_S = 1.0  # between two looks at anything, at most
-_ANSWER_S = 5.0  # in which a module takes what it has asked for
+_ANSWER_S = 5.0  # a module reads the reply to its request within this time
 
 
 class _Terminated(BaseException):
-    """The host shuts down, or its root wants this process to end."""
+    """A SIGTERM: the host shuts down, or root wants this process to end."""
 
 
 def _terminate(_number: int, _frame: Any) -> None:
@@ -47,9 +48,14 @@ def _terminate(_number: int, _frame: Any) -> None:
 
 @dataclass
 class _Host:
-    """All that the recorder looks after: KEEPERS by the names of their instances, and the modules that talk to it, by descriptor.
+    """The state of the recorder.
 
-    CHANGING and LENDING have for a module's descriptor the instance whose settings it changes, or whose buffers it drains.
+    WATCHER, SERVER: the inotify queue of all traces; the socket for modules.
+    EVENTS_FD: tells changes in the folder of orders.
+    KEEPERS: instance name → keeper.
+    CLIENTS: descriptor → connection of a module.
+    CHANGING: descriptor → name of the instance whose settings the module changes.
+    LENDING: descriptor → name of the instance whose buffers the module drains.
     """
 
     watcher: Watcher
@@ -62,11 +68,14 @@ class _Host:
 
 
 def record(ready_fd: int) -> None:
-    """Look after traces until there is no order left; READY_FD gets a byte when this process is the host's recorder."""
+    """Run as the host's recorder until no order is left; READY_FD gets a byte when it looks after the traces.
+
+    The function returns without any work if another recorder runs and does not end soon.
+    """
     processes.set_title(RECORDER_TITLE)
     background.leave_control_groups()
     os.nice(_NICENESS)
-    # Each event of a trace takes a descriptor.
+    # The watch of a trace keeps a descriptor for each event.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with suppress(locks.LockTimeout), ExitStack() as stack:
@@ -81,15 +90,16 @@ def record(ready_fd: int) -> None:
         signal.signal(signal.SIGTERM, _terminate)
         try:
             _follow_all(host)
-            # Only now: a recorder that has told its pid and does not listen is of an older version, and a fetch that comes before it
-            # looks after a trace would be a stranger to it.
+            # The pid is told only now. A client takes a recorder that has told its pid but does not listen for one of an older version. And
+            # a fetch that came before the recorder looks after its trace would count as foreign access.
             locks.tell_holder(lock_fd)
             background.tell_ready(ready_fd)
             while _follow_orders(host):
                 if not host.keepers and not host.clients:
                     with suppress(FleetError, OSError), orders.hold():
                         if not orders.list_orders():
-                            # In this order: who writes the next one looks after that whether a recorder runs.
+                            # The lock of orders is held until the recorder's end is visible: a module writes an order under that lock, and
+                            # looks for a recorder afterwards.
                             os.unlink(channel.find_path())
                             stack.close()
                             return
@@ -104,9 +114,9 @@ def record(ready_fd: int) -> None:
 
 
 def _follow_orders(host: _Host) -> bool:
-    """Take on what is new, and let go of what was withdrawn, where the folder of orders has changed.
+    """Take on new orders and let go of withdrawn ones, by the changes in the folder of orders.
 
-    Return False where a cleanup has taken it: it wants none of ours made again.
+    Returns False if a cleanup has removed the folder: then nothing must be made again.
     """
     for _number, events, name in syscalls.inotify_read(host.events_fd):
         if events & syscalls.IN_Q_OVERFLOW:
@@ -130,7 +140,7 @@ def _follow(host: _Host, name: str) -> None:
         order = None
     keeper = host.keepers.get(name)
     if order is not None and keeper is not None and _describe(order) == _describe(keeper.order):
-        keeper.order = order  # with more time, maybe
+        keeper.order = order  # its deadline may have changed
         return
     watch = None
     if keeper is not None:
@@ -144,17 +154,17 @@ def _follow(host: _Host, name: str) -> None:
 
 
 def _describe(order: Order) -> tuple[Any, ...]:
-    """Return what makes another keeper of ORDER's instance necessary when it differs."""
+    """Return the parts of ORDER whose change makes a new keeper necessary."""
     return order.run, order.inode, order.limits.describe(), order.ended, order.group
 
 
 def _take(order: Order, host: _Host, watch: Watch | None = None) -> None:
     try:
-        is_there = os.path.isdir(os.path.join(order.root, "instances", order.name))
-        # Whoever has begun a recording died, and tracing stopped with it.
-        if not is_there and not order.run:
+        exists = os.path.isdir(os.path.join(order.root, "instances", order.name))
+        if not exists and not order.run:
             metadata.note_removed(Instance(order.root, order.name))
-        if not is_there or (order.run and recordings.has_begun(order.run)):
+        # A recording that has begun already lost its recorder, and tracing stopped with it.
+        if not exists or (order.run and recordings.has_begun(order.run)):
             orders.drop_order(order.name, order.run)
         else:
             host.keepers[order.name] = Keeper(order, host.watcher, watch)
@@ -167,24 +177,24 @@ def _take(order: Order, host: _Host, watch: Watch | None = None) -> None:
 
 
 def _end(keeper: Keeper, why: str | None) -> None:
-    with suppress(FleetError, OSError):  # the instance may be gone; the files say what they can
+    with suppress(FleetError, OSError):  # the instance may be gone; the files of a recording stay as they are then
         keeper.end(why)
 
 
 def _end_or_finish(host: _Host, name: str, why: str) -> None:
-    """End the trace called NAME for the reason WHY; a ring is watched until it is gone."""
+    """End the trace in instance NAME for the reason WHY; a ring is watched until it is gone."""
     keeper = host.keepers[name]
     if keeper.writer is None and not keeper.is_gone:
         with suppress(FleetError, OSError):
             keeper.finish(why)
             return
     _end(host.keepers.pop(name), why)
-    # Where the instance went under it the order is still there.
+    # If the instance was removed by somebody, the order may still exist.
     _follow(host, name)
 
 
 def _work(host: _Host) -> None:
-    """One round: wait until there is something to do, drain, answer modules, and see to limits."""
+    """Do one round: wait until there is something to do, drain buffers, check limits, and answer modules."""
     poller = select.poll()
     poller.register(host.events_fd, select.POLLIN)
     poller.register(host.server, select.POLLIN)
@@ -211,7 +221,7 @@ def _work(host: _Host) -> None:
             why = keeper.work(is_ready=name in busy, is_due=is_due)
             if why is not None:
                 _end_or_finish(host, name, why)
-                is_due = True  # its files are closed: they must not be polled any more
+                is_due = True  # the poller has descriptors that are closed now, so this round has to end
         if busy and not is_due and not talking:
             time.sleep(_PACE_S)
     for fd in talking & set(host.clients):
@@ -224,7 +234,7 @@ def _work(host: _Host) -> None:
 
 
 def _answer(host: _Host, fd: int) -> None:
-    """Do what the module with descriptor FD asks for, or notice that it has gone."""
+    """Carry out the request of the module on descriptor FD, or clean up after a module that is gone."""
     client = host.clients[fd]
     try:
         request, strange = channel.receive(client)
@@ -239,7 +249,7 @@ def _answer(host: _Host, fd: int) -> None:
                     os.close(number)
             return
     except (OSError, ValueError, AttributeError):
-        pass  # it has gone, or is none of ours
+        pass  # the module is gone, or the request is none of this protocol
     _end_change(host, fd)
     lender = host.keepers.get(host.lending.pop(fd, ""))
     if lender is not None:
@@ -256,7 +266,7 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
     if what == "done":
         _end_change(host, fd)
     elif keeper is None:
-        # Why an order was not taken on stands in its file.
+        # The order's file tells why it was not taken on.
         return {"ok": False} if what == "take" else {"error": "it is not looked after"}, []
     else:
         try:
@@ -279,9 +289,9 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
 
 
 def _list_peers(host: _Host) -> set[int]:
-    """Return the pids of the modules that talk to the recorder: they may have readers that it has lent them."""
+    """Return the pids of the connected modules, which may have readers that the recorder has lent them."""
     size = struct.calcsize("3i")
-    found = (one.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size) for one in host.clients.values())
+    found = (client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size) for client in host.clients.values())
     return {struct.unpack("3i", credentials)[0] for credentials in found}
 
 

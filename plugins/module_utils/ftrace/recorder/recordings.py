@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Recordings in a host's files: raw pages of a trace instance, in segments of all CPUs, with the kernel's counters of their ends.
+"""Keep recordings in a host's files: raw pages of a trace instance, in segments, with the kernel's counters at their ends.
 
-    INSTANCE/STAMP/about.json, head   what has to be known beside the pages, from its start
+    INSTANCE/STAMP/about.json, head   what a reader needs beside the pages, written at the start
     INSTANCE/STAMP/00000001/cpuN      pages of one segment
-    INSTANCE/STAMP/00000001/*.json    the counters at its begin and, once it is finished, at its end
-    INSTANCE/STAMP/rotated.json       what had to make room, as sums
-    INSTANCE/STAMP/begun              that a recorder has taken it on
-    INSTANCE/STAMP/end.json           why it ended
+    INSTANCE/STAMP/00000001/*.json    the counters at the segment's beginning and, once it is finished, at its end
+    INSTANCE/STAMP/rotated.json       sums over the segments that were removed to make room
+    INSTANCE/STAMP/begun              exists if a recorder has taken the recording on
+    INSTANCE/STAMP/end.json           why the recording ended
 
-Without end.json and without a recorder it ended by the recorder's death. Nothing here needs the instance or the container,
-so a recording can be fetched when both are gone, and in another boot.
+A recording without end.json and without a recorder ended when its recorder died. To read the files, neither the instance nor the container
+has to exist. So a recording can be fetched when both are gone, and in another boot.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ LOST = ("overrun", "dropped", "commit_overrun")
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a recording, in folder PATH; END is None while it is written, or when the recorder died in it."""
+    """A part of a recording.
+
+    PATH, NUMBER: its folder; its number, from 1.
+    BEGIN: time, counters and exactness at its beginning.
+    END: time and counters at its end, and reasons; None while it is written, or if the recorder died in it.
+    """
 
     path: str
     number: int
@@ -58,28 +63,28 @@ class Segment:
 
     @property
     def sizes(self) -> dict[int, int]:
-        """CPU → bytes of pages."""
+        """Return CPU → bytes of pages."""
         found = {}
         for match in filter(None, map(_CPU.match, _list_folder(self.path))):
-            with suppress(FileNotFoundError):  # it makes room just now
+            with suppress(FileNotFoundError):  # the recorder removes the segment just now
                 found[int(match.group(1))] = os.stat(os.path.join(self.path, match.group())).st_size
         return found
 
     def count(self, names: tuple[str, ...]) -> dict[int, int]:
-        """CPU → by how much the counters called NAMES together grew in it; empty where that is not known."""
+        """Return CPU → growth of the counters called NAMES, added up, within the segment; empty for an unfinished segment."""
         if self.end is None:
             return {}
         return {int(cpu): subtract(end, self.begin["cpus"][cpu], names) for cpu, end in self.end["cpus"].items()}
 
 
 def subtract(after: Counters, before: Counters, names: tuple[str, ...] = LOST) -> int:
-    """By how much the counters called NAMES, those of losses by default, grew together."""
+    """Return the growth from BEFORE to AFTER of the counters called NAMES, added up; by default of those of lost events."""
     return sum(after[name] - before[name] for name in names)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The recording in folder PATH, of the instance called NAME; ABOUT is what was known at its start."""
+    """A recording in folder PATH of the instance called NAME; ABOUT is the description from its start."""
 
     name: str
     path: str
@@ -87,20 +92,20 @@ class Recording:
 
     @property
     def is_running(self) -> bool:
-        """Whether the recorder writes it now."""
+        """Return True if the recorder writes the recording now."""
         order = orders.read_order(self.name)
         return order is not None and order.run == self.path and orders.is_taken(self.name)
 
     def read_end(self) -> dict[str, Any] | None:
-        """Why and when it ended, and what was lost after its last segment; None while it runs."""
+        """Return why and when the recording ended, and what was lost after its last segment; None while it runs."""
         path = os.path.join(self.path, END)
         end: dict[str, Any] | None = read_json(path)
         if end is None and not self.is_running:
-            end = read_json(path) or {"why": DIED}  # it may have ended between the two looks
+            end = read_json(path) or {"why": DIED}  # the recording may have ended after the first look at the file
         return end
 
     def is_of(self, instance: Instance) -> bool:
-        """Whether it was made of INSTANCE, and not of another one of that name or in another boot."""
+        """Return True if the recording was made of INSTANCE in this boot, not of an earlier instance of the same name."""
         try:
             inode = os.stat(instance.path).st_ino
         except FileNotFoundError:
@@ -108,13 +113,13 @@ class Recording:
         return bool(self.about["inode"] == inode and self.about["boot_id"] == boot.read_boot_id())
 
     def settle(self, instance: Instance) -> None:
-        """Where the recorder died, note what the kernel has counted, before INSTANCE counts on for something else."""
+        """Note the kernel's counters if the recorder died, before INSTANCE goes on counting for another trace."""
         end = self.read_end()
         if end == {"why": DIED} and self.is_of(instance):
             write_json(os.path.join(self.path, END), {**end, "counters": read_counters(instance)})
 
     def list_segments(self) -> list[Segment]:
-        """Its segments in order; what was rotated away and is still there does not count."""
+        """Return the segments in order, without those that are being rotated away."""
         through = self.read_rotated()["through"]
         found = []
         for name in _list_folder(self.path):
@@ -126,15 +131,16 @@ class Recording:
         return found
 
     def read_rotated(self) -> dict[str, Any]:
-        """Sums over what had to make room and was not fetched: segments, events in them, events lost while they were written, bytes.
+        """Return the sums over the segments that were removed to make room and that no fetch has accounted for.
 
-        EXACT is whether these were all that were lost.
+        The keys are `through` (the last such number), `segments`, `events`, `lost` (while they were written), `bytes` (of pages), and `exact`,
+        which is False if more than `lost` may be missing.
         """
         empty = {"through": 0, "segments": 0, "events": 0, "lost": 0, "exact": True, "bytes": 0}
         return read_json(os.path.join(self.path, _ROTATED)) or empty
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of it."""
+        """Return the recording as modules return it."""
         segments, end = self.list_segments(), self.read_end()
         return {
             "path": self.path,
@@ -142,13 +148,13 @@ class Recording:
             "recording": end is None,
             "stopped": end["why"] if end else None,
             "segments": len(segments),
-            "size": sum(sum(one.sizes.values()) for one in segments),
+            "size": sum(sum(segment.sizes.values()) for segment in segments),
             "rotated": self.read_rotated()["events"],
         }
 
 
 def read_json(path: str) -> Any:
-    """What the JSON file PATH holds; None when it is missing or cut short."""
+    """Return the content of the JSON file PATH; None if it is missing or cut short."""
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -157,7 +163,7 @@ def read_json(path: str) -> Any:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Put VALUE into PATH, whole or not at all."""
+    """Write VALUE as JSON to PATH, whole or not at all; raises OSError."""
     with open(path + ".part", "w", encoding="utf-8", opener=open_private) as file:
         json.dump(value, file)
     os.rename(path + ".part", path)
@@ -171,12 +177,12 @@ def _list_folder(path: str) -> list[str]:
 
 
 def list_names() -> list[str]:
-    """Names of the instances that have recordings here."""
+    """Return the names of the instances that have recordings."""
     return [name for name in _list_folder(FOLDER) if _INSTANCE.match(name) and list_recordings(name)]
 
 
 def list_recordings(name: str) -> list[Recording]:
-    """The recordings of instance NAME that have begun, the oldest first."""
+    """Return the recordings of instance NAME that have begun, the oldest first."""
     found = []
     for stamp in _list_folder(os.path.join(FOLDER, name)):
         path = os.path.join(FOLDER, name, stamp)
@@ -187,23 +193,23 @@ def list_recordings(name: str) -> list[Recording]:
 
 
 def list_folders(name: str) -> list[str]:
-    """Folders of all recordings of instance NAME, the oldest first."""
+    """Return the folders of all recordings of instance NAME, the oldest first."""
     folder = os.path.join(FOLDER, name)
     return [os.path.join(folder, stamp) for stamp in _list_folder(folder)]
 
 
 def list_unbegun(name: str) -> list[str]:
-    """Folders of recordings of instance NAME that a killed module has left: nobody has written to them."""
+    """Return the folders of recordings of instance NAME to which no recorder has written, as a killed module leaves them."""
     return [path for path in list_folders(name) if not has_begun(path)]
 
 
 def has_begun(path: str) -> bool:
-    """Whether a recorder has ever written to the recording in PATH."""
+    """Return True if a recorder has ever taken on the recording in PATH."""
     return os.path.exists(os.path.join(path, _BEGUN))
 
 
 def begin(path: str) -> bool:
-    """Note that a recorder writes to the recording in PATH from now on; false when one has before."""
+    """Note that a recorder takes on the recording in PATH; return False if one has done so before."""
     try:
         os.close(os.open(os.path.join(path, _BEGUN), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return True
@@ -212,12 +218,15 @@ def begin(path: str) -> bool:
 
 
 def format_number(number: int) -> str:
-    """The name of segment NUMBER's folder."""
+    """Return the name of the folder of segment NUMBER."""
     return f"{number:08}"
 
 
 def create(name: str, about: dict[str, Any], head: bytes) -> str:
-    """A folder for a new recording of instance NAME; with what is known of it before it begins."""
+    """Make a folder for a new recording of instance NAME, with its description ABOUT and its HEAD, and return the path.
+
+    Raises TraceError if the file system cannot take it.
+    """
     now = time.time()
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
     path = os.path.join(FOLDER, name, stamp)
@@ -226,20 +235,20 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
     try:
         with open(os.path.join(path, HEAD), "wb", opener=open_private) as file:
             file.write(head)
-        # Room for the last words of a recording that ends because there is none.
+        # The reserve keeps room for end.json of a recording that ends because the disk is full.
         with open(os.path.join(path, _RESERVE), "wb", opener=open_private) as file:
             file.write(bytes(_RESERVE_BYTES))
         write_json(os.path.join(path, ABOUT), {**about, "started": now})
     except OSError as error:
         remove(path)
         raise TraceError(
-            f"{FOLDER} cannot take a recording: {error.strerror}; see to that, or use mode=ring"
+            f"{FOLDER} cannot take a recording: {error.strerror}; make it writable or make room there, or use mode=ring"
         ) from error
     return path
 
 
 def write_end(path: str, end: dict[str, Any]) -> None:
-    """Write the last words of the recording in PATH; without names where these do not fit: a host may remember thousands."""
+    """Write END to the recording in PATH, without the names of threads if these do not fit: a host may remember thousands."""
     try:
         write_json(os.path.join(path, END), end)
     except OSError:
@@ -247,20 +256,20 @@ def write_end(path: str, end: dict[str, Any]) -> None:
 
 
 def free_reserve(path: str) -> None:
-    """Give the last words of the recording in PATH the room that was kept for them."""
+    """Free the room that was reserved for the end of the recording in PATH."""
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(path, _RESERVE))
 
 
 def note_discarded(path: str, discarded: metadata.Discarded) -> None:
-    """Count what the kernel dropped before the recording in PATH began among its losses."""
+    """Count DISCARDED, which the kernel dropped before the recording in PATH began, among the recording's losses."""
     if discarded.events or not discarded.exact:
         sums = {**Recording("", path, {}).read_rotated(), "lost": discarded.events, "exact": discarded.exact}
         write_json(os.path.join(path, _ROTATED), sums)
 
 
 def remove(path: str) -> None:
-    """Take the recording in PATH away, and the folders above it that are empty then."""
+    """Remove the recording in PATH, and the folders above it that are empty then."""
     shutil.rmtree(path, ignore_errors=True)
     for folder in (os.path.dirname(path), FOLDER):
         with suppress(OSError):
@@ -269,7 +278,10 @@ def remove(path: str) -> None:
 
 @contextmanager
 def hold(path: str, timeout_s: float = _LOCK_S) -> Iterator[None]:
-    """Keep the recorder from rotating segments of the recording in PATH away, or another fetch from taking them."""
+    """Hold the lock of the recording in PATH, so that no recorder rotates its segments away and no other fetch takes them.
+
+    Raises TraceError if another process has the lock for TIMEOUT_S seconds.
+    """
     try:
         with locks.lock(os.path.join(path, _LOCK), timeout_s):
             yield
@@ -278,7 +290,7 @@ def hold(path: str, timeout_s: float = _LOCK_S) -> Iterator[None]:
 
 
 def rotate(path: str, number: int) -> bool:
-    """Take finished segment NUMBER of the recording in PATH away and count what it held; false while a fetch reads."""
+    """Remove the finished segment NUMBER of the recording in PATH and account for its events; return False while a fetch reads."""
     try:
         with locks.lock(os.path.join(path, _LOCK), 0):
             recording = Recording("", path, {})
@@ -305,7 +317,10 @@ def rotate(path: str, number: int) -> bool:
 
 
 def forget_fetched(recording: Recording, segments: list[Segment], *, has_ended: bool) -> None:
-    """Take SEGMENTS, which were fetched, away with the account of what was rotated before; all of it when it has ended."""
+    """Remove SEGMENTS, which were fetched, and the account of segments that were rotated away before them.
+
+    With HAS_ENDED the whole recording is removed if no segment is left.
+    """
     for segment in segments:
         shutil.rmtree(segment.path, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -315,7 +330,7 @@ def forget_fetched(recording: Recording, segments: list[Segment], *, has_ended: 
 
 
 def ask_to_finish(recording: Recording) -> bool:
-    """Have the recorder finish the segment that it writes, so that all up to now can be fetched; whether it has."""
+    """Ask the recorder to finish the segment that it writes, so that all events up to now can be fetched; return True if it did."""
     path = os.path.join(recording.path, _FINISH)
     deadline = time.monotonic() + _FINISH_S
     with suppress(FileNotFoundError):
@@ -326,18 +341,18 @@ def ask_to_finish(recording: Recording) -> bool:
 
 
 def is_asked_to_finish(path: str) -> bool:
-    """Whether somebody waits for the segment that is written in PATH."""
+    """Return True if a fetch waits for the segment that is written in PATH."""
     return os.path.exists(os.path.join(path, _FINISH))
 
 
 def answer_finish(path: str) -> None:
-    """Tell whoever has asked that the segment is finished."""
+    """Tell the waiting fetch that the segment in PATH is finished."""
     with suppress(FileNotFoundError):
         os.unlink(os.path.join(path, _FINISH))
 
 
 def gen_pages(segments: list[Segment], cpu: int) -> Iterator[bytes]:
-    """The pages of CPU in SEGMENTS, in pieces of whole pages of up to 1 MiB."""
+    """Yield the pages of CPU in SEGMENTS, in pieces of whole pages of up to 1 MiB."""
     for segment in segments:
         try:
             file = open(os.path.join(segment.path, f"cpu{cpu}"), "rb")
@@ -352,11 +367,11 @@ def gen_pages(segments: list[Segment], cpu: int) -> Iterator[bytes]:
 
 
 def find_free(path: str) -> int:
-    """Bytes that are free for us where PATH is."""
+    """Return how many bytes are free for this process on the file system of PATH."""
     place = os.statvfs(path)
     return place.f_bavail * place.f_frsize
 
 
 def read_counters(instance: Instance) -> dict[str, Counters]:
-    """CPU (as text, as JSON has it) → the kernel's counters of INSTANCE."""
+    """Return CPU → the kernel's counters of INSTANCE; the CPU is text, as JSON has it."""
     return {str(cpu): vars(instance.read_statistics(cpu)) for cpu in instance.list_cpus()}

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The recorder's writing half: drain the ring buffers of one instance to the files of one recording, within its bounds.
+"""Drain the ring buffers of one instance to the files of one recording, within the recording's limits.
 
-Nothing is read from the kernel that there is no room for: what cannot be kept is lost in the kernel, which counts it.
+The recorder reads no more from the kernel than there is room for. So events that cannot be kept are lost in the kernel, which counts them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MAX_ROUNDS = 100
 
 
 class Full(Exception):
-    """There is no more room; the text says of what kind."""
+    """A lack of room for the recording; the text says which limit was reached."""
 
 
 @dataclass(frozen=True)
 class _Finished:
-    """A finished segment: its number, its bytes, and when it ended, by time.monotonic()."""
+    """A finished segment: its NUMBER, its SIZE in bytes, and when it ended by time.monotonic()."""
 
     number: int
     size: int
@@ -39,9 +39,10 @@ class _Finished:
 
 
 class RecordingWriter:
-    """Drains INSTANCE to the recording in folder PATH. While it is open, tracing stops with this process (free_buffer).
+    """A writer that drains INSTANCE to the recording in folder PATH. While it is open, tracing stops if this process ends (free_buffer).
 
-    WATCH tells who else had to do with the trace, which each segment says of its time.
+    WATCH tells of foreign access, which is noted in each segment. PAGE_SIZE is that of the ring buffer in bytes.
+    SOURCES: CPU → descriptor of trace_pipe_raw, for poll.
     """
 
     def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int, watch: Watch) -> None:
@@ -52,7 +53,7 @@ class RecordingWriter:
         self._page_size = page_size
         self._buffer = bytearray(max(page_size, _READ_BYTES // page_size * page_size))
         view = memoryview(self._buffer)
-        # One page for each: the kernel gives one at a time, and as many in one system call as there are places.
+        # Each place takes one page: the kernel fills one place at a time, and one system call (readv) fills all of them.
         self._places = [view[start : start + page_size] for start in range(0, len(view), page_size)]
         self._finished: deque[_Finished] = deque()
         self._finished_bytes = 0
@@ -72,20 +73,23 @@ class RecordingWriter:
                 self.sources[cpu] = os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags)
                 size_kb = int(instance.read(f"per_cpu/cpu{cpu}/buffer_size_kb").split()[0])
                 self._buffer_pages[cpu] = size_kb * 1024 // (page_size - ring_pages.PAGE_HEADER_SIZE) + 2
-            # What the buffers hold from before comes along; where nobody has read before, so does what they have lost.
+            # Earlier events in the buffers belong to the recording. If a buffer was never read, so do the events that it has lost.
             none = dict.fromkeys(("overrun", "dropped", "commit_overrun"), 0)
             self._counters = {
-                cpu: one if one["read"] else {**one, **none} for cpu, one in recordings.read_counters(instance).items()
+                cpu: counters if counters["read"] else {**counters, **none}
+                for cpu, counters in recordings.read_counters(instance).items()
             }
-            # Elsewhere the pages tell what was lost since a fetch, as long as nothing is traced yet.
-            self._fetched = {int(cpu) for cpu, one in self._counters.items() if one["read"] and one["entries"]}
+            # In a buffer that a fetch has read, the pages tell what was lost since then, as long as nothing is traced yet.
+            self._fetched = {
+                int(cpu) for cpu, counters in self._counters.items() if counters["read"] and counters["entries"]
+            }
             self._is_exact = True
             recordings.begin(path)
             self._begin_segment()
             if self._fetched:
                 try:
                     self.drain()
-                except Full:  # which the first look at its limits says again
+                except Full:  # the first check of the limits raises it again
                     self._is_exact = False
                     self._write_begin()
                 self._fetched = set()
@@ -93,7 +97,7 @@ class RecordingWriter:
 
     @property
     def _reserve(self) -> int:
-        """What the ring buffers may hold, in bytes of pages."""
+        """Return how many bytes of pages the ring buffers may hold."""
         return sum(self._buffer_pages.values()) * self._page_size
 
     @property
@@ -113,14 +117,17 @@ class RecordingWriter:
         recordings.write_json(os.path.join(self._folder, recordings.BEGIN), begin)
 
     def _count_lost_before(self, cpu: int, pages: list[memoryview]) -> None:
-        """Have the recording begin where the ring of CPU was fetched for the last time; PAGES came since then."""
+        """Count the events lost before PAGES, the first since a fetch of CPU's ring, among the losses of the recording."""
         for lost, is_known in map(ring_pages.read_loss, pages):
             self._counters[str(cpu)]["overrun"] -= lost
             self._is_exact &= is_known
         self._write_begin()
 
     def drain(self) -> None:
-        """Read what is there, of each CPU no more than its buffer holds; raises Full when there is no room for it."""
+        """Read the pages of all CPUs, of each CPU no more than its buffer holds; raises Full if there is no room for them.
+
+        Raises Unreadable if the ring buffer's pages have another size now.
+        """
         self._make_room()
         for cpu in self.sources:
             self._drain_cpu(cpu)
@@ -154,7 +161,7 @@ class RecordingWriter:
             done -= done % self._page_size
             if cpu in self._files:
                 os.ftruncate(self._files[cpu], self._sizes[cpu] + done)
-            # The kernel has given these away, so nobody else counts them.
+            # The pages are gone from the kernel, so their events have to be counted here.
             self._is_failed = True
             self._unwritten += ring_pages.count_events(bytes(pages[done:]), self._page_size)
             raise Full(f"writing to {recordings.FOLDER} failed: {error.strerror}") from error
@@ -163,7 +170,7 @@ class RecordingWriter:
                 self._sizes[cpu] += done
 
     def finish_segment(self) -> None:
-        """End the segment, if there is anything in it, and begin the next."""
+        """Finish the segment and begin the next; a segment without pages and losses goes on."""
         counters = recordings.read_counters(self._instance)
         if not self._current_bytes and not any(
             recordings.subtract(after, self._counters[cpu]) for cpu, after in counters.items()
@@ -188,7 +195,7 @@ class RecordingWriter:
         self._unwritten = 0
 
     def tend(self) -> None:
-        """What time brings: the end of a segment, on demand too, and of what is too old."""
+        """Finish the segment if its time is over or a fetch asks for it, and remove segments that are too old."""
         if time.monotonic() - self._begun_s >= self._limits.rotate_s:
             self.drain()
             self.finish_segment()
@@ -202,7 +209,10 @@ class RecordingWriter:
                 return
 
     def _make_room(self) -> None:
-        """See to it that there is room, now and for a last time, for all that the ring buffers may hold; at the oldest segments' cost."""
+        """Make room for all that the ring buffers may hold, now and once more at the end; raises Full if that is not possible.
+
+        With when_full=rotate the oldest segments are removed.
+        """
         while True:
             why = self._find_shortage()
             if why is None:
@@ -214,7 +224,7 @@ class RecordingWriter:
             if not self._finished:
                 raise Full(f"{why}, and nothing of this recording is left to make room")
             if not self._rotate_oldest():
-                return  # a fetch reads it, and takes it away
+                return  # a fetch reads the segment just now, and removes it then
 
     def _find_shortage(self) -> str | None:
         if self._find_size() > self._limits.max_bytes:
@@ -229,18 +239,18 @@ class RecordingWriter:
         return None
 
     def _find_size(self) -> int:
-        """Bytes that the recording may have after this round and the last one."""
+        """Return how many bytes the recording may have after this round and the last round at its end."""
         return self._finished_bytes + self._current_bytes + 2 * self._reserve
 
     def _forget_fetched(self) -> None:
-        """What a fetch has taken away takes no room any more."""
+        """Forget the segments that a fetch has removed, which take no room any more."""
         left = [
-            one
-            for one in self._finished
-            if os.path.isdir(os.path.join(self.path, recordings.format_number(one.number)))
+            segment
+            for segment in self._finished
+            if os.path.isdir(os.path.join(self.path, recordings.format_number(segment.number)))
         ]
         self._finished = deque(left)
-        self._finished_bytes = sum(one.size for one in left)
+        self._finished_bytes = sum(segment.size for segment in left)
 
     def _rotate_oldest(self) -> bool:
         if not recordings.rotate(self.path, self._finished[0].number):
@@ -249,16 +259,19 @@ class RecordingWriter:
         return True
 
     def close(self, end: Mapping[str, Any]) -> None:
-        """Write what the stopped buffers still hold, as far as there is room, and END beside the recording; the buffers shrink."""
+        """Write the rest of the stopped buffers, as far as there is room, then END into the recording, and close all files.
+
+        The kernel shrinks the buffers then.
+        """
         recordings.free_reserve(self.path)
         try:
             for _round in range(0 if self._is_failed else _MAX_ROUNDS):
                 for cpu in self.sources:
                     self._drain_cpu(cpu)
-                if not any(one["entries"] for one in recordings.read_counters(self._instance).values()):
+                if not any(counters["entries"] for counters in recordings.read_counters(self._instance).values()):
                     break
         except (Full, Unreadable):
-            pass  # what is left is lost with the buffers, which the kernel counts
+            pass  # the rest is lost when the buffers shrink, and the kernel counts it
         counters = recordings.read_counters(self._instance)
         if self._current_bytes or self._unwritten:
             self._finish(counters)
@@ -269,14 +282,14 @@ class RecordingWriter:
                 os.rmdir(self._folder)
         touched = self._watch.list_reasons()
         self.close_files()
-        # What did not fit has gone with the buffers.
+        # The events that did not fit were lost when the buffers shrank.
         last = recordings.read_counters(self._instance)
         lost = sum(recordings.subtract(after, self._counters[cpu]) for cpu, after in last.items())
         recordings.write_end(self.path, {**end, "lost": max(0, lost), "touched": touched})
         recordings.answer_finish(self.path)
 
     def close_files(self) -> None:
-        """Let go of the buffers, which shrink, and of all files; again does nothing."""
+        """Close all files; the kernel shrinks the buffers then. A second call does nothing."""
         for fd in (*self._files.values(), *self.sources.values(), *self._guards):
             os.close(fd)
         self._files, self.sources, self._guards = {}, {}, []

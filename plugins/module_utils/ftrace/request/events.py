@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Events as a user names them, with filters and triggers, and as the kernel has them. Pure.
+"""Match the events, filters and triggers that a user names with those that the kernel has. Pure.
 
 Source: Documentation/trace/events.rst of the kernel.
 """
@@ -18,11 +18,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 _EVENT_PATTERN = re.compile(r"[A-Za-z0-9_*?\[\]!-]+:[A-Za-z0-9_*?\[\]!-]+\Z")
 _IS_GLOB = re.compile(r"[*?\[]")
 _KEYS = {"name", "filter", "triggers"}
-# Of a trigger's count the kernel shows what is left of it.
+# The kernel shows how much of a trigger's count is left, not the count that was written.
 _COUNT = re.compile(r":(?:unlimited|count=\d+|\d+)\Z")
-# Blanks in quotes are meant; the kernel knows no way to quote a quote.
+# Blanks in quotes belong to the text; the kernel has no way to escape a quote.
 _QUOTED_OR_BLANK = re.compile(r"\"[^\"]*\"|'[^']*'|\s+")
-# What the kernel adds of a histogram.
+# The kernel appends a histogram's state to its trigger.
 _STATE = re.compile(r" \[(?:active|paused|disabled)\]\Z")
 _HIST_ALIASES = {"key": "keys", "val": "vals", "values": "vals"}
 _SWITCHES = ("enable_event", "disable_event")
@@ -37,9 +37,13 @@ TRIGGER_OPTIONS = {
 
 @dataclass(frozen=True)
 class EventRequest:
-    """Events to record: PATTERN is system:name, each a name or a shell glob.
+    """Events to record.
 
-    Where IS_OPTIONAL the kernel may lack them, or NEEDED_FIELD of them.
+    PATTERN: system:name, where each half is a name or a shell glob.
+    FILTER: the kernel's filter expression; '' for none.
+    TRIGGERS: the triggers to set, as a user writes them.
+    IS_OPTIONAL: True if the kernel may lack the events.
+    NEEDED_FIELD: a field without which an event is left out; '' for none.
     """
 
     pattern: str
@@ -51,25 +55,32 @@ class EventRequest:
 
 @dataclass(frozen=True)
 class Trigger:
-    """What an event sets off: the kernel's words for it, such as traceoff:3, and under which condition ('' for always)."""
+    """A trigger of an event.
+
+    ACTION: the action in the kernel's syntax, such as traceoff:3.
+    CONDITION: the filter expression under which the event sets it off; '' for always.
+    """
 
     action: str
     condition: str
 
     @property
     def name(self) -> str:
-        """The first word, such as traceoff."""
+        """Return the action's name without its parameters, such as traceoff."""
         return self.action.split(":")[0]
 
     @property
     def target(self) -> str | None:
-        """The event (system:name) that this one switches on or off."""
+        """Return the event (system:name) that the trigger switches on or off; None if it switches none."""
         words = self.action.split(":")
         return ":".join(words[1:3]) if words[0] in _SWITCHES and len(words) >= 3 else None
 
 
 def parse_request(entry: Any) -> EventRequest:
-    """An entry of the option events: text, or a dictionary with name, filter and triggers. Raises TraceError."""
+    """Parse ENTRY of the option events: system:name, or a dictionary with name, filter and triggers.
+
+    Raises TraceError for an entry of another form, and for a filter or trigger with an unmatched parenthesis or quote.
+    """
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or set(entry) - _KEYS:
@@ -78,20 +89,20 @@ def parse_request(entry: Any) -> EventRequest:
     if isinstance(triggers, str):
         triggers = [triggers]
     event_filter = entry.get("filter") or ""
-    if not isinstance(event_filter, str) or not all(isinstance(one, str) for one in triggers):
+    if not isinstance(event_filter, str) or not all(isinstance(text, str) for text in triggers):
         raise TraceError(f"events: filter and triggers of {entry['name']!r} have to be text")
     if not _EVENT_PATTERN.match(entry["name"]):
         raise TraceError(f"{entry['name']!r} is not an event: write system:name, for example sched:sched_switch")
     for condition in (event_filter, *(parse_trigger(text).condition for text in triggers)):
         if not _is_balanced(condition):
             raise TraceError(
-                f"events: {condition!r} of {entry['name']!r} has a parenthesis, or a quote, without its other one"
+                f"events: {condition!r} of {entry['name']!r} has an unmatched parenthesis or quote: close it"
             )
     return EventRequest(entry["name"], _squeeze(event_filter), tuple(map(_squeeze, triggers)))
 
 
 def _is_balanced(condition: str) -> bool:
-    """Whether CONDITION stays one when it is put in parentheses, beside another one."""
+    """Return True if CONDITION can stand in parentheses beside another condition."""
     depth = 0
     for character in _QUOTED_OR_BLANK.sub("", condition):
         depth += (character == "(") - (character == ")")
@@ -105,7 +116,10 @@ def _squeeze(text: str) -> str:
 
 
 def parse_trigger(text: str) -> Trigger:
-    """A trigger as the kernel writes it: ACTION[:…] [if CONDITION]."""
+    """Parse a trigger in the kernel's syntax: ACTION[:…] [if CONDITION].
+
+    Raises TraceError for another form, and for a switch (enable_event, disable_event) that does not name one event.
+    """
     action, _if, condition = _squeeze(text).partition(" if ")
     if not re.match(r"[a-z_]+(:|\Z)", action) or " " in action:
         raise TraceError(f"{text!r} is not a trigger: write ACTION, or ACTION if CONDITION, for example 'stacktrace'")
@@ -122,10 +136,11 @@ def resolve(
     dynamic: Collection[str] = (),
     unfiltered: Collection[str] = (),
 ) -> dict[str, EventRequest]:
-    """Event → request for all AVAILABLE events that REQUESTS mean; of several for one event the last counts.
+    """Return event → request for all AVAILABLE events that REQUESTS match; the last match of an event counts.
 
-    No glob means one of the events DYNAMIC, which are probes, of others or of other traces; to have one its system is named.
-    A glob's filter leaves the events UNFILTERED as they are. Raises TraceError, which names near ones, for a request that means none.
+    DYNAMIC are events that other people or other traces have defined. A glob matches them only where it names their system in full.
+    UNFILTERED are events that a glob's filter does not apply to.
+    Raises TraceError, which names similar events, for a request that matches none and is not optional.
     """
     known = set(available)
     found: dict[str, EventRequest] = {}
@@ -148,7 +163,7 @@ def _match(pattern: str, known: set[str], dynamic: Collection[str]) -> list[str]
     if not _IS_GLOB.search(pattern):
         return [pattern] if pattern in known else []
     system, _colon, name = pattern.partition(":")
-    # Both halves by themselves: a star never leads from one over to the other.
+    # Each half is matched by itself, so that a star never matches across the colon.
     return sorted(
         event
         for event in known
@@ -159,7 +174,7 @@ def _match(pattern: str, known: set[str], dynamic: Collection[str]) -> list[str]
 
 
 def find_near(pattern: str, known: Iterable[str]) -> list[str]:
-    """Up to three of KNOWN events that PATTERN may have been meant for."""
+    """Return up to three of the KNOWN events that are most similar to PATTERN."""
     by_name: dict[str, list[str]] = {}
     for event in known:
         by_name.setdefault(event.partition(":")[2], []).append(event)
@@ -170,14 +185,17 @@ def find_near(pattern: str, known: Iterable[str]) -> list[str]:
 
 
 def format_trigger(text: str, condition: str) -> str:
-    """TEXT as it is written to the kernel, under CONDITION besides its own."""
+    """Return trigger TEXT as it is written to the kernel, with CONDITION added to its own condition."""
     trigger = parse_trigger(text)
     own = f" && ({trigger.condition})" if trigger.condition else ""
     return f"{trigger.action} if {condition}{own}"
 
 
 def is_same_trigger(wanted: str, present: str) -> bool:
-    """Whether the kernel's text PRESENT is what became of WANTED: counts run down, histograms get more parameters."""
+    """Return True if the kernel's text PRESENT is the trigger that was written as WANTED.
+
+    The kernel shows the rest of a count, and adds parameters to a histogram.
+    """
     ours, theirs = parse_trigger(wanted), parse_trigger(_STATE.sub("", present))
     if ours.condition != theirs.condition or ours.name != theirs.name:
         return False
@@ -201,14 +219,14 @@ def _read_parameters(action: str) -> dict[str, str]:
 
 
 def format_removal(present: str) -> str:
-    """What takes away the trigger that the kernel shows as PRESENT."""
+    """Return the text that removes the trigger that the kernel shows as PRESENT."""
     bare = _STATE.sub("", present)
     trigger = parse_trigger(bare)
     return f"!{bare}" if trigger.name == "hist" else f"!{_COUNT.sub('', trigger.action)}"
 
 
 def format_present(present: str) -> str:
-    """The trigger that the kernel shows as PRESENT, as it can be written again."""
+    """Return the trigger that the kernel shows as PRESENT in a form that can be written again."""
     action, if_, condition = _STATE.sub("", present).partition(" if ")
     return (
         re.sub(r":count=(\d+)\Z", r":\1", action[: -len(":unlimited")] if action.endswith(":unlimited") else action)
@@ -218,12 +236,15 @@ def format_present(present: str) -> str:
 
 
 def parse_triggers(text: str) -> list[str]:
-    """The triggers in the text of an event's control file trigger."""
+    """Return the triggers in TEXT, the content of an event's control file `trigger`."""
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def strip_state(text: str) -> str:
-    """The triggers in TEXT, of that control file, sorted and without what the kernel changes in them: counts run down."""
+    """Return the triggers in TEXT, the content of an event's control file `trigger`, without counts and states.
+
+    The kernel changes counts and states by itself. The lines are sorted.
+    """
     lines = []
     for line in parse_triggers(text):
         action, if_, condition = _STATE.sub("", line).partition(" if ")
@@ -232,7 +253,10 @@ def strip_state(text: str) -> str:
 
 
 def parse_available_triggers(text: str) -> list[str]:
-    """Names of triggers that the kernel offers, from that file of an event that has none; empty for one that has."""
+    """Return the names of the triggers that the kernel offers.
+
+    TEXT is the content of the control file `trigger` of an event without triggers; any other event's file gives an empty list.
+    """
     for line in text.splitlines():
         words = line.lstrip("#").split()
         if line.startswith("#") and words and words[-1] != "triggers:":
@@ -241,7 +265,7 @@ def parse_available_triggers(text: str) -> list[str]:
 
 
 def check_triggers(wanted: Mapping[str, Sequence[str]], offered: Sequence[str]) -> None:
-    """Raise TraceError for a trigger that the kernel does not offer."""
+    """Raise TraceError if WANTED (event → triggers) has a trigger that is not among those OFFERED by the kernel."""
     for event, triggers in wanted.items():
         for trigger in map(parse_trigger, triggers):
             if offered and trigger.name not in offered:

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A set of numbers as a filter of the kernel's, which it can decide with few comparisons. Pure.
+"""Write a set of numbers as an event filter that the kernel decides with few comparisons. Pure.
 
-The kernel compares from left to right until it knows: a hundred numbers in a row cost an event more than recording it.
+The kernel compares from left to right until the result is certain. A hundred comparisons cost more than recording the event.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ Range = Tuple[int, int]
 
 
 def make_filter(field: str, numbers: Iterable[int]) -> str:
-    """The filter that lets those events pass whose FIELD is one of NUMBERS; '' for no numbers."""
+    """Return the filter that passes the events whose FIELD is one of NUMBERS; '' for no numbers."""
     ranges = find_ranges(numbers)
     return _format(field, ranges) if ranges else ""
 
 
 def find_ranges(numbers: Iterable[int]) -> list[Range]:
-    """First and last of each run of NUMBERS, in order."""
+    """Return the first and last number of each run of consecutive NUMBERS, in ascending order."""
     ranges: list[Range] = []
     for number in sorted(set(numbers)):
         if ranges and ranges[-1][1] == number - 1:
@@ -32,7 +32,7 @@ def find_ranges(numbers: Iterable[int]) -> list[Range]:
 
 def _format(field: str, ranges: Sequence[Range]) -> str:
     if len(ranges) <= _MAX_LEAVES:
-        return " || ".join(_format_range(field, *one) for one in ranges)
+        return " || ".join(_format_range(field, first, last) for first, last in ranges)
     middle = len(ranges) // 2
     border = ranges[middle][0]
     lower, upper = (_format(field, half) for half in (ranges[:middle], ranges[middle:]))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""When a trace ends by itself, and what of a recording is kept. Pure."""
+"""Parse and apply the limits of a trace: when it ends by itself, and how much of a recording is kept. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes, parse_seconds
 
-# A trace may be ahead of its rate by what it gives in this time: programs start with a burst.
+# A trace may exceed its rate by the events of this time: programs start with a burst.
 BURST_S = 5.0
 _RECORD_ONLY = ("max_loss", "max_size", "max_age", "rotate_size", "rotate_time", "when_full", "min_free")
 _MAX_ROTATE_BYTES = 64 << 20
@@ -24,11 +24,20 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one trace. Times are seconds, sizes bytes, MAX_RATE events per second, MAX_LOSS events.
+    """The limits of one trace. Times are in seconds, sizes in bytes; None means no limit.
 
-    WATCH says whether new processes of the container are looked for, and TOOLS whether ours are among them; RESTARTS whether the container's
-    next starts are awaited, and DESCENDS whether its shim is followed then. IS_RECORDED says whether it is drained to files; what follows
-    that is for those only.
+    TTL_S: how long the trace may last.
+    MAX_RATE: events per second on the average.
+    WATCH: True if the recorder looks for new processes of the container.
+    TOOLS: True if processes of this collection's tools belong to the trace.
+    RESTARTS: True if the recorder waits for the container's next starts.
+    DESCENDS: True if the recorder follows the container's shim at such a start.
+    IS_RECORDED: True if the recorder drains the buffers to files. The fields below are for such a trace only.
+    MAX_LOSS: how many events may be lost.
+    MAX_BYTES, MAX_AGE_S: size of the recording, and the age at which a segment is removed.
+    ROTATE_BYTES, ROTATE_S: size and time after which a new segment begins.
+    WHEN_FULL: what happens at MAX_BYTES, 'stop' or 'rotate'.
+    MIN_FREE: free space that the recording leaves on its file system.
     """
 
     ttl_s: float | None = None
@@ -47,7 +56,7 @@ class Limits:
     min_free: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, for a diff and a manifest; empty when nothing was."""
+        """Return the limits that were asked for, for a diff and a manifest; empty if there are none."""
         names = asdict(self)
         if not self.is_recorded:
             names = {name: names[name] for name in ("ttl_s", "max_rate", "watch", "tools", "restarts", "descends")}
@@ -58,7 +67,10 @@ NO_LIMITS = Limits()
 
 
 def parse_limits(parameters: Mapping[str, Any]) -> Limits:
-    """What PARAMETERS of ftrace_instance ask for; raises FleetError for what does not fit together."""
+    """Return the limits that PARAMETERS of ftrace_instance ask for.
+
+    Raises FleetError for a value that cannot be parsed and for options that do not fit together.
+    """
     is_recorded = parameters["mode"] == "record"
     for name in _RECORD_ONLY:
         if parameters[name] is not None and not is_recorded:
@@ -77,7 +89,7 @@ def parse_limits(parameters: Mapping[str, Any]) -> Limits:
 
 def _parse_recording(parameters: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
     max_bytes = parse_bytes(texts["max_size"], "max_size")
-    # Whole segments make room: with fewer there would be little left of a recording each time one goes.
+    # Room is made by removing whole segments. With fewer segments than eight, each removal would take much of a recording.
     rotate_bytes = min(_MAX_ROTATE_BYTES, max_bytes // 8)
     if parameters["rotate_size"] is not None:
         rotate_bytes = parse_bytes(parameters["rotate_size"], "rotate_size")
@@ -98,7 +110,10 @@ def _parse_recording(parameters: Mapping[str, Any], texts: Mapping[str, str]) ->
 
 
 def check_buffers(limits: Limits, buffers: int) -> None:
-    """Raise TraceError where a recording would be full before the ring buffers, BUFFERS bytes on all CPUs, were drained a few times."""
+    """Raise TraceError if a recording with LIMITS cannot hold four times the ring buffers of all CPUs.
+
+    BUFFERS is the size of these ring buffers in bytes.
+    """
     if limits.is_recorded and limits.max_bytes < 4 * buffers:
         raise TraceError(
             f"max_size: {limits.max_bytes >> 10} KiB is less than four times the ring buffers of all CPUs ({buffers >> 10} KiB),"
@@ -107,7 +122,7 @@ def check_buffers(limits: Limits, buffers: int) -> None:
 
 
 class Brake:
-    """Watches the rate of a trace: MAX_RATE events per second on the average, and BURST_S seconds of that ahead of it."""
+    """A check of a trace's rate: MAX_RATE events per second on the average, with a burst of BURST_S seconds' worth of events."""
 
     def __init__(self, max_rate: int, now_s: float, events: int) -> None:
         self._max_rate = max_rate
@@ -115,7 +130,10 @@ class Brake:
         self._ahead = 0.0
 
     def look(self, now_s: float, events: int) -> str | None:
-        """Whether to stop with EVENTS so far: why, or None."""
+        """Return why the trace has to stop, or None if its rate is low enough.
+
+        NOW_S is a clock's reading in seconds, EVENTS the number of events since the trace began.
+        """
         (before_s, before), self._last = self._last, (now_s, events)
         passed_s, more = now_s - before_s, events - before
         self._ahead = max(0.0, self._ahead + more - self._max_rate * passed_s)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the options of ftrace_instance to a specification, by what this host's kernel has."""
+"""Turn the options of ftrace_instance into a specification that this host's kernel can trace."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.sysc
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, has_field
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_bytes
 
-_SYSTEMS_OF_USERS = ("synthetic:", "user_events:")  # what somebody has defined, beside probes
+_SYSTEMS_OF_USERS = ("synthetic:", "user_events:")  # events that users have defined, beside probes
 
 
 def find_specification(parameters: Mapping[str, Any], root: str) -> Specification:
-    """What PARAMETERS ask of the kernel of the tracefs at ROOT. Raises FleetError for what it does not have."""
+    """Return the specification that PARAMETERS of ftrace_instance ask for.
+
+    ROOT is the kernel's tracefs. Raises FleetError for a value that is not valid and for what the kernel does not have.
+    """
     profile = PROFILES[parameters["profile"]] if parameters["profile"] else Profile()
     own = [parse_request(entry) for entry in parameters["events"]]
     syscalls = _find_syscalls(parameters, profile)
@@ -58,7 +61,7 @@ def find_specification(parameters: Mapping[str, Any], root: str) -> Specificatio
 
 
 def describe(parameters: Mapping[str, Any], specification: Specification) -> dict[str, Any]:
-    """SPECIFICATION for the manifest, with the profile that it comes from."""
+    """Return SPECIFICATION in the form of the manifest, with the profile that PARAMETERS name."""
     return {
         **vars(specification),
         "profile": parameters["profile"],
@@ -66,7 +69,7 @@ def describe(parameters: Mapping[str, Any], specification: Specification) -> dic
         "io_uring": any(event in specification.events for event in IO_URING_REQUESTS),
         "tracer": vars(specification.tracer),
         "syscalls": vars(specification.syscalls) if specification.syscalls is not None else None,
-        "probes": [vars(one) for one in specification.probes],
+        "probes": [vars(probe) for probe in specification.probes],
         "paths": specification.paths.as_result() if specification.paths else None,
     }
 
@@ -75,20 +78,22 @@ def _find_events(requests: list[EventRequest], root: str) -> dict[str, EventRequ
     if not requests:
         return {}
     available = Instance(root, "..").read("available_events").split()
-    # The kernel's own events stand in no list; that they cannot be had is said later.
-    own = [one.pattern for one in requests if one.pattern.startswith("ftrace:")]
+    # available_events does not list the system ftrace. They pass here, and check_possible refuses them with the right reason.
+    own = [request.pattern for request in requests if request.pattern.startswith("ftrace:")]
     dynamic = {
-        *(one.event for one in list_probes(root, "")),
+        *(probe.event for probe in list_probes(root, "")),
         *(event for event in available if event.startswith(_SYSTEMS_OF_USERS)),
     }
     found = resolve(requests, [*available, *own], dynamic=dynamic, unfiltered=PROCESS_EVENTS)
     return {
-        event: one for event, one in found.items() if not one.needed_field or has_field(root, event, one.needed_field)
+        event: request
+        for event, request in found.items()
+        if not request.needed_field or has_field(root, event, request.needed_field)
     }
 
 
 def _find_syscalls(parameters: Mapping[str, Any], profile: Profile) -> SyscallNumbers | None:
-    """The calls to record; None for none of them."""
+    """Return the numbers of the system calls to record; None to record no calls."""
     compat = parameters["compat"]
     parts = []
     if profile.syscalls:

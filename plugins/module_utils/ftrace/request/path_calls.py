@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which system calls take paths, and in which arguments: what a host records and a controller looks for, from one table. Pure.
+"""List the system calls that take paths, and the arguments that are paths: one table for host and controller. Pure.
 
-Calls of a family do the same in other words: a C library makes whichever it likes of them. So a path belongs to a family, and
-in one thread to that call of it that comes next.
+The calls of a family do the same, and a C library makes any of them. So a recorded path belongs to a family. In its thread it belongs to
+the next call of that family.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ Positions = Tuple[int, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """System calls, and functions of C libraries that make them, each with the positions of its arguments that are paths."""
+    """System calls that do the same, and the functions of C libraries that make them.
+
+    CALLS, FUNCTIONS: name → positions, from 0, of the arguments that are paths.
+    """
 
     calls: Mapping[str, Positions]
     functions: Mapping[str, Positions]
@@ -42,7 +45,7 @@ FAMILIES = {
         {
             **_place(_FIRST, "stat", "stat64", "lstat", "lstat64"),
             **_place(_SECOND, "fstatat", "fstatat64", "statx"),
-            # Before glibc 2.33, of which a version was the first argument.
+            # The functions of glibc before 2.33, whose first argument is a version.
             **_place(_SECOND, "__xstat", "__xstat64", "__lxstat", "__lxstat64"),
             **_place(_THIRD, "__fxstatat", "__fxstatat64"),
         },
@@ -97,21 +100,21 @@ FAMILIES = {
 }
 FAMILY_OF_CALL = {call: name for name, family in FAMILIES.items() for call in family.calls}
 FAMILY_OF_FUNCTION = {function: name for name, family in FAMILIES.items() for function in family.functions}
-# Where the kernel's name for a call's event and function is not the call's own.
+# Calls whose event and function have another name in the kernel.
 _KERNEL_NAMES = {"stat": "newstat", "lstat": "newlstat"}
 CALL_OF_KERNEL_NAME = {name: call for call, name in _KERNEL_NAMES.items()}
 
 
 def name_in_kernel(call: str) -> str:
-    """What the kernel calls CALL in the names of its event and of its function."""
+    """Return the name that the kernel gives to CALL in the names of its event and of its function."""
     return _KERNEL_NAMES.get(call, call)
 
 
 def find_positions(call: str) -> Positions:
-    """Which arguments of CALL, from 0, are paths."""
+    """Return the positions, from 0, of the arguments of CALL that are paths."""
     return FAMILIES[FAMILY_OF_CALL[call]].calls[call]
 
 
 def name_paths(count: int) -> list[str]:
-    """Names of the fields for COUNT paths of one call."""
+    """Return the names of the fields for COUNT paths of one call: path, path2 and so on."""
     return ["path", *(f"path{number}" for number in range(2, count + 1))]

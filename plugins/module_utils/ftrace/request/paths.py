@@ -1,7 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the paths of system calls can be had from this kernel: by the calls' own events, by probes of those, by probes of the
-kernel's functions, or by probes of the container's C library; the first that there is.
+"""Choose how the paths of system calls are recorded on this kernel.
+
+The ways, in the order of preference: the calls' own events, probes on these events, probes on the kernel's functions, and probes on the
+container's C library.
 """
 
 from __future__ import annotations
@@ -26,21 +28,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 WAYS = ("event", "eprobe", "kprobe", "uprobe")
 WISHES = ("false", "true", "auto")
-_OWN_WAYS = WAYS[:-1]  # these slow no container but the one that is traced
+_OWN_WAYS = WAYS[:-1]  # these slow down only the container that is traced
 _FIELD = re.compile(r"field:(?P<type>[^;]*?)(?P<name>\w+)(?:\[\w*\])?;")
 _KERNEL_FUNCTION = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
-# Where a function of the kernel finds the arguments of a call: bytes into pt_regs, whose address is its only argument.
+# Offsets, in bytes, of a call's arguments in pt_regs. The address of pt_regs is the only argument of the kernel's function for the call.
 _REGISTERS = {"x86_64": (0x70, 0x68, 0x60, 0x38), "aarch64": (0, 8, 16, 24)}
 _FIRST_ARGUMENT = {"x86_64": "%di", "aarch64": "%x0"}
-# The registers of a function's arguments in programs.
+# The registers that hold a function's arguments in a program.
 _USER_REGISTERS = {"x86_64": ("%di", "%si", "%dx", "%cx"), "aarch64": ("%x0", "%x1", "%x2", "%x3")}
 _FOLDERS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
 @dataclass(frozen=True)
 class PathPlan:
-    """The way (BY, None for none) that paths are recorded, and WHY; EVENTS of the kernel's own and PROBES of ours; calls of which they are
-    MISSING.
+    """A decision on how the paths of system calls are recorded.
+
+    BY: one of WAYS; None if no paths are recorded.
+    WHY: the reason for this way, in words.
+    EVENTS: the kernel's own events that have to be on.
+    PROBES: the probes that have to be defined.
+    MISSING: the calls whose paths are not recorded.
     """
 
     by: str | None
@@ -50,12 +57,15 @@ class PathPlan:
     missing: tuple[str, ...] = ()
 
     def as_result(self) -> dict[str, Any]:
-        """What modules return of it."""
+        """Return the plan as the modules return it."""
         return {"by": self.by, "why": self.why, "missing": list(self.missing)}
 
 
 def list_calls(numbers: SyscallNumbers | None) -> list[str]:
-    """The calls among those with NUMBERS (all, where there are none) that take paths. Raises TraceError where none does."""
+    """Return the names of the calls with NUMBERS that take paths, sorted.
+
+    None, or an object without numbers, means all calls. Raises TraceError if none of the calls takes a path.
+    """
     names = syscall_names.list_names()
     wanted = names.values() if numbers is None or numbers == SyscallNumbers() else map(names.get, numbers.native)
     calls = sorted({name for name in wanted if name in FAMILY_OF_CALL})
@@ -65,9 +75,11 @@ def list_calls(numbers: SyscallNumbers | None) -> list[str]:
 
 
 def choose_plan(root: str, numbers: SyscallNumbers | None, wish: str, by: str, machine: str = "") -> PathPlan | None:
-    """How the paths of the calls with NUMBERS (None: no calls are recorded) are to be had by WISH, one of WISHES, and BY as for find_plan.
+    """Return how the paths of the calls with NUMBERS are recorded; None if WISH is 'false'.
 
-    For 'true' there has to be a way; for 'auto' there may be none, and none is taken that slows others. Raises TraceError.
+    NUMBERS is None if no calls are recorded. WISH is one of WISHES, BY one of WAYS or 'auto'.
+    With 'auto' as WISH the plan may have no way, and never one that slows down other containers.
+    Raises TraceError if WISH is 'true' and there is no way, and if WISH is 'auto' and BY is 'uprobe'.
     """
     if wish == "false":
         return None
@@ -88,9 +100,10 @@ def choose_plan(root: str, numbers: SyscallNumbers | None, wish: str, by: str, m
 
 
 def find_plan(root: str, calls: Iterable[str], by: str, machine: str = "", *, ways: Sequence[str] = WAYS) -> PathPlan:
-    """The best of WAYS to the paths of CALLS in the tracefs at ROOT, or the one called BY unless that is 'auto'.
+    """Return a plan that records the paths of CALLS by the first of WAYS that works, or by BY unless that is 'auto'.
 
-    Raises TraceError, which says why, where there is none.
+    ROOT is the kernel's tracefs, MACHINE its architecture ('' for this one's).
+    Raises TraceError, with the reason for each way, if none works.
     """
     machine = machine or platform.machine()
     reasons: list[str] = []
@@ -105,22 +118,22 @@ def find_plan(root: str, calls: Iterable[str], by: str, machine: str = "", *, wa
 
 
 def _list_fields(root: str, call: str) -> list[tuple[str, str]]:
-    """Type and name of the arguments in CALL's event, in their order, and of what the kernel adds; none where it has no such event."""
+    """Return type and name of the arguments in CALL's event, in order, then of fields that the kernel adds; empty without such an event."""
     folder = f"events/syscalls/sys_enter_{name_in_kernel(call)}"
     if not os.path.isdir(os.path.join(root, folder)):
         return []
     fields = [
         (match["type"], match["name"]) for match in _FIELD.finditer(Instance(root, "..").read(f"{folder}/format"))
     ]
-    return [one for one in fields if not one[1].startswith(("common_", "__syscall_nr"))]
+    return [(kind, name) for kind, name in fields if not name.startswith(("common_", "__syscall_nr"))]
 
 
 def _plan_by_event(root: str, calls: list[str], _machine: str) -> PathPlan:
-    told = [call for call in calls if any("__data_loc" in kind for kind, _name in _list_fields(root, call))]
-    if not told:
+    with_text = [call for call in calls if any("__data_loc" in kind for kind, _name in _list_fields(root, call))]
+    if not with_text:
         raise TraceError("the kernel's events of system calls have no text (Linux 6.19)")
-    names = tuple(f"syscalls:sys_enter_{name_in_kernel(call)}" for call in told)
-    missing = tuple(call for call in calls if call not in told)
+    names = tuple(f"syscalls:sys_enter_{name_in_kernel(call)}" for call in with_text)
+    missing = tuple(call for call in calls if call not in with_text)
     return PathPlan("event", "the events of system calls have their paths", names, (), missing)
 
 
@@ -137,12 +150,12 @@ def _plan_by_kprobe(root: str, calls: list[str], machine: str) -> PathPlan:
     _check_kind(root, "kprobe")
     prefix = _KERNEL_FUNCTION.get(machine)
     if prefix is None:
-        raise TraceError(f"where the kernel has a call's arguments on {machine} is not known here")
+        raise TraceError(f"this collection does not know where the kernel keeps a call's arguments on {machine}")
 
     def find_pointer(_fields: list[tuple[str, str]], position: int) -> str:
         return f"+{_REGISTERS[machine][position]}({_FIRST_ARGUMENT[machine]})"
 
-    # A call's event is made from its function, so where there is that there is this.
+    # The kernel makes a call's event from its function: a call that has the event has the function, too.
     return _plan_in_kernel(root, calls, "kprobe", prefix, find_pointer, "the kernel's functions")
 
 
@@ -154,8 +167,11 @@ def _plan_in_kernel(
     find_pointer: Callable[[list[tuple[str, str]], int], str],
     place: str,
 ) -> PathPlan:
-    """Probes of KIND, of what is called PREFIX and the call's name. FIND_POINTER gives by the event's fields where its argument at a
-    position is; PLACE says in words where the probes are."""
+    """Return a plan with probes of KIND on PREFIX and the kernel's name of each call.
+
+    FIND_POINTER takes the event's fields and an argument's position, and returns the fetch argument for the pointer.
+    PLACE says in words where the probes sit.
+    """
     probes, missing = [], []
     for call in calls:
         fields, positions = _list_fields(root, call), find_positions(call)
@@ -174,7 +190,7 @@ def _plan_by_uprobe(root: str, calls: list[str], machine: str) -> PathPlan:
     _check_kind(root, "uprobe")
     registers = _USER_REGISTERS.get(machine)
     if registers is None:
-        raise TraceError(f"where programs have a function's arguments on {machine} is not known here")
+        raise TraceError(f"this collection does not know where programs keep a function's arguments on {machine}")
     binaries = list_libraries(machine)
     probes = []
     for name in dict.fromkeys(FAMILY_OF_CALL[call] for call in calls):
@@ -198,7 +214,7 @@ def _plan_by_uprobe(root: str, calls: list[str], machine: str) -> PathPlan:
 
 
 def list_libraries(machine: str) -> tuple[str, ...]:
-    """Where C libraries are in containers, glibc's and musl's."""
+    """Return the paths where containers have their C library: those of glibc, then that of musl."""
     folders = [f"/lib/{_FOLDERS[machine]}", f"/usr/lib/{_FOLDERS[machine]}", "/lib64", "/usr/lib64", "/lib", "/usr/lib"]
     return (*(f"{folder}/libc.so.6" for folder in folders), f"/lib/ld-musl-{machine}.so.1")
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Probes as a user defines them, and as the kernel takes them. Pure.
+"""Turn the probes that a user defines into definitions that the kernel takes. Pure.
 
 Source: Documentation/trace/kprobetrace.rst, uprobetracer.rst and eprobetrace.rst of the kernel.
 """
@@ -15,20 +15,20 @@ from typing import Any, Iterable, Mapping, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.dynamic_events import TYPES
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
 
-# All groups begin with it, and go on with the short id of the container.
+# The name of a probes' group is this prefix, the container's short id, '_' and a digest.
 GROUP_PREFIX = "crashcart_"
-# Names of probes that are our own, for the paths of system calls.
+# The names of this collection's own probes, for the paths of system calls, begin with it.
 PATH_PREFIX = "path_"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
 _ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}\Z")
-# The kernel splits a definition at blanks, takes a hash for the begin of a remark, and a line for a definition.
+# The kernel splits a definition at blanks, begins a comment at a hash, and ends a definition at a line break.
 _ARGUMENT = re.compile(r"[!-\"$-~]{1,255}\Z")
 _FUNCTION = re.compile(r"(?:[A-Za-z_]\w*:)?[A-Za-z_.][\w.$]*(?:\+(?:0x[0-9a-fA-F]+|\d+))?\Z", re.ASCII)
 _EVENT = re.compile(r"([A-Za-z0-9_-]+)[:/]([A-Za-z0-9_-]+)\Z")
 _SYMBOL = re.compile(r"[!-~]{1,1024}\Z")
 _MAX_LINE = 4000  # bytes; the kernel takes less than a page at once
 _DIGEST_LENGTH = 8
-# What says where a probe sits, by its type.
+# The options that say where a probe of a type sits.
 _PLACES = {
     "kprobe": {"function"},
     "kretprobe": {"function"},
@@ -37,7 +37,7 @@ _PLACES = {
     "uretprobe": {"binary", "symbol", "offset"},
 }
 
-# The option probes of modules; parse_request reads an entry.
+# The argument spec of the modules' option probes; parse_request reads an entry.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "name": {"type": "str", "required": True},
     "type": {"type": "str", "required": True, "choices": list(TYPES)},
@@ -53,8 +53,16 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A probe to define. PLACE is the kernel's function or event that it sits on; for one of a program it is '', and it sits on
-    SYMBOL, or at OFFSET bytes, of the first of BINARIES that the container has. Where IS_OPTIONAL that may lack the symbol."""
+    """A probe to define, before a container is known.
+
+    NAME, TYPE: its name, and its type such as kretprobe.
+    PLACE: the kernel's function or event that it sits on; '' for a probe in a program.
+    BINARIES: paths in the container; the probe sits in the first that exists.
+    SYMBOL, OFFSET: the function that it sits on, or its place in bytes from the file's beginning.
+    ARGUMENTS: names and fetch arguments.
+    FILTER: the filter of its event; '' for none.
+    IS_OPTIONAL: True if the container may lack the binary or the symbol.
+    """
 
     name: str
     type: str
@@ -68,15 +76,19 @@ class ProbeRequest:
 
     @property
     def kind(self) -> str:
-        """What the kernel needs to have for it: kprobe, eprobe or uprobe."""
+        """Return the kind of probe that the kernel has to support: kprobe, eprobe or uprobe."""
         return self.type.replace("ret", "")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A probe of a container as it is written to control file FILE, but for its group: '{letter}:GROUP/{name} {rest}'.
+    """A probe of a container as the kernel takes it: '{letter}:GROUP/{name} {rest}'.
 
-    IDENTITY says where it sits, for good: REST may name a descriptor.
+    FILE: the control file that takes the definition.
+    LETTER: the kernel's letter for the type.
+    REST: the place and the arguments.
+    IDENTITY: REST with a place that stays valid; the one in REST may be a descriptor of this process.
+    FILTER: the filter of its event; '' for none.
     """
 
     name: str
@@ -87,12 +99,15 @@ class Definition:
     filter: str
 
     def format(self, group: str) -> str:
-        """The line that defines it in GROUP."""
+        """Return the line that defines the probe in GROUP."""
         return f"{self.letter}:{group}/{self.name} {self.rest}"
 
 
 def parse_request(entry: Mapping[str, Any]) -> ProbeRequest:
-    """An entry of the option probes. Raises TraceError for what no kernel would take, or would take for something else."""
+    """Parse ENTRY of the option probes.
+
+    Raises TraceError for an entry that no kernel would take, or that a kernel would misunderstand.
+    """
     name, kind = entry["name"], entry["type"]
     if not _NAME.match(name):
         raise TraceError(f"probe {name!r}: a name is made of letters, digits and underscores, 63 at most")
@@ -102,7 +117,9 @@ def parse_request(entry: Mapping[str, Any]) -> ProbeRequest:
     strange = given - _PLACES[kind]
     if strange:
         raise TraceError(f"probe {name}: {', '.join(sorted(strange))} is not for a {kind}")
-    arguments = tuple(_parse_argument(name, *one) for one in (entry.get("arguments") or {}).items())
+    arguments = tuple(
+        _parse_argument(name, argument, text) for argument, text in (entry.get("arguments") or {}).items()
+    )
     event_filter = " ".join((entry.get("filter") or "").split())
     if "binary" not in _PLACES[kind]:
         return ProbeRequest(name, kind, _parse_place(entry), arguments=arguments, filter=event_filter)
@@ -167,16 +184,19 @@ def _parse_point(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_names(requests: Iterable[ProbeRequest]) -> None:
-    """Raise TraceError for two probes of one name."""
+    """Raise TraceError if two of REQUESTS have the same name."""
     seen = set()
-    for one in requests:
-        if one.name in seen:
-            raise TraceError(f"probe {one.name}: there are two of that name")
-        seen.add(one.name)
+    for request in requests:
+        if request.name in seen:
+            raise TraceError(f"probe {request.name}: there are two of that name")
+        seen.add(request.name)
 
 
 def make_definition(request: ProbeRequest, place: str, identity: str) -> Definition:
-    """REQUEST at PLACE, as the kernel takes it; IDENTITY is what place that is, for good. Raises TraceError for one that is too long."""
+    """Return the definition of REQUEST at PLACE.
+
+    PLACE may name a descriptor; IDENTITY names the same place for any process. Raises TraceError for a definition that is too long.
+    """
     file, letter = TYPES[request.type]
     rest = " ".join([place, *(f"{name}={text}" for name, text in request.arguments)])
     if len(rest) > _MAX_LINE:
@@ -185,7 +205,10 @@ def make_definition(request: ProbeRequest, place: str, identity: str) -> Definit
 
 
 def name_group(short_id: str, definitions: Sequence[Definition]) -> str:
-    """The group for DEFINITIONS of the container with SHORT_ID. Its name says what is defined in it: other ones are in another group."""
-    parts = [(one.name, one.file, one.letter, one.identity) for one in definitions]
+    """Return the name of the group for DEFINITIONS of the container with SHORT_ID.
+
+    The name has a digest of DEFINITIONS, so other definitions are in another group.
+    """
+    parts = [(definition.name, definition.file, definition.letter, definition.identity) for definition in definitions]
     digest = hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return f"{GROUP_PREFIX}{short_id}_{digest[:_DIGEST_LENGTH]}"

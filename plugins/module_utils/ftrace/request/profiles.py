@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ready answers to what people want to know of a container, as events and system calls. Their cost is in docs/benchmarks.md."""
+"""Define the profiles: ready-made selections of events and system calls. Their cost is in docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ from dataclasses import dataclass
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.events import EventRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_classes import CLASSES
 
-# What is asked for through io_uring is no system call. Its events: for each request (they have been renamed), and for each ring that is made.
+# Requests through io_uring are no system calls, so their events are needed: one for each request (under its newer and its older name),
+# and one for each ring that is made.
 IO_URING_REQUESTS = ("io_uring:io_uring_submit_req", "io_uring:io_uring_submit_sqe")
 IO_URING_CREATE = "io_uring:io_uring_create"
-# Beside calls that name files those that change what a descriptor's file is; %desc has reads and writes, too, which are most of all calls.
+# Calls that name files, and calls that change the file of a descriptor. The class %desc would add reads and writes, which are most of all calls.
 _FILE_CALLS = (
     *("%file", "fchdir", "fchmod", "fchown*", "ftruncate*", "fallocate", "fsync", "fdatasync", "*getdents*", "fstat*"),
     *("fsetxattr", "fgetxattr", "flistxattr", "fremovexattr", "open_by_handle_at", "fsmount"),
 )
-# 32-bit programs' numbers of these are those of write, poll and pread64 of others, which would be recorded all the time. Ends are events.
+# The calls that are left out have, for 32-bit programs, the numbers of 64-bit programs' frequent calls (write, poll and pread64). Those
+# would be recorded all the time. The end of a process is recorded as an event.
 _PROCESS_CALLS = tuple(sorted(CLASSES["process"] - {"exit", "waitpid"}))
 _MEMORY_CALLS = tuple(sorted(CLASSES["memory"] - {"break"}))
 
 
 @dataclass(frozen=True)
 class Profile:
-    """EVENTS beside those that name processes, and SYSCALLS (patterns of names), all or of those the ones that fail."""
+    """A ready-made selection of what to record.
+
+    EVENTS: events beside those that name processes.
+    SYSCALLS: names, patterns and classes of system calls.
+    ERRORS_ONLY: True if only system calls that fail are recorded.
+    """
 
     events: tuple[EventRequest, ...] = ()
     syscalls: tuple[str, ...] = ()
@@ -60,7 +67,7 @@ PROFILES = {
         ),
         _PROCESS_CALLS,
     ),
-    # What the page cache and the kernel's own objects grow by: no tracer of system calls can see it.
+    # The growth of the page cache and of the kernel's own objects shows in no system call.
     "memory": Profile(
         (
             *_optional(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to trace, and the settings of an instance that it comes to. Pure."""
+"""Turn a specification of what to trace into the settings of an instance. Pure."""
 
 from __future__ import annotations
 
@@ -21,28 +21,39 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 SYS_ENTER = "raw_syscalls:sys_enter"
 SYS_EXIT = "raw_syscalls:sys_exit"
-# Without these nobody could say later which process an event was of. The last one comes after an exec of a 64-bit
-# program only, and so tells those from 32-bit ones, whose system calls have other numbers.
+# These events tell a reader the process of each event. The last one comes only after an exec of a 64-bit program, and so tells
+# 64-bit programs from 32-bit ones, whose system calls have other numbers.
 PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename", "syscalls:sys_exit_execve")
-# `docker exec` starts below the container's shim, and so do the runtime's own processes. Until runc hands over to the
-# program it is called runc:[2:INIT]; "exe" is its copy of itself. crun starts within the container's control group.
+# `docker exec` starts its program below the container's shim, where the runtime's own processes start, too. runc is called
+# runc:[2:INIT] until it becomes the program; "exe" is its copy of itself. crun starts within the container's control group.
 _RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "crun" && COMM != "exe"'
-# Busybox's shell starts applets as "exe", too, and the rename from that to the applet's own name tells who it is.
+# Busybox's shell starts applets as "exe", too. The rename from "exe" to the applet's own name has to be recorded: it names the process.
 _RENAME_NOISE = (
     '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && oldcomm != "crun" && '
     '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "crun" && newcomm != "exe"'
 )
-# A trigger without a condition is set off by every process of the host, one with a condition by those of the instance.
+# Every process of the host sets off a trigger without a condition; only the instance's processes set off one with a condition.
 _ANYBODY_OF_OURS = "common_pid >= 0"
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page
 _MAX_ERRNO = 4095
-_NO_SYSCALL = -1  # what a return from a signal's handler ends as
+_NO_SYSCALL = -1  # the number in sys_exit of a return from a signal's handler
 _MIN_BUFFER_KB = 8  # two pages
 
 
 @dataclass(frozen=True)
 class Specification:
-    """What to trace. SYSCALLS None means none of them; BUFFER_KB is per CPU, in units of 1024 bytes."""
+    """A specification of what to trace, in terms of this host's kernel.
+
+    EVENTS: event → request.
+    SYSCALLS: the system calls to record; None for no calls, an object without numbers for all.
+    ERRORS_ONLY: True if only calls that fail are recorded.
+    BUFFER_KB: the ring buffer of one CPU, in units of 1024 bytes.
+    CLOCK: the trace clock.
+    FOLLOW_EXEC: True if programs that the runtime starts in the container later are recorded, too.
+    TRACER, PROBES: the tracer, and the user's probes.
+    PATHS: how the paths of system calls are recorded; None if they are not.
+    IS_RECORDED: True if a recorder drains the buffers to files.
+    """
 
     events: Mapping[str, EventRequest] = field(default_factory=dict)
     syscalls: SyscallNumbers | None = field(default_factory=SyscallNumbers)
@@ -56,15 +67,18 @@ class Specification:
     is_recorded: bool = False
 
     def list_probes(self) -> tuple[ProbeRequest, ...]:
-        """All probes, with those for paths."""
+        """Return all probes: the user's, then those for the paths of system calls."""
         return (*self.probes, *(self.paths.probes if self.paths else ()))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The state of an instance: control file → value, event → filter, event → triggers.
+    """The settings of an instance.
 
-    SWITCHED are events that triggers switch on, and their filters: whether they are on is no matter of settings.
+    FILES: control file → value.
+    EVENTS: event → filter, for all events that are on.
+    TRIGGERS: event → triggers.
+    SWITCHED: event → filter, for events that triggers switch on; these events may be on or off.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -74,7 +88,7 @@ class Settings:
 
 
 def find_settings(specification: Specification) -> Settings:
-    """The settings that SPECIFICATION comes to; raises TraceError for what no kernel would take."""
+    """Return the settings that SPECIFICATION needs; raises TraceError for settings that no kernel would take."""
     if specification.buffer_kb < _MIN_BUFFER_KB:
         raise TraceError(
             f"buffer_size: {specification.buffer_kb} KiB is less than the kernel takes: ask for 8KiB or more"
@@ -82,17 +96,17 @@ def find_settings(specification: Specification) -> Settings:
     check_request(specification.tracer)
     check_names(specification.probes)
     requests = specification.events
-    events = {event: one.filter for event, one in requests.items()}
-    # What others need of these, no filter of a user's may take away.
+    events = {event: request.filter for event, request in requests.items()}
+    # A user's filter must not apply to the events that the paths and the names of processes come from.
     events.update(dict.fromkeys(specification.paths.events if specification.paths else (), ""))
     events.update(dict.fromkeys(PROCESS_EVENTS, ""))
     for event in PROCESS_EVENTS:
         if event in requests and requests[event].filter:
-            raise TraceError(f"{event} takes no filter: it is recorded always, as processes have their names from it")
+            raise TraceError(f"{event} takes no filter: it is always recorded, because it tells the names of processes")
     for event, text in _find_syscall_filters(specification).items():
         own = events.get(event, "")
         events[event] = f"({text}) && ({own})" if text and own else text or own
-    triggers = {event: one.triggers for event, one in sorted(requests.items()) if one.triggers}
+    triggers = {event: request.triggers for event, request in sorted(requests.items()) if request.triggers}
     targets = {parse_trigger(text).target for texts in triggers.values() for text in texts}
     noise = _RUNTIME_NOISE if specification.follow_exec else ""
     settings = Settings(
@@ -101,7 +115,7 @@ def find_settings(specification: Specification) -> Settings:
             "buffer_size_kb": str(specification.buffer_kb),
             "options/overwrite": "1",
             "options/event-fork": "1",
-            # Where a recorder drains the buffer, tracing stops with that.
+            # A trace that a recorder drains stops when that recorder ends.
             "options/disable_on_free": "1" if specification.is_recorded else "0",
             **specification.tracer.find_files(),
         },
@@ -122,20 +136,20 @@ def find_settings(specification: Specification) -> Settings:
 
 
 def leave_out_noise(text: str) -> str:
-    """TEXT, which quotes filters, without what we have put into them about the runtime's processes."""
+    """Return TEXT, which quotes filters, without the conditions about the runtime's processes that find_settings adds."""
     for noise in (_RUNTIME_NOISE, _RENAME_NOISE):
         text = text.replace(f" && {noise}", "").replace(f"{noise} && ", "")
     return text
 
 
 def add_probes(settings: Settings, probes: Mapping[str, str], *, follow_exec: bool) -> Settings:
-    """SETTINGS, and the events of PROBES (event → filter) of one container."""
+    """Return SETTINGS with the events of one container's PROBES (event → filter)."""
     noise = _RUNTIME_NOISE if follow_exec else ""
     return replace(settings, events={**settings.events, **{event: _join(noise, own) for event, own in probes.items()}})
 
 
 def _find_syscall_filters(specification: Specification) -> dict[str, str]:
-    """Events of system calls and their filters."""
+    """Return event → filter for the events that record system calls."""
     numbers = specification.syscalls
     if numbers is None:
         return {}
@@ -144,10 +158,10 @@ def _find_syscall_filters(specification: Specification) -> dict[str, str]:
         returned = {_NO_SYSCALL} if numbers.has_returns else set()
         return {SYS_ENTER: wanted, SYS_EXIT: make_filter("id", {*numbers.native, *numbers.compat, *returned})}
     failed = f"ret < 0 && ret >= -{_MAX_ERRNO}"
-    # What fewest events pass comes first: the kernel looks no further.
+    # The kernel stops at the first condition that fails, so the condition that fewest events pass comes first.
     return {SYS_EXIT: f"{failed} && ({wanted})" if wanted else failed}
 
 
 def _join(noise: str, own: str) -> str:
-    # First what fewest events pass and compares numbers: the kernel looks no further.
+    # The kernel stops at the first condition that fails. The own filter comes first: fewer events pass it, and it compares numbers.
     return f"({own}) && {noise}" if noise and own else noise or own

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tracers of an instance: which this kernel has, for whom, and what they are to trace.
+"""Check and describe tracers: which ones the kernel has, which ones an instance may use, and the functions that they trace.
 
 Source: Documentation/trace/ftrace.rst of the kernel.
 """
@@ -15,7 +15,7 @@ from typing import Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
-# Tracer → the kernel's option that brings it.
+# Tracer → the kernel's build option for it.
 OPTIONS = {
     "nop": "CONFIG_TRACING",
     "function": "CONFIG_FUNCTION_TRACER",
@@ -36,9 +36,12 @@ _GRAPH_IN_INSTANCES = (6, 11)
 
 @dataclass(frozen=True)
 class TracerRequest:
-    """A tracer, and for those of functions which (globs; none means all) and which not.
+    """A tracer and the functions that it traces.
 
-    The depth of graphs cannot be chosen: max_graph_depth is one for the whole host.
+    TRACER: the kernel's name of the tracer.
+    FUNCTIONS: names or globs of the functions to trace; empty for all.
+    NOTRACE: names or globs of the functions to leave out.
+    There is no field for the depth of graphs: max_graph_depth applies to the whole host.
     """
 
     tracer: str = "nop"
@@ -46,10 +49,10 @@ class TracerRequest:
     notrace: tuple[str, ...] = ()
 
     def find_files(self) -> dict[str, str]:
-        """Control file → value, in the order of writing; patterns are separated by blanks."""
+        """Return control file → value, in the order of writing; blanks separate patterns."""
         if self.tracer not in FUNCTION_TRACERS:
             return {"current_tracer": self.tracer}
-        # First what to trace: a tracer of all functions of the kernel costs, even for a moment.
+        # The functions come before the tracer: tracing all functions of the kernel is costly, even for a moment.
         return {
             FILTER: " ".join(self.functions),
             NOTRACE: " ".join(self.notrace),
@@ -59,20 +62,23 @@ class TracerRequest:
 
 
 def check_request(request: TracerRequest) -> None:
-    """Raise TraceError for options that do not fit the tracer. Pure."""
+    """Raise TraceError if a function of REQUEST is no name or glob, or if its tracer takes no functions. Pure."""
     for text in (*request.functions, *request.notrace):
         if (
             not text
             or not text.isascii()
             or any(not ("!" < character <= "~") or character in "#:" for character in text)
         ):
-            raise TraceError(f"{text!r} is not a kernel function or a glob of such")
+            raise TraceError(f"{text!r} is neither the name of a kernel function nor a glob")
     if request.tracer not in FUNCTION_TRACERS and (request.functions or request.notrace):
         raise TraceError("functions and notrace are for the tracers function and function_graph")
 
 
 def check_possible(root: str, request: TracerRequest, own: Sequence[str], release: tuple[int, ...]) -> None:
-    """Raise TraceError, before anything is changed, for a tracer that the tracefs at ROOT does not give to instances called OWN."""
+    """Raise TraceError if the instances called OWN cannot use the tracer of REQUEST.
+
+    ROOT is the kernel's tracefs, RELEASE the kernel's version, such as (6, 11). Nothing is changed.
+    """
     tracer = request.tracer
     if tracer == "nop":
         return
@@ -82,17 +88,17 @@ def check_possible(root: str, request: TracerRequest, own: Sequence[str], releas
         raise TraceError(f"{list_missing(offered)[tracer]}; it has {', '.join(sorted(offered))}")
     if tracer == "function_graph" and release < _GRAPH_IN_INSTANCES:
         raise TraceError(
-            "before Linux 6.11 function_graph is for one user per host, the top instance, which is everybody's and"
-            " so not ours: use the tracer function"
+            "before Linux 6.11 function_graph works only in the top instance, which is shared by the whole host and so not"
+            " used here: use the tracer function"
         )
     if tracer in LATENCY_TRACERS:
         users = [name for name, other in gen_tracers(root) if name not in own and other in LATENCY_TRACERS]
         if users:
             raise TraceError(
-                f"tracer {tracer!r} is for one user per host, and {users[0]} has one like it: end that first"
+                f"tracer {tracer!r} is for one instance per host, and {users[0]} uses one like it: end that trace first"
             )
         if len(own) > 1:
-            raise TraceError(f"tracer {tracer!r} is for one user per host: select one container, not {len(own)}")
+            raise TraceError(f"tracer {tracer!r} is for one instance per host: select one container, not {len(own)}")
         return
     known = list_functions(root)
     for pattern in (*request.functions, *request.notrace):
@@ -102,17 +108,17 @@ def check_possible(root: str, request: TracerRequest, own: Sequence[str], releas
 
 
 def gen_tracers(root: str) -> Iterator[tuple[str, str]]:
-    """Name of an instance and its tracer, for all instances of the tracefs at ROOT, the top one included."""
+    """Yield name and tracer of each instance of the tracefs at ROOT, the top instance included."""
     yield "the top instance", Instance(root, "..").read("current_tracer")
     for name in sorted(os.listdir(os.path.join(root, "instances"))):
         try:
             yield name, Instance(root, name).read("current_tracer")
         except TraceError:
-            continue  # it has just been removed
+            continue  # the instance has just been removed
 
 
 def list_functions(root: str) -> list[str]:
-    """Names of the kernel's functions that can be traced; raises TraceError where the host does not let anybody trace them."""
+    """Return the names of the kernel's functions that can be traced; raises TraceError if the host permits no tracing of functions."""
     try:
         text = Instance(root, "..").read(_FUNCTIONS)
     except TraceError as error:
@@ -123,17 +129,17 @@ def list_functions(root: str) -> list[str]:
 
 
 def list_missing(offered: Sequence[str]) -> dict[str, str]:
-    """Tracer → why it cannot be had, for those that are not in OFFERED, the kernel's list."""
+    """Return tracer → reason for the known tracers that are not in OFFERED, the kernel's list."""
     return {
         name: f"the kernel has no tracer {name} ({option})" for name, option in OPTIONS.items() if name not in offered
     }
 
 
 def find_functions(patterns: str, known: Sequence[str]) -> set[str]:
-    """The KNOWN functions that PATTERNS, separated by blanks, mean."""
+    """Return the KNOWN functions that match PATTERNS, which blanks separate."""
     return {name for pattern in patterns.split() for name in fnmatch.filter(known, pattern)}
 
 
 def parse_filter(text: str) -> set[str]:
-    """The functions in the text of set_ftrace_filter or set_ftrace_notrace; empty for all or none of them."""
+    """Return the functions in TEXT, the content of set_ftrace_filter or set_ftrace_notrace; empty if it names none."""
     return {line.split()[0] for line in text.splitlines() if line and not line.startswith("#")}

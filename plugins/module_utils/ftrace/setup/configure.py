@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The settings of one trace instance: read them, see whether they can be had, bring the instance to them."""
+"""Read, check and write the settings of one trace instance."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ CPUS = "tracing_cpumask"
 
 
 def parse_buffer_kb(text: str) -> int:
-    """Kibibytes per CPU from the text of buffer_size_kb, which before the first use reads '7 (expanded: 1408)'."""
+    """Return the KiB per CPU in TEXT, the content of buffer_size_kb; 0 if it has no number.
+
+    Before its first use an instance says '7 (expanded: 1408)', of which the first number counts.
+    """
     words = text.split()
     return int(words[0]) if words and words[0].isdigit() else 0
 
 
 def with_all_cpus(settings: Settings) -> Settings:
-    """SETTINGS, and that events of all of this host's CPUs are recorded."""
+    """Return SETTINGS with a CPU mask of all CPUs that this host may have."""
     with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
         count = int(file.read().strip().rpartition(",")[2].rpartition("-")[2]) + 1
     digits = f"{(1 << count) - 1:x}"
@@ -44,21 +47,24 @@ def _parse_cpus(text: str) -> int:
 
 
 def read_triggers(instance: Instance) -> dict[str, list[str]]:
-    """The triggers of all events that are on or have been, as the kernel shows them: they outlive that their event is switched off."""
+    """Return event → triggers, as the kernel shows them, for the events of INSTANCE that have some.
+
+    An event's triggers stay when the event is switched off. So the events in the record of INSTANCE are read, too.
+    """
     events = {**instance.read_events(), **metadata.read_record(instance).get("events", {})}
-    there = [event for event in events if os.path.isdir(os.path.join(instance.path, "events", *event.split(":")))]
-    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in there}
+    existing = [event for event in events if os.path.isdir(os.path.join(instance.path, "events", *event.split(":")))]
+    found = {event: event_words.parse_triggers(instance.read_triggers(event)) for event in existing}
     return {event: triggers for event, triggers in found.items() if triggers}
 
 
 def read_settings(instance: Instance, wanted: Settings) -> Settings:
-    """The present values of the files that WANTED names, all enabled events, and their triggers.
+    """Return the present settings of INSTANCE: the files that WANTED names, all enabled events, and the triggers.
 
-    What is as good as wanted reads as wanted: a buffer that the kernel has rounded up, a trigger that has run down.
+    A value that is as good as the one in WANTED is returned as WANTED has it, such as a rounded buffer size or a trigger with a used count.
     """
     files = {name: instance.read(name) for name in wanted.files}
     files["trace_clock"] = instance.read_clock()
-    # The kernel rounds a buffer up to whole pages, and newer ones say so.
+    # The kernel rounds a buffer up to whole pages, and newer kernels show the rounded size.
     wanted_kb = int(wanted.files["buffer_size_kb"])
     if 0 <= parse_buffer_kb(files["buffer_size_kb"]) - wanted_kb <= _PAGE_KB:
         files["buffer_size_kb"] = str(wanted_kb)
@@ -78,20 +84,22 @@ def read_settings(instance: Instance, wanted: Settings) -> Settings:
 
 
 def match_triggers(wanted: tuple[str, ...], present: Iterable[str]) -> tuple[str, ...]:
-    """PRESENT triggers of an event, in the words and the order of WANTED where they are the same."""
+    """Return the PRESENT triggers of an event; those that are WANTED come first, in the text and order of WANTED."""
     left = sorted(present)
     matched = []
-    for one in wanted:
-        same = next((text for text in left if event_words.is_same_trigger(one, text)), None)
+    for trigger in wanted:
+        same = next((text for text in left if event_words.is_same_trigger(trigger, text)), None)
         if same is not None:
             left.remove(same)
-            matched.append(one)
+            matched.append(trigger)
     return (*matched, *map(event_words.format_present, left))
 
 
 def check_possible(root: str, settings: Settings, names: Sequence[str]) -> None:
-    """Raise TraceError, before anything is changed, for what the kernel does not have or allow, and for buffers that the
-    host has no memory for, for instances called NAMES."""
+    """Raise TraceError if the instances called NAMES cannot have SETTINGS.
+
+    The kernel of the tracefs at ROOT may lack a tracer, an event or a trigger, or the host the memory for the buffers. Nothing is changed.
+    """
     files = settings.files
     request = tracers.TracerRequest(
         files.get("current_tracer", "nop"),
@@ -120,10 +128,10 @@ def check_possible(root: str, settings: Settings, names: Sequence[str]) -> None:
 
 
 def list_offered_triggers(root: str) -> list[str]:
-    """Names of the triggers that the kernel of the tracefs at ROOT offers."""
+    """Return the names of the triggers that the kernel of the tracefs at ROOT offers."""
     top = Instance(root, "..")
     for event in top.read("available_events").splitlines():
-        # An event that somebody's trigger is on shows that instead.
+        # An event that has a trigger shows this trigger instead of the offered ones.
         offered = event_words.parse_available_triggers(top.read_triggers(event))
         if offered:
             return offered
@@ -131,13 +139,13 @@ def list_offered_triggers(root: str) -> list[str]:
 
 
 class Followers(Protocol):
-    """Whose events an instance records."""
+    """The threads that an instance records."""
 
     def begin(self) -> None:
-        """Record these and nobody else."""
+        """Record these threads and no others."""
 
     def restore(self) -> None:
-        """Record who was recorded before that."""
+        """Record the threads that were recorded before begin."""
 
 
 def configure(
@@ -148,15 +156,16 @@ def configure(
     define: Callable[[], Any],
     look_after: Callable[[], Any],
 ) -> None:
-    """Bring INSTANCE to SETTINGS, DEFINE what events of it have to be first, record FOLLOWERS, have somebody LOOK_AFTER it, and start it.
+    """Bring INSTANCE to SETTINGS, have it record FOLLOWERS, and switch it on.
 
-    Where that fails it is as it was before, or gone if it was made here.
+    PRESENT is its present settings; None if it has to be made. DEFINE defines its probes, LOOK_AFTER gives it to the recorder.
+    After a failure INSTANCE is as it was before; one that was made here is removed.
     """
     with ExitStack() as undo:
         if present is None:
             instance.create()
             undo.callback(instance.remove)
-        # Only now: probes whose instance there is are nobody's leftovers.
+        # The instance has to exist before its probes: a cleanup removes probes without an instance.
         define()
         if present is not None:
             undo.callback(_put_back, instance, present, settings, followers, is_on=instance.is_tracing())
@@ -165,7 +174,7 @@ def configure(
             try:
                 _write(instance, present, settings, followers)
             except TraceError as error:
-                error.args = (leave_out_noise(str(error)),)  # what is wrong is in what the user has written
+                error.args = (leave_out_noise(str(error)),)  # the mistake is in the user's part of a filter
                 raise
         look_after()
         instance.trace_on()
@@ -175,22 +184,22 @@ def configure(
 def _write(instance: Instance, present: Settings | None, settings: Settings, followers: Followers) -> None:
     """Bring INSTANCE, which is off and PRESENT or new, to SETTINGS, and have it record FOLLOWERS."""
     _write_files(instance, present, settings)
-    # Triggers begin anew with any change: those of a stopped trace have run down maybe.
+    # Triggers are set anew with any change: the counts in a stopped trace may be used up.
     has_triggers = settings.triggers or (present and present.triggers)
     is_same = present is not None and present.events == settings.events and not has_triggers
     if present is not None and not is_same:
         clear_events(instance, {*present.events, *present.triggers})
-    # First who: while there is nobody in the list every process of the host would set off triggers, also while nothing is traced.
+    # The threads come before the events: with an empty list every process of the host would set off triggers, also while tracing is off.
     followers.begin()
     if not is_same:
         _write_events(instance, settings)
 
 
 def _put_back(instance: Instance, present: Settings, settings: Settings, followers: Followers, *, is_on: bool) -> None:
-    """Bring INSTANCE, which was to have SETTINGS, back to what was PRESENT, and have it trace if it IS_ON."""
-    # What was written meanwhile is known by its events only, and these may have been written in part.
+    """Bring INSTANCE from a part of SETTINGS back to those that were PRESENT, and have it trace if it IS_ON."""
+    # Any of the events of both may be on now, because SETTINGS may have been written in part.
     clear_events(instance, {*settings.events, *present.events, *present.triggers})
-    # A file that has not changed is not written again: what refused the change may refuse that, too.
+    # An unchanged file is not written again: the kernel may refuse that write for the reason that it refused the change.
     with metadata.noting_discarded(instance):
         _write_files(instance, read_settings(instance, present), present)
     followers.restore()
@@ -200,7 +209,7 @@ def _put_back(instance: Instance, present: Settings, settings: Settings, followe
 
 
 def _write_files(instance: Instance, present: Settings | None, settings: Settings) -> None:
-    """Bring the control files of INSTANCE to SETTINGS; what is so in PRESENT already is left alone."""
+    """Bring the control files of INSTANCE to SETTINGS; those with the right value in PRESENT are not written."""
     for name, value in settings.files.items():
         if present is None or present.files[name] != value:
             _write_file(instance, name, value)
@@ -212,9 +221,9 @@ def _write_events(instance: Instance, settings: Settings) -> None:
         instance.event_filter(event, event_filter)
     for event, triggers in settings.triggers.items():
         for text in triggers:
-            # Of a trigger's condition that is refused older kernels do not say why, of a filter they do.
+            # The condition is written as a filter first: older kernels give a reason for a filter that they refuse, but not for a trigger.
             instance.event_filter(event, event_words.parse_trigger(text).condition)
-    # Filters first: an event that is on without its own would record others for a moment.
+    # An event's filter comes before its switch: without the filter it would record other events for a moment.
     for event, event_filter in settings.events.items():
         instance.event_enable(event, event_filter)
     for event, triggers in settings.triggers.items():
@@ -233,7 +242,7 @@ def _write_file(instance: Instance, name: str, value: str) -> None:
             raise
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY:
             raise TraceError(
-                f"buffer_size cannot change while somebody reads the trace: end who does ({error})"
+                f"buffer_size cannot change while another process reads the trace: end that process first ({error})"
             ) from error
         cpus = len(instance.list_cpus())
         raise TraceError(
@@ -243,7 +252,7 @@ def _write_file(instance: Instance, name: str, value: str) -> None:
 
 
 def clear_events(instance: Instance, events: Iterable[str]) -> None:
-    """Record no event in INSTANCE any more, and take away the triggers of EVENTS."""
+    """Switch off all events of INSTANCE, and remove the triggers of EVENTS."""
     instance.events_disable()
     for event in events:
         for text in event_words.parse_triggers(instance.read_triggers(event)):

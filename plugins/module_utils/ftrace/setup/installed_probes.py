@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The probes of one container: where they sit in its programs, their definition in the kernel, and their end.
+"""Find the places of a container's probes in its programs, define the probes in the kernel, and remove them.
 
-They are in a group of the container's own, whose name also says what is in it. So what is defined is read from the kernel, and a
-change defines new ones beside the old ones. These are off then and stay as long as the instance does: its buffer may hold events of
-theirs, which nobody could read without them.
+The probes are in groups of the container's own, and a group's name has a digest of its definitions. So the kernel tells which probes are
+defined. A change defines new probes beside the old ones and switches the old ones off. The old ones stay as long as the instance: its
+buffer may hold their events, which cannot be read without their formats.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 _GROUP = re.compile(rf"{GROUP_PREFIX}([0-9a-f]{{{SHORT_ID_LENGTH}}})_")
 _REMOVE_TIMEOUT_S = 3.0
 _HINTS = {
-    errno.ENOSYS: "it takes openat2 (Linux 5.6)",
+    errno.ENOSYS: "it needs openat2 (Linux 5.6)",
     errno.ELOOP: "too many symbolic links, or one of /proc, and none of those is followed",
 }
 
@@ -52,30 +52,30 @@ class ProbeSet:
     definitions: tuple[Definition, ...] = ()
 
     def list_events(self) -> dict[str, str]:
-        """Event → filter."""
-        return {f"{self.group}:{one.name}": one.filter for one in self.definitions}
+        """Return event → filter for the events of the probes."""
+        return {f"{self.group}:{definition.name}": definition.filter for definition in self.definitions}
 
 
 @dataclass(frozen=True)
 class _Binary:
-    """A file of a container: a descriptor of it, and its functions."""
+    """A program or library of a container: FD is its descriptor, ELF tells its functions."""
 
     fd: int
     elf: ElfFile
 
 
 def check_possible(root: str, requests: Sequence[ProbeRequest]) -> None:
-    """Raise TraceError, before anything is changed, for probes of a kind that the kernel of the tracefs at ROOT does not have."""
+    """Raise TraceError if the kernel of the tracefs at ROOT lacks a kind of probe that REQUESTS need; nothing is changed."""
     missing = dynamic_events.find_missing_kinds(root) if requests else {}
-    for one in requests:
-        if one.kind in missing:
-            raise TraceError(f"probe {one.name}: {missing[one.kind]}")
+    for request in requests:
+        if request.kind in missing:
+            raise TraceError(f"probe {request.name}: {missing[request.kind]}")
 
 
 def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: ExitStack) -> ProbeSet:
-    """What REQUESTS come to in TARGET; its programs stay open until STACK ends. Raises TraceError where one has no such place.
+    """Return the probes for REQUESTS in TARGET, whose programs stay open until STACK ends.
 
-    In one that is awaited there are none but the kernel's.
+    Raises TraceError if a probe's place does not exist, and for a probe in a program of an awaited container.
     """
     (found,) = bind_all([target], requests, stack)
     if isinstance(found, FleetError):
@@ -86,11 +86,12 @@ def bind(target: Target | Awaited, requests: Sequence[ProbeRequest], stack: Exit
 def bind_all(
     targets: Sequence[Target | Awaited], requests: Sequence[ProbeRequest], stack: ExitStack
 ) -> list[ProbeSet | FleetError]:
-    """The same for each of TARGETS: its probes, or why it has none, which costs no other.
+    """Return for each of TARGETS its probes for REQUESTS, or the error for which it has none.
 
-    A container's programs are opened and read by a child that can be killed: what it serves itself may never answer.
+    The programs stay open until STACK ends. A child that can be killed opens and reads them: a file system that the container serves
+    itself may never answer. An error for one target does not affect the others.
     """
-    needed = [one for one in requests if one.binaries]
+    needed = [request for request in requests if request.binaries]
     running = [target for target in targets if not isinstance(target, Awaited)]
     looks = iter(_look_at_programs(running, requests, stack) if needed else [])
     found: list[ProbeSet | FleetError] = []
@@ -99,7 +100,7 @@ def bind_all(
         if needed and isinstance(target, Awaited):
             places = TraceError(
                 f"container {target.container.name} does not run, and probes in programs ({needed[0].name}) do not follow a start:"
-                f" start it first, or leave {'paths, which needs such here,' if needed[0].is_optional else 'it'} out"
+                f" start it first, or leave out {'paths, which needs such probes here' if needed[0].is_optional else 'this probe'}"
             )
         elif needed:
             places = next(looks)
@@ -110,9 +111,8 @@ def bind_all(
     return found
 
 
-_Places = Dict[
-    int, Tuple[str, str]
-]  # for the number of a request: its place for the kernel, and what place that is for good
+# Index of a request → its place for the kernel, and the identity of that place.
+_Places = Dict[int, Tuple[str, str]]
 
 
 def _look_at_programs(
@@ -156,12 +156,11 @@ def _make_gone(target: Target) -> ContainerGoneError:
 def _parse_places(target: Target, outcome: Any) -> _Places:
     if isinstance(outcome, OSError):
         raise TraceError(
-            f"the programs of container {target.name} cannot be looked at: {outcome.strerror}; trace it without probes"
-            " in programs"
+            f"the programs of container {target.name} cannot be read: {outcome.strerror}; trace it without probes in programs"
         )
     if isinstance(outcome, dict):
         raise TraceError(outcome["error"])
-    # The kernel reads a probe's place, and nobody can kill it while it waits for an answer.
+    # The kernel reads a probe's place when the probe is defined. Nobody can kill it while it waits for a file system's answer.
     found = target.read_mounts()
     if any(is_served(found, device) for device in outcome.value["devices"]):
         raise TraceError(
@@ -175,30 +174,36 @@ def _parse_places(target: Target, outcome: Any) -> _Places:
 
 
 def is_served(found: Sequence[mounts.Mount], device: int) -> bool:
-    """Whether DEVICE is a FUSE mount of the container with the mounts FOUND, or may be upon one. Its root is its runtime's, and is none."""
-    roots = {mounts.parse_device(one.device) for one in found if one.mount_point == "/"}
-    served = {mounts.parse_device(one.device) for one in found if one.filesystem.split(".")[0] in ("fuse", "fuseblk")}
-    known = {mounts.parse_device(one.device) for one in found}
+    """Return True if DEVICE is a FUSE mount of the container with the mounts FOUND, or may lie on one.
+
+    The container's root never counts: its runtime has mounted it.
+    """
+    roots = {mounts.parse_device(mount.device) for mount in found if mount.mount_point == "/"}
+    served = {
+        mounts.parse_device(mount.device) for mount in found if mount.filesystem.split(".")[0] in ("fuse", "fuseblk")
+    }
+    known = {mounts.parse_device(mount.device) for mount in found}
     return device not in roots and (device in served or (device not in known and bool(served - roots)))
 
 
 def _make_probes(target: Target | Awaited, requests: Sequence[ProbeRequest], places: _Places) -> ProbeSet:
     definitions: list[Definition] = []
     taken: set[str] = set()
-    for number, one in enumerate(requests):
-        if one.binaries and number not in places:
-            continue  # an optional one
-        definition = make_definition(one, *(places[number] if one.binaries else (one.place, one.place)))
-        # Two names of one function would be two events of one call.
-        if not (one.is_optional and definition.identity in taken):
+    for number, request in enumerate(requests):
+        if request.binaries and number not in places:
+            continue  # an optional probe
+        place, identity = places[number] if request.binaries else (request.place, request.place)
+        definition = make_definition(request, place, identity)
+        # With probes on two names of one function, a call would be recorded as two events.
+        if not (request.is_optional and definition.identity in taken):
             definitions.append(definition)
-        if one.binaries:
+        if request.binaries:
             taken.add(definition.identity)
-    optional = [one for one in requests if one.is_optional]
-    if optional and not {one.name for one in optional} & {one.name for one in definitions}:
+    optional = [request for request in requests if request.is_optional]
+    if optional and not {request.name for request in optional} & {definition.name for definition in definitions}:
         raise TraceError(
             f"container {target.container.name} has none of {', '.join(optional[0].binaries)} with functions that take paths:"
-            " its programs make their system calls by themselves, and this kernel has no other way to their paths"
+            " its programs make their system calls without a C library, and this kernel has no other way to their paths"
         )
     if not definitions:
         return ProbeSet()
@@ -206,16 +211,16 @@ def _make_probes(target: Target | Awaited, requests: Sequence[ProbeRequest], pla
 
 
 def _find_places(name: str, root_fd: int, requests: Sequence[ProbeRequest]) -> bounded.Held:
-    """Where REQUESTS sit in the programs of container NAME: number, descriptor, offset and identity of each, and the descriptors."""
+    """Return the places of REQUESTS in the programs of container NAME: index, descriptor, offset and identity of each."""
     binaries: dict[str, _Binary | None] = {}
     fds: list[int] = []
     places = []
-    for number, one in enumerate(requests):
-        for path in one.binaries:
+    for number, request in enumerate(requests):
+        for path in request.binaries:
             if path not in binaries:
                 binaries[path] = _open_binary(name, root_fd, path)
-        binary = next((found for found in map(binaries.get, one.binaries) if found), None)
-        offset = _find_offset(name, one, binary) if one.binaries else None
+        binary = next((found for found in map(binaries.get, request.binaries) if found), None)
+        offset = _find_offset(name, request, binary) if request.binaries else None
         if binary is None or offset is None:
             continue
         if binary.fd not in fds:
@@ -226,9 +231,9 @@ def _find_places(name: str, root_fd: int, requests: Sequence[ProbeRequest]) -> b
 
 
 def _find_offset(name: str, request: ProbeRequest, binary: _Binary | None) -> int | None:
-    """Where REQUEST sits in BINARY; None for an optional one that has no place there."""
+    """Return the offset of REQUEST in BINARY; None for an optional probe that has no place there."""
     where = f"probe {request.name}: {', '.join(request.binaries)} of container {name}"
-    # The optional ones are of the kernel's own word size: 32-bit programs have their arguments elsewhere.
+    # The optional probes fit 64-bit programs only: 32-bit programs pass their arguments in other places.
     if request.is_optional and (binary is None or not binary.elf.is_64):
         return None
     if binary is None:
@@ -245,15 +250,15 @@ def _find_offset(name: str, request: ProbeRequest, binary: _Binary | None) -> in
         raise TraceError(f"{where}: {error}") from error
     if offset is None and not request.is_optional:
         raise TraceError(
-            f"{where}: it has no function {request.symbol!r}; strip may have taken its name away, then give an offset"
+            f"{where}: it has no function {request.symbol!r}; if strip has removed its name, give an offset instead"
         )
-    # The kernel looks the file up once, here and now. By its descriptor it is the very one that was looked at, whatever
-    # the container does to its path, and the path may hold what no definition can.
+    # The kernel looks the file up once, when the probe is defined. The descriptor names the very file that was read here, whatever the
+    # container does to its path. A path may also hold characters that no definition can.
     return offset
 
 
 def _open_binary(name: str, root_fd: int, path: str) -> _Binary | None:
-    """The program or library PATH of container NAME, found as if its root were ours; None where there is none."""
+    """Open the program or library PATH below ROOT_FD, the root of container NAME; return None if it does not exist."""
     where = f"{path!r} of container {name}"
     try:
         fd = strange_files.open_regular(root_fd, path)
@@ -270,38 +275,41 @@ def _open_binary(name: str, root_fd: int, path: str) -> _Binary | None:
 
 
 def define(root: str, probes: ProbeSet) -> None:
-    """Define those of PROBES that the kernel does not have yet: their group's name says that they are the same."""
-    for one in probes.definitions:
-        if not dynamic_events.exists(root, f"{probes.group}:{one.name}"):
-            dynamic_events.define(root, one.file, one.format(probes.group))
+    """Define those of PROBES that the kernel of the tracefs at ROOT does not have yet.
+
+    A probe of the same name in the same group is the same probe, because the group's name has a digest of its definitions.
+    """
+    for definition in probes.definitions:
+        if not dynamic_events.exists(root, f"{probes.group}:{definition.name}"):
+            dynamic_events.define(root, definition.file, definition.format(probes.group))
 
 
 def list_defined(root: str, short_id: str) -> list[dynamic_events.Probe]:
-    """The probes of the container with SHORT_ID that the kernel of the tracefs at ROOT has, on or off."""
+    """Return the probes of the container with SHORT_ID, on or off, that the kernel of the tracefs at ROOT has."""
     return dynamic_events.list_probes(root, f"{GROUP_PREFIX}{short_id}_")
 
 
 def list_own(instance: Instance, short_id: str) -> list[dynamic_events.Probe]:
-    """The probes of the container with SHORT_ID that are on in INSTANCE."""
-    return [one for one in list_defined(instance.root, short_id) if dynamic_events.is_on(instance, one.event)]
+    """Return the probes of the container with SHORT_ID that are on in INSTANCE."""
+    return [probe for probe in list_defined(instance.root, short_id) if dynamic_events.is_on(instance, probe.event)]
 
 
 def remove_unused(
     instance: Instance, short_id: str, *, kept: Collection[dynamic_events.Probe] = (), busy_ok: bool = False
 ) -> bool:
-    """Remove the probes of the container with SHORT_ID that are not on in INSTANCE, but for those KEPT; whether any was removed.
+    """Remove the probes of the container with SHORT_ID that are neither on in INSTANCE nor among those KEPT.
 
-    Raises TraceError for those that others have switched on, unless BUSY_OK.
+    Returns True if any was removed. Raises TraceError for probes that other people have switched on, unless BUSY_OK; the rest is removed.
     """
-    found = [one for one in list_defined(instance.root, short_id) if one not in kept]
-    is_there = instance.exists()
+    found = [probe for probe in list_defined(instance.root, short_id) if probe not in kept]
+    has_instance = instance.exists()
     removed = False
     failures: list[str] = []
-    for one in found:
-        if is_there and dynamic_events.is_on(instance, one.event):
+    for probe in found:
+        if has_instance and dynamic_events.is_on(instance, probe.event):
             continue
         try:
-            dynamic_events.remove(instance.root, one, _REMOVE_TIMEOUT_S if not failures else 0.0)
+            dynamic_events.remove(instance.root, probe, _REMOVE_TIMEOUT_S if not failures else 0.0)
             removed = True
         except TraceError as error:
             failures.append(str(error))
@@ -311,19 +319,26 @@ def remove_unused(
 
 
 def list_orphans(root: str, prefix: str) -> set[str]:
-    """Short ids of containers that have probes and no instance, which is called PREFIX and the id: a killed task has left them."""
-    matches = (_GROUP.match(one.group) for one in dynamic_events.list_probes(root, GROUP_PREFIX))
+    """Return the short ids of containers that have probes but no instance, as a killed task leaves them.
+
+    ROOT is the tracefs; an instance's name is PREFIX and the short id.
+    """
+    matches = (_GROUP.match(probe.group) for probe in dynamic_events.list_probes(root, GROUP_PREFIX))
     short_ids = {match[1] for match in matches if match}
     return {short_id for short_id in short_ids if not Instance(root, prefix + short_id).exists()}
 
 
 def remove_orphans(root: str, prefix: str, *, busy_ok: bool) -> bool:
-    """Remove the probes of those; whether any was removed. Raises TraceError as remove_unused does, when all were tried."""
+    """Remove the probes of containers that have no instance; return True if any was removed.
+
+    ROOT is the tracefs; an instance's name is PREFIX and the container's short id.
+    Raises TraceError, when all were tried, for probes that other people have switched on, unless BUSY_OK.
+    """
     removed = False
     failures = []
     for short_id in sorted(list_orphans(root, prefix)):
         with hold_lock("trace-" + short_id):
-            # Somebody may have made the instance meanwhile.
+            # Another task may have made the instance before the lock was held.
             if not Instance(root, prefix + short_id).exists():
                 try:
                     removed |= remove_unused(Instance(root, prefix + short_id), short_id, busy_ok=busy_ok)

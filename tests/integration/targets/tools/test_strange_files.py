@@ -103,7 +103,7 @@ def test_programs_that_never_answer_cost_only_their_container(container, wish, t
         result = fail("ftrace_instance", containers=[good, bad], **WISHES[wish])
         assert [one["container"] for one in result["instances"]] == [good]
         assert result["instances"][0]["state"] == "started"
-        assert f"the programs of container {bad} cannot be looked at: it took more than" in result["msg"]
+        assert f"the programs of container {bad} cannot be read: it took more than" in result["msg"]
         assert len(host.list_instances()) == 1
 
 

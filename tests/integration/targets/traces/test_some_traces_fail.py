@@ -163,7 +163,7 @@ def test_an_instance_that_somebody_keeps(container):
     before = host.read_host_state()["instances"][find_name(kept)]
     with open(f"{host.TRACEFS}/instances/{find_name(kept)}/trace", encoding="utf-8") as reader:
         reader.read(1)
-        reasons = {kept: "buffer_size cannot change while somebody reads the trace: end who does"}
+        reasons = {kept: "buffer_size cannot change while another process reads the trace: end that process"}
         result = fail("ftrace_instance", reasons, [good], buffer_size="4MiB")
         assert result["changed"]
         assert {**host.read_host_state()["instances"][find_name(kept)], "set_event_pid": None} == {

@@ -675,7 +675,7 @@ def test_a_change_that_a_reader_forbids_leaves_the_trace_as_it_was(worker):
     before = read_settings_of(name)
     with open(f"{host.TRACEFS}/instances/{name}/trace", encoding="utf-8") as reader:
         reader.read(1)
-        with pytest.raises(host.ModuleFailed, match="buffer_size cannot change while somebody reads the trace"):
+        with pytest.raises(host.ModuleFailed, match="buffer_size cannot change while another process reads the trace"):
             host.call_module("ftrace_instance", **wish, buffer_size="4MiB")
     assert read_settings_of(name) == before
     assert before["tracing_on"] == "1"

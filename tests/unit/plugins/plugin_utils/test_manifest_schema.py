@@ -142,7 +142,7 @@ def test_a_short_manifest_has_all():
 @pytest.mark.parametrize("parts", [None, [], {}, {"events": {}}])
 def test_a_trace_that_lacks_parts_of_its_manifest_is_damaged(parts):
     short, _parts = tables.split(make_long(), 0)
-    with pytest.raises(TraceFileError, match="lack what its manifest says"):
+    with pytest.raises(TraceFileError, match="lack a part that its manifest says"):
         tables.unite(short, [tables.pack({}, parts)])
 
 

@@ -158,7 +158,7 @@ def test_a_way_can_be_chosen(make_kernel):
 
 
 def test_a_machine_whose_registers_are_not_known(make_kernel):
-    with pytest.raises(TraceError, match="kprobe: .* on sparc64 is not known here; uprobe: .* on sparc64"):
+    with pytest.raises(TraceError, match="kprobe: .* does not know .* on sparc64; uprobe: .* on sparc64"):
         paths.find_plan(make_kernel("kprobe", "uprobe"), CALLS, "auto", "sparc64")
 
 

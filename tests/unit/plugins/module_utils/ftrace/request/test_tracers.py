@@ -59,8 +59,8 @@ def test_a_tracer_that_can_be_had(tmp_path):
     ("request_", "names", "release", "reason"),
     [
         (TracerRequest("wakeup"), OURS, NEW, "no tracer wakeup .*CONFIG_SCHED_TRACER.*it has function, "),
-        (TracerRequest("function_graph"), OURS, OLD, "before Linux 6.11 function_graph is for one user per host"),
-        (TracerRequest("irqsoff"), [*OURS, "crashcart-2"], NEW, "one user per host: select one container, not 2"),
+        (TracerRequest("function_graph"), OURS, OLD, "before Linux 6.11 function_graph works only in the top instance"),
+        (TracerRequest("irqsoff"), [*OURS, "crashcart-2"], NEW, "one instance per host: select one container, not 2"),
         (TracerRequest("function", ("vfs_reed",)), OURS, NEW, "no function 'vfs_reed'.*near ones: vfs_read"),
         (TracerRequest("function", (), ("nope*",)), OURS, NEW, "no function 'nope.*near ones: none"),
     ],
@@ -72,7 +72,7 @@ def test_a_tracer_that_cannot_be_had(tmp_path, request_, names, release, reason)
 
 def test_the_one_user_is_named(tmp_path):
     root = make_tracefs(tmp_path, other="irqsoff")
-    with pytest.raises(TraceError, match="one user per host, and other has one like it"):
+    with pytest.raises(TraceError, match="one instance per host, and other uses one like it"):
         tracers.check_possible(root, TracerRequest("irqsoff"), OURS, NEW)
     tracers.check_possible(root, TracerRequest("irqsoff"), ["other"], NEW)
 
