@@ -1,4 +1,4 @@
-# The whole workflow. `make help` lists it.
+# All commands of the development. `make help` lists them.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -10,7 +10,7 @@ LINK := $(COLLECTIONS)/ansible_collections/crashcart/fleet
 BUILD := $(CURDIR)/build
 STAGED := $(BUILD)/ansible_collections/crashcart/fleet
 PYTHON ?= $(shell tools/find_python.sh)
-# Real interpreters, not version managers' shims, which answer for versions that they do not have.
+# Real interpreters, not version managers' shims, which are also there for versions that are not installed.
 PYTHON_FOLDERS := $(shell tools/find_python.sh --folders)
 PACKAGES := busybox-static ca-certificates git libseccomp2 openssh-client patchelf python3 python3-venv squashfs-tools strace \
     trace-cmd util-linux
@@ -26,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench release clean
 
-help: ## Say what there is
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: .venv/ready ## Install what development and the demo need (Debian and PyPI packages, a virtual environment)
@@ -37,12 +37,12 @@ setup: .venv/ready ## Install what development and the demo need (Debian and PyP
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-# Where Ansible and Python find the checkout as the collection that it is.
+# By this link Ansible and Python find the checkout as a collection.
 $(LINK):
 	mkdir -p $(@D)
 	ln -s ../../.. $@
 
-# What users need, for the demo; an environment for development has that, too.
+# The demo needs only the users' packages. An environment for development has them, too.
 USERS := $(if $(wildcard .venv/ready),,$(CURDIR)/.venvs/users)
 
 .venvs/users/ready: requirements.txt requirements.lock | $(LINK)
@@ -51,22 +51,22 @@ USERS := $(if $(wildcard .venv/ready),,$(CURDIR)/.venvs/users)
 	.venvs/users/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
 	touch $@
 
-demo: $(if $(USERS),.venvs/users/ready) ## Tell the field's classic story on this machine, and leave it clean
+demo: $(if $(USERS),.venvs/users/ready) ## Play the diagnosis of a classic fault on this machine, and leave it clean
 	PATH=$(if $(USERS),$(USERS)/bin:)$$PATH demo/run.sh
 
-test: ## What has to hold before a change lands, with one part in six of the integration tests, or one in PARTS=number
+test: ## Run all checks that a change has to pass, with a sixth of the integration tests (PARTS=6), another with each commit
 	PARTS=$(PARTS) tests/run.sh
 
-test-all: ## Everything: all integration tests, long sweeps in full, and the fleet of virtual machines
+test-all: ## Run all checks, with all integration tests, long sweeps in full, and the fleet of virtual machines
 	CRASHCART_TESTS=all tests/run.sh
 	$(MAKE) --no-print-directory fleet
 
-quick: setup ## While you work: style, types and unit tests on this Python, without the long sweeps
+quick: setup ## Check style, types and unit tests on this Python while you work, without the long sweeps
 	@ruff format --check --quiet && ruff check --quiet
 	@python tools/check_shape.py plugins
 	@$(MYPY) & python -m pytest -q -n 2 --no-header -p no:cacheprovider -m 'not sweep' $(if $(K),-k "$(K)"); wait $$!
 
-lint: setup ## Style, types, licences, documentation
+lint: setup ## Check style, types, licences and documentation
 	ruff format --check --quiet
 	ruff check --quiet
 	$(MYPY)
@@ -77,17 +77,17 @@ lint: setup ## Style, types, licences, documentation
 	cd $(STAGED) && ANSIBLE_COLLECTIONS_PATH=$(BUILD) ansible-lint --profile production --offline -q
 	cd $(STAGED) && ANSIBLE_COLLECTIONS_PATH=$(BUILD) antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
 
-format: setup ## Bring the code into its form
+format: setup ## Format the code
 	ruff format --quiet
 	ruff check --quiet --fix
 
-sanity: setup ## ansible-test's sanity tests
+sanity: setup ## Run ansible-test's sanity tests
 	tools/stage_collection.sh $(BUILD)
 	python tools/prepare_ansible_test.py 24.2
 	cd $(STAGED) && ansible-test sanity --local --color no $(if $(ALL),,--python $(OWN_PYTHON)) --skip-test pylint
 	cd $(STAGED) && ansible-test sanity --local --color no --test pylint --exclude tests/  # ruff looks at these
 
-unit: setup ## Unit tests on Pythons that controllers and targets have; K=expression for some of them on this Python
+unit: setup ## Run the unit tests on Pythons of controllers and targets; K=expression runs some of them on this Python
 ifdef K
 	python -m pytest -q -p no:cacheprovider -k "$(K)"
 else
@@ -96,7 +96,7 @@ else
 	tests/unit.sh $(BUILD) $(TARGET_PYTHONS)
 endif
 
-integration: setup ## Tests with a real engine, containers and sshd; TARGET=name, K=expression, KEEP=1 keeps the engine
+integration: setup ## Run the tests with a real engine, containers and sshd; TARGET=name, K=expression, KEEP=1 keeps the engine
 ifneq ($(K)$(KEEP),)
 	KEEP=$(KEEP) tests/integration/some.sh $(BUILD) "$(TARGET)" "$(K)"
 else
@@ -106,41 +106,41 @@ else
 	    --allow-root --allow-destructive --color no $(TARGET)
 endif
 
-builds: setup ## Tests of building images that need no engine
+builds: setup ## Run the tests of image builds, which need no engine
 	cd tests/builds && PYTHONPATH=$(COLLECTIONS) python -m pytest -c ../integration/pytest.ini --rootdir . .
 
-package: setup ## Build the collection, install it elsewhere, let Galaxy's importer look at it
+package: setup ## Build the collection, install it elsewhere, and check it by Galaxy's importer
 	tests/package.sh $(BUILD)
 
-readme: setup ## Type the README's commands, and compare what they say with what it shows
+readme: setup ## Run the README's commands, and compare their output with the README's
 	tests/integration/with_engine.sh $(BUILD)/readme-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/readme.py
 
-fleet: setup ## Tests on three real hosts: Debian guests with their own kernels, engines and ssh
+fleet: setup ## Run the tests on three real hosts: Debian guests with their own kernels, engines and ssh
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
 
-fleet-up: setup ## Start guests to try things on; N=3 for their number
+fleet-up: setup ## Start guests for experiments; N=3 sets their number
 	python tests/fleet/fleet.py up $(or $(N),3)
 
-fleet-ping: setup ## A line with `pong` for each guest that runs
+fleet-ping: setup ## Print a line with `pong` for each guest that runs
 	python tests/fleet/fleet.py ping
 
 fleet-down: ## End the guests
 	python3 tests/fleet/fleet.py down
 
-fleet-clean: ## End the guests and forget the snapshot they are cloned from
+fleet-clean: ## End the guests and remove the snapshot that they are cloned from
 	python3 tests/fleet/fleet.py clean
 
-fleet-bench: setup ## Measure the fleet: start, memory, a ping beside crashcart_info
+fleet-bench: setup ## Measure the fleet: start, memory, a ping compared with crashcart_info
 	python tests/benchmarks/fleet.py
 
-# `make fleet-ssh HOST`: the word after it is a host's name, and no target.
-fleet-ssh: ## A root shell on a guest: make fleet-ssh host2
+# In `make fleet-ssh HOST` the second word is a host's name, and not a target.
+fleet-ssh: ## Open a root shell on a guest: make fleet-ssh host2
 	python3 tests/fleet/fleet.py ssh $(filter-out $@,$(MAKECMDGOALS))
 
 host%:
 	@:
 
-bench: setup ## Measure, as ratios in one run; prints tables; BENCH="push calls" for some
+bench: setup ## Measure ratios within one run, and print tables; BENCH="push calls" runs some measurements
 	tests/integration/with_engine.sh $(BUILD)/bench-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/benchmarks/run.py $(BENCH)
 
 release: setup ## Make a release of the committed state, commit and tag it: make release VERSION=1.2.3

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Tells the story of demo.yml on this machine and leaves it as it was. `make demo` calls it.
+# Plays demo.yml on this machine and leaves the machine as it was. `make demo` calls this script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 results=$PWD/build/demo
 engine=$PWD/build/demo-engine
 rm -rf "$results"
 mkdir -p "$results"
-# This machine alone, whatever hosts the checkout's inventory has by now.
+# The checkout's inventory may have other hosts by now, so the demo has its own.
 printf 'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n' >"$results/hosts"
 export ANSIBLE_INVENTORY=$results/hosts
 started=
@@ -25,7 +25,7 @@ finish() {
         cat "$results/cleanup.log"
         status=1
     }
-    # The role mounts tracefs, as the distribution would; the demo takes back what was not there.
+    # The role mounts tracefs, as a distribution does. The demo unmounts it where it was not mounted before.
     [ -n "$had_tracefs" ] || ! grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts || umount /sys/kernel/tracing || status=1
     [ -z "$started" ] || tools/engine.sh stop "$engine"
     if [ "$status" = 0 ]; then

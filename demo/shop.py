@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The patient of the demo: a web application that swallows what went wrong, as so many do."""
+"""The application that the demo diagnoses: like many others it hides the reason of a failure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ DEFAULT_DATABASE = "127.0.0.1:5432"
 
 
 def read_database_address() -> tuple[str, int]:
+    """Return host and port of the database from the configuration, or the default address where the file cannot be read."""
     try:
         with open(CONFIGURATION, encoding="utf-8") as file:
             address = file.read().strip()
@@ -22,7 +23,10 @@ def read_database_address() -> tuple[str, int]:
 
 
 class Shop(http.server.BaseHTTPRequestHandler):
+    """The shop's web server."""
+
     def do_GET(self) -> None:
+        """Answer with a welcome, or with an error where the database refuses a connection."""
         try:
             socket.create_connection(read_database_address()).close()
             status, text = 200, "Welcome\n"
@@ -33,7 +37,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing: nobody reads these logs."""
+        """Write no log, since nobody reads it."""
 
 
 http.server.HTTPServer(("127.0.0.1", 8080), Shop).serve_forever()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Builds the collection, installs the archive elsewhere, uses it there, and lets Galaxy's importer look at it.
+# Builds the collection, installs the archive elsewhere, uses it there, and checks it by Galaxy's importer. Usage: package.sh BUILD
 set -euo pipefail
 build=$1
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,7 +11,7 @@ mkdir -p "$build/package"
 cd "$build/ansible_collections/crashcart/fleet"
 ansible-galaxy collection build --output-path "$build/package"
 archive=$(echo "$build"/package/crashcart-fleet-*.tar.gz)
-# What is called by its full name has to work from the archive alone.
+# Modules and playbooks that are called by their full names have to work from the archive alone.
 export ANSIBLE_COLLECTIONS_PATH=$build/package/installed
 ansible-galaxy collection install --offline "$archive" -p "$build/package/installed"
 cd "$build/package"
@@ -20,13 +20,13 @@ grep -q '"features"' info.txt
 ansible-playbook --syntax-check -i localhost, crashcart.fleet.{install,attach,exec,shell,detach,trace,start,stop,collect,report,cleanup} >/dev/null
 mapfile -t modules < <(find installed -path '*/plugins/modules/*.py' -printf 'crashcart.fleet.%f\n' | sed 's/\.py$//')
 ansible-doc "${modules[@]}" >/dev/null
-# It wants other versions of what we use, so it lives apart.
+# The importer needs other versions of our packages, so it has an environment of its own.
 [ -x "$root/.venvs/importer/bin/python" ] || {
     python -m venv "$root/.venvs/importer"
     "$root/.venvs/importer/bin/python" -m pip install --quiet --disable-pip-version-check 'galaxy-importer>=0.4.31' 'ansible-core~=2.19.0'
 }
 cp "$archive" "$build/package/import.tar.gz"
-# `make lint` has ansible-lint look at the same files.
+# `make lint` runs ansible-lint on the same files.
 export GALAXY_IMPORTER_RUN_ANSIBLE_LINT=false
 PATH="$root/.venvs/importer/bin:$PATH" "$root/.venvs/importer/bin/python" -m galaxy_importer.main "$archive" 2>&1 | tee importer.txt | tail -n 5
 ! grep -E '^ERROR|Traceback|[Ii]mporter failed' importer.txt

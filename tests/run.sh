@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# `make test`: each target with its time; the first that fails ends it. The targets that need this machine's engine and kernel are one row,
-# the targets that need neither are another row beside it: together they keep two cores busy.
+# `make test`: runs targets of the Makefile and prints their times. The first failure ends the run. The targets that need this machine's engine
+# and kernel run one after the other. The targets that need neither run beside them, so that two cores are busy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # One of so many parts of the integration tests, another one with each commit; the beginning and the end of the output say which.
@@ -13,11 +13,11 @@ log=build/beside.log
 mkdir -p build
 : >"$times"
 
-note() { # A target that has passed, and when it began
+note() { # TARGET START: note the time of TARGET, which has passed and began at START
     printf '%-12s %4d s\n' "$1" $((SECONDS - $2)) >>"$times"
 }
 
-run() { # A target of make
+run() { # TARGET: run the target of make
     local start=$SECONDS
     echo "== $1"
     make --no-print-directory "$1" &
@@ -27,7 +27,7 @@ run() { # A target of make
     note "$1" "$start"
 }
 
-run_beside() { # The same for several targets, with a build folder of their own; told to end it ends them
+run_beside() { # TARGET…: run several targets of make with a build folder of their own; SIGTERM ends them, too
     trap 'kill "$part"; wait "$part"; exit 1' TERM
     for target in "$@"; do
         local start=$SECONDS
@@ -44,10 +44,10 @@ echo "== integration tests: $CRASHCART_TESTS"
 run setup
 run_beside lint sanity unit package builds >"$log" 2>&1 &
 beside=$!
-# The row with this machine's engine is the longer one and mostly waits: whenever it can go on, the other one stands back.
+# The parts with this machine's engine take longer and mostly wait. So they get the processors first, and the others the idle time.
 chrt --idle --pid 0 "$beside"
-# Also when a part fails or the run is interrupted nothing may go on. A row that has ended cannot be killed any more, and one that is killed
-# fails: by then neither is an error.
+# Nothing may go on after a failure or an interrupt. A process that has ended cannot be killed, and one that is killed fails: both are
+# no errors here.
 finish() {
     for row in $part "$beside"; do
         if kill "$row" 2>/dev/null; then
@@ -58,7 +58,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 for target in readme demo integration; do
-    kill -0 "$beside" 2>/dev/null || wait "$beside" || break # no use to go on
+    kill -0 "$beside" 2>/dev/null || wait "$beside" || break # the parts beside have failed, so the run has failed
     run "$target"
 done
 wait "$beside" || {

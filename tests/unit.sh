@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Unit tests of the staged collection: all of them by ansible-test with this Python, the controller's; and those of what targets
-# import with the other VERSIONS, by pytest alone, which takes a fraction of the time. The oldest comes first: what pip installs
-# for it is plain Python, and serves all.
+# Runs the unit tests of the staged collection. ansible-test runs all of them with this Python, the controller's. pytest alone, which is
+# many times faster, runs the tests of the targets' code with the other VERSIONS. The oldest version has to come first: pip installs
+# pure Python packages for it, which serve all versions.
 # Usage: unit.sh BUILD VERSION…
 set -euo pipefail
 build=$1
@@ -15,7 +15,7 @@ shared=$build/pytest
 rm -rf "$shared"
 PIP_ROOT_USER_ACTION=ignore "python$1" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
     --target "$shared" -r tests/unit/requirements.txt pytest
-# The library that Ansible brings along to targets, without the rest of this environment.
+# Ansible's own library is sent to targets, so the tests need it. The rest of this environment stays out.
 ln -sfn "$(python -c 'import ansible; print(ansible.__path__[0])')" "$shared/ansible"
 for version in "$@"; do
     [ "$version" != "$own" ] || continue

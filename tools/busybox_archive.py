@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A small system with a shell for `docker import`, made of Debian's static busybox, since no registry can be asked."""
+"""Make a small system with a shell for `docker import` from Debian's static busybox, since no registry can be reached."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FILES = {
 
 
 def find_busybox() -> str:
-    """The path of this machine's busybox."""
+    """Return the path of this machine's busybox. Raises AssertionError where it is not installed."""
     path = shutil.which("busybox")
     assert path, "install busybox-static"
     return path
 
 
 def make_archive() -> bytes:
-    """A tar archive of the system: busybox with its applets' names, root, and a user called app (1234:1235, 1300)."""
+    """Return a tar archive of the system: busybox with links for its applets, root, and a user called app (1234:1235, 1300)."""
     with tempfile.TemporaryDirectory() as tree:
         for name in ("bin", "etc"):
             os.mkdir(f"{tree}/{name}")

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fail where a part of plugins/ is too large to be taken in at once, or catches what it must not: `make lint`.
+"""Fail where a part of plugins/ is too large to be read at once, or catches BaseException. `make lint` runs this program.
 
-- A function has at most 60 lines and seven parameters; a module's `main`, which is its argument spec, may have more.
-- A file has at most 450 lines beside its documentation for users.
+- A function has at most 60 lines and seven parameters. A module's `main`, which is its argument spec, may have more lines.
+- A file has at most 450 lines, without its documentation for users.
 - A folder has at most 18 files.
-- `except BaseException` stands only in a function that ends its process: what is begun is undone by a contextlib.ExitStack.
+- `except BaseException` is only in a function that ends its process. Other functions undo their steps by a contextlib.ExitStack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOCUMENTATION = ("DOCUMENTATION", "EXAMPLES", "RETURN")
 
 
 def gen_problems(root: Path) -> Iterator[str]:
-    """What is too large below folder ROOT, a line each."""
+    """Yield a line for each problem in the Python files below the folder ROOT."""
     paths = sorted(root.rglob("*.py"))
     for folder in sorted({path.parent for path in paths}):
         count = sum(path.parent == folder for path in paths)
@@ -35,7 +35,7 @@ def gen_problems(root: Path) -> Iterator[str]:
 
 
 def gen_file_problems(text: str) -> Iterator[str]:
-    """What is wrong in a file that holds TEXT."""
+    """Yield the problems of a Python file with the content TEXT."""
     tree = ast.parse(text)
     lines = len(text.splitlines()) - sum(map(count_lines, filter(is_documentation, tree.body)))
     if lines > MAX_FILE:
@@ -46,10 +46,10 @@ def gen_file_problems(text: str) -> Iterator[str]:
 
 
 def gen_function_problems(function: ast.FunctionDef) -> Iterator[str]:
-    """What is wrong with FUNCTION itself, not with functions in it."""
+    """Yield the problems of FUNCTION, without those of functions in it."""
     where = f"{function.name} in line {function.lineno}"
     parameters = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    count = sum(one.arg not in ("self", "cls") for one in parameters)
+    count = sum(parameter.arg not in ("self", "cls") for parameter in parameters)
     if count_lines(function) > MAX_FUNCTION and function.name != "main":
         yield f"{where}: {count_lines(function)} lines, where {MAX_FUNCTION} are the most"
     if count > MAX_PARAMETERS:
@@ -64,26 +64,26 @@ def gen_function_problems(function: ast.FunctionDef) -> Iterator[str]:
 
 
 def is_documentation(node: ast.stmt) -> bool:
-    """Whether NODE of a module is documentation for its users."""
+    """Return True if NODE, a statement of a module, is documentation for users."""
     return (
         isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in DOCUMENTATION
     )
 
 
 def count_lines(node: ast.stmt) -> int:
-    """How many lines NODE has."""
+    """Return the number of NODE's lines."""
     return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def list_names(node: ast.expr | None) -> list[str]:
-    """The names in NODE; that of everything, where an except clause has none."""
+    """Return the names of the exceptions that an except clause with NODE catches. A clause without names catches BaseException."""
     if node is None:
         return ["BaseException"]
-    return [one.id for one in ast.walk(node) if isinstance(one, ast.Name)]
+    return [name.id for name in ast.walk(node) if isinstance(name, ast.Name)]
 
 
 def ends_process(function: ast.FunctionDef) -> bool:
-    """Whether FUNCTION calls os._exit, as a forked child does."""
+    """Return True if FUNCTION calls os._exit, as a forked child does."""
     calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
     return any(isinstance(call, ast.Attribute) and call.attr == "_exit" for call in calls)
 

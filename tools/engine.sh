@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# A Docker engine of our own for demo and tests, beside any that is there and without touching it.
+# Runs a private Docker engine for the demo and the tests. An engine that is already running stays untouched.
 #
-#   engine.sh start DIR [OPTION…]   starts dockerd with everything below DIR and prints the value for DOCKER_HOST
-#   engine.sh stop DIR              ends it and removes DIR
+#   engine.sh start DIR [OPTION…]   starts dockerd with all its files below DIR and prints the value for DOCKER_HOST
+#   engine.sh stop DIR              ends dockerd and removes DIR
 #
-# It stands in a network namespace of its own: an engine without a bridge would remove that of the engine beside it.
-# So its containers have `--network none`.
+# dockerd runs in its own network namespace, since an engine without a bridge would remove the bridge of another engine.
+# So its containers need `--network none`.
 set -euo pipefail
 
 start() {
@@ -18,7 +18,7 @@ start() {
     setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins "$@" >"$log" 2>&1 &
-    echo $! >"$dir/engine.pid" # dockerd's own file comes late, and a start that fails has none
+    echo $! >"$dir/engine.pid" # dockerd writes its own file late, and never where its start fails
     for _ in $(seq 300); do
         if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then
             echo "unix://$dir/docker.sock"
@@ -32,7 +32,7 @@ start() {
     exit 1
 }
 
-is_ours() { # PID DIR: whether PID is a process of the engine in DIR; the number may be somebody else's by now
+is_ours() { # PID DIR: succeed if PID is a process of the engine in DIR; another process may have got the number by now
     tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null | grep -qF " $2/"
 }
 
@@ -42,7 +42,7 @@ end() { # PIDFILE DIR: end the process of the engine in DIR that PIDFILE names
     pid=$(cat "$1")
     for signal in TERM KILL; do
         is_ours "$pid" "$2" || return 0
-        kill -"$signal" "$pid" 2>/dev/null || true # it may end just now, which is what is wanted
+        kill -"$signal" "$pid" 2>/dev/null || true # the process may have just ended, which is no error
         for _ in $(seq 200); do
             is_ours "$pid" "$2" || return 0
             sleep 0.1
@@ -53,12 +53,12 @@ end() { # PIDFILE DIR: end the process of the engine in DIR that PIDFILE names
 stop() {
     local dir=$1 ids
     [ -d "$dir" ] || return 0
-    # Where the engine answers no more its containers end with it.
+    # The containers of an engine that does not answer end with the engine.
     ids=$(timeout 20 docker -H "unix://$dir/docker.sock" ps -aq 2>/dev/null || true)
     # shellcheck disable=SC2086 # ids are words
     [ -z "$ids" ] || docker -H "unix://$dir/docker.sock" rm -f $ids >/dev/null
     end "$dir/engine.pid" "$dir"
-    end "$dir/exec/containerd/containerd.pid" "$dir" # which a killed dockerd leaves
+    end "$dir/exec/containerd/containerd.pid" "$dir" # a killed dockerd leaves its containerd
     grep -o " ${dir}[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount "$mount"; done || true
     rm -rf "$dir"
 }

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Prints an interpreter that ansible-core 2.19 runs on (3.11 to 3.13); with --folders the folders of all Pythons that pyenv has,
-# joined by colons: pyenv's shims answer for every version and then fail.
+# Prints the path of a Python that ansible-core 2.19 runs on (3.11 to 3.13). With --folders it prints the folders of all Pythons of
+# pyenv, joined by colons. pyenv's shims would not do: there is one for every version, and it fails where the version is missing.
 set -eu
 pyenv=${PYENV_ROOT:-$HOME/.pyenv}
 if [ "${1:-}" = --folders ]; then

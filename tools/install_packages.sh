@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs the packages of Debian or Ubuntu that are named and missing: install_packages.sh NAME…
+# Installs those of the named packages of Debian or Ubuntu that are missing: install_packages.sh NAME…
 set -eu
 missing=
 for package in "$@"; do
@@ -14,10 +14,10 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "installing$missing" >&2
 export DEBIAN_FRONTEND=noninteractive
-# Several of us may be at work, and `apt-get update` waits for nobody.
+# Several runs of this script may overlap, and `apt-get update` does not wait for a lock.
 exec 9>/run/lock/crashcart-packages
 flock 9
 apt-get update -qq
 # shellcheck disable=SC2086 # the list is words
-# Another apt may be at work on the machine.
+# The timeout is for an apt that the machine itself runs.
 apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null

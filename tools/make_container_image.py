@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make container images from Debian packages or single files, where no registry can be asked.
+"""Make container images from Debian packages or single files, where no registry can be reached.
 
 Usage: make_container_image.py TAG [--package NAME]… [--file PATH_IN_IMAGE=PATH]… [--cmd WORD…]
 """
@@ -30,7 +30,11 @@ def make_image(
     cmd: list[str] | None = None,
     shells: bool = False,
 ) -> None:
-    """Import an image TAG into the engine of DOCKER_HOST: PACKAGES with all they depend on (but any shell), and FILES."""
+    """Import an image TAG into the engine of DOCKER_HOST, with PACKAGES, their dependencies and FILES.
+
+    FILES maps paths in the image to files of this machine. CMD is the image's command. Shells are left out unless SHELLS is set.
+    Raises ValueError where a path in FILES leads through a symlink.
+    """
     with tempfile.TemporaryDirectory() as tree:
         if packages:
             _unpack(packages, tree)
@@ -39,7 +43,7 @@ def make_image(
         for target, source in (files or {}).items():
             path = os.path.join(tree, target.lstrip("/"))
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            # A link of a package (/usr/lib/ssl/openssl.cnf) leads to a file of this machine.
+            # A package may have a link there, such as /usr/lib/ssl/openssl.cnf, which leads to a file of this machine.
             if os.path.realpath(path) != os.path.join(os.path.realpath(tree), target.lstrip("/")):
                 raise ValueError(f"{target} leads through a symlink: name the file that it leads to")
             shutil.copy(source, path)
@@ -70,6 +74,7 @@ def _remove_shells(tree: str) -> None:
 
 
 def main() -> None:
+    """Make the image that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tag")
     parser.add_argument("--package", action="append", default=[])

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Let ansible-test make its virtual environments with nothing but PyPI.
+"""Let ansible-test make its virtual environments with PyPI alone.
 
-ansible-test fetches get-pip from a site of its own unless its cache has it. This puts a small script there that does the
-same with the wheel of that pip version. Usage: prepare_ansible_test.py PIP_VERSION…
+ansible-test fetches get-pip from a site of its own unless its cache has it. This program puts a small script into the cache that
+installs pip from its wheel. Usage: prepare_ansible_test.py PIP_VERSION…
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.exit(main(["install", "--upgrade", "--force-reinstall", *arguments, *wanted]
 
 
 def main() -> None:
+    """Put a script for each version of pip on the command line into ansible-test's cache."""
     cache = os.path.expanduser("~/.ansible/test/cache")
     os.makedirs(cache, exist_ok=True)
     for version in sys.argv[1:]:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Copies the checkout's files, without what git ignores, to ROOT/ansible_collections/crashcart/fleet, a git tree of its own:
-# ansible-test works nowhere else. Usage: stage_collection.sh ROOT
+# Copies the checkout's files, without ignored ones, to ROOT/ansible_collections/crashcart/fleet and makes that a git tree of its own,
+# since ansible-test works only in such a place. Usage: stage_collection.sh ROOT
 set -eu
 mkdir -p "$1"
 place="$(cd "$1" && pwd)/ansible_collections/crashcart/fleet"

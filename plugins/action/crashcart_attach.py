@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's half of crashcart_attach: only here is known how a terminal of the controller reaches the host."""
+"""The controller's half of crashcart_attach: turn the host's shell commands into commands of the controller."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _DEFAULT_SSH_ARGUMENTS = "-C -o ControlMaster=auto -o ControlPersist=60s"
 
 
 class ActionModule(ActionBase):
+    """The action crashcart_attach."""
+
     _supports_async = False
     _supports_check_mode = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Run the module and return its result with shell commands for the controller."""
         super().run(tmp, task_vars)
         result: dict[str, Any] = self._execute_module(
             module_name="crashcart.fleet.crashcart_attach", module_args=dict(self._task.args), task_vars=task_vars
@@ -27,13 +29,13 @@ class ActionModule(ActionBase):
         for attachment in result.get("attachments", ()):
             attachment["shell"] = self._extend(attachment["shell"])
         if "attachments" in result:
-            result["lines"] = [summarize_attachment(one) for one in result["attachments"]]
+            result["lines"] = [summarize_attachment(attachment) for attachment in result["attachments"]]
         return result
 
     def _extend(self, line: str) -> str:
-        """LINE, a command of the host, as a command of the controller."""
+        """Return LINE, a command for the host, as a command for the controller."""
         become = self._connection.become
-        # As the base class decides: nobody becomes who he is.
+        # The base class decides in the same way: the login user does not become itself.
         if (
             become is not None
             and become.name.rpartition(".")[2] in ("sudo", "doas", "dzdo")

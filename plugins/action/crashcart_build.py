@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's half of crashcart_build: say how far a build on this machine is. A build elsewhere is silent."""
+"""The controller's half of crashcart_build: show the progress of a build on this machine. A build elsewhere shows none."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ _INTERVAL_S = 0.2
 
 
 class ActionModule(ActionBase):
+    """The action crashcart_build."""
+
     _supports_check_mode = True
     _supports_async = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Run the module, show its progress meanwhile, and return its result."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         if self._connection.transport != "local" or self._task.async_val:
@@ -46,7 +48,7 @@ class ActionModule(ActionBase):
 
 
 def _follow(file: IO[str], ended: threading.Event) -> None:
-    """Show what the module writes to FILE: lines that begin with a blank are details, for -vv."""
+    """Show the lines that the module writes to FILE until ENDED is set. Lines that begin with a blank are details for -vv."""
     display = Display()
     last = False
     while not last:

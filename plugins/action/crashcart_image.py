@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's half of crashcart_image: send the image, unless the host has it, then let the module take it in."""
+"""The controller's half of crashcart_image: send the image unless the host has it, then run the module that stores it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import un
 
 
 class ActionModule(ActionBase):
+    """The action crashcart_image."""
+
     _supports_async = False
     _supports_check_mode = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Send the image if the host's store lacks it, run the module where it has something to do, and return the result."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         if arguments.get("state", "present") == "present" and "src" in arguments:
@@ -41,7 +43,7 @@ class ActionModule(ActionBase):
                 store.check_manifest_form(manifest)
             except store.ImageError as error:
                 raise AnsibleActionFail(f"{manifest_path(source)}: {error}") from error
-            # Tools and packages are many and the host needs them once; they go along with the image.
+            # The manifest is long, with its tools and packages, and the host needs it once. So it travels with the module's arguments.
             arguments["_manifest"] = manifest
             image = store.StoredImage(str(arguments.get("name", "default")), str(manifest["digest"]), manifest)
             try:
@@ -49,7 +51,7 @@ class ActionModule(ActionBase):
             except store.ImageError as error:
                 raise AnsibleActionFail(str(error)) from error
             folder = self._look(image)
-            # With anything else among the arguments the module has to judge them.
+            # Other arguments may be wrong, so the module has to check them.
             if folder is None and not set(self._task.args) - {"src", "name", "state"}:
                 states = {image.name: image.digest}
                 return {"changed": False, "image": image.as_result(), "diff": {"before": states, "after": states}}
@@ -65,7 +67,7 @@ class ActionModule(ActionBase):
             self._remove_tmp_path(self._connection._shell.tmpdir)
 
     def _choose(self, source: Any) -> str:
-        """The path that SOURCE is, or, where it is paths by architecture, the one for the host."""
+        """Return SOURCE, a path, or, where SOURCE maps architectures to paths, the path for the host."""
         if not isinstance(source, dict):
             return str(source)
         machine = str(self._low_level_execute_command("uname -m", sudoable=False)["stdout"]).strip()
@@ -78,17 +80,17 @@ class ActionModule(ActionBase):
         return str(source[architecture])
 
     def _look(self, image: store.StoredImage) -> str | None:
-        """None where the host's store has IMAGE, whole: it has checked what it took in, so there is nothing left to do.
+        """Return None if the host's store has IMAGE, which it has verified then.
 
-        Otherwise a new folder of the login user on the host; in check mode no folder ("").
+        Otherwise make a temporary folder of the login user on the host and return its path, or return "" in check mode.
         """
         quote = self._connection._shell.quote
         manifest = quote(image.manifest_path)
         others = quote(os.path.dirname(image.path))
-        # The image with its manifest and nothing else: what a killed push has left is pushed again.
+        # The store's folder has to hold the image and its manifest only: with files of a killed push the image is pushed again.
         command = f"if test -f {quote(image.path)} && test -f {manifest} && test $(ls -A {others} | wc -l) = 2; then echo there"
         if not self._task.check_mode:
-            # In the same breath, since over ssh each command costs as much as all of them. mktemp puts letters for the X.
+            # One command does both, since over ssh each command costs a round trip. mktemp replaces the Xs by random letters.
             home, slash, rest = self.get_shell_option("remote_tmp", default="~/.ansible/tmp").partition("/")
             tmp = home + quote(slash + rest) if re.fullmatch(r"~[\w.-]*", home) else quote(home + slash + rest)
             command += f"; else umask 77 && mkdir -p {tmp} && mktemp -d {tmp}/crashcart-tmp-XXXXXXXXXX"
@@ -106,7 +108,7 @@ class ActionModule(ActionBase):
         return str(answer)
 
     def _send(self, source: str, folder: str) -> str:
-        """Copy SOURCE into FOLDER on the host; its path there."""
+        """Copy SOURCE into FOLDER on the host and return its path there."""
         target: str = self._connection._shell.join_path(folder, "image")
         with uncompressed(self._connection):
             self._connection.put_file(source, target)

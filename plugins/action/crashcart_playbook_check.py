@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""crashcart_playbook_check, all of it: variables and packages of the controller are looked at where they are."""
+"""The whole of crashcart_playbook_check: it checks variables and packages of the controller, so nothing runs on a host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_
 
 
 class ActionModule(ActionBase):
+    """The action crashcart_playbook_check."""
+
     _supports_async = False
     _supports_check_mode = True
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Check the variables of all hosts of the play and the controller's packages, and fail with all problems at once."""
         result = super().run(tmp, task_vars)
         _found, arguments = self.validate_argument_spec(
             {"needs": {"type": "list", "elements": "str", "choices": list(_NEEDS), "default": []}}
@@ -25,9 +27,9 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         needs = arguments["needs"]
         own = variables["hostvars"][variables["inventory_hostname"]]
-        # What the play has, as by import_playbook, is among no host's variables.
+        # hostvars lacks the variables of the play itself, such as those of import_playbook.
         of_play = {name: value for name, value in variables.items() if name not in own}
-        problems: dict[str, list[str]] = {}  # each with the hosts that have it
+        problems: dict[str, list[str]] = {}  # problem → hosts that have it
         for host in variables["ansible_play_hosts_all"]:
             of_host = {**of_play, **variables["hostvars"][host]}
             for problem in (
@@ -47,7 +49,7 @@ class ActionModule(ActionBase):
         return {**result, "changed": False}
 
     def _find_dest(self, variables: dict[str, Any]) -> str:
-        """Return the folder of the controller that captures go to."""
+        """Return the controller's folder for captures."""
         given = variables.get("trace_dest") or variables.get("crashcart_dest")
         return str(self._templar.template(given)) if given else "traces"
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""crashcart_shell, all of it: the user's terminal is the controller's."""
+"""The whole of crashcart_shell: the user's terminal belongs to the controller, so nothing else runs on a host."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _NOT_FOUND, _SSH_FAILED = 127, 255
 
 
 class ActionModule(ActionBase):
+    """The action crashcart_shell."""
+
     _supports_async = False
     _supports_check_mode = True
     _requires_connection = False
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Run the task's line at the user's terminal and return its exit code. Fail where no shell could be started."""
         result = super().run(tmp, task_vars)
         _found, arguments = self.validate_argument_spec({"line": {"type": "str", "required": True}})
         words = shlex.split(arguments["line"])
@@ -38,9 +40,9 @@ class ActionModule(ActionBase):
             os.close(terminal_fd)
         if rc in (_NOT_FOUND, _SSH_FAILED):
             raise AnsibleActionFail(
-                f"the shell ended with exit code {rc}, as where it cannot be had: {arguments['line']}"
+                f"the shell ended with exit code {rc}, probably before it could start: run this line yourself: {arguments['line']}"
             )
         if rc:
-            # What was typed last may have failed, or sudo has said no before there was a shell.
+            # The user's last command may have failed, or sudo has refused to start the shell.
             self._display.display(f"crashcart_shell: it ended with exit code {rc}")
         return {**result, "changed": True, "failed": False, "rc": rc}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's half of ftrace_fetch: bring home what the host has staged, verify it, and make trace.dat files of it."""
+"""The controller's half of ftrace_fetch: transfer the segments that the host has staged, verify them, and make trace.dat files."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ _TRANSFER = re.compile(re.escape(outbox.FOLDER) + r"/transfer-[0-9a-f]{16}\Z")
 
 
 class ActionModule(ActionBase):
+    """The action ftrace_fetch."""
+
     _supports_async = False
     _supports_check_mode = True
 
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
+        """Fetch all captures of the selected traces into the host's folder below `dest`, and return them with their manifests."""
         super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
@@ -55,13 +57,14 @@ class ActionModule(ActionBase):
         made: list[str] = []
         if not self._task.check_mode:
             made = _make_folder(folder)
-            # Whom the transfer runs as: it needs no become, and no reading of the whole file into memory.
+            # The transfer file belongs to the owner of this folder, the login user. Then the connection reads the file without become,
+            # and nothing has to hold the whole file in memory.
             arguments["_owned"] = self._make_tmp_path()
         arguments["_methods"] = compression.list_available()
         result = self._fetch_parts(arguments, folder, host, task_vars)
         if result.get("failed"):
             for path in made:
-                with suppress(OSError):  # something was fetched before
+                with suppress(OSError):  # it holds files that were fetched before the failure
                     os.rmdir(path)
         self._remove_tmp_path(self._connection._shell.tmpdir)
         return result
@@ -69,7 +72,7 @@ class ActionModule(ActionBase):
     def _fetch_parts(
         self, arguments: dict[str, Any], folder: str, host: str, task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Fetch by ARGUMENTS what there is: where the host has no room for all of it at once, one part after the other."""
+        """Fetch all captures by ARGUMENTS, in several transfers where the host has no room for all of them at once."""
         captures: list[dict[str, Any]] = []
         arrivals = Arrivals(folder)
         changed = False
@@ -84,19 +87,20 @@ class ActionModule(ActionBase):
             transfer = result.pop("transfer", None)
             if transfer is not None:
                 captures += self._fetch(transfer, folder, host, arrivals)
-            # A task that failed may have drained some of the instances before.
+            # A task that has failed may still have drained some of the instances.
             captures += [{"path": None, "manifest": manifest} for manifest in result.pop("empty", [])]
             changed |= bool(result.get("changed"))
             warnings += result.get("warnings", [])
-            # One that brought nothing home has made no room either.
+            # Without a transfer the host has no more room than before, and the next call would find the same.
             if not result.pop("more", False) or transfer is None:
                 break
-        captures.sort(
-            key=lambda one: one["manifest"]["container"]["name"]
-        )  # of one container they are in the order of time
-        lines = [describe(one["path"], one["manifest"]) for one in captures]
+        # The sort is stable: the captures of one container stay in the order of time.
+        captures.sort(key=lambda capture: capture["manifest"]["container"]["name"])
+        lines = [describe(capture["path"], capture["manifest"]) for capture in captures]
         warnings += [
-            line for line, one in zip(lines, captures) if one["path"] is None and has_never_started(one["manifest"])
+            line
+            for line, capture in zip(lines, captures)
+            if capture["path"] is None and has_never_started(capture["manifest"])
         ]
         return {
             **result,
@@ -107,14 +111,14 @@ class ActionModule(ActionBase):
         }
 
     def _fetch(self, transfer: dict[str, Any], folder: str, host: str, arrivals: Arrivals) -> list[dict[str, Any]]:
-        """Bring TRANSFER home, make captures of what is in it, and let the host forget it."""
+        """Fetch TRANSFER, make captures of its segments, tell the host that it may forget them, and return the captures."""
         kept = f"they are kept on the host in {outbox.FOLDER}, and the next fetch brings them"
         with ExitStack() as undo:
-            # Whatever ends it: the task's time is over, or the user has had enough.
+            # This warning also comes where Ansible ends the task: at its timeout, or when the user interrupts it.
             undo.callback(self._display.warning, f"{host}: the captures could not be brought home; {kept}")
             try:
-                size = sum(int(one["size"]) - int(one["start"]) for one in transfer["segments"])
-                tell_transfer(f"ftrace_fetch: bringing the captures of {host} home", size)
+                size = sum(int(segment["size"]) - int(segment["start"]) for segment in transfer["segments"])
+                tell_transfer(f"ftrace_fetch: transferring the captures of {host}", size)
                 whole = self._bring_home(transfer, folder, arrivals)
                 captures, damaged = self._assemble(whole, folder, host)
             except _TRANSFER_ERRORS as error:
@@ -127,12 +131,12 @@ class ActionModule(ActionBase):
                 os.unlink(path)
         arrivals.clean()
         if damaged:
-            lines = [describe(one["path"], one["manifest"]) for one in captures]
+            lines = [describe(capture["path"], capture["manifest"]) for capture in captures]
             raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"lines": lines, "captures": captures})
         return captures
 
     def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:
-        """The paths of the segments of TRANSFER, all of them."""
+        """Fetch the file of TRANSFER and return the paths of its segments. Raise ArrivalError unless all of them are complete."""
         if not _TRANSFER.match(str(transfer["path"])):
             raise ArrivalError(f"{transfer['path']!r} is no transfer")
         with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
@@ -141,7 +145,7 @@ class ActionModule(ActionBase):
                 with uncompressed(self._connection):
                     self._connection.fetch_file(transfer["path"], local)
             finally:
-                # What has arrived stays, also of a transfer that broke, and the next fetch goes on behind it.
+                # The bytes of a broken transfer stay here, too, and the next fetch continues after them.
                 open(local, "ab", opener=open_private).close()
                 whole = arrivals.take(transfer, local)
         if len(whole) != len(transfer["segments"]):
@@ -149,7 +153,7 @@ class ActionModule(ActionBase):
         return whole
 
     def _assemble(self, whole: list[str], folder: str, host: str) -> tuple[list[dict[str, Any]], list[str]]:
-        """Captures of the segments WHOLE, and what is to be said of those that cannot be read: as they are, they are at home, too."""
+        """Make captures of the segments WHOLE, and return them and a sentence for each damaged segment, which is kept as it came."""
         captures: list[dict[str, Any]] = []
         damaged = []
         version = int(self._task.args.get("dat_version", 7))
@@ -165,7 +169,7 @@ class ActionModule(ActionBase):
         return captures, damaged
 
     def _acknowledge(self, transfer: dict[str, Any]) -> None:
-        """Have the host remove what is home now, or keep it for others. Where it does not hear it, the next fetch says it again."""
+        """Let the host remove the segments of TRANSFER, or keep them for other controllers. If that fails, the next fetch does it."""
         names = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == outbox.NEW]
         others = [check_name(segment["name"]) for segment in transfer["segments"] if segment["state"] == outbox.KEPT]
         paths = [os.path.join(outbox.FOLDER, name) for name in names]
@@ -177,11 +181,15 @@ class ActionModule(ActionBase):
             commands += [["mv", "-f", f"{path}.{outbox.NEW}", f"{path}.{outbox.KEPT}"] for path in paths]
         done = self._low_level_execute_command("; ".join(map(shlex.join, commands)))
         if done["rc"] != 0:
-            self._display.warning(escape_lines(f"the host still has captures that are home: {done['stderr']}"))
+            self._display.warning(
+                escape_lines(
+                    f"the host could not remove captures that were fetched; the next fetch does: {done['stderr']}"
+                )
+            )
 
 
 def _make_folder(folder: str) -> list[str]:
-    """Make FOLDER, and see that it can be written; what of its path had to be made, the innermost first."""
+    """Make FOLDER, check that it can be written, and return the folders that had to be made, the innermost first."""
     missing = []
     place = folder
     while not os.path.lexists(place):
@@ -198,7 +206,7 @@ def _make_folder(folder: str) -> list[str]:
 
 
 def _list_stamps(folder: str) -> list[str]:
-    """Names of the newest captures below FOLDER, of each container as many as a host keeps."""
+    """Return the stamps of the newest captures below FOLDER, for each container as many as a host keeps."""
     stamps: set[str] = set()
     for _folder, _folders, names in os.walk(folder):
         found = sorted(name[: -len(".dat")] for name in names if name.endswith(".dat"))

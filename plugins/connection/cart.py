@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The connection that runs any Ansible task inside a container: a host's own connection, and a command on it that enters."""
+"""The connection that runs any Ansible task inside a container, by a program that it starts over another connection to the host."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
 description:
-  - Reaches the container's host by ssh (or is there already) and runs tasks inside the container with the Python and the shell of
-    a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
-  - The container's own files and processes are seen as they are. Nothing is put into its file system; temporary files are in
-    a file system of their own in the host's memory that only these tasks see.
+  - Reaches the container's host by ssh, or directly where the controller is the host. Tasks run inside the container with the Python
+    and the shell of a tool image, which M(crashcart.fleet.crashcart_image) has put on the host.
+  - Tasks see the container's own files and processes unchanged. Nothing is put into the container's file system. Temporary files are in
+    a separate file system in the host's memory that only these tasks see.
   - Commands run in the container's control groups and namespaces, as M(crashcart.fleet.crashcart_exec) runs them. Without become they
-    are the user that the container's first process is, and O(rights) says what else they may do.
-  - C(become) and C(become_user), whether of a play, a task, the command line or C(ansible_become) and C(ansible_become_user), are a change of
-    user inside the container. It is one system call, and needs neither a method nor a password nor anything of the container. Groups and C(HOME)
-    are what C(docker exec --user) makes them, see O(crashcart.fleet.crashcart_exec#module:user).
-  - Before that the connection becomes the host's root, where the login is not root's. The method and the password are for that, whether of
-    the command line (C(--become-method), C(-K)), the configuration or variables (C(ansible_become_method), C(ansible_become_password),
-    C(ansible_become_flags)). The keyword C(become_method) of plays and tasks changes nothing.
+    run as the user of the container's first process. O(rights) says what else they may do.
+  - C(become) and C(become_user), whether of a play, a task, the command line or C(ansible_become) and C(ansible_become_user), change the
+    user inside the container. This is one system call, and needs neither a method nor a password nor a program of the container. Groups and
+    C(HOME) are the same as with C(docker exec --user), see O(crashcart.fleet.crashcart_exec#module:user).
+  - Before that the connection becomes the host's root, unless the login is root's. The become method and the password are for this step,
+    whether they come from the command line (C(--become-method), C(-K)), the configuration or variables (C(ansible_become_method),
+    C(ansible_become_password), C(ansible_become_flags)). The keyword C(become_method) of plays and tasks has no effect.
 notes:
-  - What group C(all) sets of C(ansible_become) and C(ansible_become_user) holds inside containers, too, and beats the keywords. Set it for
-    groups of hosts only.
+  - Values of C(ansible_become) and C(ansible_become_user) in the group C(all) hold inside containers, too, and beat the keywords. Set them
+    for groups of hosts only.
   - Set C(ansible_python_interpreter) to C(/dev/crashcart/bin/python3), or let Ansible discover it anew in every play.
-  - Variables of the connection below, such as C(ansible_port) or C(ansible_ssh_common_args), mean what they mean there.
-  - A task's command line and its C(environment) are in no process's arguments, which everybody on the host could read, until a
+  - Variables of the connection to the host, such as C(ansible_port) or C(ansible_ssh_common_args), keep their meaning.
+  - The arguments of processes, which every user of the host can read, do not hold a task's command line and its C(environment) until a
     program is started with them.
-  - Tasks with C(async) are refused, as everything ends with its call.
-  - C(TMPDIR) is a folder that lives as long as the task, so M(ansible.builtin.tempfile) needs its O(ansible.builtin.tempfile#module:path).
+  - Tasks with C(async) are refused, since all processes end with their call.
+  - C(TMPDIR) is a folder that is removed with the task, so M(ansible.builtin.tempfile) needs its O(ansible.builtin.tempfile#module:path).
 options:
   container:
     description:
-      - The container's name or id on its host, as the modules' O(crashcart.fleet.crashcart_exec#module:containers) takes it.
-      - It has to be set, and to mean one container. A glob is good for a name that changes, as a pod's, and an error where several containers
-        run that it may mean.
+      - The container's name or id on its host, in the form of the modules' O(crashcart.fleet.crashcart_exec#module:containers).
+      - It has to be set, and to mean one container. Use a glob for a name that changes, such as a pod's. A glob that several running
+        containers match is an error.
     type: str
     vars:
       - name: ansible_cart_container
@@ -50,17 +50,17 @@ options:
       - name: ansible_cart_image
   rights:
     description:
-      - What tasks may do, as O(crashcart.fleet.crashcart_exec#module:rights) has it. With V(host) they are the host's root without become.
-      - What a task runs of the container itself, such as the command of M(ansible.builtin.command), or the local facts and programs by which
-        M(ansible.builtin.setup) gathers facts, has these rights, too. Only the program that is started first is looked at, and that is
-        the image's shell. So V(host) is for containers that are trusted, or with C(gather_facts=false) for programs of the image.
+      - The rights of tasks, as in O(crashcart.fleet.crashcart_exec#module:rights). With V(host) tasks are the host's root without become.
+      - The container's own programs that a task runs have these rights, too, such as the command of M(ansible.builtin.command), or the local
+        facts and programs by which M(ansible.builtin.setup) gathers facts. Only the program that is started first is checked, which is
+        the image's shell. So use V(host) for containers that you trust, or with C(gather_facts=false) for programs of the image.
     type: str
     choices: [container, tools, host]
     default: tools
     vars:
       - name: ansible_cart_rights
   trust_container:
-    description: As O(crashcart.fleet.crashcart_exec#module:trust_container).
+    description: Whether O(rights=host) is allowed with an unsealed image, see O(crashcart.fleet.crashcart_exec#module:trust_container).
     type: bool
     default: false
     vars:
@@ -70,7 +70,7 @@ options:
     type: bool
     default: false
     deprecated:
-      why: There are three choices now.
+      why: The option rights has three choices.
       version: 0.2.0
       collection_name: crashcart.fleet
       alternatives: ansible_cart_rights=container
@@ -78,15 +78,15 @@ options:
       - name: ansible_cart_confined
   docker_host:
     description:
-      - URL of the one Docker engine to ask. By default every runtime of the host is asked. Of a host of the plugin
-        P(crashcart.fleet.containers#inventory) the variable C(crashcart_docker_host), which the playbooks have, is taken, too.
-      - E(DOCKER_HOST), E(DOCKER_CONTEXT), E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH) are those of root's environment on the host, as C(sudo)
+      - URL of the only Docker engine to ask. By default every runtime of the host is asked. For hosts of the plugin
+        P(crashcart.fleet.containers#inventory) the playbooks' variable C(crashcart_docker_host) counts, too.
+      - E(DOCKER_HOST), E(DOCKER_CONTEXT), E(DOCKER_TLS_VERIFY) and E(DOCKER_CERT_PATH) come from root's environment on the host, as C(sudo)
         leaves it. A task's C(environment) is for the inside.
     type: str
     vars:
       - name: ansible_cart_docker_host
   link:
-    description: How the host is reached. By default V(local) where its name or address is C(localhost), V(ssh) elsewhere.
+    description: The connection to the host. By default V(local) where the host's name or address is C(localhost), V(ssh) elsewhere.
     type: str
     choices: [ssh, local]
     vars:
@@ -99,7 +99,7 @@ options:
       - name: inventory_hostname
       - name: ansible_host
   remote_user:
-    description: Who to log in as on the host.
+    description: The user to log in as on the host.
     type: str
     vars:
       - name: ansible_user
@@ -107,7 +107,7 @@ options:
     keyword:
       - name: remote_user
   become_user:
-    description: Who a task with become is inside the container, as O(crashcart.fleet.crashcart_exec#module:user) takes it.
+    description: The user of a task with become inside the container, in the form of O(crashcart.fleet.crashcart_exec#module:user).
     type: str
     default: root
     vars:
@@ -115,12 +115,12 @@ options:
     keyword:
       - name: become_user
   host_become:
-    description: Whether to become root on the host. By default it is done unless the login is root's.
+    description: Whether to become root on the host. By default true unless the login is root's.
     type: bool
     vars:
       - name: ansible_cart_become
   host_become_method:
-    description: By which become plugin. Its own variables, such as C(ansible_become_flags) or C(ansible_sudo_exe), mean what they mean there.
+    description: The become plugin for the host. Its own variables, such as C(ansible_become_flags) or C(ansible_sudo_exe), keep their meaning.
     type: str
     default: sudo
     vars:
@@ -134,7 +134,7 @@ options:
       - section: privilege_escalation
         key: become_method
   host_become_password:
-    description: The password that it asks for. By default the one that C(-K) or C(--become-password-file) gave.
+    description: The password for O(host_become_method). By default the password of C(-K) or C(--become-password-file).
     type: str
     vars:
       - name: ansible_become_pass
@@ -142,20 +142,20 @@ options:
       - name: ansible_cart_become_password
   scratch_size:
     description:
-      - How much the temporary files of one connection may be, modules and files on their way included.
-      - They are in the host's memory (a tmpfs), and count for the container's control group.
+      - Maximum size of the temporary files of one connection, with the modules and files that it transfers.
+      - The files are in the host's memory (a tmpfs), and count for the container's control group.
     type: str
     default: 512MiB
     vars:
       - name: ansible_cart_scratch_size
   python:
-    description: Python on the host; with the Docker SDK, where Docker is to be asked.
+    description: Python on the host. It needs the Docker SDK for containers of Docker.
     type: str
     default: python3
     vars:
       - name: ansible_cart_python
   pipelining:
-    description: Whether modules are sent through standard input, with no file.
+    description: Whether modules are sent through standard input, without a file.
     type: bool
     default: true
     vars:
@@ -164,7 +164,7 @@ options:
 """
 
 EXAMPLES = r"""
-# In an inventory: two containers of web1, as hosts of their own
+# In an inventory: two containers of web1 as hosts of their own
 all:
   children:
     containers:
@@ -210,25 +210,25 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 display = Display()
 
 _LIBRARY = "/run/crashcart/lib"
-_LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the near end of a tunnel
-_IN_ONE_PIECE = 1 << 20  # bytes: larger files go through a file on the host, as a stream
+_LOCAL_HOST = "localhost"  # an address such as 127.0.0.1 may be the controller's end of a tunnel
+_IN_ONE_PIECE = 1 << 20  # bytes; larger files go through a file on the host, as a stream
 _MODULE_UTILS = f"{connection_entry.__file__.rpartition('/module_utils/')[0]}/module_utils"
-# A command with its secrets is a variable, which its own user alone can read; everybody on the host can read arguments.
+# A command with its secrets travels in a variable, which only its own user can read. Every user of the host can read arguments.
 _COMMAND = "CRASHCART_COMMAND"
 _EVALUATE = f'eval "unset {_COMMAND}; ${_COMMAND}"'
-# What connection plugins say, by a word or another, where become does not come to its end.
+# Connection plugins use one of these words in an error where become fails.
 _BECOME_FAILED = re.compile(r"privilege escalation|become (success|password)|(Incorrect|Missing) \S+ password")
 _MISSING = "crashcart: the program is not there"
-# What the host's Python does with the archive that comes through its stdin: a folder of files, for of those it keeps what it has compiled.
-# Whoever owns the folder could exchange what root runs.
+# The host's Python runs this to unpack the archive from its stdin. A folder of files, since Python keeps no compiled files of an archive.
+# The owner of the folder could replace the code that root runs. So the folder has to be root's own.
 _UNPACK = (
     "import io, os, shutil, stat, sys, zipfile; place = sys.argv[1]; part = f'{place}.{os.getpid()}'; os.umask(0o77)\n"
     "library = os.path.dirname(place); os.makedirs(library, exist_ok=True)\n"
-    "for one in (os.path.dirname(library), library, *([place] if os.path.lexists(place) else [])):\n"
-    "    found = os.lstat(one)\n"
+    "for folder in (os.path.dirname(library), library, *([place] if os.path.lexists(place) else [])):\n"
+    "    found = os.lstat(folder)\n"
     "    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):\n"
-    "        raise SystemExit(f'{one} is no folder of user {os.geteuid()}: look at it, and remove it')\n"
-    "    os.chmod(one, 0o700)\n"
+    "        raise SystemExit(f'{folder} is no folder of user {os.geteuid()}: look at it, and remove it')\n"
+    "    os.chmod(folder, 0o700)\n"
     "zipfile.ZipFile(io.BytesIO(sys.stdin.buffer.read())).extractall(part)\n"
     "try: os.rename(part, place)\n"
     "except OSError: shutil.rmtree(part)"  # another connection was faster
@@ -236,7 +236,7 @@ _UNPACK = (
 
 
 class Connection(ConnectionBase):
-    """Tasks inside a container, over another connection to its host."""
+    """A connection that runs tasks inside a container, over another connection to the container's host."""
 
     transport = "crashcart.fleet.cart"
     has_pipelining = True
@@ -252,20 +252,20 @@ class Connection(ConnectionBase):
         self._scratch = uuid.uuid4().hex
         self._is_scratch_kept = False
         self._link_context = copy.copy(play_context)
-        # Also modules that want a shell are told this one; no container needs to have another.
+        # Modules that need a shell also get the image's, so that a container needs none.
         play_context.executable = f"{connection_entry.PREFIX}/bin/sh"
-        # Ansible asks the shell plugin where temporary files go. Here that is no user's choice: it must not be in the container.
+        # Ansible asks the shell plugin for the folder of temporary files. Here no user may choose it: it must not be in the container.
         plain_option = self._shell.get_option
         self._shell.get_option = lambda name, *rest: (
             connection_entry.SCRATCH_PATH if name == "remote_tmp" else plain_option(name, *rest)
         )
 
     def set_become_plugin(self, plugin: Any) -> None:
-        """Remember that a user is to be become: inside that is one system call, and no command has to be wrapped in another."""
+        """Remember whether the task has become. Inside the container that is one system call, and PLUGIN does not wrap the command."""
         self._is_become_inside = plugin is not None
 
     def _resolve_option_variables(self, variables: dict[str, Any], templar: Any) -> dict[str, Any]:
-        """Also the variables of the connection below and of its become plugin, for set_options to hand on."""
+        """Return the variables of the options, and those of the host's connection and become plugin, which set_options hands on."""
         found: dict[str, Any] = super()._resolve_option_variables(variables, templar)
         super().set_options(var_options=found)
         for name in self.list_host_variables():
@@ -274,26 +274,29 @@ class Connection(ConnectionBase):
         return found
 
     def list_host_variables(self) -> list[str]:
-        """Names of the variables that say how the host is reached, and how its root is become there."""
-        connection_loader.get("ssh", class_only=True)  # until it is loaded nobody knows them
+        """Return the names of the variables of the connection to the host and of its become plugin.
+
+        Raises AnsibleError where `host_become_method` names no become plugin.
+        """
+        connection_loader.get("ssh", class_only=True)  # Ansible learns the variables when it loads the plugin
         method = self.get_option("host_become_method")
         if become_loader.get(method, class_only=True) is None:
             raise AnsibleError(f"there is no become plugin {method!r}; `ansible-doc -t become -l` lists them")
         names = constants.config.get_plugin_vars("become", method)
-        # Those that name a user are for the inside: on the host it is root.
+        # Variables that name a user are for the inside: on the host the user is always root.
         become = ["ansible_become_method", *(name for name in names if not name.endswith("_user"))]
         return [*constants.config.get_plugin_vars("connection", "ssh"), *become]
 
     def set_options(self, task_keys: Any = None, var_options: Any = None, direct: Any = None) -> None:
-        """Take the options, and make the connection below with its own."""
+        """Set the options, and make the connection to the host with its own options."""
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
         name = self.get_option("link") or ("local" if self.get_option("host") == _LOCAL_HOST else "ssh")
         self._link = connection_loader.get(name, self._link_context)
         self._link.set_options(task_keys=task_keys, var_options=var_options)
         if name == "ssh":
-            self._link.set_option("use_tty", False)  # output is bytes, and its two kinds stay apart
+            self._link.set_option("use_tty", False)  # a terminal would change bytes, and mix stdout with stderr
         else:
-            # Without it the stdin of sudo or su would be a terminal, which takes no data.
+            # Without pipelining the stdin of sudo or su would be a terminal, which cannot carry the data.
             self._link.set_option("pipelining", True)
         self._host_become = None
         if self.must_become_on_host():
@@ -304,7 +307,7 @@ class Connection(ConnectionBase):
             self._link.set_become_plugin(self._host_become)
 
     def must_become_on_host(self) -> bool:
-        """Return True if root is to be become on the host."""
+        """Return True if the connection has to become root on the host."""
         wanted = self.get_option("host_become")
         if wanted is None:
             is_root = os.geteuid() == 0 if self._link.transport == "local" else self.get_option("remote_user") == "root"
@@ -318,7 +321,10 @@ class Connection(ConnectionBase):
         return self
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
-        """Run the shell command CMD in the container; exit code, stdout, stderr."""
+        """Run the shell command CMD in the container and return its exit code, stdout and stderr.
+
+        Raises AnsibleError for a task with async, and where the container cannot be entered.
+        """
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         if "ANSIBLE_ASYNC_DIR=" in cmd:
             raise AnsibleError(
@@ -328,7 +334,7 @@ class Connection(ConnectionBase):
         return self._enter(["sh", "-c", _EVALUATE], in_data, env={_COMMAND: self._unwrap(cmd)})
 
     def _unwrap(self, command: str) -> str:
-        """COMMAND without the call of the shell that Ansible puts before it: one is enough."""
+        """Return COMMAND without the shell that Ansible puts before it, since _enter starts a shell already."""
         try:
             words = shlex.split(command)
         except ValueError:
@@ -346,7 +352,7 @@ class Connection(ConnectionBase):
             raise AnsibleFileNotFound(f"file {in_path} cannot be read: {error}") from error
         write = ["sh", "-c", 'cat > "$0"', out_path]
         if self._link.transport == "local":
-            # Its program follows no link: on other hosts what is at the path may be another one's by then.
+            # The host's program does not follow links, since on other hosts another user may have replaced the file. So links end here.
             self._check(self._enter(write, source=os.path.realpath(in_path)), out_path)
         elif 0 < size <= _IN_ONE_PIECE:
             with open(in_path, "rb") as file:
@@ -381,7 +387,7 @@ class Connection(ConnectionBase):
             raise AnsibleError(f"{path} in container {container}: {_read_words(stderr) or f'exit code {rc}'}")
 
     def _make_stage(self) -> str:
-        """A new empty file of the login user on the host."""
+        """Make a new empty file of the login user on the host and return its path."""
         rc, stdout, stderr = self._link.exec_command("umask 77 && mktemp", sudoable=False)
         path = str(stdout.decode("utf-8", "replace").strip())
         if rc != 0 or not path.startswith("/"):
@@ -399,7 +405,7 @@ class Connection(ConnectionBase):
         sink: str = "",
         env: dict[str, str] | None = None,
     ) -> tuple[int, bytes, bytes]:
-        """Run ARGV with ENV in the container; exit code, stdout, stderr."""
+        """Run ARGV with ENV in the container and return exit code, stdout and stderr; SOURCE and SINK are files of the host."""
         if not self.get_option("container"):
             raise AnsibleError("say which container: set ansible_cart_container to its name or id")
         env = env or {}
@@ -424,9 +430,10 @@ class Connection(ConnectionBase):
         return self._read_outcome(self._order(order, in_data))
 
     def list_containers(self) -> tuple[list[dict[str, Any]], str]:
-        """The containers that run on the host, and which of its runtimes do not answer, and why ('' where all do).
+        """Return the running containers of the host, and a sentence about runtimes that do not answer, or '' where all do.
 
-        Each container has id, name, state, pid, image, runtime, labels and networks.
+        Each container has id, name, state, pid, image, runtime, user, labels and networks. Raises AnsibleConnectionFailure where the
+        host's program fails.
         """
         order = connection_entry.Order(
             token=self._token, container="", argv=[], docker_host=self.get_option("docker_host")
@@ -438,14 +445,14 @@ class Connection(ConnectionBase):
         return answer["containers"], escape(answer["silence"])
 
     def _order(self, order: connection_entry.Order, in_data: bytes | None) -> tuple[int, bytes, bytes]:
-        """Have the host's program carry out ORDER; the program is sent there when it is missing."""
+        """Let the host's program carry out ORDER and return exit code, stdout and stderr. Send the program first where it is missing."""
         self._connect()
         digest, files = _read_program()
         path = f"{_LIBRARY}/{digest}"
         python = shlex.quote(self.get_option("python"))
-        run = f"exec {python} -X utf8 {path}"  # whatever the locale of the login is
+        run = f"exec {python} -X utf8 {path}"  # the locale of the login must not matter
         missing = f"{{ echo {shlex.quote(_MISSING)} >&2; exit {connection_entry.RC_OTHER}; }}"
-        # The mask is for what Python compiles of the program, which it writes beside it.
+        # The mask is for the compiled files that Python writes beside the program.
         command = f"umask 77; test -O {_LIBRARY} && test -O {path} || {missing}; {run}"
         data = order.pack() + (in_data or b"")
         outcome = self._run_on_host(command, data)
@@ -472,7 +479,7 @@ class Connection(ConnectionBase):
             ) from None
 
     def _read_outcome(self, outcome: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
-        """OUTCOME, or what the program's own last line makes of it."""
+        """Return OUTCOME, or the exit code and output that the last line of the host's program tells; raise the error in that line."""
         rc, stdout, stderr = outcome
         if rc != connection_entry.RC_OTHER:
             return outcome
@@ -488,7 +495,7 @@ class Connection(ConnectionBase):
         return message["rc"], stdout, stderr
 
     def close(self) -> None:
-        """Remove what was made for this connection, and end it."""
+        """Remove the temporary files of this connection on the host, and close the connection to the host."""
         if self._is_scratch_kept:
             self._enter([])
             self._is_scratch_kept = False
@@ -497,7 +504,7 @@ class Connection(ConnectionBase):
         self._connected = False
 
     def reset(self) -> None:
-        """Start over with the connection below."""
+        """Close this connection, and reset the connection to the host."""
         self.close()
         if self._link is not None:
             self._link.reset()
@@ -505,7 +512,7 @@ class Connection(ConnectionBase):
 
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """Give the path of a new file that takes the place of PATH, or of what that leads to, at the context's end; where it fails, nothing does."""
+    """Give the path of a new file that replaces PATH, or the target of a link PATH, at the context's end, unless the context fails."""
     target = os.path.realpath(path)
     with ExitStack() as stack:
         try:
@@ -537,13 +544,13 @@ def _remove(path: str) -> None:
 
 
 def _read_words(stderr: bytes) -> str:
-    """What a program said, for a message."""
+    """Return STDERR as text for a message."""
     return escape_lines(stderr.decode("utf-8", "replace").strip())
 
 
 @functools.lru_cache(maxsize=None)
 def _read_program() -> tuple[str, dict[str, bytes]]:
-    """Return the digest of the host's program and its files, by their places in the archive: all that it may import of this collection."""
+    """Return the hash of the host's program, and its files by their places in the archive, with all modules that it may import."""
     start = f"from {connection_entry.__name__} import main\n\nraise SystemExit(main())\n"
     files = {"__main__.py": start.encode("ascii")}
     top = [*connection_entry.__name__.partition(".module_utils.")[0].split("."), "module_utils"]
@@ -557,7 +564,7 @@ def _read_program() -> tuple[str, dict[str, bytes]]:
 
 
 def _list_sources() -> list[str]:
-    """Return the paths below module_utils of what the host's program may import."""
+    """Return the paths below module_utils of the modules that the host's program may import."""
     paths = [name for name in os.listdir(_MODULE_UTILS) if name.endswith(".py")]
     for top in ("cart", "containers", "linux"):
         for folder, _folders, names in os.walk(os.path.join(_MODULE_UTILS, top)):
@@ -567,7 +574,7 @@ def _list_sources() -> list[str]:
 
 
 def _pack(files: dict[str, bytes]) -> bytes:
-    """A zip archive of FILES."""
+    """Return a zip archive of FILES."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The containers of an inventory's hosts as hosts of their own."""
+"""Add the running containers of an inventory's hosts as hosts of their own."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
 description:
-  - Asks the hosts that other inventory sources have named before it for their containers, of all runtimes, and adds each running one
-    as a host called C(CONTAINER@HOST), with the connection P(crashcart.fleet.cart#connection). No machine's name has an C(@), and patterns,
-    C(--limit), caches of facts and ssh take it.
-  - Containers of one name in several runtimes of a host are called C(CONTAINER.RUNTIME@HOST), and in one runtime by the beginning of their id
-    in its place. In a name all but letters and digits of ASCII, C(.), C(-) and C(_) becomes C(_), such as the C(/) of a pod's
-    C(NAMESPACE/POD/CONTAINER). A warning tells of names that had to be changed, and C(crashcart_container.name) is the true one.
-  - All of them are in the group C(crashcart_containers). Plays for hosts only have C(hosts) of C(all:!crashcart_containers).
-  - What the users of a host run themselves, as by rootless Podman, is left out unless O(users) is set.
-  - The hosts are reached by their own connection variables, which their containers inherit. Those of become lead to the
+  - Asks the hosts of earlier inventory sources for their containers, of all runtimes. Adds each running container as a host called
+    C(CONTAINER@HOST), with the connection P(crashcart.fleet.cart#connection). No machine's name has an C(@), and patterns,
+    C(--limit), caches of facts and ssh accept it.
+  - Where several runtimes of a host have a container of the same name, the containers are called C(CONTAINER.RUNTIME@HOST). Where one
+    runtime has several, the beginning of the id takes the place of the runtime.
+  - In a name each character other than ASCII letters and digits, C(.), C(-) and C(_) becomes C(_), such as the C(/) of a pod's
+    C(NAMESPACE/POD/CONTAINER). A warning lists changed names, and C(crashcart_container.name) is the original one.
+  - All containers are in the group C(crashcart_containers). Plays for hosts only have C(hosts) of C(all:!crashcart_containers).
+  - Containers that the users of a host run themselves, for example by rootless Podman, are left out unless O(users) is set.
+  - The connection variables of a host lead to the host, and its containers inherit them. Variables of become lead to the
     host's root. C(become) and C(become_user) of a task are for the inside, see P(crashcart.fleet.cart#connection).
-  - An inventory is read before Ansible asks for a password. So with C(-K) this plugin asks once more, where a host needs one that
-    is neither in C(ansible_become_password) nor in C(--become-password-file).
-  - Its file's name ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources it has to come after the
-    others by its name.
+  - Ansible does not hand the password that it asks for with C(-K) to inventory plugins. So with C(-K) this plugin asks once more where a
+    host needs a password that is neither in C(ansible_become_password) nor in C(--become-password-file).
+  - The name of the plugin's file ends with C(containers.yml) or C(containers.yaml). In a folder of inventory sources the file has to come
+    after the others in the order of names.
 options:
   plugin:
     description: This plugin's name.
@@ -34,25 +35,26 @@ options:
     required: true
     choices: [crashcart.fleet.containers]
   hosts:
-    description: Names of hosts and groups whose containers are wanted.
+    description: Names of the hosts and groups whose containers are added.
     type: list
     elements: str
     default: [all]
   group_by:
     description:
-      - By what to make groups. Their names are C(image_…), C(label_NAME_VALUE), C(network_…), C(runtime_…) and C(on_HOST).
+      - Properties that containers are grouped by. The groups are called C(image_…), C(label_NAME_VALUE), C(network_…), C(runtime_…) and
+        C(on_HOST).
     type: list
     elements: str
     choices: [image, label, network, runtime, host]
     default: [image, label, network, runtime, host]
   users:
     description:
-      - Add the containers of the hosts' users, too, as C(CONTAINER.userUID@HOST). They are in the same groups as the others, so whoever can log
-        in to a host chooses groups for them, by their labels.
+      - Add the containers of the hosts' users, too, as C(CONTAINER.userUID@HOST). These containers are in the same groups as the others, so
+        anyone who can log in to a host chooses groups for them, by labels.
     type: bool
     default: false
   forks:
-    description: How many hosts are asked at the same time.
+    description: Number of hosts that are asked at the same time.
     type: int
     default: 10
 extends_documentation_fragment:
@@ -95,25 +97,28 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 _CONNECTION = "crashcart.fleet.cart"
 _ENGINE = "crashcart_docker_host"
 _GROUP = "crashcart_containers"
-_MAX_NAME = 120  # a cache of facts makes a file's name of it and the host's
+_MAX_NAME = 120  # a cache of facts has a file that is called by this name and the host's
 _MAX_TOLD = 10  # names in a warning
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable):
-    """Containers as hosts."""
+    """The inventory plugin that adds containers as hosts."""
 
     NAME = "crashcart.fleet.containers"
 
     def verify_file(self, path: str) -> bool:
-        """Whether PATH may be this plugin's file."""
+        """Return True if PATH has a name that this plugin's files have."""
         return bool(super().verify_file(path)) and path.endswith(("containers.yml", "containers.yaml"))
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
-        """Add the containers of the hosts that INVENTORY has."""
+        """Add the containers of the hosts in INVENTORY.
+
+        Raises AnsibleParserError for an unknown host or group in the file PATH, and, if `strict` is set, for a host that does not answer.
+        """
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         variables = {name: self._find_variables(name) for name in self._choose_hosts()}
-        # Containers that are in the inventory already have none.
+        # A container that is in the inventory already is no host of containers.
         hosts = [name for name, values in variables.items() if values.get("ansible_connection") != _CONNECTION]
         connections = {name: self._connect(variables[name]) for name in hosts}
         with ThreadPoolExecutor(self.get_option("forks")) as pool:
@@ -124,7 +129,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                 raise AnsibleParserError(f"containers of {name}: {silence}")
             if silence:
                 self.display.warning(f"containers of {name} are left out: {silence}")
-            wanted = [one for one in found if one["user"] is None or self.get_option("users")]
+            wanted = [container for container in found if container["user"] is None or self.get_option("users")]
             changed = []
             for short_name, container in zip(_name(wanted), wanted):
                 full_name = self._find_free(f"{short_name}@{name}", container)
@@ -137,7 +142,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
                 self.display.warning(f"containers of {name} have other names in the inventory: {told}")
 
     def _find_free(self, name: str, container: dict[str, Any]) -> str:
-        """NAME, or one made of it where the inventory has it already for something other than CONTAINER."""
+        """Return NAME, or a name derived from it where NAME stands for something other than CONTAINER in the inventory."""
         known = self.inventory.hosts.get(name)
         if known is None or known.vars.get("ansible_cart_container") == _find_key(container):
             return name
@@ -147,7 +152,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
     def _choose_hosts(self) -> list[str]:
         names: dict[str, None] = {}
         for wanted in self.get_option("hosts"):
-            if wanted == "all":  # which groups are children of it is only settled when all sources are read
+            if wanted == "all":  # Ansible adds groups to `all` only after it has read all sources
                 names.update(dict.fromkeys(self.inventory.hosts))
             elif wanted in self.inventory.groups:
                 names.update((host.name, None) for host in self.inventory.groups[wanted].get_hosts())
@@ -171,7 +176,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         return {**functools.reduce(combine_vars, layers), "inventory_hostname": name}
 
     def _connect(self, variables: dict[str, Any]) -> Any:
-        """A connection to the host that has VARIABLES; nothing is sent yet."""
+        """Make a connection to the host that has VARIABLES, without sending anything yet."""
         play_context = PlayContext()
         connection = connection_loader.get(_CONNECTION, play_context)
         translated = {**variables, **_translate(variables)}
@@ -186,11 +191,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
     @functools.cached_property
     def _become_password(self) -> str:
-        """What the command line says of it; to ask again is the only way to learn what it has asked for."""
+        """The password of the command line, from its file or from a prompt, since inventory plugins do not get Ansible's answer."""
         path = context.CLIARGS.get("become_password_file") or constants.BECOME_PASSWORD_FILE
         if context.CLIARGS.get("become_ask_pass"):
             return str(self.display.prompt("BECOME password to list containers: ", private=True))
-        if path and path != "-":  # its stdin has been read
+        if path and path != "-":  # "-" means stdin, which has been read already
             from ansible.cli import CLI
 
             return str(CLI.get_password_from_file(path))
@@ -210,7 +215,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         ):
             values["ansible_cart_docker_host"] = _refer(host, _ENGINE)
         values.setdefault("ansible_host", host)
-        # What we wrote ourselves; all that hosts and containers say stays untrusted, and is never taken for a template.
+        # Only these constants are trusted as templates. Text of hosts and containers stays untrusted, so Ansible never evaluates it.
         values["ansible_connection"] = trust_as_template(_CONNECTION)
         values["ansible_cart_container"] = _find_key(container)
         values["ansible_python_interpreter"] = trust_as_template("/dev/crashcart/bin/python3")
@@ -227,50 +232,50 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
 
 
 def _name(containers: list[dict[str, Any]]) -> list[str]:
-    """A name for each of a host's CONTAINERS; those of one name bear their runtime, too, or the beginning of their id.
+    """Return a name for each of a host's CONTAINERS; equal names get the runtime, or the beginning of the id, appended.
 
-    Whatever a user of the host calls a container, it changes no name of one of root's.
+    Root's containers get their names first, so that a user's container cannot change them.
     """
     names: dict[int, str] = {}
-    for user in dict.fromkeys([None, *(one["user"] for one in containers)]):
-        some = {index: one for index, one in enumerate(containers) if one["user"] == user}
+    for user in dict.fromkeys([None, *(container["user"] for container in containers)]):
+        some = {index: container for index, container in enumerate(containers) if container["user"] == user}
         taken = set(names.values())
         plain = Counter(map(_shorten, some.values()))
-        longer = Counter(f"{_shorten(one)}.{one['runtime']}" for one in some.values())
-        for index, one in some.items():
-            name = _shorten(one)
+        longer = Counter(f"{_shorten(container)}.{container['runtime']}" for container in some.values())
+        for index, container in some.items():
+            name = _shorten(container)
             if plain[name] > 1 or name in taken:
-                name = f"{name}.{one['runtime']}"
+                name = f"{name}.{container['runtime']}"
                 if longer[name] > 1 or name in plain or name in taken:
-                    name = f"{_shorten(one)}.{_clean(one['id'])[:12]}"
+                    name = f"{_shorten(container)}.{_clean(container['id'])[:12]}"
             names[index] = name
     return [names[index] for index in range(len(containers))]
 
 
 def _describe(container: dict[str, Any]) -> str:
-    """What people call CONTAINER on its host."""
+    """Return the name of CONTAINER on its host, with the user's number for a user's container."""
     return str(container["name"]) + ("" if container["user"] is None else f".user{container['user']}")
 
 
 def _shorten(container: dict[str, Any]) -> str:
-    """A name for CONTAINER that harms nobody, if there is no other of that name."""
+    """Return a name for CONTAINER of safe characters and limited length, which other containers may have, too."""
     name = _clean(_describe(container))
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 13]}.{_clean(container['id'])[:12]}"
 
 
 def _clean(text: str) -> str:
-    """TEXT with what patterns, files or command lines would take for something else replaced."""
+    """Return TEXT with each character replaced by "_" that has a meaning in patterns, files' names or command lines."""
     return re.sub(r"[^A-Za-z0-9._-]|^[.-]", "_", text)
 
 
 def _find_key(container: dict[str, Any]) -> str:
-    """What the connection plugin takes for CONTAINER and for no other."""
+    """Return the value of the connection's option `container` that means CONTAINER and no other."""
     owner = "" if container["user"] is None else f"{container['user']}/"
     return f"{container['runtime']}:{owner}{container['id']}"
 
 
 def _ask(connection: Any) -> tuple[list[dict[str, Any]], str]:
-    """The containers of a host, and why there are no others, or none at all; '' where these are all."""
+    """Return the containers of CONNECTION's host, and why the list is incomplete or empty, or '' where it is complete."""
     try:
         return connection.list_containers()  # type: ignore[no-any-return]
     except AnsibleError as error:
@@ -280,7 +285,7 @@ def _ask(connection: Any) -> tuple[list[dict[str, Any]], str]:
 
 
 def _refer(host: str, variable: str) -> Any:
-    """A template of what VARIABLE of HOST is, by the variables of that host."""
+    """Return a template that gives VARIABLE of HOST, evaluated with the variables of HOST."""
     return trust_as_template(f"{{{{ hostvars[{json.dumps(host)}][{json.dumps(variable)}] }}}}")
 
 
@@ -289,7 +294,7 @@ def _translate(variables: dict[str, Any]) -> dict[str, Any]:
     link = str(variables.get("ansible_connection", "")).rpartition(".")[2]
     if link in ("local", "ssh"):
         found["ansible_cart_link"] = trust_as_template(link)
-    if _ENGINE in variables:  # the playbooks' variable is enough for both
+    if _ENGINE in variables:  # a user sets the playbooks' variable only, and it holds for the connection, too
         found["ansible_cart_docker_host"] = variables[_ENGINE]
     return {**found, **{key: value for key, value in variables.items() if key.startswith("ansible_cart_")}}
 

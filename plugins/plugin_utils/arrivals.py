@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Segments that arrive on the controller: what a broken transfer brought is kept, and the next one begins behind it.
+"""Receive segments on the controller. The parts that a broken transfer has brought stay, and the next transfer continues after them.
 
-A transfer is one file with the segments, or the ends of them, one after the other. All that the host says of it is
-checked: names lead nowhere, and the sha256 of every segment has to be right.
+A transfer is one file with the segments, or their remaining bytes, one after the other. The controller checks what the host
+says about it: a name cannot lead to another folder, and the sha256 of every segment has to be right.
 """
 
 from __future__ import annotations
@@ -23,39 +23,40 @@ _BLOCK = 1 << 20
 
 
 class ArrivalError(ValueError):
-    """What arrived is not what the host says."""
+    """A transfer that does not match the host's description of it."""
 
 
 class Arrivals:
-    """The parts of segments below FOLDER, the captures' folder of one host."""
+    """The received parts of segments below FOLDER, the folder of one host's captures."""
 
     def __init__(self, folder: str) -> None:
         self._folder = os.path.join(folder, _FOLDER)
 
     def list_parts(self) -> dict[str, int]:
-        """Names of segments that a broken transfer has left here, and the bytes there are."""
+        """Return the names of the segments that a broken transfer has left here, each with the number of its bytes."""
         with suppress(FileNotFoundError, NotADirectoryError):
             names = [name for name in os.listdir(self._folder) if _NAME.match(name)]
             return {name: os.stat(os.path.join(self._folder, name)).st_size for name in names}
         return {}
 
     def find_broken(self) -> str:
-        """The path on the host of the transfer that broke; '' for none."""
+        """Return the path on the host of the transfer that broke last, or '' for none."""
         with suppress(FileNotFoundError), open(os.path.join(self._folder, _TRANSFER), encoding="utf-8") as file:
             return file.read()
         return ""
 
     def take(self, transfer: dict[str, Any], path: str) -> list[str]:
-        """Put what is in the file PATH of TRANSFER, which may have broken, with the parts; the segments that are whole, as paths.
+        """Append the content of the file PATH, which TRANSFER describes, to the parts, and return the paths of the complete segments.
 
-        Raises ArrivalError where a segment is not what the host says; what is wrong is removed, and comes again.
+        The transfer may have broken. Raises ArrivalError where a segment does not match TRANSFER, and removes the segment first,
+        so that the next fetch brings it again.
         """
         make_missing(self._folder)
         with open(os.path.join(self._folder, _TRANSFER), "w", encoding="utf-8", opener=open_private) as text:
             text.write(str(transfer["path"]))
         wanted = {check_name(segment["name"]): segment for segment in transfer["segments"]}
         for name in set(self.list_parts()) - set(wanted):
-            os.unlink(self.find_path(name))  # somebody else has fetched it
+            os.unlink(self.find_path(name))  # another controller has fetched it
         whole = []
         with open(path, "rb") as file:
             for name, segment in wanted.items():
@@ -79,11 +80,11 @@ class Arrivals:
         return whole
 
     def find_path(self, name: str) -> str:
-        """Where the part of the segment NAME is."""
+        """Return the path of the part of the segment NAME. Raises ArrivalError where NAME is not the name of a segment."""
         return os.path.join(self._folder, check_name(name))
 
     def clean(self) -> None:
-        """Remove the folder, where no part is left in it."""
+        """Remove the folder of the parts if no part is left in it."""
         if not self.list_parts():
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder, _TRANSFER))
@@ -92,7 +93,7 @@ class Arrivals:
 
 
 def check_name(name: Any) -> str:
-    """NAME, where it is that of a segment; raises ArrivalError."""
+    """Return NAME. Raises ArrivalError where NAME is not the name of a segment."""
     if not isinstance(name, str) or not _NAME.match(name):
         raise ArrivalError(f"{name!r} is no name of a segment")
     return name

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A segment that has arrived becomes a trace.dat with its manifest, and a text beside it where one is wanted."""
+"""Make a trace.dat, its manifest and, on request, a text of a segment that has arrived on the controller."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 
 _BLOCK = 1 << 20
 _MAX_MANIFEST = 4096
-_ROOM_FOR_FILE = 128  # what the manifest says of its file: a digest of 64 characters, and a size
+_ROOM_FOR_FILE = 128  # for the trace's hash, of 64 characters, and its size in the manifest
 _MAX_NAME = 200  # file systems take 255
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def make_file_name(text: str) -> str:
-    """TEXT as the name of one file: nothing in it can lead to another folder."""
+    """Return TEXT as the name of a file: it cannot lead to another folder, and has 200 characters at most."""
     name = _UNFIT.sub("_", text)
     if len(name) > _MAX_NAME:
         name = name[: _MAX_NAME - 17] + "-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
@@ -47,16 +47,17 @@ def make_file_name(text: str) -> str:
 
 
 def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:
-    """Write the capture in the segment PATH below FOLDER, the captures' one of HOST: the path of the trace, and all of its manifest,
-    which may be longer than what stands beside the trace.
+    """Write the capture in the segment PATH below FOLDER, the folder of HOST's captures; return the trace's path and its manifest.
 
-    Raises SegmentError or TraceFileError for a segment that cannot be one, and leaves nothing then; OSError is this controller's own.
+    The manifest is complete. The file beside the trace may lack long parts, which are within the trace. VERSION is that of the
+    trace.dat; WITH_TEXT writes the events as text, too. Raises SegmentError or TraceFileError for a damaged segment and leaves no
+    file then. OSError is about this controller.
     """
     try:
         return _assemble(path, folder, host, version, with_text)
     except (OSError, FleetError):
         raise
-    except Exception as error:  # it came from a host: whatever is wrong with it, other segments wait
+    except Exception as error:  # a host may send anything, and must not keep other segments from being read
         raise SegmentError(f"it is damaged ({type(error).__name__}: {str(error)[:200]})") from error
 
 
@@ -69,7 +70,7 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         if not is_sound(manifest) or not isinstance(container, dict) or not isinstance(container.get("name"), str):
             raise SegmentError("the manifest of a segment is not what a host writes, or names no container")
         shown = {name: manifest.pop(name) for name in tables.NAMES if name in manifest}
-        if "reasons" not in manifest:  # an older version of this collection has drained it
+        if "reasons" not in manifest:  # an older version of this collection has written it
             manifest["reasons"] = [] if manifest.get("complete") else [f"{manifest.get('lost')} events were lost"]
         manifest["pages"] = _count_pages(segment)
         manifest["inventory_hostname"] = host
@@ -94,20 +95,20 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
             write_text(files["dat"], {**shown, **manifest}, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
-        # The trace comes last: where it is, all of it is.
+        # The trace comes last: where there is a trace, its manifest and its text are there, too.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
         return os.path.join(target, stamp + ".dat"), {**manifest, **about_file}
 
 
 def has_never_started(manifest: dict[str, Any]) -> bool:
-    """Whether a trace without events, of which a host says MANIFEST, is of a container whose start it still awaits."""
+    """Return True if the trace with MANIFEST still awaits the first start of its container."""
     followed = manifest.get("followed")
     return isinstance(followed, dict) and followed.get("restarts") is True and manifest.get("has_run") is False
 
 
 def describe(path: str | None, manifest: dict[str, Any]) -> str:
-    """Return a line for people on the capture at PATH, None for none, of which a host says MANIFEST."""
+    """Return a line for the user about the capture at PATH with MANIFEST. PATH is None for a trace without events."""
     container = manifest.get("container")
     name = container.get("name") if isinstance(container, dict) else None
     what = f"{path} ({manifest.get('entries')} events)" if path else "nothing was recorded"
@@ -123,7 +124,7 @@ def describe(path: str | None, manifest: dict[str, Any]) -> str:
 
 
 def _count_pages(segment: Segment) -> int:
-    """How many pages SEGMENT holds. Raises SegmentError for more than its host's buffers can have held, by its manifest, and than any could."""
+    """Return the number of SEGMENT's pages; raise SegmentError for more bytes than the buffers in its manifest can have held."""
     chunks = [chunk for found in segment.chunks.values() for chunk in found]
     page_size, plain = segment.head.page_size, sum(chunk.size for chunk in chunks)
     trace_dat_reader.check_growth(sum(chunk.packed for chunk in chunks), plain, page_size)
@@ -134,10 +135,10 @@ def _count_pages(segment: Segment) -> int:
 
 
 def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
-    """Bytes of pages that a trace can have held as MANIFEST tells of it; None where it does not.
+    """Return the largest number of bytes of pages that the trace with MANIFEST can have held, or None where MANIFEST does not say.
 
-    A ring's buffers are drained once, and each page holds less than a page. A recording ends, or loses its oldest files, at its size, which a
-    drain may overshoot.
+    A ring's buffers are drained once, and the events of a page are shorter than the page by its header. A recording ends, or loses
+    its oldest files, when it reaches its maximum size, and a drain may exceed this size.
     """
     size_kb, cpus = str(manifest.get("buffer_kb")), manifest.get("cpus")
     if not re.fullmatch("[0-9]{1,15}", size_kb) or not isinstance(cpus, list):
@@ -151,22 +152,22 @@ def find_most(manifest: dict[str, Any], page_size: int) -> int | None:
 
 
 def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
-    """The bytes of the trace.dat of VERSION that SEGMENT comes to.
+    """Yield the bytes of SEGMENT as a trace.dat of VERSION (6 or 7).
 
-    Chunks of zstd go into version 7 as they are; else the pages are written plain.
+    Chunks compressed with zstd go into version 7 unchanged. In all other cases the pages are written uncompressed.
     """
     cpus = range(max(segment.chunks, default=-1) + 1)
     is_copied = version == 7 and segment.compression == compression.ZSTD
     if is_copied:
         count_size = len(trace_dat.pack_count(0))
         sizes = [
-            sum(trace_dat.CHUNK_HEADER_SIZE + one.packed for one in segment.chunks[cpu]) + count_size
+            sum(trace_dat.CHUNK_HEADER_SIZE + chunk.packed for chunk in segment.chunks[cpu]) + count_size
             if cpu in segment.chunks
             else 0
             for cpu in cpus
         ]
     else:
-        sizes = [sum(one.size for one in segment.chunks.get(cpu, ())) for cpu in cpus]
+        sizes = [sum(chunk.size for chunk in segment.chunks.get(cpu, ())) for cpu in cpus]
     head = replace(
         segment.head, version=version, compression=compression.ZSTD if is_copied else compression.NONE, cpus=[]
     )

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the controller itself has to have for a playbook, and the command that installs what is missing."""
+"""Find what the controller lacks for a playbook, and name the commands that install it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import NoTerminalError, open_terminal
 
-# Python's modules and who brings them, as in requirements.txt; programs and Debian's packages of them, as in meta/ee-bindep.txt.
+# Need → Python's modules and their packages, as in requirements.txt.
 _MODULES = {"report": {"numpy": "numpy"}, "build": {"elftools": "pyelftools"}}
+# Need → programs and their Debian packages, as in meta/ee-bindep.txt.
 _PROGRAMS = {
     "build": {
         "apt-get": "apt",
@@ -26,16 +27,20 @@ _PROGRAMS = {
 
 
 def find_missing(needs: Iterable[str], dest: str) -> list[str]:
-    """What this machine lacks for NEEDS (report, build, terminal), in words with the next step; nothing for other needs.
+    """Return a sentence with the next step for each thing that this machine lacks for NEEDS: report, build or terminal.
 
-    DEST is the folder that a report and its captures go to.
+    Other needs are ignored. DEST is the folder for a report and its captures.
     """
     needs = tuple(needs)
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
     modules, programs = [], []
     for need in needs:
-        modules += [name for one, name in _MODULES.get(need, {}).items() if importlib.util.find_spec(one) is None]
-        programs += [name for one, name in _PROGRAMS.get(need, {}).items() if shutil.which(one, path=path) is None]
+        modules += [
+            package for module, package in _MODULES.get(need, {}).items() if importlib.util.find_spec(module) is None
+        ]
+        programs += [
+            package for program, package in _PROGRAMS.get(need, {}).items() if shutil.which(program, path=path) is None
+        ]
     found = []
     if "report" in needs:
         found += _find_obstacle(dest)
@@ -50,13 +55,13 @@ def find_missing(needs: Iterable[str], dest: str) -> list[str]:
 
 
 def _find_obstacle(dest: str) -> list[str]:
-    """Why folder DEST cannot be written, in words; nothing where it can, or can be made."""
+    """Return the reason why the folder DEST can neither be written nor made, or an empty list."""
     place = os.path.abspath(os.path.expanduser(dest))
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not os.path.isdir(place):
         return [f"the captures cannot go to {dest}: {place} is no folder; choose another crashcart_dest"]
-    # To root /proc looks writable, and nothing can be made there.
+    # os.access calls /proc writable for root, but nobody can make a file there.
     if not os.access(place, os.W_OK | os.X_OK) or f"{place}/".startswith("/proc/"):
         return [f"the captures cannot go to {dest}: {place} is not writable here; choose another crashcart_dest"]
     return []

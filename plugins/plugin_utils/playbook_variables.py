@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The variables of the collection's playbooks, and what is wrong with those that somebody has set."""
+"""Check the variables that a user has set for the collection's playbooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 PREFIX = "crashcart_"
 SELECTION = ("containers", "labels", "query")
-# All that any of the playbooks knows, without the prefix: group_vars are shared.
+# The variables of all playbooks, without the prefix: group_vars are shared, so each playbook accepts those of the others.
 NAMES = frozenset(
     (
         *SELECTION,
@@ -37,7 +37,7 @@ NAMES = frozenset(
         *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "src"),
     )
 )
-# Those of them that are lists. A text that begins with a bracket is a list that Ansible has not taken for one.
+# The variables that are lists. A text that begins with a bracket is meant to be a list, but Ansible has not parsed it.
 LISTS = (
     "containers",
     "argv",
@@ -50,7 +50,7 @@ LISTS = (
     "probes",
     "formats",
 )
-# Beginnings of other variables that the playbooks read, and what they know behind these.
+# Prefix of a role's variables → their names after the prefix.
 ROLES = {
     "trace_": NAMES
     | {
@@ -76,12 +76,15 @@ ROLES = {
     "cleanup_": frozenset({"docker_host", "before", "after"}),
 }
 CONTAINERS_GROUP = "crashcart_containers"  # of the inventory plugin
-_DROPPED = "_raw_params"  # what Ansible calls words of an option -e that are no assignment
-_LIKE = 0.85  # of 1: how much alike the words have to be of which one is meant for the other
+_DROPPED = "_raw_params"  # Ansible's name for the words of an option -e that are not assignments
+_LIKE = 0.85  # from 0 to 1: the similarity of a name to the one that it is probably meant for
 
 
 def find_unknown(variables: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the names of VARIABLES that are, or may be meant for, those of the playbooks, in words with the nearest known one."""
+    """Return a sentence, with the nearest known name, for each name in VARIABLES that is probably meant for a playbook and unknown.
+
+    For a container of the inventory plugin return only a sentence that it cannot be a host of the playbooks.
+    """
     if CONTAINERS_GROUP in (variables.get("group_names") or ()):
         return [
             "a container of the inventory is no host of the playbooks: name its host, and the container in crashcart_containers"
@@ -106,18 +109,18 @@ def _find_hint(name: str, prefix: str, known: Iterable[str]) -> str:
 
 
 def _is_result(value: Any) -> bool:
-    """Whether VALUE is a task's registered result, whose name is nobody's affair."""
+    """Return True if VALUE is the registered result of a task, which may have any name."""
     return isinstance(value, Mapping) and "changed" in value and "failed" in value
 
 
 def _is_misspelled(name: str) -> bool:
-    """Whether NAME begins with a word that is nearly the playbooks' prefix."""
+    """Return True if NAME begins with a word that is similar to the playbooks' prefix."""
     word, mark, _rest = name.replace("-", "_").partition("_")
     return bool(mark) and difflib.SequenceMatcher(None, word.lower(), PREFIX[:-1]).ratio() >= _LIKE
 
 
 def find_misshapen(variables: Mapping[str, Any]) -> list[str]:
-    """Which of VARIABLES hold a text where a list was meant, or a list where a text is, in words."""
+    """Return a sentence for each of VARIABLES that holds a text in place of a list, or a list in place of a text."""
     found = []
     for name in LISTS:
         value = variables.get(PREFIX + name)
@@ -132,7 +135,7 @@ def find_misshapen(variables: Mapping[str, Any]) -> list[str]:
 
 
 def find_dropped(variables: Mapping[str, Any]) -> list[str]:
-    """What Ansible has dropped of an option -e among VARIABLES, in words."""
+    """Return a sentence about the words of an option -e that Ansible has dropped, if VARIABLES hold such words."""
     words = str(variables.get(_DROPPED) or "").strip()
     if not words:
         return []
@@ -143,18 +146,18 @@ def find_dropped(variables: Mapping[str, Any]) -> list[str]:
 
 
 def find_missing(variables: Mapping[str, Any], needs: Iterable[str]) -> list[str]:
-    """What of NEEDS (containers, command) VARIABLES do not say, in words."""
+    """Return a sentence for each of NEEDS (containers, command) that no variable of VARIABLES meets. Other needs are ignored."""
     found = []
-    if "containers" in needs and not any(is_set(variables, one) for one in SELECTION):
+    if "containers" in needs and not any(is_set(variables, name) for name in SELECTION):
         found.append(
             f"nothing says which containers: give -e {PREFIX}containers=NAME, a list, or a glob ('*' means all that run);"
             f" {PREFIX}labels and {PREFIX}query select, too"
         )
-    if "command" in needs and not any(is_set(variables, one) for one in ("command", "argv")):
+    if "command" in needs and not any(is_set(variables, name) for name in ("command", "argv")):
         found.append(f'''nothing says what to run: give -e "{PREFIX}command='ss -tnp'", or {PREFIX}argv, a list''')
     return found
 
 
 def is_set(variables: Mapping[str, Any], name: str) -> bool:
-    """Whether VARIABLES have the playbooks' variable NAME."""
+    """Return True if VARIABLES set the playbooks' variable NAME, which is without its prefix."""
     return variables.get(PREFIX + name) is not None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lines that tell whoever waits what goes on; small things, which nobody waits for, are done in silence."""
+"""Show the user the progress of long steps. Short ones are silent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ _MIN_BYTES = 8 << 20
 
 
 def tell_transfer(text: str, size: int) -> None:
-    """Say TEXT of a transfer of SIZE bytes that begins."""
+    """Show TEXT about a transfer of SIZE bytes that begins, if it is 8 MiB or more."""
     if size >= _MIN_BYTES:
         Display().display(escape(f"{text} ({format_bytes(size)})"))

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The terminal that Ansible was started at, lent to a command.
+"""Run a command at the terminal that Ansible was started at.
 
-A task runs in a process that has no terminal, in a session of its own. So the command has a terminal made for it, and what passes through
-that one and the user's is copied. Sources: pty(7), tty_ioctl(4), PEP 475.
+A task runs in a process that has no terminal, in a session of its own. So the command gets a new terminal, and this module copies
+the data between that terminal and the user's. Sources: pty(7), tty_ioctl(4), PEP 475.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import tty
 from collections.abc import Sequence
 from contextlib import suppress
 
-_LOOK_S = 0.5  # how often the size of the user's window is looked at: no signal tells of it
+_LOOK_S = 0.5  # interval of reading the size of the user's window: this process gets no SIGWINCH
 _SIZE = 65536
 
 
 class NoTerminalError(Exception):
-    """Ansible was not started at a terminal; the text says so, and what to do."""
+    """An Ansible that was not started at a terminal; the text names the next step."""
 
 
 def open_terminal(pid: int) -> int:
-    """A descriptor of the terminal that process PID has as its input. Raises NoTerminalError where it has none."""
+    """Open the terminal that is the stdin of process PID and return its descriptor. Raises NoTerminalError where stdin is no terminal."""
     try:
         fd = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -40,7 +40,10 @@ def open_terminal(pid: int) -> int:
 
 
 def run_at(terminal_fd: int, argv: Sequence[str]) -> int:
-    """Run ARGV at the terminal TERMINAL_FD until it ends; its exit code, 128 + n where signal n ended it, 127 where there is no such program."""
+    """Run ARGV at the terminal TERMINAL_FD and return its exit code.
+
+    The code is 128 + n where signal n has ended the program, and 127 where there is no such program.
+    """
     child, master_fd = pty.fork()
     if child == 0:
         with suppress(OSError):
@@ -50,7 +53,7 @@ def run_at(terminal_fd: int, argv: Sequence[str]) -> int:
     try:
         tty.setraw(terminal_fd)
         if not _copy(terminal_fd, master_fd):
-            os.kill(child, signal.SIGHUP)  # the user's window is closed
+            os.kill(child, signal.SIGHUP)  # the user has closed the window
     finally:
         with suppress(termios.error):
             termios.tcsetattr(terminal_fd, termios.TCSAFLUSH, before)
@@ -61,7 +64,7 @@ def run_at(terminal_fd: int, argv: Sequence[str]) -> int:
 
 
 def _copy(terminal_fd: int, master_fd: int) -> bool:
-    """Copy both ways until the command at MASTER_FD has ended; False where it was the user's terminal that went."""
+    """Copy in both directions until one side ends. Return True if that is the command at MASTER_FD, False for the user's terminal."""
     size = b""
     while True:
         size = _copy_size(terminal_fd, master_fd, size)
@@ -79,7 +82,7 @@ def _read(fd: int) -> bytes:
     try:
         return os.read(fd, _SIZE)
     except OSError as error:
-        if error.errno == errno.EIO:  # nobody has the other end any more
+        if error.errno == errno.EIO:  # no process has the other end open any more
             return b""
         raise
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""File transfers of what is compressed already."""
+"""Transfer files that are compressed already."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 @contextmanager
 def uncompressed(connection: Any) -> Iterator[None]:
-    """Let CONNECTION transfer files without ssh's own compression, which Ansible asks for by default.
+    """Let CONNECTION transfer files without ssh's compression, which Ansible asks for by default.
 
-    Images and captures are compressed, so it would only cost time (several times that of the transfer). Compression belongs
-    to an ssh session, so the transfer gets one of its own, beside the shared one.
+    Images and captures are compressed, so ssh's compression would only cost time (several times that of the transfer). It belongs to
+    an ssh session, so the transfer gets a session of its own beside the shared one.
     """
     shared = connection.get_option("ssh_args") if connection.transport == "ssh" else ""
     if "-C" not in shlex.split(shared or ""):
@@ -29,7 +29,7 @@ def uncompressed(connection: Any) -> Iterator[None]:
 
 
 def make_arguments(shared: str) -> str:
-    """The ssh arguments SHARED without compression and without the sharing of a session."""
+    """Return the ssh arguments SHARED without compression and without options that share a session."""
     kept: list[str] = []
     words = iter(shlex.split(shared))
     for word in words:

@@ -1,7 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What `make fleet-bench` measures: how fast guests are there, what they need, a ping beside crashcart_info, and what tracing costs beside
-trace-cmd, perf and strace, with a kernel that has all that these need. Prints tables.
+"""Measure the fleet and print tables; `make fleet-bench` runs this program.
+
+The figures are the start and the memory of guests, a ping compared with crashcart_info, and the cost of tracing compared with trace-cmd,
+perf and strace. The guests' kernel has all features that these need.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ ROUNDS = 3
 
 
 def time_up(count: int) -> float:
-    """Seconds from nothing to COUNT guests that let somebody in."""
+    """Return the seconds from no guest to COUNT guests that accept a login."""
     fleet.down()
     start = time.perf_counter()
     fleet.up(count)
@@ -37,13 +39,13 @@ def time_up(count: int) -> float:
 
 
 def read_memory_mib(host: fleet.Host) -> float:
-    """The proportional share of memory of HOST's process: what clones share counts in parts."""
+    """Return the memory of HOST's process in MiB as its proportional set size, which divides shared pages among the clones."""
     text = Path(f"/proc/{host.machine.find_pid()}/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
 
 
 def time_ansible(pattern: str, module: str) -> float:
-    """Seconds of one ad-hoc call."""
+    """Return the seconds of one ad-hoc call of MODULE on PATTERN."""
     start = time.perf_counter()
     subprocess.run(
         ["ansible", pattern, "-i", str(fleet.INVENTORY), "-b", "-m", module],
@@ -55,14 +57,14 @@ def time_ansible(pattern: str, module: str) -> float:
 
 
 def measure_tracers(host: fleet.Host) -> None:
-    """Workloads in a container of HOST below our trace, and on HOST itself below those of others, which come in a tool image."""
+    """Measure workloads in a container of HOST under ftrace_instance, and on HOST itself under other tracers, which a tool image has."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tracers.image")
         images.build(path, packages=["trace-cmd", "linux-perf", "strace"])
         host.run("cat >/root/tracers.image", path.read_bytes())
     host.run("mkdir -p /dev/crashcart && mount -o loop,ro /root/tracers.image /dev/crashcart")
     host.run("cat >/root/workloads.py", Path(workloads.__file__).read_bytes())
-    shared = " ".join(f"-v {one}:{one}:ro" for one in ("/usr", "/lib", "/lib64", "/root/workloads.py"))
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64", "/root/workloads.py"))
     host.run(f"docker run -d --name worker --network none {shared} {golden.IMAGE} /bin/sleep 100000")
     script = "/usr/bin/python3 -S /root/workloads.py"
 
@@ -103,6 +105,7 @@ def measure_tracers(host: fleet.Host) -> None:
 
 
 def main() -> None:
+    """Run all measurements and print their tables."""
     golden.prepare()
     try:
         starts = [[count, statistics.median(time_up(count) for _round in range(ROUNDS))] for count in (1, 3)]
@@ -114,7 +117,7 @@ def main() -> None:
             pairs = [
                 (time_ansible(pattern, "ansible.builtin.ping"), time_ansible(pattern, "crashcart.fleet.crashcart_info"))
                 for _round in range(ROUNDS + 1)
-            ][1:]  # the first one warms
+            ][1:]  # the first round warms caches up
             ping, info = (statistics.median(column) for column in zip(*pairs))
             rows.append([count, ping, info, info / ping])
         print_table("Calls by ssh with become", ["hosts", "ping, s", "crashcart_info, s", "times ping"], rows)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What `make bench` measures: each figure beside its rivals in one run, since machines differ and are noisy.
+"""Measure the collection and its rivals in one run, since machines differ and are noisy; `make bench` runs this program.
 
 Usage: run.py [NAME…], of: images, containers, rights, scale, calls, connection, push, fetch, drain, slowdown, record, report.
 Prints tables in Markdown.
@@ -46,7 +46,7 @@ ROUNDS = 5
 
 
 def measure(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """The median time of FUNCTION() in seconds."""
+    """Return the median time of FUNCTION() in seconds."""
     times = []
     for _round in range(rounds):
         start = time.perf_counter()
@@ -57,7 +57,7 @@ def measure(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
 
 @contextmanager
 def containers(count: int, *command: str, image: str = "busybox") -> Iterator[list[str]]:
-    """COUNT running containers."""
+    """Run COUNT containers until the context ends, and give their names."""
     names = [f"cc-bench-{number}" for number in range(count)]
     for name in names:
         host.docker("run", "-d", "--name", name, "--network", "none", f"{PREFIX}/{image}", *command)
@@ -68,7 +68,7 @@ def containers(count: int, *command: str, image: str = "busybox") -> Iterator[li
 
 
 def bench_containers(_inventory: Path) -> None:
-    """Attach, exec, detach per container, as the difference between a call for 50 and a call for one."""
+    """Measure attach, exec and detach per container, as the difference between a call for 50 and a call for one."""
     count = 50
 
     def timed(call: Callable[[list[str]], Any], undo: Callable[[list[str]], Any], names: list[str]) -> float:
@@ -79,7 +79,7 @@ def bench_containers(_inventory: Path) -> None:
         return taken
 
     def per_container(call: Callable[[list[str]], Any], undo: Callable[[list[str]], Any]) -> float:
-        # One after the other, so that a slow moment of the machine meets both.
+        # The calls alternate, so that a slow moment of the machine affects both.
         differences = [timed(call, undo, names) - timed(call, undo, names[:1]) for _round in range(3 * ROUNDS)]
         return statistics.median(differences) / (count - 1) * 1000
 
@@ -119,7 +119,7 @@ def bench_containers(_inventory: Path) -> None:
 
 
 def bench_rights(inventory: Path) -> None:
-    """A command under each right: per container in one call for 50, over the connection, and how often it stops the first process."""
+    """Measure a command with each value of `rights`: per container in a call for 50, by the connection, and the stops of the first process."""
     count, commands = 50, 100
     ways = RIGHTS
 
@@ -137,7 +137,7 @@ def bench_rights(inventory: Path) -> None:
         for rights in ways:
             execute(names, rights)  # warm
         taken: dict[str, list[float]] = {}
-        for _round in range(2 * ROUNDS):  # in turn, so that a slow moment of the machine meets all of them
+        for _round in range(2 * ROUNDS):  # in turn, so that a slow moment of the machine affects all of them
             selected = look(names) - look(names[:1])
             for rights in ways:
                 more = execute(names, rights) - execute(names[:1], rights) - selected
@@ -174,7 +174,7 @@ def bench_rights(inventory: Path) -> None:
 
 
 def bench_scale(_inventory: Path) -> None:
-    """Attach, exec and detach for ever more containers, as one call spends its time once it knows them and Python runs."""
+    """Measure attach, exec and detach for more and more containers, without the start of Python and the search for containers."""
     counts = (1, 10, 100, 300)
     command = parse_command(CommandOptions(argv=["true"]))
 
@@ -186,17 +186,17 @@ def bench_scale(_inventory: Path) -> None:
 
     with containers(max(counts)), Server() as server:
         engine = DockerEngine(None)
-        records = [engine.refresh(one) for one in engine.list_containers()]
+        records = [engine.refresh(container) for container in engine.list_containers()]
 
         def execute(some: list[Container]) -> None:
             serving.execute(some, command, server)
 
-        # The loop device is there from the first attach of a call to the last detach of another; keep it for all.
+        # Each first attach would make the loop device and each last detach remove it, so one device is kept for all calls.
         image = store.get_image("default")
         times: dict[tuple[str, int], list[float]] = {}
         with open_loop_device(image):
             for _round in range(2 * ROUNDS):
-                for count in counts:  # in turn, so that a slow moment of the machine meets all of them
+                for count in counts:  # in turn, so that a slow moment of the machine affects all of them
                     for name, call in (("attach", attach), ("exec", execute), ("detach", detach)):
                         start = time.perf_counter()
                         call(records[:count])
@@ -210,7 +210,7 @@ def bench_scale(_inventory: Path) -> None:
 
 
 def ansible(inventory: Path, target: str, module: str, arguments: dict[str, Any], *options: str) -> None:
-    """An ad-hoc call that has to succeed."""
+    """Run an ad-hoc call. Raises AssertionError when it fails."""
     host.run(
         "ansible",
         target,
@@ -224,7 +224,7 @@ def ansible(inventory: Path, target: str, module: str, arguments: dict[str, Any]
 
 
 def bench_calls(inventory: Path) -> None:
-    """An ad-hoc call over ssh beside ping."""
+    """Measure ad-hoc calls of modules over ssh, compared with ping."""
     engine = {"docker_host": os.environ["DOCKER_HOST"]}
     with containers(1) as (name,):
         chosen = {**engine, "containers": [name]}
@@ -236,8 +236,10 @@ def bench_calls(inventory: Path) -> None:
             ("ftrace_info", "crashcart.fleet.ftrace_info", engine),
         ]
         for _label, module, arguments in calls:
-            ansible(inventory, "as_root", module, arguments)  # warm: connection, caches, the attachment itself
-        # In turn, so that a slow moment of the machine meets all of them.
+            ansible(
+                inventory, "as_root", module, arguments
+            )  # warms up the connection and caches, and attaches the image
+        # In turn, so that a slow moment of the machine affects all of them.
         rounds = [
             [
                 measure(lambda m=module, a=arguments: ansible(inventory, "as_root", m, a), 1)
@@ -251,7 +253,7 @@ def bench_calls(inventory: Path) -> None:
 
 
 def bench_connection(inventory: Path) -> None:
-    """A task in a container over the connection cart, with the image attached or not, beside the same task over plain ssh on its host."""
+    """Measure tasks in a container by the connection cart, with an attached image and without, and the same tasks by ssh on the host."""
     tasks: list[tuple[str, dict[str, Any]]] = [
         ("ansible.builtin.ping", {}),
         ("ansible.builtin.command", {"argv": ["true"]}),
@@ -269,7 +271,7 @@ def bench_connection(inventory: Path) -> None:
         for module, arguments in tasks:
             for options in ways:  # warm
                 ansible(inventory, "as_root", module, arguments, *options)
-            # In turn, so that a slow moment of the machine meets all.
+            # In turn, so that a slow moment of the machine affects all.
             rounds = [
                 [
                     measure(lambda m=module, a=arguments, o=options: ansible(inventory, "as_root", m, a, *o), 1)
@@ -284,7 +286,7 @@ def bench_connection(inventory: Path) -> None:
 
 
 def bench_push(inventory: Path) -> None:
-    """A 50 MB image, pushed for the first time and again, beside scp and ansible.builtin.copy."""
+    """Measure the push of a 50 MB image, for the first time and again, compared with scp and ansible.builtin.copy."""
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/tree")
         with open(f"{folder}/tree/random", "wb") as file:
@@ -319,7 +321,7 @@ def bench_push(inventory: Path) -> None:
 
         ping()
         rounds = []
-        for _round in range(2 * ROUNDS):  # in turn, so that a slow moment of the machine meets all of them
+        for _round in range(2 * ROUNDS):  # in turn, so that a slow moment of the machine affects all of them
             forget()
             forget_copy()
             rounds.append([measure(what, 1) for what in (ping, scp, push, push, copy, copy)])
@@ -337,13 +339,13 @@ def bench_push(inventory: Path) -> None:
 
 
 def read_peak_mib(pid: int) -> float:
-    """The highest resident size that process PID has had; 0 where it has no memory any more."""
+    """Return the highest resident size of process PID so far in MiB, or 0 for a zombie."""
     match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     return int(match.group(1)) / 1024 if match else 0.0
 
 
 class PeakMemory:
-    """Watches the processes whose command line matches a pattern; PEAK_MIB is the highest resident size of one."""
+    """A watch on all processes whose command line matches a pattern. PEAK_MIB is the highest resident size of one of them."""
 
     def __init__(self, pattern: str) -> None:
         self.peak_mib = 0.0
@@ -373,7 +375,7 @@ class PeakMemory:
 
 
 def bench_fetch(inventory: Path) -> None:
-    """200 MB of ring buffer with become, beside ansible.builtin.fetch of the same bytes."""
+    """Measure a fetch of 200 MB of ring buffer with become, compared with ansible.builtin.fetch of the same bytes."""
     engine = os.environ["DOCKER_HOST"]
     rows = []
     with containers(1) as (name,), tempfile.TemporaryDirectory() as folder:
@@ -381,7 +383,7 @@ def bench_fetch(inventory: Path) -> None:
         script = (
             "for cpu in 0 1; do taskset -c $cpu dd if=/dev/zero of=/dev/null bs=1 count=560000 2>/dev/null & done; wait"
         )
-        # As `docker exec` would, so that it is the container's: exec of ours is not followed.
+        # The trace does not follow processes of crashcart_exec, so `docker exec` starts the workload.
         host.call_module("crashcart_attach", containers=[name])
         environment = "PATH=/dev/crashcart/bin"
         host.docker("exec", "-e", environment, name, "/dev/crashcart/bin/bash", "-c", script)
@@ -411,13 +413,13 @@ def bench_fetch(inventory: Path) -> None:
 
 
 def bench_drain(_inventory: Path) -> None:
-    """What a fetch costs the host's CPUs: the module's own process, from start to end, and what of it is for events."""
+    """Measure the processor time of a fetch on the host: that of the module's process, and the part that grows with the events."""
     rows: list[list[Any]] = []
     with containers(1) as (name,), tempfile.TemporaryDirectory() as folder:
         host.call_module("crashcart_attach", containers=[name])
 
         def fetch(events: int, methods: list[str]) -> tuple[float, float, int, int, float]:
-            """CPU and wall time in seconds, events and bytes of the segment, and the peak of the module's memory in MiB."""
+            """Return CPU and wall time in seconds, events and bytes of the segment, and the module's peak memory in MiB."""
             host.call_module(
                 "ftrace_instance", containers=[name], buffer_size="128MiB", syscalls=["read", "write"], state="started"
             )
@@ -454,7 +456,7 @@ def bench_drain(_inventory: Path) -> None:
 
 
 def bench_slowdown(_inventory: Path) -> None:
-    """Workloads that do nothing but system calls, by who looks at them and how: the worst case for every tracer."""
+    """Measure workloads that only make system calls, the worst case for every tracer, under each tracer and each profile."""
     code = Path(workloads.__file__).read_text(encoding="utf-8")
     script = ["/usr/bin/python3", "-S", "-c", code]
     install = Path(__file__).parents[2] / "tools" / "install_packages.sh"
@@ -487,20 +489,20 @@ def bench_slowdown(_inventory: Path) -> None:
             "perf trace": lambda: on_host("perf", "trace", "-o", "/dev/null", part="0.2"),
             "strace -f": lambda: on_host("strace", "-f", "-o", "/dev/null", part="0.02"),
         }
-        # In turn, so that a slow moment of the machine meets all of them.
+        # In turn, so that a slow moment of the machine affects all of them.
         rounds = [{way: look() for way, look in ways.items()} for _round in range(ROUNDS)]
     rows = make_ratios({way: [figures[way] for figures in rounds] for way in ways})
     print_table("Times untraced, by who looks", ["", *workloads.WORKLOADS], rows)
 
 
 def read_process_seconds(pid: int) -> float:
-    """Processor time that process PID has taken."""
+    """Return the processor time of process PID so far in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bench_record(_inventory: Path) -> None:
-    """The recorder's processor time and memory, at more and more events a second, with 2 MiB of buffer for each CPU."""
+    """Measure the recorder's processor time and memory at rising rates of events, with 2 MiB of buffer for each CPU."""
     storm = Path(images.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
     seconds = 10
     rows = []
@@ -526,7 +528,7 @@ def bench_record(_inventory: Path) -> None:
 
 
 def bench_report(_inventory: Path) -> None:
-    """What a report costs the controller, beside `trace-cmd report` of the same capture, which pairs no calls."""
+    """Measure a report's processor time on the controller, compared with `trace-cmd report` of the same capture, which pairs no calls."""
     storm = Path(images.__file__).with_name("workload_storm.py").read_text(encoding="utf-8")
     command = ("/usr/bin/python3", "-S", "-c", storm, "10", "100000")
     with containers(1, *command, image="python") as (name,), tempfile.TemporaryDirectory() as folder:
@@ -561,7 +563,7 @@ def bench_report(_inventory: Path) -> None:
 
 
 def bench_images(_inventory: Path) -> None:
-    """Builds from nothing and from the cache, sizes, and the first start of a program from an image that nobody has read."""
+    """Measure builds without and with a cache, sizes, and the first start of a program from an image that is not in the page cache."""
     rows: list[list[Any]] = []
     starts: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -587,7 +589,7 @@ def bench_images(_inventory: Path) -> None:
 
 
 def _time_first_start(path: str) -> tuple[float, ...]:
-    """Seconds of a mount of the image PATH, of the first start of its bash, and of the second."""
+    """Return the seconds of a mount of the image PATH, of the first start of its bash, and of the second."""
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -624,6 +626,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
+    """Run the benchmarks on the command line, or all of them."""
     wanted = sys.argv[1:] or list(BENCHMARKS)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "hosts")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How benchmarks show what they measured."""
+"""Print the results of benchmarks as tables."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def make_ratios(figures: dict[str, list[dict[str, float]]]) -> list[list[Any]]:
-    """Rows of a table with a column for each figure: the best of each way's rounds, as a multiple of the last "nothing" before it.
+    """Return a row for each way with its best figures, as multiples of the last way before it that begins with "nothing".
 
-    FIGURES are microseconds by name, in rounds, by way; a way that begins with "nothing" is what others are compared with.
+    FIGURES maps each way to its rounds, and a round maps names of figures to microseconds. A row of "nothing" has microseconds.
     """
     rows: list[list[Any]] = []
     base: dict[str, float] = {}
     for way, rounds in figures.items():
-        best = {name: min(one[name] for one in rounds) for name in rounds[0]}
+        best = {name: min(figures_of_round[name] for figures_of_round in rounds) for name in rounds[0]}
         if way.startswith("nothing"):
             base = best
             rows.append([f"{way}, µs", *best.values()])
@@ -26,7 +26,7 @@ def make_ratios(figures: dict[str, list[dict[str, float]]]) -> list[list[Any]]:
 
 
 def print_table(title: str, headings: list[str], rows: list[list[Any]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table with TITLE, HEADINGS and ROWS."""
     print(f"\n### {title}\n")
     print("| " + " | ".join(headings) + " |")
     print("|" + "---|" * len(headings))

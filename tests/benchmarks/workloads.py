@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs that are slowed down by who looks at them. Prints the microseconds that one round of each takes, as JSON.
+"""Run workloads that tracers slow down, and print the microseconds of one round of each as JSON.
 
-Usage: workloads.py PART; rounds are PART of their full number (1 for those who are not in a hurry). Runs in containers and on
-hosts, with any Python and nothing but its library.
+Usage: workloads.py PART; PART is the fraction of the full number of rounds. This program runs in containers and on hosts, and needs
+only Python's standard library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WORKLOADS: dict[str, tuple[Callable[[], None], int]] = {
 
 
 def main() -> None:
-    """Run all of them."""
+    """Run all workloads and print their times."""
     taken = {}
     for name, (function, full) in WORKLOADS.items():
         count = max(1, int(full * float(sys.argv[1])))

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Three hosts with containers and a small tool image for the tests; and Ansible, seen from a controller.
+"""Fixtures for the fleet's tests, three hosts with containers and a small tool image, and functions that run Ansible on them.
 
-The guests are emulated, and so slow at computing: time limits are ten times those of a real host, tasks are few.
+The guests are emulated, and so they are slow. Time limits are ten times those of a real host, and the tests run few tasks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import processes
 from machine import seconds
 
 NAMES = tuple(golden.CONTAINERS)
-NOISY = "shop-web"  # the one whose loop fails again and again
+NOISY = "shop-web"  # the container whose loop fails again and again
 CENSUS = (
     "losetup -a; ls /sys/kernel/tracing/instances; ls -d /run/crashcart /var/lib/crashcart 2>/dev/null; "
     "cat /proc/*/mountinfo 2>/dev/null | grep crashcart; true"
@@ -37,7 +37,7 @@ PLAYBOOKS = fleet.ROOT / "playbooks"
 
 
 def on_all(function: Any, hosts: list[fleet.Host]) -> list[Any]:
-    """FUNCTION(host) for all HOSTS at once; where it fails on one, the others' failures are told, too."""
+    """Call FUNCTION(host) for all HOSTS at once and return the results. Several failures are raised as one AssertionError."""
     with ThreadPoolExecutor(len(hosts)) as pool:
         futures = [pool.submit(function, host) for host in hosts]
     failures = [failure for future in futures if (failure := future.exception())]
@@ -47,29 +47,29 @@ def on_all(function: Any, hosts: list[fleet.Host]) -> list[Any]:
 
 
 def each(hosts: list[fleet.Host], *functions: Callable[[fleet.Host], Any]) -> None:
-    """One of FUNCTIONS with each of HOSTS, all at once: one alone would leave a core idle."""
+    """Call one of FUNCTIONS with each of HOSTS, all at once, since a single host would leave a core idle."""
     pairs = dict(zip((host.name for host in hosts), functions, strict=True))
     on_all(lambda host: pairs[host.name](host), hosts)
 
 
 def same(value: Any) -> dict[str, Any]:
-    """VALUE for each of the three hosts."""
+    """Return VALUE for each of the three hosts, by the host's name."""
     return {"host1": value, "host2": value, "host3": value}
 
 
 def list_captures(folder: Path) -> list[dict[str, Any]]:
-    """The captures that the playbooks' report on FOLDER tells of."""
+    """Return the captures in the playbooks' report on FOLDER."""
     captures: list[dict[str, Any]] = json.loads((folder / "report/summary.json").read_text())["captures"]
     return captures
 
 
 def pytest_configure() -> None:
-    """Whoever ends the tests ends all that they have started."""
+    """Make SIGTERM end all processes that the tests have started."""
     processes.end_all_on_sigterm(fleet.down)
 
 
 def pytest_unconfigure() -> None:
-    """Nothing runs on, however the tests have ended."""
+    """End all processes that the tests have started, however the tests have ended."""
     processes.end_all()
 
 
@@ -111,7 +111,7 @@ def _restore(host: fleet.Host) -> None:
 
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[list[fleet.Host]]:
-    """Three hosts that run, each with the containers of NAMES. They are ended after the tests."""
+    """Start three hosts, each with the containers of NAMES, and end them after the tests."""
     fleet.down()
     try:
         yield fleet.up(3)
@@ -121,13 +121,13 @@ def hosts() -> Iterator[list[fleet.Host]]:
 
 @pytest.fixture(scope="session")
 def installed(hosts: list[fleet.Host], image: Path) -> Run:
-    """How the install went on all hosts."""
+    """Run the playbook `install` on all hosts."""
     return play("install", image_src=str(image))
 
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tool image."""
+    """Build a small tool image and return its path."""
     path = tmp_path_factory.mktemp("image") / "small.squashfs"
     build(path, ["bash", "coreutils", "iproute2", "strace"])
     return path
@@ -145,7 +145,7 @@ def start_ansible(command: str, *arguments: str, **environment: str) -> subproce
 
 
 class Run:
-    """How a playbook went: its output, and each task's results by host."""
+    """The outcome of a playbook's process, for whose end the constructor waits: its output, and each task's results by host."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.output, errors = process.communicate(timeout=seconds(600))
@@ -155,27 +155,27 @@ class Run:
         self._recaps = [line["stats"] for line in lines if "stats" in line]
 
     def list_tasks(self) -> list[tuple[str, str]]:
-        """Task and host of each result, in the order in which they came."""
+        """Return task and host of each result in the order of arrival."""
         return [(one["task"].rpartition(" : ")[2], one["host"]) for one in self._results]
 
     def find(self, task: str) -> dict[str, dict[str, Any]]:
-        """Host → (last) result of the task called TASK, which has to be there."""
+        """Return the last result of the task called TASK by host. Raises AssertionError where no such task was run."""
         found = {one["host"]: one["result"] for one in self._results if one["task"].rpartition(" : ")[2] == task}
         assert found, f"no task {task!r} was run:\n{self.output}"
         return found
 
     def count(self, what: str) -> dict[str, int]:
-        """Host → a number of the playbooks' recaps: ok, changed, failures or unreachable."""
+        """Return the number WHAT (ok, changed, failures or unreachable) of the playbooks' recaps by host."""
         return {host: sum(recap[host][what] for recap in self._recaps if host in recap) for host in self._recaps[0]}
 
 
 def play(names: str, *arguments: str, **variables: Any) -> Run:
-    """Run playbooks/NAME.yml for each of NAMES to their end."""
+    """Run playbooks/NAME.yml for each of NAMES (words), one after the other, and return the outcome."""
     return Run(start_play(names, *arguments, **variables))
 
 
 def start_play(names: str, *arguments: str, **variables: Any) -> subprocess.Popen[str]:
-    """Start playbooks/NAME.yml for each of NAMES (words), one after the other. VARIABLES are crashcart_… without that."""
+    """Start playbooks/NAME.yml for each of NAMES (words), one after the other. VARIABLES are given without their prefix crashcart_."""
     extra = json.dumps({f"crashcart_{key}": value for key, value in variables.items()})
     return start_ansible(
         "ansible-playbook",
@@ -189,13 +189,13 @@ def start_play(names: str, *arguments: str, **variables: Any) -> subprocess.Pope
 
 def build(path: Path, packages: list[str]) -> None:
     """Make the tool image PATH of PACKAGES."""
-    # A cache of its own: other tests may build at the same time.
+    # Other tests may build at the same time, so these have a cache of their own.
     arguments = {"dest": str(path), "packages": packages, "cache": str(golden.CACHE / "build")}
     call("localhost", "crashcart_build", arguments, become=False)
 
 
 def start_module(host: str, module: str, arguments: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
-    """Start one module on one HOST with become."""
+    """Start MODULE on HOST with become."""
     options = ("-b", "-m", f"crashcart.fleet.{module}", "-a", json.dumps(arguments))
     return start_ansible("ansible", host, *options, **environment)
 
@@ -203,7 +203,7 @@ def start_module(host: str, module: str, arguments: dict[str, Any], **environmen
 def call(
     host: str, module: str, arguments: dict[str, Any], *, become: bool = True, check: bool = True, **variables: Any
 ) -> dict[str, Any]:
-    """The result of one module on one HOST. VARIABLES are ansible_… without that."""
+    """Run MODULE on HOST and return its result. VARIABLES are given without their prefix ansible_."""
     with tempfile.TemporaryDirectory() as folder:
         options = [
             *("-m", f"crashcart.fleet.{module}", "-t", folder),
@@ -216,5 +216,5 @@ def call(
         assert path.exists(), output + errors
         result: dict[str, Any] = json.loads(path.read_text())
     if check:
-        assert process.returncode == 0, str(result)  # of a text pytest cuts nothing
+        assert process.returncode == 0, str(result)  # pytest shortens a dict, but not a text
     return result

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A fleet of real hosts for tests: Debian guests with kernels, engines and ssh of their own, cloned from one golden guest.
+"""Run a fleet of hosts for tests: Debian guests with their own kernels, engines and sshd, cloned from one golden guest.
 
 Usage: fleet.py up [N] | ping | ssh HOST [COMMAND…] | down | clean
-The hosts are host1, host2, …; what runs lies in build/fleet of the checkout.
+The hosts are called host1, host2, …, and their files are in build/fleet of the checkout.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FOLDER = ROOT / "build" / "fleet"
 INVENTORY = Path(__file__).with_name("inventory.py")
 _START_S = 60
 _PING_S = 60
-# Clones begin as the same host: clock, names, ids, random state and ssh identity are changed before anybody meets them.
+# All clones begin as the same host. Clock, names, ids, random state and ssh keys are changed before a test uses a clone.
 _PERSONALIZE = """\
 set -e
 date -u -s @{now} >/dev/null
@@ -44,13 +44,13 @@ hostname {name}
 echo {name} >/etc/hostname
 echo 127.0.0.1 localhost {name} >/etc/hosts
 echo {machine_id} >/etc/machine-id
-# Clones have one boot in common; what tells hosts apart by it gets another one to read.
+# All clones come from one boot. Programs that tell hosts apart by the boot id get another one to read.
 echo {boot_id} >/run/boot_id
 mount --bind /run/boot_id /proc/sys/kernel/random/boot_id
-# The kernel lets a user namespace mount proc only where it can be seen whole.
+# The kernel lets a user namespace mount proc only where a proc is mounted that nothing covers.
 mkdir /run/proc
 mount -t proc proc /run/proc
-# What answers its own address first has the network know it.
+# The guest announces its new address to the network.
 sysctl -q -w net.ipv4.conf.eth0.arp_notify=1
 ip link set eth0 address {mac}
 rm /etc/ssh/ssh_host_*
@@ -61,7 +61,7 @@ cat /etc/ssh/ssh_host_ed25519_key.pub
 
 
 class Host:
-    """One guest of the fleet by its name."""
+    """A guest of the fleet."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,12 +74,12 @@ class Host:
 
     @property
     def is_running(self) -> bool:
-        """Whether its machine runs and it was made ready."""
+        """True if the guest's machine runs and the guest was made ready."""
         return bool(self.host_key) and self.machine.find_pid() is not None
 
     def clone(self, base: Path) -> None:
-        """Start it as a clone of the golden guest in BASE, as a host of its own."""
-        self.machine.cut_power()  # of a start that was cut short
+        """Start the guest as a clone of the golden guest in BASE, with an identity of its own."""
+        self.machine.cut_power()  # an interrupted start may have left it running
         self.base = base
         self.port = machine.find_free_port()
         self.machine = machine.Machine(FOLDER / self.name, base)
@@ -102,11 +102,11 @@ class Host:
         self.wait_until_up(_START_S)
 
     def boot(self) -> None:
-        """Start it anew from its own disk, as after a power cut."""
+        """Boot the guest from its own disk, as after a power cut."""
         self.machine.start(self.port)
 
     def wait_until_up(self, limit_s: float = 300) -> None:
-        """Wait until it lets somebody in: its sshd may greet and then start anew."""
+        """Wait until a login works. A greeting alone is not enough, since sshd may greet and then start again."""
 
         def lets_in() -> bool:
             try:
@@ -118,38 +118,38 @@ class Host:
         self.machine.wait(lambda: machine.has_banner(self.port) and lets_in(), limit_s, "let anybody in by ssh")
 
     def run(self, command: str, stdin: bytes = b"", user: str = "root", limit_s: float = 300) -> str:
-        """What COMMAND prints on it."""
+        """Run COMMAND on the guest as USER and return its output. Raises MachineError when it fails or takes more than LIMIT_S."""
         return golden.Shell(self.base, user, self.port, self.host_key, _make_socket_folder()).run(
             command, stdin, limit_s
         )
 
     def make_ssh_command(self) -> list[str]:
-        """The ssh command of a root shell on it."""
+        """Return the ssh command for a root shell on the guest."""
         shell = golden.Shell(self.base, "root", self.port, self.host_key)
         return shell.make_command(str(FOLDER / "known_hosts"))
 
     def shut_off(self) -> None:
-        """End it and forget it."""
+        """End the guest and remove its files."""
         self.machine.cut_power()
         shutil.rmtree(self.machine.folder, ignore_errors=True)
 
 
 @functools.cache
 def _make_socket_folder() -> str:
-    """Where the sockets of shared ssh sessions lie while this process runs: their paths must be short, so it is not FOLDER."""
+    """Make a folder for the sockets of shared ssh sessions of this process. FOLDER would not do: paths of sockets must be short."""
     folder = tempfile.mkdtemp(prefix="crashcart-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def list_hosts() -> list[Host]:
-    """The hosts that there are, running or not."""
+    """Return the existing hosts, running or not."""
     names = sorted(path.name for path in FOLDER.glob("host*")) if FOLDER.exists() else []
     return [Host(name) for name in names]
 
 
 def up(count: int) -> list[Host]:
-    """See to it that host1 to hostCOUNT run; where one cannot, those that were started for it are ended."""
+    """Start those of host1 to hostCOUNT that do not run, and return all of them. When one fails, end those that this call has started."""
     if count < 1:
         raise machine.MachineError(f"{count} guests are none: give a number from 1 on, as in make fleet-up N=3")
     base = golden.prepare()
@@ -170,20 +170,20 @@ def up(count: int) -> list[Host]:
 
 
 def write_known_hosts() -> None:
-    """The file by which ssh and Ansible know the fleet's hosts."""
+    """Write the file by which ssh and Ansible know the keys of the fleet's hosts."""
     lines = [golden.describe_host_key(host.port, host.host_key) for host in list_hosts()]
     (FOLDER / "known_hosts").write_text("".join(lines))
 
 
 def down() -> None:
-    """End all hosts and remove what they had."""
+    """End all hosts and remove their files."""
     for host in list_hosts():
         host.shut_off()
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def ping() -> int:
-    """A line for each host that Ansible reaches."""
+    """Ping all hosts by Ansible, which prints a line for each, and return its exit code. Raises MachineError where none runs."""
     if not any(host.is_running for host in list_hosts()):
         raise machine.MachineError("no guest runs: start some with make fleet-up")
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json", "ANSIBLE_CALLBACK_FORMAT_PRETTY": "false"}
@@ -197,12 +197,12 @@ def ping() -> int:
 
 
 def start_containers(host: Host, names: Iterable[str] = tuple(golden.CONTAINERS)) -> None:
-    """Start those called NAMES of the containers that there are to debug, after a boot."""
+    """Start the engine and the containers called NAMES on HOST after a boot."""
     host.run(f"systemctl start docker && docker start {' '.join(names)}")
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
+    """Run the command that ARGUMENTS name and return the exit code."""
     command, *rest = arguments or ["help"]
     if command == "up":
         start = time.monotonic()
@@ -238,7 +238,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what was started is ended
+    signal.signal(signal.SIGTERM, _interrupt)  # an interrupted start ends the guests that it has started
     try:
         sys.exit(main(sys.argv[1:]))
     except (machine.MachineError, RuntimeError, OSError, subprocess.CalledProcessError) as error:

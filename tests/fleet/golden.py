@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The golden guest: booted once, warmed, and saved with its memory, so that its clones run within seconds.
+"""Make the golden guest: it is booted once, warmed up, and saved with its memory, so that its clones start within seconds.
 
-It lies in the user's cache, in a folder that is named by all it is made from.
+The golden guest is in the user's cache, in a folder that is named by the hash of all its sources.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from machine import seconds
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crashcart" / "fleet"
 IMAGE = "crashcart-test/busybox"
-TREE = "/srv/busybox"  # the same files, for what takes no images
-# What runs in every guest, and ends without delay. The second one's loop fails now and then (an emulated
-# processor has better to do than to fail all the time); who fails is named cat.
+TREE = "/srv/busybox"  # the same files, for runtimes without images
+# Each guest runs these containers, which end without delay. In the second one a process called cat fails every two seconds. Failures
+# without a pause would take an emulated processor's time.
 CONTAINERS = {
     "shop-db": "while true; do sleep 60; done",
     "shop-web": "while true; do cat /nonesuch; sleep 2; done",
@@ -43,9 +43,9 @@ _WARMTH = f"""\
 set -e
 systemctl start docker
 podman run --rm --network none {IMAGE} true
-rm -r /run/libpod  # as on a host where nobody has used Podman since it started: no module asks for it then
+rm -r /run/libpod  # as on a host where Podman was not used since the boot, so that modules do not ask Podman
 sudo -u {guest.USER} sudo true
-# Into the page cache: what Ansible's modules and ours import.
+# This loads into the page cache what modules import.
 python3 -c 'import docker, jmespath, zipfile, ctypes, hashlib, json, selectors, subprocess, tempfile, platform, syslog, zlib'
 systemctl is-system-running --wait >/dev/null || systemctl list-units --failed
 sync
@@ -53,23 +53,23 @@ sync
 
 
 def install_packages() -> None:
-    """Install what the fleet needs of Debian's packages."""
+    """Install the Debian packages that the fleet needs."""
     subprocess.run([_TOOLS / "install_packages.sh", *_PACKAGES], check=True)
 
 
 def prepare() -> Path:
-    """The folder of the golden guest, which is made when it is not in the cache."""
+    """Return the folder of the golden guest, and make the guest first where the cache lacks it."""
     install_packages()
     return keep(CACHE, _find_key(), _make)
 
 
 def keep(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder KEY in CACHE, whole: where it is not, or is damaged, MAKE(folder) fills it. Others wait for that meanwhile."""
+    """Return the folder KEY in CACHE. Where it is missing or damaged, MAKE(folder) fills it first, and other processes wait."""
     folder = cache / key
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for stale in cache.glob("new-*"):  # of a run that was killed; nobody else is at it while the lock is ours
+        for stale in cache.glob("new-*"):  # a killed run has left it, since nobody else can hold the lock now
             machine.Machine(stale / "golden", stale).cut_power()
             shutil.rmtree(stale)
         if folder.exists() and not _is_whole(folder):
@@ -90,7 +90,7 @@ def _write_sizes(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files of the golden guest in FOLDER are there with the sizes that they had."""
+    """Return True if all files of the golden guest in FOLDER have the sizes that they were made with."""
     try:
         sizes: dict[str, int] = json.loads((folder / _SIZES).read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -141,9 +141,9 @@ def _make(folder: Path) -> None:
 
 
 class Shell:
-    """Commands by ssh as USER of the guest whose port and public host key are given; FOLDER holds the key for the login.
+    """A way to run commands by ssh as USER of the guest at PORT that has the public HOST_KEY. FOLDER holds the key for the login.
 
-    With SHARED, a folder, commands share a session, whose socket lies there: a handshake takes an emulated guest half a second.
+    With SHARED, a folder for a socket, commands share a session: a handshake takes an emulated guest half a second.
     """
 
     def __init__(self, folder: Path, user: str, port: int, host_key: str, shared: str | None = None) -> None:
@@ -154,13 +154,13 @@ class Shell:
         self._host_key = host_key
 
     def make_command(self, known_hosts: str) -> list[str]:
-        """The ssh command up to where the remote command goes; KNOWN_HOSTS is the path of a file with this guest's key."""
+        """Return the words of the ssh command without the remote command. KNOWN_HOSTS is the path of a file with this guest's key."""
         options = ("-o", f"UserKnownHostsFile={known_hosts}", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR")
         key = str(self._folder / "key")
         return ["ssh", "-F", "none", "-i", key, *options, "-p", str(self._port), f"{self._user}@127.0.0.1"]
 
     def run(self, command: str, stdin: bytes = b"", limit_s: float = 300) -> str:
-        """What COMMAND prints; raises MachineError when it fails or is not done within LIMIT_S of a usual machine."""
+        """Run COMMAND on the guest and return its output. Raises MachineError when it fails or takes LIMIT_S seconds of a usual machine."""
         limit_s = seconds(limit_s)
         with tempfile.NamedTemporaryFile("w") as known_hosts:
             known_hosts.write(describe_host_key(self._port, self._host_key))
@@ -184,5 +184,5 @@ class Shell:
 
 
 def describe_host_key(port: int, host_key: str) -> str:
-    """A line of a known_hosts file."""
+    """Return the line of a known_hosts file for the guest at PORT."""
     return f"[127.0.0.1]:{port} {' '.join(host_key.split()[:2])}\n"

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The disk, the kernel and the initial ramdisk of a Debian 12 guest, from packages. Needs root; mounts nothing on this machine.
+"""Make the disk, the kernel and the initial ramdisk of a Debian 12 guest from packages. This needs root, and mounts nothing here.
 
-The packages come from the sources that this machine's apt has, through an apt of the guest's own.
+The packages come from the sources of this machine's apt, by a separate apt of the guest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import processes
 
-USER = "crashcart-test"  # the unprivileged login, who may sudo
+USER = "crashcart-test"  # the unprivileged login, which may use sudo
 _RELEASE = "bookworm"
 _PACKAGES = (
     *(
@@ -32,13 +32,13 @@ _PACKAGES = (
         "ca-certificates",
     ),
     *("docker.io", "podman", "crun", "python3", "python3-docker", "python3-jmespath"),
-    # Rootless Podman with a session of its user's own; the runtimes that need no engine; what loads Docker's AppArmor profile.
+    # For rootless Podman in a session of its user; runtimes without an engine; the program that loads Docker's AppArmor profile.
     *("uidmap", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
 )
 _KERNEL = "linux-image-cloud-amd64"
-# What the guest needs before it has its disk; what these depend on comes along.
+# The guest needs these modules before it has its disk. Modules that these depend on are added.
 _EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
-# What takes time in an emulated guest and helps no test. What a role or a test may need (udev, logind, tmpfiles) stays.
+# These units take time in an emulated guest and help no test. Units that a role or a test may need (udev, logind, tmpfiles) stay.
 _MASKED = (
     *(
         "apt-daily.timer",
@@ -62,13 +62,13 @@ _MASKED = (
         "podman-auto-update.service",
     ),
     *("modprobe@efi_pstore.service", "modprobe@drm.service", "modprobe@dm_mod.service", "modprobe@configfs.service"),
-    *("lxc.service", "lxc-net.service"),  # a bridge and a name server that nobody asks
-    "apparmor.service",  # loads dozens of profiles; Docker loads its own one itself
+    *("lxc.service", "lxc-net.service"),  # a bridge and a name server that no test uses
+    "apparmor.service",  # loads dozens of profiles; Docker loads its own profile itself
 )
-# Not asked unless a test starts it: each call of a module would wake it, which takes a second.
+# Only tests start it. Otherwise each call of a module would wake it, which takes a second.
 _DISABLED = ("podman.service", "podman.socket")
-# Ansible brings a module's code as a zip archive, which Python compiles at each call: a third of a call's time where the processor is
-# emulated. So the guest's Python keeps the code of each source that it meets there, by its hash; what runs is the same.
+# Ansible sends a module's code as a zip archive, which Python compiles at each call. On an emulated processor that takes a third of a call's
+# time. So the guest's Python keeps the compiled code of each source in such an archive by the source's hash. The code is the same.
 _CODE = "/var/cache/python-code"
 _KEEP_CODE = f"""\
 import zipimport
@@ -83,7 +83,7 @@ def _compile_once(pathname, source):
     try:
         with open(path, "rb") as file:
             return marshal.loads(file.read())
-    except (OSError, ValueError, EOFError):  # also what a power cut has left
+    except (OSError, ValueError, EOFError):  # also a file that a power cut has damaged
         code = _compile(pathname, source)
     if os.geteuid() == 0:
         with open(f"{{path}}.{{os.getpid()}}", "wb") as file:
@@ -97,13 +97,13 @@ zipimport._compile_source = _compile_once
 _FILES = {
     "etc/hostname": "golden\n",
     "etc/hosts": "127.0.0.1 localhost golden\n",
-    "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",  # there is no name server to wait for
+    "etc/nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",  # no time-outs of a missing name server
     "etc/fstab": "",
     "etc/resolv.conf": "",
-    # Each command's lines in the journal would take longer than sudo itself.
+    # Lines in the journal for each command would take longer than sudo itself.
     "etc/sudoers.d/fleet": f"{USER} ALL=(ALL) NOPASSWD: ALL\nDefaults !syslog, !pam_session, env_file=/etc/environment\n",
-    "etc/environment": "DOCKER_TIMEOUT=600\n",  # an emulated engine takes its time
-    # Containers have no network; each rule that Docker would make is a process.
+    "etc/environment": "DOCKER_TIMEOUT=600\n",  # emulated engines are slow
+    # Containers have no network, and Docker would start a process for each rule.
     "etc/docker/daemon.json": '{"bridge": "none", "iptables": false, "ip6tables": false, "storage-driver": "overlay2"}\n',
     "etc/containerd/config.toml": 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n',
     "etc/systemd/journald.conf.d/fleet.conf": "[Journal]\nStorage=volatile\n",
@@ -128,7 +128,7 @@ exec busybox switch_root /root /sbin/init
 
 
 def build(folder: Path, public_key: str) -> None:
-    """Make disk.qcow2, vmlinuz, initrd and host_key.pub in FOLDER, for a guest that lets the owner of PUBLIC_KEY in."""
+    """Make disk.qcow2, vmlinuz, initrd and host_key.pub in FOLDER, for a guest that the owner of PUBLIC_KEY can log in to."""
     tree = folder / "tree"
     try:
         _unpack_packages(tree)
@@ -149,7 +149,7 @@ def _run(*command: str | Path, stdin: str = "") -> str:
 
 
 def list_sources() -> list[str]:
-    """The lines for a sources.list of the guest: this machine's sources of the guest's release."""
+    """Return the lines of the guest's sources.list: this machine's sources of the guest's release. Raises RuntimeError for none."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN) $(CODENAME)"
     lines = []
     for line in _run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").splitlines():
@@ -162,9 +162,9 @@ def list_sources() -> list[str]:
 
 
 def _unpack_packages(tree: Path) -> None:
-    # The kernel is downloaded only: its maintainer scripts would build an initrd that nobody needs.
+    # The kernel's package is not installed, since its maintainer scripts would build an initrd that the guest does not use.
     kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
-    # What it mounts nobody else sees; and should this process be killed, it and all that it has started end.
+    # The namespaces hide mmdebstrap's mounts, and end it with all its processes should this process be killed.
     _run(
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         "mmdebstrap",
@@ -185,7 +185,7 @@ def _unpack_packages(tree: Path) -> None:
 
 
 def _take_kernel(tree: Path, folder: Path) -> str:
-    """Move the downloaded kernel's image to FOLDER and its modules into TREE; its release."""
+    """Move the downloaded kernel's image to FOLDER and its modules into TREE, and return its release."""
     (package,) = (tree / "var/tmp").glob("linux-image-*.deb")
     unpacked = folder / "kernel"
     _run("dpkg-deb", "-x", package, unpacked)
@@ -207,7 +207,7 @@ def _configure(tree: Path, public_key: str) -> None:
         path.unlink(missing_ok=True)
         path.write_text(text)
     (tree / "etc/sudoers.d/fleet").chmod(0o440)
-    # An empty one would mean a first boot, with presets and all.
+    # An empty file would mean a first boot, at which systemd applies presets.
     (tree / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     (tree / _CODE[1:]).mkdir()
     _run("chroot", tree, "systemctl", "mask", "--quiet", *_MASKED)
@@ -243,7 +243,10 @@ def _make_initrd(tree: Path, release: str, folder: Path) -> None:
 
 
 def order_modules(modules: Path, names: Sequence[str]) -> list[str]:
-    """The files of the modules called NAMES, with all they depend on, in the order in which they can be loaded. MODULES is depmod's folder."""
+    """Return the files of the modules called NAMES and of those that they depend on, in the order of loading.
+
+    MODULES is the folder with depmod's lists.
+    """
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         path, _colon, rest = line.partition(":")
@@ -255,7 +258,7 @@ def order_modules(modules: Path, names: Sequence[str]) -> list[str]:
         if {file, f"{name}.ko"} & builtin:
             continue
         (path,) = (path for path in needs if os.path.basename(path).replace("-", "_") == f"{name}.ko")
-        # depmod lists what is to be loaded first at the end.
+        # depmod lists the module that has to be loaded first at the end.
         order += [one for one in [*reversed(needs[path]), path] if one not in order]
     return order
 

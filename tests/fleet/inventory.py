@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An inventory script for Ansible with the hosts of the fleet that `make fleet-up` has started.
+"""Print an inventory for Ansible with the hosts of the fleet that `make fleet-up` has started.
 
-All stand in the group `fleet`, the first one also in `canary` and the others in `rest`, as for a change that is rolled out. Ansible
-logs in as an unprivileged user who may sudo.
+All hosts are in the group `fleet`, the first one also in `canary` and the others in `rest`, as for the rollout of a change. Ansible
+logs in as an unprivileged user who may use sudo.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import guest
 
 
 def main() -> None:
+    """Print the inventory as JSON."""
     hosts = fleet.list_hosts()
     variables = {
         host.name: {"ansible_port": host.port, "ansible_ssh_private_key_file": str(host.base / "key")} for host in hosts

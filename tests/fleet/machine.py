@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One virtual machine in QEMU's software emulation, its control socket, and the way in by ssh.
+"""Run a virtual machine in QEMU's software emulation, with a control socket and a port for ssh.
 
-A machine lives in a folder: overlay.qcow2, pid, qmp.sock, console.log. Every wait has a limit, and the process itself has a
-lifetime, so that a runner that died leaves nothing running for ever.
+The files of a machine are in its folder: overlay.qcow2, pid, qmp.sock, console.log. Every wait has a limit, and the process has a
+maximum lifetime, so that a killed test run leaves no machine running for ever.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ QEMU = "qemu-system-x86_64"
 MEMORY_MIB = 1024
 LIFETIME_S = 3 * 3600
 _KERNEL_LINE = "console=ttyS0 quiet mitigations=off nokaslr audit=0 nowatchdog tsc=reliable random.trust_cpu=on panic=1 net.ifnames=0"
-# A plain processor, since what later ones can do takes longer when it is emulated. Part of the snapshot's key: a state can
-# only be loaded by the same machine.
+# The processor is a plain one, since the instructions of later ones take longer in emulation. These arguments are part of the snapshot's
+# key, since only the same machine can load a state.
 ARGUMENTS = (
     "-M q35,hpet=off,smbus=off,sata=off,usb=off,vmport=off,memory-backend=ram0 "
     f"-accel tcg,thread=multi,tb-size=256 -cpu qemu64 -smp 1 -m {MEMORY_MIB} -nodefaults -display none -vga none -no-user-config "
@@ -41,23 +41,23 @@ ARGUMENTS = (
 
 
 class MachineError(Exception):
-    """A machine did not do what it was asked to in time; the text names it."""
+    """A machine that has failed, or has not done its task in time; the text names the machine."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that lives in FOLDER; BASE holds the kernel and the initial ramdisk."""
+    """A virtual machine."""
 
-    folder: Path
-    base: Path
+    folder: Path  # the machine's files
+    base: Path  # the folder of the kernel and the initial ramdisk
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the machine, which is its folder's."""
         return self.folder.name
 
     def create_disk(self, backing: Path) -> None:
-        """A disk of its own that is a copy of BACKING (absolute, or seen from the folder) until it is written to."""
+        """Make the machine's disk, a copy on write of BACKING, whose path is absolute or relative to the folder."""
         self.folder.mkdir(parents=True)
         command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing]
         subprocess.run([*command, self.folder / "overlay.qcow2"], check=True)
@@ -65,9 +65,10 @@ class Machine:
     def start(
         self, port: int, memory: Path | None = None, *, is_shared: bool = False, is_incoming: bool = False
     ) -> None:
-        """Start it, with ssh at 127.0.0.1:PORT. MEMORY is a file for its memory: its own (shared), or a snapshot's (copied on write).
+        """Start the machine, with ssh at 127.0.0.1:PORT. Raises MachineError where it does not start.
 
-        Whose memory is shared is in the making, and ends with the thread that calls; others run on after it.
+        MEMORY is a file for its memory: with IS_SHARED its own, else a snapshot's, which is copied on write. IS_INCOMING lets it wait
+        for `load`. A machine with IS_SHARED is a golden guest that is being made: it ends with the calling thread. Others go on.
         """
         kind, more = "ram", ""
         if memory is not None:
@@ -94,7 +95,7 @@ class Machine:
         (self.folder / "qmp.sock").unlink(missing_ok=True)
         (self.folder / "pid").unlink(missing_ok=True)
         with open(self.folder / "qemu.log", "wb") as log:
-            # A session of its own: what the terminal interrupts is the command, not the fleet. Its relative socket path is short.
+            # In a session of its own the machine does not get the terminal's interrupts. The relative path of its socket is short enough.
             subprocess.Popen(
                 processes.bind(command) if is_shared else command,
                 cwd=self.folder,
@@ -106,7 +107,7 @@ class Machine:
         self.wait(lambda: (self.folder / "pid").exists() and self._listens(), 20, "start")
 
     def _listens(self) -> bool:
-        """Whether its control socket takes connections: it lies there a moment before."""
+        """Return True if the control socket accepts connections. The socket's file is there a moment before."""
         try:
             with self._connect(20):
                 return True
@@ -118,7 +119,7 @@ class Machine:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(limit_s)
-            connection.connect(f"/proc/self/fd/{folder_fd}/qmp.sock")  # a path of its own may be too long
+            connection.connect(f"/proc/self/fd/{folder_fd}/qmp.sock")  # the socket's own path may be too long
         except BaseException:
             connection.close()
             raise
@@ -127,7 +128,7 @@ class Machine:
         return connection
 
     def find_pid(self) -> int | None:
-        """The pid of its process, None when it does not run; a number that is somebody else's by now does not count."""
+        """Return the pid of the machine's process, or None where it does not run, even if another process has its number by now."""
         try:
             pid = int((self.folder / "pid").read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -136,7 +137,7 @@ class Machine:
         return pid if os.fsencode(self.folder / "pid") in command else None
 
     def wait(self, condition: Any, limit_s: float, what: str) -> None:
-        """Wait until CONDITION() holds; raises MachineError, with the end of its console, when LIMIT_S of a usual machine are over."""
+        """Wait until CONDITION() is true. Raises MachineError, with WHAT and the end of the console, after LIMIT_S seconds of a usual machine."""
         limit_s = seconds(limit_s)
         deadline = time.monotonic() + limit_s
         while not condition():
@@ -154,11 +155,11 @@ class Machine:
         return "\n".join(lines)
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """The answer to a QMP command (QEMU Machine Protocol)."""
+        """Return the answer to a QMP command (QEMU Machine Protocol). Raises MachineError when the command fails."""
         return self.call_all([(command, arguments)])[0]
 
     def call_all(self, commands: list[tuple[str, dict[str, Any]]], limit_s: float = 60) -> list[Any]:
-        """The answers to several commands in one connection."""
+        """Return the answers to several QMP commands in one connection. Raises MachineError when one of them fails."""
         try:
             with self._connect(limit_s) as connection, connection.makefile("rw") as file:
                 file.readline()
@@ -179,7 +180,7 @@ class Machine:
                 return answer["return"]
 
     def save(self, path: Path) -> None:
-        """Stop it and write its state, without its memory (which is a shared file), to PATH."""
+        """Stop the machine and write its state to PATH, without its memory, which is a shared file."""
         self.call_all(
             [
                 ("stop", {}),
@@ -190,7 +191,7 @@ class Machine:
         self._wait_for_migration()
 
     def load(self, path: Path) -> None:
-        """Take on the state in PATH and run."""
+        """Load the state in PATH and let the machine run."""
         self.call_all(
             [
                 ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}),
@@ -210,14 +211,14 @@ class Machine:
         self.wait(is_done, 60, "move its state")
 
     def cut_power(self) -> None:
-        """End it at once: what it had not written to its disk is lost."""
+        """Kill the machine. Data that it has not written to its disk is lost."""
         pid = self.find_pid()
         if pid is None:
             return
         pid_fd = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
-            # Its command line is gone before its locks on the disk are.
+            # The wait is for the process's end: its command line disappears before its locks on the disk.
             if not select.select([pid_fd], [], [], 20)[0]:
                 raise MachineError(f"{self.name} did not end on SIGKILL")
         finally:
@@ -225,20 +226,20 @@ class Machine:
 
 
 def make_mac(folder: Path) -> str:
-    """The network address of the machine that lives in FOLDER: one that nobody owns, and always the same."""
+    """Return a MAC address for the machine in FOLDER, always the same, from QEMU's range."""
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
     return ":".join(["52:54:00", *(digest[start : start + 2] for start in (0, 2, 4))])
 
 
 def find_free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at now."""
+    """Return a port of 127.0.0.1 that no process listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def has_banner(port: int) -> bool:
-    """Whether an ssh server greets at PORT: the forwarded port takes connections long before there is one."""
+    """Return True if an ssh server greets at PORT. The forwarded port accepts connections long before the server runs."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
             connection.settimeout(2)

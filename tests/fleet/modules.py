@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The collection's modules on a guest without Ansible around them, for tests of what they do there and not of how they get there."""
+"""Run the collection's modules on a guest without Ansible, for tests of the modules alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ModuleServer:
         processes.end(self._process)
 
     def call(self, module: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The result of MODULE; raises ModuleFailed."""
+        """Run MODULE with ARGUMENTS and return its result. Raises ModuleFailed when it fails."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([module, arguments]) + "\n")
@@ -53,7 +53,7 @@ class ModuleServer:
         return result
 
     def fetch(self, dest: Path, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-        """The captures of ftrace_fetch, below DEST."""
+        """Run ftrace_fetch with ARGUMENTS and return the captures, whose files are below DEST."""
 
         def call(module: str, **options: Any) -> dict[str, Any]:
             return self.call(module, options)
@@ -65,7 +65,7 @@ class ModuleServer:
 
 
 def _pack() -> bytes:
-    """An archive of what a target gets from Ansible, of the collection's modules, and of the server."""
+    """Return an archive of Ansible's library for targets, the collection's modules and the module server."""
     top = Path(ansible.__file__).parent
     places = {
         "ansible/module_utils": top / "module_utils",
@@ -77,5 +77,7 @@ def _pack() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         for name, path in places.items():
             archive.add(path, name, filter=lambda member: None if "__pycache__" in member.name else member)
-        archive.addfile(tarfile.TarInfo("ansible/__init__.py"))  # the controller's wants the controller's packages
+        archive.addfile(
+            tarfile.TarInfo("ansible/__init__.py")
+        )  # the controller's file would import packages of the controller
     return buffer.getvalue()

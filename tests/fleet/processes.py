@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Processes that the tests start, each with all that it starts itself: none of them outlives the tests."""
+"""Start the tests' processes in sessions of their own, and end each with all processes that it starts, before the tests end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
 
 
 def bind(command: list[Any]) -> list[Any]:
-    """COMMAND so that it is killed when the thread that starts it has ended, in whatever way."""
+    """Return COMMAND extended so that it is killed at the end of the thread that starts it, however the thread ends."""
     return ["setpriv", "--pdeathsig", "KILL", *command]
 
 
 def end(process: subprocess.Popen[str], patience_s: float = 10) -> None:
-    """End PROCESS and all of its session; it has PATIENCE_S to tidy up."""
+    """End PROCESS, which has PATIENCE_S seconds to tidy up, and kill the rest of its session."""
     if process.returncode is None:
         process.terminate()
         deadline = time.monotonic() + patience_s
@@ -41,19 +41,19 @@ def end(process: subprocess.Popen[str], patience_s: float = 10) -> None:
 
 
 def _has_ended(process: subprocess.Popen[str]) -> bool:
-    """Whether it has; it is not waited for yet, so that its number and its session's stay its own."""
+    """Return True if PROCESS has ended. It stays a zombie, so that its number and its session's are not used again."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def end_all() -> None:
-    """Kill what still runs."""
+    """Kill the sessions of all started processes that still run."""
     for process in _started:
         if process.returncode is None:
             _kill(process)
 
 
 def end_all_on_sigterm(clean_up: Callable[[], None]) -> None:
-    """Have this process, when it is told to end, kill what still runs, call CLEAN_UP and end at once, whatever its threads wait for."""
+    """Make SIGTERM kill all started processes, call CLEAN_UP() and end this process at once, whatever its threads wait for."""
 
     def end_now(number: int, _frame: object) -> NoReturn:
         end_all()

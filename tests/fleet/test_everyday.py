@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The collection on three real hosts, over ssh with an unprivileged login: what is done every day.
+"""Test everyday uses of the collection on three real hosts, over ssh with an unprivileged login.
 
-In the order in which they stand these tests, and those of the other files, are one story, from install to cleanup, since each step takes
-its time on emulated hosts; each of them can also be run alone. Where it can be, different hosts do different things at the same time.
+These tests and those of the other files follow each other from install to cleanup, since each step takes long on emulated hosts. Each of
+them can also be run alone. Where possible, different hosts run different tests at the same time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import machine
 import pytest
 from conftest import NAMES, NOISY, call, each, list_captures, on_all, play, same
 
-# One of the hosts is reached without pipelining, so that modules are files there.
+# Ansible reaches host2 without pipelining, so that modules are files there.
 MIXED = ("-e", "ansible_pipelining={{ inventory_hostname != 'host2' }}")
 
 
@@ -40,7 +40,7 @@ def test_hosts_are_themselves(hosts):
 
 
 def test_guests_that_cannot_start_leave_nothing(hosts, monkeypatch, tmp_path):
-    """Here since the state that they are to take on is damaged."""
+    """Check that guests with a damaged state leave neither files nor processes."""
     for path in hosts[0].base.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "state").unlink()
@@ -99,7 +99,7 @@ def test_things_for_single_hosts(hosts, installed, image):
 
 
 def refuse_an_unprivileged_login(host):
-    """It is told what it lacks."""
+    """Check that an unprivileged login is told which rights it lacks."""
     info = call(host.name, "crashcart_info", {"gather": ["features"]}, become=False)
     features = {one["name"]: one["reason"] for one in info["features"]}
     assert features["squashfs"] == ""
@@ -112,7 +112,7 @@ def refuse_an_unprivileged_login(host):
 
 
 def push_without_pipelining(host, image):
-    """Then modules are files on the host, in the same folder as the image on its way."""
+    """Check a push without pipelining: modules are then files on the host, in the same folder as the transferred image."""
     pushed = call(host.name, "crashcart_image", {"src": str(image), "name": "again"}, pipelining=False)
     assert (pushed["changed"], pushed["image"]["name"]) == (True, "again")
     assert call(host.name, "crashcart_image", {"name": "again", "state": "absent"}, pipelining=False)["changed"]
@@ -120,13 +120,13 @@ def push_without_pipelining(host, image):
 
 
 def predict_for_a_group(_host):
-    """A group that is a part of the fleet, in check mode."""
+    """Check a playbook in check mode for a group that is a part of the fleet."""
     predicted = play("attach", "-l", "rest", "--check", containers="*")
     assert predicted.count("changed") == {"host2": 1, "host3": 1}, predicted.output
 
 
 def test_from_attach_to_detach(hosts, installed, tmp_path):
-    """Attach, run, trace, detach, two hosts at a time: with equal results, and nothing is left."""
+    """Check attach, exec, trace and detach on all hosts, two at a time: results are equal, and nothing is left."""
     argv = ["bash", "-c", "cat /proc/1/comm; test -e /dev/crashcart/bin/bash"]
     attach = play("attach", "-l", "fleet", "-f", "2", *MIXED, containers="*", serial=2)
     tasks = attach.list_tasks()

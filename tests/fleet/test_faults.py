@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What only a host of one's own can suffer: a network that fails, power cuts, a reboot; and then the end of the story, cleanup."""
+"""Test faults that need a host of its own: a network that fails, power cuts and a reboot. The last test is cleanup."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ TRACED = "losetup -a; ls /sys/kernel/tracing/instances"
 
 
 def fill_a_trace(host, writes=WRITES):
-    """An instance of the noisy container that holds the traces of so many WRITES."""
+    """Make an instance for the noisy container on HOST that holds the events of WRITES writes."""
     call(host.name, "ftrace_instance", {"containers": NOISY, "buffer_size": "8MiB"})
     host.run(f"docker exec {NOISY} busybox dd if=/dev/zero of=/dev/null bs=1 count={writes} 2>/dev/null")
 
 
 def slow_down(host):
-    """Let HOST send so slowly that a transfer takes seconds."""
+    """Make HOST send so slowly that a transfer takes seconds."""
     host.run(
         "tc qdisc replace dev eth0 root handle 1: tbf rate 100kbit burst 16kb latency 200ms && "
-        "tc qdisc replace dev eth0 parent 1: fq_codel"  # so that others' packets do not wait behind a transfer's
+        "tc qdisc replace dev eth0 parent 1: fq_codel"  # other connections' packets must not wait behind the transfer's
     )
 
 
 def wait_for_a_part(folder, host, process):
-    """Wait until a part of HOST's staged captures has come to FOLDER; the size of the whole. PROCESS fetches."""
+    """Wait until PROCESS has fetched a part of HOST's staged captures to FOLDER, and return the size of the whole transfer."""
     deadline = time.monotonic() + seconds(120)
     while not measure_part(folder, host):
         assert process.poll() is None, process.communicate()
@@ -60,10 +60,10 @@ def wait_for_a_part(folder, host, process):
 
 
 def measure_part(folder, host):
-    """Size of what has come to FOLDER of HOST's staged captures."""
+    """Return the number of bytes of HOST's staged captures that have arrived in FOLDER."""
     size = 0
     for path in folder.glob(f"{host.name}/.crashcart-*/transfer"):
-        with suppress(FileNotFoundError):  # all is here
+        with suppress(FileNotFoundError):  # the transfer is complete
             size += path.stat().st_size
     return size
 
@@ -75,7 +75,7 @@ def test_a_network_that_comes_back_in_the_middle_of_a_collection(hosts, installe
     process = start_play("collect", dest=str(tmp_path))
     whole = wait_for_a_part(tmp_path, host, process)
     host.machine.call("set_link", name="net", up=False)
-    time.sleep(1)  # what was on its way arrives
+    time.sleep(1)  # packets that were sent already arrive
     part = measure_part(tmp_path, host)
     time.sleep(4)
     assert 0 < part == measure_part(tmp_path, host) < whole
@@ -90,7 +90,7 @@ def test_a_network_that_comes_back_in_the_middle_of_a_collection(hosts, installe
         digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
         assert digest == manifest["sha256"]
         assert manifest["complete"]
-    # dd's own writes to the terminal are a few more.
+    # dd also writes a few times to the terminal.
     writes = [sum(row["calls"] for row in one["processes"] if is_workload(row)) for one in list_captures(tmp_path)]
     assert len(writes) == 3
     assert len(set(writes)) == 1, writes
@@ -101,7 +101,7 @@ def is_workload(row):
     return row["syscall"] == "write" and row["calls"] >= WRITES
 
 
-# Stops all that runs by the name of python3, but itself, as soon as there is a file like $1.
+# Stops all processes called python3 but itself as soon as a file matches the pattern $1.
 FREEZE = """\
 import glob, os, signal, sys
 while not glob.glob(sys.argv[1]):
@@ -113,7 +113,7 @@ for entry in os.listdir("/proc"):
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has just ended
 """
-# Mounts on /dev of the container with the process $1 a file system that never answers.
+# Mounts a file system that never answers on /dev of the container with the process $1.
 HANG = """\
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -127,11 +127,11 @@ time.sleep(1000)
 
 
 def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
-    """The first host's power is cut during a fetch and a push, the second one's during an attach while it traces; the third reboots."""
+    """Cut the first host's power during a fetch and a push and the second one's during an attach with traces; reboot the third."""
     each(hosts, lambda host: cut_while_files_travel(host, tmp_path), cut_while_attaching, reboot_with_tools_attached)
     on_all(lambda host: start_containers(host, [NOISY]), hosts)
 
-    # The kernel's state went with the kernel; files are what they were.
+    # The kernel's state is gone with the kernel. Files are unchanged.
     assert on_all(lambda host: host.run(TRACED), hosts) == [""] * 3
     run = play("attach exec", containers="*", argv=["bash", "-c", "cat /proc/1/comm"])
     assert run.count("failures") == same(0), run.output
@@ -141,8 +141,8 @@ def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
 
 
 def list_pushed(host):
-    """The images called other that HOST has whole."""
-    # ls fails where there is none, which is what is asked.
+    """Return the paths of complete images called `other` on HOST, one per line."""
+    # ls fails where there is none, which is no error here.
     return host.run(f"ls {store.STORE}/other/*.image 2>/dev/null || true")
 
 
@@ -168,7 +168,7 @@ def cut_while_files_travel(host, folder):
 
 
 def cut_while_attaching(host):
-    """It has reached one container and stands in the other when the power goes."""
+    """Cut HOST's power when an attach is done in one container and hangs in the other."""
     call(host.name, "ftrace_instance", {"containers": "*"})
     first, last = (host.run(f"docker inspect -f '{{{{.State.Pid}}}}' {name}").strip() for name in (NOISY, NAMES[0]))
     host.run(
@@ -186,7 +186,7 @@ def cut_while_attaching(host):
 
 
 def reboot_with_tools_attached(host):
-    """What the kernel held is gone with it."""
+    """Reboot HOST with an attached image and an instance, which end with the kernel."""
     call(host.name, "crashcart_attach", {"containers": NAMES[0]})
     call(host.name, "ftrace_instance", {"containers": NAMES[0]})
     before = host.run("cat /proc/sys/kernel/random/boot_id")
@@ -198,11 +198,11 @@ def is_same_boot(host, boot_id):
     try:
         return host.run("cat /proc/sys/kernel/random/boot_id", limit_s=20) == boot_id
     except Exception:
-        return True  # it is on its way down or up
+        return True  # the host is shutting down or booting
 
 
 def test_cleanup(hosts, installed):
-    """Also of what a push has left that was cut short."""
+    """Check that cleanup also removes the files of an interrupted push."""
     run = play("cleanup")
     assert run.count("failures") == same(0), run.output
     assert not any(any(one["census"].values()) for one in run.find("Verify that nothing is left").values()), run.output

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the hosts differ in: a kernel with kprobes, hosts without an engine, and the runtimes that only a real host has."""
+"""Test hosts that differ: a kernel with kprobes, hosts without an engine, and runtimes that only a real host has."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from support import every_kernel, images
 from support.rights import LOOK
 
 HOLD = "/bin/sleep 1000"
-# Prints which container it runs in by its first process, and as whom it is root there.
+# Prints the command line of the container's first process, and the host's user that is root there.
 WHERE = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
 
 
 @pytest.fixture
 def one_without_docker(hosts):
-    """The second host's Docker does not run meanwhile."""
+    """Stop the second host's Docker during the test."""
     hosts[1].run("systemctl stop docker.socket docker.service containerd")
     yield
     start_containers(hosts[1])
 
 
 def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_path):
-    """One without an engine, and one that is down; then each has a story of its own."""
+    """Check an attach with one host without an engine and one that is down. Then each host runs tests of its own at the same time."""
     hosts[2].machine.call("stop")
     try:
         run = play("attach", "-l", "fleet", "-T", "10", containers=NOISY)
@@ -49,7 +49,7 @@ def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_pat
 
 
 class Guest:
-    """HOST as the tests for every kernel see it, with modules run by SERVER."""
+    """HOST in the form that the checks for every kernel need. SERVER runs its modules."""
 
     def __init__(self, host, server):
         self._server = server
@@ -70,7 +70,7 @@ def tell(host, *stories):
 
 
 def check_kernel(host, folder):
-    """What the integration tests check with this machine's kernel; the container's Python is the host's."""
+    """Run the checks for every kernel on HOST, in a container that uses the host's Python."""
     host.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
     shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
     host.run(
@@ -85,7 +85,7 @@ def check_kernel(host, folder):
 
 
 def check_remapped_docker(host):
-    """A second Docker engine, whose containers' root is nobody on the host."""
+    """Check a second Docker engine, whose containers' root is an unprivileged user on the host."""
     docker = "docker -H unix:///run/remapped/docker.sock"
     host.run(
         "systemd-run -q --collect --unit remapped dockerd -H unix:///run/remapped/docker.sock --data-root /srv/remapped "
@@ -99,7 +99,7 @@ def check_remapped_docker(host):
     try:
         check_all(host, chosen, {"mapped": "100000"})
         check_contained(host, docker, chosen)
-        # Where the engine puts containers by its own settings, only others that run can show.
+        # The engine's own settings decide on a container's cgroup. Only its running containers show them to the module.
         host.run(f"{docker} create --name later --network none {golden.IMAGE} cat /nonesuch")
         later = {**chosen, "containers": "later"}
         (awaited,) = host.call("ftrace_instance", **later, profile="startup")["instances"]
@@ -111,7 +111,7 @@ def check_remapped_docker(host):
 
 
 def check_contained(host, docker, chosen):
-    """A command with rights=container is as `docker exec` makes it, in the containers that CHOSEN selects."""
+    """Check in the containers that CHOSEN selects that a command with rights=container has the rights of `docker exec`."""
     results = host.call("crashcart_exec", **chosen, argv=["/bin/sh", "-c", LOOK], rights="container")["results"]
     assert results
     for one in results:
@@ -120,7 +120,10 @@ def check_contained(host, docker, chosen):
 
 
 def check_all(host, chosen, owners):
-    """Attach, a command, detach in the containers that CHOSEN selects. OWNERS: the name of each → which user on the host its root is."""
+    """Check attach, a command and detach in the containers that CHOSEN selects.
+
+    OWNERS maps the name of each container to the number of the host's user that is root in it.
+    """
     attached = host.call("crashcart_attach", **chosen)
     assert attached["changed"]
     assert {one["container"] for one in attached["attachments"]} == set(owners)
@@ -138,9 +141,9 @@ def check_all(host, chosen, owners):
 
 
 def check_podman(host):
-    """Rootful and a user's own, with crun, by its own command and by its API; the host's Docker does not run.
+    """Check Podman with crun, root's and a user's own, by its command and by its API, while the host's Docker does not run.
 
-    Also one in a crash loop, whose next start is awaited.
+    One container is in a crash loop, and a trace awaits its next start.
     """
     uid = host.run(f"id -u {guest.USER}").strip()
     host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
@@ -161,7 +164,7 @@ def check_podman(host):
         loop = {"containers": ["pod-loop"], "profile": "startup"}
         (awaited,) = host.call("ftrace_instance", **loop)["instances"]
         trace = f"{every_kernel.host.TRACEFS}/instances/{awaited['name']}/trace"
-        # Starts later than the first, without what crun does in them.
+        # Two starts at least are in the trace, without crun's own calls.
         seen = f"[ $(grep -c ' cat-.* sys_exit: NR 257 = -2$' {trace}) -ge 2 ]"
         host.run(f"for try in $(seq 300); do {seen} && break; sleep 0.1; done; {seen} && ! grep crun- {trace}")
         host.run("systemctl start podman.socket")
@@ -179,7 +182,7 @@ def check_podman(host):
         )
 
 
-# A bundle of the OCI runtimes in the folder $1, with annotations $2 and $3… as its command.
+# Makes a bundle for OCI runtimes in the folder $1 with the annotations $2 and the command $3….
 BUNDLE = """\
 import json, shutil, subprocess, sys
 folder, annotations, *command = sys.argv[1:]
@@ -206,7 +209,7 @@ MACHINES = {
 
 
 def check_without_engine(host):
-    """systemd-nspawn (by its command, and as a service with a user namespace), LXC, a pod of CRI-O, and a container in a container."""
+    """Check systemd-nspawn (as a command, and as a service with a user namespace), LXC, a pod of CRI-O, and a nested container."""
     for path, text in MACHINES.items():
         host.run(f"mkdir -p {Path(path).parent}; cat >{path}", text.encode())
     host.run("cat >/root/bundle.py", BUNDLE.encode())
@@ -247,7 +250,7 @@ def check_without_engine(host):
         )
 
 
-# Options of `docker run`, and the label that they lead to.
+# Name → options of `docker run`, and the AppArmor label that they lead to.
 LABELLED = {
     "plain": ("", "docker-default (enforce)"),
     "user": ("--user 1234:1235 --cap-drop ALL", "docker-default (enforce)"),
@@ -258,12 +261,15 @@ LABELLED = {
 
 
 def check_apparmor(host):
-    """This machine's kernel has none: a command with rights=container bears the container's label, and may not do what that forbids."""
+    """Check that a command with rights=container has the container's AppArmor label, and that the label's profile restricts it.
+
+    The kernel of the machine that runs these tests may lack AppArmor, so this needs a guest.
+    """
     for name, (options, _label) in LABELLED.items():
         host.run(f"docker run -d --name label-{name} --network none {options} {golden.IMAGE} {HOLD}")
     try:
         check_contained(host, "docker", {"containers": "label-*"})
-        # The capabilities of "all" would allow the mount, and so would its seccomp filter: only its profile forbids it.
+        # The capabilities and the seccomp filter of "all" allow the mount. Only its AppArmor profile forbids it.
         argv = [
             "/bin/sh",
             "-c",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A real engine, real containers, a real sshd: what all integration tests stand on."""
+"""The fixtures of all integration tests: a real engine, real containers and a real sshd."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Settings of the controller: an inventory with this machine, and pipelining as in the checkout's ansible.cfg."""
+    """Set the controller up: an inventory with this machine, and pipelining as in the checkout's ansible.cfg."""
     inventory = tmp_path_factory.mktemp("inventory") / "hosts"
     inventory.write_text(
         'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
     )
     os.environ.update(ANSIBLE_INVENTORY=str(inventory), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
-    # A shell has what it starts in the background ignore this, and so all that the tests start.
+    # A shell makes its background processes ignore SIGINT, and the processes that the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def alone() -> Iterator[None]:
-    """Whoever else runs these tests on this machine is waited for: they share a kernel, and what is left in it is removed at the end."""
+    """Wait until no other run of these tests is on this machine. Runs share a kernel, and each removes everything of ours at its end."""
     with open("/run/lock/crashcart-fleet-tests", "w", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -47,10 +47,10 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def tool_image(controller: None, alone: None) -> Iterator[str]:
-    """The default tool image in this host's store; when all tests have ended a cleanup has to leave the host clean."""
+    """Put the default tool image into this host's store and give its name; check after all tests that a cleanup leaves the host clean."""
     assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
     images.make(IMAGES, "busybox", "static", "python", "redis", "nginx")
-    # Once for each engine, which is new in each run: to know that nothing has changed takes seconds.
+    # One build for each engine is enough, since each run has a new engine. Even a build that finds nothing to do takes seconds.
     known = Path(os.environ["DOCKER_HOST"][len("unix://") :]).parent / "tool-image"
     if not known.exists():
         host.call_module("crashcart_build", dest=host.DEFAULT_IMAGE)
@@ -64,7 +64,7 @@ def tool_image(controller: None, alone: None) -> Iterator[str]:
 
 @pytest.fixture
 def container() -> Iterator[Callable[..., str]]:
-    """Starts containers: container(IMAGE, *COMMAND, options=[…], name=…) → name. They are removed after the test."""
+    """Give a function that starts containers: container(IMAGE, *COMMAND, options=(…), name=…) → name. They are removed after the test."""
     names: list[str] = []
 
     def start(
@@ -85,7 +85,7 @@ def container() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def ssh_hosts() -> Iterator[Path]:
-    """An inventory with this machine over ssh: `as_root` logs in as root, `as_user` as an unprivileged user with sudo."""
-    # Not below pytest's folder: another pytest that starts meanwhile closes that to others, and sshd reads keys as the user.
+    """Give an inventory with this machine over ssh: `as_root` logs in as root, `as_user` as an unprivileged user with sudo."""
+    # sshd reads keys as the user, and another pytest that starts meanwhile closes pytest's folder to other users.
     with tempfile.TemporaryDirectory(prefix="crashcart-sshd-") as folder, sshd.serve(Path(folder)) as inventory:
         yield inventory

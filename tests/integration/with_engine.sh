@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Runs a command with a Docker engine of its own and tracefs mounted: with_engine.sh DIR COMMAND… With KEEP in the environment the
-# engine goes on afterwards, and the next call takes it.
-# The command is run in the staged collection beside DIR.
+# Runs a command with a private Docker engine and a mounted tracefs: with_engine.sh DIR COMMAND… With KEEP in the environment the
+# engine keeps running afterwards, and the next call uses it. The command runs in the staged collection beside DIR, if there is one.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$1
@@ -18,8 +17,8 @@ fi
 finish() {
     local status=$?
     trap - EXIT INT TERM
-    # All of it: ansible-test would leave pytest, which ends what it has made when it is interrupted. There is nothing to interrupt where the
-    # command has failed; and what one that is interrupted ends with is known.
+    # The signal goes to the whole process group: ansible-test alone would leave pytest running, and pytest removes its objects when it is
+    # interrupted. A command that has failed is gone already. The exit code of an interrupted command does not matter.
     if [ -n "$command" ] && kill -INT -- "-$command" 2>/dev/null; then
         wait "$command" || true
     fi
@@ -33,19 +32,19 @@ DOCKER_HOST=unix://$dir/docker.sock
 if [ -z "${KEEP:-}" ]; then
     DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
 elif ! docker -H "$DOCKER_HOST" version >/dev/null 2>&1; then
-    "$root/tools/engine.sh" stop "$dir" # what one that was killed has left
+    "$root/tools/engine.sh" stop "$dir" # a killed engine has left files and processes
     DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
 fi
 export DOCKER_HOST CRASHCART_CHECKOUT=$root
 if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
     mkdir -p tests/output
-    # What ansible-test does not hand down.
+    # Variables that ansible-test does not hand down.
     for name in DOCKER_HOST CRASHCART_CHECKOUT CRASHCART_TESTS CRASHCART_TEST_PATIENCE; do
         printf '%s=%q\n' "$name" "${!name:-}"
     done >tests/output/environment
 fi
-set -m # a process group of its own
+set -m # gives the command a process group of its own
 "$@" &
 command=$!
 wait "$command"

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Resolve and download Debian packages by apt's own solver in an apt root of our own.
+"""Resolve and download Debian packages by apt's own solver in a private apt root.
 
-Of the machine's apt its sources, keys and proxies are read; its lists, its cache, its package state, its preferences and its
-hooks are not, so this needs no root and no lock of apt's. The closure is complete but for what only maintainer scripts use.
+apt reads the machine's sources, keys and proxies. It does not read the machine's lists, cache, package state, preferences and
+hooks, so this module needs neither root nor one of apt's locks. The closure lacks only packages that maintainer scripts alone use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9+.](=[A-Za-z0-9.+~:-]*[A
 _RELEASE = re.compile(r"[a-z][a-z0-9.-]*\Z")
 _MIRROR = re.compile(r"(https?|file)://?[A-Za-z0-9._~:/%+-]+\Z")
 _URI_LINE = re.compile(r"'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) (?P<hash>\S*)\s*\Z")
-# What packages depend on for their maintainer scripts alone, which are never run. Who wants one of these names it.
+# Packages depend on these for their maintainer scripts alone, which are never run. A user who wants one has to name it.
 _FOR_SCRIPTS = (
     "adduser",
     "debconf",
@@ -36,7 +36,7 @@ _FOR_SCRIPTS = (
     "usr-is-merged",
     "usrmerge",
 )
-# What a machine's settings may have run when lists were fetched, which is not for us.
+# The machine's settings may name hooks that run when lists are fetched, and a default release: neither is meant for the private root.
 _SETTINGS = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -45,7 +45,7 @@ _SETTINGS = """\
 """
 _LOCK_S = 900.0
 _LOCK_RETRY_S = 0.2
-# Releases that have no suites of updates beside them.
+# These releases have no suites for updates.
 _ROLLING = ("sid", "unstable", "experimental", "devel")
 _COMPONENTS = {"Debian": "main", "Ubuntu": "main universe"}
 _KEYRINGS = {
@@ -56,35 +56,35 @@ _KEYRINGS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package file in the cache. HASH is apt's, as ALGORITHM:HEX; SIZE is in bytes."""
+    """A package file in the cache."""
 
     name: str
     version: str
-    arch: str
+    arch: str  # Debian's name
     path: str
-    hash: str
-    size: int
+    hash: str  # apt's, as ALGORITHM:HEX
+    size: int  # bytes
     uri: str = ""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Where packages come from. Without RELEASE and MIRROR: from the machine's own sources."""
+    """The origin of packages: the machine's own sources, or a release of Debian or Ubuntu."""
 
     arch: str
-    release: str | None = None
-    mirror: str | None = None
+    release: str | None = None  # None: the machine's own sources
+    mirror: str | None = None  # None: the machine's own mirrors
 
 
 def check_package_names(names: list[str]) -> None:
-    """Raise BuildError unless all NAMES look like Debian package names (with =VERSION where wanted)."""
+    """Raise BuildError unless all NAMES look like names of Debian packages, with or without =VERSION."""
     for name in names:
         if not _PACKAGE_NAME.match(name):
             raise BuildError(f"{name!r} is not the name of a Debian package")
 
 
 def check_repository(repository: Repository) -> None:
-    """Raise BuildError unless release and mirror can stand in a line of sources."""
+    """Raise BuildError unless the release and the mirror of REPOSITORY can stand in a line of sources."""
     if repository.release is not None and not _RELEASE.match(repository.release):
         raise BuildError(f"release {repository.release!r} is not the name of a release, such as bookworm")
     if repository.mirror is not None and not _MIRROR.match(repository.mirror):
@@ -96,8 +96,11 @@ def check_repository(repository: Repository) -> None:
 
 
 def parse_uris(text: str, archives: str, local: Collection[str] = ()) -> list[Package]:
-    """Packages from what `apt-get --print-uris install` prints, their files expected in folder ARCHIVES, without those that were
-    named by their paths, LOCAL."""
+    """Return the packages in TEXT, the output of `apt-get --print-uris install`, sorted by name.
+
+    Their files are expected in the folder ARCHIVES. Packages whose files are at the paths LOCAL are left out.
+    Raises BuildError for a package without a hash.
+    """
     packages = []
     for line in text.splitlines():
         match = _URI_LINE.match(line)
@@ -116,9 +119,10 @@ def parse_uris(text: str, archives: str, local: Collection[str] = ()) -> list[Pa
 
 
 class PrivateApt:
-    """An apt root for REPOSITORY in FOLDER, made when missing. Package files are shared by all roots of FOLDER.
+    """An apt root for REPOSITORY in FOLDER, which is made when it is missing. All roots in FOLDER share the package files.
 
-    One build at a time has the folder, until it is closed: apt's own locks would make the others fail.
+    One build at a time holds FOLDER, until it calls `close`; others wait, where apt's own locks would make them fail.
+    The constructor raises BuildError where FOLDER cannot be used, or when the wait takes longer than 15 minutes.
     """
 
     def __init__(self, folder: str, repository: Repository) -> None:
@@ -138,7 +142,7 @@ class PrivateApt:
             file.write(_SETTINGS)
 
     def close(self) -> None:
-        """Let other builds have the folder. Calling it again does nothing."""
+        """Release the folder for other builds. Calling it again does nothing."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -177,13 +181,13 @@ class PrivateApt:
             command, capture_output=True, text=True, errors="replace", check=False, env={**os.environ, "LC_ALL": "C"}
         )
         if done.returncode != 0:
-            # What cannot be resolved stands on stdout, that it cannot on stderr.
+            # apt names unresolved dependencies on stdout and the failure itself on stderr.
             text = "\n".join(part for part in (done.stdout.strip(), done.stderr.strip()) if part)
             raise BuildError(f"{program} {arguments[0]} failed: {text}")
         return done.stdout
 
     def _write_sources(self) -> str:
-        """The path of a list of sources of our own; "" where the machine's are used."""
+        """Return the path of the private list of sources, or "" where the machine's sources are used."""
         repository = self._repository
         if repository.release is None:
             return ""
@@ -193,7 +197,7 @@ class PrivateApt:
         return path
 
     def update(self, valid_s: float) -> None:
-        """Fetch the lists of packages unless they were fetched less than VALID_S seconds ago."""
+        """Fetch the lists of packages unless they were fetched less than VALID_S seconds ago. Raises BuildError when that fails."""
         stamp = os.path.join(self._folder, "state", "updated")
         try:
             if time.time() - os.stat(stamp).st_mtime < valid_s:
@@ -201,7 +205,7 @@ class PrivateApt:
         except FileNotFoundError:
             pass
         try:
-            # apt by itself calls it a success when lists that it has are old and the mirror is gone.
+            # By default apt reports success when the mirror is gone and old lists are there.
             self._run("update", **{"APT::Update::Error-Mode": "any"})
         except BuildError as error:
             raise BuildError(
@@ -211,13 +215,16 @@ class PrivateApt:
             pass
 
     def has(self, name: str) -> bool:
-        """Whether the repository has a package called NAME."""
+        """Return True if the repository has a package called NAME."""
         return name in self._run("pkgnames", name, program="apt-cache").split()
 
     def resolve(self, names: list[str]) -> list[Package]:
-        """The dependency closure of NAMES (of packages, or paths of package files, which are left out of the answer)."""
+        """Return the dependency closure of NAMES, which are names of packages or absolute paths of package files.
+
+        The package files themselves are left out. Raises BuildError when apt cannot resolve NAMES.
+        """
         self._write_status(names)
-        # A package that is in the cache already would not be printed: for this question the cache is elsewhere.
+        # apt does not print packages whose files are in its cache. So this call gets an empty cache.
         nowhere = os.path.join(self._folder, "empty")
         os.makedirs(os.path.join(nowhere, "partial"), exist_ok=True)
         try:
@@ -227,7 +234,7 @@ class PrivateApt:
         return parse_uris(text, self._archives, [name for name in names if name.startswith("/")])
 
     def _write_status(self, names: list[str]) -> None:
-        """What counts as installed: nothing but what only maintainer scripts use."""
+        """Write dpkg's status file: only packages that maintainer scripts alone use count as installed."""
         wanted = {name.partition("=")[0] for name in names}
         entries = [
             f"Package: {name}\nStatus: install ok installed\nVersion: 9999\nArchitecture: {self._repository.arch}\n"
@@ -239,14 +246,17 @@ class PrivateApt:
             file.write("\n".join(entries))
 
     def download(self, names: list[str], packages: list[Package], *, offline: bool) -> None:
-        """Fetch the files of PACKAGES, the closure of NAMES, that are not in the cache; all are verified."""
+        """Fetch the files of PACKAGES, the closure of NAMES, that are not in the cache.
+
+        All files are verified by size and hash. Raises BuildError when one is missing afterwards, or is missing and OFFLINE is set.
+        """
         broken = [package for package in packages if not _is_whole(package)]
         if not broken:
             return
         if not offline:
             for package in broken:
                 if os.path.exists(package.path):
-                    os.unlink(package.path)  # apt would be content with its size
+                    os.unlink(package.path)  # apt would accept it by its size alone
             self._run("--download-only", "install", "--", *names)
         missing = [package.name for package in packages if not _is_whole(package)]
         if missing:
@@ -255,7 +265,7 @@ class PrivateApt:
 
 
 def _list_sources(repository: Repository) -> list[str]:
-    """Lines of a list of sources: with a mirror its one suite; without, also the updates, from the mirrors that the machine has."""
+    """Return the lines of a list of sources: the mirror's one suite, or, without a mirror, the machine's mirrors with updates."""
     release = str(repository.release)
     mirrors = _find_mirrors()
     mirror = repository.mirror or next((uri for uri, _vendor in mirrors if "security" not in uri), "")
@@ -273,7 +283,7 @@ def _list_sources(repository: Repository) -> list[str]:
 
 
 def _find_mirrors() -> list[tuple[str, str]]:
-    """The mirrors that the machine's apt has, each with its vendor."""
+    """Return the mirrors of the machine's apt, each with its vendor."""
     done = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN)", "Created-By: Packages"],
         capture_output=True,
@@ -284,15 +294,15 @@ def _find_mirrors() -> list[tuple[str, str]]:
     found = {}
     for line in done.stdout.splitlines():
         uri, _space, origin = line.partition(" ")
-        # Until the lists were fetched apt does not know the origin.
-        vendor = origin or next((one for one in _KEYRINGS if f"/{one.lower()}" in uri), "")
+        # apt does not know the origin until the machine's lists have been fetched.
+        vendor = origin or next((name for name in _KEYRINGS if f"/{name.lower()}" in uri), "")
         if vendor in _KEYRINGS:
             found[uri] = vendor
     return list(found.items())
 
 
 def _wait_for_lock(path: str) -> int:
-    """The descriptor that holds the lock of file PATH."""
+    """Lock the file PATH and return the descriptor that holds the lock."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + _LOCK_S
     while True:

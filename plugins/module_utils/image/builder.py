@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From sources to an image file with its manifest beside it. Needs neither root nor a mount, and runs nothing of the sources."""
+"""Build an image file and its manifest from sources. This needs neither root nor a mount, and runs nothing of the sources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sources import Component, Source
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import Tree
 
-# Goes up whenever the same sources would make another image.
+# This goes up whenever the same sources would give a different image.
 BUILDER_VERSION = 10
 _WORK = ".crashcart-build-"
 
@@ -57,27 +57,27 @@ _SEALED = "The tools of this image load code from the image only.\n"
 
 @dataclass(frozen=True)
 class Request:
-    """What an image is made of, in the user's words. ARCH is None where the sources decide; a release may lack OPTIONAL packages."""
+    """A user's request for an image: its sources and its form."""
 
-    packages: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # names of Debian packages
+    optional: tuple[str, ...] = ()  # packages that a release may lack
+    paths: tuple[str, ...] = ()  # files and folders of this machine
     docker_image: str | None = None
     docker_container: str | None = None
-    prefix: str = "/dev/crashcart"
-    format: str = "squashfs"
-    arch: str | None = None
-    release: str | None = None
-    mirror: str | None = None
+    prefix: str = "/dev/crashcart"  # the path that the tools work at
+    format: str = "squashfs"  # a key of filesystems.PROGRAMS
+    arch: str | None = None  # None: the sources decide
+    release: str | None = None  # None: the machine's own sources
+    mirror: str | None = None  # None: the machine's own mirrors
 
 
 def manifest_path(image: str) -> str:
-    """Where the manifest of image file IMAGE lies."""
+    """Return the path of the manifest of the image file IMAGE."""
     return image + ".json"
 
 
 def read_manifest(image: str) -> dict[str, Any] | None:
-    """The manifest beside IMAGE, if both are there and the image has the size that the manifest says."""
+    """Return the manifest beside IMAGE, or None unless both files are there and the image has the size in its manifest."""
     try:
         with open(manifest_path(image), encoding="utf-8") as file:
             manifest: dict[str, Any] = json.load(file)
@@ -87,20 +87,21 @@ def read_manifest(image: str) -> dict[str, Any] | None:
 
 
 def is_same_request(manifest: dict[str, Any] | None, request: Request) -> bool:
-    """Whether an image with MANIFEST was asked for in the words of REQUEST, by this builder."""
+    """Return True if this version of the builder made the image with MANIFEST for the same REQUEST."""
     return manifest is not None and manifest.get("request") == _describe(request)
 
 
 def _describe(request: Request) -> dict[str, Any]:
-    # Where a local file lies makes no difference to the image, which holds this text.
+    # The image holds this description, so the folder of a local file must not change it.
     names = [os.path.basename(os.path.normpath(path)) for path in request.paths]
     return json.loads(json.dumps({**asdict(request), "paths": names, "builder": BUILDER_VERSION}))  # type: ignore[no-any-return]
 
 
 class Plan:
-    """What REQUEST comes to now: its sources, each with a hash. FOLDER is for what has to be kept meanwhile.
+    """The sources that REQUEST comes to now, each with a hash. FOLDER keeps temporary files until they are unpacked.
 
-    Lists of packages that are younger than VALID_S seconds are used as they are; OFFLINE forbids to fetch anything.
+    Lists of packages that are younger than VALID_S seconds are used as they are. OFFLINE forbids to fetch anything.
+    The constructor raises BuildError where a source cannot be read or resolved, and where REQUEST names none.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Plan:
             self._local.append(sources.open_container_image(request.docker_image, docker_host))
         if request.docker_container:
             self._local.append(sources.open_container(request.docker_container, docker_host, folder))
-        # apt sees to what local packages depend on.
-        debs = [os.path.abspath(path) for path, one in zip(request.paths, self._local) if one.component.kind == "deb"]
+        # apt resolves the dependencies of local packages, too.
+        debs = [
+            os.path.abspath(path) for path, source in zip(request.paths, self._local) if source.component.kind == "deb"
+        ]
         self._names = [*request.packages, *request.optional, *debs]
         if self._names:
             _check_programs({"apt-get": "apt", "dpkg-deb": "dpkg"})
@@ -125,10 +128,10 @@ class Plan:
             self._apt = PrivateApt(cache, Repository(arch, request.release, request.mirror))
             if not offline:
                 self._apt.update(valid_s)
-            self._names = [one for one in self._names if one not in request.optional or self._apt.has(one)]
-            # A repository may have what is here as a file, too.
-            local = {one.component.name for one in self._local if one.component.kind == "deb"}
-            self._packages = [one for one in self._apt.resolve(self._names) if one.name not in local]
+            self._names = [name for name in self._names if name not in request.optional or self._apt.has(name)]
+            # The repository may have the same package as a local file: the file wins.
+            local = {source.component.name for source in self._local if source.component.kind == "deb"}
+            self._packages = [package for package in self._apt.resolve(self._names) if package.name not in local]
         if not self._packages and not self._local:
             raise BuildError(
                 "there is nothing to make an image of: name packages, paths, docker_image or docker_container"
@@ -136,35 +139,39 @@ class Plan:
 
     @property
     def ready_made(self) -> sources.FilesystemImage | None:
-        """The image that somebody else has made, where that is the one source."""
+        """The ready-made image where it is the only source, else None."""
         first = self._local[0] if len(self._local) == 1 and not self._names else None
         return first if isinstance(first, sources.FilesystemImage) else None
 
     @property
     def components(self) -> list[Component]:
-        """What goes into the image, in the order in which it is unpacked."""
-        return [*map(_describe_package, self._packages), *(one.component for one in self._local)]
+        """The components of the image, in the order in which they are unpacked."""
+        return [*map(_describe_package, self._packages), *(source.component for source in self._local)]
 
     def fill(self, tree: Tree, tell: Callable[[str], None]) -> None:
-        """Fetch what is not here, and unpack all."""
+        """Fetch the package files that the cache lacks, unpack all sources into TREE, and close the plan.
+
+        TELL gets a line for each step and a line that begins with a blank for each source. Raises BuildError when a step fails.
+        """
         if self._apt is not None:
             tell(f"fetching what the cache lacks of {len(self._packages)} packages")
             self._apt.download(self._names, self._packages, offline=self._offline)
-        packages = [sources.open_package(_describe_package(one), one.path) for one in self._packages]
+        packages = [sources.open_package(_describe_package(package), package.path) for package in self._packages]
         tell(f"unpacking {len(packages) + len(self._local)} sources")
-        for one in [*packages, *self._local]:
-            tell(f" unpacking {one.component.label}")
-            one.add_to(tree)
+        for source in [*packages, *self._local]:
+            tell(f" unpacking {source.component.label}")
+            source.add_to(tree)
         self.close()
 
     def close(self) -> None:
-        """Let other builds have the cache."""
+        """Release the cache for other builds. Calling it again does nothing."""
         if self._apt is not None:
             self._apt.close()
 
     def find_architecture(self) -> str | None:
-        """The architecture that the container image of the plan is for."""
-        return next((one.component.arch for one in self._local if one.component.kind == "container image"), None)
+        """Return the architecture of the plan's container image, or None where the plan has no such image."""
+        components = [source.component for source in self._local]
+        return next((component.arch for component in components if component.kind == "container image"), None)
 
 
 def _describe_package(package: Package) -> Component:
@@ -174,7 +181,7 @@ def _describe_package(package: Package) -> Component:
 
 
 def is_current(manifest: dict[str, Any] | None, plan: Plan) -> bool:
-    """Whether the image with MANIFEST is what a build by PLAN would make."""
+    """Return True if a build by PLAN would make the image with MANIFEST again."""
     return (
         is_same_request(manifest, plan.request)
         and manifest is not None
@@ -183,7 +190,7 @@ def is_current(manifest: dict[str, Any] | None, plan: Plan) -> bool:
 
 
 def is_undamaged(manifest: dict[str, Any], image: str) -> bool:
-    """Whether the file IMAGE has the content that its MANIFEST says."""
+    """Return True if the content of the file IMAGE has the hash in its MANIFEST."""
     return _find_digest(image) == manifest.get("digest")
 
 
@@ -193,7 +200,7 @@ def _find_digest(image: str) -> str:
 
 
 def check_dest(dest: str, paths: Sequence[str]) -> None:
-    """Raise BuildError where DEST is a folder, or in one of the folders that the image is made of: it would hold itself."""
+    """Raise BuildError where DEST is a folder or lies in one of the folders PATHS, since the image would then hold itself."""
     if os.path.isdir(dest):
         raise BuildError(f"dest {dest} is a folder: give the path of a file")
     real = os.path.realpath(dest)
@@ -203,18 +210,18 @@ def check_dest(dest: str, paths: Sequence[str]) -> None:
 
 
 def list_components(plan: Plan) -> list[dict[str, Any]]:
-    """The components as a manifest holds them."""
-    return [asdict(one) for one in plan.components]
+    """Return the components of PLAN in the form that a manifest holds."""
+    return [asdict(component) for component in plan.components]
 
 
 def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Make the image file DEST by PLAN, and its manifest beside it; the manifest comes back. TELL hears of each step in a
-    line, of what it works on in a line that begins with a blank.
+    """Make the image file DEST by PLAN, write its manifest beside it, and return the manifest.
 
-    Until the image is whole DEST is what it was before.
+    TELL gets a line for each step and a line that begins with a blank for each source. DEST changes only when the image is complete.
+    Raises BuildError when a step fails.
     """
     made = plan.ready_made
-    os.umask(0o022)  # others than the builder have to be able to read what is in the image
+    os.umask(0o022)  # users other than the builder have to be able to read the files of the image
     folder = os.path.dirname(os.path.abspath(dest))
     os.makedirs(folder, exist_ok=True)
     with open_work_folder(folder) as work:
@@ -236,10 +243,10 @@ def build(plan: Plan, dest: str, tell: Callable[[str], None]) -> dict[str, Any]:
 
 @contextmanager
 def open_work_folder(folder: str) -> Iterator[str]:
-    """A new folder in FOLDER, locked for as long as it is there; those of builds that were killed are removed."""
+    """Make a temporary folder in FOLDER and hold a lock on it, and first remove the folders of builds that were killed."""
     for name in os.listdir(folder):
         if name.startswith(_WORK):
-            with suppress(OSError):  # somebody works there, or has just ended
+            with suppress(OSError):  # another build works there, or has just ended
                 stale = _lock_folder(os.path.join(folder, name), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(os.path.join(folder, name))
                 os.close(stale)
@@ -261,7 +268,7 @@ def _lock_folder(path: str, operation: int) -> int:
 
 
 def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Make the file IMAGE in the folder WORK; its manifest, but for what the file itself says."""
+    """Make the file IMAGE in the folder WORK, and return its manifest without the file's size and hash."""
     request = plan.request
     program, package = filesystems.PROGRAMS[request.format]
     _check_programs({program: package, "patchelf": "patchelf"})
@@ -276,7 +283,7 @@ def _make_image(plan: Plan, work: str, image: str, tell: Callable[[str], None]) 
     relocation = relocate.relocate_programs(tree.path, request.prefix)
     relocate.wrap_privilege_droppers(tree.path, request.prefix)
     tell("sealing")
-    absolute = [one["path"] for one in relocation.problems if one["reason"].endswith(elf.BY_WHOLE_PATH)]
+    absolute = [problem["path"] for problem in relocation.problems if problem["reason"].endswith(elf.BY_WHOLE_PATH)]
     unsealed = seal.seal(tree.path, request.prefix, absolute)
     manifest = _describe_image(
         plan,
@@ -311,7 +318,7 @@ def _describe_image(plan: Plan, kind: str, arch: str, tools: dict[str, str]) -> 
         "components": list_components(plan),
         "problems": [],
         "left_out": [],
-        # What somebody else has made is what it is.
+        # A ready-made image is never sealed. _make_image replaces these two values.
         "sealed": False,
         "unsealed": [{"path": "", "reason": "the image was made by somebody else"}],
     }
@@ -324,7 +331,7 @@ def _check_programs(needed: dict[str, str]) -> None:
 
 
 def _find_architecture(request: Request, relocation: relocate.Relocation, told: str | None) -> str:
-    """The architecture of the image, which a container image has TOLD; raises BuildError where programs are of another one."""
+    """Return the architecture of the image, TOLD by a container image; raise BuildError where programs have another one."""
     found = relocation.architectures
     wanted = request.arch or (find_architecture() if request.packages else told)
     wanted = wanted or _find_most(found) or _find_most(relocation.elsewhere) or find_architecture()
@@ -355,7 +362,7 @@ def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
     os.makedirs(os.path.join(tree, "etc"), exist_ok=True)
     mark = os.path.join(tree, seal.MARK)
     if os.path.lexists(mark):
-        os.unlink(mark)  # what a source says of itself
+        os.unlink(mark)  # the mark of a source says nothing about this image
     if manifest["sealed"]:
         texts[os.path.basename(mark)] = _SEALED
     for name, text in texts.items():
@@ -364,13 +371,13 @@ def _write_settings(tree: str, prefix: str, manifest: dict[str, Any]) -> None:
 
 
 def _publish(image: str, manifest: dict[str, Any], work: str, dest: str) -> None:
-    """Put image and manifest into place; between the two renames there is an image without a manifest, never a false one."""
+    """Put image and manifest into place. Between the two renames the image has no manifest, and never a wrong one."""
     text = os.path.join(work, "manifest")
     with open(text, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, sort_keys=True)
     for path in (image, text):
         os.chmod(path, 0o644)
-    # Two builds of one file may end at the same moment.
+    # Two builds of the same file may end at the same moment.
     lock = _lock_folder(os.path.dirname(os.path.abspath(dest)), fcntl.LOCK_EX)
     try:
         if os.path.lexists(manifest_path(dest)):

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Archives of cpio in the form newc, which is what an rpm holds. Source: cpio(5).
+"""Read cpio archives in the format newc, the payload of an rpm. Source: cpio(5).
 
-tar has no place for what an rpm does with a file of several names: the content comes with the last of them.
+tar cannot express an rpm's hard links: where a file has several names, the content comes with the last one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _MAX_NAME = 65536
 
 @dataclass(frozen=True)
 class Member:
-    """One name in an archive. MODE has the kind of file, INODE says which names are one file; CONTENT is to be read at once."""
+    """One name in an archive."""
 
     name: str
-    mode: int
-    inode: int
-    links: int
-    size: int
-    content: IO[bytes]
+    mode: int  # st_mode: the kind of file and its permissions
+    inode: int  # the same for all names of one file
+    links: int  # names of the file
+    size: int  # bytes of CONTENT
+    content: IO[bytes]  # to be read before the next member is asked for
 
 
 class _Content(io.RawIOBase):
@@ -41,7 +41,7 @@ class _Content(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most SIZE bytes, all that are left for -1."""
+        """Return at most SIZE bytes, or all that are left for -1."""
         part = _read(self._stream, self._left if size < 0 else min(size, self._left))
         self._left -= len(part)
         return part
@@ -53,7 +53,7 @@ class _Content(io.RawIOBase):
 
 
 def gen_members(stream: IO[bytes]) -> Iterator[Member]:
-    """The members of the archive STREAM; raises ValueError where it is damaged."""
+    """Yield the members of the archive STREAM. Raises ValueError where it is damaged."""
     while True:
         header = _read(stream, _HEADER)
         if header[:6] not in _MAGICS:
@@ -74,7 +74,7 @@ def gen_members(stream: IO[bytes]) -> Iterator[Member]:
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    """SIZE bytes of STREAM, whole."""
+    """Return exactly SIZE bytes of STREAM."""
     parts = []
     while size:
         part = stream.read(min(size, 1 << 20))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ELF files of a tree: what each needs, where it is made to look for it, and whether it is there.
+"""Read and patch the ELF files of a tree, so that each finds its loader and its libraries there.
 
 Programs get the tree's own loader as interpreter and the tree's library folders as RPATH (not RUNPATH: RPATH also serves
 the libraries of libraries, and goes before a foreign LD_LIBRARY_PATH). Nothing is executed, so any architecture will do.
@@ -29,24 +29,26 @@ except ImportError:
 
 # Debian's names by e_machine.
 _ARCHITECTURES = {3: "i386", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
-# How the reason ends that a file is a problem since it needs a library of the target.
+# The reason ends like this where a file names a library by an absolute path, which leads into the target.
 BY_WHOLE_PATH = "by its whole path"
 _STANDARD_FOLDERS = ("lib", "lib64", "local/lib", "local/lib64")
 
 
 @dataclass(frozen=True)
 class Elf:
-    """A dynamic ELF file at PLACE in a tree. RUN_PATH holds its own folders, as the file says it or as places in the tree."""
+    """A dynamic ELF file in a tree."""
 
-    place: str
-    machine: str
-    interpreter: str
-    needed: tuple[str, ...]
-    run_path: tuple[str, ...]
+    place: str  # its path in the tree
+    machine: str  # e_machine by pyelftools' name
+    interpreter: str  # its loader; "" for a library
+    needed: tuple[str, ...]  # DT_NEEDED
+    run_path: tuple[
+        str, ...
+    ]  # its own library folders: as the file has them, or, once it is patched, as places in the tree
 
     @property
     def family(self) -> str:
-        """Which C library it is made for: glibc or musl; "" where it does not say, and any will do."""
+        """The C library that the file is made for: glibc or musl, or "" where the file does not say, and either will do."""
         if "ld-musl" in self.interpreter or any(
             name.startswith("libc.musl") or name == "libc.so" for name in self.needed
         ):
@@ -57,7 +59,7 @@ class Elf:
 
 
 def read_elf(tree: str, place: str) -> Elf | None:
-    """The ELF file at PLACE; None for objects, static programs and broken files."""
+    """Return the ELF file at PLACE, or None for objects, static programs and damaged files."""
     with open(os.path.join(tree, place), "rb") as file:
         try:
             elf = ELFFile(file)
@@ -79,19 +81,22 @@ def read_elf(tree: str, place: str) -> Elf | None:
                 return None
             return Elf(place, elf.header.e_machine, interpreter, tuple(needed), tuple(run_path.split(":")))
         except (ELFError, UnicodeError, AssertionError, AttributeError, KeyError, OverflowError, ValueError):
-            # The library raises most of these for files that only begin like one.
+            # pyelftools raises most of these for files that only begin like ELF files.
             return None
 
 
 def find_architecture(head: bytes) -> str:
-    """Debian's name for the machine that an ELF file is for, by its first 20 bytes."""
+    """Return Debian's name for the machine of an ELF file, read from HEAD, its first 20 bytes."""
     order: Literal["little", "big"] = "big" if head[5:6] == b"\2" else "little"
     number = int.from_bytes(head[18:20], order)
     return _ARCHITECTURES.get(number, f"machine {number}")
 
 
 def find_library_folders(tree: str, elves: list[Elf]) -> list[str]:
-    """Places of the folders that a loader of the tree would search: the usual ones, those of its architectures, ld.so.conf's."""
+    """Return the places of the folders with libraries that a loader of the tree would search.
+
+    These are the usual folders, those of its architectures, and those in its ld.so.conf.
+    """
     folders = {posixpath.dirname(elf.place) for elf in elves if ".so" in posixpath.basename(elf.place)}
     wanted = set(_STANDARD_FOLDERS) | set(_read_loader_configuration(tree))
     chosen = {
@@ -104,13 +109,13 @@ def find_library_folders(tree: str, elves: list[Elf]) -> list[str]:
 
 
 def sort_folders(folders: list[str], elves: list[Elf], family: str) -> list[str]:
-    """FOLDERS with those first that hold libraries for the C library FAMILY, without those that hold only the other's."""
+    """Return FOLDERS with those that hold libraries for the C library FAMILY first; folders for the other one only are left out."""
     if not family:
         return folders
     families: dict[str, set[str]] = {}
     for elf in elves:
         families.setdefault(posixpath.dirname(elf.place), set()).add(elf.family)
-    usable = [one for one in folders if not families.get(one) or families[one] & {family, ""}]
+    usable = [folder for folder in folders if not families.get(folder) or families[folder] & {family, ""}]
     return sorted(usable, key=lambda folder: family not in families.get(folder, ()))
 
 
@@ -126,12 +131,12 @@ def _read_loader_configuration(tree: str) -> list[str]:
 
 
 def place_run_path(elf: Elf) -> tuple[str, ...]:
-    """ELF's own folders as places in the tree. What is relative would lead into the target, and is dropped."""
+    """Return ELF's own library folders as places in the tree. Relative ones would lead into the target and are dropped."""
     places = []
     for part in elf.run_path:
         for origin in ("$ORIGIN", "${ORIGIN}"):
             if part == origin or part.startswith(origin + "/"):
-                # As if the tree were the root: nothing leads above it.
+                # The tree counts as the root, so that no `..` leads above it.
                 part = "/" + posixpath.dirname(elf.place) + part[len(origin) :]  # noqa: PLW2901
         if part.startswith("/") and "$" not in part:
             places.append(fold(part))
@@ -139,8 +144,10 @@ def place_run_path(elf: Elf) -> tuple[str, ...]:
 
 
 def link_alternatives(tree: str, elves: list[Elf], folders: list[str]) -> None:
-    """Link libraries that are needed and stand one folder too deep into the folder above, as maintainer scripts would:
-    Debian has several packages with a libblas.so.3, each in a folder of its own."""
+    """Link libraries that are needed and lie one folder too deep into the folder above, as maintainer scripts would.
+
+    Several Debian packages have a libblas.so.3, for example, each in a folder of its own.
+    """
     for name in sorted({name for elf in elves for name in elf.needed if "/" not in name}):
         if any(os.path.lexists(os.path.join(tree, folder, name)) for folder in folders):
             continue
@@ -152,23 +159,26 @@ def link_alternatives(tree: str, elves: list[Elf], folders: list[str]) -> None:
 
 
 def patch(tree: str, prefix: str, elves: list[Elf], folders: list[str]) -> tuple[list[Elf], list[dict[str, str]]]:
-    """Make ELVES work at PREFIX, with FOLDERS of the tree searched for libraries; how they are then, and which cannot be patched."""
+    """Patch ELVES to work at PREFIX and to search FOLDERS of the tree for libraries.
+
+    Return the patched files, and the path and the reason of each that patchelf cannot patch.
+    """
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(lambda elf: _patch_one(tree, prefix, elf, by_family[elf.family]), elves))
     problems = [
         {"path": elf.place, "reason": f"patchelf cannot patch it: {text}"}
-        for elf, text in zip(elves, (two for _one, two in outcomes))
+        for elf, (_patched, text) in zip(elves, outcomes)
         if text
     ]
-    return [elf for elf, text in outcomes], problems
+    return [patched for patched, _text in outcomes], problems
 
 
 def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> tuple[Elf, str]:
-    """ELF after it was patched, and why it could not be, where it could not."""
+    """Return ELF as it is after patching, and "" or the reason why patchelf cannot patch it."""
     own = place_run_path(elf)
     if not elf.interpreter and not any(elf.run_path):
-        # A library is found, and finds its own, by the RPATH of the program that loads it.
+        # The RPATH of the program that loads a library serves this library and those that it needs.
         return replace(elf, run_path=()), ""
     run_path = tuple(dict.fromkeys([*own, *folders]))
     command = ["patchelf", "--force-rpath", "--set-rpath", ":".join(f"{prefix}/{place}" for place in run_path)]
@@ -182,17 +192,17 @@ def _patch_one(tree: str, prefix: str, elf: Elf, folders: list[str]) -> tuple[El
 
 
 def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[str, str]]:
-    """What patched ELVES need and would not find in the tree, as path and reason."""
+    """Return the path and the reason of each need of patched ELVES that the tree does not meet."""
     by_place = {elf.place: elf for elf in elves}
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
     found: dict[tuple[str, str, str], Elf | None] = {}
-    # Who loads libraries is there before any of them.
+    # A loader is in the process before any library that needs it.
     loaders = {posixpath.basename(elf.interpreter) for elf in elves if elf.interpreter}
 
     def find(place: str, machine: str, family: str) -> Elf | None:
         key = (place, machine, family)
         if key not in found:
-            # Links were made relative, so they are followed as in the container.
+            # The tree's links are relative, so they lead here where they will lead in the container.
             real = os.path.relpath(os.path.realpath(os.path.join(tree, place)), os.path.realpath(tree))
             library = by_place.get(real)
             fits = library is not None and library.machine == machine and {library.family, family} != {"glibc", "musl"}
@@ -200,11 +210,12 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
         return found[key]
 
     def find_needed(elf: Elf, run_path: tuple[str, ...]) -> tuple[list[Elf], list[str]]:
-        """The libraries that ELF names, and those of them that are not in the tree."""
+        """Return the libraries that ELF names and that are in the tree, and the names of those that are not."""
         there, missing = [], []
         for name in elf.needed:
             places = [f"{folder}/{name}" for folder in (*run_path, *by_family[elf.family])]
-            library = next((one for one in (find(place, elf.machine, elf.family) for place in places) if one), None)
+            libraries = (find(place, elf.machine, elf.family) for place in places)
+            library = next((library for library in libraries if library), None)
             if library is not None:
                 there.append(library)
             elif "/" not in name and name not in loaders:
@@ -212,7 +223,7 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
         return there, missing
 
     def find_missing_below(program: Elf) -> list[str]:
-        """What libraries of PROGRAM, and theirs, need and do not find; its own RPATH serves them all."""
+        """Return a reason for each library that a library of PROGRAM lacks, directly or not; PROGRAM's RPATH serves all of them."""
         reasons = []
         seen = {program.place}
         waiting = [program]
@@ -221,8 +232,8 @@ def list_problems(tree: str, elves: list[Elf], folders: list[str]) -> list[dict[
             there, missing = find_needed(elf, (*elf.run_path, *program.run_path))
             if elf is not program:
                 reasons += [f"the library {name}, which {elf.place} needs, is not in the image" for name in missing]
-            waiting += [one for one in there if one.place not in seen]
-            seen |= {one.place for one in there}
+            waiting += [library for library in there if library.place not in seen]
+            seen |= {library.place for library in there}
         return reasons
 
     problems = []

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one error of image building."""
+"""The error that image building raises."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 
 
 class BuildError(FleetError):
-    """An image cannot be built; the text says why, often by what a program has said in several lines."""
+    """An image that cannot be built; the text says why, often with several lines of a program's output."""
 
     show = staticmethod(escape_lines)

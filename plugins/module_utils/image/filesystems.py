@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a tree to a file that a host can mount, without root and without a mount.
+"""Pack a tree into a file system image that a host can mount. This needs neither root nor a mount.
 
-One owner and one time for everything, and fixed identifiers, so that the bytes depend on the content alone.
+All files get the same owner and time, and identifiers are fixed, so that the bytes of the image depend on the content alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
-# Seconds since the epoch, the first day of 1980; to some programs zero means that a file has no time.
+# The first day of 1980, in seconds since the epoch. Zero means to some programs that a file has no time.
 FILE_TIME = 315532800
 _UUID = "63726173-6863-4172-8074-000000000000"
 _EXT4_BLOCK = 4096
@@ -29,14 +29,14 @@ PROGRAMS = {
 
 
 def make(tree: str, image: str, kind: str) -> None:
-    """Write TREE to the file IMAGE as a file system of KIND: squashfs, erofs or ext4."""
+    """Write TREE to the file IMAGE as a file system of KIND: squashfs, erofs or ext4. Raises BuildError when that fails."""
     _set_times(tree)
     {"squashfs": _make_squashfs, "erofs": _make_erofs, "ext4": _make_ext4}[kind](tree, image)
 
 
 def _set_times(tree: str) -> None:
     for folder, folders, files in os.walk(tree, topdown=False):
-        # Symlinks to folders are among the folders, and are nobody's top.
+        # os.walk lists symlinks to folders among the folders and does not enter them.
         for path in [*(os.path.join(folder, name) for name in (*files, *folders)), folder]:
             os.utime(path, (FILE_TIME, FILE_TIME), follow_symlinks=False)
 
@@ -48,7 +48,7 @@ def _make_squashfs(tree: str, image: str) -> None:
 
 
 def _make_erofs(tree: str, image: str) -> None:
-    # Without extended attributes, in clusters of 64 KiB.
+    # -x-1: no extended attributes; -C65536: clusters of 64 KiB.
     options = ["-zlz4hc,12", "-C65536", "-x-1", "--all-root", f"-T{FILE_TIME}", f"-U{_UUID}", "--quiet"]
     _run("mkfs.erofs", *options, image, tree)
 
@@ -61,9 +61,9 @@ def _make_ext4(tree: str, image: str) -> None:
         blocks += 1 + names * 300 // _EXT4_BLOCK
         for name in files:
             blocks += math.ceil(os.lstat(os.path.join(folder, name)).st_size / _EXT4_BLOCK)
-    last = 11 + inodes  # the first that is free to use is 11, lost+found
+    last = 11 + inodes  # 11 is lost+found, the first inode that is not reserved
     inodes += 64
-    # Room for the tables of inodes and groups; what is not used is a hole in the file.
+    # The margin holds the tables of inodes and groups. Unused blocks are holes in the file.
     size = blocks + math.ceil(inodes * _EXT4_INODE / _EXT4_BLOCK) + blocks // 50 + 1024
     _run(
         *("mke2fs", "-q", "-t", "ext4", "-d", tree, "-O", _EXT4_FEATURES, "-m", "0", "-b", str(_EXT4_BLOCK)),
@@ -76,7 +76,7 @@ def _make_ext4(tree: str, image: str) -> None:
         ),
         E2FSPROGS_FAKE_TIME=str(FILE_TIME),
     )
-    # mke2fs takes from the tree what nobody can set there: when a file was changed and a folder read, and, unless root, the owner.
+    # mke2fs copies values that this build cannot set in the tree: ctime, a folder's atime, and, without root, the owner.
     values = {"atime": f"@{FILE_TIME}", "ctime": f"@{FILE_TIME}", "uid": "0", "gid": "0"}
     commands = "".join(
         f"set_inode_field <{number}> {field} {value}\n"

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make a tree work at another prefix, wherever that is mounted.
+"""Make the programs of a tree work at another prefix.
 
-ELF files are patched (see elf), scripts get interpreters of the tree, and an environment file leads programs to their data.
-No maintainer script is run: what those would have made and tools need is made here.
+ELF files are patched (see elf), scripts get interpreters of the tree, and environment variables lead programs to their data.
+No maintainer script is run: this module makes those of their links and files that tools need.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.tree import 
 
 _PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
 _STORE_PROGRAMS = re.compile(r"nix/store/[^/]+/bin\Z")
-_MAX_LINE = 4096  # the kernel reads less of a script's first line
-# What can stand in the settings of a shell as it is.
+_MAX_LINE = 4096  # more than the kernel reads of a script's first line
+# Text that a shell's settings can hold without quotes.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+@~-]+\Z")
 _BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 _BUNDLES = (_BUNDLE, "etc/ssl/cert.pem", "etc/pki/tls/certs/ca-bundle.crt")
-# Where data lies that a program looks for at a path fixed when it was compiled, by the variable that leads it elsewhere.
+# Some programs look for data at a path that was fixed when they were compiled. Variable that leads them elsewhere → places of the data.
 _DATA = {
     "APT_CONFIG": ("etc/crashcart.apt.conf",),
     "AWKLIBPATH": ("lib/*/gawk", "lib/gawk"),
@@ -72,7 +72,7 @@ _DATA = {
     "XTABLES_LIBDIR": ("lib/*/xtables", "lib/xtables"),
 }
 _LISTS = ("PERL5LIB", "RUBYLIB")
-# What a container may have set for its own programs, and what would mislead those of the image.
+# A container may set these for its own programs. They would mislead the programs of the image.
 FOREIGN_VARIABLES = (
     *("LD_AUDIT", "LD_LIBRARY_PATH", "LD_PRELOAD", "PERL5LIB", "PERL5OPT", "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),
     *("OPENSSL_CONF", "SSL_CERT_DIR", "BASH_ENV", "ENV", "TERMCAP"),
@@ -88,7 +88,7 @@ exec {prefix}/libexec/crashcart/{name} "$@"
 
 
 def add_alternatives(tree: str) -> None:
-    """Link the well-known names of programs that maintainer scripts would have linked."""
+    """Link well-known names to programs of TREE, as maintainer scripts would."""
     places = find_program_folders(tree)
     for name, programs in ALTERNATIVES.items():
         if any(os.path.exists(os.path.join(tree, folder, name)) for folder in places):
@@ -105,7 +105,7 @@ def add_alternatives(tree: str) -> None:
 
 
 def add_certificates(tree: str) -> None:
-    """Gather the certificate authorities of ca-certificates in one file, as its maintainer script would, where there is none yet."""
+    """Gather the certificate authorities of ca-certificates in one file, as its maintainer script would. An existing file stays."""
     if any(os.path.isfile(os.path.join(tree, place)) for place in _BUNDLES):
         return
     parts = []
@@ -125,7 +125,7 @@ def add_certificates(tree: str) -> None:
 
 
 def configure_apt(tree: str, prefix: str) -> None:
-    """Lead apt's library to its tables of architectures, which it looks for among dpkg's data; all else is the container's."""
+    """Lead apt's library to dpkg's tables of architectures in the image. All other settings of apt are the container's."""
     tables = [name for name in ("cputable", "tupletable") if os.path.isfile(os.path.join(tree, "share/dpkg", name))]
     if tables:
         lines = [f'Dir::dpkg::{name} "{prefix}/share/dpkg/{name}";\n' for name in tables]
@@ -133,9 +133,9 @@ def configure_apt(tree: str, prefix: str) -> None:
 
 
 def wrap_privilege_droppers(tree: str, prefix: str) -> None:
-    """Let programs that give up root for a user of their own find one: a container has no such user.
+    """Wrap programs that give up root for a user of their own, which a container does not have.
 
-    Debian's tcpdump cannot be told not to. Here it finds its user in a passwd file of the image, and is root by another name.
+    Debian's tcpdump has no option against that. The wrapper shows it a passwd file of the image, where its user has root's number.
     """
     wrappers = [
         os.path.join(folder, name)
@@ -169,41 +169,45 @@ def _write(path: str, text: str, mode: int) -> None:
 
 
 def list_environment(tree: str, prefix: str) -> dict[str, str]:
-    """The variables by which programs find data that they look for at a path fixed when they were compiled."""
+    """Return the environment variables that the tools of TREE need at PREFIX: PATH, and those that lead programs to their data."""
     variables = {"PATH": ":".join(f"{prefix}/{folder}" for folder in find_program_folders(tree))}
     for name, patterns in _DATA.items():
-        # Sorted, since a folder's order is nobody's promise; brackets in a folder's name are part of a name.
+        # No file system promises an order of names, so they are sorted. root_dir keeps brackets in the name of TREE out of the pattern.
         found = [place for pattern in patterns for place in sorted(glob.glob(pattern, root_dir=tree))]
-        places = [one for one in found if _PLAIN.match(one) and os.path.exists(os.path.join(tree, one))]
+        places = [place for place in found if _PLAIN.match(place) and os.path.exists(os.path.join(tree, place))]
         if places:
             variables[name] = ":".join(f"{prefix}/{place}" for place in (places if name in _LISTS else places[:1]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    # Translations hold formats; of Python's settings there is none here, since what a tool starts of the container has these, too.
+    # A translation of the container could hold a harmful format string.
     variables["LC_MESSAGES"] = "C"
+    # No PYTHONHOME or PYTHONPATH here: programs of the container that a tool starts inherit these variables.
     return variables
 
 
 def find_program_folders(tree: str) -> list[str]:
-    """Places of the folders of programs that there are."""
+    """Return the places of those folders of programs that TREE has, in the order of PATH."""
     return [folder for folder in _PROGRAM_FOLDERS if os.path.isdir(os.path.join(tree, folder))]
 
 
 def list_tools(tree: str, origins: dict[str, str]) -> dict[str, str]:
-    """Names of the programs in TREE, each with what it came with (ORIGINS: by place), "" for what was made here."""
+    """Return the names of the programs in TREE, each with the label of its source, or "" where the builder made it.
+
+    ORIGINS maps places to labels of sources.
+    """
     tools = {}
     for folder in reversed(find_program_folders(tree)):
         for name in sorted(os.listdir(os.path.join(tree, folder))):
             path = os.path.join(tree, folder, name)
             if os.path.isdir(path) or not os.path.exists(path):
                 continue
-            # The package of what a link leads to knows its version.
+            # Prefer the package of the file that a link leads to: its version is the program's.
             real = os.path.relpath(os.path.realpath(path), os.path.realpath(tree))
             tools[name] = origins.get(real) or origins.get(f"{folder}/{name}", "")
     return dict(sorted(tools.items()))
 
 
 def link_store_programs(tree: str) -> None:
-    """Give the programs of a Nix closure names in bin: there they stand in a folder for each package."""
+    """Link the programs of a Nix closure into bin: the closure has one folder of programs for each package."""
     for program in sorted(glob.glob("nix/store/*/bin/*", root_dir=tree)):
         link = os.path.join(tree, "bin", os.path.basename(program))
         if not os.path.lexists(link):
@@ -213,17 +217,16 @@ def link_store_programs(tree: str) -> None:
 
 @dataclass(frozen=True)
 class Relocation:
-    """What came of patching a tree. PROBLEMS: what will not work, as path and reason; ARCHITECTURES: how many programs in the
-    folders of programs are for each, ELSEWHERE: how many that may be run in other folders."""
+    """The outcome of patching a tree."""
 
-    problems: list[dict[str, str]]
-    architectures: Counter[str]
-    elsewhere: Counter[str]
+    problems: list[dict[str, str]]  # path and reason of each file that will not work
+    architectures: Counter[str]  # number of programs in the folders of programs, by architecture
+    elsewhere: Counter[str]  # number of executable ELF files in other folders, by architecture
 
 
 def relocate_programs(tree: str, prefix: str) -> Relocation:
     """Patch every ELF file and script of TREE to work at PREFIX."""
-    # Several names may be one file, which is patched once: by its number here.
+    # Several names may be one file, which must be patched once. So files are known by their inode numbers.
     places: dict[int, list[str]] = {}
     elves: dict[int, elf.Elf] = {}
     scripts = []
@@ -239,7 +242,7 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
             folder = os.path.dirname(place)
             if folder in _PROGRAM_FOLDERS or _STORE_PROGRAMS.match(folder):
                 architectures[elf.find_architecture(head)] += 1
-            elif status.st_mode & 0o111:  # among these firmware may be, or what a tool works on
+            elif status.st_mode & 0o111:  # this may be firmware, or a tool's data
                 elsewhere[elf.find_architecture(head)] += 1
             places.setdefault(number, []).append(place)
             found = None if number in elves else elf.read_elf(tree, place)
@@ -250,9 +253,9 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
             if interpreter and status.st_mode & 0o111:
                 scripts.append((place, interpreter))
 
-    def spread(of_one_file: list[elf.Elf]) -> list[elf.Elf]:
-        """All names of each file."""
-        return [replace(one, place=place) for number, one in zip(elves, of_one_file) for place in places[number]]
+    def spread(files: list[elf.Elf]) -> list[elf.Elf]:
+        """Return FILES, which are in the order of ELVES, with one entry for each name of a file."""
+        return [replace(file, place=place) for number, file in zip(elves, files) for place in places[number]]
 
     folders = elf.find_library_folders(tree, spread(list(elves.values())))
     elf.link_alternatives(tree, list(elves.values()), folders)
@@ -269,7 +272,7 @@ def relocate_programs(tree: str, prefix: str) -> Relocation:
 
 
 def _gen_files(tree: str) -> Iterator[str]:
-    """Places of all regular files, in the same order whatever the file system."""
+    """Yield the places of all regular files, in an order that does not depend on the file system."""
     for folder, folders, files in os.walk(tree):
         folders.sort()
         for name in sorted(files):
@@ -279,7 +282,7 @@ def _gen_files(tree: str) -> Iterator[str]:
 
 
 def _patch_script(tree: str, place: str, prefix: str) -> str:
-    """Let the script at PLACE be run by an interpreter of the tree; that one's place, "" where the script names none."""
+    """Give the script at PLACE an interpreter of the tree and return the interpreter's place, "" where the script names none."""
     path = os.path.join(tree, place)
     with open(path, "rb") as file:
         line = file.readline(_MAX_LINE)
@@ -290,7 +293,7 @@ def _patch_script(tree: str, place: str, prefix: str) -> str:
         return words[0][len(prefix) + 1 :]
     program, *arguments = fold(words[0]), *words[1:]
     if program == "bin/env":
-        # The interpreter itself: env would look for it in the container's PATH.
+        # The script gets the interpreter itself, since env would look for it in the container's PATH.
         named = arguments[1:] if arguments[:1] == ["-S"] else arguments
         if named and not named[0].startswith("-") and "=" not in named[0]:
             program, *arguments = _find_program(tree, os.path.basename(named[0])), *named[1:]
@@ -307,6 +310,6 @@ def _patch_script(tree: str, place: str, prefix: str) -> str:
 
 
 def _find_program(tree: str, name: str) -> str:
-    """The place of the program NAME, or where it would be."""
-    folders = find_program_folders(tree)
-    return next((f"{one}/{name}" for one in folders if os.path.exists(os.path.join(tree, one, name))), f"bin/{name}")
+    """Return the place of the program NAME, or, where TREE has no such program, its place in bin."""
+    places = (f"{folder}/{name}" for folder in find_program_folders(tree))
+    return next((place for place in places if os.path.exists(os.path.join(tree, place))), f"bin/{name}")

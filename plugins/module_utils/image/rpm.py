@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an rpm says of itself in its header. Source: the description of the file format in rpm's manual."""
+"""Read the header of an rpm. Source: the description of the file format in rpm's manual."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAGS = {1000: "name", 1001: "version", 1002: "release", 1022: "arch", 1044: "so
 
 
 def read_facts(file: IO[bytes]) -> dict[str, str]:
-    """Name, version, release, arch and source of the rpm FILE; raises ValueError where its headers are damaged."""
+    """Return name, version, release, arch and source of the rpm FILE. Raises ValueError where its headers are damaged."""
     file.seek(_LEAD_SIZE)
     size = len(b"".join(_read_header(file)))  # the signatures
     file.seek(-size % 8, 1)
@@ -32,7 +32,7 @@ def read_facts(file: IO[bytes]) -> dict[str, str]:
 
 
 def _read_header(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """The entries and the store of the header that begins here."""
+    """Return the entries and the store of the header that begins at FILE's current position."""
     preamble = file.read(_PREAMBLE.size)
     if len(preamble) != _PREAMBLE.size or not preamble.startswith(_HEADER_MAGIC):
         raise ValueError("what should be a header of an rpm is none")

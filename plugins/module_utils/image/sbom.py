@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A manifest's components as a software bill of materials, CycloneDX 1.6 in JSON."""
+"""Write a manifest's components as a software bill of materials, CycloneDX 1.6 in JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PURL_TYPES = {"deb": "deb", "rpm": "rpm", "container image": "oci"}
 
 
 def make(manifest: dict[str, Any], name: str) -> str:
-    """The bill of materials of the image NAME with MANIFEST; the same for the same image."""
+    """Return the bill of materials of the image NAME with MANIFEST as JSON. The same image gives the same text."""
     image = Component(
         type=ComponentType.CONTAINER,
         name=name,
@@ -35,7 +35,7 @@ def make(manifest: dict[str, Any], name: str) -> str:
         bom_ref="image",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=manifest["digest"])],
     )
-    components = [_describe(one, f"{number:04d}") for number, one in enumerate(manifest["components"])]
+    components = [_describe(entry, f"{number:04d}") for number, entry in enumerate(manifest["components"])]
     bom = Bom(components=components, serial_number=uuid.uuid5(uuid.NAMESPACE_OID, manifest["digest"]))
     bom.metadata.timestamp = datetime.fromtimestamp(FILE_TIME, timezone.utc)
     bom.metadata.component = image
@@ -43,41 +43,41 @@ def make(manifest: dict[str, Any], name: str) -> str:
     return str(JsonV1Dot6(bom).output_as_string(indent=1)) + "\n"
 
 
-def _describe(one: dict[str, Any], reference: str) -> Any:
-    kind = _PURL_TYPES.get(one["kind"], "generic")
-    purl = _make_image_purl(one) if kind == "oci" else _make_purl(kind, one)
+def _describe(entry: dict[str, Any], reference: str) -> Any:
+    kind = _PURL_TYPES.get(entry["kind"], "generic")
+    purl = _make_image_purl(entry) if kind == "oci" else _make_purl(kind, entry)
     return Component(
         type=ComponentType.LIBRARY if kind != "oci" else ComponentType.CONTAINER,
-        name=one["name"],
-        version=one["version"] or None,
-        bom_ref=f"{reference}-{one['name']}",
+        name=entry["name"],
+        version=entry["version"] or None,
+        bom_ref=f"{reference}-{entry['name']}",
         purl=purl,
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=one["hash"].partition(":")[2])],
-        properties=[Property(name="crashcart:kind", value=one["kind"])],
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=entry["hash"].partition(":")[2])],
+        properties=[Property(name="crashcart:kind", value=entry["kind"])],
     )
 
 
-def _make_purl(kind: str, one: dict[str, Any]) -> Any:
+def _make_purl(kind: str, entry: dict[str, Any]) -> Any:
     namespace = None
     if kind == "deb":
-        namespace = "ubuntu" if "ubuntu" in one["uri"] else "debian"
-    qualifiers = {"arch": one["arch"]} if one["arch"] else None
+        namespace = "ubuntu" if "ubuntu" in entry["uri"] else "debian"
+    qualifiers = {"arch": entry["arch"]} if entry["arch"] else None
     return PackageURL(
-        type=kind, namespace=namespace, name=one["name"], version=one["version"] or None, qualifiers=qualifiers
+        type=kind, namespace=namespace, name=entry["name"], version=entry["version"] or None, qualifiers=qualifiers
     )
 
 
-def _make_image_purl(one: dict[str, Any]) -> Any:
-    """A package URL of a container image: its last name, its hash, and where it is from."""
-    repository, _at, _digest = one["name"].partition("@")
+def _make_image_purl(entry: dict[str, Any]) -> Any:
+    """Return the package URL of a container image, from the last part of its name, its hash and its repository."""
+    repository, _at, _digest = entry["name"].partition("@")
     folder, slash, last = repository.rpartition("/")
     name, _colon, tag = last.partition(":")
-    qualifiers = {"arch": one["arch"], "tag": tag or "latest", "repository_url": f"{folder}{slash}{name}"}
-    return PackageURL(type="oci", name=name.lower(), version=one["hash"], qualifiers=qualifiers)
+    qualifiers = {"arch": entry["arch"], "tag": tag or "latest", "repository_url": f"{folder}{slash}{name}"}
+    return PackageURL(type="oci", name=name.lower(), version=entry["hash"], qualifiers=qualifiers)
 
 
 def write(text: str, path: str) -> bool:
-    """See to it that file PATH holds TEXT; whether it did not."""
+    """Write TEXT to the file PATH unless it holds TEXT already. Return True if the file was written."""
     try:
         with open(path, encoding="utf-8") as file:
             if file.read() == text:

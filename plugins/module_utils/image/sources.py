@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image is made of besides packages of a repository: local package files, archives, folders, programs, container images.
+"""Open the sources of an image: package files, archives, folders, programs, file systems, container images and containers.
 
-Each source says what it is before it is unpacked, by a hash of its content, so that an image that is there already is
-recognized. All are unpacked as data: nothing of them is run.
+Each source has a hash of its content before it is unpacked, so that a build recognizes an image that is there already.
+All sources are unpacked as data: nothing of them is run.
 """
 
 from __future__ import annotations
@@ -34,37 +34,40 @@ _ELF, _SCRIPT = b"\x7fELF", b"#!"
 
 @dataclass(frozen=True)
 class Component:
-    """What went into an image. KIND: deb, rpm, archive, folder, program or container image; HASH as ALGORITHM:HEX."""
+    """A source of an image, as its manifest describes it."""
 
-    kind: str
+    kind: str  # deb, rpm, archive, folder, program, file system, container or container image
     name: str
-    version: str
-    arch: str
-    hash: str
-    size: int
-    uri: str = ""
-    source: str = ""
+    version: str  # "" where the kind has none
+    arch: str  # "" where the kind has none
+    hash: str  # ALGORITHM:HEX
+    size: int  # bytes
+    uri: str = ""  # of a package in a repository
+    source: str = ""  # the source package, or the author of a container image
 
     @property
     def label(self) -> str:
-        """How it is called where it stands among others."""
+        """The component's name and version, for messages."""
         return f"{self.name} {self.version}".strip()
 
 
 class Source(Protocol):
-    """Something that can be unpacked into a tree."""
+    """A source that can be unpacked into a tree."""
 
     @property
     def component(self) -> Component:
-        """What it is."""
+        """The description of the source."""
 
     def add_to(self, tree: Tree) -> None:
-        """Unpack it."""
+        """Unpack the source into TREE. Raises BuildError where the source is damaged or not allowed."""
 
 
 def open_path(path: str) -> Source:
-    """The source that PATH is: a folder, a .deb, a .rpm, a tar archive, or a program."""
-    path = os.path.abspath(path)  # for the commands that get it no name looks like an option
+    """Return the source at PATH: a folder, a .deb, a .rpm, a tar archive, a program, or an ext2, ext3 or ext4 file system.
+
+    Raises BuildError where PATH is none of these or cannot be read.
+    """
+    path = os.path.abspath(path)  # no absolute path looks like an option to the commands that get it
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             return _Folder(path)
@@ -85,7 +88,7 @@ def open_path(path: str) -> Source:
     if is_stored or magic[:4] == _ELF or magic[:2] == _SCRIPT:
         place = path.lstrip("/") if is_stored else f"bin/{name}"
         return _Program(Component("program", name, "", "", known, size), path, place)
-    # An archive begins with a name; to tarfile zeros are an empty one, and a file system begins with zeros.
+    # A tar archive begins with a name. A file system begins with zeros, which tarfile takes for an empty archive.
     if magic.strip(b"\0") and is_archive(path):
         return _Archive(Component("archive", name, "", "", known, size), path)
     if is_filesystem(path):
@@ -95,7 +98,7 @@ def open_path(path: str) -> Source:
 
 
 def is_filesystem(path: str) -> bool:
-    """Whether the file PATH holds an ext2, ext3 or ext4 file system, by the magic number of its superblock."""
+    """Return True if the file PATH has the magic number of an ext2, ext3 or ext4 superblock."""
     with open(path, "rb") as file:
         file.seek(1080)
         return file.read(2) == b"\x53\xef"
@@ -125,7 +128,7 @@ def _open_deb(path: str, known: str, size: int) -> Source:
 
 
 def open_package(component: Component, path: str) -> Source:
-    """The source that a .deb at PATH is, of which all is known already."""
+    """Return the .deb at PATH as a source that COMPONENT describes."""
     return _Streamed(component, path, ["dpkg-deb", "--fsys-tarfile", path])
 
 
@@ -167,8 +170,11 @@ def _explain_missing(program: str) -> BuildError:
 
 @contextmanager
 def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
-    """What COMMAND writes, as a stream; raises BuildError when it fails in the end."""
-    # A file for its messages: nobody reads them before its end, and they may be many.
+    """Start COMMAND and give its output as a stream. Raises BuildError about WHAT when COMMAND fails.
+
+    Raises BuildError, too, where a package that COMMAND needs is not installed.
+    """
+    # The messages go to a file: they are read only after COMMAND has ended, and would fill a pipe until then.
     with tempfile.TemporaryFile() as messages:
         try:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
@@ -182,22 +188,22 @@ def stream(command: list[str], what: str) -> Iterator[IO[bytes]]:
 
         output = cast("IO[bytes]", process.stdout)
         with process, ExitStack() as undo:
-            undo.callback(process.kill)  # which does nothing to one that has ended
+            undo.callback(process.kill)  # this does nothing to a process that has ended
             try:
                 yield output
                 while output.read(_CHUNK):
-                    pass  # padding after the end of the archive, which its writer wants to be rid of
+                    pass  # without a reader for the padding after the archive's end COMMAND would fail or hang
                 failed = process.wait() != 0
             except BuildError as error:
                 if _has_failed(process):
-                    raise explain() from error  # which is why what it wrote is no archive
+                    raise explain() from error  # COMMAND's failure is the reason why its output is damaged
                 raise
         if failed:
             raise explain()
 
 
 def _has_failed(process: subprocess.Popen[bytes]) -> bool:
-    """Whether PROCESS has ended badly by itself; it has ended in any case."""
+    """Return True if PROCESS ends by itself with an error within two seconds, else kill it where it still runs."""
     try:
         return process.wait(_LAST_WORDS_S) > 0
     except subprocess.TimeoutExpired:
@@ -207,7 +213,7 @@ def _has_failed(process: subprocess.Popen[bytes]) -> bool:
 
 @dataclass(frozen=True)
 class _Streamed:
-    """A package file that COMMAND turns into an archive of tar, or of cpio."""
+    """A package file that COMMAND turns into a tar or cpio archive."""
 
     component: Component
     path: str
@@ -232,7 +238,7 @@ class _Archive:
 
 @dataclass(frozen=True)
 class _Program:
-    """One program, which goes to bin, or a file of the store of Nix, which stays at its place."""
+    """A program that goes to bin, or a file of the Nix store that stays at its place."""
 
     component: Component
     path: str
@@ -244,17 +250,17 @@ class _Program:
 
 @dataclass(frozen=True)
 class FilesystemImage:
-    """A tool image that somebody else has made (as Oracle's crashcart did), which is used as it is."""
+    """A ready-made tool image, such as one of Oracle's crashcart, that is used as it is."""
 
     component: Component
     path: str
 
     def add_to(self, tree: Tree) -> None:  # noqa: ARG002
-        """It is no source among others."""
+        """Raise BuildError, since a file system cannot be one of several sources."""
         raise BuildError(f"{self.path} is a whole file system, which is used as it is: name no other source beside it")
 
     def find_architecture(self) -> str | None:
-        """The architecture of its programs, by the first one that says it."""
+        """Return the architecture of the first ELF file in bin and sbin by Debian's name, or None where neither has one."""
         for folder in ("bin", "sbin"):
             for name in self._list_names(folder):
                 command = ["debugfs", "-R", f"cat /{folder}/{name}", self.path]
@@ -266,19 +272,19 @@ class FilesystemImage:
         return None
 
     def list_tools(self) -> dict[str, str]:
-        """Names of its programs, as crashcart_build gives them."""
+        """Return the names of the programs in bin and sbin, each with the name of the image."""
         names = {name for folder in ("bin", "sbin") for name in self._list_names(folder)}
         return dict.fromkeys(sorted(names), self.component.name)
 
     def _list_names(self, folder: str) -> list[str]:
-        # Lines of /inode/mode/uid/gid/name/size/ for each entry.
+        # debugfs prints a line /inode/mode/uid/gid/name/size/ for each entry.
         lines = _run(["debugfs", "-R", f"ls -p /{folder}", self.path], self.path).splitlines()
-        fields = [line.split("/") for line in lines]
-        return [one[5] for one in fields if len(one) > 5 and one[5] not in (".", "..")]
+        entries = [line.split("/") for line in lines]
+        return [fields[5] for fields in entries if len(fields) > 5 and fields[5] not in (".", "..")]
 
 
 class _Folder:
-    """A folder that stands for the root of a file system, or a package in the store of Nix, which stays at its place."""
+    """A folder that stands for the root of a file system, or a package of the Nix store that stays at its place."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -292,27 +298,27 @@ class _Folder:
 
 
 def _hash_folder(path: str) -> tuple[str, int]:
-    """A hash of all names, modes, links and contents below PATH, and the size of the contents in bytes."""
+    """Return a hash of all names, modes, links and contents below PATH, and the size of the contents in bytes."""
     digest, size = hashlib.sha256(), 0
     for folder, folders, files in os.walk(path, onerror=refuse_folder):
         folders.sort()
         for name in sorted([*files, *folders]):
-            one = os.path.join(folder, name)
-            status = os.lstat(one)
+            entry = os.path.join(folder, name)
+            status = os.lstat(entry)
             content = b""
             if stat.S_ISLNK(status.st_mode):
-                content = os.fsencode(os.readlink(one))
+                content = os.fsencode(os.readlink(entry))
             elif stat.S_ISREG(status.st_mode):
                 size += status.st_size
-                with open(one, "rb") as file:
+                with open(entry, "rb") as file:
                     content = hashlib.file_digest(file, "sha256").digest()
-            for part in (os.fsencode(os.path.relpath(one, path)), b"%o" % status.st_mode, content):
+            for part in (os.fsencode(os.path.relpath(entry, path)), b"%o" % status.st_mode, content):
                 digest.update(b"%d:" % len(part) + part)
     return digest.hexdigest(), size
 
 
 class _Chunks(io.RawIOBase):
-    """A readable file of CHUNKS, which also goes to HASHER."""
+    """A readable file that consists of CHUNKS."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -334,7 +340,7 @@ class _Chunks(io.RawIOBase):
 
 
 class _ContainerImage:
-    """A container image of an engine; its own hash names its content."""
+    """A container image of an engine, which the engine's hash identifies."""
 
     def __init__(self, engine: DockerEngine, name: str) -> None:
         self._engine = engine
@@ -350,13 +356,13 @@ class _ContainerImage:
         )
 
     def add_to(self, tree: Tree) -> None:
-        # By its hash: the name may lead to another image by now.
+        # The hash stands for the image, since the name may belong to another image by now.
         with self._engine.export_image(self.component.hash) as chunks:
             tree.add_archive(io.BufferedReader(_Chunks(chunks), _CHUNK), self.component.label)
 
 
 class _ContainerFiles:
-    """The files of a container as they are now, in FOLDER until they are unpacked."""
+    """The files of a container as they are now, kept as a tar archive in FOLDER."""
 
     def __init__(self, engine: DockerEngine, name: str, container_id: str, folder: str) -> None:
         self._path = os.path.join(folder, f"container-{len(os.listdir(folder))}.tar")
@@ -373,13 +379,13 @@ class _ContainerFiles:
 
 
 def open_container_image(name: str, docker_host: str | None) -> Source:
-    """The source that the image NAME is."""
+    """Return the container image NAME of the Docker engine at DOCKER_HOST (None: the default one) as a source."""
     return _ContainerImage(DockerEngine(docker_host), name)
 
 
 def open_container(name: str, docker_host: str | None, folder: str) -> Source:
-    """The source that the files of container NAME are; they are kept in FOLDER meanwhile."""
+    """Return the files of the container NAME as a source, and keep them in FOLDER until they are unpacked."""
     engine = DockerEngine(docker_host)
-    # The engine takes any beginning of an id, which may read like the name of another container.
+    # The engine accepts any beginning of an id, which may be the name of another container. So the name is resolved here.
     container = select_one(name, engine.list_containers(), running_only=False, any_owner=True)
     return _ContainerFiles(engine, name, container.id, folder)

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which Debian packages make a tool image."""
+"""The Debian packages of each tool set, and the links that go with them."""
 
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
-# What any set with a shell has: tools that others call, the terminal's descriptions, the C library's own tools and locale.
+# Every set with a shell has these: tools that others call, descriptions of terminals, the C library's own tools and locale.
 _SHELL = ("bash", "coreutils", "findutils", "grep", "less", "libc-bin", "ncurses-base", "sed")
-# The whole standard library. Later releases have no packages of their own for its parts.
+# The whole standard library. Later releases have no separate packages for its parts.
 _PYTHON = ("ca-certificates", "python3", "python3-distutils", "python3-lib2to3")
-# What Ansible's own modules call in a container: `unarchive`, `hostname`, `getent` (of libc-bin), `service_facts` and the like.
+# Ansible's own modules (`unarchive`, `hostname`, `getent`, `service_facts`, …) call these in a container. getent is in libc-bin.
 _CALLED = ("bzip2", "debianutils", "gzip", "hostname", "tar", "unzip", "xz-utils")
 # Debian's tcpdump gives up root for a user that no container has; see relocate.wrap_privilege_droppers.
 _TCPDUMP = ("libnss-wrapper", "tcpdump")
@@ -77,10 +77,10 @@ TOOL_SETS: dict[str, tuple[str, ...]] = {
     ),
     "python": (*_SHELL, *_PYTHON, *_CALLED, "dpkg", "procps", "python3-apt", "util-linux"),
 }
-# Packages of the sets that not every release has, and that its others make up for.
+# A release may lack these packages: its other packages have the same modules then.
 OPTIONAL = frozenset({"python3-distutils", "python3-lib2to3"})
 
-# What maintainer scripts would have linked, were they run: link → programs, the first that is there.
+# Links that maintainer scripts would make: link → programs, of which the first that is there counts.
 ALTERNATIVES = {
     "awk": ("mawk", "gawk"),
     "editor": ("vim.basic", "vim.tiny", "nano"),
@@ -102,7 +102,7 @@ ALTERNATIVES = {
 
 
 def list_packages(names: list[str]) -> list[str]:
-    """The packages of the sets called NAMES."""
+    """Return the packages of the tool sets called NAMES, sorted. Raises BuildError for an unknown name."""
     for name in names:
         if name not in TOOL_SETS:
             raise BuildError(f"there is no tool set {name!r}, but {', '.join(TOOL_SETS)}")

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tree of an image, filled from archives and folders that nobody needs to trust.
+"""Fill the tree of an image from archives and folders that need not be trusted.
 
-/usr is folded into the root. Until all sources are in, the tree holds folders and regular files only: symlinks are
-remembered and made at the end, so nothing that is unpacked can be led out of the tree. Devices and pipes are left out,
-setuid and setgid bits are dropped, and whatever the tar says, files belong to the builder.
+/usr is folded into the root. The tree holds only folders and regular files until all sources are unpacked: symlinks are
+remembered and made at the end, so no source can lead an unpacked file out of the tree. Devices and pipes are left out.
+Setuid and setgid bits are dropped, and all files belong to the builder, whatever an archive says.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from typing import IO, cast
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import cpio
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError
 
-# What no tool image comes near, and a small archive may swell to.
+# No tool image comes near these limits. A small archive may be made to unpack to more.
 _MAX_BYTES = 16 << 30
 _MAX_FILES = 1_000_000
-_MAX_PLACE = 3000  # of PATH_MAX, below whatever folder the tree is in
+_MAX_PLACE = 3000  # PATH_MAX is 4096, and the path of the tree goes before
 _MAX_DEPTH = 200  # Python removes a tree by recursion
 _MAX_HEADER = 1 << 20
 _CHUNK = 1 << 20
-# What tarfile and the decompressors raise, in one version or another, for what is no archive or a damaged one.
+# tarfile and the decompressors raise these, in one version or another, for a damaged archive or for other data.
 _DAMAGE = (
     *(tarfile.TarError, EOFError, ValueError, ArithmeticError, RecursionError),
     *(zlib.error, lzma.LZMAError, gzip.BadGzipFile),
 )
-# Where the builder itself puts things.
+# The builder itself puts files into these folders.
 _OWN_FOLDERS = ("bin", "etc", "lib", "libexec", "sbin", "share")
 
-# Of no use in a container, and half of the size.
+# These folders are of no use in a container, and make up half of the size.
 _LEFT_OUT = (
     "boot",
     "dev",
@@ -70,7 +70,7 @@ _LEFT_OUT = (
 
 
 def fold(path: str) -> str:
-    """The place in the tree, without a leading slash, of the absolute PATH of a package."""
+    """Return the place in the tree of the absolute PATH of a package, without a leading slash and without /usr."""
     path = posixpath.normpath(path).lstrip("/")
     return "" if path == "usr" else path[4:] if path.startswith("usr/") else path
 
@@ -85,7 +85,7 @@ def _is_left_out(place: str) -> bool:
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that has to be whole: tarfile by itself takes a damaged header, or none, for the end."""
+    """A member of an archive that has to be complete. tarfile by itself takes a damaged or missing header for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, tarfile: TarFile) -> _Member:
@@ -108,38 +108,40 @@ class _Member(tarfile.TarInfo):
 
 
 def is_archive(path: str) -> bool:
-    """Whether the file PATH begins like a tar archive, compressed or not."""
+    """Return True if the file PATH begins like a tar archive, compressed or not."""
     try:
         with tarfile.open(path, tarinfo=_Member):
             return True
     except _DAMAGE:
         return False
     except OSError as error:
-        if error.errno is None:  # a decompressor's
+        if error.errno is None:  # a decompressor raised it about the data
             return False
         raise
 
 
 class Tree:
-    """The tree in folder PATH, which is made. What comes later replaces what came earlier, but never a folder."""
+    """The tree of an image in the folder PATH, which the constructor makes. A later file replaces an earlier one, but never a folder.
+
+    PATH: the folder. ORIGINS: place of each file and link → label of its source.
+    DROPPED: "PLACE: REASON" of each file that cannot be in the tree.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         os.mkdir(path)
-        os.chmod(path, 0o755)  # whatever the caller's umask: others than root use the tools, too
+        os.chmod(path, 0o755)  # whatever the umask is: users other than root use the tools, too
         self._links: dict[str, str] = {}
-        # Place of each file and link → what it came with, by its label.
         self.origins: dict[str, str] = {}
         self._folders = {""}
-        # What was left out though nobody asked for that, with the reason.
         self.dropped: list[str] = []
         self._bytes = 0
-        # Sources may have the same label, so they have numbers; and place → the number of what it came with.
+        # Two sources may have the same label, so each has a number. _sources: place → number of its source.
         self._source = 0
         self._sources: dict[str, int] = {}
 
     def add_archive(self, stream: IO[bytes], origin: str) -> None:
-        """Unpack a tar archive; ORIGIN names it in errors."""
+        """Unpack the tar archive STREAM of the source ORIGIN. Raises BuildError where it is damaged, too large or leads out of itself."""
         self._source += 1
         try:
             with tarfile.open(fileobj=stream, mode="r|*", errorlevel=2, tarinfo=_Member) as archive:
@@ -153,9 +155,9 @@ class Tree:
             raise
 
     def add_cpio(self, stream: IO[bytes], origin: str) -> None:
-        """Unpack a cpio archive in the form newc; ORIGIN names it in errors."""
+        """Unpack the cpio archive STREAM (newc) of the source ORIGIN. Raises BuildError where it is damaged or not allowed."""
         self._source += 1
-        # Names of one file come one after the other, and its content with the last of them.
+        # The names of one file follow each other, and the content comes with the last of them.
         first: dict[int, str] = {}
         try:
             for member in cpio.gen_members(stream):
@@ -194,7 +196,7 @@ class Tree:
             self.dropped.append(f"{place}: a device or a pipe")
 
     def add_folder(self, folder: str, origin: str, place: str = "") -> None:
-        """Copy what is in FOLDER to PLACE; its symlinks are not followed."""
+        """Copy the content of FOLDER, of the source ORIGIN, to PLACE. Symlinks in it are copied, not followed."""
         self._source += 1
         for top, folders, files in os.walk(folder, onerror=refuse_folder):
             folders.sort()
@@ -212,7 +214,7 @@ class Tree:
                     self.dropped.append(f"{target}: a device or a pipe")
 
     def add_file(self, path: str, place: str, origin: str, *, executable: bool = False) -> None:
-        """Copy the file PATH to PLACE."""
+        """Copy the file PATH, of the source ORIGIN, to PLACE. EXECUTABLE makes the copy executable for all users."""
         self._source += 1
         self._copy(path, place, origin, executable=executable)
 
@@ -222,11 +224,11 @@ class Tree:
             self._write(place, status.st_mode | (0o755 if executable else 0), reader, status.st_size, origin)
 
     def finish(self) -> None:
-        """Make the symlinks. Call it once, when all sources are in."""
+        """Make the symlinks. Call it once, when all sources have been added."""
         for place, aim in sorted(self._links.items()):
             path = os.path.join(self.path, place)
             if os.path.lexists(path):
-                continue  # a folder, which wins
+                continue  # a folder goes before a link
             self._make_folder(posixpath.dirname(place), place)
             os.symlink(posixpath.relpath("/" + aim, posixpath.dirname("/" + place)), path)
         self._links.clear()
@@ -250,18 +252,18 @@ class Tree:
     def _link(self, place: str, target: str, origin: str) -> None:
         if "\0" in target or not target:
             raise BuildError(f"the symlink {place} leads to {target!r}, which is no path")
-        # Where the link itself stood before it was folded matters for relative targets; both halves of /usr come to the same.
+        # PLACE is folded already: a relative target leads to the same file from either half of /usr.
         aim = fold(posixpath.join("/" + posixpath.dirname(place), target))
         if aim == place:
-            return  # /bin/x → /usr/bin/x: folded, it is x itself
+            return  # /bin/x → /usr/bin/x: once it is folded, the link would lead to itself
         if self._sources.get(place) == self._source and place not in self._links:
-            return  # the two places that were folded into one held the file and a link: the file it is
+            return  # the source has a file at one of the two folded places and a link at the other: the file stays
         self._remove_file(place)
         self._links[place] = aim
         self._remember(place, origin)
 
     def _link_hard(self, place: str, aim: str, origin: str) -> None:
-        """A hard link may only lead to a regular file of this tree."""
+        """Make a hard link at PLACE to AIM, which has to be a regular file of this tree."""
         if aim in self._links:
             self._link(place, "/" + self._links[aim], origin)
             return
@@ -284,14 +286,14 @@ class Tree:
         self._remember(place, origin)
 
     def _fill(self, place: str, reader: IO[bytes], size: int, origin: str) -> None:
-        """Write what READER gives, SIZE bytes as its source says, to the file that is at PLACE."""
+        """Write the content of READER to the file at PLACE; SIZE is the number of bytes that the source has announced."""
         self._count(size, origin)
         copied = 0
         with open(os.path.join(self.path, place), "wb") as writer:
             while chunk := reader.read(_CHUNK):
                 copied += writer.write(chunk)
                 if copied > size:
-                    self._count(len(chunk), origin)  # a file that grows while it is read
+                    self._count(len(chunk), origin)  # the file has grown while it was read
 
     def _count(self, size: int, origin: str) -> None:
         self._bytes += size
@@ -305,7 +307,7 @@ class Tree:
         self._sources[place] = self._source
 
     def _prepare(self, place: str, origin: str) -> None:
-        """See to it that a file can be made at PLACE."""
+        """Make room for a new file at PLACE: make its folder and remove a file or link there."""
         self._make_folder(posixpath.dirname(place), origin)
         if place in self._folders:
             raise BuildError(f"{place} is a file in {origin} and a folder in another source")
@@ -318,7 +320,7 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             pass  # nothing is there yet
         except IsADirectoryError:
-            pass  # a folder, which wins
+            pass  # a folder goes before a link
 
     def _make_folder(self, place: str, origin: str) -> None:
         missing = []
@@ -336,5 +338,5 @@ class Tree:
 
 
 def refuse_folder(error: OSError) -> None:
-    """For os.walk, which by itself passes over folders that it may not read."""
+    """Raise BuildError for ERROR. As os.walk's onerror this keeps os.walk from skipping folders that it may not read."""
     raise BuildError(f"{error.filename} cannot be read: {error.strerror}") from error

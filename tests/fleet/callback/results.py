@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a playbook did, as lines of JSON for tests: one for each task and host, and the recap."""
+"""Print the results of a playbook as lines of JSON for tests: a line for each task and host, and one for the recap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ description:
 
 
 class CallbackModule(CallbackBase):
-    """The callback."""
+    """The callback plugin `results`."""
 
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "stdout"

@@ -1,6 +1,6 @@
 // SPDX-FileCopyrightText: The crashcart.fleet contributors
 // SPDX-License-Identifier: GPL-3.0-or-later
-// System calls whose order and results strace and a trace have to agree on: calls SCENE, once somebody has written to the pipe `go`.
+// Makes system calls whose order and results strace and a trace have to agree on: calls SCENE. It waits for a byte from the pipe `go` first.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 
 static void run(const char *program, const char *scene) { execl(program, program, scene, (char *)0); }
 
-// The calls from here on are compared.
+// Tests compare the calls after this one.
 static void mark(void) { getpgid(0); }
 
 static void wait_for_go(void) {
@@ -42,12 +42,12 @@ static void single(void) {
     getpid();
     open("/nonesuch", O_RDONLY);
     close(99);
-    // The owner of a descriptor, if a group of processes, is a number below zero. No C library asks like that any more.
+    // The result is a negative number where the descriptor's owner is a process group. No C library calls F_GETOWN any more.
     setpgid(0, 0);
     fcntl(ends[0], F_SETOWN, -getpgrp());
     syscall(SYS_fcntl, ends[0], F_GETOWN);
     syscall(SYS_fcntl, 99, F_GETOWN);
-    // Numbers that are none, of other ways into the kernel, and with more bits than numbers have.
+    // Invalid numbers, numbers of other entries into the kernel, and numbers with more than 32 bits.
     syscall(65536 + SYS_getpid);
     syscall(65536 + SYS_fork);
     syscall(0x40000000 + SYS_getpid);
@@ -147,7 +147,7 @@ static void signals(void) {
     }
     nanosleep(&second, 0);
     wait(0);
-    // Somebody who waits is killed.
+    // A waiting process is killed.
     child = fork();
     if (!child) pause();
     usleep(50000);
@@ -209,7 +209,7 @@ static void denied(void) {
     getpid();
 }
 
-// A ring for requests, by hand: three of them by one call.
+// Submits three requests by one call, without liburing.
 static void rings(void) {
     struct io_uring_params parameters = {0};
     int ring = syscall(SYS_io_uring_setup, 4, &parameters);

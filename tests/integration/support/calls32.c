@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The crashcart.fleet contributors
 // SPDX-License-Identifier: GPL-3.0-or-later
-// The same of a 32-bit program, without any library, which a 64-bit machine may lack. Numbers are those of asm/unistd_32.h.
+// Makes system calls like calls.c as a 32-bit program. It needs no library, since a 64-bit machine may lack 32-bit ones.
+// The numbers are those of asm/unistd_32.h.
 enum { EXIT = 1, FORK = 2, READ = 3, OPEN = 5, CLOSE = 6, EXECVE = 11, GETPID = 20, PAUSE = 29, ALARM = 27, TIMES = 43, FCNTL = 55, SIGACTION = 67,
        GETPPID = 64, SETPGID = 57, GETPGRP = 65, SOCKETCALL = 102, WAITPID = 7, GETPGID = 132, RT_SIGACTION = 174, MMAP2 = 192,
        GETUID32 = 199, FCNTL64 = 221, EVENTFD2 = 328 };
@@ -46,7 +47,7 @@ static void make_calls(void) {
     call(65536 + FORK, 0, 0, 0);
     call(MMAP2, 0, 4096, 1);
     call(TIMES, 0, 0, 0);
-    // Once by the old way to return from a handler, once by the new one.
+    // The first handler returns by sigreturn, the second one by rt_sigreturn.
     for (action.flags = 0; action.flags <= 4; action.flags += 4) {
         call(RT_SIGACTION, SIGALRM, (long)&action, 0);
         call(ALARM, 1, 0, 0);
@@ -75,5 +76,5 @@ __attribute__((noreturn, used)) static void begin(char **words) {
     for (;;) call(EXIT, 0, 0, 0);
 }
 
-// The kernel leaves the number of arguments and then these on the stack.
+// At the start the stack holds the number of arguments, and then the arguments.
 __asm__(".globl _start\n_start:\n\tpush %esp\n\tcall begin\n");

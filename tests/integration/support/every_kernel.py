@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What must hold whatever the kernel: run on the machine's own by the integration tests, on the guests' by the fleet's."""
+"""Checks that have to pass with every kernel: the machine's own in the integration tests, and the guests' in the fleet's tests."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ class Machine(Protocol):
     """A host with containers, seen from the controller."""
 
     def run(self, command: str) -> str:
-        """What a shell's COMMAND prints, run as root."""
+        """Run the shell command COMMAND as root and return its output."""
 
     def call(self, module: str, **arguments: Any) -> dict[str, Any]:
-        """The result of a module of ours; raises ModuleFailed or AssertionError when it fails."""
+        """Return the result of a module of the collection. Raises ModuleFailed or AssertionError when it fails."""
 
     def fetch(self, dest: Path, **selection: Any) -> list[dict[str, Any]]:
-        """The captures of ftrace_fetch, in DEST on the controller."""
+        """Return the captures of ftrace_fetch, whose files are in DEST on the controller."""
 
 
 def wait_for_worker(machine: Machine, worker: str) -> None:
-    """Wait until workload.py in container WORKER takes signals."""
+    """Wait until workload.py in container WORKER waits for signals."""
     machine.run(_make_wait(worker, "ready", "0"))
 
 
 def run_workload(machine: Machine, worker: str) -> None:
-    """One round of the workload in container WORKER, to its end."""
-    # One command: each costs an emulated machine half a second.
+    """Run one round of the workload in container WORKER and wait for its end."""
+    # One command does all, since each command costs an emulated machine half a second.
     begin = f"rounds=$(docker logs {worker} | grep -c done); docker kill --signal USR1 {worker} || exit"
     machine.run(f"{begin}; {_make_wait(worker, 'done', '$rounds')}")
 
 
 def _make_wait(worker: str, word: str, count: str) -> str:
-    """A command that waits until container WORKER has said WORD more than COUNT times, for a minute at most."""
+    """Return a command that waits until container WORKER has logged WORD more than COUNT times, for a minute at most."""
     condition = f"[ $(docker logs {worker} | grep -c {word}) -gt {count} ]"
     return f"for try in $(seq 600); do {condition} && break; sleep 0.1; done; {condition}"
 
 
 def report(src: Path, dest: Path) -> list[dict[str, Any]]:
-    """The captures in ftrace_report's summary of SRC."""
+    """Run ftrace_report on SRC, write the report to DEST, and return the captures in its summary."""
     host.call_module("ftrace_report", src=str(src), dest=str(dest))
     captures: list[dict[str, Any]] = json.loads((dest / "summary.json").read_text(encoding="utf-8"))["captures"]
     return captures
 
 
 def count(capture: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Calls and errors per system call of all processes of CAPTURE."""
+    """Return calls and errors per system call of all processes of CAPTURE."""
     calls: dict[str, dict[str, Any]] = {}
     for row in capture["processes"]:
         entry = calls.setdefault(row["syscall"], {"calls": 0, "errors": {}})
@@ -66,7 +66,7 @@ def count(capture: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_exact_counts(machine: Machine, worker: str, folder: Path) -> None:
-    """A known workload is counted exactly, and trace-cmd reads as many events as we do."""
+    """Check that a known workload is counted exactly, and that trace-cmd reads as many events as the report."""
     machine.call("ftrace_instance", containers=[worker], buffer_size="8MiB")
     run_workload(machine, worker)
     machine.call("ftrace_instance", containers=[worker], state="stopped")
@@ -81,7 +81,7 @@ def check_exact_counts(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_filters(machine: Machine, worker: str, folder: Path) -> None:
-    """`syscalls` and `errors_only` are filters in the kernel: nothing else is in the trace."""
+    """Check that `syscalls` and `errors_only` are filters in the kernel: no other events are in the trace."""
     machine.call("ftrace_instance", containers=[worker], syscalls=["openat", "write"], errors_only=True)
     run_workload(machine, worker)
     machine.fetch(folder, containers=[worker])
@@ -91,8 +91,8 @@ def check_filters(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_loss(machine: Machine, worker: str, folder: Path) -> None:
-    """A ring that overflows says exactly how much is lost."""
-    # Pinned to one CPU, so that its counter alone is the truth.
+    """Check that the capture of a ring that overflows has the exact number of lost events."""
+    # The container is pinned to one CPU, so that this CPU's counter has all lost events.
     pid = machine.run(f"docker inspect -f '{{{{.State.Pid}}}}' {worker}").strip()
     machine.run(f"taskset -a -p 1 {pid}")
     machine.call("ftrace_instance", containers=[worker], buffer_size="8KiB")
@@ -115,7 +115,7 @@ def check_loss(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_touched(machine: Machine, worker: str, folder: Path) -> None:
-    """Who else takes, clears or changes a trace is seen, and told once."""
+    """Check that a capture names others who read, clear or change the trace, and that the next capture does not repeat it."""
     machine.call("ftrace_instance", containers=[worker])
     run_workload(machine, worker)
     machine.run(
@@ -139,7 +139,7 @@ def check_touched(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_executed(machine: Machine, worker: str, folder: Path) -> None:
-    """What `docker exec` starts is in the trace from its first call on, and the runtime is not."""
+    """Check that processes of `docker exec` are in the trace from their first call on, and that the runtime is not."""
     machine.call("ftrace_instance", containers=[worker])
     for _number in range(3):
         machine.run(f"docker exec {worker} /usr/bin/python3 -S -c 'import os; os.rmdir(\"/nonesuch\")' || true")
@@ -154,7 +154,7 @@ def check_executed(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_32_bit_program(machine: Machine, worker: str, folder: Path) -> None:
-    """The calls of a 32-bit program bear their own names, whether all are recorded or some, from its first one on."""
+    """Check that the calls of a 32-bit program have their own names from the first one on, whether all or some are recorded."""
     program = base64.b64encode(compat_program.make()).decode()
     machine.run(
         f"echo {program} | base64 -d >/tmp/compat && chmod 755 /tmp/compat && docker cp /tmp/compat {worker}:/compat"
@@ -172,7 +172,7 @@ def check_32_bit_program(machine: Machine, worker: str, folder: Path) -> None:
         counted = count(
             {"processes": [row for row in summary["processes"] if row["name"] == "compat" and row["compat"]]}
         )
-        # Its execve ends as its own, and began as the runtime's, which is left out.
+        # Its execve begins as a call of the runtime, which is left out, and ends as its own.
         rest_of_own = {name: counted.pop(name, None) for name in ("exit", "execve")}
         assert counted == wanted, (counted, rest_of_own)
         rest = {row["syscall"] for row in summary["processes"] if row["name"] == "compat" and not row["compat"]}
@@ -180,7 +180,7 @@ def check_32_bit_program(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_events(machine: Machine, worker: str, folder: Path) -> None:
-    """Events by name and glob, with a filter and a trigger, of this container's processes alone."""
+    """Check events by name and glob, with a filter and a trigger: only this container's processes are in the trace."""
     write = {"name": "syscalls:sys_enter_write", "filter": "count == 1", "triggers": ["stacktrace"]}
     arguments = {"containers": [worker], "events": ["sched:sched_wak*", "syscalls:sys_enter_conn*", write]}
     machine.call("ftrace_instance", state="absent", containers=[worker])
@@ -191,11 +191,11 @@ def check_events(machine: Machine, worker: str, folder: Path) -> None:
     run_workload(machine, worker)
     machine.fetch(folder, containers=[worker])
     (summary,) = report(folder, folder / "report")
-    # The last of the workload's writes is a word.
+    # The filter takes writes of one byte. The workload's last write is a word.
     writes = COUNTS["write"][0] - 1
     counts = summary["event_counts"]
     assert (counts["syscalls:sys_enter_write"], counts["syscalls:sys_enter_connect"]) == (writes, COUNTS["connect"][0])
-    # A trigger is set off by what its event's own filter leaves out, too: one more stack of the word's write.
+    # A trigger also fires for events that the event's own filter leaves out: here for the word's write.
     assert counts["ftrace:kernel_stack"] in (writes, writes + 1)
     changed = machine.call("ftrace_instance", **{**arguments, "events": ["sched:sched_wak*"]})
     assert changed["changed"]
@@ -203,7 +203,7 @@ def check_events(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_triggers(machine: Machine, worker: str, folder: Path) -> None:
-    """Triggers are set off by the container's processes, not by the host's, and switch its own trace."""
+    """Check that the container's processes fire triggers, that the host's do not, and that triggers change the container's own trace."""
     remove = "/usr/bin/python3 -S -c 'import os; os.rmdir(\"/nonesuch\")' || true"
     event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff:1", "enable_event:sched:sched_switch"]}
     machine.call("ftrace_instance", containers=[worker], events=[event])
@@ -213,7 +213,8 @@ def check_triggers(machine: Machine, worker: str, folder: Path) -> None:
     machine.run(f"docker exec {worker} {remove}")
     (info,) = machine.call("ftrace_info", gather=["instances"], containers=[worker])["instances"]
     assert (info["state"], "sched:sched_switch" in info["events"]) == ("stopped", True)
-    # That it stopped the trace is a difference, what it switched and that it has run down is none; started anew, it counts anew.
+    # A trace that its trigger has stopped is changed again. The event that the trigger has enabled, and its exhausted count, are no
+    # differences. A trace that is started again counts from the beginning.
     assert machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
     assert not machine.call("ftrace_instance", containers=[worker], events=[event])["changed"]
     machine.run(f"docker exec {worker} {remove}")
@@ -230,7 +231,7 @@ def check_triggers(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_refusals(machine: Machine, worker: str, folder: Path) -> None:
-    """What the kernel refuses is said in its own words, and leaves nothing."""
+    """Check that a refusal of the kernel is reported in its own words, and leaves no instance."""
     bad_filter = {"name": "sched:sched_switch", "filter": "nonesuch == 1"}
     bad_trigger = {"name": "sched:sched_switch", "triggers": ["stacktrace if nonesuch == 1"]}
     for options, wanted in (
@@ -241,12 +242,12 @@ def check_refusals(machine: Machine, worker: str, folder: Path) -> None:
     ):
         said = refuse(machine, containers=[worker], **options)
         assert re.search(wanted, said)
-        assert "containerd-shim" not in said  # of the filter that we have joined to it
+        assert "containerd-shim" not in said  # the filter that the module has added to the user's
     assert machine.run(f"ls {host.TRACEFS}/instances | grep crashcart || true") == ""
 
 
 def refuse(machine: Machine, **arguments: Any) -> str:
-    """What ftrace_instance says when it fails."""
+    """Call ftrace_instance, check that it fails, and return its message."""
     try:
         machine.call("ftrace_instance", **arguments)
     except (host.ModuleFailed, AssertionError) as error:
@@ -255,7 +256,7 @@ def refuse(machine: Machine, **arguments: Any) -> str:
 
 
 def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
-    """Functions of the kernel can be traced, or the reason why not is said before anything is changed."""
+    """Check that functions of the kernel can be traced, or that the module gives the reason before it changes anything."""
     machine.call("ftrace_instance", containers=[worker], state="absent")
     tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
     wish = {"containers": [worker], "tracer": "function", "functions": ["vfs_*"], "notrace": ["vfs_fsync*"]}
@@ -268,7 +269,7 @@ def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
         machine.run("rmdir /nonesuch || true")
         (capture,) = machine.fetch(folder, containers=[worker])
         (summary,) = report(folder, folder / "report")
-        # Its last write is to the log, the others to a device, whose writes are the same function.
+        # The workload writes to a device, and at last to the log. Both writes are the same function.
         assert summary["functions"]["vfs_write"] == COUNTS["write"][0]
         assert "vfs_rmdir" not in summary["functions"]
         assert sum(summary["functions"].values()) == summary["event_counts"]["ftrace:function"]
@@ -295,7 +296,7 @@ def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_denials(machine: Machine, worker: str, folder: Path) -> None:
-    """What the container's seccomp filter denies is booked as denied, also where nothing else is recorded."""
+    """Check that calls that the container's seccomp filter denies are counted as denied, also where no other calls are recorded."""
     machine.call("ftrace_instance", containers=[worker], syscalls=["clock_settime"])
     attempt = "import time; time.clock_settime(0, 1)"
     machine.run(f"! docker exec {worker} /usr/bin/python3 -S -c '{attempt}' 2>/dev/null")
@@ -306,8 +307,8 @@ def check_denials(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
-    """Every profile can be had, and tells of what it is for."""
-    # Event, or system call with "()", of which the workload or an exec must have left some.
+    """Check that every profile can be used, and records the events that it is for."""
+    # Profile → an event, or a system call with "()", that the workload or an exec must have left.
     wanted = {
         "errors": "connect()",
         "syscalls": "write()",
@@ -334,7 +335,7 @@ def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
 
 
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
-# Probes that see the workload's 300 calls of openat, of which 100 fail, each in its own way.
+# Each of these probes sees the workload's 300 calls of openat, of which 100 fail.
 PROBES: tuple[dict[str, Any], ...] = (
     {"type": "uprobe", "binary": LIBC, "symbol": "open64", "arguments": {"path": "+0(%di):ustring"}},
     {"type": "uretprobe", "binary": LIBC, "symbol": "open64", "arguments": {"result": "$retval:s32"}},
@@ -345,16 +346,16 @@ PROBES: tuple[dict[str, Any], ...] = (
 
 
 def list_probes(machine: Machine) -> str:
-    """The kernel's lists of probes."""
+    """Return the kernel's lists of probes."""
     return machine.run(f"cat {host.TRACEFS}/dynamic_events {host.TRACEFS}/[ku]probe_events 2>/dev/null || true")
 
 
 def read_texts(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
-    """Time, thread and the field NAME of every EVENT of the capture PATH, by our decoder."""
+    """Return time, thread and the field NAME of every EVENT of the capture PATH, sorted, by the collection's decoder."""
     rows: list[tuple[int, int, str]] = []
     with open(path, "rb") as file:
         trace = Trace(file)
-        # An earlier probe of that name may be there, too.
+        # An earlier probe of the same name may be in the capture, too.
         fields = {known.id: known.field(name) for known in trace.formats.values() if known.name == event}
         assert fields
         for batch in trace.gen_batches():
@@ -367,18 +368,18 @@ def read_texts(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
 
 
 def read_texts_by_trace_cmd(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
-    """The same by trace-cmd."""
+    """Return time, thread and the field NAME of every EVENT of the capture PATH, sorted, by trace-cmd."""
     text = subprocess.run(["trace-cmd", "report", "-t", path], capture_output=True, text=True, check=True).stdout
     pattern = re.compile(rf" *.*-(\d+) +\[\d+\].* (\d+)\.(\d{{9}}): +{event}: .*\b{name}=\"?([^\"]*?)\"?$", re.M)
-    return sorted((int(one[2] + one[3]), int(one[1]), one[4]) for one in pattern.finditer(text))
+    return sorted((int(line[2] + line[3]), int(line[1]), line[4]) for line in pattern.finditer(text))
 
 
 def check_probes(machine: Machine, worker: str, folder: Path) -> None:
-    """Every type of probe that the kernel has sees each call once, and a type that it lacks is refused with the kernel's option."""
+    """Check that every type of probe of the kernel sees each call once, and that a missing type is refused with the kernel's option."""
     machine.call("ftrace_instance", containers=[worker], state="absent")
     features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
     wanted = []
-    for probe in ({"name": f"my_{one['type']}", **one} for one in PROBES):
+    for probe in ({"name": f"my_{probe['type']}", **probe} for probe in PROBES):
         kind = probe["type"].replace("ret", "")
         if features[f"{kind}s"]:
             wanted.append(probe)
@@ -386,7 +387,7 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
             assert f"CONFIG_{kind.upper()}_EVENTS" in refuse(machine, containers=[worker], probes=[probe])
     assert wanted
     assert list_probes(machine) == ""
-    names = sorted(one["name"] for one in wanted)
+    names = sorted(probe["name"] for probe in wanted)
     calls, errors = COUNTS["openat"]
     (made,) = machine.call("ftrace_instance", containers=[worker], probes=wanted)["instances"]
     assert not machine.call("ftrace_instance", containers=[worker], probes=wanted)["changed"]
@@ -401,10 +402,10 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
         values = [value for _time, _tid, value in rows]
         failed = [value for value in values if value.startswith("/nonesuch/") or value in ("-1", "-2")]
         assert (len(values), len(failed)) == (calls, errors["ENOENT"]), probe
-    # A filter goes by the probe's own arguments; with another one it is the same probe.
+    # A filter uses the probe's own arguments. Another filter does not make another probe.
     before = list_probes(machine)
     filters = {"result": "result < 0", "path": 'path ~ "/nonesuch/*"'}
-    filtered = [{**one, "filter": filters[next(iter(one["arguments"]))]} for one in wanted]
+    filtered = [{**probe, "filter": filters[next(iter(probe["arguments"]))]} for probe in wanted]
     assert machine.call("ftrace_instance", containers=[worker], probes=filtered)["changed"]
     assert list_probes(machine) == before
     run_workload(machine, worker)
@@ -412,7 +413,7 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
     for probe in wanted:
         (field,) = probe["arguments"]
         assert len(read_texts(capture["path"], probe["name"], field)) == errors["ENOENT"], probe
-    # What the kernel refuses is said in its words, and nothing changes.
+    # A refusal of the kernel is reported in its own words, and changes nothing.
     for probe in wanted:
         said = refuse(machine, containers=[worker], probes=[{**probe, "arguments": {"x": "+0(%nonesuch):u8"}}])
         assert re.search("refuses the probe .*Invalid argument; it says: .*nonesuch", said), said
@@ -426,7 +427,7 @@ def check_probes(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def check_paths(machine: Machine, worker: str, folder: Path) -> None:
-    """Paths stand beside the calls that fail, by every way that the kernel has; the best one is chosen and named."""
+    """Check that every way of the kernel records the paths of failing calls, and that the best way is chosen and named."""
     ways = find_ways_to_paths(machine)
     wish = {"containers": [worker], "paths": True, "buffer_size": "8MiB"}
     best, *others = [way for way, is_there in ways.items() if is_there]
@@ -441,7 +442,7 @@ def check_paths(machine: Machine, worker: str, folder: Path) -> None:
         (changed,) = machine.call("ftrace_instance", **wish, paths_by=way)["instances"]
         assert changed["paths"]["by"] == way
         check_paths_of_workload(machine, worker, folder / way, changed["paths"])
-    # Of the calls that are recorded only, and none where none of these takes one.
+    # Only recorded calls have paths, and none where none of these calls takes a path.
     (some,) = machine.call("ftrace_instance", **wish, syscalls=["unlink"])["instances"]
     assert not [event for event in (*some["probes"], *some["events"]) if "open" in event]
     said = refuse(machine, **wish, syscalls=["connect"])
@@ -451,7 +452,7 @@ def check_paths(machine: Machine, worker: str, folder: Path) -> None:
 
 
 def find_ways_to_paths(machine: Machine) -> dict[str, bool]:
-    """Which ways to paths the kernel has, the best first."""
+    """Return for each way to record paths whether the kernel has it, the best way first."""
     features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
     opening = machine.run(f"cat {host.TRACEFS}/events/syscalls/sys_enter_openat/format")
     return {
@@ -461,7 +462,7 @@ def find_ways_to_paths(machine: Machine) -> dict[str, bool]:
 
 
 def check_paths_where_they_slow_nobody(machine: Machine, worker: str, folder: Path) -> None:
-    """paths=auto takes no probes of programs: where the kernel has no other way the trace starts without, and its manifest says why."""
+    """Check that paths=auto uses no probes of programs: without another way the trace starts without paths, and says why."""
     ways = find_ways_to_paths(machine)
     best = next((way for way, is_there in ways.items() if is_there and way != "uprobe"), None)
     wish = {"containers": [worker], "paths": "auto", "buffer_size": "8MiB"}
@@ -479,7 +480,7 @@ def check_paths_where_they_slow_nobody(machine: Machine, worker: str, folder: Pa
         assert capture["manifest"]["specification"]["paths"] == plan
         (summary,) = report(folder / "auto", folder / "auto-report")
         assert not any(row["paths"] for row in summary["programs"])
-    # Nothing is probed in vain.
+    # No probe is set where no recorded call takes a path.
     (some,) = machine.call("ftrace_instance", **wish, syscalls=["connect"])["instances"]
     assert (some["paths"]["by"], some["probes"]) == (None, {})
     (some,) = machine.call("ftrace_instance", **wish, events=["sched:sched_process_exit"])["instances"]
@@ -490,25 +491,25 @@ def check_paths_where_they_slow_nobody(machine: Machine, worker: str, folder: Pa
 
 
 def check_paths_of_workload(machine: Machine, worker: str, folder: Path, plan: dict[str, Any]) -> None:
-    """One round of the workload with its paths, which are recorded by PLAN."""
+    """Check the paths of one round of the workload, which are recorded by PLAN."""
     run_workload(machine, worker)
     (capture,) = machine.fetch(folder, containers=[worker])
     assert capture["manifest"]["specification"]["paths"] == plan
     (summary,) = report(folder, folder / "report")
     calls, errors = COUNTS["openat"]
     assert count(summary)["openat"] == {"calls": calls, "errors": errors}
-    (row,) = (one for one in summary["programs"] if one["syscall"] == "openat")
-    # Each is asked for once; ten of them stand in the row.
+    (row,) = (row for row in summary["programs"] if row["syscall"] == "openat")
+    # The workload opens each path once. The row has ten of them.
     assert [use["errors"] for use in row["paths"]] == [{"ENOENT": 1}] * 10, (plan, row["paths"])
     assert all(re.fullmatch(r"/nonesuch/\d+", use["path"]) for use in row["paths"]), row["paths"]
-    (connecting,) = (one for one in summary["programs"] if one["syscall"] == "connect")
+    (connecting,) = (row for row in summary["programs"] if row["syscall"] == "connect")
     assert connecting["paths"] == []
     text = (folder / "report" / "summary.txt").read_text()
     assert "  paths of calls that failed:\n    python3 openat '/nonesuch/" in text
 
 
 def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) -> None:
-    """A feature is there if and only if the kernel has it, and the reason names the kernel's option."""
+    """Check that exactly the features of the kernel are reported as present, and that reasons name the kernel's option."""
     features = {one["name"]: one for one in machine.call("crashcart_info", gather=["features"])["features"]}
     tracers = machine.run(f"cat {host.TRACEFS}/available_tracers").split()
     there = machine.run(
@@ -536,9 +537,9 @@ def check_what_is_missing_is_named(machine: Machine, worker: str, folder: Path) 
 
 
 def check_starts(machine: Machine, worker: str, folder: Path) -> None:
-    """Starts of a container are in a trace that awaits them, from the first program on: also of one that does not run when it is set."""
+    """Check that a trace that awaits starts of a container, even of a stopped one, has each start from the first program on."""
     features = {one["name"]: one["ok"] for one in machine.call("ftrace_info", gather=["features"])["features"]}
-    has_paths = features["eprobes"] or features["kprobes"]  # those of its C library do not follow a start
+    has_paths = features["eprobes"] or features["kprobes"]  # probes of its C library do not follow a start
     machine.run(f"docker stop -t 0 {worker}")
     wish = {"containers": [worker], "profile": "startup", "buffer_size": "4MiB", "paths": has_paths}
     (made,) = machine.call("ftrace_instance", **wish)["instances"]
@@ -557,7 +558,7 @@ def check_starts(machine: Machine, worker: str, folder: Path) -> None:
     machine.call("ftrace_instance", containers=[worker], state="absent")
 
 
-# In an order in which one container serves all of them: a check may leave an instance and a pinned process.
+# In this order all checks can use one container: a check may leave an instance and a pinned process.
 CHECKS = (
     check_what_is_missing_is_named,
     check_refusals,

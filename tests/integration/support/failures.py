@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Calls for several containers of which some fail: what the module says, and ways to be one of these."""
+"""Check calls for several containers of which some fail, and make containers fail."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LOCKS = "/run/crashcart/locks"
 
 
 def fail(module: str, reasons: dict[str, str], done: list[str], **arguments: Any) -> dict[str, Any]:
-    """The result of MODULE, which fails for REASONS, container to what is said of it, and does its work in the containers DONE.
+    """Call MODULE, check that it fails in some containers and works in the containers DONE, and return its result.
 
-    In its message each container is named once.
+    REASONS maps each failing container to a pattern of its message. The module's message has to name each container once.
     """
     with pytest.raises(host.ModuleFailed) as failure:
         host.call_module(module, containers=[*reasons, *done], **arguments)
     result = failure.value.result
     message = result["msg"]
-    assert {one["container"] for one in result["failed_containers"]} == set(reasons), message
-    for one in result["failed_containers"]:
-        assert re.search(reasons[one["container"]], one["msg"]), one
-        assert host.docker("inspect", "-f", "{{.Id}}", one["container"]) == one["id"]
-        assert one["msg"] in message
+    assert {failed["container"] for failed in result["failed_containers"]} == set(reasons), message
+    for failed in result["failed_containers"]:
+        assert re.search(reasons[failed["container"]], failed["msg"]), failed
+        assert host.docker("inspect", "-f", "{{.Id}}", failed["container"]) == failed["id"]
+        assert failed["msg"] in message
     assert message.startswith(f"{len(reasons)} of {len(reasons) + len(done)} containers failed: "), message
     for name in (*reasons, *done):
         assert len(re.findall(rf"{name}(?![\w-])", message)) == 1, message
@@ -44,7 +44,7 @@ def fail(module: str, reasons: dict[str, str], done: list[str], **arguments: Any
 
 @contextmanager
 def held(kind: str, name: str) -> Iterator[None]:
-    """Keep the lock of KIND (container, trace) of container NAME, as another operator may."""
+    """Hold the lock of KIND (container, trace) of container NAME, as a call by another user would."""
     os.makedirs(LOCKS, mode=0o700, exist_ok=True)
     path = f"{LOCKS}/{kind}-{host.docker('inspect', '-f', '{{.Id}}', name)[:12]}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -56,13 +56,13 @@ def held(kind: str, name: str) -> Iterator[None]:
 
 
 def end(name: str) -> None:
-    """Kill container NAME, and see it gone."""
+    """Kill container NAME, and wait until its first process is gone."""
     pid = host.find_pid(name)
     host.docker("kill", name)
     host.wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def stop(name: str) -> str:
-    """NAME of a container that does not run any more."""
+    """Stop container NAME and return NAME."""
     host.docker("stop", "-t", "0", name)
     return name

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Captures for tests that are not about how they travel: what ftrace_fetch's action does, without Ansible and its connection."""
+"""Fetch captures as ftrace_fetch's action plugin does, but without Ansible and its connection, for tests of other things."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from support import host
 def fetch(
     call: Callable[..., dict[str, Any]], take: Callable[[list[str]], bytes], dest: Path, name: str, **arguments: Any
 ) -> list[dict[str, Any]]:
-    """The captures of ftrace_fetch with ARGUMENTS, below DEST, of the host called NAME.
+    """Return the captures of ftrace_fetch with ARGUMENTS on the host called NAME. Their files are below DEST.
 
-    CALL(module, …) gives a module's result there, TAKE(paths) what is in the first of these files, and removes all.
+    CALL(module, …) runs a module on the host and returns its result. TAKE(paths) returns the content of the first of these files of
+    the host and removes all of them.
     """
     folder = dest / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,13 +31,13 @@ def fetch(
     captures: list[dict[str, Any]] = []
     transfer = result["transfer"]
     if transfer is not None:
-        segments = [f"{outbox.FOLDER}/{one['name']}.{one['state']}" for one in transfer["segments"]]
+        segments = [f"{outbox.FOLDER}/{segment['name']}.{segment['state']}" for segment in transfer["segments"]]
         local = folder / "transfer"
         local.write_bytes(take([transfer["path"], *segments]))
-        for segment in Arrivals(str(folder)).take(transfer, str(local)):
-            path, manifest = assemble(segment, str(folder), name, version=7, with_text=False)
+        for part in Arrivals(str(folder)).take(transfer, str(local)):
+            path, manifest = assemble(part, str(folder), name, version=7, with_text=False)
             captures.append({"path": path, "manifest": manifest})
-            os.unlink(segment)
+            os.unlink(part)
         local.unlink()
     captures += [{"path": None, "manifest": manifest} for manifest in result["empty"]]
     if result["more"] and transfer is not None:
@@ -45,7 +46,7 @@ def fetch(
 
 
 def fetch_here(dest: Path, **arguments: Any) -> list[dict[str, Any]]:
-    """The same of this machine, as localhost."""
+    """Return the captures of ftrace_fetch with ARGUMENTS on this machine, which is called localhost. Their files are below DEST."""
     return fetch(host.call_module, _take_here, dest, "localhost", **arguments)
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""File systems that never answer, where a container would serve them: FUSE mounts in its mount namespace (fuse(4))."""
+"""Mount FUSE file systems that never answer in a container's mount namespace, as a hostile container could (fuse(4))."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_REQUEST = 1 << 17
 
 
 class Hung:
-    """A mount at work: REQUESTS are the kinds of requests that were taken and not answered."""
+    """A mount that never answers. REQUESTS holds the opcodes of the requests that were read."""
 
     def __init__(self) -> None:
         self.requests: list[int] = []
@@ -34,7 +34,7 @@ class Hung:
 def hang(pid: int, path: str, *, takes_requests: bool = False) -> Iterator[Hung]:
     """Mount a file system that never answers on PATH of the container with first process PID.
 
-    With TAKES_REQUESTS it reads what it is asked: who waits for the answer then cannot even be killed.
+    With TAKES_REQUESTS the file system reads its requests: a process that waits for the answer then cannot even be killed.
     """
     with ExitStack() as stack:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -54,7 +54,7 @@ def hang(pid: int, path: str, *, takes_requests: bool = False) -> Iterator[Hung]
             os.close(stop)
             thread.join()
             os.close(stopped)
-            os.close(fd)  # which ends the connection, and with it all that wait
+            os.close(fd)  # ends the connection, and with it the wait of all processes
 
 
 def _serve(fd: int, stopped: int, hung: Hung, takes_requests: bool) -> None:

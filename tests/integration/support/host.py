@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What tests do to the host: run modules, ansible and docker, and look at the kernel's state with other eyes than ours."""
+"""Run modules, ansible and docker on the host, and read the kernel's state without code of the collection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT_IMAGE = os.path.expanduser("~/.cache/crashcart/default.squashfs")
 
 
 class ModuleFailed(Exception):
-    """A module ended with failed=true; RESULT is all it said."""
+    """A module that has ended with failed=true. RESULT is its whole result."""
 
     def __init__(self, result: dict[str, Any]) -> None:
         super().__init__(result.get("msg", result))
@@ -38,7 +38,7 @@ class ModuleFailed(Exception):
 
 
 def run(*command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    """COMMAND with its output as text."""
+    """Run COMMAND and return the ended process with its output as text. Raises AssertionError when CHECK is set and COMMAND fails."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, **options)
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -47,7 +47,7 @@ def run(*command: str, check: bool = True, **options: Any) -> subprocess.Complet
 
 @contextmanager
 def start(*command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """COMMAND at work for as long as the context lasts."""
+    """Start COMMAND and kill it at the context's end."""
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -56,14 +56,14 @@ def start(*command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
 
 
 def docker(*arguments: str, check: bool = True, **options: Any) -> str:
-    """What `docker ARGUMENTS` prints."""
+    """Run `docker ARGUMENTS` and return its output."""
     return run("docker", *arguments, check=check, **options).stdout.strip()
 
 
 def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
-    """Run MODULE on this host in a process of its own and without ansible around it; raises ModuleFailed.
+    """Run MODULE on this host in a process of its own without Ansible, and return its result. Raises ModuleFailed when it fails.
 
-    The process is forked from this one, which has imported everything already: that spares most of a module's time.
+    The process is forked from this one, which has imported everything already. That saves most of a module's time.
     """
     program = importlib.import_module(f"{COLLECTION}.plugins.modules.{module}")
     text = _make_arguments(check_mode, diff, arguments)
@@ -82,11 +82,11 @@ def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False,
 
 
 def execute(**arguments: Any) -> list[dict[str, Any]]:
-    """The results of crashcart_exec, whatever the exit codes are; raises ModuleFailed where the command could not be run."""
+    """Return the results of crashcart_exec, whatever the exit codes are. Raises ModuleFailed where the command could not be run."""
     try:
         return list(call_module("crashcart_exec", **arguments)["results"])
     except ModuleFailed as failed:
-        if failed.result.get("failed_containers") != [] or not any(one["rc"] for one in failed.result["results"]):
+        if failed.result.get("failed_containers") != [] or not any(ran["rc"] for ran in failed.result["results"]):
             raise
         return list(failed.result["results"])
 
@@ -98,7 +98,7 @@ def _read(file: Any) -> str:
 
 def _become_module(program: Any, text: str, stdout: int, stderr: int) -> NoReturn:
     status = 1
-    # Garbage of the tests stays garbage: to collect it would close descriptors of this process that bear the numbers of its own.
+    # To collect the tests' garbage would close descriptors by numbers that belong to this process's own files now.
     gc.freeze()
     try:
         for wanted, fd in ((1, stdout), (2, stderr)):
@@ -127,7 +127,7 @@ def _make_arguments(check_mode: bool, diff: bool, arguments: dict[str, Any]) -> 
 def start_module(
     module: str, /, *, check_mode: bool = False, diff: bool = False, new_session: bool = False, **arguments: Any
 ) -> subprocess.Popen[str]:
-    """The same as a program of its own, as Ansible starts it, and without waiting for its end."""
+    """Start MODULE on this host as a program, as Ansible does, and return the process without waiting for its end."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"{COLLECTION}.plugins.modules.{module}"],
         stdin=subprocess.PIPE,
@@ -145,7 +145,7 @@ def start_module(
 
 
 def parse_result(stdout: str, stderr: str) -> dict[str, Any]:
-    """A module's result from its output; raises ModuleFailed when it failed."""
+    """Return a module's result from its output. Raises ModuleFailed when the module has failed, AssertionError without a result."""
     try:
         result: dict[str, Any] = json.loads(stdout)
     except ValueError as error:
@@ -156,7 +156,7 @@ def parse_result(stdout: str, stderr: str) -> dict[str, Any]:
 
 
 def ad_hoc(host: str, module: str, arguments: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
-    """The result of `ansible HOST -m crashcart.fleet.MODULE`, through its action plugin; raises ModuleFailed."""
+    """Return the result of `ansible HOST -m crashcart.fleet.MODULE`, with its action plugin. Raises ModuleFailed when it fails."""
     name = module if "." in module else f"crashcart.fleet.{module}"
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
     done = run("ansible", host, "-m", name, "-a", json.dumps(arguments or {}), *options, check=False, env=environment)
@@ -172,7 +172,10 @@ def ad_hoc(host: str, module: str, arguments: dict[str, Any] | None = None, *opt
 def run_task(
     pattern: str, module: str, arguments: dict[str, Any] | None, *options: str, before: tuple[str, ...] = (), **how: Any
 ) -> dict[str, Any]:
-    """The result of a task of any MODULE on PATTERN, which is one host; raises ModuleFailed. The words BEFORE start ansible."""
+    """Return the result of a task of any MODULE on PATTERN, which means one host. Raises ModuleFailed when it fails.
+
+    BEFORE are words that go before `ansible` in the command; HOW are options of `run`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         words = ["-a", json.dumps(arguments)] if arguments else []
@@ -188,14 +191,14 @@ def run_task(
 
 
 def playbook(name: str, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
-    """Run the collection's playbook NAME by its full name."""
+    """Run the collection's playbook NAME by its full name. VARIABLES are given without their prefix crashcart_."""
     extra = ["-e", json.dumps({f"crashcart_{key}": value for key, value in variables.items()})] if variables else []
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml"}
     return run("ansible-playbook", f"crashcart.fleet.{name}", *extra, *options, check=check, env=environment)
 
 
 def clean_up() -> None:
-    """Take everything of ours off this host by its modules, as the role does in several times the time."""
+    """Remove everything of the collection from this host by its modules, as the slower cleanup role does."""
     call_module("crashcart_attach", state="detached", everything=True, busy="lazy")
     call_module("ftrace_instance", state="absent", everything=True)
     info = call_module("crashcart_info", gather=["images"])
@@ -207,7 +210,7 @@ def clean_up() -> None:
 
 
 def wait_until(condition: Any, timeout_s: float = 20.0) -> Any:
-    """Return what CONDITION() gives once it is true; fail after TIMEOUT_S seconds of a usual machine."""
+    """Wait until CONDITION() is true and return its value. Raises AssertionError after TIMEOUT_S seconds of a usual machine."""
     deadline = time.monotonic() + seconds(timeout_s)
     while True:
         value = condition()
@@ -218,7 +221,7 @@ def wait_until(condition: Any, timeout_s: float = 20.0) -> Any:
 
 
 def read_host_state() -> dict[str, Any]:
-    """What a check mode must not touch: mounts, loop devices, trace instances, files of ours."""
+    """Return the state that check mode must not change: mounts, loop devices, trace instances, and files of the collection."""
     files = {}
     for top in ("/var/lib/crashcart", "/run/crashcart"):
         for folder, _folders, names in os.walk(top):
@@ -227,7 +230,7 @@ def read_host_state() -> dict[str, Any]:
                 status = os.lstat(path)
                 files[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        # The engine's own mounts come and go with containers.
+        # The engine adds and removes these mounts with its containers.
         mounts = [line for line in file if " - overlay " not in line and " - nsfs " not in line]
     return {
         "files": files,
@@ -238,12 +241,12 @@ def read_host_state() -> dict[str, Any]:
 
 
 def list_loop_devices() -> list[str]:
-    """Loop devices of our images, as losetup tells them."""
+    """Return losetup's lines about loop devices of tool images."""
     return [line for line in run("losetup", "-a").stdout.splitlines() if "crashcart" in line]
 
 
 def list_instances() -> list[str]:
-    """Trace instances of ours."""
+    """Return the names of the collection's trace instances."""
     return [name for name in os.listdir(f"{TRACEFS}/instances") if name.startswith("crashcart")]
 
 
@@ -256,13 +259,16 @@ def _read_instance(name: str) -> dict[str, str]:
 
 
 def read_container_mounts(name: str) -> str:
-    """The mount table of container NAME."""
+    """Return the mount table of container NAME."""
     with open(f"/proc/{find_pid(name)}/mountinfo", encoding="utf-8") as file:
         return file.read()
 
 
 def list_commands(name: str) -> list[str]:
-    """The command lines of all processes in the pid namespace of container NAME, ours included (`docker top` goes by cgroup)."""
+    """Return the command lines of all processes in the pid namespace of container NAME, also of those that the collection has started.
+
+    `docker top` goes by the cgroup instead.
+    """
     namespace = os.readlink(f"/proc/{find_pid(name)}/ns/pid")
     commands = []
     for pid in os.listdir("/proc"):
@@ -276,16 +282,16 @@ def list_commands(name: str) -> list[str]:
 
 
 def runs(name: str, text: str) -> bool:
-    """Whether a process in container NAME has TEXT at the end of its command line."""
+    """Return True if the command line of a process in container NAME ends with TEXT."""
     return any(command.endswith(text) for command in list_commands(name))
 
 
 def read_state(pid: int) -> str:
-    """The state of process PID as proc(5) abbreviates it: S for asleep, t for stopped by a tracer."""
+    """Return the state of process PID by proc(5)'s letter: S for asleep, t for stopped by a tracer."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         return file.read().rpartition(") ")[2][0]
 
 
 def find_pid(name: str) -> int:
-    """The first process of container NAME on the host."""
+    """Return the pid, on the host, of the first process of container NAME."""
     return int(docker("inspect", "-f", "{{.State.Pid}}", name))

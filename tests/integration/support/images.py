@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The container images that tests run: made here, since no registry can be asked."""
+"""Make the container images that tests run, since no registry can be reached."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORKLOAD = os.path.join(os.path.dirname(__file__), "workload.py")
 
 
 def make(prefix: str, *names: str) -> None:
-    """Make the images PREFIX/NAME that the engine does not have, of: busybox, static, python, redis, nginx, debian, musl."""
+    """Make those images PREFIX/NAME that the engine lacks. NAMES: busybox, static, python, redis, nginx, debian or musl."""
     makers = {
         "busybox": _make_busybox,
         "static": _make_static,
@@ -36,7 +36,7 @@ def make(prefix: str, *names: str) -> None:
 
 
 def _make_busybox(tag: str) -> None:
-    """A small system with a shell."""
+    """Make a small system with a shell."""
     subprocess.run(
         ["docker", "import", "--change", 'CMD ["/bin/sleep", "100000"]', "-", tag],
         input=make_archive(),
@@ -46,12 +46,12 @@ def _make_busybox(tag: str) -> None:
 
 
 def _make_static(tag: str) -> None:
-    """Nothing but one static program."""
+    """Make an image with one static program and nothing else."""
     make_image(tag, files={"/sleep": find_busybox()}, cmd=["/sleep", "100000"])
 
 
 def _make_python(tag: str) -> None:
-    """Python and no shell, with the workload of exactly known system calls."""
+    """Make an image with Python, without a shell, and with a workload of exactly known system calls."""
     make_image(tag, packages=["python3"], files={"/workload.py": WORKLOAD}, cmd=["/usr/bin/python3", "/workload.py"])
 
 
@@ -66,20 +66,20 @@ def _make_nginx(tag: str) -> None:
 
 
 def _make_debian(tag: str) -> None:
-    """What Debian calls essential, shell and all."""
+    """Make an image with some of Debian's essential packages and their shell."""
     packages = ["base-files", "bash", "coreutils", "libc-bin"]
     make_image(tag, packages=packages, cmd=["/bin/sleep", "100000"], shells=True)
 
 
 def _make_musl(tag: str) -> None:
-    """A dynamic program with musl's loader and library."""
+    """Make an image with a dynamic program and musl's loader and library."""
     with tempfile.TemporaryDirectory() as folder:
         compile_with_musl(folder)
         make_image(tag, packages=["musl"], files={"/bin/wait": f"{folder}/wait"}, cmd=["/bin/wait"])
 
 
 def compile_with_musl(folder: str) -> None:
-    """Make FOLDER/wait, a dynamic program of musl that says so and waits."""
+    """Make FOLDER/wait, a dynamic program that uses musl, prints "musl" and waits."""
     install_packages("musl-tools")
     source = os.path.join(folder, "wait.c")
     with open(source, "w", encoding="ascii") as file:
@@ -90,18 +90,18 @@ def compile_with_musl(folder: str) -> None:
 
 
 def install_packages(*names: str) -> None:
-    """Install the Debian packages that are missing."""
+    """Install those of the Debian packages NAMES that are missing."""
     tool = os.path.join(os.path.dirname(make_container_image.__file__), "install_packages.sh")
     subprocess.run([tool, *names], check=True)
 
 
 def build(path: os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """A tool image PATH of its own; its manifest. Without other OPTIONS it is one that takes no time to compress."""
+    """Build the tool image PATH by OPTIONS and return its manifest. The default format is ext4, which needs no time to compress."""
     wish = {"cache": os.path.expanduser("~/.cache/crashcart"), "format": "ext4", **options}
     image: dict[str, Any] = host.call_module("crashcart_build", dest=str(path), **wish)["image"]
     return image
 
 
 def install(path: os.PathLike[str] | str, name: str) -> None:
-    """Put the tool image PATH into this host's store as NAME, as a push does but without the seconds that Ansible takes."""
+    """Put the tool image PATH into this host's store as NAME, as a push does but without Ansible, which takes seconds."""
     host.call_module("crashcart_image", src=str(path), name=name, _manifest=read_manifest(str(path)), _staged=str(path))

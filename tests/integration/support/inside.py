@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ansible's tasks in a container of this machine, by the connection and without ssh."""
+"""Run Ansible's tasks in a container of this machine by the connection plugin, without ssh."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support import host
 def run_task(
     folder: Path, container: str, module: str, arguments: Any, **variables: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run MODULE with ARGUMENTS in CONTAINER; its inventory, with VARIABLES, is in FOLDER."""
+    """Run MODULE with ARGUMENTS in CONTAINER and return the ended process. FOLDER gets an inventory with VARIABLES."""
     settings = {
         "ansible_host": "localhost",
         "ansible_cart_python": sys.executable,

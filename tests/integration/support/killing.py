@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""kill -9 at every system call: what a function has done so far is all that is left of it.
+"""Kill a function with SIGKILL before each of its system calls, to test every state that a kill can leave.
 
-The function runs in a process of its own below ptrace(2), which stops it, and all the processes that it starts, before each
-of their system calls. Calls that change nothing outside the process are not counted: to be killed before one of these is the
-same as to be killed before the next that does.
+The function runs in a process of its own under ptrace(2), which stops the process, and all processes that it starts, before each
+of their system calls. Calls that change nothing outside the process are not counted: a kill before such a call leaves the
+same state as a kill before the next call that changes something.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PTRACE_INTERRUPT = 0x4207
 _PTRACE_GETEVENTMSG = 0x4201
 _PTRACE_GET_SYSCALL_INFO = 0x420E
 _STARTS = (1, 2, 3)  # PTRACE_EVENT_FORK, _VFORK, _CLONE
-# System calls marked, children traced too, and nobody left stopped should this process end.
+# PTRACE_O_TRACESYSGOOD marks stops at system calls, the others trace children. Should this process end, the traced ones go on.
 _OPTIONS = 0x1 | 0x2 | 0x4 | 0x8
 _WALL = 0x40000000
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
@@ -72,7 +72,7 @@ def _list_numbers() -> Iterator[int]:
         try:
             yield find_number(name)
         except FleetError:
-            continue  # this architecture has none of that name
+            continue  # this architecture has no system call of that name
 
 
 _IGNORED = frozenset(_list_numbers())
@@ -81,12 +81,11 @@ _IGNORED = frozenset(_list_numbers())
 def kill_everywhere(
     function: Callable[[], object], check: Callable[[int], None], *, own_calls: bool = False, step: int = 1
 ) -> int:
-    """Kill FUNCTION() before each of its system calls in turn, and call CHECK(number of the call) after each time.
+    """Run FUNCTION() again and again, kill it before another of its system calls each time, and return the number of kills.
 
-    With a STEP only each STEPth of them, or four times as many where everything is to be tested (see parts.py); others in each run, so
-    that over some runs all of them have had their turn.
-    System calls of the processes that it starts count, too, unless OWN_CALLS says that only its own do.
-    The number of moments at which it was killed.
+    CHECK(number of kills so far) is called after each kill. With a STEP only every STEPth call has its turn, or four times as many in
+    `make test-all`, beginning with a random one, so that several runs reach all of them. System calls of processes that FUNCTION starts
+    count, too, unless OWN_CALLS is set.
     """
     step = max(1, step // 4) if parts.IS_ALL else step
     moment = random.randint(1, step)
@@ -103,7 +102,7 @@ def kill_everywhere(
 
 
 def _run_and_kill(function: Callable[[], object], moment: int, own_calls: bool) -> bool:
-    """Run FUNCTION(), and kill its process before the MOMENTth system call; false when it ended before that."""
+    """Run FUNCTION() and kill its process before the MOMENTth system call. Return False if the process has ended before that."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -146,7 +145,7 @@ def _follow(pid: int, moment: int, own_calls: bool) -> bool:
             count += 1
             if count == moment:
                 os.kill(pid, signal.SIGKILL)
-                # The others go on, as they would in life; WHO is one of them, and stopped, or is dead.
+                # The other processes go on, as they would without a tracer. WHO is one of them and stopped, or is PID and dead.
                 if who != pid:
                     _ptrace(_PTRACE_DETACH, who)
                 _let_go(others - {who}, pid)
@@ -160,24 +159,24 @@ def _follow(pid: int, moment: int, own_calls: bool) -> bool:
 
 
 def _counts(pid: int) -> bool:
-    """Whether PID is about to enter a system call that may change something."""
+    """Return True if PID is about to enter a system call that may change something outside it."""
     info = ctypes.create_string_buffer(88)
     if _libc.ptrace(_PTRACE_GET_SYSCALL_INFO, pid, len(info), ctypes.addressof(info)) < 0:
-        return False  # it was killed meanwhile
+        return False  # the process was killed meanwhile
     operation = info.raw[0]
     (number,) = struct.unpack_from("Q", info.raw, 24)
     return operation == _ENTRY and number not in _IGNORED
 
 
 def _read_event(pid: int) -> int:
-    """The process that PID has just started."""
+    """Return the pid of the process that PID has just started."""
     child = ctypes.c_ulong()
     _ptrace(_PTRACE_GETEVENTMSG, pid, 0, ctypes.addressof(child))
     return child.value
 
 
 def _let_go(others: set[int], killed: int = 0) -> None:
-    """Trace OTHERS no longer, and see the KILLED one to its end."""
+    """Stop tracing OTHERS, and wait for the end of the process KILLED, if any."""
     for other in others:
         _ptrace(_PTRACE_INTERRUPT, other)
     waiting = others | ({killed} if killed else set())
@@ -191,14 +190,14 @@ def _let_go(others: set[int], killed: int = 0) -> None:
 
 
 def _wait_for(others: set[int]) -> None:
-    """Give those OTHERS that end with the killed one the moment that takes; until another module looks, much more time goes by."""
+    """Wait a moment for the end of those OTHERS that end with the killed process. Before another module runs, much more time passes."""
     deadline = time.monotonic() + _END_S
     while time.monotonic() < deadline and not all(map(_has_ended, others)):
         time.sleep(0.001)
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether PID is gone, or only its parent has not asked yet how it ended."""
+    """Return True if PID is gone or a zombie."""
     try:
         return host.read_state(pid) in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -206,6 +205,6 @@ def _has_ended(pid: int) -> bool:
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
-    """ptrace(2); a process that has just been killed takes no request any more, and needs none."""
+    """Call ptrace(2), and ignore the error ESRCH, since a process that has just been killed needs no request."""
     if _libc.ptrace(request, pid, address, data) < 0 and ctypes.get_errno() != 3:  # ESRCH
         raise OSError(ctypes.get_errno(), f"ptrace {request} of {pid}")

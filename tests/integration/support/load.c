@@ -1,6 +1,6 @@
 // SPDX-FileCopyrightText: The crashcart.fleet contributors
 // SPDX-License-Identifier: GPL-3.0-or-later
-// Loads the library that it is given, and waits where it is given none.
+// Loads the library that its argument names. Without an argument it waits.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <unistd.h>

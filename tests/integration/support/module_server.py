@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A program for emulated hosts, where to start Python and import Ansible takes seconds: one process that has done so runs many modules.
+"""Run many modules in one process, for emulated hosts, where the start of Python and the import of Ansible take seconds.
 
-For each line of stdin, `[MODULE, ARGUMENTS]` in JSON, a line of stdout with the module's result.
+The program answers each line of stdin, `[MODULE, ARGUMENTS]` in JSON, by a line of stdout with the module's result.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we read of a trace.dat, and what trace-cmd reads of it, buffer by buffer, event by event and field by field."""
+"""Compare how the collection and trace-cmd read a trace.dat: its buffers, events and fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import read_traces
 from support import every_kernel, host
 
-# Of each event numbers that trace-cmd shows by name.
+# Event → fields with numbers that trace-cmd shows by name.
 FIELDS = {
     "sched:sched_switch": ("prev_pid", "prev_prio", "prev_state", "next_pid", "next_prio"),
     "sched:sched_waking": ("pid", "prio", "target_cpu"),
@@ -21,7 +21,7 @@ FIELDS = {
     "syscalls:sys_exit_openat": ("ret",),
     "sock:inet_sock_set_state": ("skaddr", "oldstate", "newstate", "sport", "dport", "protocol"),
 }
-# A process that opens, forks and talks to itself.
+# A process that opens files, forks, and sends data to itself.
 WORKLOAD = """
 import os, socket
 with socket.create_server(("127.0.0.1", 0)) as server:
@@ -38,10 +38,10 @@ _LINE = re.compile(r"(?:(\S+): )? *.*-(\d+) +\[\d+\].* (\d+)\.(\d{9}): +(\w+): *
 
 
 def read_ours(path: str, event: str, fields: Sequence[str], buffer: str = "") -> list[tuple[int, ...]]:
-    """Time, thread and FIELDS of every EVENT in BUFFER of the trace.dat PATH, by our decoder."""
+    """Return time, thread and FIELDS of every EVENT in BUFFER of the trace.dat PATH, sorted, by the collection's decoder."""
     rows: list[tuple[int, ...]] = []
     with open(path, "rb") as file:
-        (trace,) = (one for one in read_traces(file) if one.head.buffer == buffer)
+        (trace,) = (trace for trace in read_traces(file) if trace.head.buffer == buffer)
         known = trace.formats[event]
         for batch in trace.gen_batches():
             events = batch.select(known.id)
@@ -51,13 +51,16 @@ def read_ours(path: str, event: str, fields: Sequence[str], buffer: str = "") ->
 
 
 def list_lines(path: Path | str) -> list[str]:
-    """The lines of `trace-cmd report -R -t` of PATH; it puts a buffer's name before what it says of its loss, and not before the next event."""
+    """Return the lines of `trace-cmd report -R -t` of PATH, without those about lost events.
+
+    trace-cmd puts a buffer's name before such a line and not before the next event, which gets the name here.
+    """
     text = host.run("trace-cmd", "report", "-R", "-t", str(path)).stdout
     return re.sub(r"^(\S+: )CPU:\d+ \[\d+ EVENTS DROPPED\]\n", r"\1", text, flags=re.M).splitlines()
 
 
 def read_theirs(lines: Sequence[str], event: str, fields: Sequence[str], buffer: str = "") -> list[tuple[int, ...]]:
-    """The same of LINES by trace-cmd."""
+    """Return time, thread and FIELDS of every EVENT in BUFFER, sorted, from trace-cmd's LINES."""
     rows = []
     for found in filter(None, map(_LINE.fullmatch, lines)):
         if (found[1] or "", found[5]) == (buffer, event.partition(":")[2]):
@@ -72,23 +75,23 @@ def _parse(text: str) -> int:
 
 
 def check_reads_the_same(path: Path, dest: Path, tick_ns: int = 1) -> set[str]:
-    """The report of PATH has all that trace-cmd shows, of each buffer and event, with the same fields: which events of FIELDS there were.
+    """Check that the report of PATH has the same buffers, events and fields as trace-cmd's, and return the events of FIELDS in it.
 
-    TICK_NS are the nanoseconds that what trace-cmd shows as one stands for.
+    DEST is a folder for the report. TICK_NS is the number of nanoseconds that one nanosecond in trace-cmd's output stands for.
     """
     lines = list_lines(path)
     theirs = Counter((found[1] or "", found[5]) for found in map(_LINE.fullmatch, lines) if found)
     captures = every_kernel.report(path, dest)
     ours: Counter[tuple[str, str]] = Counter()
-    for one in captures:
-        assert sum(one["event_counts"].values()) == one["events"]
-        for name, count in one["event_counts"].items():
-            ours[(one["buffer"] or "", name.partition(":")[2])] += count
+    for capture in captures:
+        assert sum(capture["event_counts"].values()) == capture["events"]
+        for name, count in capture["event_counts"].items():
+            ours[(capture["buffer"] or "", name.partition(":")[2])] += count
     assert ours == theirs
     seen = set()
-    for one in captures:
-        for event in FIELDS.keys() & one["event_counts"].keys():
-            buffer = one["buffer"] or ""
+    for capture in captures:
+        for event in FIELDS.keys() & capture["event_counts"].keys():
+            buffer = capture["buffer"] or ""
             rows = read_theirs(lines, event, FIELDS[event], buffer)
             theirs_ns = [(time * tick_ns, *others) for time, *others in rows]
             assert read_ours(str(path), event, FIELDS[event], buffer) == theirs_ns

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tests' engine through our own eyes, for tests that call functions of ours and no module."""
+"""Find containers of the tests' engine by the collection's code, for tests that call its functions instead of modules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_
 
 
 def find_record(name: str) -> Container:
-    """The container called NAME, with its pid and its state of now."""
+    """Return the container called NAME with its present pid and state."""
     engine = DockerEngine(None)
-    return engine.refresh(next(one for one in engine.list_containers() if one.name == name))
+    return engine.refresh(next(container for container in engine.list_containers() if container.name == name))

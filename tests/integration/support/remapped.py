@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A second Docker engine, whose containers' root is nobody on the host (userns-remap)."""
+"""Run a second Docker engine, whose containers' root is an unprivileged user on the host (userns-remap)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _USER = "cc-test-remap"
 
 @contextmanager
 def run_remapped(name: str) -> Iterator[str]:
-    """A container NAME of an engine of its own; the value for DOCKER_HOST."""
-    # Not below pytest's folder, which the containers' root could not enter.
+    """Run a container NAME in an engine of its own and give the engine's value for DOCKER_HOST."""
+    # The containers' root could not enter pytest's folder.
     folder = tempfile.mkdtemp(prefix="crashcart-remapped-")
     os.chmod(folder, 0o711)
     host.run("useradd", "--no-create-home", _USER)

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a process in a container may do, to be compared between two ways of starting it."""
+"""A shell script that prints the rights of a process in a container, to compare two ways of starting it."""
 
 from __future__ import annotations
 
-# For the same shell in both, the container's own. `ulimit -a` is a shell's word for all resource limits.
+# Both ways have to start the container's own shell. Its `ulimit -a` prints all resource limits.
 LOOK = (
     "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|Seccomp_filters|Umask):' /proc/self/status;"
     " cat /proc/self/cgroup; ulimit -a; cat /proc/self/attr/current 2>&1; cat /proc/self/uid_map /proc/self/gid_map;"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Containers of other runtimes than Docker, each made with that runtime's own commands."""
+"""Run containers of runtimes other than Docker, each with the runtime's own commands."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from typing import Any
 from ansible_collections.crashcart.fleet.tools.busybox_archive import make_archive
 from support import host
 
-# root here may raise its limits no higher.
+# Root cannot raise its limits any higher on the machines of these tests.
 PODMAN_LIMITS = ("--ulimit", "nofile=1024:4096", "--ulimit", "nproc=1024:4096")
 SLEEP = ["/bin/sleep", "100000"]
 CTR_IMAGE = "docker.io/crashcart-test/busybox:latest"
 
 
 def unpack_busybox(folder: Path) -> None:
-    """A small system with a shell in FOLDER."""
+    """Unpack a small system with a shell into FOLDER."""
     with tarfile.open(fileobj=BytesIO(make_archive())) as archive:
         archive.extractall(folder, filter="fully_trusted")
 
 
 @contextmanager
 def run_runc(folder: Path, name: str, root: str = "/run/runc", **annotations: str) -> Iterator[None]:
-    """A container NAME of plain runc with its bundle in FOLDER."""
+    """Run a container NAME of plain runc with its bundle in FOLDER until the context ends.
+
+    ROOT is runc's folder of states. In names of ANNOTATIONS "__" stands for ".".
+    """
     unpack_busybox(folder / "rootfs")
     os.chmod(folder / "rootfs", 0o755)  # for other users than root
     subprocess.run(["runc", "spec"], cwd=folder, check=True)
@@ -51,7 +54,7 @@ def run_runc(folder: Path, name: str, root: str = "/run/runc", **annotations: st
 
 @contextmanager
 def run_ctr(name: str, namespace: str) -> Iterator[None]:
-    """A container NAME of containerd in NAMESPACE; the containerd is that of the tests' engine."""
+    """Run a container NAME of the containerd of the tests' engine in NAMESPACE until the context ends."""
     socket = os.path.dirname(os.environ["DOCKER_HOST"][len("unix://") :]) + "/exec/containerd/containerd.sock"
     ctr = ["ctr", "--address", socket, "--namespace", namespace]
     archive = subprocess.run(["docker", "save", "crashcart-test/busybox"], capture_output=True, check=True).stdout
@@ -73,13 +76,13 @@ def run_ctr(name: str, namespace: str) -> Iterator[None]:
 
 
 def podman(*words: str, check: bool = True) -> str:
-    """What `podman WORDS` prints."""
+    """Run `podman WORDS` and return its output."""
     return host.run("podman", *words, check=check).stdout.strip()
 
 
 @contextmanager
 def run_podman(name: str, *options: str) -> Iterator[None]:
-    """A container NAME of Podman, which has the busybox image."""
+    """Run a container NAME of Podman with the busybox image until the context ends."""
     if "crashcart-test/busybox" not in podman("images"):
         subprocess.run(
             ["podman", "import", "--change", "CMD=/bin/sleep,100000", "-", "crashcart-test/busybox"],
@@ -110,7 +113,7 @@ def run_podman(name: str, *options: str) -> Iterator[None]:
 
 @contextmanager
 def run_unshared() -> Iterator[int]:
-    """A process in mount, pid and network namespaces of its own, with no runtime at all; its pid."""
+    """Run a process in mount, pid and network namespaces of its own, without a runtime, and give its pid."""
     words = ["unshare", "--mount-proc", "--pid", "--net", "--fork", "--kill-child"]
     hold = ["sh", "-c", "ip link set lo up; exec sleep 100000"]
     with subprocess.Popen([*words, *hold]) as parent:

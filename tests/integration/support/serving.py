@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Functions of ours that serve several containers, called without a module around them: where one fails they raise, as a module does."""
+"""Call the collection's functions for several containers without a module. Like a module they raise where a container fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support import host
 
 
 def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | None = None) -> attaching.Change:
-    """Attach the default image."""
+    """Attach the default image to CONTAINERS."""
     outcome = Outcome()
     change = attaching.ensure_attached(containers, outcome, "default", None, method, ttl_s, check_mode=False)
     outcome.check(containers, "attached")
@@ -26,7 +26,7 @@ def attach(containers: list[Container], method: str = "fsmount", ttl_s: float | 
 
 
 def detach(containers: list[Container]) -> attaching.Change:
-    """Detach every image."""
+    """Detach every image from CONTAINERS."""
     outcome = Outcome()
     change = attaching.ensure_detached(containers, outcome, attaching.Detaching(), check_mode=False)
     outcome.check(containers, "detached")
@@ -34,7 +34,7 @@ def detach(containers: list[Container]) -> attaching.Change:
 
 
 def execute(containers: list[Container], command: Command, server: Server) -> list[dict[str, Any]]:
-    """Run COMMAND."""
+    """Run COMMAND in CONTAINERS and return the results."""
     outcome = Outcome()
     results = execution.execute(containers, outcome, command, server, Output(), check_mode=False)
     outcome.check(containers, "run")
@@ -42,7 +42,7 @@ def execute(containers: list[Container], command: Command, server: Server) -> li
 
 
 def start_traces(containers: list[Container], wish: start.TraceRequest, **more: Any) -> start.Started:
-    """Trace CONTAINERS."""
+    """Start traces of CONTAINERS by WISH."""
     outcome = Outcome()
     with ExitStack() as begun:
         started = start.ensure_started(containers, outcome, begun, host.TRACEFS, wish, check_mode=False, **more)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An sshd of our own on 127.0.0.1, with keys of its own, and an inventory that goes through it."""
+"""Run a private sshd on 127.0.0.1 with its own keys, and make an inventory that uses it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ USER = "crashcart-test"
 def serve(
     folder: Path, password: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Path]:
-    """Serve until the context ends; gives the path of an inventory with the hosts as_root and as_user.
+    """Run sshd until the context ends, and give the path of an inventory with the hosts as_root and as_user.
 
-    With PASSWORD the user's sudo asks for it. ENVIRONMENT is what every session has, also under sudo.
+    With PASSWORD the user's sudo asks for it. Every session gets the variables in ENVIRONMENT; sudo keeps DOCKER_HOST.
     """
     folder.mkdir(exist_ok=True)
     os.chmod(folder, 0o755)
@@ -55,7 +55,7 @@ def serve(
 
 @contextmanager
 def _user(password: str | None) -> Iterator[None]:
-    """An unprivileged user who may sudo, with PASSWORD where there is one, for as long as the tests run."""
+    """Make an unprivileged user who may use sudo, with PASSWORD if there is one, until the context ends."""
     rule = Path("/etc/sudoers.d/crashcart-test")
     is_new = USER not in {entry.pw_name for entry in pwd.getpwall()}
     if is_new:
@@ -126,7 +126,7 @@ all:
 
 
 def _find_interpreter() -> str:
-    """The distribution's Python, which has the distribution's Docker SDK, as on a real host."""
+    """Return the path of the distribution's Python if it has the Docker SDK, as on a real host, else of this Python."""
     for path in ("/usr/bin/python3", sys.executable):
         if subprocess.run([path, "-c", "import docker, jmespath"], capture_output=True, check=False).returncode == 0:
             return path

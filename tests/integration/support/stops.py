@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How often a tracer has stopped a process, as the kernel's scheduler tells it."""
+"""Count how often a tracer stops a process, by events of the kernel's scheduler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TASK_TRACED = 8  # include/linux/sched.h
 
 
 class Stops:
-    """How often the process was stopped; COUNT is of use after the context."""
+    """The number of a process's stops. COUNT is valid after the context."""
 
     count = 0
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Users of this host who are not root, and what they have below /run/user: true containers and false ones."""
+"""Make unprivileged users of this host, with real and forged containers below /run/user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class User:
         return f"user {self.name} ({self.uid})"
 
     def command(self, *words: str) -> list[str]:
-        """The command that runs WORDS as this user, as a login would."""
+        """Return the command that runs WORDS as this user with the environment of a login."""
         variables = [
             f"HOME={self.home}",
             f"XDG_RUNTIME_DIR={self.folder}",
@@ -55,16 +55,16 @@ class User:
         ]
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """What comes of WORDS, run by this user."""
+        """Run WORDS as this user and return the ended process."""
         return host.run(*self.command(*words), cwd="/", **options)
 
     def give(self, *paths: Path) -> None:
-        """Have this user own PATHS."""
+        """Make this user the owner of PATHS."""
         for path in paths:
             os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
     def make_folder(self, name: str) -> Path:
-        """A folder below that of /run/user."""
+        """Make the folder NAME below this user's folder in /run/user and return its path."""
         path = self.folder
         for part in Path(name).parts:
             path /= part
@@ -74,24 +74,24 @@ class User:
         return path
 
     def write_state(self, identity: str, pid: int, root: str = "runc", **annotations: str) -> Path:
-        """State as runc writes it, of a container IDENTITY that is said to be process PID."""
+        """Write a state in runc's format for a container IDENTITY that claims to be process PID, and return the file's path."""
         state = make_state(identity, pid, annotations)
         return self.write_text(f"{root}/{identity}", "state.json", json.dumps(state))
 
     def write_text(self, folder: str, name: str, text: str) -> Path:
-        """A file of this user's below its folder."""
+        """Write TEXT to the file NAME in FOLDER below this user's folder, and return its path."""
         path = self.make_folder(folder) / name
         path.write_text(text)
         self.give(path)
         return path
 
     def list_processes(self) -> list[int]:
-        """The processes that this user has."""
+        """Return the pids of this user's processes, without zombies."""
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and _has_owner(name, self.uid)]
 
     @contextmanager
     def unshare(self, *options: str) -> Iterator[int]:
-        """A process in namespaces of this user's, as a rootless container's is; its pid."""
+        """Run a process of this user in new namespaces, as a rootless container does, and give its pid. OPTIONS are unshare's."""
         command = self.command("unshare", "--user", "--map-root-user", *options, "sleep", "100000")
         with host.start(*command, cwd="/") as process:
             host.wait_until(lambda: _read(f"/proc/{process.pid}/cmdline").startswith("sleep"))
@@ -113,7 +113,7 @@ def _has_owner(pid: str, uid: int) -> bool:
 
 
 def make_state(identity: str, pid: int, annotations: dict[str, str]) -> dict[str, Any]:
-    """What runc has in state.json, as far as `runc list` needs it."""
+    """Return the part of runc's state.json that `runc list` needs, for a container IDENTITY with the first process PID."""
     labels = [f"{key}={value}" for key, value in annotations.items()]
     return {
         "id": identity,
@@ -135,7 +135,7 @@ def make_state(identity: str, pid: int, annotations: dict[str, str]) -> dict[str
 
 @contextmanager
 def make_user(name: str) -> Iterator[User]:
-    """An unprivileged user NAME of this host, with numbers for a user namespace."""
+    """Make an unprivileged user NAME of this host with numbers for a user namespace, until the context ends."""
     host.run("useradd", "--create-home", name)
     uid = int(host.run("id", "-u", name).stdout)
     user = User(uid, name, Path(f"/home/{name}"))
@@ -151,7 +151,7 @@ def make_user(name: str) -> Iterator[User]:
 
 @contextmanager
 def run_rootless_runc(user: User, name: str, **annotations: str) -> Iterator[None]:
-    """A true container NAME of USER's, by runc."""
+    """Run a real container NAME of USER by runc until the context ends."""
     bundle = user.home / f"bundle-{name}"
     runtimes.unpack_busybox(bundle / "rootfs")
     host.run("chown", "-R", f"{user.uid}:{user.uid}", str(bundle))
@@ -173,7 +173,7 @@ def run_rootless_runc(user: User, name: str, **annotations: str) -> Iterator[Non
 
 @contextmanager
 def run_rootless_podman(user: User, name: str, *options: str) -> Iterator[None]:
-    """A true container NAME of USER's, by Podman."""
+    """Run a real container NAME of USER by Podman until the context ends."""
     archive = runtimes.make_archive()
     podman = ["podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs"]
     image = "localhost/busybox"
@@ -187,6 +187,6 @@ def run_rootless_podman(user: User, name: str, *options: str) -> Iterator[None]:
     finally:
         user.run("podman", "rm", "-f", "-t", "0", name)
         user.run("podman", "unshare", "rm", "-rf", str(user.home / ".local"))
-        # What holds the user's namespaces for all of Podman's commands goes by no command of Podman's.
+        # No command of Podman ends the process that holds the user's namespaces for all its commands.
         for pid in user.list_processes():
             os.kill(pid, signal.SIGKILL)

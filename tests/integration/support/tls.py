@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tests' engine over TLS: certificates of a CA of our own, and a server that passes on to the engine's socket what it decrypts."""
+"""Serve the tests' engine over TLS, with certificates of a private CA and a server that forwards to the engine's socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import host
 
 
 def make_certificates(folder: Path) -> None:
-    """Make ca.pem, cert.pem and key.pem in FOLDER as `docker` takes them; the certificate is good for both ends."""
+    """Make ca.pem, cert.pem and key.pem in FOLDER in the form that `docker` takes. The certificate is for server and client."""
     folder.mkdir()
     new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1")
     ca = ("-keyout", f"{folder}/ca-key.pem", "-out", f"{folder}/ca.pem", "-subj", "/CN=tests")
@@ -31,7 +31,7 @@ def make_certificates(folder: Path) -> None:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """Serve the engine of DOCKER_HOST over TLS, to who has a certificate of FOLDER's CA; gives the URL."""
+    """Serve the engine of DOCKER_HOST over TLS to clients with a certificate of FOLDER's CA, and give the URL."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.pem"))
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     context.verify_mode = ssl.CERT_REQUIRED

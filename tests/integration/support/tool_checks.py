@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether the tools work with the rights that they have by default, whatever the runtime."""
+"""Check that the tools work with their default rights in containers of any runtime."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from support import host
 
 
 def execute(name: str, *argv: str, **options: Any) -> str:
-    """Return what a command in container NAME wrote to its standard output."""
+    """Run the command ARGV in container NAME and return its standard output."""
     wish = {"containers": [name], "argv": list(argv), "timeout": "60s", **options}
     return str(host.execute(**wish)[0]["stdout"])
 
 
 def check_tools(name: str, *, capturer: str | None = None, **options: Any) -> None:
-    """Ask strace, gdb, tcpdump, ss and lsof in container NAME; OPTIONS are the module's, and of a server whose socket they see.
+    """Check strace, gdb, tcpdump, ss and lsof in container NAME.
 
-    CAPTURER is who runs tcpdump, which as root gives up its groups and needs CAP_SETGID for that.
+    OPTIONS are crashcart_exec's for a server whose socket ss and lsof have to show. CAPTURER is the user who runs tcpdump. As root
+    tcpdump gives up its groups, which needs CAP_SETGID.
     """
     engine = {key: value for key, value in options.items() if key == "docker_host"}
     strace = ["strace", "-f", "-o", "/dev/stdout", "-p", "1"]

@@ -1,6 +1,6 @@
 // SPDX-FileCopyrightText: The crashcart.fleet contributors
 // SPDX-License-Identifier: GPL-3.0-or-later
-// A library that says in /trap/out/NAME who has loaded it, with which rights.
+// A library that writes to /trap/out/NAME which program has loaded it, and with which rights.
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>

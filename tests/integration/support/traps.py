@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A container image in which everything that a program may load from a container is a trap.
+"""Make a container image in which every file that a program may load from a container is a trap.
 
-Each trap leaves a file of its name in the container's /trap/out. The image has the programs that they are for, too, so a test can
-see that all traps work.
+A sprung trap leaves a file of its name in the container's /trap/out. The image also has programs of its own that spring the traps, so
+that a test can check that all traps work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PACKAGES = (
 )
 _LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 _SITE = "/root/.local/lib/python3.11/site-packages"
-# Library → where it stands.
+# Library → its path in the container.
 _COMPILED = {
     "preload": "/trap/preload.so",
     "nss": f"{_LIBRARIES}/libnss_evil.so.2",
@@ -35,7 +35,7 @@ _COMPILED = {
     "audit": "/trap/audit.so",
     "depaudit": "/trap/depaudit.so",
 }
-# Program → what names its auditors, which a loader loads before all else.
+# Program → the linker's options that name its auditors, which a loader loads before anything else.
 _AUDITED = {
     "audit": ("-Wl,--audit=/trap/audit.so",),
     "depaudit": ("-Wl,--depaudit=/trap/depaudit.so",),
@@ -45,7 +45,7 @@ _SHELL = "echo >{out}/{name}\n"
 _PYTHON = "open('{out}/{name}', 'w').close()\n"
 _GDB = "shell echo >{out}/{name}\n"
 _VIM = "silent !echo >{out}/{name}\n"
-# Trap → the file that springs it, and what stands in that.
+# Trap → the path of its file, and the content.
 _TEXTS = {
     "bash.bashrc": ("/etc/bash.bashrc", _SHELL),
     "bashrc": ("/root/.bashrc", _SHELL),
@@ -85,7 +85,7 @@ _SETTINGS = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/bash\n",
     "/etc/group": "root:x:0:\n",
 }
-# Programs that spring the traps. What they print decides on those that cannot leave a file.
+# Programs that spring the traps. Some traps cannot leave a file, so `note` leaves one where they show in the output.
 _SPRINGS = r"""
 cd /trap/cwd
 find() { for folder in $FOLDERS; do [ -x $folder/$1 ] && { echo $folder/$1; return; }; done; echo /nonesuch/$1; }
@@ -131,7 +131,7 @@ run dig -v
 
 
 def make(tag: str) -> None:
-    """Make the image TAG, whose first process waits, where the engine does not have it."""
+    """Make the image TAG, whose first process waits, unless the engine has it."""
     if host.run("docker", "image", "inspect", tag, check=False).returncode == 0:
         return
     images.install_packages("gcc", "libc6-dev")
@@ -150,7 +150,7 @@ def make(tag: str) -> None:
             os.chmod(files[place], 0o755)
         files["/usr/share/locale/xx/LC_MESSAGES/coreutils.mo"] = f"{folder}/mo"
         Path(f"{folder}/mo").write_bytes(_make_catalogue({b"cannot access %s": b"evil: %s"}))
-        # The cache names what the package has; a container's root would make it anew.
+        # The package's cache does not know the trap's module. A hostile container's root would make a new cache.
         files[f"{_LIBRARIES}/gconv/gconv-modules.cache"] = "/dev/null"
         make_image(tag, packages=list(_PACKAGES), files=files, cmd=["/bin/sleep", "100000"], shells=True)
 
@@ -162,13 +162,13 @@ def compile_trap(name: str, path: str, compiler: str = "gcc") -> None:
 
 
 def compile_program(path: str, *options: str, compiler: str = "gcc") -> None:
-    """Make the program PATH, which loads a library that it is given."""
+    """Make the program PATH, which loads the library that its argument names. OPTIONS are the compiler's."""
     source = os.path.join(os.path.dirname(__file__), "load.c")
     subprocess.run([compiler, "-o", path, source, *options], check=True)
 
 
 def _make_catalogue(messages: dict[bytes, bytes]) -> bytes:
-    """A file of translations as gettext reads it."""
+    """Return a file of translations in gettext's format."""
     pairs = sorted({b"": b"Content-Type: text/plain; charset=UTF-8\n", **messages}.items())
     start = 28 + 16 * len(pairs)
     tables: list[list[bytes]] = [[], []]
@@ -182,19 +182,19 @@ def _make_catalogue(messages: dict[bytes, bytes]) -> bytes:
 
 
 def make_script(folders: str) -> str:
-    """A script for bash that springs the traps with the programs in FOLDERS."""
+    """Return a bash script that springs the traps with the programs in FOLDERS, which are separated by blanks."""
     return f"FOLDERS='{folders}'\n{_SPRINGS}"
 
 
-# Where Python and what has it built in would look for its library, were it not in the image: above their programs, up to the root. The
-# container's own Python has /usr/lib above it, too.
+# Python, and programs that embed it, would search these folders above them for a library that the image lacks. The container's own Python
+# searches /usr/lib, too.
 _ABOVE = ("/dev/lib", "/lib", "/usr/lib")
 LIBRARY = "python-library"
 
 
 def lay_libraries(container: str) -> None:
-    """Put libraries of Python, which are traps, into all folders above the tools of CONTAINER: as archives, as files, machine code."""
-    # Of the whole library what is imported first is enough; then there is no open() yet.
+    """Put Python libraries that are traps into all folders above the tools of CONTAINER: as archives, as files, as lib-dynload."""
+    # The modules that Python imports first are enough. At that time open() is not defined yet.
     code = f"import posix\nposix.close(posix.open('{OUT}/{LIBRARY}', posix.O_CREAT | posix.O_WRONLY))\n"
     names = ("encodings/__init__", "codecs", "io", "os", "site", "json/__init__", "zipfile", "_json")
     with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +217,7 @@ NAMES = frozenset({*_COMPILED, *_TEXTS, "inputrc", "catalogue", "magic"})
 
 
 def list_sprung(container: str) -> dict[str, str]:
-    """Traps of CONTAINER that were sprung since the last look, each with what it says of whoever sprung it."""
+    """Return the traps of CONTAINER that were sprung since the last call, each with its note on the program, and remove the notes."""
     folder = Path(f"/proc/{host.find_pid(container)}/root{OUT}")
     sprung = {}
     for path in sorted(folder.iterdir()):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A process in a user namespace of its own, where no engine is needed."""
+"""Run a process in a user namespace of its own without an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support import host
 
 @contextmanager
 def run_in_user_namespace() -> Iterator[int]:
-    """A process in user, mount and pid namespaces of its own, whose numbers 0 to 65535 are 100000 to 165535 outside; its pid."""
+    """Run a process in user, mount, pid and network namespaces of its own and give its pid. Users 0 to 65535 are 100000 to 165535 outside."""
     ready, go = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs in a container: on each SIGUSR1 exactly 300 openat (100 of them fail), 50 connect (all fail), 200 write."""
+"""Make exactly 300 openat (100 of them fail), 50 connect (all fail) and 200 write on each SIGUSR1. This program runs in a container."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ while True:
             client.connect_ex("/nonesuch.sock")
     for _number in range(WRITES - 1):
         os.write(null, b"x")
-    # The last write is the sign that all is done; the log of the container has it.
+    # The last write goes to the container's log and tells tests that the round is complete.
     sys.stdout.write("done\n")
     sys.stdout.flush()

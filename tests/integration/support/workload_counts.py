@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What one round of workload.py comes to: system call → calls, and errors by name."""
+"""The counts of one round of workload.py: system call → number of calls, and errors by name."""
 
 from __future__ import annotations
 

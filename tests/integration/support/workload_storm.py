@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs in a container: on each SIGUSR1 getppid for SECONDS, RATE times a second at most; then says how often that was.
+"""Call getppid for SECONDS on each SIGUSR1, RATE times a second at most, and print the number of calls. This runs in a container.
 
 Usage: workload_storm.py SECONDS RATE
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-PIECE = 200  # comes as a burst, which small buffers have to hold
+PIECE = 200  # calls in one burst, which small buffers have to hold
 
 seconds, rate = float(sys.argv[1]), int(sys.argv[2])
 call = os.getppid

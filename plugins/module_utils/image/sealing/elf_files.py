@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""ELF files: which libraries their loader takes, and the strings in them."""
+"""Seal ELF files: their loader takes no library of the container, and the strings in them lead to the image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.text
 try:
     from elftools.elf.elffile import ELFFile
 except ImportError:
-    pass  # elf says so
+    pass  # image/elf.py reports it
 
 _FLAGS_1 = 0x6FFFFFFB
 _PT_DYNAMIC = 2
@@ -36,7 +36,7 @@ _NODEFLIB = 0x800
 _PIE = 0x8000000
 _SHELL = b"\0/bin/sh\0"
 _LOOKED_UP = {"execv": "execvp", "execl": "execlp"}
-# Texts that have to be there, one of each line, in a program or library of that name; else it is made in a way that nobody has looked at.
+# A program or library of such a name has to hold all of these texts. A file without them was built in a way that this module does not know.
 _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libc(\.so\.6|-2\.\d+\.so)"), ("/etc/nsswitch.conf", "/usr/lib/locale")),
     (re.compile(r"bash"), ("~/.bashrc", "/etc/profile")),
@@ -45,37 +45,37 @@ _EXPECTED: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"libpam\.so\..*"), ("/etc/pam.d",)),
     (re.compile(r"libmagic\.so\..*"), ("/etc/magic:/usr/share/misc/magic",)),
 )
-# The place of modules at home, in what Python has compiled in of its library (since 3.11): a constant as it is in memory, or as marshal
-# writes it. Both know its length, so that it may begin with a NUL, and there is no path that holds one.
+# The folder of modules in a user's home, in the part of Python's library that is compiled in (since 3.11): a constant as in memory, or
+# as marshal writes it. Both forms hold its length, so it may begin with a NUL, and no path holds a NUL.
 _USER_BASE = re.compile(rb"(?<=\0)\.local(?=\0)|(?<=[zZ\xda\xfa]\x06)\.local")
-# Names of variables by which less finds files at home; the shortest is the end of the others.
+# less finds files at home by variables whose names all end with this one.
 _AT_HOME = re.compile(rb"HOME(?=\0)")
 _LOADER = re.compile(r"ld-linux|ld64\.so|ld-2\.")
-_LARGE = 1 << 20  # libpython3.so is but a name for the library
+_LARGE = 1 << 20  # a smaller libpython3.so only refers to the library itself
 _PRELOAD = b"/etc/ld.so.preload"
 _CACHE = b"/etc/ld.so.cache"
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """What decides how an ELF file is loaded. ENTRIES are those of its dynamic section up to the end of it: (offset, tag, value)."""
+    """The parts of an ELF file that decide how it is loaded."""
 
-    interpreter: str
-    entry_format: str
-    entries: tuple[tuple[int, int, int], ...]
+    interpreter: str  # its loader; "" for a library or a static program
+    entry_format: str  # of one entry in the dynamic section, for struct
+    entries: tuple[tuple[int, int, int], ...]  # of the whole dynamic section: (offset in the file, tag, value)
 
     def find(self, tag: int) -> int | None:
-        """The value of the first entry with TAG."""
-        for _offset, one, value in self.entries:
-            if one == 0:
+        """Return the value of the first entry with TAG, or None where there is none before the terminating entry."""
+        for _offset, entry_tag, value in self.entries:
+            if entry_tag == 0:
                 return None
-            if one == tag:
+            if entry_tag == tag:
                 return value
         return None
 
 
 def read_dynamic(content: bytes) -> Dynamic | None:
-    """What CONTENT, an ELF file, says on how it is loaded; None where it is damaged or no program and no library."""
+    """Return the interpreter and the dynamic section of the ELF file CONTENT, or None where it is damaged or an object file."""
     try:
         order = {1: "<", 2: ">"}[content[5]]
         is_wide = {1: False, 2: True}[content[4]]
@@ -87,7 +87,7 @@ def read_dynamic(content: bytes) -> Dynamic | None:
             number: int = struct.unpack_from(form, content, offset)[0]
             return number
 
-        # Where the headers of segments begin, and how long and how many they are; where in one its place and its length stand.
+        # TABLE: offset of the program headers; SIZE and COUNT: of one and of all; FIELDS: offsets of p_offset and p_filesz in a header.
         table = read(word, 32 if is_wide else 28)
         size, count = struct.unpack_from(f"{order}HH", content, 54 if is_wide else 42)
         fields = (8, 32) if is_wide else (4, 16)
@@ -108,14 +108,14 @@ def read_dynamic(content: bytes) -> Dynamic | None:
 
 
 def forbid_default_folders(content: bytes, dynamic: Dynamic) -> bytes | None:
-    """CONTENT with the flag by which its libraries are looked for in no built-in folder; None where it has no room for that."""
+    """Return CONTENT with the flag that keeps the loader from its built-in folders, or None where it has no room for the flag."""
     changed = bytearray(content)
     ends = [offset for offset, tag, _value in dynamic.entries if tag == 0]
     for offset, tag, value in dynamic.entries:
         if tag == _FLAGS_1 and (not ends or offset < ends[0]):
             struct.pack_into(dynamic.entry_format, changed, offset, tag, value | _NODEFLIB)
             return bytes(changed)
-    # Linkers leave some empty entries at the end. One of them has to stay: it ends the list.
+    # Linkers leave some empty entries at the end. One of them has to stay, since it ends the list.
     step = struct.calcsize(dynamic.entry_format)
     if len(ends) < 2 or ends[1] != ends[0] + step:
         return None
@@ -124,14 +124,14 @@ def forbid_default_folders(content: bytes, dynamic: Dynamic) -> bytes | None:
 
 
 def seal_elf(state: State, place: str, content: bytes) -> bytes:
-    """CONTENT, the ELF file at PLACE, sealed as far as it can be; STATE gets what is missing to that."""
+    """Return the content of the ELF file at PLACE, CONTENT, sealed as far as possible, and complain to STATE of the rest."""
     dynamic = read_dynamic(content)
     if dynamic is None:
         return content
     is_static = not dynamic.interpreter and (not dynamic.entries or bool((dynamic.find(_FLAGS_1) or 0) & _PIE))
     _note_interpreter(state, place, dynamic.interpreter)
     if not is_static and _LOADER.match(posixpath.basename(place)):
-        content = _seal_loader(state, place, content)  # which bears no flag: it takes itself for broken then
+        content = _seal_loader(state, place, content)  # a loader that bears the flag takes itself for broken
     elif not is_static:
         flagged = forbid_default_folders(content, dynamic)
         content = _patch_flag(state, place) if flagged is None else flagged
@@ -151,7 +151,7 @@ def _note_interpreter(state: State, place: str, interpreter: str) -> None:
 
 
 def _check_texts(state: State, place: str, _content: bytes, found: set[str]) -> None:
-    """Complain of what is expected in the program or library at PLACE and was not FOUND."""
+    """Complain of each text that the program or library at PLACE should hold and that was not FOUND."""
     for pattern, texts in _EXPECTED:
         if pattern.fullmatch(posixpath.basename(place)):
             for text in texts:
@@ -160,9 +160,9 @@ def _check_texts(state: State, place: str, _content: bytes, found: set[str]) -> 
 
 
 def _check_static(state: State, place: str, content: bytes, found: set[str]) -> None:
-    """Complain of a static program that has glibc's way to look up users in it, and would load a library for it."""
+    """Complain of a static program that holds glibc's lookup of users, and would load a library for it."""
     if "/etc/nsswitch.conf" in found:
-        # Since 2.34 the one service that is left to it is built in, and holds this path.
+        # Since glibc 2.34 the service that such a program needs is built in, and holds this path.
         if b"\0/etc/ethers\0" not in content:
             state.complain(place, "it is static and would load the service for users' names from the container")
     elif b"libnss_" in content:
@@ -170,26 +170,27 @@ def _check_static(state: State, place: str, content: bytes, found: set[str]) -> 
 
 
 def _seal_by_name(state: State, place: str, content: bytes) -> bytes:
-    """CONTENT with what only the program or library at PLACE has."""
+    """Return CONTENT with the changes that only the program or library at PLACE needs."""
     name = posixpath.basename(place)
     if name == "less":
         if not _AT_HOME.search(content):
             state.complain(place, "it does not hold the name of the variable by which it finds settings at home")
         return _AT_HOME.sub(b"\0OME", content)
     if name == "gdb":
-        return _empty_string(content, b"iconv")  # a program that it would start to ask for names of character sets
+        return _empty_string(content, b"iconv")  # gdb would start this program to list the names of character sets
     if name.startswith("libwrap.so."):
-        return _empty_string(content, b"/bin/sh")  # for commands in /etc/hosts.allow
+        return _empty_string(content, b"/bin/sh")  # it runs commands in /etc/hosts.allow
     if name == "tar":
         return look_up_shell(content)
     return _seal_python(state, place, content)
 
 
 def look_up_shell(content: bytes) -> bytes:
-    """CONTENT, a program that starts /bin/sh, which is the container's, made to start the `sh` that it finds by PATH.
+    """Return CONTENT, a program that starts the container's /bin/sh, changed to start the `sh` that it finds by PATH.
 
-    tar has each filter started by it. There is no room for a longer path. So the name of the shell becomes a bare one, and each call by a
-    path one that looks bare names up, which differ in nothing else. A program that has no such call already stays as it is.
+    tar starts each filter by that shell, and has no room for a longer path. So the shell's path becomes a bare name, and each call of
+    execv or execl becomes execvp or execlp, which differ only in that they look up bare names. A program that does not import
+    the other function already stays as it is.
     """
     changed = bytearray(content.replace(_SHELL, b"\0sh".ljust(len(_SHELL), b"\0")))
     symbols = ELFFile(io.BytesIO(content)).get_section_by_name(".dynsym")
@@ -206,7 +207,7 @@ def look_up_shell(content: bytes) -> bytes:
 
 
 def _patch_flag(state: State, place: str) -> bytes:
-    """The content of the file at PLACE after patchelf has made room for the flag in it."""
+    """Let patchelf set the flag in the file at PLACE, and return the new content of the file."""
     path = os.path.join(state.tree, place)
     done = subprocess.run(
         ["patchelf", "--no-default-lib", path], capture_output=True, text=True, errors="replace", check=False
@@ -218,7 +219,7 @@ def _patch_flag(state: State, place: str) -> bytes:
 
 
 def _seal_loader(state: State, place: str, content: bytes) -> bytes:
-    """glibc's loader without its list of libraries for all programs, and without its cache."""
+    """Return CONTENT, glibc's loader, without the paths of its preload list and of its cache."""
     for text in (_PRELOAD, _CACHE):
         if content.count(b"\0" + text + b"\0") != 1:
             state.complain(place, f"it does not hold the path {text.decode()} once as expected")
@@ -227,19 +228,19 @@ def _seal_loader(state: State, place: str, content: bytes) -> bytes:
 
 
 def _seal_python(state: State, place: str, content: bytes) -> bytes:
-    """Python's program or library CONTENT at PLACE, which takes no modules from a user's home."""
+    """Return CONTENT, which at PLACE may be Python's program or library, changed to take no modules from a user's home."""
     version = PYTHON.fullmatch(posixpath.basename(place))
     if version is None:
         return content
     content, count = _USER_BASE.subn(b"\0local", content)
-    # The program itself has an option for that; what has the library may be any.
+    # The program's launcher passes an option for that. Any program may load the library, without such an option.
     if not count and int(version[2]) >= 11 and version[1] == "libpython" and len(content) > _LARGE:
         state.complain(place, "it does not hold the place of modules at home as expected")
     return content
 
 
 def _empty_string(content: bytes, text: bytes) -> bytes:
-    """CONTENT, an ELF file, with each whole string TEXT among its constants emptied; the linker's names stay."""
+    """Return the ELF file CONTENT with each whole string TEXT among its constants emptied. The linker's names stay."""
     section = ELFFile(io.BytesIO(content)).get_section_by_name(".rodata")
     if section is None:
         return content
@@ -249,13 +250,13 @@ def _empty_string(content: bytes, text: bytes) -> bytes:
 
 
 def write_musl_paths(state: State) -> None:
-    """Tell musl's loader its folders; it looks for the file two folders above itself."""
+    """Write the file that lists the folders of musl's loader. The loader looks for the file two folders above itself."""
     for interpreter in sorted(state.musl):
         top = posixpath.dirname(posixpath.dirname(interpreter[len(state.prefix) + 1 :]))
         arch = re.sub(r"^ld-musl-|\.so.*$", "", posixpath.basename(interpreter))
         folders = sorted(
             {posixpath.dirname(place) for place in glob.glob("**/*.so*", root_dir=state.tree, recursive=True)}
         )
-        usable = [one for one in folders if re.fullmatch(r"(local/)?lib(64)?(/[^/]*-linux-[^/]*)?", one)]
-        text = "".join(f"{state.prefix}/{one}\n" for one in usable or ["lib"])
+        usable = [folder for folder in folders if re.fullmatch(r"(local/)?lib(64)?(/[^/]*-linux-[^/]*)?", folder)]
+        text = "".join(f"{state.prefix}/{folder}\n" for folder in usable or ["lib"])
         write_text(os.path.join(state.tree, top, f"etc/ld-musl-{arch}.path"), text)

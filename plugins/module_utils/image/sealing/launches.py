@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs that get their settings as arguments, by a launcher in their place."""
+"""Put launchers into the place of programs that take safe settings as arguments."""
 
 from __future__ import annotations
 
@@ -32,19 +32,16 @@ set runtimepath={runtime}
 
 @dataclass(frozen=True)
 class _Launch:
-    """Which programs get ARGUMENTS ({prefix}), and whether they are called by their place in the image whatever they are called.
+    """The arguments that programs of some name get from their launcher."""
 
-    A program that does not hold NEEDED is too old for them.
-    """
-
-    names: re.Pattern[str]
-    arguments: tuple[str, ...]
-    is_named: bool = False
-    needed: bytes = b""
+    names: re.Pattern[str]  # of the programs
+    arguments: tuple[str, ...]  # {prefix} stands for the image's
+    is_named: bool = False  # argv[0] becomes the program's place in the image
+    needed: bytes = b""  # a program that does not hold this text is too old for the arguments
 
 
 _LAUNCHES = (
-    # Neither the current folder nor what is at home; and by its name Python finds its library.
+    # Python takes modules neither from the current folder nor from home. It finds its library by argv[0].
     _Launch(re.compile(r"python3(\.\d+)?"), ("-P", "-s"), is_named=True),
     _Launch(
         re.compile(r"gdb"),
@@ -54,7 +51,7 @@ _LAUNCHES = (
             *("-iex", "set auto-load safe-path {prefix}/share/gdb/auto-load"),
             *("-iex", "set auto-load scripts-directory {prefix}/share/gdb/auto-load"),
             *("-iex", "set libthread-db-search-path $sdir"),
-            # To read files of a process in another mount namespace it would enter that, which takes CAP_SYS_ADMIN. They are here, too.
+            # gdb would enter another mount namespace to read a process' files, which takes CAP_SYS_ADMIN. The files are also here.
             *("-iex", "set sysroot /"),
         ),
         is_named=True,
@@ -69,17 +66,19 @@ _LAUNCHES = (
 
 
 def launch_programs(state: State) -> None:
+    """Put launchers into the place of the programs that need arguments, and complain to STATE where that is not possible."""
     for place in list(gen_own_programs(state.tree)):
-        launch = next((one for one in _LAUNCHES if one.names.fullmatch(posixpath.basename(place))), None)
+        name = posixpath.basename(place)
+        launch = next((launch for launch in _LAUNCHES if launch.names.fullmatch(name)), None)
         if launch is not None:
             _launch(state, place, launch)
     _launch_loader(state)
 
 
 def _launch_loader(state: State) -> None:
-    """Put a launcher into the place of the link by which people call glibc's loader; where there can be none, the link goes.
+    """Replace bin/ld.so, the link by which users call glibc's loader, by a launcher, or remove it where none is possible.
 
-    The kernel and ldd call the loader by its place.
+    The kernel and ldd call the loader by its own path.
     """
     path = os.path.join(state.tree, "bin/ld.so")
     if not (os.path.islink(path) and os.path.isfile(path)):
@@ -92,7 +91,7 @@ def _launch_loader(state: State) -> None:
 
 
 def _launch(state: State, place: str, launch: _Launch) -> None:
-    """Put a launcher into the place of the program at PLACE, where that is one for a machine that launchers are known for."""
+    """Put a launcher into the place of the ELF program at PLACE, where one for its machine is possible."""
     path = os.path.join(state.tree, place)
     with open(path, "rb") as file:
         if file.read(4) != b"\x7fELF":
@@ -113,12 +112,12 @@ def _launch(state: State, place: str, launch: _Launch) -> None:
 
 
 def _make_launcher(state: State, place: str, aim: str, launch: _Launch) -> bytes | None:
-    """A launcher for the program that is at PLACE and will be at AIM; None where there can be none, which STATE gets."""
+    """Return a launcher for the program at PLACE, which will be at AIM, or complain to STATE and return None."""
     path = os.path.join(state.tree, place)
     if not holds(path, launch.needed):
         state.complain(place, f"it does not hold the text {launch.needed.decode()!r} as expected")
         return None
-    arguments = [one.format(prefix=state.prefix) for one in launch.arguments]
+    arguments = [argument.format(prefix=state.prefix) for argument in launch.arguments]
     program = make_launcher(
         _read_machine(path),
         f"{state.prefix}/{aim}",
@@ -131,7 +130,7 @@ def _make_launcher(state: State, place: str, aim: str, launch: _Launch) -> bytes
 
 
 def _read_machine(path: str) -> int:
-    """The machine (e_machine) of the little-endian ELF file PATH."""
+    """Return the machine (e_machine) of the little-endian ELF file PATH."""
     with open(path, "rb") as file:
         return int.from_bytes(file.read(20)[18:], "little")
 
@@ -143,6 +142,6 @@ def _write_program(path: str, content: bytes) -> None:
 
 
 def _find_runtime(state: State) -> str:
-    """Where vim's files are in the image; where they would be, if there are none."""
+    """Return the path of vim's runtime files, or a path below share/vim where the image has none."""
     found = sorted(glob.glob("share/vim/vim[0-9]*", root_dir=state.tree))
     return f"{state.prefix}/{found[0] if found else 'share/vim'}"

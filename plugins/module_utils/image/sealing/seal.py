@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Let the programs of a tree load code, and what decides on code, from the image alone: the container they run in is hostile.
+"""Seal a tree: its programs load code, and settings that name code, from the image alone, since a container may be hostile.
 
-However a program is started (`docker exec` gives none of the image's variables), what it looks for is compiled into it. So it is
-the files that are changed:
+Environment variables are not enough, since `docker exec` passes none of the image's. The paths that programs search are compiled
+into them. So the builder changes the files:
 
 - Every dynamic ELF file gets DF_1_NODEFLIB: glibc's loader does not search its built-in folders, which are the container's.
-- Paths that are compiled in are led to short links in the image's root, or to nowhere. A string of a program is never made longer.
-- Python, gdb, curl and vim get their settings as arguments, by a launcher in their place (see launcher).
+- Compiled-in paths lead to short links in the image's root, or to nowhere. A string of a program never becomes longer.
+- Python, gdb, curl and vim get their settings as arguments from a launcher in their place (see launcher).
 - A few lines of Python's library are edited.
 
-What cannot be sealed is named, and an image that has such a thing does not count as sealed.
+The manifest names each file that cannot be sealed. An image with such a file does not count as sealed.
 
 Sources: ld.so(8), nsswitch.conf(5), gconv in the glibc manual; dynlink.c of musl; bash(1), gdb(1), vim(1), curl(1), python(1).
 """
@@ -33,11 +33,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.stat
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.texts import write_links
 
-# The file of the image that says that it is sealed.
+# An image with this file is sealed.
 MARK = "etc/crashcart.sealed"
 
 
-# What is interpreted by a program that looks for its library where it was compiled for, or that reads a file of the user's at each start.
+# These programs look for a library at a compiled-in path or read a user's file at each start, and the builder does nothing about that.
+# Pattern of names → reason.
 _OPEN = {
     r"perl5?[0-9.]*": "it takes its modules from the container where it gets no PERL5LIB",
     r"ruby[0-9.]*": "it takes its library from the container where it gets no RUBYLIB",
@@ -54,9 +55,9 @@ _OPEN = {
 
 
 def seal(tree: str, prefix: str, absolute: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Seal the relocated TREE, which will be at PREFIX; what cannot be, as path and reason: none where all of it is.
+    """Seal the relocated TREE, which will be at PREFIX, and return the path and the reason of each file that cannot be sealed.
 
-    ABSOLUTE are places of files that need libraries by whole paths.
+    ABSOLUTE holds the places of files that need libraries by absolute paths.
     """
     state = State(tree, prefix, {}, {}, set())
     for place in absolute:
@@ -80,7 +81,7 @@ def seal(tree: str, prefix: str, absolute: Sequence[str] = ()) -> list[dict[str,
 
 
 def _find_open_programs(state: State) -> None:
-    """Name the programs that are known to load code of the container, and that nothing is done about."""
+    """Complain of the programs that are known to load code of the container."""
     for place in gen_own_programs(state.tree):
         for pattern, reason in _OPEN.items():
             if re.fullmatch(pattern, posixpath.basename(place)):
@@ -88,7 +89,7 @@ def _find_open_programs(state: State) -> None:
 
 
 def _find_embedded_pythons(state: State) -> None:
-    """Name the programs with Python in them that are not known to tell it where its library is."""
+    """Complain of the programs that embed Python and are not known to tell it the place of its library."""
     for place, _status in gen_programs(state.tree):
         name = posixpath.basename(place)
         if name == "gdb" or PYTHON.fullmatch(name) or "/python3" in place:

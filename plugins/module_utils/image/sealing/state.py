@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is found and done while a tree is sealed, and the files that all steps look through."""
+"""The state that the steps of sealing share, and their walks over the files of a tree."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Folders of programs as relocate has them.
+# The same folders as in relocate.
 PROGRAM_FOLDERS = ("local/bin", "local/sbin", "bin", "sbin")
-# What nobody can make where /proc is the kernel's: no process has this number.
+# No process has this number, so nobody can make this path where /proc is the kernel's.
 NOWHERE = "/proc/0"
 PYTHON = re.compile(r"(libpython|python)3\.(\d+)(\.so.*|\.dylib)?")
 
 
 @dataclass(frozen=True)
 class Link:
-    """A link NAME in the image's root to the first of PLACES (patterns) that is there; without one the name leads to nothing."""
+    """A link in the image's root. Where none of its places is there the link is missing, and paths to it lead to nowhere."""
 
     name: str
-    places: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()  # patterns; the link leads to the first match
 
 
 @dataclass
 class State:
-    """What is found and done while a tree is sealed."""
+    """The state of sealing one tree."""
 
     tree: str
-    prefix: str
-    unsealed: dict[tuple[str, str], None]
-    links: dict[str, Link]
-    musl: set[str]
+    prefix: str  # the path that the tree will be at
+    unsealed: dict[tuple[str, str], None]  # place and reason of each file that cannot be sealed
+    links: dict[str, Link]  # links that changed strings lead to, by name
+    musl: set[str]  # paths of musl's loaders
 
     def complain(self, place: str, reason: str) -> None:
+        """Note that the file at PLACE cannot be sealed, and the REASON."""
         self.unsealed[place, reason] = None
 
 
 def gen_programs(tree: str) -> Iterator[tuple[str, os.stat_result]]:
-    """All ELF files, each once whatever its names."""
+    """Yield the place and the status of each ELF file in TREE, once for a file with several names."""
     seen = set()
     for folder, folders, names in os.walk(tree):
         folders.sort()
@@ -56,7 +57,7 @@ def gen_programs(tree: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def gen_own_programs(tree: str) -> Iterator[str]:
-    """Places of all files in the folders of programs, without links."""
+    """Yield the places of all files in TREE's folders of programs, without symlinks."""
     for folder in PROGRAM_FOLDERS:
         path = os.path.join(tree, folder)
         for name in sorted(os.listdir(path)) if os.path.isdir(path) else ():
@@ -65,6 +66,7 @@ def gen_own_programs(tree: str) -> Iterator[str]:
 
 
 def write_text(path: str, text: str, mode: int = 0o644) -> None:
+    """Write TEXT to a new file PATH with MODE, in the place of an old one, and make its folders where they are missing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.lexists(path):
         os.unlink(path)
@@ -74,5 +76,6 @@ def write_text(path: str, text: str, mode: int = 0o644) -> None:
 
 
 def holds(path: str, text: bytes) -> bool:
+    """Return True if the file PATH contains TEXT."""
     with open(path, "rb") as file:
         return text in file.read()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Strings that are compiled into programs: paths and names of settings, led to the image or to nowhere."""
+"""Change strings that are compiled into programs: paths and names of settings lead to the image or to nowhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.stat
     write_text,
 )
 
-# How a compiled-in path is changed: it is emptied (its first byte is), or all of it is (somebody may use its end as a path of its own),
-# or it leads to what stands at one of these places, by a link in the image's root, or to nowhere.
+# The changes of a compiled-in path. EMPTY: its first byte becomes a NUL. ERASED: all its bytes do, since code may use its end as a path, too.
+# A Link: the path leads to the first of the link's places that is there, by a link in the image's root, or to nowhere.
 EMPTY = "empty"
 ERASED = "erased"
 NOTHING = Link("-")
@@ -26,15 +26,15 @@ CERTIFICATES = Link(
 )
 _MAGIC = Link("magic.mgc", ("lib/file/magic.mgc", "share/misc/magic.mgc"))
 TEXTS: dict[str, str | Link] = {
-    # glibc: modules and data by which it reads text.
+    # glibc: the settings of its name services, and its locales.
     "/etc/nsswitch.conf": Link("nss"),
     "/usr/lib/locale": Link(""),  # the root itself, in which each locale gets a link
     "/usr/lib/locale/locale-archive": EMPTY,
     "/usr/lib/getconf": NOTHING,
-    # Translations hold formats, and images have none.
+    # Translations hold format strings, and images have no translations.
     "/usr/share/locale": NOTHING,
     "/usr/share/locale/%L/%N:/usr/share/locale/%L/LC_MESSAGES/%N:/usr/share/locale/%l/%N:/usr/share/locale/%l/LC_MESSAGES/%N:": EMPTY,
-    # Shells, and what reads lines for them: keys can be bound to text.
+    # Shells, and their line editors, whose settings can bind keys to text.
     **dict.fromkeys(
         ("/etc/bash.bashrc", "/etc/bash.bash_logout", "/etc/bashrc", "/etc/profile", "$HOME/.profile"), EMPTY
     ),
@@ -51,10 +51,10 @@ TEXTS: dict[str, str | Link] = {
     ),
     **dict.fromkeys(("/etc/toprc", "/etc/topdefaultrc", "%s/.%src", "%s/procps/%src"), EMPTY),
     **dict.fromkeys(("%s/.digrc", "/etc/malloc.conf"), EMPTY),
-    # file: a compiled table is taken as it is.
+    # file: it trusts a compiled table.
     **dict.fromkeys(("/etc/magic:/usr/share/misc/magic", "/usr/share/misc/magic"), _MAGIC),
     **dict.fromkeys(("%s/.magic", "%s/.magic.mgc", "/etc/magic"), EMPTY),
-    # TLS: authorities, and modules of whoever. OpenSSL's folders are found by what it says itself, see seal_openssl.
+    # TLS: certificate authorities and modules. seal_openssl finds OpenSSL's folders by OpenSSL's own strings.
     "/etc/ssl/certs/ca-certificates.crt": CERTIFICATES,
     "/etc/ssl/certs": NOTHING,
     **dict.fromkeys(("/etc/gnutls/config", "/etc/gnutls/pkcs11.conf"), NOTHING),
@@ -62,10 +62,10 @@ TEXTS: dict[str, str | Link] = {
     # Kerberos: its settings name modules, too.
     **dict.fromkeys(("/etc/krb5.conf", "/usr/etc/krb5.conf", "/etc/gss/mech", "/etc/gss/mech.d/*.conf"), NOTHING),
     "/etc/krb5.conf:/usr/etc/krb5.conf": NOTHING,
-    # PAM loads modules from the container's folders; without modules of the image su and login refuse.
+    # PAM loads modules from the container's folders. The image has no modules, so su and login refuse.
     **dict.fromkeys(("/etc/pam.conf", "/etc/pam.d", "/etc/pam.d/%s", "/usr/lib/pam.d", "/usr/lib/pam.d/%s"), NOTHING),
     "/lib/security": NOTHING,
-    # Programs that a library would start.
+    # A library would start these programs.
     **dict.fromkeys(("/usr/bin/ntlm_auth", "/usr/bin/dbus-launch"), EMPTY),
     **dict.fromkeys(
         (f"{one}/{two}" for one in ("/usr/local/sbin", "/usr/sbin") for two in ("dmsetup", "lvdisplay")), ERASED
@@ -76,7 +76,7 @@ TEXTS: dict[str, str | Link] = {
     **dict.fromkeys(("/usr/lib/bfd-plugins", "/usr/bin/../lib/bfd-plugins"), NOTHING),
     "/lib/xtables": NOTHING,
 }
-# The same for paths that hold the name of an architecture, or another that differs from release to release.
+# Changes of paths that hold the name of an architecture or another part that depends on the release.
 _PATTERNS: tuple[tuple[re.Pattern[str], str | Link], ...] = (
     (re.compile(r"/usr/lib[^:%]*/gconv"), Link("gconv", ("lib/*/gconv", "lib/gconv", "lib64/gconv"))),
     (re.compile(r"/usr/lib[^:%]*/gconv/gconv-modules\.cache"), EMPTY),
@@ -89,7 +89,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str | Link], ...] = (
     (re.compile(r"/usr/lib(/[^/:%]+)?/(krb5/plugins(/[a-z0-9]+)?|gss/?|sasl2|pkcs11|gio/modules)"), NOTHING),
     (re.compile(r"/etc/sasl2:.*|/usr/lib.*/sasl2:.*"), NOTHING),
 )
-# What is a string of its own in a program, and may be one of those above.
+# A whole string in a program that may be one of those above.
 _STRING = re.compile(rb"\0([/~$%.][^\0\x80-\xff]{3,130})(?=\0)")
 _OPENSSL = re.compile(rb'(OPENSSLDIR|ENGINESDIR|MODULESDIR): "(/[^"\0]{3,100})"')
 _OPENSSL_LINKS = {
@@ -118,9 +118,9 @@ publickey: files
 def replace_texts(
     content: bytes, prefix: str, texts: dict[str, str | Link], links: dict[str, Link]
 ) -> tuple[bytes, set[str]]:
-    """CONTENT with each whole string that is one of TEXTS, or fits a pattern, changed as these say, and the strings that were found.
+    """Return CONTENT with each whole string changed that TEXTS or a pattern names, and the set of these strings.
 
-    LINKS gets those that CONTENT needs then. No string becomes longer.
+    LINKS gets the links that the new CONTENT needs. No string becomes longer.
     """
     found = set()
     pieces, end = [], 0
@@ -128,7 +128,7 @@ def replace_texts(
         text = match[1].decode("ascii")
         change = texts.get(text)
         if change is None and text[0] == "/":
-            change = next((two for one, two in _PATTERNS if one.fullmatch(text)), None)
+            change = next((change for pattern, change in _PATTERNS if pattern.fullmatch(text)), None)
         if change is None:
             continue
         found.add(text)
@@ -138,7 +138,7 @@ def replace_texts(
 
 
 def change_text(text: bytes, change: str | Link, prefix: str, links: dict[str, Link]) -> bytes:
-    """What stands in the place of TEXT, with as many bytes."""
+    """Return the replacement of TEXT by CHANGE, with as many bytes as TEXT. LINKS gets the link that it leads to, if any."""
     if change == EMPTY:
         return b"\0" + text[1:]
     if not isinstance(change, Link):
@@ -152,7 +152,10 @@ def change_text(text: bytes, change: str | Link, prefix: str, links: dict[str, L
 
 
 def seal_openssl(state: State, content: bytes) -> bytes:
-    """OpenSSL led to modules of the image, and to settings nowhere. It names its folders itself."""
+    """Return CONTENT with OpenSSL's folders of modules led to the image and its settings led to nowhere.
+
+    OpenSSL itself holds strings that name its folders.
+    """
     if b"OPENSSLDIR: " not in content:
         return content
     texts: dict[str, str | Link] = {}
@@ -168,7 +171,7 @@ def seal_openssl(state: State, content: bytes) -> bytes:
 
 
 def write_links(state: State) -> None:
-    """Make the files and links in the image's root that strings lead to now."""
+    """Make the files and links in the image's root that changed strings lead to. Complain to STATE where a name is taken."""
     for name, link in sorted(state.links.items()):
         path = os.path.join(state.tree, name)
         if name == "nss":
