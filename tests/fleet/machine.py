@@ -137,7 +137,7 @@ class Machine:
         return pid if os.fsencode(self.folder / "pid") in command else None
 
     def wait(self, condition: Any, limit_s: float, what: str) -> None:
-        """Wait until CONDITION() is true. Raises MachineError, with WHAT and the end of the console, after LIMIT_S seconds of a usual machine."""
+        """Wait until CONDITION() is true. Raises MachineError, with the end of the console, after LIMIT_S seconds of a usual machine."""
         limit_s = seconds(limit_s)
         deadline = time.monotonic() + limit_s
         while not condition():
