@@ -271,7 +271,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.query i
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace, read_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
@@ -426,7 +426,7 @@ def run(module):
             "pid": expiry.find_watchdog(),
             "attachments": [expiring.as_result() for expiring in expiry.list_expiries()],
         },
-        "recorder": lambda: {"pid": orders.find_recorder(), "traces": handover.list_watched()},
+        "recorder": lambda: {"pid": orders.find_recorder(), "traces": state.list_watched()},
         "census": lambda: take_census(module, host),
     }
     found = {name: way() for name, way in ways.items() if name in needed}

@@ -21,10 +21,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
     trace_dat,
     trace_dat_reader,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentError, find_stamp
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_reader import (
     Segment,
-    SegmentError,
-    find_stamp,
     read_segment,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION

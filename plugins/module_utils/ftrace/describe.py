@@ -9,7 +9,7 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.pid_lists import EVENT_PIDS
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import (
     parse_buffer_kb,
@@ -49,7 +49,7 @@ def describe_trace(trace: TraceInstance) -> dict[str, Any]:
             "pids": 0,
             "cpus": [],
         }
-        return {**names, "state": "stopped", **nothing, **handover.describe_state(instance, is_gone=True)}
+        return {**names, "state": "stopped", **nothing, **state.describe_state(instance, is_gone=True)}
 
 
 def _describe(instance: Instance, short_id: str) -> dict[str, Any]:
@@ -64,5 +64,5 @@ def _describe(instance: Instance, short_id: str) -> dict[str, Any]:
         "probes": {probe.name: probe.line for probe in installed_probes.list_own(instance, short_id)},
         "pids": len(instance.read_pids(EVENT_PIDS)),
         "cpus": [{"cpu": cpu, **counters} for cpu, counters in statistics.items()],
-        **handover.describe_state(instance),
+        **state.describe_state(instance),
     }

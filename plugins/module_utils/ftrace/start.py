@@ -39,7 +39,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.foll
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.pid_lists import PidLists, make_pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import NO_LIMITS, Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest
@@ -142,7 +142,7 @@ class Plan:
 
     def as_diff(self) -> dict[str, Any]:
         """Return the planned state, for a diff."""
-        return {"state": "started", **vars(self.settings), "limits": handover.describe_limits(self.limits, self.group)}
+        return {"state": "started", **vars(self.settings), "limits": state.describe_limits(self.limits, self.group)}
 
 
 @dataclass(frozen=True)
@@ -302,8 +302,8 @@ def read_present(plan: Plan) -> Present:
     return Present(
         read_settings(plan.instance, plan.settings) if exists else None,
         exists and plan.instance.is_tracing(),
-        handover.describe_order(name),
-        handover.find_end(name),
+        state.describe_order(name),
+        state.find_end(name),
     )
 
 
@@ -343,7 +343,7 @@ def _note(call: _Call, plan: Plan, present: Present) -> None:
     before, name = present.as_diff(), plan.subject.container.name
     ttl_s = plan.limits.ttl_s
     planned = None if ttl_s is None else time.time() + ttl_s
-    end = planned if call.check_mode else handover.find_end(plan.instance.name)
+    end = planned if call.check_mode else state.find_end(plan.instance.name)
     call.started.before[name] = before and _tell_end(before, present.expires)
     call.started.after[name] = _tell_end(plan.as_diff(), end)
 
@@ -401,7 +401,7 @@ def _set_up(change: client.Change, plan: Plan, present: Present, known: dict[str
             installed_probes.remove_unused(instance, short_id, kept=earlier, busy_ok=True)
 
     earlier = installed_probes.list_defined(instance.root, short_id)
-    order = handover.find_order(instance.name)
+    order = state.find_order(instance.name)
     settings = present.settings
     with ExitStack() as undo:
         if settings is not None:

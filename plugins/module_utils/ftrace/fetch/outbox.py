@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Iterator, Mapping, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
     SegmentError,
-    read_segment,
+    read_document,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
@@ -131,7 +131,7 @@ def recover() -> None:
             continue
         try:
             with open(segment.path, "rb") as file:
-                read_segment(file)
+                read_document(file)
         except SegmentError:
             os.unlink(segment.path)
         else:
@@ -160,7 +160,7 @@ def read_kept_container(instance: str) -> dict[str, Any] | None:
     for segment in reversed(list_segments()):
         if segment.state == KEPT and segment.instance == instance:
             with suppress(SegmentError, OSError), open(segment.path, "rb") as file:
-                about: dict[str, Any] | None = read_segment(file).document.get("container")
+                about: dict[str, Any] | None = read_document(file).get("container")
                 return about
     return None
 

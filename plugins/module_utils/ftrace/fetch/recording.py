@@ -23,14 +23,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
     trace_dat,
     trace_dat_reader,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
     Tables,
     describe_container,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import LOST, Recording, Segment
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
@@ -51,7 +51,7 @@ def list_sources(trace: TraceInstance) -> list[ring.Source]:
         size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
         sources.append(ring.Source(trace.instance, size, taking.take, taking.finish))
     # The recorder drains the buffers of a recording. Events that are left in them afterwards belong to that recording.
-    if trace.instance.exists() and not handover.is_recorded(trace.instance):
+    if trace.instance.exists() and not state.is_recorded(trace.instance):
         size = sum(trace.instance.read_statistics(cpu).bytes for cpu in trace.instance.list_cpus())
         draining = ring.RingDrain(trace)
         sources.append(ring.Source(trace.instance, size, draining.take, draining.finish))
@@ -69,7 +69,7 @@ def count_entries(trace: TraceInstance) -> int:
 
     Only a comparison with 0 makes sense.
     """
-    waiting = ring.count_entries(trace) if trace.instance.exists() and not handover.is_recorded(trace.instance) else 0
+    waiting = ring.count_entries(trace) if trace.instance.exists() and not state.is_recorded(trace.instance) else 0
     for recording in recordings.list_recordings(trace.instance.name):
         waiting += sum(sum(segment.sizes.values()) for segment in recording.list_segments())
     return waiting
@@ -135,7 +135,7 @@ def _copy(
     about, record = recording.about, recording.about["record"]
     is_same_boot = about["boot_id"] == boot.read_boot_id()
     instance = trace.instance if recording.is_of(trace.instance) else None
-    has_rest = instance is not None and last is not None and _is_last(recording) and handover.is_recorded(instance)
+    has_rest = instance is not None and last is not None and _is_last(recording) and state.is_recorded(instance)
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
     tasks = (end or {}).get("tasks") or (list_tasks(trace.container) if is_same_boot else [])
     first_tasks = record.get("tasks", [])

@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import format_cmdlines, list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.head import read_head
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (

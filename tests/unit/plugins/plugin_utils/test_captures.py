@@ -28,7 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
     trace_dat,
     trace_dat_reader,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
 

@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.fetch import Home
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 NAME = "crashcart-0123456789ab"

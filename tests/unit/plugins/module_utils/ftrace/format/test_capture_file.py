@@ -13,11 +13,14 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import capture_file, compression, trace_dat
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
-    SegmentError,
-    SegmentWriter,
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
+    capture_file,
+    capture_file_reader,
+    compression,
+    trace_dat,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import SegmentError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 
 PAGE = 512
 METHODS = [compression.NONE, *compression.list_available()]
@@ -39,7 +42,7 @@ def write(method, chunks, documents=({"a": 1}, {"a": 2})):
 
 
 def read(data):
-    segment = capture_file.read_segment(io.BytesIO(data))
+    segment = capture_file_reader.read_segment(io.BytesIO(data))
     return segment, {
         cpu: b"".join(segment.read_chunk(one) for one in found) for cpu, found in sorted(segment.chunks.items())
     }
