@@ -140,7 +140,7 @@ def find_dropped(variables: Mapping[str, Any]) -> list[str]:
     if not words:
         return []
     return [
-        f"Ansible takes -e apart at blanks, and {words!r} is left over: put a value with blanks into quotes of its own, as in"
+        f"Ansible splits -e at blanks, and {words!r} is left over: put a value with blanks into quotes of its own, as in"
         f''' -e "{PREFIX}command='ss -tnp'"'''
     ]
 

@@ -66,7 +66,7 @@ class Request:
     docker_container: str | None = None
     prefix: str = "/dev/crashcart"  # the path that the tools work at
     format: str = "squashfs"  # a key of filesystems.PROGRAMS
-    arch: str | None = None  # None: the sources decide
+    arch: str | None = None  # None: this machine's, or, without packages, that of the sources
     release: str | None = None  # None: the machine's own sources
     mirror: str | None = None  # None: the machine's own mirrors
 

@@ -57,7 +57,7 @@ def gen_members(stream: IO[bytes]) -> Iterator[Member]:
     while True:
         header = _read(stream, _HEADER)
         if header[:6] not in _MAGICS:
-            raise ValueError("what should be a header of cpio is none")
+            raise ValueError("a cpio header is missing")
         numbers = [int(header[6 + 8 * index : 14 + 8 * index], 16) for index in range(_FIELDS)]
         inode, mode, _uid, _gid, links, _time, size, *_devices, name_size, _check = numbers
         if not 0 < name_size <= _MAX_NAME:

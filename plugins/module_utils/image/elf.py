@@ -161,7 +161,7 @@ def link_alternatives(tree: str, elves: list[Elf], folders: list[str]) -> None:
 def patch(tree: str, prefix: str, elves: list[Elf], folders: list[str]) -> tuple[list[Elf], list[dict[str, str]]]:
     """Patch ELVES to work at PREFIX and to search FOLDERS of the tree for libraries.
 
-    Return the patched files, and the path and the reason of each that patchelf cannot patch.
+    Return ELVES with their new interpreters and folders, and the path and the reason of each that patchelf cannot patch.
     """
     by_family = {family: sort_folders(folders, elves, family) for family in ("glibc", "musl", "")}
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -35,7 +35,7 @@ def _read_header(file: IO[bytes]) -> tuple[bytes, bytes]:
     """Return the entries and the store of the header that begins at FILE's current position."""
     preamble = file.read(_PREAMBLE.size)
     if len(preamble) != _PREAMBLE.size or not preamble.startswith(_HEADER_MAGIC):
-        raise ValueError("what should be a header of an rpm is none")
+        raise ValueError("an rpm header is missing")
     _magic, count, size = _PREAMBLE.unpack(preamble)
     if count * _ENTRY.size + size > _MAX_SIZE:
         raise ValueError("a header of an impossible size")

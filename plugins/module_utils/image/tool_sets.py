@@ -105,5 +105,5 @@ def list_packages(names: list[str]) -> list[str]:
     """Return the packages of the tool sets called NAMES, sorted. Raises BuildError for an unknown name."""
     for name in names:
         if name not in TOOL_SETS:
-            raise BuildError(f"there is no tool set {name!r}, but {', '.join(TOOL_SETS)}")
+            raise BuildError(f"there is no tool set {name!r}: choose from {', '.join(TOOL_SETS)}")
     return sorted({package for name in names for package in TOOL_SETS[name]})

@@ -123,8 +123,7 @@ def is_archive(path: str) -> bool:
 class Tree:
     """The tree of an image in the folder PATH, which the constructor makes. A later file replaces an earlier one, but never a folder.
 
-    PATH: the folder. ORIGINS: place of each file and link → label of its source.
-    DROPPED: "PLACE: REASON" of each file that cannot be in the tree.
+    ORIGINS: place of each file and link → label of its source. DROPPED: "PLACE: REASON" of each file that cannot be in the tree.
     """
 
     def __init__(self, path: str) -> None:
@@ -141,7 +140,7 @@ class Tree:
         self._sources: dict[str, int] = {}
 
     def add_archive(self, stream: IO[bytes], origin: str) -> None:
-        """Unpack the tar archive STREAM of the source ORIGIN. Raises BuildError where it is damaged, too large or leads out of itself."""
+        """Unpack the tar archive STREAM of the source ORIGIN. Raises BuildError where it is damaged or too large, or a path leads out."""
         self._source += 1
         try:
             with tarfile.open(fileobj=stream, mode="r|*", errorlevel=2, tarinfo=_Member) as archive:
@@ -155,7 +154,7 @@ class Tree:
             raise
 
     def add_cpio(self, stream: IO[bytes], origin: str) -> None:
-        """Unpack the cpio archive STREAM (newc) of the source ORIGIN. Raises BuildError where it is damaged or not allowed."""
+        """Unpack the cpio archive STREAM (newc) of the source ORIGIN. Raises BuildError under the same conditions as add_archive."""
         self._source += 1
         # The names of one file follow each other, and the content comes with the last of them.
         first: dict[int, str] = {}
@@ -272,7 +271,7 @@ class Tree:
             if _is_left_out(aim):
                 self.dropped.append(f"{place}: a link to {aim}, which is left out")
                 return
-            raise BuildError(f"{origin} holds a hard link to what it does not hold: {place} → {aim}")
+            raise BuildError(f"{origin} holds a hard link to a file that it does not hold: {place} → {aim}")
         if place != aim:
             self._prepare(place, origin)
             os.link(source, os.path.join(self.path, place))

@@ -124,7 +124,7 @@ def forbid_default_folders(content: bytes, dynamic: Dynamic) -> bytes | None:
 
 
 def seal_elf(state: State, place: str, content: bytes) -> bytes:
-    """Return the content of the ELF file at PLACE, CONTENT, sealed as far as possible, and complain to STATE of the rest."""
+    """Return CONTENT, the ELF file at PLACE, sealed as far as possible, and complain to STATE of the rest."""
     dynamic = read_dynamic(content)
     if dynamic is None:
         return content
@@ -228,7 +228,7 @@ def _seal_loader(state: State, place: str, content: bytes) -> bytes:
 
 
 def _seal_python(state: State, place: str, content: bytes) -> bytes:
-    """Return CONTENT, which at PLACE may be Python's program or library, changed to take no modules from a user's home."""
+    """Return CONTENT, the file at PLACE, changed to take no modules from a user's home if it is Python's program or library."""
     version = PYTHON.fullmatch(posixpath.basename(place))
     if version is None:
         return content
