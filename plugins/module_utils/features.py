@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.feature import (
+    Feature,
+    check_filesystem,
+    make_feature,
+    make_missing,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.boot import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import (
     dynamic_events,
@@ -22,56 +24,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 )
 
 _MIN_KERNEL = (5, 8)
-
-
-_NO_IMAGES = "images of this format can be neither attached nor used by crashcart_exec: load the module, or build them with another format"
-_NO_TRACES = "nothing can be traced, attached tools and crashcart_exec work all the same"
-# What a host without the feature cannot do, and what to do instead. The collection needs no feature that is not listed here.
-_CONSEQUENCES = {
-    "kernel": "crashcart_exec and the connection do not work: use crashcart_attach, which works by method mknod, or a newer kernel",
-    "mount_api": "nothing can be run by crashcart_exec, and crashcart_attach works by method mknod only, with privileges",
-    "squashfs": _NO_IMAGES,
-    "erofs": _NO_IMAGES,
-    "ext4": _NO_IMAGES,
-    "loop": "images can be neither attached nor used by crashcart_exec",
-    "cgroups": "the processes of containers are not known, so nothing can be attached to them, run in them or traced: mount cgroup2",
-    "tracefs": _NO_TRACES,
-    "trace_instances": _NO_TRACES,
-    "syscall_events": "system calls cannot be traced: trace events or functions",
-    "event_fork": _NO_TRACES,
-    "kprobes": "probes of the kernel's functions cannot be traced: trace its events, or probes of programs",
-    "eprobes": "probes of events cannot be traced, and paths of system calls are recorded in another way, which costs more",
-    "uprobes": "probes of programs cannot be traced: trace events",
-    "function_graph": "tracer=function_graph fails: use tracer=function, or events",
-    "function": "tracer=function and tracer=function_graph fail: trace events",
-    "syscall_names": "system calls cannot be chosen by name",
-}
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature of the host that the collection can use."""
-
-    name: str
-    ok: bool  # the host has it
-    reason: str  # why the feature is missing, and what to do; '' when it is there
-    consequence: str = ""  # what the host cannot do without it; '' when it is there, or the collection does not need it
-
-
-def make_missing(name: str, reason: str) -> Feature:
-    """Return the Feature NAME as missing on this host, for REASON."""
-    return Feature(name, False, reason, _CONSEQUENCES.get(name, ""))
-
-
-def find_way(library: str, package: str) -> str:
-    """Return the advice that brings the PyPI project LIBRARY to the running Python.
-
-    The distribution's own Python gets PACKAGE from the distribution; any other Python (a venv, a build) uses pip.
-    """
-    is_distributions = sys.prefix == sys.base_prefix and os.path.realpath(sys.executable or "").startswith("/usr/bin/")
-    return (
-        f"install {package}" if is_distributions or not sys.executable else f"{sys.executable} -m pip install {library}"
-    )
 
 
 def list_features() -> list[Feature]:
@@ -87,19 +39,10 @@ def list_features() -> list[Feature]:
     ]
 
 
-def parse_release(release: str) -> tuple[int, ...]:
-    """Return the major and minor number of a kernel release such as 6.1.0-17-amd64."""
-    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-
-
-def _feature(name: str, ok: bool, reason: str) -> Feature:
-    return Feature(name, True, "") if ok else make_missing(name, reason)
-
-
 def _check_kernel() -> Feature:
     release = os.uname().release
     wanted = ".".join(map(str, _MIN_KERNEL))
-    return _feature("kernel", parse_release(release) >= _MIN_KERNEL, f"Linux {release} is older than {wanted}")
+    return make_feature("kernel", parse_release(release) >= _MIN_KERNEL, f"Linux {release} is older than {wanted}")
 
 
 def _check_mount_api() -> Feature:
@@ -114,29 +57,14 @@ def _check_mount_api() -> Feature:
     return Feature("mount_api", True, "")
 
 
-def check_filesystem(name: str) -> Feature:
-    """Return the Feature NAME, a file system: the kernel can mount it now, or modprobe finds a module for it."""
-    with open("/proc/filesystems", encoding="ascii") as file:
-        if name in file.read().split():
-            return Feature(name, True, "")
-    # The PATH of an unprivileged login may lack the folders of modprobe.
-    modprobe = shutil.which("modprobe", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
-    if modprobe is None:
-        return make_missing(
-            name, f"the kernel does not know it now, and there is no modprobe to load it (CONFIG_{name.upper()})"
-        )
-    done = subprocess.run([modprobe, "--dry-run", "--quiet", name], check=False)
-    return _feature(name, done.returncode == 0, f"the kernel has no module for it (CONFIG_{name.upper()})")
-
-
 def _check_loop() -> Feature:
-    return _feature(
+    return make_feature(
         "loop", os.path.exists("/dev/loop-control"), "/dev/loop-control is missing: modprobe loop (CONFIG_BLK_DEV_LOOP)"
     )
 
 
 def _check_cgroups() -> Feature:
-    return _feature(
+    return make_feature(
         "cgroups", cgroups.find_version(read_mounts("self", " - cgroup")) != "none", "no cgroup filesystem is mounted"
     )
 
@@ -161,20 +89,20 @@ def list_trace_features() -> list[Feature]:
         "snapshot": ("snapshot", "the kernel takes no snapshots of a trace (CONFIG_TRACER_SNAPSHOT)"),
     }
     checks = [
-        _feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
+        make_feature(name, os.path.exists(os.path.join(root, path)), reason) for name, (path, reason) in needed.items()
     ]
     missing = dynamic_events.find_missing_kinds(root)
-    checks += [_feature(f"{kind}s", kind not in missing, missing.get(kind, "")) for kind in dynamic_events.KINDS]
+    checks += [make_feature(f"{kind}s", kind not in missing, missing.get(kind, "")) for kind in dynamic_events.KINDS]
     with open(os.path.join(root, "available_tracers"), encoding="ascii") as file:
         reason = "the kernel has no function_graph tracer (CONFIG_FUNCTION_GRAPH_TRACER)"
-        checks.append(_feature("function_graph", "function_graph" in file.read().split(), reason))
+        checks.append(make_feature("function_graph", "function_graph" in file.read().split(), reason))
     functions = os.path.join(root, "available_filter_functions")
     reason = (
         _try_to_read(functions)
         if os.path.exists(functions)
         else "the kernel cannot trace its functions (CONFIG_FUNCTION_TRACER, CONFIG_DYNAMIC_FTRACE)"
     )
-    return [Feature("tracefs", True, ""), *checks, _feature("function", not reason, reason)]
+    return [Feature("tracefs", True, ""), *checks, make_feature("function", not reason, reason)]
 
 
 def _try_to_read(path: str) -> str:

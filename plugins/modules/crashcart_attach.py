@@ -250,9 +250,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import (
     attach,
-    attachments,
     expiry_watchdog,
     methods,
+    removal,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.shells import shell_line
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
@@ -270,7 +270,7 @@ def run_detached(module, host, outcome):
     parameters = module.params
     options.require_selection(module, "whatever is attached on the host")
     containers = options.select(module, host, required=False, missing_ok=True)
-    busy = attachments.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
+    busy = removal.Busy(parameters["busy"], parse_seconds(parameters["busy_timeout"], "busy_timeout"))
 
     def detach(some, outcome, **more):
         what = attach.Detaching(parameters["image"], parameters["path"], busy, **more)

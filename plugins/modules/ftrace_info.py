@@ -167,7 +167,7 @@ features:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import features, summaries
+from ansible_collections.crashcart.fleet.plugins.module_utils import feature, features, summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
@@ -188,9 +188,9 @@ def find_available(root):
 
 
 def list_features(available):
-    found = {feature.name: vars(feature) for feature in features.list_trace_features()}
+    found = {found.name: vars(found) for found in features.list_trace_features()}
     for name, reason in tracers.list_missing(available["tracers"]).items() if available else ():
-        found.setdefault(name, vars(features.make_missing(name, reason)))
+        found.setdefault(name, vars(feature.make_missing(name, reason)))
     return list(found.values())
 
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import features
+from ansible_collections.crashcart.fleet.plugins.module_utils import feature
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PUBLIC, make_folder
@@ -180,10 +180,10 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     kind = manifest.get("format")
     if kind not in FORMATS:
         raise ImageError(f"the image's format is {kind!r}, and only {', '.join(FORMATS)} are known here")
-    feature = features.check_filesystem(str(kind))
-    if not feature.ok:
+    filesystem = feature.check_filesystem(str(kind))
+    if not filesystem.ok:
         raise ImageError(
-            f"this host cannot mount the image's format {kind}: {feature.reason}; build the image with another format"
+            f"this host cannot mount the image's format {kind}: {filesystem.reason}; build the image with another format"
             " (the features that crashcart_info tells name those the host can mount)"
         )
 

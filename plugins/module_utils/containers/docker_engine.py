@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
     make_container,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature, find_way
+from ansible_collections.crashcart.fleet.plugins.module_utils.feature import Feature, find_way
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 if sys.version_info < (3, 12):

@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerError,
     ContainerGoneError,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.features import Feature, find_way
+from ansible_collections.crashcart.fleet.plugins.module_utils.feature import Feature, find_way
 
 JMESPATH_IMPORT_ERROR: str | None = None
 try:

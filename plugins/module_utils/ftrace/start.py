@@ -42,9 +42,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import NO_LIMITS, Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest, ProbeSet
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import Settings, add_probes
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes, probe_places
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import (
     check_possible,
     configure,
@@ -129,7 +129,7 @@ class Plan:
     subject: Target | Awaited
     group: str
     settings: Settings
-    probes: installed_probes.ProbeSet
+    probes: ProbeSet
     following: Following
     limits: Limits
     pid_lists: PidLists
@@ -206,7 +206,7 @@ def ensure_started(
         return call.started
     check_possible(root, request.settings, [find_instance(root, container).instance.name for container in left])
     handover.check_possible(request.limits, root, int(request.settings.files["buffer_size_kb"]))
-    installed_probes.check_possible(root, request.probes)
+    probe_places.check_possible(root, request.probes)
     running = [container for container in left if not (restarts and container.may_start)]
     with open_targets(running, ended_ok=restarts, refuse=outcome.fail) as held, ExitStack() as binaries:
         by_id = {target.container.id: target for target in held}
@@ -215,14 +215,14 @@ def ensure_started(
             with outcome.serve(container):
                 subjects.append(by_id.get(container.id) or _await(call, container))
 
-        def serve(bound: tuple[Target | Awaited, installed_probes.ProbeSet | FleetError]) -> None:
+        def serve(bound: tuple[Target | Awaited, ProbeSet | FleetError]) -> None:
             subject, probes = bound
             with outcome.serve(subject.container):
                 if isinstance(probes, FleetError):
                     raise probes
                 _serve(call, subject, probes)
 
-        found = list(zip(subjects, installed_probes.bind_all(subjects, request.probes, binaries)))
+        found = list(zip(subjects, probe_places.bind_all(subjects, request.probes, binaries)))
         serve_in_turns(found, serve, lambda bound, error: outcome.fail(bound[0].container, error), Patience())
     return call.started
 
@@ -256,7 +256,7 @@ def _await(call: _Call, container: Container) -> Awaited:
     return Awaited(container, group, place.has_shim)
 
 
-def _serve(call: _Call, subject: Target | Awaited, probes: installed_probes.ProbeSet) -> None:
+def _serve(call: _Call, subject: Target | Awaited, probes: ProbeSet) -> None:
     """Have SUBJECT traced; if it ends meanwhile and restarts are followed, await its next start."""
     try:
         _ensure(call, make_plan(call.root, subject, probes, call.request))
@@ -266,7 +266,7 @@ def _serve(call: _Call, subject: Target | Awaited, probes: installed_probes.Prob
         _ensure(call, make_plan(call.root, _await(call, subject.container), probes, call.request))
 
 
-def make_plan(root: str, subject: Target | Awaited, probes: installed_probes.ProbeSet, request: TraceRequest) -> Plan:
+def make_plan(root: str, subject: Target | Awaited, probes: ProbeSet, request: TraceRequest) -> Plan:
     """Return the plan that traces SUBJECT, with the container's own PROBES, as REQUEST says. ROOT is the tracefs."""
     trace = find_instance(root, subject.container)
     group = _find_group(subject)

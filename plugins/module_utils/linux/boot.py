@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The identity of the host's current boot, and the seconds since it, which no change of the host's date alters."""
+"""The running kernel: its release, the identity of its boot, and the seconds since that boot, which no change of the host's date alters."""
 
 from __future__ import annotations
 
+import re
 import time
 
 
@@ -16,3 +17,8 @@ def read_boot_id() -> str:
 def read_clock() -> float:
     """Return the current time in seconds since boot, including suspended time (CLOCK_BOOTTIME)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def parse_release(release: str) -> tuple[int, ...]:
+    """Return the major and minor number of a kernel release such as 6.1.0-17-amd64."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])

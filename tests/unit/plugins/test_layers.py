@@ -14,7 +14,7 @@ COLLECTION = "ansible_collections.crashcart.fleet.plugins."
 PLUGINS = Path(errors.__file__).parents[1]
 # From the bottom to the top: a module imports from its own line and from those above it in this list. The most specific name counts.
 LAYERS = (
-    ("errors", "names", "units", "printable", "hidden", "architectures"),
+    ("errors", "feature", "names", "units", "printable", "hidden", "architectures"),
     ("linux",),
     ("linux.tracing",),
     ("features",),

@@ -20,14 +20,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import (
     Attachment,
-    Busy,
-    end_attachment,
     find_all,
     find_attachments,
     list_ends,
-    take_away,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.expiry import Expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.removal import Busy, end_attachment, take_away
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,

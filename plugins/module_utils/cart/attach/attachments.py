@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The attachments in containers, and their removal.
+"""The attachments in containers; attach.py makes them, and removal.py takes them away.
 
 Attachments are read from the kernel: a mount in a container of an image of the store.
 """
@@ -12,14 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import (
-    expiry,
-    methods,
-    placement,
-    tool_users,
-    volumes,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.expiry import Expiry
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import ImageFinder
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
@@ -29,11 +22,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import (
     MountsTooMany,
     Target,
-    hold_container,
     open_targets,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import parse_device
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
+
+NODE = "crashcart-image"  # the device node that the method mknod mounts, and so the source of its mounts
 
 
 @dataclass(frozen=True)
@@ -83,17 +77,6 @@ class Attachment:
         }
 
 
-@dataclass(frozen=True)
-class Busy:
-    """The behaviour of a detach where processes use the tools.
-
-    CHOICE: fail, wait, kill or lazy. TIMEOUT_S: the longest time that wait and kill last.
-    """
-
-    choice: str = "fail"
-    timeout_s: float = 30.0
-
-
 def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
     """Return the attachments in TARGET, the lowest mount first."""
     return [
@@ -104,12 +87,19 @@ def find_attachments(target: Target, finder: ImageFinder) -> list[Attachment]:
             image_mount.digest,
             image_mount.mount.device,
             image_mount.mount.filesystem,
-            methods.find_method(image_mount.mount),
+            _find_method(image_mount.mount),
         )
         for image_mount in finder.find(target.read_mounts(*finder.needles))
         # Other places only show the image by chance: the container has folders of the host, and one of them is another container's volume.
         if os.path.basename(image_mount.mount.mount_point).startswith("crashcart")
     ]
+
+
+def _find_method(mount: Mount) -> str:
+    """Return the method by which the image's MOUNT in a container was made."""
+    if mount.master:
+        return "rslave"
+    return "mknod" if mount.source == f"/{NODE}" else "fsmount"
 
 
 def find_tools(target: Target, finder: ImageFinder, image_name: str | None) -> Attachment | None:
@@ -134,55 +124,6 @@ def _find_prefix(first: Attachment) -> str:
     """Return the path at which the image of FIRST, its lowest mount, works."""
     stored = store.find_image(first.image)
     return stored.prefix if stored is not None and stored.digest == first.digest else first.path
-
-
-def take_away(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attachment], busy: Busy) -> None:
-    """Unmount FOUND from the locked TARGETS, and remove the empty folder; OUTCOME gets the failures.
-
-    FOUND are attachments with one path, one for each mount.
-    """
-    path = found[0].path
-    is_lazy = busy.choice == "lazy"
-    from_volumes = {attachment.container.id for attachment in found if attachment.method == "rslave"}
-    for target in targets:
-        with outcome.serve(target, ended_ok=True):
-            if busy.choice in ("wait", "kill"):
-                tool_users.end_users(target, path, busy.timeout_s, kill=busy.choice == "kill")
-            if target.id in from_volumes:
-                volumes.detach([target], path, lazy=is_lazy)
-    own = [attachment for attachment in found if attachment.method != "rslave"]
-    others = [
-        target
-        for target in outcome.list_left(targets)
-        if any(attachment.container.id == target.id for attachment in own)
-    ]
-    counts = [sum(attachment.container.id == target.id for attachment in own) for target in others]
-    devices = {parse_device(attachment.device) for attachment in own}
-    removable = placement.find_removable(others, path)
-
-    def detach_here(index: int, parent_fd: int, name: str) -> None:
-        placement.detach(counts[index], devices, lazy=is_lazy, parent_fd=parent_fd, name=name)
-        if removable[index]:
-            placement.remove_our_folder(parent_fd, name)
-
-    outcome.fail_each(others, placement.try_in_targets(others, path, detach_here, "detach from"), ended_ok=True)
-
-
-def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:
-    """Unmount an attachment lazily, also where processes still use it, and drop its expiry; with DUE_ONLY only if its time has come.
-
-    Raises FleetError where that fails.
-    """
-    with open_targets([ended.container], ended_ok=True) as targets, hold_container(ended.container):
-        # Before the lock was taken, another call may have given it more time, or detached it.
-        if due_only and ended not in expiry.list_expiries():
-            return
-        outcome = Outcome()
-        found = find_all(targets, outcome, path=ended.path, ended_ok=True)
-        if found:
-            take_away(targets, outcome, found, Busy("lazy"))
-        outcome.check()
-        expiry.drop([ended])
 
 
 def find_all(

@@ -13,7 +13,7 @@ import select
 from contextlib import ExitStack, suppress
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import end_attachment
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.removal import end_attachment
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, boot, locks, processes, syscalls

@@ -15,14 +15,14 @@ from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement, volumes
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import NODE
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import create_mounts, open_loop_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 METHODS = ("fsmount", "mknod", "rslave")
-_NODE = "crashcart-image"  # the mount's source, by which find_method knows the method
 _MOUNT_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
@@ -37,13 +37,6 @@ def choose_method(asked: str) -> tuple[str, str]:
             raise
         return "mknod", "the kernel has no detached mounts (Linux 5.2)"
     return "fsmount", "the kernel has detached mounts, which need nothing of the container"
-
-
-def find_method(mount: mounts.Mount) -> str:
-    """Return the method by which the image's MOUNT in a container was made."""
-    if mount.master:
-        return "rslave"
-    return "mknod" if mount.source == f"/{_NODE}" else "fsmount"
 
 
 def attach(
@@ -92,14 +85,14 @@ def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: 
             syscalls.mount_make_private("/")
             syscalls.mount("tmpfs", RUN, "tmpfs", 0)
             node_fds.append(os.open(RUN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            os.mknod(_NODE, stat.S_IFBLK | 0o400, number, dir_fd=node_fds[0])
+            os.mknod(NODE, stat.S_IFBLK | 0o400, number, dir_fd=node_fds[0])
 
         def mount_on(target_fd: int) -> None:
             # mount(2) takes the place from the current folder, and the node from the root.
             os.fchdir(node_fds[0])
             os.chroot(".")
             os.fchdir(target_fd)
-            syscalls.mount(f"/{_NODE}", ".", image.format, _MOUNT_FLAGS)
+            syscalls.mount(f"/{NODE}", ".", image.format, _MOUNT_FLAGS)
 
         def attach_here(_index: int, parent_fd: int, name: str) -> None:
             placement.attach(mount_on, parent_fd, name, host_devices)

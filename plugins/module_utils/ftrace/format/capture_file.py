@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The layout of a segment and the documents in it: a segment is a file with the pages that one drain has taken from one instance.
 
-A host writes it (capture_file_writer.py), and a controller reads it (capture_file_reader.py). Its first line names the format and the compression. Frames follow: a number, the sizes of the
-content compressed and plain, and the content. A CPU's number stands before a chunk of pages in the form of a trace.dat of version 7. Two
-other numbers stand before the head of a trace.dat of version 6 without CPUs, and before documents in JSON.
+A host writes it (capture_file_writer.py), and a controller reads it (capture_file_reader.py). Its first line names the format and the
+compression. Frames follow: a number, the sizes of the content compressed and plain, and the content. A CPU's number stands before a chunk of
+pages in the form of a trace.dat of version 7. Two other numbers stand before the head of a trace.dat of version 6 without CPUs, and before
+documents in JSON.
 
 A first document is written before the kernel gives up any page, and a last one at the end. So a segment whose writer was killed is still a
 capture of the pages in it.

@@ -103,6 +103,18 @@ class Definition:
         return f"{self.letter}:{group}/{self.name} {self.rest}"
 
 
+@dataclass(frozen=True)
+class ProbeSet:
+    """The probes of a container, all in GROUP."""
+
+    group: str = ""
+    definitions: tuple[Definition, ...] = ()
+
+    def list_events(self) -> dict[str, str]:
+        """Return event → filter for the events of the probes."""
+        return {f"{self.group}:{definition.name}": definition.filter for definition in self.definitions}
+
+
 def parse_request(entry: Mapping[str, Any]) -> ProbeRequest:
     """Parse ENTRY of the option probes.
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import events as event_words
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
@@ -18,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.spe
     Settings,
     leave_out_noise,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.boot import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 _PAGE_KB = 4

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import features
+from ansible_collections.crashcart.fleet.plugins.module_utils import feature, features
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 
 
 @pytest.mark.parametrize(
@@ -22,13 +23,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils import features
     ],
 )
 def test_release(release, numbers):
-    assert features.parse_release(release) == numbers
+    assert boot.parse_release(release) == numbers
 
 
 def test_releases_compare_by_number_and_not_by_text():
-    assert features.parse_release("5.10.1") > features.parse_release("5.8.18")
-    assert features.parse_release("10.0") > features.parse_release("9.99")
-    assert features.parse_release("4.99.9") < features.parse_release("5.8.0")
+    assert boot.parse_release("5.10.1") > boot.parse_release("5.8.18")
+    assert boot.parse_release("10.0") > boot.parse_release("9.99")
+    assert boot.parse_release("4.99.9") < boot.parse_release("5.8.0")
 
 
 def test_a_feature_that_is_there_gives_no_reason_and_a_missing_one_does():
@@ -42,6 +43,6 @@ def test_a_feature_that_is_there_gives_no_reason_and_a_missing_one_does():
 
 def test_what_follows_is_said_of_all_that_is_needed():
     unneeded = {"hist_triggers", "snapshot"}
-    names = {feature.name for feature in features.list_features()} - unneeded
-    assert [name for name in names if not features.make_missing(name, "why").consequence] == []
-    assert [name for name in unneeded if features.make_missing(name, "why").consequence] == []
+    names = {found.name for found in features.list_features()} - unneeded
+    assert [name for name in names if not feature.make_missing(name, "why").consequence] == []
+    assert [name for name in unneeded if feature.make_missing(name, "why").consequence] == []

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import features, summaries
+from ansible_collections.crashcart.fleet.plugins.module_utils import feature, summaries
 
 HOST = {
     "kernel": "6.1.0-17-amd64",
@@ -39,7 +39,7 @@ def test_a_host_of_thirty_containers_is_a_page():
     containers = [make_container(number) for number in range(30)]
     attached = [{"id": one["id"], "image": "default", "path": "/x", "expires": 1.0} for one in containers]
     traces = [{**IDLE, "id": one["id"], "container": one["name"]} for one in containers]
-    missing = [vars(features.make_missing(name, "why")) for name in features._CONSEQUENCES]
+    missing = [vars(feature.make_missing(name, "why")) for name in feature._CONSEQUENCES]
     page = [
         summaries.summarize_host(HOST),
         *summaries.summarize_features(missing),
@@ -82,9 +82,9 @@ def test_what_is_recorded_and_what_waits_is_told_by_its_size():
 
 def test_of_features_those_are_told_that_are_missing_and_needed():
     found = [
-        features.Feature("loop", True, ""),
-        features.make_missing("syscall_events", "no events"),
-        features.make_missing("snapshot", "no snapshots"),
+        feature.Feature("loop", True, ""),
+        feature.make_missing("syscall_events", "no events"),
+        feature.make_missing("snapshot", "no snapshots"),
     ]
     assert summaries.summarize_features([vars(one) for one in found]) == [
         "missing syscall_events: no events; system calls cannot be traced: trace events or functions"

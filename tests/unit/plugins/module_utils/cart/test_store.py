@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import features
+from ansible_collections.crashcart.fleet.plugins.module_utils import feature
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.store import ImageError
@@ -312,8 +312,8 @@ def test_an_image_of_another_format_is_refused_and_the_right_one_passes():
 
 
 def test_an_image_that_the_host_cannot_mount_is_refused(monkeypatch):
-    missing = features.Feature("erofs", False, "the kernel has no module for it (CONFIG_EROFS)")
-    monkeypatch.setattr(features, "check_filesystem", lambda name: missing)
+    missing = feature.Feature("erofs", False, "the kernel has no module for it (CONFIG_EROFS)")
+    monkeypatch.setattr(feature, "check_filesystem", lambda name: missing)
     with pytest.raises(ImageError, match="cannot mount the image's format erofs: .*CONFIG_EROFS.*another format"):
         store.check_manifest(make_manifest(format="erofs"))
 

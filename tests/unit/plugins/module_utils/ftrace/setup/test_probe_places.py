@@ -12,8 +12,8 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest, ProbeSet
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import probe_places
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
@@ -35,7 +35,7 @@ LIBC = find_library()
 def bind(*requests):
     """The definitions that REQUESTS come to, and the files that they name."""
     with ExitStack() as stack, Process(os.getpid()) as process:
-        found = installed_probes.bind(Target(WEB, process), requests, stack)
+        found = probe_places.bind(Target(WEB, process), requests, stack)
         links = [re.match(r"/proc/self/fd/(\d+):", one.rest) for one in found.definitions]
         return found, [os.readlink(f"/proc/self/fd/{match[1]}") if match else "" for match in links]
 
@@ -45,7 +45,7 @@ def probe(name="opening", symbol="open", **more):
 
 
 def test_none_are_none():
-    assert bind() == (installed_probes.ProbeSet(), [])
+    assert bind() == (ProbeSet(), [])
 
 
 def test_a_definition_names_the_very_file():
@@ -121,15 +121,15 @@ TABLE = """\
 )
 def test_what_a_process_serves(minor, is_served):
     found = list(mounts.parse_mountinfo(TABLE.splitlines()))
-    assert installed_probes.is_served(found, os.makedev(0, minor)) == is_served
+    assert probe_places.is_served(found, os.makedev(0, minor)) == is_served
     without = [one for one in found if not one.filesystem.startswith("fuse")]
-    assert not installed_probes.is_served(without, os.makedev(0, minor))
+    assert not probe_places.is_served(without, os.makedev(0, minor))
 
 
 def test_a_root_that_a_process_serves_is_the_runtimes():
     found = list(mounts.parse_mountinfo(["1 0 0:30 / / rw - fuse.fuse-overlayfs fuse-overlayfs rw"]))
-    assert not installed_probes.is_served(found, os.makedev(0, 30))
-    assert not installed_probes.is_served(found, os.makedev(0, 99))
+    assert not probe_places.is_served(found, os.makedev(0, 30))
+    assert not probe_places.is_served(found, os.makedev(0, 99))
 
 
 def test_nothing_stays_open():
