@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.features import parse_release
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import events as event_words
@@ -152,10 +153,10 @@ def configure(
 
     Where that fails it is as it was before, or gone if it was made here.
     """
-    with ExitStack() as undo:
+    with undoing() as undo:
         if present is None:
             instance.create()
-            undo.callback(instance.remove)
+            undo.callback(_remove, instance)
         # Only now: probes whose instance there is are nobody's leftovers.
         define()
         if present is not None:
@@ -170,6 +171,12 @@ def configure(
         look_after()
         instance.trace_on()
         undo.pop_all()
+
+
+def _remove(instance: Instance) -> None:
+    """Remove INSTANCE, which was made here; where that fails the caller, who takes back all of a trace, tries again and tells why."""
+    with suppress(TraceError):
+        instance.remove()
 
 
 def _write(instance: Instance, present: Settings | None, settings: Settings, followers: Followers) -> None:
