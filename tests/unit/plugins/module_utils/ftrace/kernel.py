@@ -80,6 +80,24 @@ def format_stats(entries=0, overrun=0, size=0, dropped=0, read=0):
     return _STATS.format(entries, overrun, size, dropped, read)
 
 
+def set_stats(instance, cpu, **numbers):
+    """Have the kernel count NUMBERS for CPU of INSTANCE, which no watch sees."""
+    path = f"{instance.root}/stats"
+    put(path, format_stats(**numbers))
+    os.rename(path, f"{instance.path}/per_cpu/cpu{cpu}/stats")
+
+
+def give_pages(instance, cpu, data):
+    """Have the ring buffer of CPU give DATA, whole pages, to whoever reads on; no watch sees that either."""
+    with open(_find_buffer(instance.path, cpu), "ab") as file:
+        file.write(data)
+
+
+def _find_buffer(path, cpu):
+    """Another name of the file that plays the ring buffer of CPU of the instance at PATH."""
+    return f"{os.path.dirname(path)}-buffers/{os.path.basename(path)}.{cpu}"
+
+
 def put(path, text):
     """Have file PATH, which may be missing with its folders, hold TEXT."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -107,7 +125,8 @@ class Kernel:
         self.refused = None
         self.goes_on = False
         self._populate(root, {**_FILES, **_TOP_FILES})
-        os.mkdir(os.path.join(root, "instances"))
+        for name in ("instances", "instances-buffers"):
+            os.mkdir(os.path.join(root, name))
 
     def __getattr__(self, name):
         return getattr(os, name)
@@ -149,10 +168,14 @@ class Kernel:
         self._step(f"make {os.path.basename(path)}")
         os.mkdir(path, mode)
         self._populate(path, _FILES)
+        for cpu in self._cpus:
+            os.link(os.path.join(path, "per_cpu", f"cpu{cpu}", "trace_pipe_raw"), _find_buffer(path, cpu))
 
     def rmdir(self, path):
         self._step(f"remove {os.path.basename(path)}")
         shutil.rmtree(path)
+        for cpu in self._cpus:
+            os.unlink(_find_buffer(path, cpu))
 
     def open(self, path, flags, mode=0o777):
         if flags & os.O_ACCMODE == os.O_RDONLY:
