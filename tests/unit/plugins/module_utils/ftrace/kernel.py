@@ -93,6 +93,11 @@ def give_pages(instance, cpu, data):
         file.write(data)
 
 
+def take_pages(instance, cpu):
+    """Have the ring buffer of CPU be empty, since a file keeps what was read."""
+    os.truncate(_find_buffer(instance.path, cpu), 0)
+
+
 def _find_buffer(path, cpu):
     """Another name of the file that plays the ring buffer of CPU of the instance at PATH."""
     return f"{os.path.dirname(path)}-buffers/{os.path.basename(path)}.{cpu}"

@@ -264,9 +264,10 @@ def test_a_write_that_fails_leaves_whole_pages_and_counts_what_it_lost(instance,
     with smallest_files(SIZE + SIZE // 2), pytest.raises(Full, match="writing to .* failed: File too large"):
         writer.drain()
     assert os.stat(os.path.join(writer.path, "00000001", "cpu1")).st_size == SIZE
+    writer.finish_segment()
     kernels.give_pages(instance, 0, make_page())
     writer.close({"why": "writing failed"})
-    ((_number, content, _begin, end),) = read_segments(writer)
+    ((_number, content, _begin, end),) = read_segments(writer)  # in which all of it is told
     # What comes after that is left to the kernel, which counts it.
     assert content == {1: make_page(0, 1)}
     assert end["unwritten"] == 6
