@@ -181,6 +181,16 @@ def test_one_cpu_that_cannot_be_read_costs_no_other_and_is_told(kernel):
     assert failures == ["Is a directory"]
 
 
+def test_a_buffer_that_cannot_be_opened_is_told(kernel):
+    trace = make_trace(kernel)
+    fill(trace, make_page(), b"")
+    os.unlink(f"{trace.instance.path}/per_cpu/cpu1/trace_pipe_raw")
+    given, failures, _warnings = run([trace])
+    _content, document = read(given["transfer"]["path"])
+    assert (document["complete"], document["cpus"][1]["error"]) == (False, "its buffer cannot be opened")
+    assert failures == ["its buffer cannot be opened"]
+
+
 def test_one_trace_that_cannot_be_read_costs_no_other(kernel):
     bad, good = make_trace(kernel), make_trace(kernel, "crashcart-ffffffffffff", None)
     fill(good, make_page())
@@ -200,6 +210,7 @@ def test_a_trace_that_goes_meanwhile_is_none(kernel):
     outcome = Outcome()
     with outbox.hold_folder():
         assert ring.stage([trace], outcome, lambda _trace: sources, []) == ([], False)
+        assert ring.stage([trace], outcome, lambda one: [one.instance.read("tracing_on")], []) == ([], False)
     assert (outcome.as_result(), list_states()) == ([], [])
 
 
@@ -249,7 +260,8 @@ def test_what_never_came_home_is_offered_to_everybody_and_what_is_kept_to_those_
     kept = put(20, "kept")
     put(30, "kept", instance="crashcart-gone00000000")
     assert list_offered(run([])[0]) == [waiting]
-    os.utime(outbox.FOLDER)
+    there = Home(cursor=10)
+    assert (fetch.foresee([], there), fetch.foresee([trace], there)) == (False, True)
     for name in os.listdir(outbox.FOLDER):
         if name.startswith("transfer"):
             os.unlink(os.path.join(outbox.FOLDER, name))

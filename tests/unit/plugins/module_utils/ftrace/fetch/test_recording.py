@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch, outbox, recording
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.fetch import Home
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import read_segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file import (
+    SegmentWriter,
+    read_segment,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import RecordingWriter
@@ -189,7 +193,45 @@ def test_what_a_recorder_that_died_has_left_comes_with_what_the_buffer_holds(tra
     _given, ((content, document),), _failures = run(trace)
     assert content == {0: make_page(1) + make_page(2, 4)}
     assert (document["stopped"], document["entries"], document["lost"]) == (recordings.DIED, 6, 5)
+    assert document["pages"] == 2
     assert "the recorder died, and tracing stopped with it" in document["reasons"]
+
+
+def test_what_the_buffer_holds_belongs_to_the_last_recording(trace):
+    for number in (1, 2):
+        record(trace, make_page(number))
+    kernels.give_pages(trace.instance, 0, make_page(3))
+    _given, found, _failures = run(trace)
+    assert [content for content, _document in found] == [{0: make_page(1)}, {0: make_page(2) + make_page(3)}]
+
+
+def test_one_recording_that_cannot_be_read_costs_no_other(trace):
+    first, _second = (record(trace, make_page(number), end=END) for number in (1, 2))
+    os.unlink(f"{first}/head")
+    _given, ((content, _document),), (failure,) = run(trace)
+    assert content == {0: make_page(2)}
+    assert "No such file or directory" in failure and os.path.exists(first)
+
+
+def test_one_segment_is_taken_at_least(trace, tmp_path):
+    record(trace, make_page(1), make_page(2), end=END)
+    (source,) = recording.list_sources(trace)
+    with open(tmp_path / "segment", "wb") as file:
+        manifest = source.take(SegmentWriter(file, "zlib"), 0)
+    assert (manifest["segments"], manifest["partial"]) == (1, True)
+    source.finish()
+    assert recording.count_entries(trace) == SIZE
+
+
+@pytest.mark.parametrize("is_same_boot", [True, False])
+def test_who_runs_now_is_known_in_the_same_boot_only(trace, monkeypatch, is_same_boot):
+    record(trace, make_page(1), end={})
+    if not is_same_boot:
+        monkeypatch.setattr(boot, "read_boot_id", lambda: "another")
+    container = replace(CONTAINER, pid=os.getpid())
+    _given, ((_content, document),), _failures = run(TraceInstance(trace.instance, container))
+    assert (os.getpid() in {task["tid"] for task in document["tasks"]}) is is_same_boot
+    assert (document["time"]["end"] == RECORD["start"]) is not is_same_boot
 
 
 def test_of_another_instance_of_that_name_nothing_is_taken(trace, kernel):
