@@ -82,15 +82,21 @@ def format_stats(entries=0, overrun=0, size=0, dropped=0, read=0):
 
 def set_stats(instance, cpu, **numbers):
     """Have the kernel count NUMBERS for CPU of INSTANCE, which no watch sees."""
-    path = f"{instance.root}/stats"
-    put(path, format_stats(**numbers))
-    os.rename(path, f"{instance.path}/per_cpu/cpu{cpu}/stats")
+    put_unseen(instance.root, f"{instance.path}/per_cpu/cpu{cpu}/stats", format_stats(**numbers))
 
 
 def give_pages(instance, cpu, data):
     """Have the ring buffer of CPU give DATA, whole pages, to whoever reads on; no watch sees that either."""
     with open(_find_buffer(instance.path, cpu), "ab") as file:
         file.write(data)
+
+
+def put_unseen(root, path, text):
+    """Have PATH hold TEXT without a write that a watch sees, as the kernel does: by another name of the file."""
+    other = f"{root}/.{os.getpid()}"
+    os.link(path, other)
+    put(other, text)
+    os.unlink(other)
 
 
 def take_pages(instance, cpu):
@@ -190,7 +196,7 @@ class Kernel:
         fd = os.open(path, flags & ~os.O_TRUNC, mode)
         self._opened[fd] = path
         if flags & os.O_TRUNC and os.path.basename(path) in _PID_LISTS:
-            put(path, "")
+            self._set(path, "")
         return fd
 
     def write(self, fd, data):
@@ -199,27 +205,34 @@ class Kernel:
         self._store(path, text.strip())
         return len(data)
 
-    @staticmethod
-    def _forget_ended(path):
-        put(path, "".join(f"{word}\n" for word in get(path).split() if is_alive(int(word))))
+    def _set(self, path, text):
+        put_unseen(self.root, path, text)
+
+    def _forget_ended(self, path):
+        words = get(path).split()
+        alive = [word for word in words if is_alive(int(word))]
+        if alive != words:
+            self._set(path, "".join(f"{word}\n" for word in alive))
 
     def _store(self, path, text):
         folder, name = os.path.split(path)
         if name in _PID_LISTS:
-            put(path, "".join(f"{tid}\n" for tid in sorted({*map(int, get(path).split()), *map(int, text.split())})))
+            self._set(
+                path, "".join(f"{tid}\n" for tid in sorted({*map(int, get(path).split()), *map(int, text.split())}))
+            )
         elif name in _PROBE_LISTS:
             self._change_probes(path, text)
         elif name == "trace_clock":
-            put(path, " ".join(f"[{one}]" if one == text else one for one in _CLOCKS) + "\n")
+            self._set(path, " ".join(f"[{one}]" if one == text else one for one in _CLOCKS) + "\n")
         elif name == "filter":
-            put(path, ("none" if text == "0" else text) + "\n")
+            self._set(path, ("none" if text == "0" else text) + "\n")
         elif name == "trigger":
             present = [line for line in get(path).splitlines() if not line.startswith("#")]
             left = [line for line in present if not ("!" + line).startswith(text)]
             if not text.startswith("!"):
                 action, if_, condition = text.partition(" if ")
                 left.append(f"{action}:unlimited{if_}{condition}")
-            put(path, "".join(f"{line}\n" for line in left) or _NO_TRIGGERS)
+            self._set(path, "".join(f"{line}\n" for line in left) or _NO_TRIGGERS)
         elif path.endswith("events/enable"):
             for event in (*EVENTS, *self._list_probes()):
                 self._switch(os.path.dirname(folder), event, text)
@@ -227,25 +240,24 @@ class Kernel:
             event = "/".join(folder.split("/")[-2:])
             self._switch(folder[: -len(f"/events/{event}")], event, text)
         elif name != "free_buffer":
-            put(path, text + "\n")
+            self._set(path, text + "\n")
 
-    @staticmethod
-    def _switch(instance, event, text):
-        put(os.path.join(instance, "events", event, "enable"), text + "\n")
+    def _switch(self, instance, event, text):
+        self._set(os.path.join(instance, "events", event, "enable"), text + "\n")
         path, line = os.path.join(instance, "set_event"), event.replace("/", ":") + "\n"
         others = [one for one in get(path).splitlines(True) if one != line]
-        put(path, "".join([*others, line] if text == "1" else others))
+        self._set(path, "".join([*others, line] if text == "1" else others))
 
     def _change_probes(self, path, text):
         word = text.split()[0]
         event = word.partition(":")[2]
         if not word.startswith("-"):
-            put(path, get(path) + text + "\n")
+            self._set(path, get(path) + text + "\n")
             for folder in (self.root, *self._list_instances()):
                 self._add_event(folder, event)
             return
         lines = get(path).splitlines(True)
-        put(path, "".join(line for line in lines if line.split()[0].partition(":")[2] != event))
+        self._set(path, "".join(line for line in lines if line.split()[0].partition(":")[2] != event))
         for folder in (self.root, *self._list_instances()):
             shutil.rmtree(os.path.join(folder, "events", event.split("/")[0]))
 

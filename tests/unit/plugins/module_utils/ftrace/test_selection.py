@@ -182,6 +182,22 @@ def test_where_no_runtime_answers_traces_are_known_by_their_records(kernel, sele
         select(silence, params={"query": "State.Running"})
 
 
+def test_where_all_runtimes_are_silent_a_query_is_an_error_and_nothing_else_is(kernel, select):
+    class Silent(Runtimes):
+        inspect = None
+
+        def list_containers(self, *, users=True):
+            raise ContainerError("Docker is silent")
+
+    trace(kernel, API)
+    warning = "no runtime of this host says what containers it has: Docker is silent"
+    assert select(Silent(), ["api"]) == ([("api", "gone")], [warning])
+    assert select(Silent()) == ([("api", "gone")], [warning])
+    pytest.importorskip("jmespath")
+    with pytest.raises(ContainerError, match="Docker is silent"):
+        select(Silent(), params={"query": "State.Running"})
+
+
 def test_a_users_container_has_no_trace_of_roots(kernel, select):
     """A user may give a container any id, so also that of one that root has traced."""
     trace(kernel, OLD)

@@ -56,8 +56,9 @@ def test_each_attachment_has_a_file_of_its_own_and_one_that_is_settled_anew_the_
 def test_what_nobody_of_us_has_written_is_passed_over(folder):
     one = make()
     expiry.write([one])
-    for name, text in (("a", "{}"), ("b", "no json"), ("c", "[]"), (".d", json.dumps({"container": {}}))):
-        (folder / name).write_text(text)
+    whole = (folder / one.name).read_text()
+    for name, text in (("a", "{}"), ("b", "no json"), ("c", "[]"), ("d", json.dumps({"container": {}})), (".d", whole)):
+        (folder / name).write_text(text)  # the last one is what a killed writer has left
     assert expiry.list_expiries() == [one]
 
 

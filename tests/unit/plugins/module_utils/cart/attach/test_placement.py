@@ -235,30 +235,36 @@ def hold(*pids):
     return [Target(Container(str(pid) * 8, f"c{pid}", "running", pid, "", {}), Process(pid)) for pid in pids]
 
 
-def test_of_containers_that_share_a_folder_the_last_one_removes_it(tmp_path):
+@pytest.fixture
+def child():
+    """A process that sleeps."""
+    with subprocess.Popen(["sleep", "600"]) as started:
+        yield started
+        started.kill()
+
+
+def test_of_containers_that_share_a_folder_the_last_one_removes_it(tmp_path, child):
     assert placement.find_removable([], "/dev/crashcart") == []
-    with subprocess.Popen(["sleep", "600"]) as child:
-        path = str(tmp_path / NAME)
-        targets = hold(os.getpid(), child.pid)
-        assert placement.find_removable(targets, path) == [False, True]
-        assert placement.find_removable(targets[:1], path) == [True]
-        child.kill()
-        child.wait()
-        # Of one that has ended nobody knows; the other one is the last then.
-        assert placement.find_removable(targets, path) == [True, False]
-        for target in targets:
-            target.process.close()
-
-
-def test_a_container_that_has_ended_is_told_by_its_name():
-    with subprocess.Popen(["sleep", "600"]) as child:
-        (target,) = hold(child.pid)
-        child.kill()
-        child.wait()
-        with pytest.raises(ContainerGoneError, match=f"container c{child.pid} has just ended"):
-            placement.run_in_target(target, "/dev/crashcart", lambda *_arguments: None, "attach to")
-        assert placement.find_folders([target], "/dev/crashcart") == []
+    path = str(tmp_path / NAME)
+    targets = hold(os.getpid(), child.pid)
+    assert placement.find_removable(targets, path) == [False, True]
+    assert placement.find_removable(targets[:1], path) == [True]
+    child.kill()
+    child.wait()
+    # Of one that has ended nobody knows; the other one is the last then.
+    assert placement.find_removable(targets, path) == [True, False]
+    for target in targets:
         target.process.close()
+
+
+def test_a_container_that_has_ended_is_told_by_its_name(child):
+    (target,) = hold(child.pid)
+    child.kill()
+    child.wait()
+    with pytest.raises(ContainerGoneError, match=f"container c{child.pid} has just ended"):
+        placement.run_in_target(target, "/dev/crashcart", lambda *_arguments: None, "attach to")
+    assert placement.find_folders([target], "/dev/crashcart") == []
+    target.process.close()
 
 
 @pytest.mark.parametrize(
