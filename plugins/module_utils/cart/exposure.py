@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import mounting
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     Container,
     ContainerError,
@@ -100,11 +100,11 @@ def foresee(containers: Sequence[Container], outcome: Outcome, path: str) -> Non
                 if not any(exposure.path == path for exposure in _read_exposures(target)):
                     _check_free(target, path)
                     free.append(target)
-        host_devices = placement.list_host_devices()
-        errors = placement.try_in_targets(
+        host_devices = mounting.list_host_devices()
+        errors = mounting.try_in_targets(
             free,
             path,
-            lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices),
+            lambda _index, parent_fd, name: mounting.foresee(parent_fd, name, host_devices),
             "expose a trace in",
         )
         outcome.fail_each(free, errors)
@@ -200,21 +200,21 @@ def list_exposed(containers: Iterable[Container]) -> dict[str, Exposure]:
 
 
 def _remove(target: Target, exposure: Exposure) -> None:
-    removable = placement.find_removable([target], exposure.path)[0]
+    removable = mounting.find_removable([target], exposure.path)[0]
     device = mounts.parse_device(exposure.device)
 
     def detach(_index: int, parent_fd: int, name: str) -> None:
         # Lazily, as a process of the container may have a file open.
-        placement.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
+        mounting.detach(1, {device}, lazy=True, parent_fd=parent_fd, name=name)
         if removable:
-            placement.remove_our_folder(parent_fd, name)
+            mounting.remove_our_folder(parent_fd, name)
 
-    placement.run_in_target(target, exposure.path, detach, "take an exposed trace out of")
+    mounting.run_in_target(target, exposure.path, detach, "take an exposed trace out of")
 
 
 def _expose(target: Target, wish: Exposure, folder: str) -> None:
     uid, gid = _find_user(target)
-    host_devices = placement.list_host_devices()
+    host_devices = mounting.list_host_devices()
     with ExitStack() as stack:
         cover_fd = _create_cover(wish)
         stack.callback(os.close, cover_fd)
@@ -237,10 +237,10 @@ def _expose(target: Target, wish: Exposure, folder: str) -> None:
                     syscalls.umount2(".", syscalls.MNT_DETACH)
                 raise
 
-        placement.run_in_target(
+        mounting.run_in_target(
             target,
             wish.path,
-            lambda _index, parent_fd, name: placement.attach(mount_on, parent_fd, name, host_devices),
+            lambda _index, parent_fd, name: mounting.attach(mount_on, parent_fd, name, host_devices),
             "expose a trace in",
             keep=[cover_fd, *fds.values()],
         )

@@ -46,6 +46,7 @@ def describe_trace(trace: TraceInstance) -> dict[str, Any]:
             "events": {},
             "triggers": {},
             "tracer": None,
+            "probes": {},
             "pids": 0,
             "cpus": [],
         }

@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import
     expiry,
     expiry_watchdog,
     methods,
-    placement,
+    mounting,
     volumes,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import (
@@ -283,8 +283,8 @@ def _remove_folders(
     """Remove the empty folders at PATHS that killed attaches have left in TARGETS; return phrases for them."""
     found = []
     for path in paths:
-        theirs = placement.find_folders(targets, path)
-        removable = placement.find_removable(theirs, path)
+        theirs = mounting.find_folders(targets, path)
+        removable = mounting.find_removable(theirs, path)
         theirs = [target for target, ok in zip(theirs, removable) if ok]
         found += [f"an empty folder {path} in container {target.name}" for target in theirs]
         if not check_mode:
@@ -293,7 +293,7 @@ def _remove_folders(
 
 
 def _remove_empty(outcome: Outcome, path: str, held: list[Target]) -> None:
-    outcome.fail_each(held, placement.remove_folders(held, path), ended_ok=True)
+    outcome.fail_each(held, mounting.remove_folders(held, path), ended_ok=True)
 
 
 def _forget(targets: Sequence[Target], outcome: Outcome, path: str | None, patience: Patience) -> None:

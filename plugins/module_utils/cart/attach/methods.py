@@ -14,7 +14,7 @@ import stat
 from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement, volumes
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import mounting, volumes
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import NODE
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts import create_mounts, open_loop_device
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
@@ -55,27 +55,25 @@ def foresee(method: str, targets: Sequence[Target], path: str) -> Sequence[Conta
     if method == "rslave":
         found = volumes.find_folders(targets, path)
         return [folder if isinstance(folder, ContainerError) else None for folder in found]
-    host_devices = placement.list_host_devices()
-    return placement.try_in_targets(
-        targets, path, lambda _index, parent_fd, name: placement.foresee(parent_fd, name, host_devices), "attach to"
+    host_devices = mounting.list_host_devices()
+    return mounting.try_in_targets(
+        targets, path, lambda _index, parent_fd, name: mounting.foresee(parent_fd, name, host_devices), "attach to"
     )
 
 
 def _attach_by_fsmount(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
-    host_devices = placement.list_host_devices()
+    host_devices = mounting.list_host_devices()
     with create_mounts(image, len(targets)) as fds:
 
         def attach_here(index: int, parent_fd: int, name: str) -> None:
-            placement.attach(
-                lambda target_fd: syscalls.move_mount(fds[index], target_fd), parent_fd, name, host_devices
-            )
+            mounting.attach(lambda target_fd: syscalls.move_mount(fds[index], target_fd), parent_fd, name, host_devices)
 
-        return placement.try_in_targets(targets, path, attach_here, "attach to", keep=fds)
+        return mounting.try_in_targets(targets, path, attach_here, "attach to", keep=fds)
 
 
 def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: str) -> list[ContainerError | None]:
     """Attach by a device node in a tmpfs that only the entering process sees: the node must never be in a container."""
-    host_devices = placement.list_host_devices()
+    host_devices = mounting.list_host_devices()
     with open_loop_device(image) as device:
         number = os.stat(device.path).st_rdev
         node_fds: list[int] = []
@@ -95,6 +93,6 @@ def _attach_by_mknod(targets: Sequence[Target], image: store.StoredImage, path: 
             syscalls.mount(f"/{NODE}", ".", image.format, _MOUNT_FLAGS)
 
         def attach_here(_index: int, parent_fd: int, name: str) -> None:
-            placement.attach(mount_on, parent_fd, name, host_devices)
+            mounting.attach(mount_on, parent_fd, name, host_devices)
 
-        return placement.try_in_targets(targets, path, attach_here, "attach to", prepare=make_node)
+        return mounting.try_in_targets(targets, path, attach_here, "attach to", prepare=make_node)

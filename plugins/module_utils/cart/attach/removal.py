@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, placement, tool_users, volumes
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, mounting, tool_users, volumes
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.attachments import Attachment, find_all
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach.expiry import Expiry
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
@@ -52,14 +52,14 @@ def take_away(targets: Sequence[Target], outcome: Outcome, found: Sequence[Attac
     ]
     counts = [sum(attachment.container.id == target.id for attachment in own) for target in others]
     devices = {parse_device(attachment.device) for attachment in own}
-    removable = placement.find_removable(others, path)
+    removable = mounting.find_removable(others, path)
 
     def detach_here(index: int, parent_fd: int, name: str) -> None:
-        placement.detach(counts[index], devices, lazy=is_lazy, parent_fd=parent_fd, name=name)
+        mounting.detach(counts[index], devices, lazy=is_lazy, parent_fd=parent_fd, name=name)
         if removable[index]:
-            placement.remove_our_folder(parent_fd, name)
+            mounting.remove_our_folder(parent_fd, name)
 
-    outcome.fail_each(others, placement.try_in_targets(others, path, detach_here, "detach from"), ended_ok=True)
+    outcome.fail_each(others, mounting.try_in_targets(others, path, detach_here, "detach from"), ended_ok=True)
 
 
 def end_attachment(ended: Expiry, *, due_only: bool = False) -> None:

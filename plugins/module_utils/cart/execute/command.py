@@ -17,8 +17,8 @@ import select
 import signal
 from typing import Any, NoReturn, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import filter_cache as filters_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import rights as rights_
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import seccomp_filters as filters_
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.private_view import enter_private_copy
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import (
     capabilities,

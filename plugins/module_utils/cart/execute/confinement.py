@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Iterator, Mapping
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.filter_cache import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import (
     HOST,
     NAMESPACES,
@@ -15,7 +16,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs 
     ExecutionError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.seccomp_filters import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, id_maps, labels, processes

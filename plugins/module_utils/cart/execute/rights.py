@@ -9,7 +9,7 @@ import resource
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.seccomp_filters import FilterSource
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.filter_cache import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import capabilities, seccomp, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities import CapabilitySets
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import command, seccomp_filters, supervisor
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import command, filter_cache, supervisor
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import CONTAINER, Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, capabilities, processes, syscalls
@@ -35,7 +35,7 @@ class Server:
 
     def __enter__(self) -> Server:
         self._control, far_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._filters_fd = seccomp_filters.open_folder(_FILTERS)
+        self._filters_fd = filter_cache.open_folder(_FILTERS)
         with far_control, enter_read_only_view():
             fd = far_control.fileno()
             self._process = subprocess.Popen(

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Protocol, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import undoing
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import events as event_words
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
@@ -161,10 +162,10 @@ def configure(
     PRESENT is its present settings; None if it has to be made. DEFINE defines its probes, LOOK_AFTER gives it to the recorder.
     After a failure INSTANCE is as it was before; one that was made here is removed.
     """
-    with ExitStack() as undo:
+    with undoing() as undo:
         if present is None:
             instance.create()
-            undo.callback(instance.remove)
+            undo.callback(_remove, instance)
         # The instance has to exist before its probes: a cleanup removes probes without an instance.
         define()
         if present is not None:
@@ -179,6 +180,12 @@ def configure(
         look_after()
         instance.trace_on()
         undo.pop_all()
+
+
+def _remove(instance: Instance) -> None:
+    """Remove INSTANCE, which was made here; where that fails the caller, who takes back all of a trace, tries again and tells why."""
+    with suppress(TraceError):
+        instance.remove()
 
 
 def _write(instance: Instance, present: Settings | None, settings: Settings, followers: Followers) -> None:

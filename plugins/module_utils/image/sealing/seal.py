@@ -22,7 +22,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.elf_files import seal_elf, write_musl_paths
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.elf_loader import seal_elf, write_musl_paths
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.launches import launch_programs
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.scripts import edit_scripts, end_searches
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing.state import (

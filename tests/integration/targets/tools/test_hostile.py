@@ -15,7 +15,7 @@ import pytest
 from support import host
 from support.records import find_record
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import mounting
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import open_targets
 
 CLONE_NEWPID = "CLONE_NEWPID"
@@ -84,7 +84,7 @@ def test_the_child_inside_has_no_writable_descriptor_but_its_answer(container):
         return found
 
     with open(os.devnull, "w", encoding="ascii"), open_targets([record]) as targets:
-        (found,) = placement.enter(targets, "/dev/crashcart", look)
+        (found,) = mounting.enter(targets, "/dev/crashcart", look)
     assert found
     assert [kind for is_writable, kind in found if is_writable] == [stat.S_IFIFO]
 

@@ -12,7 +12,7 @@ import pytest
 from support import failures, host
 from support.failures import fail
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, methods, placement
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.attach import expiry, methods, mounting
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import execution
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options, targets
 
@@ -145,7 +145,7 @@ def test_detach(container, monkeypatch):
     host.docker("exec", "-d", "-w", "/dev/crashcart/bin", busy, "/bin/sleep", "1000")
     monkeypatch.setattr(targets, "TIMEOUT_S", 0.2)
     reasons = {busy: r"in use by 'sleep' \(pid \d+\); end them", kept: "another process holds"}
-    with failures.held("container", kept), ending(placement, "find_removable", dying):
+    with failures.held("container", kept), ending(mounting, "find_removable", dying):
         # One that ends meanwhile has nothing attached any more, as was asked for.
         result = fail("crashcart_attach", reasons, [*good, dying], state="detached")
     assert result["changed"]

@@ -21,7 +21,7 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("elftools")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing import elf_files, seal, texts
+from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing import elf_loader, seal, texts
 
 PREFIX = "/dev/crashcart"
 LONG = "/opt/some/where/crashcart-of-somebody"
@@ -63,21 +63,21 @@ def make_elf(*entries, interpreter="", rest=b"", wide=True, order="<"):
 )
 def test_the_flag_against_built_in_folders(wide, order, entries, changed):
     content = make_elf(*entries, wide=wide, order=order)
-    flagged = elf_files.forbid_default_folders(content, elf_files.read_dynamic(content))
+    flagged = elf_loader.forbid_default_folders(content, elf_loader.read_dynamic(content))
     assert flagged == (None if changed is None else make_elf(*changed, wide=wide, order=order))
 
 
 def test_broken_elf_files_are_passed_over():
     source = random.Random(5)
     for length in (4, 5, 6, 16, 20, 54, 63):
-        assert elf_files.read_dynamic(make_elf((0, 0))[:length]) is None
+        assert elf_loader.read_dynamic(make_elf((0, 0))[:length]) is None
     whole = make_elf((1, 5), (0, 0), interpreter="/lib/ld.so")
     for _round in range(500):
         broken = bytearray(whole)
         for _byte in range(3):
             broken[source.randrange(4, 176)] = source.randrange(256)
-        found = elf_files.read_dynamic(bytes(broken))
-        assert found is None or isinstance(found, elf_files.Dynamic)
+        found = elf_loader.read_dynamic(bytes(broken))
+        assert found is None or isinstance(found, elf_loader.Dynamic)
 
 
 def replace(content, prefix=PREFIX):
@@ -158,7 +158,7 @@ def test_glibc(tmp_path):
     assert list_reasons(tmp_path) == {}
     # A loader with any flag refuses to work.
     assert loader.read_bytes() == make_elf(*SPARE, rest=bytes(36) + PATHS[36:])
-    assert elf_files.read_dynamic(library.read_bytes()).find(FLAGS_1) == NODEFLIB
+    assert elf_loader.read_dynamic(library.read_bytes()).find(FLAGS_1) == NODEFLIB
     assert "hosts: files dns" in (tmp_path / "nss").read_text()
     assert {one: os.readlink(tmp_path / one) for one in ("C.utf8", "gconv")} == {
         "C.utf8": "lib/locale/C.utf8",
@@ -446,7 +446,7 @@ def test_tar_finds_its_shell_by_path(tmp_path):
     with open(shutil.which("tar") or pytest.skip("there is no tar"), "rb") as file:
         before = file.read()
     tar, shell = tmp_path / "tar", tmp_path / "sh"
-    tar.write_bytes(elf_files.look_up_shell(before))
+    tar.write_bytes(elf_loader.look_up_shell(before))
     shell.write_text(f'#!/bin/sh\n: >{tmp_path}/asked\nexec /bin/sh "$@"\n')
     for path in (tar, shell):
         path.chmod(0o755)
@@ -460,4 +460,4 @@ def test_tar_finds_its_shell_by_path(tmp_path):
 
 def test_a_program_without_such_calls_keeps_its_shell():
     content = make_elf(rest=b"\0/bin/sh\0")
-    assert elf_files.look_up_shell(content) == content
+    assert elf_loader.look_up_shell(content) == content

@@ -14,9 +14,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.confi
     gen_limits,
     list_namespaces,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.filter_cache import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import CONTAINER, HOST, Command
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights, parse_rights
-from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.seccomp_filters import FilterSource
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.capabilities import ALL, CapabilitySets, parse_names
 

@@ -209,7 +209,7 @@ def _find_place(found: Sequence[mounts.Mount], path: str) -> tuple[str, str]:
     """Return the place of the folder PATH by the mounts FOUND: a device and a path in its file system."""
     above = [one for one in found if path.startswith(one.mount_point.rstrip("/") + "/")]
     mount = sorted(above, key=lambda one: len(one.mount_point))[-1]
-    return mount.device, os.path.normpath(f"{mount.root}/{os.path.relpath(path, mount.mount_point)}")
+    return mount.device, os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.mount_point)))
 
 
 def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
