@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.fo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.keeper import Keeper
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
 
@@ -70,7 +70,7 @@ def look(keeper):
 def test_a_trace_without_limits_goes_on_and_its_lock_is_held(keep):
     keeper = keep()
     assert look(keeper) is None
-    assert orders.is_taken(NAME)
+    assert locks.find_holder(orders.find_lock(NAME)) == os.getpid()
     assert (keeper.has_bounds, keeper.turn_fd, keeper.is_awaiting) == (False, None, False)
     assert orders.read_order(NAME).watched is not None
 
@@ -111,15 +111,29 @@ def test_an_instance_that_somebody_removed_is_gone(keep, instance, kernel, is_ma
     assert look(keeper) == keepers.REMOVED
 
 
-def test_an_order_for_another_instance_of_that_name_is_refused_and_leaves_nothing(keep, instance):
-    before = len(os.listdir("/proc/self/fd"))
-    order = Order(NAME, instance.root, 1, WEB)
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"inode": 1}, "another one has its name"),
+        ({"limits": Limits(restarts=True), "group": "/nonesuch/group"}, "No such file or directory"),
+        ({"limits": Limits(restarts=True), "group": "/tmp/group", "run": "/nonesuch"}, "NoneType"),
+    ],
+)
+def test_an_order_that_cannot_be_taken_on_leaves_nothing_open(instance, more, error):
     watcher = Watcher()
-    with pytest.raises(TraceError, match="another one has its name"):
-        Keeper(order, watcher)
-    watcher.close()
+    before = os.listdir("/proc/self/fd")
+    order = Order(NAME, instance.root, os.stat(instance.path).st_ino, WEB)
+    with pytest.raises((TraceError, OSError, TypeError), match=error):
+        Keeper(replace(order, **more), watcher)
     assert not orders.is_taken(NAME)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the fixture's own
+    assert os.listdir("/proc/self/fd") == before
+    watcher.close()
+
+
+def test_of_a_trace_that_has_ended_no_limit_holds(keep, instance):
+    keeper = keep(Limits(max_loss=0, ttl_s=1.0), ended="it was stopped", deadline=boot.read_clock() - 1)
+    kernels.set_stats(instance, 0, overrun=99)
+    assert (look(keeper), keeper.has_bounds) == (None, False)
 
 
 def test_a_ring_that_ends_by_itself_is_off_and_says_why_and_is_only_watched(keep, instance):
