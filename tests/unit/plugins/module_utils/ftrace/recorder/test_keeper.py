@@ -14,14 +14,16 @@ import pytest
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import LOOK_S, START_LOOK_S
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import keeper as keepers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.keeper import Keeper
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
 
 NAME = "crashcart-0123456789ab"
@@ -51,7 +53,8 @@ def keep(instance):
 
     def start(limits=None, **more):
         inode = os.stat(instance.path).st_ino
-        order = Order(NAME, instance.root, inode, WEB, limits or Limits(), **more)
+        order = Order(**{"name": NAME, "root": instance.root, "inode": inode, "container": WEB, **more})
+        order = replace(order, limits=limits or Limits())
         orders.write_order(order)
         made.append(Keeper(order, watcher))
         return made[-1]
@@ -263,6 +266,81 @@ def test_a_container_that_starts_again_is_followed_with_its_shim(keep, instance,
     assert keeper.is_awaiting
     look(keeper)
     assert keeper.is_awaiting
+
+
+@pytest.fixture
+def record(instance, monkeypatch, keep, processes):
+    """What records the instance of a container whose process sleeps: the process, and who looks after it."""
+    monkeypatch.setattr(keepers, "open_process", lambda container: Process(container.pid))
+
+    def start(**limits):
+        process = processes()
+        container = replace(WEB, pid=process.pid, state="running")
+        most = {"max_bytes": 1 << 30, "rotate_bytes": 1 << 20, "rotate_s": 3600.0}
+        wanted = Limits(is_recorded=True, **{**most, **limits})
+        run = recordings.create(NAME, *handover.describe(instance, container, wanted, {}))
+        return process, keep(wanted, container=container, run=run)
+
+    return start
+
+
+def read_recorded():
+    (recording,) = recordings.list_recordings(NAME)
+    return b"".join(recordings.gen_pages(recording.list_segments(), 0)), recording.read_end()
+
+
+def test_a_recording_ends_with_its_container_and_has_what_the_buffers_held(record, instance):
+    process, keeper = record()
+    page = pages.pack_page(1, [pages.pack_event(b"data")], size=kernels.PAGE_SIZE)
+    kernels.give_pages(instance, 0, page)
+    assert keeper.has_bounds and keeper.work(is_ready=True, is_due=False) is None
+    assert read_recorded()[0] == page
+    kernels.give_pages(instance, 0, page)
+    assert look(keeper) is None
+    process.kill()
+    process.wait()
+    assert look(keeper) == keepers.CONTAINER_ENDED
+    keeper.end(keepers.CONTAINER_ENDED)
+    content, end = read_recorded()
+    assert (content, end["why"], end["touched"]) == (page * 2, keepers.CONTAINER_ENDED, [])
+    assert end["time"]["offset_ns"] is not None and end["tasks"] == [] and end["saved_cmdlines"] == ""
+    assert not instance.is_tracing() and orders.read_order(NAME) is None
+
+
+def test_a_recording_ends_where_there_is_no_room_for_more(record):
+    _process, keeper = record(min_free=1 << 62)
+    assert "less than min_free" in keeper.work(is_ready=True, is_due=False)
+
+
+def test_a_recording_that_somebody_switches_off_ends(record, instance):
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.put(f"{instance.path}/tracing_on", "0\n")
+    assert look(keeper) == keepers.SWITCHED_OFF
+
+
+def test_a_recording_that_a_trigger_of_its_own_switches_off_ends_by_that(instance, record, kernel):
+    instance.trigger_write("sched:sched_switch", "traceoff if next_pid == 1")
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.put_unseen(kernel.root, f"{instance.path}/tracing_on", "0\n")
+    assert look(keeper) == keepers.TRIGGERED
+
+
+def test_a_recording_whose_trace_has_not_begun_goes_on(instance, record):
+    instance.trace_off()
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.set_stats(instance, 0, entries=1)  # it has begun and ended meanwhile
+    assert look(keeper) == keepers.SWITCHED_OFF
+
+
+def test_a_recording_whose_order_was_withdrawn_is_finished(record, instance):
+    _process, keeper = record()
+    keeper.end(None)
+    content, end = read_recorded()
+    assert (content, end["why"]) == (b"", None)
+    assert not instance.is_tracing() and not orders.is_taken(NAME)
 
 
 def test_a_setting_that_another_has_changed_is_told_and_does_not_end_a_ring(keep, instance):
