@@ -84,6 +84,23 @@ def test_a_trace_that_is_stopped_keeps_what_it_has_and_says_who_has_stopped_it(k
         assert loan.reasons == []
 
 
+def test_a_recording_that_is_stopped_is_settled(kernel):
+    """Where its recorder died the kernel's counters say what that has cost, until the next trace counts on."""
+    trace = begin(kernel)
+    run = recordings.create(NAME, *handover.describe(trace.instance, WEB, Limits(is_recorded=True), {}))
+    recordings.begin(run)
+    client.withdraw(NAME)
+    orders.write_order(orders.Order(NAME, kernel.root, os.stat(trace.instance.path).st_ino, WEB, run=run))
+    kernels.set_stats(trace.instance, 1, overrun=7)
+    outcome = Outcome()
+    end.stop([trace], outcome)
+    assert (outcome.as_result(), orders.read_order(NAME)) == ([], None)
+    told = recordings.read_json(f"{run}/end.json")
+    assert (told["why"], told["counters"]["1"]["overrun"]) == (recordings.DIED, 7)
+    state = handover.describe_state(trace.instance)
+    assert [one["stopped"] for one in state["recordings"]] == [recordings.DIED]
+
+
 def test_a_trace_that_is_removed_leaves_nothing(kernel, tmp_path):
     make_folder(orders.FOLDER)
     before = kernels.list_files(str(tmp_path))

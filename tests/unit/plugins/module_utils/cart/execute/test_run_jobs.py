@@ -79,7 +79,7 @@ def run():
     """What runs PLAYS as commands with OPTIONS: the results, and what came through their streams."""
     signal.alarm(30)  # a hang ends the test run
 
-    def call(*plays, bound=1 << 20, sinks=None, **options):
+    def call(*plays, bound=1 << 20, sinks=None, player=Player, **options):
         with Process(os.getpid()) as process, open(os.devnull, encoding="ascii") as null:
             jobs = []
             for number, _play in enumerate(plays):
@@ -97,12 +97,12 @@ def run():
                         {},
                     )
                 )
-            player = Player(*plays)
+            playing = player(*plays)
             kept = sinks or [{"stdout": Sink(bound), "stderr": Sink(bound)} for _job in jobs]
             before = os.listdir("/proc/self/fd")
-            results = sessions.run_jobs(jobs, kept, player)
+            results = sessions.run_jobs(jobs, kept, playing)
             assert os.listdir("/proc/self/fd") == before
-            for child in player.children:
+            for child in playing.children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
         return results, [] if sinks else [(one["stdout"].read(), one["stderr"].read()) for one in kept]
@@ -129,10 +129,34 @@ def test_exit_codes_come_in_the_order_of_the_commands(run):
     assert all(0 < one.start <= one.end for one in results)
 
 
-def test_more_commands_than_may_run_at_a_time_are_all_run(run, monkeypatch):
+def test_more_commands_than_may_run_at_a_time_are_run_in_turn(run, monkeypatch):
+    running = []
+
+    def play(end):
+        end.read()  # which comes when all are started that may be
+        end.write("stdout", b"x")
+        end.tell(rc=0)
+
+    class Counting(Player):
+        def send(self, far):
+            super().send(far)
+            running.append(len(self.children))
+
+    check = sessions._Session.check
+
+    def count(session):
+        over = check(session)
+        running.extend([-1] * over)
+        return over
+
     monkeypatch.setattr(sessions, "_MAX_RUNNING", 2)
-    results, _outputs = run(*(end_with(code) for code in range(7)))
-    assert [one.rc for one in results] == list(range(7))
+    monkeypatch.setattr(sessions._Session, "check", count)
+    results, outputs = run(*[play] * 5, stdin=b"go", player=Counting)
+    assert [one.rc for one in results] == [0] * 5 and outputs == [(b"x", b"")] * 5
+    at_once = 0
+    for one in running:
+        at_once += -1 if one < 0 else 1
+        assert at_once <= 2
 
 
 def test_what_is_written_comes_whole_and_apart_also_at_the_end(run):
@@ -175,6 +199,16 @@ def test_input_is_given_whole_and_ends(run):
     assert outputs == [(b"300000", b"")] * 2
     _results, outputs = run(echo)
     assert outputs == [(b"0", b"")]
+
+
+def test_output_is_taken_also_while_nobody_reads_the_input(run):
+    def play(end):
+        end.write("stdout", b"y" * 300_000)
+        end.write("stderr", str(len(end.read())).encode())
+        end.tell(rc=0)
+
+    _results, ((output, told),) = run(play, stdin=b"x" * 300_000)
+    assert (len(output), told) == (300_000, b"300000")
 
 
 def test_who_does_not_read_its_input_ends_all_the_same(run):

@@ -307,6 +307,16 @@ def test_a_recording_ends_with_its_container_and_has_what_the_buffers_held(recor
     assert not instance.is_tracing() and orders.read_order(NAME) is None
 
 
+def test_a_fetch_that_asks_gets_the_segment_that_is_written(record, instance):
+    _process, keeper = record()
+    kernels.give_pages(instance, 0, pages.pack_page(1, [pages.pack_event(b"data")], size=kernels.PAGE_SIZE))
+    kernels.put(f"{keeper.order.run}/finish", "")
+    assert look(keeper) is None
+    assert not os.path.exists(f"{keeper.order.run}/finish")
+    (recording,) = recordings.list_recordings(NAME)
+    assert [one.end is not None for one in recording.list_segments()] == [True, False]
+
+
 def test_a_recording_ends_where_there_is_no_room_for_more(record):
     _process, keeper = record(min_free=1 << 62)
     assert "less than min_free" in keeper.work(is_ready=True, is_due=False)
