@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control_groups import Place
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, start
@@ -310,4 +312,80 @@ def test_a_change_that_fails_takes_no_probe_of_an_earlier_one(kernel, container,
     kernel.refused = 3
     _found, failures = begin(kernel, [container], replace(SECOND, probes=(replace(PROBES[0], place="vfs_write"),)))
     assert len(failures) == 1 and "vfs_write" in kernel.steps[0]
+    assert look(tmp_path) == before
+
+
+@pytest.fixture
+def group(tmp_path, monkeypatch):
+    """Where a container's control group will be when it starts."""
+    folder = f"{tmp_path}/groups/{ID}{'c' * 52}"
+    os.makedirs(os.path.dirname(folder))
+    monkeypatch.setattr(cgroups, "find_common_directory", lambda path: path)
+    return folder
+
+
+AWAITED = replace(FIRST, limits=Limits(restarts=True), follow_exec=True)
+
+
+def await_start(kernel, container, group, request=AWAITED):
+    outcome, stopped = Outcome(), replace(container, state="exited", pid=0)
+    with ExitStack() as begun:
+        found = start.ensure_started(
+            [stopped],
+            outcome,
+            begun,
+            kernel.root,
+            request,
+            check_mode=False,
+            predict_place=lambda _container: Place(group, True),
+        )
+        begun.pop_all()
+    return found, [one["msg"] for one in outcome.as_result()]
+
+
+def test_the_start_of_a_container_is_awaited_without_anybody_else_in_its_trace(kernel, container, group, tmp_path):
+    found, failures = await_start(kernel, container, group)
+    assert (found.changed, failures) == (True, [])
+    instance = find_instance(kernel.root, container).instance
+    # Somebody has been in the list, and has ended: an empty one means nobody then, and not the whole host.
+    assert any("set_event_pid" in step for step in kernel.steps)
+    assert instance.is_tracing() and instance.read_pids("set_event_pid") == set()
+    order = orders.read_order(NAME)
+    assert (order.group, order.limits.restarts, order.limits.descends) == (group, True, True)
+    assert metadata.read_record(instance)["followed"]["exec"] == "descent"
+    # The recorder adds who starts.
+    kernels.put(f"{group}/cgroup.procs", "")
+    os.symlink("/bin/sh", tmp_path / "containerd-shim")
+    with subprocess.Popen(
+        [str(tmp_path / "containerd-shim"), "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE
+    ) as shim:
+        first = int(shim.stdout.readline())
+        try:
+            kernels.put(f"{group}/cgroup.procs", f"{first}\n")
+            wait_for(lambda: instance.read_pids("set_event_pid") == {first, shim.pid})
+        finally:
+            os.kill(first, 9)
+    found, failures = await_start(kernel, container, group)
+    assert (found.changed, failures) == (False, [])
+
+
+def wait_for(condition):
+    """Wait until CONDITION holds: another process is about to bring it about."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_start_that_cannot_be_awaited_is_refused(kernel, container, group, tmp_path):
+    before = look(tmp_path)
+    _found, (failure,) = await_start(kernel, container, f"{tmp_path}/nonesuch/deep")
+    assert f"{tmp_path}/nonesuch, where its control group should be, is not there" in failure
+    functions = replace(
+        AWAITED, settings=replace(AWAITED.settings, files={**AWAITED.settings.files, "current_tracer": "function"})
+    )
+    kernels.put(f"{kernel.root}/available_filter_functions", "vfs_read\n")
+    _found, (failure,) = await_start(kernel, container, group, functions)
+    assert "tracers of functions do not follow a start: start it first" in failure
+    os.unlink(f"{kernel.root}/available_filter_functions")
     assert look(tmp_path) == before

@@ -119,6 +119,12 @@ def make_full(place):
     (place / "file").write_text("x")
 
 
+def describe(place):
+    """All that there is to say of PLACE, but for who has looked at it last."""
+    found = os.lstat(place)
+    return found.st_mode, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -130,7 +136,7 @@ def make_full(place):
 )
 def test_what_is_no_empty_folder_is_left_alone(parent, make, reason):
     make(parent / NAME)
-    before = os.lstat(parent / NAME)
+    before = describe(parent / NAME)
     for call in (
         lambda: run(parent, mounting.find_folder),
         lambda: run(parent, mounting.foresee, host_devices=frozenset()),
@@ -140,7 +146,7 @@ def test_what_is_no_empty_folder_is_left_alone(parent, make, reason):
             call()
         assert raised.value.errno == errno.EEXIST
     run(parent, mounting.remove_our_folder)
-    assert os.lstat(parent / NAME) == before
+    assert describe(parent / NAME) == before
 
 
 def test_a_look_ahead_makes_nothing(parent):

@@ -69,12 +69,14 @@ def test_a_signal_that_ends_the_command_is_told_by_its_number(number):
 def test_a_command_that_ends_before_what_it_has_started_is_told_and_all_of_it_is_waited_for(tmp_path):
     fifo, mark = tmp_path / "fifo", tmp_path / "mark"
     os.mkfifo(fifo)
+    end = os.open(fifo, os.O_RDWR)
     child, reader = start_reaper(f"(read line < {fifo}; echo x > {mark}) & exit 3")
     try:
         assert read_lines(reader, 2) == [{"ready": True}, {"ended": True}]
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
     finally:
-        fifo.write_text("go\n")
+        os.write(end, b"go\n")
+        os.close(end)
     assert finish(child, reader) == (3, [])
     assert mark.read_text() == "x\n"
 
@@ -88,7 +90,9 @@ def read_lines(reader, count):
     data = b""
     while data.count(b"\n") < count:
         assert select.select([reader], [], [], 15)[0]
-        data += os.read(reader, 4096)
+        part = os.read(reader, 4096)
+        assert part, data
+        data += part
     return [json.loads(line) for line in data.splitlines()]
 
 

@@ -14,14 +14,16 @@ import pytest
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import LOOK_S, START_LOOK_S
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import keeper as keepers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.keeper import Keeper
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
 
 NAME = "crashcart-0123456789ab"
@@ -51,7 +53,8 @@ def keep(instance):
 
     def start(limits=None, **more):
         inode = os.stat(instance.path).st_ino
-        order = Order(NAME, instance.root, inode, WEB, limits or Limits(), **more)
+        order = Order(**{"name": NAME, "root": instance.root, "inode": inode, "container": WEB, **more})
+        order = replace(order, limits=limits or Limits())
         orders.write_order(order)
         made.append(Keeper(order, watcher))
         return made[-1]
@@ -70,7 +73,7 @@ def look(keeper):
 def test_a_trace_without_limits_goes_on_and_its_lock_is_held(keep):
     keeper = keep()
     assert look(keeper) is None
-    assert orders.is_taken(NAME)
+    assert locks.find_holder(orders.find_lock(NAME)) == os.getpid()
     assert (keeper.has_bounds, keeper.turn_fd, keeper.is_awaiting) == (False, None, False)
     assert orders.read_order(NAME).watched is not None
 
@@ -111,15 +114,29 @@ def test_an_instance_that_somebody_removed_is_gone(keep, instance, kernel, is_ma
     assert look(keeper) == keepers.REMOVED
 
 
-def test_an_order_for_another_instance_of_that_name_is_refused_and_leaves_nothing(keep, instance):
-    before = len(os.listdir("/proc/self/fd"))
-    order = Order(NAME, instance.root, 1, WEB)
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"inode": 1}, "another one has its name"),
+        ({"limits": Limits(restarts=True), "group": "/nonesuch/group"}, "No such file or directory"),
+        ({"limits": Limits(restarts=True), "group": "/tmp/group", "run": "/nonesuch"}, "NoneType"),
+    ],
+)
+def test_an_order_that_cannot_be_taken_on_leaves_nothing_open(instance, more, error):
     watcher = Watcher()
-    with pytest.raises(TraceError, match="another one has its name"):
-        Keeper(order, watcher)
-    watcher.close()
+    before = os.listdir("/proc/self/fd")
+    order = Order(NAME, instance.root, os.stat(instance.path).st_ino, WEB)
+    with pytest.raises((TraceError, OSError, TypeError), match=error):
+        Keeper(replace(order, **more), watcher)
     assert not orders.is_taken(NAME)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the fixture's own
+    assert os.listdir("/proc/self/fd") == before
+    watcher.close()
+
+
+def test_of_a_trace_that_has_ended_no_limit_holds(keep, instance):
+    keeper = keep(Limits(max_loss=0, ttl_s=1.0), ended="it was stopped", deadline=boot.read_clock() - 1)
+    kernels.set_stats(instance, 0, overrun=99)
+    assert (look(keeper), keeper.has_bounds) == (None, False)
 
 
 def test_a_ring_that_ends_by_itself_is_off_and_says_why_and_is_only_watched(keep, instance):
@@ -249,6 +266,91 @@ def test_a_container_that_starts_again_is_followed_with_its_shim(keep, instance,
     assert keeper.is_awaiting
     look(keeper)
     assert keeper.is_awaiting
+
+
+@pytest.fixture
+def record(instance, monkeypatch, keep, processes):
+    """What records the instance of a container whose process sleeps: the process, and who looks after it."""
+    monkeypatch.setattr(keepers, "open_process", lambda container: Process(container.pid))
+
+    def start(**limits):
+        process = processes()
+        container = replace(WEB, pid=process.pid, state="running")
+        most = {"max_bytes": 1 << 30, "rotate_bytes": 1 << 20, "rotate_s": 3600.0}
+        wanted = Limits(is_recorded=True, **{**most, **limits})
+        run = recordings.create(NAME, *handover.describe(instance, container, wanted, {}))
+        return process, keep(wanted, container=container, run=run)
+
+    return start
+
+
+def read_recorded():
+    (recording,) = recordings.list_recordings(NAME)
+    return b"".join(recordings.gen_pages(recording.list_segments(), 0)), recording.read_end()
+
+
+def test_a_recording_ends_with_its_container_and_has_what_the_buffers_held(record, instance):
+    process, keeper = record()
+    page = pages.pack_page(1, [pages.pack_event(b"data")], size=kernels.PAGE_SIZE)
+    kernels.give_pages(instance, 0, page)
+    assert keeper.has_bounds and keeper.work(is_ready=True, is_due=False) is None
+    assert read_recorded()[0] == page
+    kernels.give_pages(instance, 0, page)
+    assert look(keeper) is None
+    process.kill()
+    process.wait()
+    assert look(keeper) == keepers.CONTAINER_ENDED
+    keeper.end(keepers.CONTAINER_ENDED)
+    content, end = read_recorded()
+    assert (content, end["why"], end["touched"]) == (page * 2, keepers.CONTAINER_ENDED, [])
+    assert end["time"]["offset_ns"] is not None and end["tasks"] == [] and end["saved_cmdlines"] == ""
+    assert not instance.is_tracing() and orders.read_order(NAME) is None
+
+
+def test_a_fetch_that_asks_gets_the_segment_that_is_written(record, instance):
+    _process, keeper = record()
+    kernels.give_pages(instance, 0, pages.pack_page(1, [pages.pack_event(b"data")], size=kernels.PAGE_SIZE))
+    kernels.put(f"{keeper.order.run}/finish", "")
+    assert look(keeper) is None
+    assert not os.path.exists(f"{keeper.order.run}/finish")
+    (recording,) = recordings.list_recordings(NAME)
+    assert [one.end is not None for one in recording.list_segments()] == [True, False]
+
+
+def test_a_recording_ends_where_there_is_no_room_for_more(record):
+    _process, keeper = record(min_free=1 << 62)
+    assert "less than min_free" in keeper.work(is_ready=True, is_due=False)
+
+
+def test_a_recording_that_somebody_switches_off_ends(record, instance):
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.put(f"{instance.path}/tracing_on", "0\n")
+    assert look(keeper) == keepers.SWITCHED_OFF
+
+
+def test_a_recording_that_a_trigger_of_its_own_switches_off_ends_by_that(instance, record, kernel):
+    instance.trigger_write("sched:sched_switch", "traceoff if next_pid == 1")
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.put_unseen(kernel.root, f"{instance.path}/tracing_on", "0\n")
+    assert look(keeper) == keepers.TRIGGERED
+
+
+def test_a_recording_whose_trace_has_not_begun_goes_on(instance, record):
+    instance.trace_off()
+    _process, keeper = record()
+    assert look(keeper) is None
+    kernels.set_stats(instance, 0, entries=1)  # it has begun and ended meanwhile
+    assert look(keeper) == keepers.SWITCHED_OFF
+
+
+def test_a_recording_whose_order_was_withdrawn_is_finished(record, instance):
+    _process, keeper = record()
+    keeper.end(None)
+    content, end = read_recorded()
+    assert (content, end["why"]) == (b"", None)
+    assert not instance.is_tracing() and not orders.is_taken(NAME)
 
 
 def test_a_setting_that_another_has_changed_is_told_and_does_not_end_a_ring(keep, instance):
