@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -239,34 +240,53 @@ def test_a_loan_outlives_a_recorder_that_ends_and_says_so(kernel):
         assert loan.reasons == ["nobody watched the trace for some time: the recorder was killed"]
 
 
-def test_a_recorder_of_an_older_version_gives_way_where_no_recording_would_end(kernel, monkeypatch):
-    child = os.fork()
-    if child == 0:  # it holds the lock and listens nowhere
-        try:
-            make_folder(orders.FOLDER)
-            with locks.lock(orders.RECORDER_LOCK, 0) as fd:
-                locks.tell_holder(fd)
-                time.sleep(60)
-        finally:
-            os._exit(0)
-    try:
-        wait_for(lambda: orders.find_recorder() == child)
-        trace = begin(kernel)
-        assert orders.find_recorder() not in (None, child)
-        assert trace.find_state() == "started"
-    finally:
+@pytest.fixture
+def hold_locks():
+    """What has a child hold locks and tell so, as a recorder that listens nowhere; it is ended with the test."""
+    children = []
+
+    def hold(*paths):
+        child = os.fork()
+        if child == 0:
+            try:
+                with ExitStack() as stack:
+                    for path in paths:
+                        locks.tell_holder(stack.enter_context(locks.lock(path, 0)))
+                    time.sleep(60)
+            finally:
+                os._exit(0)
+        children.append(child)
+        wait_for(lambda: [locks.find_holder(path) for path in paths] == [child] * len(paths))
+        return child
+
+    yield hold
+    for child in children:
         os.kill(child, 9)
         os.waitpid(child, 0)
 
 
-def test_a_recorder_of_an_older_version_that_records_is_left_alone(kernel):
-    order = orders.Order(NAME, kernel.root, 1, WEB, run="/somewhere")
-    orders.write_order(order)
-    with locks.lock(orders.RECORDER_LOCK, 0) as fd, locks.lock(orders.find_lock(NAME), 0) as taken:
-        locks.tell_holder(fd)
-        locks.tell_holder(taken)
-        with pytest.raises(FleetError, match="is of another version of this collection and records web: stop these"):
-            client.ensure_recorder()
+def test_a_recorder_of_an_older_version_gives_way_where_no_recording_would_end(kernel, hold_locks):
+    child = hold_locks(orders.RECORDER_LOCK)
+    trace = begin(kernel)
+    assert orders.find_recorder() not in (None, child)
+    assert trace.find_state() == "started"
+
+
+def test_a_recorder_of_an_older_version_that_records_is_left_alone(kernel, hold_locks):
+    orders.write_order(orders.Order(NAME, kernel.root, 1, WEB, run="/somewhere"))
+    child = hold_locks(orders.RECORDER_LOCK, orders.find_lock(NAME))
+    with pytest.raises(FleetError, match="is of another version of this collection and records web: stop these"):
+        client.ensure_recorder()
+    assert orders.find_recorder() == child
+
+
+def test_an_order_that_the_recorder_refuses_is_none(kernel):
+    begin(kernel, "crashcart-ffffffffffff")
+    instance = Instance(kernel.root, NAME)
+    instance.create()
+    with client.change(NAME) as change, pytest.raises(FleetError, match="cannot be looked after: .* has its name"):
+        change.place(orders.Order(NAME, kernel.root, 1, WEB))
+    assert orders.read_order(NAME) is None and not orders.is_taken(NAME)
 
 
 def test_nobody_starts_a_recorder_where_there_is_nothing_to_look_after(kernel, monkeypatch):

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import termios
 
 import pytest
 
@@ -20,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
+F_SETPIPE_SZ = 1031  # fcntl(2); Python has it since 3.10
 RIGHTS = Rights(os.getuid(), os.getgid(), (), None, no_new_privileges=False)
 
 
@@ -174,6 +177,18 @@ def test_what_is_written_comes_whole_and_apart_also_at_the_end(run):
     assert (result.stdout_size, result.stderr_size, result.stdout_truncated) == (300_004, 8, False)
 
 
+def test_what_a_pipe_holds_when_the_command_has_ended_is_taken(run):
+    size = 256 << 10
+
+    def play(end):
+        fcntl.fcntl(end._fds["stdout"], F_SETPIPE_SZ, size)
+        end.write("stdout", b"z" * size)
+        end.tell(rc=0)
+
+    (result,), ((output, _errors),) = run(play)
+    assert (result.rc, len(output)) == (0, size)
+
+
 def test_of_too_much_the_beginning_is_kept_and_all_is_counted(run):
     def play(end):
         end.write("stdout", b"x" * 200_000)
@@ -238,6 +253,8 @@ def test_a_supervisor_that_was_killed_costs_no_other_command(run):
 def test_words_in_pieces_are_put_together(run):
     def play(end):
         end._channel.sendall(b'{"ready": true}\n{"r')
+        while fcntl.ioctl(end._channel, termios.TIOCOUTQ, bytes(4)) != bytes(4):
+            pass  # until that was read
         end._channel.sendall(b'c": 9}\n')
 
     (result,), _outputs = run(play)
@@ -267,10 +284,12 @@ def test_a_command_whose_time_is_over_is_ended_and_says_so(run):
 def test_time_begins_when_the_command_does(run, monkeypatch):
     def play(end):
         end.wait_for_end()
-        end.tell(ready=True)
-        end.tell(rc=-1)
+        end.tell(ready=True)  # too late: nobody gives it more time for that
+        while True:
+            signal.pause()
 
     monkeypatch.setattr(sessions, "TIMEOUT_S", 0.05)  # for its way into the container
+    monkeypatch.setattr(sessions, "_LAST_WORD_S", 0.05)
     (result,), _outputs = run(play, timeout_s=3600.0)
     assert (result.timed_out, result.error) == (False, "entering the container took more than 0.05 s")
 
