@@ -169,8 +169,8 @@ def test_what_is_written_comes_whole_and_apart_also_at_the_end(run):
         end.tell(ready=True)
         end.write("stdout", large)
         end.write("stderr", b"warning\n")
-        end.tell(rc=0)
         end.write("stdout", b"last")
+        end.tell(rc=0)
 
     (result,), (output,) = run(play)
     assert output == (large + b"last", b"warning\n")
@@ -289,7 +289,7 @@ def test_time_begins_when_the_command_does(run, monkeypatch):
             signal.pause()
 
     monkeypatch.setattr(sessions, "TIMEOUT_S", 0.05)  # for its way into the container
-    monkeypatch.setattr(sessions, "_LAST_WORD_S", 0.05)
+    monkeypatch.setattr(sessions, "_LAST_REPORT_S", 0.05)
     (result,), _outputs = run(play, timeout_s=3600.0)
     assert (result.timed_out, result.error) == (False, "entering the container took more than 0.05 s")
 
