@@ -144,6 +144,9 @@ def test_what_a_state_leaves_out_is_in_its_configuration_if_that_is_roots(make_r
     root = make_root(state)
     container = root._parse(state)
     assert (container.name, root.refresh(container).may_mount) == ("default/pod/app", False)
+    # Only as a whole path: the folder that it would be relative to is nobody's.
+    relative = root._parse({**state, "bundle": str(tmp_path / "bundle")[1:]})
+    assert relative.name == (ID if is_bundle else "default/pod/app")
     (place / "config.json").chmod(0o666)
     assert root._parse(state).name == ID
     assert root.refresh(container).may_mount
