@@ -162,7 +162,7 @@ def test_more_commands_than_may_run_at_a_time_are_run_in_turn(run, monkeypatch):
         assert at_once <= 2
 
 
-def test_what_is_written_comes_whole_and_apart_also_at_the_end(run):
+def test_what_is_written_comes_whole_and_apart(run):
     large = os.urandom(300_000)
 
     def play(end):
