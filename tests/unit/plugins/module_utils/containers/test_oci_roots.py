@@ -76,7 +76,7 @@ def test_containers_are_those_that_the_runtime_lists(make_root, folder, tmp_path
     ],
 )
 def test_an_answer_of_another_form_is_an_error(make_root, answer):
-    with pytest.raises(ContainerError, match="runc --root .*(wrong form|answers no list|cannot be asked)"):
+    with pytest.raises(ContainerError, match="runc --root .*(wrong form|does not answer with a list|cannot be asked)"):
         make_root(answer).list_containers()
 
 

@@ -79,10 +79,10 @@ def test_containers_are_those_that_podman_lists_and_their_pids_are_old(answer, t
 )
 def test_a_list_of_another_form_is_an_error(answer, found):
     answer(found)
-    with pytest.raises(ContainerError, match="podman answers something of a wrong form"):
+    with pytest.raises(ContainerError, match="podman gives an answer of the wrong form"):
         Podman().list_containers()
     if found not in ([{**LISTED, "State": ""}], [{**LISTED, "Labels": [1]}]):  # which the caller checks
-        with pytest.raises(ContainerError, match=r"Podman of .*user.* answers something of a wrong form"):
+        with pytest.raises(ContainerError, match=r"Podman of .*user.* gives an answer of the wrong form"):
             podman.list_as(ACCOUNT, time.monotonic() + 20)
 
 
@@ -113,7 +113,7 @@ def test_one_that_was_removed_is_told_from_one_of_which_podman_says_nothing(answ
         Podman().inspect(container)
     for found in ("[]", "[5]", "{}"):
         answer(found)
-        with pytest.raises(ContainerError, match="of a wrong form") as raised:
+        with pytest.raises(ContainerError, match="of the wrong form") as raised:
             Podman().inspect(container)
         assert not isinstance(raised.value, ContainerGoneError)
 
@@ -151,7 +151,7 @@ def test_of_several_that_are_inspected_those_that_are_left_are_told(answer, tmp_
     assert podman.inspect_as(ACCOUNT, [], until) == {}
     assert not (tmp_path / "asked").exists()
     answer([{}])
-    with pytest.raises(ContainerError, match="of a wrong form"):
+    with pytest.raises(ContainerError, match="of the wrong form"):
         podman.inspect_as(ACCOUNT, [ID], until)
 
 

@@ -284,7 +284,9 @@ def test_an_order_that_the_recorder_refuses_is_none(kernel):
     begin(kernel, "crashcart-ffffffffffff")
     instance = Instance(kernel.root, NAME)
     instance.create()
-    with client.change(NAME) as change, pytest.raises(FleetError, match="cannot look after the trace of web: .* has its name"):
+    with client.change(NAME) as change, pytest.raises(
+        FleetError, match="cannot look after the trace of web: .* has its name"
+    ):
         change.place(orders.Order(NAME, kernel.root, 1, WEB))
     assert orders.read_order(NAME) is None and not orders.is_taken(NAME)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import subprocess
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Job
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
@@ -16,7 +17,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 
-def test_a_container_that_has_just_ended_is_an_error_and_no_hang():
+def test_a_container_that_has_just_ended_is_an_error_and_no_hang(monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "_FILTERS", str(tmp_path / "seccomp"))
     with subprocess.Popen(["sleep", "1000"]) as child, Process(child.pid) as process:
         child.kill()
         child.wait()
@@ -26,8 +28,8 @@ def test_a_container_that_has_just_ended_is_an_error_and_no_hang():
         job = Job(Target(container, process), Command(("true",)), rights, -1, "/dev/crashcart", program, {}, {})
         sinks = {stream: Sink(1) for stream in STREAMS}
         signal.alarm(10)  # a hang ends the test run
-        with Server() as server:
-            results = run_jobs([job, job], [sinks, sinks], server)
+        with Server() as running:
+            results = run_jobs([job, job], [sinks, sinks], running)
         signal.alarm(0)
     assert [(one.container, one.rc) for one in results] == [("gone", -1)] * 2
     assert all("may have just ended" in one.error for one in results)
