@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import (
     Instance,
     InstanceGone,
@@ -35,11 +35,11 @@ def instance(kernel):
     return made
 
 
-def refuse(kernel, monkeypatch, number):
+def refuse(kernel, number):
     def write(_fd, _data):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(kernel, "write", write, raising=False)
+    kernel.write = write
 
 
 def test_an_instance_begins_switched_off_and_for_root_only(kernel):
@@ -100,20 +100,20 @@ def test_patterns_are_written_one_by_one(kernel, instance):
         (524, LOG, r"its probe is on an instruction that cannot be probed \(ENOTSUPP\): put it on another function"),
     ],
 )
-def test_what_is_refused_is_told_with_what_the_kernel_says_of_it(kernel, instance, monkeypatch, number, log, text):
+def test_what_is_refused_is_told_with_what_the_kernel_says_of_it(kernel, instance, number, log, text):
     os.unlink(f"{instance.path}/error_log")
     if log is not None:
         kernels.put(f"{instance.path}/error_log", log)
-    refuse(kernel, monkeypatch, number)
+    refuse(kernel, number)
     with pytest.raises(TraceError, match=f"the kernel refuses 'x' for trace_clock of trace instance {NAME}: {text}"):
         instance.write("trace_clock", "x")
 
 
-def test_an_instance_that_goes_is_told_from_one_that_refuses(kernel, instance, monkeypatch):
+def test_an_instance_that_goes_is_told_from_one_that_refuses(kernel, instance):
     with pytest.raises(TraceError) as raised:
         instance.read("nonesuch")
     assert not isinstance(raised.value, InstanceGone)
-    refuse(kernel, monkeypatch, errno.ENODEV)
+    refuse(kernel, errno.ENODEV)
     with pytest.raises(InstanceGone):
         instance.trace_on()
     kernel.rmdir(instance.path)
@@ -128,9 +128,7 @@ def test_an_instance_that_is_held_open_says_by_whom_and_gives_its_memory_back(ke
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     kernel.rmdir = busy
-    monkeypatch.setattr(
-        "ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs._REMOVE_TIMEOUT_S", 0.0
-    )
+    monkeypatch.setattr(tracefs, "_REMOVE_TIMEOUT_S", 0.0)
     with open(f"{instance.path}/trace", encoding="ascii"), pytest.raises(TraceError) as raised:
         instance.remove()
     assert (
