@@ -154,15 +154,16 @@ def test_of_one_that_goes_on_what_is_finished_is_taken_and_the_rest_stays(trace,
 
 @pytest.mark.parametrize("is_answered", [True, False])
 def test_a_recorder_is_asked_to_finish_what_it_writes(trace, monkeypatch, is_answered):
-    path = record(trace, make_page(1))
+    earlier, path = record(trace, make_page(1)), record(trace, make_page(1))
     order = orders.Order(NAME, trace.instance.root, os.stat(trace.instance.path).st_ino, CONTAINER, run=path)
     orders.write_order(order)
     monkeypatch.setattr(recordings, "_FINISH_S", 10.0 if is_answered else 0.01)
-    (one,) = recordings.list_recordings(NAME)
+    before, one = recordings.list_recordings(NAME)
     assert not one.is_running and recordings.ask_to_finish(one)  # nobody is there who would
     recordings.answer_finish(path)
     with locks.lock(orders.find_lock(NAME), 0):
         assert one.is_running and one.read_end() is None
+        assert before.path == earlier and not before.is_running
         waiter = threading.Thread(target=answer, args=(path,))
         if is_answered:
             waiter.start()

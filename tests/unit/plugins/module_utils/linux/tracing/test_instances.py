@@ -63,8 +63,12 @@ def test_an_event_is_on_with_its_filter_first(kernel, instance):
     instance.event_filter("sched:sched_switch", "")  # none is there, and to take one away would be an error
     assert len(kernel.steps) == 1
     assert instance.read_events() == {"sched:sched_switch": ""}
+    # One that a trigger is to enable is listed, and is not on.
+    kernels.put(f"{instance.path}/events/sched/sched_switch/enable", "0*\n")
+    assert instance.read("set_event") == "sched:sched_switch" and instance.read_events() == {}
+    instance.event_enable("sched:sched_switch", "")
     instance.events_disable()
-    assert instance.read_events() == {}
+    assert instance.read("set_event") == "" and instance.read_events() == {}
 
 
 def test_many_threads_are_written_in_pieces_that_the_kernel_takes(kernel, instance, monkeypatch):
