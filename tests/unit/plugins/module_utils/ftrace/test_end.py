@@ -72,6 +72,9 @@ def wait_for(condition):
 def test_a_trace_that_is_stopped_keeps_what_it_has_and_says_who_has_stopped_it(kernel):
     trace = begin(kernel, limits=Limits(ttl_s=1000.0), deadline=boot.read_clock() + 1000)
     assert recorder_state.find_end(NAME) == pytest.approx(time.time() + 1000, abs=100)
+    (watched,) = recorder_state.list_watched()
+    assert (watched["instance"], watched["container"], watched["mode"]) == (NAME, "web", "ring")
+    assert watched["expires_at"].startswith("20")
     outcome = Outcome()
     end.stop([trace], outcome)
     assert outcome.as_result() == []

@@ -149,11 +149,12 @@ def test_who_stands_in_a_folder_or_has_a_file_of_it_open_uses_it(held, user, tmp
 
 
 @pytest.mark.parametrize("kill", [True, False])
-def test_users_are_ended_or_waited_for(held, user, tmp_path, kill):
+def test_users_are_ended_or_waited_for(held, user, tmp_path, kill, monkeypatch):
     tool_users.end_users(held[0], str(tmp_path), 10.0 if kill else 0.0, kill=kill)
     if not kill:
         assert user.poll() is None
         user.kill()
         user.wait()
+        monkeypatch.setattr(tool_users, "_PAUSE_S", -1)  # for which nobody can wait
         tool_users.end_users(held[0], str(tmp_path), 10.0, kill=False)
     assert tool_users.find_users(held[0], str(tmp_path)) == []

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,12 +18,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.fetch import Home
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_reader import read_segment
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import handover, orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
@@ -146,6 +148,35 @@ def test_of_one_that_goes_on_what_is_finished_is_taken_and_the_rest_stays(trace,
     )
     assert document["complete"] is True
     assert [one.number for one in recordings.Recording(NAME, path, {}).list_segments()] == [3]
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_recorder_is_asked_to_finish_what_it_writes(trace, monkeypatch, is_answered):
+    earlier, path = record(trace, make_page(1)), record(trace, make_page(1))
+    order = orders.Order(NAME, trace.instance.root, os.stat(trace.instance.path).st_ino, CONTAINER, run=path)
+    orders.write_order(order)
+    monkeypatch.setattr(recordings, "_FINISH_S", 10.0 if is_answered else 0.01)
+    before, one = recordings.list_recordings(NAME)
+    assert not one.is_running and recordings.ask_to_finish(one)  # nobody is there who would
+    recordings.answer_finish(path)
+    with locks.lock(orders.find_lock(NAME), 0):
+        assert one.is_running and one.read_end() is None
+        assert before.path == earlier and not before.is_running
+        waiter = threading.Thread(target=answer, args=(path,))
+        if is_answered:
+            waiter.start()
+        assert recordings.ask_to_finish(one) is is_answered
+        if is_answered:
+            waiter.join()
+    assert recordings.is_asked_to_finish(path) is not is_answered
+
+
+def answer(path):
+    """Answer as a recorder does, once it is asked."""
+    deadline = time.monotonic() + 20
+    while not recordings.is_asked_to_finish(path) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    recordings.answer_finish(path)
 
 
 def test_a_recorder_that_does_not_answer_is_a_reason(trace, monkeypatch):

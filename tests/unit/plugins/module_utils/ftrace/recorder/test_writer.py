@@ -256,6 +256,17 @@ def test_what_a_fetch_reads_makes_no_room_and_what_it_took_takes_none(instance, 
     assert recording.read_rotated()["segments"] == 0
 
 
+def test_a_recording_that_stops_when_it_is_full_goes_on_where_a_fetch_has_made_room(instance, make_writer):
+    writer = make_writer(rotate_bytes=SIZE, max_bytes=SIZE + 2 * RESERVE)
+    fill(instance, writer, [1, 2])
+    with pytest.raises(Full):
+        fill(instance, writer, [3])
+    recording = recordings.Recording(NAME, writer.path, {})
+    recordings.forget_fetched(recording, recording.list_segments()[:1], has_ended=False)
+    fill(instance, writer, [4])
+    assert list_numbers(writer) == [2, 3, 4]
+
+
 def test_a_write_that_fails_leaves_whole_pages_and_counts_what_it_lost(instance, make_writer):
     writer = make_writer()
     events = [1, 2, 4]
@@ -292,6 +303,7 @@ def test_pages_of_another_size_are_not_written(instance, make_writer):
     kernels.give_pages(instance, 0, make_page())
     with pytest.raises(Unreadable, match="changed the size of the ring buffer's pages"):
         writer.drain()
+    kernels.give_pages(instance, 0, make_page())
     writer.close({"why": "unreadable"})
     assert read_segments(writer) == []
 
