@@ -185,6 +185,7 @@ def test_where_all_is_refused_from_some_step_on_the_first_error_and_the_last_are
     first, told, second = failure.partition("; not all that was begun could be undone: ")
     assert first.startswith("the kernel refuses ") and first.endswith(": Input/output error") and told
     assert second.startswith(f"cannot remove trace instance {NAME}: Input/output error")
+    assert failure.count("cannot remove") == 1
     assert os.listdir(f"{kernel.root}/instances") == [NAME]
 
 

@@ -185,7 +185,12 @@ def test_what_a_pipe_holds_when_the_command_has_ended_is_taken(run):
         end.write("stdout", b"z" * size)
         end.tell(rc=0)
 
-    (result,), ((output, _errors),) = run(play)
+    class Slow(Player):
+        def send(self, far):
+            super().send(far)
+            os.waitid(os.P_PID, self.children[-1], os.WEXITED | os.WNOWAIT)  # all is said before anything is read
+
+    (result,), ((output, _errors),) = run(play, player=Slow)
     assert (result.rc, len(output)) == (0, size)
 
 
@@ -292,6 +297,7 @@ def test_time_begins_when_the_command_does(run, monkeypatch):
     monkeypatch.setattr(sessions, "_LAST_REPORT_S", 0.05)
     (result,), _outputs = run(play, timeout_s=3600.0)
     assert (result.timed_out, result.error) == (False, "entering the container took more than 0.05 s")
+    assert result.end - result.start < 10  # and not when the child is ended by its alarm
 
 
 def test_a_command_that_cannot_be_killed_is_left(run, monkeypatch):
