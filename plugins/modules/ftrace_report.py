@@ -124,7 +124,7 @@ lines:
     - "  python3  4711  connect     10     1.234   310.0  ECONNREFUSED 10"
 summary:
   description:
-    - The contents of C(summary.json) without the rows for each system call, which are in the file only.
+    - The contents of C(summary.json) without the rows for each system call, which are in the file only. C(docs/summary.schema.json) is its form.
     - C(summary.json) has two tables for each capture. C(programs) has a row for each program and system call, C(processes) has one for each
       process and system call. A row's C(process_count) is the number of its processes, and C(pids) has the lowest 100 of their numbers.
     - A table has at most 1000 rows. In a larger one the processes with most failures keep rows of their own, and the others share those of
@@ -159,6 +159,10 @@ summary:
           description: Name of the container.
           type: str
           sample: api
+        container_id:
+          description: Full id of the container. V(null) where the manifest is missing.
+          type: str
+          sample: 4f66ad9a0b2e4f66ad9a0b2e4f66ad9a0b2e4f66ad9a0b2e4f66ad9a0b2e4f66
         complete:
           description: Whether no event was lost. V(null) where the manifest is missing.
           type: bool
@@ -192,6 +196,14 @@ summary:
           description: How often system calls failed, by the name of the error.
           type: dict
           sample: {ENOENT: 12, ECONNREFUSED: 3}
+        functions:
+          description: How often each function of the kernel was called. Empty where the trace had no tracer of functions.
+          type: dict
+          sample: {vfs_read: 12}
+        min_latency_ns:
+          description: Calls that took less than this many nanoseconds are not in the tables. V(0) where all are.
+          type: int
+          sample: 0
         io_uring:
           description:
             - Requests by io_uring, which are no system calls. C(recorded) says whether the trace records them, C(requests) counts them by
