@@ -19,7 +19,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.oci imp
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
 ID = "c" * 64
-STATE = {"id": ID, "status": "running", "pid": os.getpid(), "annotations": {"tier": "front"}}
+# Not of the test itself, which ansible-test runs in a child.
+PID = os.getpid()
+STATE = {"id": ID, "status": "running", "pid": PID, "annotations": {"tier": "front"}}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only what is root's is believed")
 
 
@@ -53,7 +55,7 @@ def test_containers_are_those_that_the_runtime_lists(make_root, folder, tmp_path
     stopped = {"id": "d" * 64, "status": "stopped", "pid": 77, "annotations": {"io.container.manager": "libpod"}}
     found = make_root([STATE, stopped]).list_containers()
     assert [(one.id, one.name, one.state, one.pid, one.runtime) for one in found] == [
-        (ID, ID, "running", os.getpid(), "containerd"),
+        (ID, ID, "running", PID, "containerd"),
         ("d" * 64, "d" * 64, "exited", 0, "podman"),
     ]
     assert found[0].labels == {"tier": "front"}
@@ -110,12 +112,12 @@ def test_a_container_is_what_the_runtime_says_last(make_root):
     root = make_root(STATE)
     container = root._parse({**STATE, "pid": 0, "status": "created"})
     fresh = root.refresh(container)
-    assert (fresh.state, fresh.pid, fresh.start_ticks) == ("running", os.getpid(), read_start_ticks(os.getpid()))
+    assert (fresh.state, fresh.pid, fresh.start_ticks) == ("running", PID, read_start_ticks(PID))
     assert fresh.may_mount  # of which nothing is known
     found = root.inspect(container)
-    assert (found["State"], found["Annotations"]) == ({"Status": "running", "Pid": os.getpid()}, {"tier": "front"})
+    assert (found["State"], found["Annotations"]) == ({"Status": "running", "Pid": PID}, {"tier": "front"})
     paused = make_root({**STATE, "status": "paused"}).refresh(container)
-    assert (paused.state, paused.pid) == ("paused", os.getpid())
+    assert (paused.state, paused.pid) == ("paused", PID)
 
 
 def test_one_that_was_removed_is_told_from_a_runtime_that_refuses(make_root, folder):

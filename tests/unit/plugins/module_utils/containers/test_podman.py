@@ -18,12 +18,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.podman import Podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 
+PID = os.getpid()  # not of the test itself, which ansible-test runs in a child
 ID = "c" * 64
 LISTED = {"Id": ID, "Names": ["web"], "State": "running", "Pid": 5, "Image": "nginx", "Labels": {"a": "b"}}
 INSPECTED = {
     "Id": ID,
     "Name": "web",
-    "State": {"Status": "running", "Pid": os.getpid()},
+    "State": {"Status": "running", "Pid": PID},
     "Config": {"Image": "nginx", "Labels": {"a": "b"}},
     "ImageName": "nginx",
     "HostConfig": {"Cgroups": "default", "CgroupManager": "systemd", "CgroupParent": ""},
@@ -101,7 +102,7 @@ def test_a_container_is_what_podman_says_last(answer):
     container = get_container(answer)
     answer([INSPECTED])
     fresh = Podman().refresh(container)
-    assert (fresh.pid, fresh.start_ticks) == (os.getpid(), read_start_ticks(os.getpid()))
+    assert (fresh.pid, fresh.start_ticks) == (PID, read_start_ticks(PID))
     assert (fresh.name, fresh.runtime) == ("web", "podman")
 
 
