@@ -19,7 +19,7 @@ start() {
         --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins "$@" >"$log" 2>&1 &
     echo $! >"$dir/engine.pid" # dockerd writes its own file late, and never where its start fails
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do # a slow machine takes its time
         if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then
             echo "unix://$dir/docker.sock"
             return
@@ -54,7 +54,7 @@ stop() {
     local dir=$1 ids
     [ -d "$dir" ] || return 0
     # The containers of an engine that does not answer end with the engine.
-    ids=$(timeout 20 docker -H "unix://$dir/docker.sock" ps -aq 2>/dev/null || true)
+    ids=$(timeout 60 docker -H "unix://$dir/docker.sock" ps -aq 2>/dev/null || true)
     # shellcheck disable=SC2086 # ids are words
     [ -z "$ids" ] || docker -H "unix://$dir/docker.sock" rm -f $ids >/dev/null
     end "$dir/engine.pid" "$dir"

@@ -32,6 +32,8 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
     inventory.write_text(
         'localhost ansible_connection=local ansible_python_interpreter="{{ ansible_playbook_python }}"\n'
     )
+    # A slow machine has a slow engine.
+    os.environ.setdefault("DOCKER_TIMEOUT", str(host.seconds(60)))
     os.environ.update(ANSIBLE_INVENTORY=str(inventory), ANSIBLE_PIPELINING="1", ANSIBLE_NOCOLOR="1")
     # A shell makes its background processes ignore SIGINT, and the processes that the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)

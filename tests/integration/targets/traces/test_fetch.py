@@ -267,7 +267,7 @@ def test_what_is_wrong_with_a_task_is_told_before_a_folder_is_made(tmp_path, arg
 
 def test_a_bad_cursor_is_named(worker, tmp_path):
     host.call_module("ftrace_instance", containers=[worker])
-    with pytest.raises(host.ModuleFailed, match="cursor: '../x' is none"):
+    with pytest.raises(host.ModuleFailed, match="cursor: '../x' is not a cursor"):
         fetch(tmp_path, containers=[worker], cursor="../x")
 
 
