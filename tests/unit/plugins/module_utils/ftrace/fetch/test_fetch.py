@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a fetch drains, offers, keeps and removes on its host, where a folder plays tracefs."""
+"""Segments that a fetch drains, offers, keeps and removes on its host, where a folder plays tracefs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(found, home=None, *, consume=True):
 
 
 def read(place):
-    """What the segment at PLACE holds: its pages by CPU, and its document."""
+    """Return the content of the segment at PLACE: its pages by CPU, and its document."""
     with open(place, "rb") as file:
         segment = read_segment(file)
         content = {cpu: b"".join(map(segment.read_chunk, chunks)) for cpu, chunks in segment.chunks.items()}
