@@ -90,7 +90,7 @@ def mask(line: str) -> str:
 
 
 def matches(shown: list[str], said: list[str]) -> bool:
-    """Whether the lines SAID are those that are SHOWN, all of them masked; `...` is any number of lines."""
+    """Return True if the lines SAID are the lines SHOWN, all of them masked; `...` is any number of lines."""
     if not shown:
         return not said
     if shown[0] == "...":
@@ -153,7 +153,7 @@ def has_container() -> Iterator[None]:
 
 
 def make_environment(inventory: Path, **more: str) -> dict[str, str]:
-    """What a shell of somebody who uses the collection has: no variables of the tests, INVENTORY, and MORE."""
+    """Return the environment of a user's shell: without the variables of the tests, with INVENTORY and MORE."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MAKE", "PYTHON"))}
     return {**kept, "ANSIBLE_INVENTORY": str(inventory), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "80", **more}
 

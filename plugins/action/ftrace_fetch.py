@@ -115,15 +115,17 @@ class ActionModule(ActionBase):
         kept = f"they are kept on the host in {outbox.FOLDER}, and the next fetch brings them"
         with ExitStack() as undo:
             # This warning also comes where Ansible ends the task: at its timeout, or when the user interrupts it.
-            undo.callback(self._display.warning, f"{host}: the captures could not be brought home; {kept}")
+            undo.callback(self._display.warning, f"{host}: the captures did not reach the controller; {kept}")
             try:
                 size = sum(int(segment["size"]) - int(segment["start"]) for segment in transfer["segments"])
                 tell_transfer(f"ftrace_fetch: transferring the captures of {host}", size)
-                whole = self._bring_home(transfer, folder, arrivals)
+                whole = self._fetch_segments(transfer, folder, arrivals)
                 captures, damaged = self._assemble(whole, folder, host)
             except _TRANSFER_ERRORS as error:
                 undo.pop_all()
-                raise AnsibleActionFail(escape(f"the captures could not be brought home ({error}); {kept}")) from error
+                raise AnsibleActionFail(
+                    escape(f"the captures did not reach the controller ({error}); {kept}")
+                ) from error
             undo.pop_all()
         self._acknowledge(transfer)
         for path in whole:
@@ -135,7 +137,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{'; '.join(damaged)}", result={"lines": lines, "captures": captures})
         return captures
 
-    def _bring_home(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:
+    def _fetch_segments(self, transfer: dict[str, Any], folder: str, arrivals: Arrivals) -> list[str]:
         """Fetch the file of TRANSFER and return the paths of its segments. Raise ArrivalError unless all of them are complete."""
         if not _TRANSFER.match(str(transfer["path"])):
             raise ArrivalError(f"{transfer['path']!r} is no transfer")

@@ -91,7 +91,7 @@ def select(
             raise host.explain(error) from error
         # Users are asked only for the message: the missing containers may be theirs.
         known = len(host.warnings)
-        listed = [*host.list_containers(), *(one for one in listed if one.runtime == PROCESS_RUNTIME)]
+        listed = [*host.list_containers(), *(container for container in listed if container.runtime == PROCESS_RUNTIME)]
         _warn(module, host.warnings[known:])
         try:
             chosen = choose(module, selector, listed, running_only=required, missing_ok=missing_ok)
@@ -140,7 +140,9 @@ def choose(
         # With the same text on all hosts Ansible shows the warning once.
         _warn(
             module,
-            [f"nothing to do for {', '.join(repr(one.pattern) for one in missing)}: no container here is called so"],
+            [
+                f"nothing to do for {', '.join(repr(error.pattern) for error in missing)}: no container here is called so"
+            ],
         )
     elif not (chosen or none_ok):
         if not missing_ok:

@@ -155,7 +155,8 @@ class Stranger:
     def _inspect_podman(self) -> dict[str, Any]:
         """Return the descriptions by the user's Podman, which is asked once for all its containers; empty where it does not answer."""
         if self._inspected is None:
-            ids = [one.id for one in self._told.containers if not self._told.places[one.key].get("program")]
+            told = self._told
+            ids = [other.id for other in told.containers if not told.places[other.key].get("program")]
             account = self._account
             (answer,) = self._budget.ask([Question(account, lambda until: podman.inspect_as(account, ids, until))])
             self._inspected = answer if isinstance(answer, dict) else {}
@@ -237,7 +238,7 @@ def _make(account: Account, answer: Any, budget: Budget, socket: str = "") -> St
         told.troubles.append(str(answer))
     else:
         try:
-            told.troubles += [str(one) for one in answer["troubles"]]
+            told.troubles += [str(trouble) for trouble in answer["troubles"]]
             for entry in answer["containers"]:
                 _believe(account, entry, told)
         except WRONG_FORM as error:

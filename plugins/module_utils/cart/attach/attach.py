@@ -139,15 +139,15 @@ def ensure_attached(
                 )
         ends = list_ends()
         if check_mode and ttl_s is not None:
-            ends.update((one.place, boot.read_clock() + ttl_s) for one in after.values())
-        return Change(before, [after[one.id].ending(ends) for one in containers if one.id in after])
+            ends.update((attachment.place, boot.read_clock() + ttl_s) for attachment in after.values())
+        return Change(before, [after[container.id].ending(ends) for container in containers if container.id in after])
 
 
 @contextmanager
 def _expire(targets: Sequence[Target], outcome: Outcome, path: str, ttl_s: float | None) -> Iterator[None]:
     """Make the attachments of the context end after TTL_S (None: no change); expiries are written before, and restored on failure."""
-    before = {one.name: one for one in expiry.list_expiries()}
-    settled = [] if ttl_s is None else [Expiry(one.container, path, boot.read_clock() + ttl_s) for one in targets]
+    before = {ending.name: ending for ending in expiry.list_expiries()}
+    settled = [] if ttl_s is None else [Expiry(target.container, path, boot.read_clock() + ttl_s) for target in targets]
     with ExitStack() as stack:
         stack.callback(_settle_back, targets, outcome, settled, before)
         if settled:
@@ -240,7 +240,7 @@ def ensure_detached(
         for place in sorted({attachment.path for attachment in present}):
             here = [attachment for attachment in present if attachment.path == place]
             theirs = {attachment.container.id for attachment in here}
-            take_away([one for one in outcome.list_left(held) if one.id in theirs], outcome, here, what.busy)
+            take_away([target for target in outcome.list_left(held) if target.id in theirs], outcome, here, what.busy)
 
     # Containers that have ended have nothing attached, and those that are never entered cannot have anything attached either.
     with open_targets(alive, ended_ok=True, refused_ok=everywhere or what.refused_ok, refuse=outcome.fail) as targets:
@@ -261,10 +261,10 @@ def ensure_detached(
             with outcome.complaining():
                 volumes.detach_all(lazy=what.busy.choice == "lazy")
             # Attachments in places that no runtime lists: processes named by pid, and containers that have ended.
-            for one in expiry.list_expiries():
-                if not outcome.has_failed(one.container):
-                    with outcome.serve(one.container, ended_ok=True):
-                        end_attachment(one)
+            for ending in expiry.list_expiries():
+                if not outcome.has_failed(ending.container):
+                    with outcome.serve(ending.container, ended_ok=True):
+                        end_attachment(ending)
     return Change(before, after, leftovers)
 
 

@@ -108,7 +108,7 @@ def _explain(error: OSError, target: Target, path: str) -> str:
     if error.errno == errno.EBUSY:
         users = ""
         with suppress(ContainerError, ProcessGone):
-            users = ", ".join(str(one) for one in find_users(target, path))
+            users = ", ".join(str(user) for user in find_users(target, path))
         return (
             f"the tools are in use by {users or 'no process that can be seen (a mount inside it?)'}; end them, wait for them"
             " (busy=wait), kill them (busy=kill), or take the tools out of their sight (busy=lazy)"
@@ -207,8 +207,8 @@ def find_removable(targets: Sequence[Target], path: str) -> list[bool]:
 
 def _find_place(found: Sequence[mounts.Mount], path: str) -> tuple[str, str]:
     """Return the place of the folder PATH by the mounts FOUND: a device and a path in its file system."""
-    above = [one for one in found if path.startswith(one.mount_point.rstrip("/") + "/")]
-    mount = sorted(above, key=lambda one: len(one.mount_point))[-1]
+    above = [mount for mount in found if path.startswith(mount.mount_point.rstrip("/") + "/")]
+    mount = sorted(above, key=lambda mount: len(mount.mount_point))[-1]
     return mount.device, os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.mount_point)))
 
 
@@ -226,9 +226,9 @@ def _find_taken_places(known: set[str]) -> set[tuple[str, str]]:
             if not finder.find(mounts.read_mounts(pid, *finder.needles)):
                 continue  # do not read the whole table, as a user may have made any number of mounts
             found = mounts.read_mounts(pid)
-            for one in finder.find(found):
-                above = [mount for mount in found if mount.mount_id == one.mount.parent_id]
-                taken |= {_find_place(above, one.mount.mount_point)} if above else set()
+            for attached in finder.find(found):
+                above = [mount for mount in found if mount.mount_id == attached.mount.parent_id]
+                taken |= {_find_place(above, attached.mount.mount_point)} if above else set()
     return taken
 
 

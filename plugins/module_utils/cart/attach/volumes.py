@@ -72,7 +72,7 @@ def attach(targets: Sequence[Target], image: store.StoredImage, path: str) -> li
     """Mount IMAGE in the host's folders that TARGETS have at PATH; return for each of TARGETS the error, or None."""
     with hold_lock(_LOCK):
         finder = ImageFinder()
-        taken = {one.mount.mount_point for one in finder.find(mounts.read_mounts())}
+        taken = {attached.mount.mount_point for attached in finder.find(mounts.read_mounts())}
         found = find_folders(targets, path)
         folders = sorted({folder for folder in found if isinstance(folder, str)} - taken)
         refused: dict[str, ContainerError] = {}
@@ -109,10 +109,13 @@ def detach(targets: Sequence[Target], path: str, *, lazy: bool) -> None:
     # Inside, PATH now shows the image's mount, whose master is the mount on the host.
     finder = ImageFinder()
     inside = [
-        one.mount for target in targets for one in finder.find(target.read_mounts()) if one.mount.mount_point == path
+        attached.mount
+        for target in targets
+        for attached in finder.find(target.read_mounts())
+        if attached.mount.mount_point == path
     ]
-    masters = {one.master for one in inside if one.master}
-    _unmount([one for one in _list_host_mounts() if one.peer_group in masters], lazy=lazy)
+    masters = {mount.master for mount in inside if mount.master}
+    _unmount([mount for mount in _list_host_mounts() if mount.peer_group in masters], lazy=lazy)
 
 
 def list_folders() -> list[str]:

@@ -81,9 +81,9 @@ def _limit(number: int, soft: int, hard: int) -> None:
         resource.setrlimit(number, (_lower(soft, have[1]), _lower(hard, have[1])))
 
 
-def _lower(one: int, other: int) -> int:
+def _lower(wanted: int, present: int) -> int:
     infinity = resource.RLIM_INFINITY
-    return other if one == infinity else one if other == infinity else min(one, other)
+    return present if wanted == infinity else wanted if present == infinity else min(wanted, present)
 
 
 def seal(rights: Rights, filters: Sequence[bytes]) -> None:

@@ -80,7 +80,7 @@ def fetch(
             left = [segment for segment in left if segment not in others]
             if others:
                 warn(
-                    f"{len(others)} earlier captures are being brought home by another fetch, or by one that broke less than a"
+                    f"{len(others)} earlier captures are being transferred by another fetch, or by one that broke less than a"
                     " minute ago; the next fetch brings those that are left"
                 )
         before = {segment.name for segment in outbox.list_segments()}

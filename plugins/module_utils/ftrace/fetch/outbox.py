@@ -105,7 +105,7 @@ def list_segments() -> list[Staged]:
 def create_segment(instance: Instance) -> BinaryIO:
     """Return a new file, open for writing, for a segment of INSTANCE.
 
-    As soon as the segment has a document, a fetch will bring it home, even if its writer is killed.
+    As soon as the segment has a document, the next fetch takes it, even if its writer is killed.
     """
     # Stamps must grow even if the clock was set back, because cursors compare them. They differ by a microsecond at least, because the
     # names of captures have microseconds.
@@ -129,6 +129,8 @@ def recover() -> None:
     for segment in list_segments():
         if segment.state != _PART:
             continue
+        # The head is found here, but not read: a host needs no reader of trace.dat. The controller, which makes the capture, tells of a
+        # damaged head.
         try:
             with open(segment.path, "rb") as file:
                 read_document(file)
@@ -174,11 +176,11 @@ def remove_kept(instance: str) -> None:
 
 
 def check_waiting() -> None:
-    """Raise TraceError if more than MAX_WAITING bytes already wait to be brought home."""
+    """Raise TraceError if more than MAX_WAITING bytes already wait for a fetch."""
     waiting = sum(segment.size for segment in list_segments() if segment.state == NEW)
     if waiting > MAX_WAITING:
         raise TraceError(
-            f"{waiting >> 20} MiB of captures wait in {FOLDER} to be brought home: nothing more is drained until a fetch has them"
+            f"{waiting >> 20} MiB of captures wait in {FOLDER} to be fetched: nothing more is drained until a fetch has them"
         )
 
 

@@ -68,7 +68,8 @@ TEXTS: dict[str, str | Link] = {
     # A library would start these programs.
     **dict.fromkeys(("/usr/bin/ntlm_auth", "/usr/bin/dbus-launch"), EMPTY),
     **dict.fromkeys(
-        (f"{one}/{two}" for one in ("/usr/local/sbin", "/usr/sbin") for two in ("dmsetup", "lvdisplay")), ERASED
+        (f"{folder}/{program}" for folder in ("/usr/local/sbin", "/usr/sbin") for program in ("dmsetup", "lvdisplay")),
+        ERASED,
     ),
     "/usr/lib/sysstat/sadc": Link("sadc", ("lib/sysstat/sadc",)),
     "/usr/libexec/coreutils": Link("stdbuf", ("libexec/coreutils",)),

@@ -176,7 +176,7 @@ def test_programs_of_musl(tmp_path, run_in):
 
 
 def test_a_nix_closure(tmp_path, run_in):
-    """As `nix-store -qR` would list it: each package in a folder of its own, with whole paths between them."""
+    """The image takes the list of `nix-store -qR`: each package in a folder of its own, with whole paths between them."""
     store = "/nix/store"
     if os.path.exists(store):
         pytest.fail(f"{store} is there: this test makes and removes it")
@@ -199,7 +199,7 @@ def test_a_nix_closure(tmp_path, run_in):
 
 
 def test_an_image_that_somebody_else_has_made_is_used_as_it_is(tmp_path, run_in):
-    """As Oracle's crashcart built them: ext3, with programs for /dev/crashcart."""
+    """Oracle's crashcart built such images: ext3, with programs for /dev/crashcart."""
     (tmp_path / "tree/bin").mkdir(parents=True)
     shutil.copy("/bin/busybox", tmp_path / "tree/bin/busybox")
     made = tmp_path / "crashcart.img"

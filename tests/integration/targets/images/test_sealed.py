@@ -93,7 +93,7 @@ def check_answers(text):
 
 
 def test_a_shell_whose_input_is_a_socket_reads_nothing(trapped):
-    """As sshd's and rshd's, by which bash decides to read what an interactive one does."""
+    """By such an input, as sshd and rshd give it, bash decides to read the files of an interactive shell."""
     host.call_module("crashcart_attach", containers=[trapped])
     code = (
         "import socket, subprocess, sys; one, two = socket.socketpair();"
@@ -217,7 +217,7 @@ def test_the_smallest_set_springs_none(trapped, tmp_path):
 
 
 def has_mark(path):
-    """Whether the ext4 image PATH holds the file that says that it is sealed."""
+    """Return True if the ext4 image PATH holds the file that says that it is sealed."""
     return "Inode:" in host.run("debugfs", "-R", "stat /etc/crashcart.sealed", str(path)).stdout
 
 

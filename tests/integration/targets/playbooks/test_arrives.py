@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is typed arrives, wherever it is typed, or it is told before anything is done; and what cannot be had costs nothing that is there."""
+"""Options reach modules wherever they are typed, or fail before anything is done; a wish that cannot be met costs nothing that is there."""
 
 from __future__ import annotations
 

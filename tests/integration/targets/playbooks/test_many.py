@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an operator sees of many containers and hosts: it can be read, and whatever is bad among them costs no good one."""
+"""Output for many containers and hosts can be read, and a bad container or host costs no good one."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_the_main_job(container, where, tmp_path):
 
 
 def test_one_container_that_fails_costs_no_other(container, tmp_path):
-    """What was asked for is done in the others and shown; the playbook fails, with one message that has both."""
+    """The playbook serves the other containers and shows their results; it fails with one message that has both."""
     good, stopped = container(*LOOP), container()
     host.docker("stop", "-t", "0", stopped)
     reason = rf"1 of 2 containers failed: container {stopped} \(\w+\) is exited: start it first"
@@ -303,7 +303,7 @@ def test_a_shell_in_one_line_at_a_terminal(container, where):
 
 
 def read_until(process, pattern):
-    """What PROCESS writes until PATTERN is in it."""
+    """Return the output of PROCESS up to the moment when PATTERN is in it."""
     said = b""
     while not re.search(pattern, said, re.S):
         data = os.read(process.stdout.fileno(), 65536)

@@ -45,7 +45,7 @@ def shop(container):
 
 
 def execute(**selection):
-    """What crashcart_exec returns for SELECTION: the namespaces it was in, and its warnings."""
+    """Run crashcart_exec for SELECTION, and return the namespaces that its commands were in, and its warnings."""
     result = host.call_module("crashcart_exec", argv=WHERE, rights="container", **selection)
     return [one["stdout"].strip() for one in result["results"]], list_warnings(result)
 
@@ -57,7 +57,7 @@ def list_warnings(result):
 
 
 def look():
-    """What crashcart_info returns, with the texts of its warnings."""
+    """Return the result of crashcart_info, with the texts of its warnings."""
     result = host.call_module("crashcart_info", gather=["all"])
     return {**result, "warnings": list_warnings(result)}
 

@@ -33,12 +33,12 @@ KINDS = {
 
 
 def list_changes(name):
-    """What container NAME has changed in its files; the engine tells it in no order."""
+    """Return the files that container NAME has changed, sorted, since the engine lists them in no order."""
     return sorted(host.docker("diff", name).splitlines())
 
 
 def wait_for_quiet(name):
-    """The same, once its service has made what it makes at its start."""
+    """Wait until the service of container NAME has made its files, and return the files that the container has changed."""
     changes = None
     while changes != list_changes(name):
         changes = list_changes(name)
@@ -222,7 +222,7 @@ def test_a_dev_whose_file_system_is_read_only_is_foreseen_and_named(container):
 
 
 def test_a_dev_of_the_containers_own_files(container):
-    """As where a runtime mounts nothing on /dev: the folder is made among its files, and removed."""
+    """Where a runtime mounts nothing on /dev, the folder is made among the container's files, and removed."""
     name = container()
     change_dev(name, "umount", "-l", "/dev")
     host.call_module("crashcart_attach", containers=[name])
@@ -426,7 +426,7 @@ def test_a_detach_minds_no_container_that_died_after_the_inspect(container):
 
 
 def test_a_pid_that_now_belongs_to_a_process_of_the_host_is_refused(container):
-    """What the kernel may do after the container's death: give its number to somebody else."""
+    """The kernel may give the number of a dead container's process to another process."""
     name = container()
     record = find_record(name)
     with subprocess.Popen(["sleep", "1000"]) as stranger:

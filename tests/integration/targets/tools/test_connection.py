@@ -225,7 +225,7 @@ def test_the_folders_of_killed_controllers_go_in_time(inside):
 
 
 def leave_scratch(name):
-    """What a killed controller leaves: the folder of connection NAME with a file."""
+    """Leave the folder of connection NAME with a file, as a killed controller does."""
     child = os.fork()
     if child == 0:
         try:
@@ -425,7 +425,7 @@ def test_the_inventory_of_containers(container, ssh_hosts, tmp_path):
 
 
 def test_containers_take_no_machines_place(container, tmp_path):
-    """Also where a machine is called as one of them would be, and where their names are fit for neither files nor patterns."""
+    """This holds where a machine has a container's name, and where names of containers are fit for neither files nor patterns."""
     name = container("busybox")
     folder = tmp_path / "hosts"
     (folder / "group_vars").mkdir(parents=True)

@@ -55,7 +55,7 @@ def test_options(container, kind):
 
 
 def test_a_command_in_the_pid_namespace_of_the_host_ends_alone(container):
-    """What it leaves is killed, and no process of the host is."""
+    """The processes that the command leaves are killed, and no process of the host is."""
     name = container("busybox", options=("--network", "none", "--pid", "host"))
     with host.start("sleep", "4321") as stranger:
         argv = ["bash", "-c", "setsid sleep 4322 >/dev/null 2>&1 & exit 3"]

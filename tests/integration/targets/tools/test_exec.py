@@ -348,7 +348,7 @@ def test_a_hostile_passwd_cannot_block_or_lead_outside(container):
 )
 @pytest.mark.parametrize("end", ["its end", "a timeout", "a kill"])
 def test_nothing_that_a_command_starts_outlives_it(container, escape, end):
-    """Also what has left its mount namespace; and where nobody else reaps, no zombie stays."""
+    """This holds for processes that have left its mount namespace; and where nobody else reaps, no zombie stays."""
     name = container()
     script = f"{escape} & {escape} & exec 1>&- 2>&-; sleep {'1' if end == 'its end' else '4322'}"
     process = host.start_module(

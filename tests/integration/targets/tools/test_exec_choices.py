@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a caller of crashcart_exec may choose: namespaces, capabilities with the host's rights, and where the output goes."""
+"""Choices of a caller of crashcart_exec: namespaces, capabilities with the host's rights, and where the output goes."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ print(log.recv(65536).decode())
 
 
 def test_secrets_stand_in_no_log_and_no_invocation(container, tmp_path):
-    """And the output is whole, whatever short value a variable has."""
+    """The output is whole, whatever short value a variable has."""
     secrets = {"env": {"ONE": "1", "YES": "true", "TOKEN": "hunter2-hunter2"}, "stdin": "hush-hush\n"}
     arguments = {
         "containers": [container("static")],

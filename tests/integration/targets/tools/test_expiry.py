@@ -172,7 +172,7 @@ def test_everything_means_also_what_only_a_pid_names(container):
 
 
 def test_a_killed_call_settles_nothing_for_the_next_attachment(container):
-    """What a killed attach has settled is forgotten with a detach, though nothing was mounted."""
+    """A detach forgets the end that a killed attach has settled, though nothing was mounted."""
     name = container()
     record = find_record(name)
     expiry.write([expiry.Expiry(record, "/dev/crashcart", boot.read_clock() + 600)])

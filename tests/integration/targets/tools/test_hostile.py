@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What stands in a container's namespaces for us gives a hostile container nothing to work with."""
+"""Our processes in a container's namespaces give a hostile container nothing to work with."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def list_store(name="small"):
 
 
 def identify(path):
-    """What changes with a file; not when it was read, which a build does to know it is whole."""
+    """Return values of file PATH that change when it is written, but not when it is read, as a build does to know that the file is whole."""
     status = os.stat(path)
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

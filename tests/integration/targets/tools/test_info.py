@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What crashcart_info and ftrace_info say: a page for people, and the rest where it is asked for."""
+"""Results of crashcart_info and ftrace_info: a page for people, and the rest where it is asked for."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def other_expiry(container):
 
 
 def test_attach_for_a_time(record, other_expiry):
-    """What is mounted has an end, or nothing is mounted yet. The watchdog runs for another attachment."""
+    """A mounted image has an end, or nothing is mounted yet. The watchdog runs for another attachment."""
     expiry.write([other_expiry])
     expiry_watchdog.ensure_watchdog()
 

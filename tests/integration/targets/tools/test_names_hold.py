@@ -78,7 +78,7 @@ def exchange_for(other, name, script, top=""):
 
 
 def run_under_exchange(name, top, script, function):
-    """What FUNCTION returns while the container exchanges its folders."""
+    """Call FUNCTION while the container exchanges its folders, and return its result."""
     thread = threading.Thread(target=exchange, args=(name, top, script))
     thread.start()
     try:
@@ -130,7 +130,7 @@ def test_a_prefix_that_nothing_of_the_container_is_mounted_on(container, tmp_pat
 
 @pytest.mark.parametrize("rights", ["tools", "host"])
 def test_in_namespaces_that_the_container_has_made(container, rights):
-    """Who has made a user namespace may undo mounts there, whatever the first process says of itself. Podman's profile lets everybody."""
+    """The maker of a user namespace may undo mounts there, whatever the first process says. Podman's profile lets everybody make one."""
     options = ("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined")
     name = container("python", "/usr/bin/python3", "-c", IN_OWN_NAMESPACES, options=(*NETWORK, *options))
     host.wait_until(lambda: Path(f"/proc/{host.find_pid(name)}/root/ready").exists())
@@ -219,14 +219,14 @@ def plain(request, container):
 
 
 def test_the_root_is_the_containers_own_where_its_names_hold(plain):
-    """What is told of its file system is true."""
+    """The output of df for the container's file system is true."""
     for rights in ("container", "tools", "host"):
         (line,) = execute(plain, argv=["df", "-P", "/"], rights=rights)["stdout"].splitlines()[1:]
         assert line.endswith(" /") and not line.startswith("none "), rights
 
 
 def test_a_folder_in_the_place_of_proc_is_not_seen_with_more_rights_than_the_containers(container):
-    """What is switched off in the tools is led to where the kernel has nothing."""
+    """Paths that are switched off in the tools lead to a place where the kernel has nothing."""
     name = start_chrooted(container)
     host.docker("exec", name, "mkdir", "/x/proc/0")
     for rights, text in (("container", "/proc/0\n"), ("tools", ""), ("host", "")):
@@ -261,7 +261,7 @@ def test_an_attached_image_that_was_moved_is_no_place_to_run_from(container, rig
 
 @pytest.mark.parametrize("rights", ["tools", "host"])
 def test_a_folder_without_an_end_costs_its_container_alone(container, rights):
-    """As a container may serve it: it is not read to its end."""
+    """A container may serve such a folder; the call does not read it to its end."""
     good, bad = container(), container()
     host.docker("exec", bad, "/bin/sh", "-c", "cd /dev; seq 1 20001 | xargs touch")
     with pytest.raises(host.ModuleFailed, match="over 20000 entries") as failed:
@@ -270,7 +270,7 @@ def test_a_folder_without_an_end_costs_its_container_alone(container, rights):
 
 
 def test_the_hosts_processes_are_found_behind_another_root(container):
-    """What the first process cannot see, a tool that the container has taken over could reach."""
+    """A tool that the container has taken over could reach processes that the first process cannot see."""
     name = start_chrooted(container, "-v", "/proc:/host/proc")
     with pytest.raises(host.ModuleFailed, match="host's processes are seen at '/host/proc'.*rights=container"):
         execute(name, argv=["true"])

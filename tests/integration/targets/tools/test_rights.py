@@ -277,7 +277,7 @@ def test_the_first_process_goes_on_after_a_contained_command(container):
 
 
 def test_a_kill_in_the_middle_lets_the_first_process_go_on(container):
-    """Also of the supervisor, which is the one that stops it: at 20 moments of its life."""
+    """The kills come at 20 moments, and half of them also hit the supervisor, which stops the first process."""
     name = container()
     first = host.find_pid(name)
     for number in range(20):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a container puts in the place of its files: devices, pipes, and file systems that never answer."""
+"""Containers that put other things in the place of their files: devices, pipes, and file systems that never answer."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def read_modes(*tops):
 
 
 def test_modes_are_ours_whatever_the_umask_is(container, tmp_path):
-    """Also where an earlier version, or somebody else, has made the folder open to all."""
+    """This holds where an earlier version, or somebody else, has made the folder open to all."""
     name = container("python")
     os.makedirs("/run/crashcart", exist_ok=True)
     os.chmod("/run/crashcart", 0o777)

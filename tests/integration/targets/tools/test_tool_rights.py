@@ -94,7 +94,7 @@ def test_another_user_has_the_two_capabilities_and_no_others(container):
 
 @pytest.mark.parametrize("settles", [True, False])
 def test_who_enters_before_it_is_in_the_control_group_is_waited_for(container, settles):
-    """As runc does with a health check or a command of `docker exec`."""
+    """A process of runc enters so for a health check or a command of `docker exec`."""
     name = container()
     pid = host.find_pid(name)
     parameters = {"containers": [name], "labels": None, "query": None, "allow_empty": False, "docker_host": None}
@@ -177,7 +177,7 @@ def test_where_others_would_be_touched_the_call_says_who(container, what):
 
 @pytest.mark.parametrize("what", ["/proc", "/"])
 def test_where_the_hosts_processes_are_seen_through_a_volume_the_call_says_where(container, what):
-    """As in agents that watch the host: who may trace would reach the host's files by /host/proc/1/root."""
+    """Agents that watch the host have such volumes: a tool that may trace would reach the host's files by /host/proc/1/root."""
     name = container(options=(*NETWORK, "-v", f"{what}:/host/{what.strip('/')}:ro"))
     said = f"{name}: rights=tools .*SYS_PTRACE.* pid namespace.* at '/host/proc.*rights=container.*rights=host"
     with pytest.raises(host.ModuleFailed, match=said):

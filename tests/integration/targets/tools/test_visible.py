@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a container's root gets of our processes that stand in its pid namespace: nothing of the host, whatever it may do."""
+"""A container's root gets nothing of the host from our processes in its pid namespace, whatever it may do."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def expose(name, *, files=None, path=None, **more):
 
 
 def inside(name, script, check=True):
-    """What a shell's SCRIPT prints inside container NAME, as its own user; it has some seconds."""
+    """Run a shell's SCRIPT in container NAME as the container's user, for 20 seconds at most, and return the completed process."""
     return host.run("timeout", "20", "docker", "exec", name, "/bin/sh", "-c", script, check=check)
 
 

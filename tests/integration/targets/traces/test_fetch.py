@@ -202,7 +202,7 @@ def test_what_another_fetch_brings_home_is_left_to_it(worker, tmp_path):
     first = host.call_module("ftrace_fetch", **arguments)["transfer"]
     run_workload(worker)
     second = host.call_module("ftrace_fetch", **arguments)
-    assert "brought home by another fetch" in str(second["warnings"])
+    assert "transferred by another fetch" in str(second["warnings"])
     names = [[segment["name"] for segment in one["segments"]] for one in (first, second["transfer"])]
     assert (len(names[0]), len(names[1])) == (1, 1)
     assert names[0] != names[1]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What we count is what strace counts, and what we read of a capture is what trace-cmd reads, field by field."""
+"""Reports count the calls that strace counts, and a capture is read as trace-cmd reads it, field by field."""
 
 from __future__ import annotations
 

@@ -693,7 +693,7 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
 
 
 def test_groups_that_a_container_makes_are_its_own(container):
-    """As systemd does in a container, and crun: its first process is in one, others are in another."""
+    """Systemd and crun make such groups in a container: the first process is in one, others are in another."""
     name = container("busybox", "sh", "-c", "sleep 1001 & sleep 1002")
     first = host.find_pid(name)
     host.wait_until(lambda: host.runs(name, "sleep 1001"))

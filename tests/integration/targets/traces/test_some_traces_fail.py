@@ -41,7 +41,7 @@ def find_name(name):
 
 
 def list_traced(names):
-    """Those of NAMES that have an instance."""
+    """Return those of NAMES that have an instance."""
     return {name for name in names if find_name(name) in host.list_instances()}
 
 
@@ -205,7 +205,7 @@ def test_who_is_kept_delays_nobody_else(container, monkeypatch):
 
 
 def test_await(container, monkeypatch):
-    """Those that do not run are awaited, but for one that cannot be, and one whose trace somebody keeps."""
+    """Containers that do not run are awaited, except for one that cannot be, and one whose trace's lock another process holds."""
     ended = [failures.stop(container()) for _number in range(2)]
     running = container(*LOOP)
     lacking = failures.stop(container("busybox", options=("--network", "none", "--cgroup-parent", "/nonesuch")))
@@ -250,7 +250,7 @@ def fetchable():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_call_leaves_nothing_that_nobody_knows_of(container, number):
-    """What it has made is undone, what was there before stays."""
+    """The traces that the call has made are undone, and the trace that was there before stays."""
     names = [container(*LOOP) for _number in range(3)]
     blocked, *others = names  # the engine lists the youngest first
     host.call_module("ftrace_instance", containers=[others[0]], syscalls=["openat"])

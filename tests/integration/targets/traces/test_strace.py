@@ -89,7 +89,7 @@ def read_as_strace(result: int) -> tuple[int, str]:
 
 
 def is_known_difference(theirs: Call, ours: Call) -> bool:
-    """Whether strace's call THEIRS may be OURS, though they are not the same: docs/calls.md says why."""
+    """Return True if strace's call THEIRS may be OURS, though they differ: docs/calls.md says why."""
     if theirs.name == ours.name:
         if theirs.result is None and not theirs.error:
             # A fatal signal, or another thread's exec, ended it: at its entry, where strace holds it, before the kernel had begun with it.

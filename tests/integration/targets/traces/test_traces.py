@@ -657,7 +657,7 @@ def test_tools_are_in_a_trace_if_that_is_asked_for(container, tmp_path, tools):
 
 
 def test_a_trigger_goes_with_the_wish_for_it_also_where_its_event_is_off(worker):
-    """As a trigger of its own, or the end of its time, leaves it."""
+    """A trigger of the trace, or the end of its time, switches an event off so."""
     event = {"name": "syscalls:sys_enter_rmdir", "triggers": ["traceoff", "stacktrace"]}
     name = host.call_module("ftrace_instance", containers=[worker], events=[event])["instances"][0]["name"]
     instance = Instance(host.TRACEFS, name)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the connection plugin sends to a host."""
+"""The program that the connection plugin sends to a host, and the files that it fetches."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a stranger calls a thing is shown, and obeyed by no terminal."""
+"""Names that others have given are shown, and no terminal obeys them."""
 
 from __future__ import annotations
 

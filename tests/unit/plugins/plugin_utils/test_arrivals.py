@@ -20,7 +20,7 @@ CONTENTS = {name: bytes([number]) * (50 + number) for number, name in enumerate(
 
 
 def make_transfer(have, contents=CONTENTS):
-    """What a host says of a transfer to somebody who HAS bytes of segments, and the bytes of it."""
+    """Return a host's description of a transfer and its bytes, for a controller that has the numbers HAVE of bytes of segments."""
     segments = [
         {
             "name": name,

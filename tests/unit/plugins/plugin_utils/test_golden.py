@@ -113,7 +113,7 @@ def make_pages(events):
 
 
 def make_manifest(name):
-    """What the host of the capture of container NAME says of it."""
+    """Return the manifest that a host writes for the capture of container NAME."""
     labels = {"com.example.service": "shop", "com.example.stage": "production"}
     container = Container("0123456789ab" + "c" * 52, name, "running", 4711, "registry.example/shop:1", labels)
     return manifest.Manifest(
@@ -144,7 +144,7 @@ def make_manifest(name):
 
 
 def make_loss(events, lost):
-    """What a capture of so many EVENTS lacks: LOST, which were overwritten before they were read."""
+    """Return the loss of a capture of EVENTS events; LOST more were overwritten before they were read."""
     before = {0: CpuStatistics(events - 1, 0, 0, 500, 0, 0), 1: CpuStatistics(1, 0, 0, 500, 0, 0)}
     after = {0: CpuStatistics(0, lost, 0, 0, 0, events - 1), 1: CpuStatistics(0, 0, 0, 0, 0, 1)}
     return ring.summarize_loss(before, after, {0: CpuDrain(events - 1, lost=lost), 1: CpuDrain(1)})
@@ -170,7 +170,7 @@ def write_capture(folder, name="api", events=EVENTS, lost=0):
 
 
 def report(source, folder):
-    """What summary.json says of SOURCE."""
+    """Return the content of summary.json for SOURCE."""
     parameters = {"src": str(source), "dest": str(folder / "report"), "captures": None, "min_latency": None}
     module = SimpleNamespace(params={**parameters, "formats": ["json"]}, check_mode=False, warn=lambda _text: None)
     files = ftrace_report.run(module)["files"]

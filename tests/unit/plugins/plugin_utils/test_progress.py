@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is told of long transfers."""
+"""Messages about long transfers."""
 
 from __future__ import annotations
 

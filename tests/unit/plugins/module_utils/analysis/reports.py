@@ -11,7 +11,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import ca
 
 
 def summarize(source):
-    """What summary.json holds for SOURCE."""
+    """Return the content of summary.json for SOURCE."""
     skipped = []
     return {"captures": list(capture_summary.gen_source(source, skipped)), "skipped": skipped}
 
@@ -25,7 +25,7 @@ def write(summary, dest, formats, *, check_mode=False):
 
 
 def format_summary(summary):
-    """What summary.txt holds for SUMMARY, or the page, where there is nothing to report on."""
+    """Return the text of summary.txt for SUMMARY, or of the page, where there is nothing to report on."""
     with tempfile.TemporaryDirectory() as folder, report_files.ReportWriter(
         folder, ["text"], check_mode=False
     ) as writer:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an entry and an exit of the kernel's mean: denied calls, errors that are none, threads that exec, events of single calls."""
+"""Calls from the kernel's entries and exits: denied calls, errors that are none, threads that exec, events of single calls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_enter_with(tid, number, *arguments):
 
 
 def read(events, more_formats=None, lost_before=(), **manifest):
-    """What is in a trace of EVENTS, each (time, record), of one CPU; before those at the times LOST_BEFORE others were lost."""
+    """Read a trace of EVENTS, each (time, record), of one CPU; before the events at the times LOST_BEFORE others were lost."""
     made = []
     for time, record in events:
         packed = pages.pack_event(record)

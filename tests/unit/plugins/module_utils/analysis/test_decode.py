@@ -59,7 +59,7 @@ def list_events(batch):
 
 
 def decode_slowly(page):
-    """The same, of one PAGE, by nothing but struct; every read is checked against the page's own end."""
+    """Return the events of one PAGE, decoded with nothing but struct; every read is checked against the page's own end."""
     time, commit = struct.unpack_from("QQ", page)
     end = min(16 + (commit & 0xFFFFF), len(page))
     place = 16

@@ -77,7 +77,7 @@ GOOD = {
 
 
 def report_one(tmp_path, data, name="x.dat"):
-    """What a report of a folder says that holds one file of DATA."""
+    """Return the summary of a folder that holds one file, NAME, of DATA."""
     (tmp_path / name).write_bytes(data)
     return reports.summarize(str(tmp_path))
 
@@ -242,7 +242,7 @@ def test_bad_files_are_named_once_and_the_others_are_reported(tmp_path):
 
 
 def is_text(document):
-    """Whether DOCUMENT, as its readers get it, is without lone surrogates."""
+    """Return True if DOCUMENT, as its readers get it, has no lone surrogates."""
     text = json.dumps(document, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode("utf-8") == text
 

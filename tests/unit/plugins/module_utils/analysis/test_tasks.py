@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who a thread was at a time."""
+"""Names and processes of threads at a time."""
 
 from __future__ import annotations
 

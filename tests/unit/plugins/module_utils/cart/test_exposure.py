@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a mount table tells of exposed files, and wishes that cannot be had."""
+"""Exposed files in a mount table, and wishes that cannot be met."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def ask(script, seconds=ENOUGH_S, **options):
 
 
 def runs(mark):
-    """Whether a process has MARK in its command line."""
+    """Return True if a process has MARK in its command line."""
     for pid in os.listdir("/proc"):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is said of a container that cannot be used."""
+"""Messages about containers that cannot be used."""
 
 from __future__ import annotations
 

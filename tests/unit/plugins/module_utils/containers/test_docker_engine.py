@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the engine's answers mean. No engine is asked."""
+"""Meaning of the engine's answers. No engine is asked."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def inside():
 
 @pytest.fixture
 def put(tmp_path, monkeypatch):
-    """What puts processes into the control group called so."""
+    """Return a function that makes a control group with the given name and processes."""
     monkeypatch.setattr(machines, "_HIERARCHIES", (f"{tmp_path}/one", f"{tmp_path}/two"))
 
     def make(name, *pids):

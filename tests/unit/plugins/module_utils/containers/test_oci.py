@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What containers below an engine are called."""
+"""Names of containers below an engine."""
 
 from __future__ import annotations
 

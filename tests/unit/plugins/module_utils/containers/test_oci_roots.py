@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def make_root(folder, tmp_path):
-    """What makes the runtime of the folder: a script that answers TEXT, and ends with CODE."""
+    """Return a function that makes the runtime of the folder: a script that prints ANSWER and ERROR, and ends with CODE."""
 
     def make(answer, code=0, error=""):
         program = tmp_path / "runc"

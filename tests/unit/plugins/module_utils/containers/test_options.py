@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of a selection is an error, what a warning, what is accepted; and what is selected while containers come and go."""
+"""Errors, warnings and results of a selection, also while containers come and go."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Host:
 
 
 class HostInPart(Host):
-    """The same, where one runtime is silent."""
+    """A host on which one runtime does not answer."""
 
     errors = {"podman": "it hangs"}
     is_complete = False

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who of a call's containers failed, what is said of it, and what is undone."""
+"""Failures of a call's containers: their messages, and the work that is undone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ API, DB, WEB = (Who(name, name[0] * 64) for name in ("api", "db", "web"))
 
 
 def told(outcome, *containers):
-    """What OUTCOME of CONTAINERS says."""
+    """Return the message that OUTCOME raises for CONTAINERS."""
     with pytest.raises(FleetError) as caught:
         outcome.check(containers, "served", changed=True)
     assert caught.value.result == {"failed_containers": outcome.as_result(), "changed": True}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is made of Podman's answers. A script plays Podman."""
+"""Meaning of Podman's answers. A script plays Podman."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ACCOUNT = asking.Account(1000, 1000, "user", "/home/user")
 
 @pytest.fixture
 def answer(tmp_path, monkeypatch):
-    """What has Podman answer TEXT, and end with CODE."""
+    """Return a function that has Podman print FOUND and ERROR, and end with CODE."""
     monkeypatch.setattr(asking, "_ENVIRONMENT", {"PATH": str(tmp_path), "LANG": "C"})
 
     def set_answer(found, code=0, error=""):

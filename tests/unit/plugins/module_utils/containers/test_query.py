@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a user's query means. No runtime is asked."""
+"""Meaning of a user's query. No runtime is asked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is taken of a user's words, and what is not. No user is asked; processes of this test's stand for the user's."""
+"""Answers of users that are believed, and others that are not. No user is asked; processes of this test stand for the user's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who can change what is at a path, and which files are read."""
+"""Users who can change the file at a path, and files that are read."""
 
 from __future__ import annotations
 

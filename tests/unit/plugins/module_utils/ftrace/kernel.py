@@ -117,7 +117,7 @@ def put(path, text):
 
 
 def get(path):
-    """What file PATH holds."""
+    """Return the text of file PATH."""
     with open(path, encoding="utf-8") as file:
         return file.read()
 
@@ -263,7 +263,7 @@ class Kernel:
 
 
 def is_alive(pid):
-    """Whether there is a process PID that has not ended."""
+    """Return True if process PID is there and has not ended."""
     try:
         return get(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

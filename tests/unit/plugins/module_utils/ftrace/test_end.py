@@ -161,7 +161,7 @@ def test_one_that_somebody_keeps_comes_after_the_others(kernel, monkeypatch):
 
 
 class Impatience:
-    """Who waits for nobody."""
+    """A Patience that waits for nobody, and notes that it was asked."""
 
     def __init__(self, left):
         self._left = left
@@ -245,7 +245,7 @@ def test_a_loan_outlives_a_recorder_that_ends_and_says_so(kernel):
 
 @pytest.fixture
 def hold_locks():
-    """What has a child hold locks and tell so, as a recorder that listens nowhere; it is ended with the test."""
+    """Yield a function that has a child hold locks, as a recorder that listens nowhere does; the children end with the test."""
     children = []
 
     def hold(*paths):

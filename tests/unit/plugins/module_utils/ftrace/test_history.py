@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who began a trace and who ended it, in words."""
+"""Sentences about the start and the end of a trace."""
 
 from __future__ import annotations
 

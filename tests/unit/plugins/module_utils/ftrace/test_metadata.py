@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is kept of a trace's start, and whom it belongs to; and clocks beside real time."""
+"""Records of a trace's start, the owner of a trace, and clocks beside real time."""
 
 from __future__ import annotations
 

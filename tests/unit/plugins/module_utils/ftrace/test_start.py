@@ -103,7 +103,7 @@ def look(tmp_path):
 
 
 def list_steps(kernel, container, request):
-    """What the kernel is asked for by a start that succeeds, which is taken back."""
+    """Return the steps of a start that succeeds at KERNEL; the start is then taken back."""
     kernel.steps.clear()
     with ExitStack() as begun:
         _found, failures = begin(kernel, [container], request, begun)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether an image is what was asked for."""
+"""Comparison of an image with a request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRACE = Component("deb", "strace", "6.1", "amd64", "sha256:2", 20)
 
 
 class Plan:
-    """What a plan says of itself."""
+    """A plan with a request and components."""
 
     def __init__(self, request=REQUEST, components=(BASH, STRACE)):
         self.request = request

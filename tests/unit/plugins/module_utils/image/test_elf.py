@@ -172,7 +172,7 @@ def test_musl_and_glibc_do_not_mix(tmp_path):
 
 
 def test_a_library_one_folder_too_deep_is_linked(tmp_path):
-    """As libblas.so.3, of which Debian has several."""
+    """Debian's libblas.so.3 is such a library, of which Debian has several."""
     program = make("bin/nmap", "libblas.so.3", "libm.so.6", interpreter="/lib64/ld-linux-x86-64.so.2")
     elves = [
         program,

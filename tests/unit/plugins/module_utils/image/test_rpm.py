@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an rpm says of itself."""
+"""Headers of an rpm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is put before a seccomp filter. The kernel itself runs it in the integration tests; here each way through it is taken."""
+"""Instructions before a seccomp filter. The kernel runs them in the integration tests; here each way through them is taken."""
 
 from __future__ import annotations
 

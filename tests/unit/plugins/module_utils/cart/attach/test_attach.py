@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an attach has to do, what it says, and what is settled about its end. The tests' own process plays the container."""
+"""Work, result and end of an attach. The tests' own process plays the container."""
 
 from __future__ import annotations
 

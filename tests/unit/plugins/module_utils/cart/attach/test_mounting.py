@@ -66,7 +66,7 @@ def refuse(_fd):
 
 
 def put(place):
-    """What plays a mount: a file in what the descriptor is of."""
+    """Return a function that plays a mount: it makes a file in the folder of a descriptor, and adds the descriptor to PLACE."""
 
     def mount_on(fd):
         os.chmod(f"/proc/self/fd/{fd}", 0o700)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an image says on how its programs are run."""
+"""Files of an image that say how its programs are run."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ RIGHTS = Rights(os.getuid(), os.getgid(), (), None, no_new_privileges=False)
 
 
 class Player:
-    """What starts commands: each of PLAYS, functions of a supervisor's end, in a child of its own, in turn."""
+    """A player of the supervisor: for each command it runs the next of PLAYS, functions of an End, in a child."""
 
     def __init__(self, *plays):
         self._plays = list(plays)
@@ -79,7 +79,7 @@ class End:
 
 @pytest.fixture
 def run():
-    """What runs PLAYS as commands with OPTIONS: the results, and what came through their streams."""
+    """Yield a function that runs PLAYS as commands with OPTIONS, and returns the results and the output of their streams."""
     signal.alarm(30)  # a hang ends the test run
 
     def call(*plays, bound=1 << 20, sinks=None, player=Player, **options):

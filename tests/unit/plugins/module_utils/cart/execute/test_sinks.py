@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What takes the output of commands."""
+"""Sinks, which take the output of commands."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a fetch drains, offers, keeps and removes on its host, where a folder plays tracefs."""
+"""Segments that a fetch drains, offers, keeps and removes on its host, where a folder plays tracefs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(found, home=None, *, consume=True):
 
 
 def read(place):
-    """What the segment at PLACE holds: its pages by CPU, and its document."""
+    """Return the content of the segment at PLACE: its pages by CPU, and its document."""
     with open(place, "rb") as file:
         segment = read_segment(file)
         content = {cpu: b"".join(map(segment.read_chunk, chunks)) for cpu, chunks in segment.chunks.items()}
@@ -307,7 +307,7 @@ def test_what_another_fetch_is_bringing_home_is_left_to_it(kernel):
     run([])
     given, _failures, (warning,) = run([], {"parts": {mine: 1}})
     assert list_offered(given) == [mine]
-    assert warning.startswith("1 earlier captures are being brought home by another fetch")
+    assert warning.startswith("1 earlier captures are being transferred by another fetch")
     # What it has at home already is none of these.
     given, _failures, warnings = run([], {"parts": {mine: 1}, "stamps": [find_stamp(others)]}, consume=False)
     assert (list_offered(given), warnings) == ([mine], [])
@@ -328,7 +328,7 @@ def test_where_too_much_waits_nothing_is_drained_and_what_waits_is_offered(kerne
     outcome = Outcome()
     given = fetch.fetch([trace], outcome, Home(owner=OWNER), lambda _text: None, consume=True)
     assert list_offered(given) == [waiting]
-    with pytest.raises(Exception, match="wait in .* to be brought home"):
+    with pytest.raises(Exception, match="wait in .* to be fetched"):
         outcome.check()
     assert ring.count_entries(trace) == 2 and list_states() == [(NAME, "new")]
 

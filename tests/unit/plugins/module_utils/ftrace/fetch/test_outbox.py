@@ -139,7 +139,7 @@ def test_nothing_is_drained_where_too_much_waits_or_there_is_no_room(monkeypatch
     with pytest.raises(TraceError, match="make room there"):
         outbox.check_room(1 << 60)
     monkeypatch.setattr(outbox, "MAX_WAITING", 99)
-    with pytest.raises(TraceError, match="wait in .* to be brought home"):
+    with pytest.raises(TraceError, match="wait in .* to be fetched"):
         outbox.check_waiting()
 
 

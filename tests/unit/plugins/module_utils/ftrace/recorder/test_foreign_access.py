@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who but us touches a trace: inotify's own queue, on a folder that looks like an instance."""
+"""Access of others to a trace: inotify's own queue, on a folder that looks like an instance."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def instance(kernel):
 
 @pytest.fixture
 def keep(instance):
-    """What looks after the instance by limits, as its order says; all ends with the test."""
+    """Yield a function that makes a Keeper of the instance with LIMITS; the keepers end with the test."""
     watcher, made = Watcher(), []
 
     def start(limits=None, **more):
@@ -194,7 +194,7 @@ def test_how_often_it_is_looked_at(keep, limits, seconds):
 
 @pytest.fixture
 def processes():
-    """What starts a process; all are ended."""
+    """Yield a function that starts a process; all processes end with the test."""
     started = []
 
     def start(*command):
@@ -270,7 +270,7 @@ def test_a_container_that_starts_again_is_followed_with_its_shim(keep, instance,
 
 @pytest.fixture
 def record(instance, monkeypatch, keep, processes):
-    """What records the instance of a container whose process sleeps: the process, and who looks after it."""
+    """Return a function that records the instance of a container whose process sleeps, and returns the process and its Keeper."""
     monkeypatch.setattr(keepers, "open_process", lambda container: Process(container.pid))
 
     def start(**limits):

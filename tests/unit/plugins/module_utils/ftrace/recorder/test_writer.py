@@ -50,7 +50,7 @@ def instance(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_writer(instance):
-    """What makes a writer with limits; all are let go of at the end."""
+    """Yield a function that makes a writer with LIMITS; the writers are closed at the end."""
     made = []
     watcher = Watcher()
 

@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.fil
 
 
 def passes(text, number):
-    """What the kernel's filter TEXT says of NUMBER; its operators are Python's by other names."""
+    """Return True if the kernel's filter TEXT lets NUMBER pass; its operators are Python's by other names."""
     return bool(eval(text.replace("||", " or ").replace("&&", " and "), {"id": number}))
 
 

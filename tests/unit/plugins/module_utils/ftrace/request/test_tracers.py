@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a tracer is asked for, and what a kernel that is made of files says to it."""
+"""Wishes for a tracer, and the answers of a kernel that is made of files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What becomes of an instance, here one of files, whose probes the kernel refuses."""
+"""An instance, here one of files, whose probes the kernel refuses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the control files of tracefs say."""
+"""Content of the control files of tracefs."""
 
 from __future__ import annotations
 
