@@ -83,8 +83,8 @@ def kill_everywhere(
 ) -> int:
     """Run FUNCTION() again and again, kill it before another of its system calls each time, and return the number of kills.
 
-    CHECK(number of kills so far) is called after each kill. With a STEP only every STEPth call has its turn, beginning with a random one, so that
-    several runs reach all of them; in `make test-all` each call has its turn. System calls of processes that FUNCTION starts count, too,
+    CHECK(number of kills so far) is called after each kill. With a STEP only every STEPth call has its turn, beginning with a random one, so
+    that several runs reach all of them; in `make test-all` each call has its turn. System calls of processes that FUNCTION starts count, too,
     unless OWN_CALLS is set.
     """
     step = 1 if parts.IS_ALL else step
