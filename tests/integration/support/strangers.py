@@ -144,9 +144,16 @@ def make_user(name: str) -> Iterator[User]:
     try:
         yield user
     finally:
-        host.wait_until(lambda: not user.list_processes())
-        shutil.rmtree(user.folder)
-        host.run("userdel", "--remove", name, check=False)
+        try:
+            host.wait_until(lambda: not user.list_processes())
+        except AssertionError as error:
+            left = {pid: _read(f"/proc/{pid}/cmdline").replace("\0", " ") for pid in user.list_processes()}
+            raise AssertionError(f"processes of {name} are left: {left}") from error
+        finally:  # the next test finds no user of that name
+            for pid in user.list_processes():
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(user.folder)
+            host.run("userdel", "--remove", name, check=False)
 
 
 @contextmanager
