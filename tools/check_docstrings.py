@@ -79,8 +79,8 @@ def overrides(owner: ast.ClassDef, name: str, classes: dict[str, ast.ClassDef]) 
                 inherited, name, classes
             ):
                 return True
-        elif (text not in _WITHOUT_METHODS and hasattr(getattr(builtins, text, None), name)) or (
-            text not in _WITHOUT_METHODS and not hasattr(builtins, text)
+        elif text not in _WITHOUT_METHODS and (
+            hasattr(getattr(builtins, text, None), name) or not hasattr(builtins, text)
         ):
             return True
     return False
