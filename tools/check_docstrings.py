@@ -75,14 +75,13 @@ def overrides(owner: ast.ClassDef, name: str, classes: dict[str, ast.ClassDef]) 
         text = ast.unparse(word).rpartition(".")[2]
         if text in classes:
             inherited = classes[text]
-            if any(getattr(node, "name", None) == name for node in inherited.body) or overrides(
-                inherited, name, classes
-            ):
+            has_name = any(getattr(node, "name", None) == name for node in inherited.body)
+            if has_name or overrides(inherited, name, classes):
                 return True
-        elif text not in _WITHOUT_METHODS and (
-            hasattr(getattr(builtins, text, None), name) or not hasattr(builtins, text)
-        ):
-            return True
+        elif text not in _WITHOUT_METHODS:
+            known = getattr(builtins, text, None)
+            if known is None or hasattr(known, name):
+                return True
     return False
 
 
