@@ -26,7 +26,7 @@ SIZE = pages.PAGE_SIZE
 
 
 @contextlib.contextmanager
-def limit(seconds):
+def limit(seconds=120):
     """Fails what does not end in time, instead of hanging with it."""
 
     def fail(_signal, _frame):
@@ -94,7 +94,7 @@ def decode_slowly(page):
 
 def check(data, size=SIZE):
     """Both decoders agree on all pages of DATA; the number of events."""
-    with limit(60):
+    with limit():
         found = list_events(run(data, size))
     starts = range(0, len(data) // size * size, size)
     assert found == [event for start in starts for event in decode_slowly(data[start : start + size])]
