@@ -289,6 +289,7 @@ def test_random_pages_that_claim_to_be_full():
     assert check(data) > 1000
 
 
+@pytest.mark.sweep
 def test_damaged_pages():
     source = random.Random(14)
     damaged = []
@@ -309,6 +310,7 @@ def test_pages_of_one_byte_value():
     check(b"".join(struct.pack("QQ", 0, SIZE - 16) + bytes([value]) * (SIZE - 16) for value in range(256)))
 
 
+@pytest.mark.sweep
 def test_the_neighbours_of_a_page_change_nothing_in_it():
     source = random.Random(15)
     for _round in range(50):
