@@ -37,7 +37,10 @@ def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_pat
     finally:
         hosts[2].machine.call("cont")
     assert run.count("changed")["host1"] == 1, run.output
-    assert "no Docker engine answers at unix:///var/run/docker.sock: start it" in run.find("See whether the host can do it")["host2"]["msg"]
+    assert (
+        "no Docker engine answers at unix:///var/run/docker.sock: start it"
+        in run.find("See whether the host can do it")["host2"]["msg"]
+    )
     assert run.count("unreachable") == {"host1": 0, "host2": 0, "host3": 1}
     each(
         hosts,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -30,3 +31,8 @@ if not _is_importable():
 def pytest_configure(config):
     """Name the marker also where the checkout's settings of pytest are not read."""
     config.addinivalue_line("markers", "sweep: looks at very many cases; `make quick` leaves it out")
+
+
+def pytest_collection_finish():
+    """Leave what is loaded by now out of garbage collections, and out of what forked children copy by them."""
+    gc.freeze()

@@ -30,15 +30,27 @@ _NAMES = frozenset(("DOCKER_HOST", "DOCKER_CONTEXT"))  # variables that name an 
 
 
 class Runtime(Protocol):
-    """A container runtime of the host; its methods, which each implementation describes, raise ContainerError."""
+    """A container runtime of the host. Its methods raise ContainerError."""
 
     name: str
 
-    def list_containers(self) -> list[Container]: ...
-    def inspect(self, container: Container) -> dict[str, Any]: ...
-    def refresh(self, container: Container) -> Container: ...
-    def predict_place(self, container: Container) -> Place | None: ...
-    def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]: ...
+    def list_containers(self) -> list[Container]:
+        """Return all containers of the runtime, in any state."""
+
+    def inspect(self, container: Container) -> dict[str, Any]:
+        """Return the description of CONTAINER in the form of `docker inspect`.
+
+        Raises ContainerGoneError where the container was removed.
+        """
+
+    def refresh(self, container: Container) -> Container:
+        """Return CONTAINER with its current pid and state."""
+
+    def predict_place(self, container: Container) -> Place | None:
+        """Return the place that CONTAINER will have when it starts; None where it cannot be predicted."""
+
+    def list_shell_words(self, container: Container, variables: list[str], argv: list[str]) -> list[str]:
+        """Return the host's command that runs ARGV in CONTAINER on a terminal, with VARIABLES (NAME=VALUE) set."""
 
 
 class Host:

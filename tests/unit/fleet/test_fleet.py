@@ -219,6 +219,7 @@ subprocess.run(processes.bind(["timeout", "1000", *processes.bind(["sh", "-c", "
 """
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces")
 def test_what_is_bound_ends_also_with_a_maker_that_is_killed():
     command = [sys.executable, "-c", MAKER, str(Path(fleet.__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:

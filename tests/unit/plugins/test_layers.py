@@ -1,19 +1,24 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may import whom: no circle, nothing upward, and hosts' code imports nothing that hosts do not have."""
+"""Who may import whom: no circle, nothing upward, no hidden form, and hosts' code imports nothing that hosts do not have."""
 
 from __future__ import annotations
 
-import ast
 import sys
-from pathlib import Path
 
-from ansible_collections.crashcart.fleet.plugins.module_utils import errors
+import pytest
 
-COLLECTION = "ansible_collections.crashcart.fleet.plugins."
-PLUGINS = Path(errors.__file__).parents[1]
-# From the bottom to the top: a module imports from its own line and from those above it in this list. The most specific name counts.
-LAYERS = (
+from ansible_collections.crashcart.fleet.tests.unit.plugins.imports import (
+    COLLECTION,
+    Source,
+    is_below,
+    read_modules,
+    read_sources,
+)
+
+# The folders of module_utils from the bottom to the top: a module imports from its own line and from those above it in this list. The
+# most specific name counts.
+SHARED_LAYERS = (
     ("errors", "feature", "names", "units", "printable", "hidden", "architectures"),
     ("linux",),
     ("linux.tracing",),
@@ -35,38 +40,37 @@ LAYERS = (
     ("ftrace.selection", "ftrace.start"),
     ("summaries", "image", "analysis"),
 )
-ON_THE_CONTROLLER = ("module_utils.analysis", "module_utils.image", "plugin_utils", "action", "connection", "inventory")
+# What Ansible or a user starts, which nothing imports.
+STARTED = ("action", "connection", "doc_fragments", "inventory", "modules")
+LAYERS = (*(tuple(f"module_utils.{name}" for name in layer) for layer in SHARED_LAYERS), ("plugin_utils",), STARTED)
+ON_THE_CONTROLLER = (
+    "module_utils.analysis",
+    "module_utils.image",
+    "plugin_utils",
+    "action",
+    "connection",
+    "doc_fragments",
+    "inventory",
+)
 CONTROLLERS_MODULES = ("modules.crashcart_build", "modules.ftrace_report")
-# What hosts may have beside Python's library: what Ansible sends, and what the role install installs.
-LIBRARIES = {"ansible.module_utils", "docker", "jmespath", "requests", "urllib3"}
-
-
-def list_modules():
-    """Module → its imports: of this collection by their names below plugins, others as they are."""
-    paths = {".".join(path.relative_to(PLUGINS).with_suffix("").parts): path for path in PLUGINS.rglob("*.py")}
-    return {name: set(gen_imports(path, paths)) for name, path in paths.items()}
-
-
-def gen_imports(path, known):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(COLLECTION[:-1]):
-            yield node.module or ""
-        elif isinstance(node, ast.ImportFrom):
-            package = (node.module or "")[len(COLLECTION) :]
-            for alias in node.names:
-                name = f"{package}.{alias.name}"
-                yield name if name in known else package
-
-
-MODULES = list_modules()
+# What hosts may have beside Python's library, and who may import it: what Ansible sends, and what the role install installs.
+LIBRARIES = {
+    "ansible.module_utils": ("module_utils", "modules"),
+    "docker": ("module_utils.containers",),
+    "jmespath": ("module_utils.containers.query",),
+    "requests": ("module_utils.containers",),
+    "urllib3": ("module_utils.containers",),
+}
+# Of Python's library: what Python 3.8 lacks, and what 3.13 has no more.
+NEWER = ("annotationlib", "compression", "graphlib", "tomllib", "zoneinfo")
+GONE = ("asynchat", "asyncore", "cgi", "crypt", "distutils", "imp", "pipes", "smtpd", "spwd", "telnetlib")
+MODULES = read_modules()
 
 
 def find_layer(name):
-    """The number of the layer that a module of module_utils is in."""
+    """Return the number of the layer that a module is in."""
     found = {entry: number for number, entries in enumerate(LAYERS) for entry in entries}
-    parts = name[len("module_utils.") :].split(".")
+    parts = name.split(".")
     for length in range(len(parts), 0, -1):
         if ".".join(parts[:length]) in found:
             return found[".".join(parts[:length])]
@@ -74,18 +78,17 @@ def find_layer(name):
 
 
 def list_upward(modules):
-    """Imports between modules of module_utils that go from a lower layer to a higher one."""
+    """Return the imports between modules of this collection that go from a lower layer to a higher one, or to what is only started."""
     return [
         f"{name} imports {other}"
         for name, others in modules.items()
-        for other in others
-        if name.startswith("module_utils.") and other.startswith("module_utils.")
-        if find_layer(other) > find_layer(name)
+        for other in sorted(others & modules.keys())
+        if find_layer(other) > find_layer(name) or is_below(other, STARTED)
     ]
 
 
 def find_circle(modules):
-    """A circle of imports, as the names along it; empty where there is none."""
+    """Return a circle of imports as the names along it, or an empty list."""
     done = set()
 
     def look(name, path):
@@ -103,31 +106,44 @@ def find_circle(modules):
 
 
 def is_on_hosts(name):
-    """Whether a module is sent to hosts."""
-    return name.startswith(("module_utils.", "modules.")) and not name.startswith(
-        (*ON_THE_CONTROLLER, *CONTROLLERS_MODULES)
+    """Return True if a module is sent to hosts."""
+    return is_below(name, ("module_utils", "modules")) and not is_below(
+        name, (*ON_THE_CONTROLLER, *CONTROLLERS_MODULES)
     )
 
 
+def is_of_python(name):
+    """Return True if NAME is in the standard library of each Python that hosts have."""
+    return name.split(".")[0] in sys.stdlib_module_names and not is_below(name, (*NEWER, *GONE))
+
+
 def list_foreign(modules):
-    """Imports of hosts' code that hosts do not have."""
+    """Return the imports of hosts' code that hosts do not have."""
     return [
         f"{name} imports {other}"
         for name, others in modules.items()
         if is_on_hosts(name)
-        for other in others
-        if other.startswith(ON_THE_CONTROLLER)
-        or not (
-            other in modules
-            or other.split(".")[0] in sys.stdlib_module_names
-            or any(f"{other}.".startswith(f"{one}.") for one in LIBRARIES)
-        )
+        for other in sorted(others)
+        if is_below(other, ON_THE_CONTROLLER)
+        or not (other in modules or is_of_python(other) or is_below(other, LIBRARIES))
+    ]
+
+
+def list_misplaced(modules):
+    """Return the imports of libraries that stand where only other modules may have them."""
+    return [
+        f"{name} imports {other}"
+        for name, others in modules.items()
+        for other in sorted(others)
+        for library, places in LIBRARIES.items()
+        if is_below(other, [library])
+        and not is_below(name, places)
+        and (is_on_hosts(name) or not is_below(other, ["ansible"]))
     ]
 
 
 def test_nothing_is_imported_upward():
     assert list_upward(MODULES) == []
-    assert list_upward({"module_utils.linux.locks": {"module_utils.ftrace.start"}}) != []
 
 
 def test_there_is_no_circle():
@@ -135,7 +151,147 @@ def test_there_is_no_circle():
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
+def test_no_form_of_import_hides_a_module():
+    found = {name: source.problems for name, source in read_sources().items()}
+    assert {name: problems for name, problems in found.items() if problems} == {}
+
+
 def test_hosts_code_imports_what_hosts_have():
     assert list_foreign(MODULES) == []
-    assert list_foreign({"module_utils.cart.store": {"numpy"}}) != []
-    assert list_foreign({"modules.ftrace_info": {"module_utils.analysis.capture_summary"}}) != []
+
+
+def test_libraries_are_imported_in_one_place():
+    assert list_misplaced(MODULES) == []
+    for library, places in LIBRARIES.items():  # the list has no library or place that nobody needs any more
+        if library != "urllib3":  # which comes with requests
+            for place in places:
+                assert any(
+                    is_below(other, [library]) for name in MODULES if is_below(name, [place]) for other in MODULES[name]
+                )
+
+
+def make_tree(folder, files):
+    """Make a folder of plugins with FILES, path → what it imports of this collection, and return its modules."""
+    for path, others in files.items():
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"from {COLLECTION}{other.rpartition('.')[0]} import {other.rpartition('.')[2]}\n" for other in others)
+        place.write_text("".join(lines))
+    return read_modules(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "other"),
+    [
+        ("module_utils/linux/locks.py", "module_utils.ftrace.start"),
+        ("module_utils/linux/locks.py", "module_utils.linux.tracing.tracefs"),
+        ("module_utils/summaries.py", "plugin_utils.transfer"),
+        ("module_utils/image/tree.py", "action.crashcart_build"),
+        ("module_utils/errors.py", "modules.crashcart_exec"),
+        ("module_utils/cart/store.py", "connection.cart"),
+        ("plugin_utils/transfer.py", "inventory.containers"),
+        ("modules/crashcart_attach.py", "modules.crashcart_exec"),
+        ("action/crashcart_attach.py", "modules.crashcart_attach"),
+    ],
+)
+def test_an_import_upward_is_found(tmp_path, path, other):
+    modules = make_tree(tmp_path, {path: [other], f"{other.replace('.', '/')}.py": []})
+    name = path[: -len(".py")].replace("/", ".")
+    assert modules == {name: {other}, other: set()}
+    assert list_upward(modules) == [f"{name} imports {other}"]
+    assert find_circle(modules) == []
+
+
+def test_an_import_downward_is_none(tmp_path):
+    lower = "module_utils.linux.locks"
+    others = ("module_utils/ftrace/start.py", "plugin_utils/transfer.py", "modules/crashcart_exec.py")
+    modules = make_tree(tmp_path, {"module_utils/linux/locks.py": [], **{path: [lower] for path in others}})
+    assert list_upward(modules) == [] and sum(map(len, modules.values())) == 3
+
+
+def test_what_is_in_no_layer_is_an_error():
+    with pytest.raises(AssertionError, match="module_utils.new.x is in no layer"):
+        find_layer("module_utils.new.x")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("from . import store", "a relative import"),
+        ("from ..linux import locks", "a relative import"),
+        (f"import {COLLECTION}module_utils.errors", "import ansible_collections.crashcart"),
+        (f"import {COLLECTION}module_utils.errors as errors", "import ansible_collections.crashcart"),
+        ("import ansible_collections", "import ansible_collections"),
+        ("from ansible_collections.crashcart.fleet import plugins", "plugins is no module of this collection"),
+        (f"from {COLLECTION[:-1]} import module_utils", "module_utils is no module of this collection"),
+        (f"from {COLLECTION}module_utils import nonesuch", "nonesuch is no module of this collection"),
+        ("from ansible_collections.community.docker.plugins.module_utils import util", "no module of this collection"),
+        ("def f():\n    from . import store", "line 2: a relative import"),
+        ("import importlib\nimportlib.import_module('.errors', 'x')", "import_module of what is no full name"),
+        ("import importlib\nimportlib.import_module(name)", "import_module of what is no full name"),
+        (
+            f"import importlib\nimportlib.import_module(f'{COLLECTION}{{name}}')",
+            "import_module of what is no full name",
+        ),
+        (f"import importlib\nimportlib.import_module('{COLLECTION}nonesuch.x')", "no module of this collection"),
+        ("from importlib import import_module as load", "write importlib.import_module"),
+        (f"__import__('{COLLECTION}module_utils.errors')", "__import__ of what is no full name"),
+    ],
+)
+def test_a_form_of_import_that_hides_a_module_is_found(text, problem):
+    (found,) = Source(text, {"module_utils.errors"}).problems
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"from {COLLECTION}module_utils import errors",
+        f"from {COLLECTION}module_utils.errors import FleetError as Error",
+        f"import importlib\nimportlib.import_module('{COLLECTION}module_utils.errors')",
+        f"try:\n    pass\nfinally:\n    from {COLLECTION}module_utils import errors",
+    ],
+)
+def test_other_forms_give_the_module(text):
+    source = Source(text, {"module_utils.errors"})
+    assert source.problems == [] and source.names - {"importlib"} == {"module_utils.errors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "is_found"),
+    [
+        ("module_utils.cart.store", "numpy", True),
+        ("module_utils.cart.store", "dockerfile", True),
+        ("module_utils.cart.store", "ansible.plugins.action", True),
+        ("module_utils.cart.store", "zoneinfo", True),
+        ("modules.ftrace_info", "tomllib", True),
+        ("modules.ftrace_info", "graphlib", True),
+        ("modules.ftrace_info", "imp", True),
+        ("modules.ftrace_info", "importlib.util", False),
+        ("modules.ftrace_report", "tomllib", False),
+        ("module_utils.image.tree", "zoneinfo", False),
+        ("modules.ftrace_info", "module_utils.analysis.capture_summary", True),
+        ("modules.ftrace_info", "plugin_utils.transfer", True),
+        ("modules.ftrace_report", "module_utils.analysis.capture_summary", False),
+    ],
+)
+def test_what_hosts_do_not_have_is_found(name, other, is_found):
+    assert list_foreign({name: {other}}) == [f"{name} imports {other}"] * is_found
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "is_found"),
+    [
+        ("module_utils.cart.store", "docker.errors", True),
+        ("modules.crashcart_info", "requests", True),
+        ("plugin_utils.transfer", "urllib3.util", True),
+        ("module_utils.containersx", "docker", True),
+        ("module_utils.containers.podman", "docker", False),
+        ("module_utils.containers.podman", "jmespath", True),
+        ("module_utils.containers.query", "jmespath.exceptions", False),
+        ("modules.crashcart_info", "ansible.module_utils.basic", False),
+        ("connection.cart", "ansible.module_utils.common.text.converters", False),
+    ],
+)
+def test_a_library_in_a_wrong_place_is_found(name, other, is_found):
+    assert list_misplaced({name: {other}}) == [f"{name} imports {other}"] * is_found

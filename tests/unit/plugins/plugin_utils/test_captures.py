@@ -237,6 +237,7 @@ def test_a_manifest_that_no_host_writes(tmp_path, manifest):
         assemble(write_segment(tmp_path / NAME, "zlib", make_pages(1), manifest), tmp_path)
 
 
+@pytest.mark.sweep
 def test_damage_anywhere_gives_a_trace_or_an_error_of_ours_and_leaves_nothing(tmp_path):
     path = write_segment(tmp_path / NAME, compression.ZSTD, make_pages(3))
     with open(path, "rb") as file:

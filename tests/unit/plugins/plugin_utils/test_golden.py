@@ -275,6 +275,7 @@ def test_a_rich_summary_has_the_published_form(tmp_path, monkeypatch):
     assert {row["compat"] for row in known["programs"]} == {True, False}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "damage",
     [

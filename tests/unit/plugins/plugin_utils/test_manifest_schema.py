@@ -79,6 +79,7 @@ def test_both_modes_have_the_published_form_and_the_same_keys(validator):
     assert (ring["complete"], recorded["complete"]) == (True, False)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "damage",
     [

@@ -462,6 +462,7 @@ def test_memory_is_that_of_one_capture(tmp_path):
     assert peaks[2] < peaks[1] * 1.5  # all rows of six captures would be six times as much
 
 
+@pytest.mark.sweep
 def test_many_short_processes_of_one_program_share_rows(tmp_path):
     write_capture(tmp_path, data=make_crowd(200))
     (one,) = reports.summarize(str(tmp_path))["captures"]
@@ -480,6 +481,7 @@ def test_many_short_processes_of_one_program_share_rows(tmp_path):
     assert "200 of them" in reports.format_summary({"captures": [one], "skipped": []})
 
 
+@pytest.mark.sweep
 def test_few_processes_have_rows_of_their_own(tmp_path):
     write_capture(tmp_path, data=make_crowd(71))
     (one,) = reports.summarize(str(tmp_path))["captures"]
@@ -487,6 +489,7 @@ def test_few_processes_have_rows_of_their_own(tmp_path):
     assert all(row["process_count"] == 1 for row in one["processes"])
 
 
+@pytest.mark.sweep
 def test_names_and_calls_without_number_are_bounded(tmp_path):
     write_capture(tmp_path, data=make_crowd(1200, 2, b"t%d"))
     (one,) = reports.summarize(str(tmp_path))["captures"]
@@ -506,6 +509,7 @@ def test_names_and_calls_without_number_are_bounded(tmp_path):
         assert [row["compat"] for row in rows if row["syscall"] == "(other calls)"] == [False]
 
 
+@pytest.mark.sweep
 def test_who_makes_calls_up_takes_the_place_of_no_other(tmp_path):
     tid, made = 7000, []
     for call in range(1100):

@@ -26,7 +26,7 @@ SIZE = pages.PAGE_SIZE
 
 
 @contextlib.contextmanager
-def limit(seconds):
+def limit(seconds=120):
     """Fails what does not end in time, instead of hanging with it."""
 
     def fail(_signal, _frame):
@@ -94,7 +94,7 @@ def decode_slowly(page):
 
 def check(data, size=SIZE):
     """Both decoders agree on all pages of DATA; the number of events."""
-    with limit(60):
+    with limit():
         found = list_events(run(data, size))
     starts = range(0, len(data) // size * size, size)
     assert found == [event for start in starts for event in decode_slowly(data[start : start + size])]
@@ -289,6 +289,7 @@ def test_random_pages_that_claim_to_be_full():
     assert check(data) > 1000
 
 
+@pytest.mark.sweep
 def test_damaged_pages():
     source = random.Random(14)
     damaged = []
@@ -309,6 +310,7 @@ def test_pages_of_one_byte_value():
     check(b"".join(struct.pack("QQ", 0, SIZE - 16) + bytes([value]) * (SIZE - 16) for value in range(256)))
 
 
+@pytest.mark.sweep
 def test_the_neighbours_of_a_page_change_nothing_in_it():
     source = random.Random(15)
     for _round in range(50):

@@ -341,6 +341,7 @@ def test_a_damaged_trace_is_reported_or_named_whatever_the_damage(tmp_path, kind
     assert skipped > 200
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", GOOD)
 def test_a_trace_that_is_cut_anywhere_is_named(tmp_path, kind):
     data = GOOD[kind]
@@ -437,6 +438,7 @@ LIES = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", LIES)
 def test_absurd_numbers_are_refused_before_they_are_believed(tmp_path, kind):
     data = make_lying_head(kind)

@@ -101,6 +101,7 @@ def test_formats_of_a_head_by_system_and_name():
         read_formats(head)
 
 
+@pytest.mark.sweep
 def test_damaged_texts_give_a_format_or_the_one_error():
     source = random.Random(3)
     refused = 0

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust i
     read_regular,
 )
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: its folders are those of root, and of others")
 OWN = os.geteuid()  # root's folders are root's alone only where root has made them
 
 
@@ -30,6 +31,7 @@ def test_own_folder(tmp_path):
     assert find_owner(str(tmp_path)) == OWN
 
 
+@needs_root
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
 def test_a_folder_that_others_can_change(tmp_path, mode):
     folder = tmp_path / "state"
@@ -45,6 +47,7 @@ def test_a_folder_that_others_can_change(tmp_path, mode):
         find_owner(str(folder / "x"))
 
 
+@needs_root
 def test_what_is_a_users_is_the_users_all_the_way_down(tmp_path):
     folder = tmp_path / "home"
     folder.mkdir()
@@ -56,6 +59,7 @@ def test_what_is_a_users_is_the_users_all_the_way_down(tmp_path):
     assert find_owner(str(folder / "nonesuch")) == 4242
 
 
+@needs_root
 def test_links_of_root_are_followed_and_those_of_users_are_theirs(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "a").symlink_to("real")
@@ -71,6 +75,7 @@ def test_links_of_root_are_followed_and_those_of_users_are_theirs(tmp_path):
         find_owner(str(tmp_path / "ring"))
 
 
+@needs_root
 def test_a_socket_may_be_written_to_by_a_group(tmp_path):
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as server:

@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users i
 
 
 @contextlib.contextmanager
-def limit(seconds):
+def limit(seconds=120):
     """Fails what does not end in time, instead of hanging with it."""
 
     def fail(_signal, _frame):
@@ -54,7 +54,7 @@ def make_root(tmp_path):
 
 
 def find(root, spec):
-    with open_folder(root) as fd, limit(20):
+    with open_folder(root) as fd, limit():
         return users.find_user(spec, fd)
 
 
@@ -107,14 +107,14 @@ def test_numbers_need_no_files(tmp_path):
 
 def test_numbers_with_a_group_do_where_the_files_cannot_be_read(root):
     os.mkfifo(replace_passwd(root))
-    with open_folder(root) as fd, limit(20):
+    with open_folder(root) as fd, limit():
         assert find_users("5:6", [fd]) == [User(5, 6, (6,))]
         (refused,) = find_users("5", [fd])
         assert "give numbers as UID:GID" in str(refused)
 
 
 def test_homes(root, tmp_path):
-    with open_folder(root) as fd, open_folder(tmp_path) as other, limit(20):
+    with open_folder(root) as fd, open_folder(tmp_path) as other, limit():
         assert users.find_homes([1000, 0, 7, 1000], [fd, fd, fd, other]) == ["/app", "/root", "/", "/"]
 
 
@@ -123,7 +123,7 @@ def test_homes(root, tmp_path):
 )
 def test_a_home_is_any_text_that_a_variable_can_hold(root, field, home):
     (root / "etc" / "passwd").write_bytes(f"app:x:5:6::{field}:/bin/sh\n".encode("utf-8", "surrogateescape"))
-    with open_folder(root) as fd, limit(20):
+    with open_folder(root) as fd, limit():
         assert find_users("app", [fd])[0].home == users.find_homes([5], [fd])[0] == home
 
 

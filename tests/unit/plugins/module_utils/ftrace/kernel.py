@@ -111,8 +111,12 @@ def _find_buffer(path, cpu):
 
 def put(path, text):
     """Have file PATH, which may be missing with its folders, hold TEXT."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
+    try:
+        file = open(path, "w", encoding="utf-8")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path))
+        file = open(path, "w", encoding="utf-8")
+    with file:
         file.write(text)
 
 

@@ -129,6 +129,7 @@ def test_a_trace_is_made_as_asked_and_taken_back_whole(kernel, container, tmp_pa
     assert look(tmp_path) == before
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("part", range(PARTS))
 def test_whichever_step_of_a_start_fails_nothing_of_it_is_left(kernel, container, tmp_path, part):
     steps = list_steps(kernel, container, SECOND)
@@ -146,6 +147,7 @@ def test_whichever_step_of_a_start_fails_nothing_of_it_is_left(kernel, container
         assert look(tmp_path) == before, steps[number]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("part", range(PARTS))
 def test_whichever_step_of_a_change_fails_the_trace_goes_on_as_before(kernel, container, tmp_path, part):
     begin(kernel, [container], FIRST)

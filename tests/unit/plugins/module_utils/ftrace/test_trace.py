@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.selection import list_instances
@@ -47,9 +48,10 @@ def test_an_instance_bears_the_short_id_of_its_container():
 
 @pytest.fixture
 def nothing_kept(tmp_path, monkeypatch):
-    """The host's own recordings and captures are not the test's."""
+    """The host's own records, recordings and captures are not the test's."""
     for module in (recordings, outbox):
         monkeypatch.setattr(module, "FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr(metadata, "_FOLDER", str(tmp_path / "records"))
 
 
 def test_instances_are_matched_with_containers_by_id(tmp_path, nothing_kept):

@@ -36,6 +36,7 @@ def launch(tmp_path, way, *words, path=sys.executable, name=None, arguments=()):
     )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("words", [(), ("x",), ("", "two words", "-c")])
 @pytest.mark.parametrize("more", [(), ("a",), ("", "b c", "d")])

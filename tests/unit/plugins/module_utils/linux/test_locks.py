@@ -140,6 +140,7 @@ def test_a_symlink_in_place_of_the_file_is_refused(path, tmp_path):
     assert not os.path.lexists(str(tmp_path / "victim"))
 
 
+@pytest.mark.sweep
 def test_many_processes_one_at_a_time(path, tmp_path):
     counter = tmp_path / "counter"
     counter.write_text("0")

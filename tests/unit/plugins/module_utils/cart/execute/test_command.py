@@ -28,7 +28,7 @@ def start(function):
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
-            signal.alarm(20)  # a hang ends the child
+            signal.alarm(120)  # a hang ends the child
             function(writer)
         finally:
             os._exit(99)

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
 import socket
+import sys
 import termios
+import traceback
 
 import pytest
 
@@ -23,6 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 F_SETPIPE_SZ = 1031  # fcntl(2); Python has it since 3.10
+HANG_S = 120  # which nothing here takes
 RIGHTS = Rights(os.getuid(), os.getgid(), (), None, no_new_privileges=False)
 
 
@@ -37,13 +41,27 @@ class Player:
         play = self._plays.pop(0)
         child = os.fork()
         if child == 0:
+            status = 1
             try:
-                signal.alarm(20)  # a hang ends the child
+                signal.alarm(HANG_S)
                 close_all_but({0, 1, 2, *far.values()})
                 play(End(far))
+                status = 0
+            except BaseException:
+                traceback.print_exc(file=sys.__stderr__)
             finally:
-                os._exit(0)
+                os._exit(status)
         self.children.append(child)
+
+    def finish(self, hangs):
+        """Wait for the children, and fail where a play has failed or hung. Those that HANGS says so of are killed."""
+        statuses = []
+        for child in self.children:
+            if hangs:
+                os.kill(child, signal.SIGKILL)
+            statuses.append(os.waitpid(child, 0)[1])
+        # A play may kill itself, as if it were a supervisor that is killed.
+        assert set(statuses) <= {0, signal.SIGKILL}, f"a play has failed or hung, see stderr: {statuses}"
 
 
 class End:
@@ -79,10 +97,9 @@ class End:
 
 @pytest.fixture
 def run():
-    """Yield a function that runs PLAYS as commands with OPTIONS, and returns the results and the output of their streams."""
-    signal.alarm(30)  # a hang ends the test run
+    """Yield a function that runs PLAYS as commands with OPTIONS, and returns the results and their output. HANGS: no play ends by itself."""
 
-    def call(*plays, bound=1 << 20, sinks=None, player=Player, **options):
+    def call(*plays, bound=1 << 20, sinks=None, player=Player, hangs=False, **options):
         with Process(os.getpid()) as process, open(os.devnull, encoding="ascii") as null:
             jobs = []
             for number, _play in enumerate(plays):
@@ -105,13 +122,14 @@ def run():
             before = os.listdir("/proc/self/fd")
             results = sessions.run_jobs(jobs, kept, playing)
             assert os.listdir("/proc/self/fd") == before
-            for child in playing.children:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+            playing.finish(hangs)
         return results, [] if sinks else [(one["stdout"].read(), one["stderr"].read()) for one in kept]
 
-    yield call
-    signal.alarm(0)
+    signal.alarm(2 * HANG_S)  # a hang ends the test run
+    try:
+        yield call
+    finally:
+        signal.alarm(0)
 
 
 def end_with(code):
@@ -120,6 +138,15 @@ def end_with(code):
         end.tell(rc=code)
 
     return play
+
+
+def test_a_play_that_fails_fails_its_test(run):
+    def play(end):
+        end.tell(rc=0)
+        assert end is None
+
+    with pytest.raises(AssertionError, match="a play has failed or hung"):
+        run(end_with(0), play)
 
 
 def test_exit_codes_come_in_the_order_of_the_commands(run):
@@ -289,15 +316,16 @@ def test_a_command_whose_time_is_over_is_ended_and_says_so(run):
 def test_time_begins_when_the_command_does(run, monkeypatch):
     def play(end):
         end.wait_for_end()
-        end.tell(ready=True)  # too late: nobody gives it more time for that
+        with contextlib.suppress(BrokenPipeError):
+            end.tell(ready=True)  # too late: nobody gives it more time for that
         while True:
             signal.pause()
 
     monkeypatch.setattr(sessions, "TIMEOUT_S", 0.05)  # for its way into the container
     monkeypatch.setattr(sessions, "_LAST_REPORT_S", 0.05)
-    (result,), _outputs = run(play, timeout_s=3600.0)
+    (result,), _outputs = run(play, timeout_s=3600.0, hangs=True)
     assert (result.timed_out, result.error) == (False, "entering the container took more than 0.05 s")
-    assert result.end - result.start < 10  # and not when the child is ended by its alarm
+    assert result.end - result.start < HANG_S / 2  # and not when the child is ended by its alarm
 
 
 def test_a_command_that_cannot_be_killed_is_left(run, monkeypatch):
@@ -307,9 +335,17 @@ def test_a_command_that_cannot_be_killed_is_left(run, monkeypatch):
         while True:
             signal.pause()
 
-    monkeypatch.setattr(sessions, "TIMEOUT_S", 0.1)
-    monkeypatch.setattr(sessions, "_LAST_REPORT_S", 0.1)
-    (result,), _outputs = run(play, timeout_s=0.05)
+    ask = sessions._Session._ask_to_end
+
+    def ask_with_little_patience(session):
+        ask(session)
+        monkeypatch.setattr(
+            sessions, "TIMEOUT_S", 0.05
+        )  # only now: its way into the container may take long on a busy machine
+
+    monkeypatch.setattr(sessions._Session, "_ask_to_end", ask_with_little_patience)
+    monkeypatch.setattr(sessions, "_LAST_REPORT_S", 0.05)
+    (result,), _outputs = run(play, timeout_s=0.05, hangs=True)
     assert (result.timed_out, result.error) == (
         True,
         "it cannot be killed: it waits in the kernel, or its control group is frozen",

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+
+import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Job
@@ -17,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the server makes namespaces")
 def test_a_container_that_has_just_ended_is_an_error_and_no_hang(monkeypatch, tmp_path):
     monkeypatch.setattr(server, "_FILTERS", str(tmp_path / "seccomp"))
     with subprocess.Popen(["sleep", "1000"]) as child, Process(child.pid) as process:
@@ -27,9 +31,11 @@ def test_a_container_that_has_just_ended_is_an_error_and_no_hang(monkeypatch, tm
         program = "/dev/crashcart/bin/true"
         job = Job(Target(container, process), Command(("true",)), rights, -1, "/dev/crashcart", program, {}, {})
         sinks = {stream: Sink(1) for stream in STREAMS}
-        signal.alarm(10)  # a hang ends the test run
-        with Server() as running:
-            results = run_jobs([job, job], [sinks, sinks], running)
-        signal.alarm(0)
+        signal.alarm(120)  # a hang ends the test run
+        try:
+            with Server() as running:
+                results = run_jobs([job, job], [sinks, sinks], running)
+        finally:
+            signal.alarm(0)
     assert [(one.container, one.rc) for one in results] == [("gone", -1)] * 2
     assert all("may have just ended" in one.error for one in results)

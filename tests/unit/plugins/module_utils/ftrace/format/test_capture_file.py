@@ -56,6 +56,7 @@ def test_what_is_written_is_read(method):
     assert (segment.head, segment.document, segment.compression) == (HEAD, {"a": 2}, method)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", METHODS)
 def test_a_writer_that_was_killed_anywhere_has_left_what_it_wrote_till_then(method):
     chunks = [(cpu, bytes([cpu]) * PAGE) for cpu in range(4)]

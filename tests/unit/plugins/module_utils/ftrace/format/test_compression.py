@@ -20,6 +20,7 @@ def test_this_machine_has_zstd():
     assert compression.list_available() == [compression.ZSTD, compression.ZLIB]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(bytearray(data))])
 def test_what_is_compressed_comes_back(method, kind):
@@ -63,6 +64,7 @@ def test_another_size_than_is_said_is_refused(method, size):
         compression.decompress(method, packed, size)
 
 
+@pytest.mark.sweep
 def test_a_stream_that_goes_on_for_ever_ends_at_its_size():
     packed = zlib.compress(bytes(64 << 20))
     with pytest.raises(CompressionError, match="bytes instead of 100"):

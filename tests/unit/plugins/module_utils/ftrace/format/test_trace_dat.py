@@ -90,6 +90,7 @@ def test_cut_short_at_every_byte():
             read(packed[:length])
 
 
+@pytest.mark.sweep
 def test_random_bytes_are_refused():
     source = random.Random(1)
     for _round in range(2000):
@@ -98,6 +99,7 @@ def test_random_bytes_are_refused():
             read(data)
 
 
+@pytest.mark.sweep
 def test_random_bytes_behind_a_good_beginning_are_refused():
     source = random.Random(2)
     packed = trace_dat.pack_head(make_head(), [4096])
@@ -109,6 +111,7 @@ def test_random_bytes_behind_a_good_beginning_are_refused():
             read(data)
 
 
+@pytest.mark.sweep
 def test_every_damaged_byte_gives_a_head_or_the_one_error():
     packed = pack(make_head(512), [512])
     end = len(packed.rstrip(b"\0"))

@@ -122,6 +122,7 @@ def test_magic_version_and_method_stand_where_the_format_says():
     assert struct.unpack("=HH", data[options : options + 4]) == (0, 0)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", METHODS)
 def test_cut_short_at_every_byte(method):
     data = pack(method, CPUS)

@@ -40,6 +40,7 @@ def test_exactly_these_pass():
         assert {number for number in range(-2, 470) if passes(text, number)} == numbers
 
 
+@pytest.mark.sweep
 def test_many_numbers_are_decided_by_few_comparisons():
     text = make_filter("id", range(0, 200, 2))
     compared = []
