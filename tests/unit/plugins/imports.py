@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import errors
@@ -79,6 +80,7 @@ def is_below(name, folders):
     return any(f"{name}.".startswith(f"{folder}.") for folder in folders)
 
 
+@functools.lru_cache(maxsize=None)
 def read_sources(root=PLUGINS):
     """Return module → Source for all that is below the folder ROOT."""
     paths = {".".join(path.relative_to(root).with_suffix("").parts): path for path in sorted(root.rglob("*.py"))}
