@@ -18,7 +18,7 @@ from typing import Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 
-_START_S = 20.0
+_START_S = 60.0
 _PAUSE_S = 0.05
 
 
