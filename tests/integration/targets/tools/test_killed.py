@@ -225,6 +225,7 @@ def test_a_connections_scratch():
             os.close(fd)
 
     assert kill_everywhere(lambda: scratch.open_scratch("killed", 5, 6), check) > FEW
+    scratch.remove("killed")  # the folder of the last round, which was not killed
 
 
 def check_scratch():
