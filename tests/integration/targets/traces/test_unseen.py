@@ -191,12 +191,22 @@ def has_read(fd):
         return True  # nothing is there just now: it could have been
 
 
+def wait_until_missed(name):
+    """Wait until the recorder has noticed that the trace instance of container NAME is gone."""
+
+    def is_missed():
+        found = host.call_module("ftrace_info", gather=["instances"])["instances"]
+        return any(one["container"] == name and "somebody removed" in (one["stopped"] or "") for one in found)
+
+    host.wait_until(is_missed)
+
+
 @pytest.mark.parametrize("when", ["at once", "while nobody watched"])
 def test_a_ring_that_somebody_removed_is_told_of_until_it_is_forgotten(busy, tmp_path, when):
     instance = start(busy)
     if when == "at once":
         os.rmdir(instance.path)
-        host.pause(1.5)
+        wait_until_missed(busy)
     else:
         with no_recorder():
             os.rmdir(instance.path)
@@ -209,7 +219,7 @@ def test_a_ring_that_somebody_removed_is_told_of_until_it_is_forgotten(busy, tmp
     start(busy)
     assert fetch(busy, tmp_path) == []
     os.rmdir(instance.path)
-    host.pause(1.5)
+    wait_until_missed(busy)
     host.call_module("ftrace_instance", containers=[busy], state="absent")
     with pytest.raises(host.ModuleFailed, match="matches no traced container"):
         fetch_here(tmp_path, containers=[busy])
