@@ -166,6 +166,8 @@ def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, progr
     for tid, theirs in threads.items():
         ours = drop_beginning(list_calls(reading, tid))
         expected = drop_unseen(drop_beginning(theirs), ours)
+        if len(ours) == len(expected) + 1 and ours[-1].error == "ENOSYS":
+            ours.pop()  # the thread was killed at an entry that a busy machine had not let strace see
         differences = [pair for pair in zip(expected, ours) if pair[0] != pair[1] and not is_known_difference(*pair)]
         assert (differences, len(expected)) == ([], len(ours)), tid
 
