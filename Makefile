@@ -148,4 +148,4 @@ release: setup ## Make a release of the committed state, commit and tag it: make
 	tools/release.sh $(BUILD) "$(VERSION)"
 
 clean: ## Remove what the other targets made in this folder
-	rm -rf $(VENV) $(COLLECTIONS) $(BUILD) .ansible .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venvs $(COLLECTIONS) $(BUILD) .ansible .mypy_cache .ruff_cache .pytest_cache

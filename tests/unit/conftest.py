@@ -9,6 +9,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,6 +33,15 @@ if not _is_importable():
 def pytest_configure(config):
     """Name the marker also where the checkout's settings of pytest are not read."""
     config.addinivalue_line("markers", "sweep: looks at very many cases; `make quick` leaves it out")
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """Return a plain folder that plays tracefs, with all files of the collection on a host beside it."""
+    # Here, since most tests need none of what it imports.
+    from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace.kernel import install
+
+    return install(str(tmp_path), monkeypatch)
 
 
 def pytest_collection_finish():

@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust i
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIME_FOLDERS = "/run/user"
@@ -176,8 +177,7 @@ def _await_end(pid: int, until: float, name: str) -> None:
 
 def clean_text(text: str) -> str:
     """Return an untrusted TEXT for a message: short, in one line, without control characters."""
-    line = " ".join(text.split())
-    line = "".join(character if character.isprintable() else "?" for character in line)
+    line = mask(" ".join(text.split()))
     return line if len(line) <= _MAX_TEXT else line[:_MAX_TEXT] + "…"
 
 

@@ -63,21 +63,24 @@ def test_attach_exec_shell_and_detach(others, kind):
     assert one["container"] == name
     assert f"- squashfs {find_source(one['pid'])} ro" in read_mounts(one["pid"])
     assert not host.call_module("crashcart_attach", containers=[name])["changed"]
-    # The line is for a terminal, so it gets one.
-    script = f"script -qec {shlex.quote(one['shell'])} /dev/null"
-    done = subprocess.run(
-        script,
+    done = type_into(one["shell"], "echo $((6 * 7)) $BASH; exit\n")
+    assert f"42 {SHELL}" in done.stdout, done
+    detached = host.call_module("crashcart_attach", containers=[name], state="detached")
+    assert detached["changed"]
+    assert "/dev/crashcart" not in read_mounts(one["pid"])
+
+
+def type_into(shell, text):
+    """Run the line SHELL on a terminal, which it is for, with TEXT as its input, and return the ended process."""
+    return subprocess.run(
+        f"script -qec {shlex.quote(shell)} /dev/null",
         shell=True,
-        input="echo $((6 * 7)) $BASH; exit\n",
+        input=text,
         capture_output=True,
         text=True,
         timeout=host.seconds(30),
         check=False,
     )
-    assert f"42 {SHELL}" in done.stdout, done
-    detached = host.call_module("crashcart_attach", containers=[name], state="detached")
-    assert detached["changed"]
-    assert "/dev/crashcart" not in read_mounts(one["pid"])
 
 
 def find_source(_pid):
@@ -183,16 +186,7 @@ def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypat
             (result,) = host.call_module("crashcart_exec", containers=patterns, argv=["true"])["results"]
             assert (result["container"], result["rc"]) == ("cc-podman", 0)
         attached = host.call_module("crashcart_attach", containers=["docker:cc-podman"])["attachments"]
-        script = f"script -qec {shlex.quote(attached[0]['shell'])} /dev/null"
-        done = subprocess.run(
-            script,
-            shell=True,
-            input="echo $((6 * 7)); exit\n",
-            capture_output=True,
-            text=True,
-            timeout=host.seconds(30),
-            check=False,
-        )
+        done = type_into(attached[0]["shell"], "echo $((6 * 7)); exit\n")
         assert "42" in done.stdout, done
         host.call_module("crashcart_attach", containers=["podman:cc-podman"], state="detached")
 

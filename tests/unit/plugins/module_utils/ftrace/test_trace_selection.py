@@ -66,11 +66,6 @@ class Module:
         self.warnings.append(text)
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    return kernels.install(str(tmp_path), monkeypatch)
-
-
 def trace(kernel, container, record=True):
     """Have CONTAINER be traced, and its start be on RECORD."""
     instance = Instance(kernel.root, "crashcart-" + container.short_id)

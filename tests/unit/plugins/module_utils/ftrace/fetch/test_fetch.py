@@ -34,11 +34,6 @@ def make_page(number=1, events=2):
     return pages.pack_page(number, [pages.pack_event(b"data")] * events, size=SIZE)
 
 
-@pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    return kernels.install(str(tmp_path), monkeypatch)
-
-
 def make_trace(kernel, name=NAME, container=CONTAINER):
     instance = Instance(kernel.root, name)
     instance.create()

@@ -50,11 +50,6 @@ def make_page(number=1, events=2):
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    return kernels.install(str(tmp_path), monkeypatch)
-
-
-@pytest.fixture
 def trace(kernel):
     instance = Instance(kernel.root, NAME)
     instance.create()

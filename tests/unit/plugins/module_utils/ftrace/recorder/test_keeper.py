@@ -31,11 +31,6 @@ WEB = Container("0123456789ab" + "c" * 52, "web", "exited", 0, "image", {})
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    return kernels.install(str(tmp_path), monkeypatch)
-
-
-@pytest.fixture
 def instance(kernel):
     made = Instance(kernel.root, NAME)
     made.create()

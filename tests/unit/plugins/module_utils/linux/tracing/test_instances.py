@@ -23,11 +23,6 @@ LOG = "[  1.5] event filter parse error: error: Field not found\n  Command: none
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    return kernels.install(str(tmp_path), monkeypatch)
-
-
-@pytest.fixture
 def instance(kernel):
     made = Instance(kernel.root, NAME)
     made.create()
