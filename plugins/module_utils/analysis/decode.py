@@ -99,7 +99,7 @@ class Trace:
         self._file = file
         self.head = head or trace_dat_reader.read_head(file)
         self.formats = read_formats(self.head) if formats is None else formats
-        self._factor, self._shift = _find_scale(self.head)
+        self._factor, self._shift = find_scale(self.head)
 
     def gen_batches(self) -> Iterator[Batch]:
         """Yield all events in batches, CPU by CPU, in the order of time within a CPU."""
@@ -123,7 +123,7 @@ def read_traces(file: BinaryIO) -> list[Trace]:
     return [Trace(file, head, formats) for head in heads]
 
 
-def _find_scale(head: trace_dat.Head) -> tuple[int, int]:
+def find_scale(head: trace_dat.Head) -> tuple[int, int]:
     """Return the factor, and then the bits to shift right, that turn HEAD's time stamps into nanoseconds.
 
     Raises TraceFileError when the file does not say what its clock counts.

@@ -72,7 +72,7 @@ def read_trace(trace: Trace, manifest: Mapping[str, Any]) -> Reading:
         compat,
         is_complete=manifest.get("complete") is True,
         is_damaged=bool(damage),
-        since=_find_change(manifest),
+        since=find_change(manifest),
     )
     by_number = {event_format.id: name for name, event_format in trace.formats.items()}
     return Reading(
@@ -99,7 +99,7 @@ def _compare(events: int, manifest: Mapping[str, Any]) -> list[str]:
     return [f"the file holds {events} events, and the kernel counted {counted}"]
 
 
-def _find_change(manifest: Mapping[str, Any]) -> int:
+def find_change(manifest: Mapping[str, Any]) -> int:
     """Return when the trace was started or last changed, in nanoseconds of its clock; NEVER when it is not known."""
     times = manifest.get("time")
     changed = times.get("changed") if isinstance(times, dict) else None
