@@ -240,6 +240,7 @@ import os
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import gen_captures, gen_source
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
@@ -260,16 +261,17 @@ def run(module):
     min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
     source, chosen = parameters["src"], parameters["captures"]
     captures, skipped = [], []
+    search = Search()
     if chosen is None:
-        found = gen_source(source, skipped, min_latency_ns)
+        found = gen_source(source, skipped, min_latency_ns, search)
     else:
-        found = gen_captures(dict.fromkeys(chosen), source or find_root(chosen), skipped, min_latency_ns)
+        found = gen_captures(dict.fromkeys(chosen), source or find_root(chosen), skipped, min_latency_ns, search)
     with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
         for capture in found:
             report.add(capture)
             del capture["programs"], capture["processes"]
             captures.append(capture)
-        changed = report.finish(skipped)
+        changed = report.finish(skipped, search)
     for file in skipped:
         module.warn(escape(f"skipped {describe_skipped(file)}"))
     summary = {"captures": captures, "skipped": skipped}
