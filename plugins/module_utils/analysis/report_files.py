@@ -90,7 +90,10 @@ class ReportWriter:
             self._drafts["findings"] = _Draft(path, check_mode=self._check_mode)
             document = make_document(self.findings, search.captures, search.dropped, search.problems)
             self._drafts["findings"].write(format_document(document))
-        first = format_findings(self.findings, search.dropped, search.captures) if search.captures else []
+        first = []
+        if search.captures:
+            is_written = "findings" in self._drafts
+            first = format_findings(self.findings, search.dropped, search.captures, is_written=is_written)
         names = ", ".join(os.path.basename(path) for path in self.files.values())
         last = ["", f"In {mask(self._dest)}: {names}"] if names else []
         self.lines = [*first, *([""] if first else []), *self.lines, *last]

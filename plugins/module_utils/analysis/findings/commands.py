@@ -12,6 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 
 # Ansible evaluates these in the values of -e.
 _JINJA = re.compile(r"\{[{%#]")
+_SIMPLE = re.compile(r"[\w./:@%+,=-]+\Z", re.ASCII)  # nothing that a shell or Ansible changes or splits at
 _MAX_TEXT = 200
 
 
@@ -22,6 +23,9 @@ def run_in(place: Place, *argv: str) -> str:
     """
     if not place.host or not all(word and is_plain(word) for word in (place.container, *argv)):
         return trace_again(place)
+    if all(_SIMPLE.match(word) for word in (place.container, *argv)):
+        chosen = f"-e crashcart_containers={place.container} -e \"crashcart_command='{' '.join(argv)}'\""
+        return f"ansible-playbook crashcart.fleet.exec {_limit(place)} {chosen}"
     variables = json.dumps({"crashcart_containers": [place.container], "crashcart_argv": argv}, ensure_ascii=False)
     return f"ansible-playbook crashcart.fleet.exec {_limit(place)} -e {shlex.quote(variables)}"
 

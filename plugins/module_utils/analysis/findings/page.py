@@ -10,16 +10,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import MAX_SHOWN
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
-_MAX_LINE = 160
+_MAX_LINE = 160  # of a statement
+_MAX_DETAILS = 200  # of the line below it, which is longer only for a long command
 _MAX_PART = 60
 _MAX_NAMES = 3  # of containers, hosts or process numbers in a line
 _INDENT = "     "
 
 
-def format_findings(findings: Sequence[Finding], dropped: int, captures: int) -> list[str]:
+def format_findings(findings: Sequence[Finding], dropped: int, captures: int, *, is_written: bool = True) -> list[str]:
     """Return the lines for FINDINGS of so many CAPTURES, which are ranked; DROPPED more findings are in no file.
 
-    Twenty findings are shown, in 42 lines at most.
+    Twenty findings are shown, in 42 lines at most. IS_WRITTEN says that findings.json has all FINDINGS.
     """
     looked = f"{captures} capture{'s' if captures != 1 else ''}"
     if not findings:
@@ -32,12 +33,16 @@ def format_findings(findings: Sequence[Finding], dropped: int, captures: int) ->
         lines += _gen_lines(number, finding)
     more = len(findings) - MAX_SHOWN
     if more > 0 or dropped:
-        lines.append(_describe_rest(max(0, more), dropped))
+        lines.append(_describe_rest(max(0, more), dropped, is_written))
     return lines
 
 
-def _describe_rest(more: int, dropped: int) -> str:
+def _describe_rest(more: int, dropped: int, is_written: bool) -> str:
     lost = f"{dropped} that rank lowest are nowhere" if dropped else ""
+    if not is_written:
+        return "; ".join(
+            filter(None, (f"{more} more of lower rank: formats=json writes them to a file" if more else "", lost))
+        )
     kept = (
         f"{_count(more, 'more finding')} of lower rank {'is' if more == 1 else 'are'} in findings.json" if more else ""
     )
@@ -55,10 +60,10 @@ def _gen_lines(number: int, finding: Finding) -> Iterator[str]:
         parts.append(f"incomplete: {finding.missing}")
     command = mask(finding.next)
     if len(command) > _MAX_LINE:
-        command = "see findings.json"  # a part of a command is of no use, and may do harm
+        command = "see findings.json (formats=json)"  # a part of a command is of no use, and may do harm
     known = " · ".join(_cut(mask(part), _MAX_PART) for part in parts if part)
     # The command is whole, so the rest of the line gives way to it.
-    yield f"{_INDENT}{_cut(known, max(_MAX_PART, _MAX_LINE - len(command) - len(_INDENT) - 9))} · next: {command}"
+    yield f"{_INDENT}{_cut(known, max(_MAX_PART, _MAX_DETAILS - len(command) - len(_INDENT) - 9))} · next: {command}"
 
 
 def _describe_who(finding: Finding) -> str:

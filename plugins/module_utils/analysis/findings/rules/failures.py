@@ -32,7 +32,7 @@ def find(capture: Capture) -> Iterator[Finding]:
         yield capture.make_finding(
             cells,
             rule="failures",
-            template="{program}: {call} {object} failed with {error}, {often}",
+            template="{program}: {call} {object} failed with {error}",
             severity=_SEVERITY_SEVERE if error in _SEVERE else _SEVERITY,
             program=program,
             call=call,

@@ -12,6 +12,7 @@ import pytest
 
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+parse_kv = pytest.importorskip("ansible.parsing.splitter").parse_kv
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Place
@@ -19,13 +20,18 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 API = Place("web1", "api")
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/x", "/a b", "/a'b", '/a"b', "/$(reboot)", "/;reboot", "-rf", "/é", "/{a}", "/a\\\\nb"]
-)
+@pytest.mark.parametrize("path", ["/a b", "/a'b", '/a"b', "/$(reboot)", "/;reboot", "/é", "/~/*", "/{a}", "/a\\\\nb"])
 def test_words_reach_the_program_as_they_are(path):
     words = shlex.split(run_in(API, "ls", "-ld", path))
     assert words[:5] == ["ansible-playbook", "crashcart.fleet.exec", "-l", "web1", "-e"]
     assert json.loads(words[5]) == {"crashcart_containers": ["api"], "crashcart_argv": ["ls", "-ld", path]}
+
+
+@pytest.mark.parametrize("path", ["/etc/x", "/a-b_c.d/e+f:g@h=i,j%k"])
+def test_simple_words_make_a_simple_command(path):
+    words = shlex.split(run_in(API, "ls", "-ld", path))
+    assert words[5:] == ["crashcart_containers=api", "-e", f"crashcart_command='ls -ld {path}'"]
+    assert parse_kv(words[7]) == {"crashcart_command": f"ls -ld {path}"}
 
 
 @pytest.mark.parametrize("path", ["/{{ x }}", "/{% x %}", "/{# x", "/\x1b[2J", "/a\nb", "/\u202e", "x" * 201, ""])
