@@ -99,7 +99,11 @@ def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
     With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out.
     Raises TraceFileError when the trace cannot be read.
     """
-    reading = read_trace(trace, manifest)
+    return tabulate(read_trace(trace, manifest), min_latency_ns)
+
+
+def tabulate(reading: Reading, min_latency_ns: int = 0) -> TraceTable:
+    """Return the table of READING; with MIN_LATENCY_NS, without calls that are shorter, or have only one end in the trace."""
     calls, paths = reading.calls, reading.paths
     if min_latency_ns:
         kept = calls.measured & (calls.durations >= min_latency_ns)
