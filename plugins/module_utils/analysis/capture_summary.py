@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import make_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.reading_tables import make_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import read_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, tabulate
@@ -221,7 +222,9 @@ def _summarize_trace(
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
     if search is not None:
-        search.add(Capture(name, make_tables(reading), reading.syscalls, name_call, manifest, reasons))
+        found = CapturePass(trace, manifest)
+        made = make_tables(found.run(), found.names, manifest, is_damaged=bool(table.damage))
+        search.add(Capture(name, made, found.names, name_call, manifest, reasons))
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,

@@ -96,7 +96,7 @@ class Trace:
     def __init__(
         self, file: BinaryIO, head: trace_dat.Head | None = None, formats: dict[str, EventFormat] | None = None
     ) -> None:
-        self._file = file
+        self.file = file
         self.head = head or trace_dat_reader.read_head(file)
         self.formats = read_formats(self.head) if formats is None else formats
         self._factor, self._shift = find_scale(self.head)
@@ -111,7 +111,7 @@ class Trace:
 
         Generators of several CPUs may be advanced in turn.
         """
-        for block in trace_dat_reader.gen_page_blocks(self._file, self.head, place, block_size):
+        for block in trace_dat_reader.gen_page_blocks(self.file, self.head, place, block_size):
             batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
             yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, BinaryIO, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes, merge
@@ -32,12 +32,10 @@ _DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
 class CapturePass:
     """A pass over TRACE, one buffer of a capture that MANIFEST describes. Iterate over `gen_blocks`, then read STATE."""
 
-    def __init__(
-        self, trace: Trace, file: BinaryIO, manifest: Mapping[str, Any], *, wants_calls: bool = False
-    ) -> None:
+    def __init__(self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False) -> None:
         head = trace.head
         self.names = read_names(manifest)
-        self._file, self._head = file, head
+        self._file, self._head = trace.file, head
         seeds = Seeds(manifest, head.cmdlines)
         self.state = make_state()
         specification = manifest.get("specification")

@@ -7,6 +7,7 @@ This is the only place where findings touch the columns of a capture's tables.
 
 from __future__ import annotations
 
+import bisect
 import errno
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -26,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     CONTINUED,
     DENIED,
     ERRNO_MASK,
+    NEVER,
     NO_OBJECT,
     NOT_CONNECTED,
     OTHER_OBJECTS,
@@ -45,7 +47,7 @@ _RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 5
 class Who:
     """The thread that made a call."""
 
-    program: str  # name of its process's first thread
+    program: str  # name of its process's first thread at that time
     thread: str  # its own name
     tid: int  # on the host
     pid: int  # of its process, on the host
@@ -227,22 +229,32 @@ class Capture:
     def _who(self) -> list[Who]:
         tasks, processes = self.tables.tasks, self.tables.processes
         pids, inside = _list_numbers(processes.pid), _list_numbers(processes.container_pid)
-        rows = list(zip(tasks.name, _list_numbers(tasks.tid), _list_numbers(tasks.process)))
-        # A process is called by its first thread, and by any thread where that one made no call.
-        programs: dict[int, str] = {}
-        for name, tid, process in rows:
-            if tid == pids[process] or process not in programs:
-                programs[process] = name or _UNKNOWN
+        begins = _list_numbers(tasks.begin_ns) or [NEVER] * len(tasks.name)
+        rows = list(zip(tasks.name, _list_numbers(tasks.tid), _list_numbers(tasks.process), begins))
+        # A process is called by its first thread, which an exec renames, and by any thread where that one made no call.
+        leaders: dict[int, list[tuple[int, str]]] = {}
+        any_name: dict[int, str] = {}
+        for name, tid, process, begin in rows:
+            any_name.setdefault(process, name or _UNKNOWN)
+            if tid == pids[process]:
+                leaders.setdefault(process, []).append((begin, name or _UNKNOWN))
         return [
             Who(
-                program=programs[process],
+                program=_find_name(leaders.get(process), begin) or any_name[process],
                 thread=name or _UNKNOWN,
                 tid=tid,
                 pid=pids[process],
                 container_pid=inside[process] if inside[process] >= 0 else None,
             )
-            for name, tid, process in rows
+            for name, tid, process, begin in rows
         ]
+
+
+def _find_name(names: list[tuple[int, str]] | None, time: int) -> str | None:
+    """Return which of NAMES, pairs of beginning and name in their order, held at TIME; the first one if none did."""
+    if not names:
+        return None
+    return names[max(0, bisect.bisect_right(names, (time, chr(0x10FFFF))) - 1)][1]
 
 
 def read_outcome(outcome: int) -> Outcome:

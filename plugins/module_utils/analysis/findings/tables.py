@@ -14,6 +14,8 @@ ERRNO_MASK = 0xFFFF
 DENIED, CONTINUED, UNFINISHED, TRAPPED, TIMED_OUT, ONLY_EXIT, ONLY_ENTRY, NOT_CONNECTED = (
     1 << bit for bit in range(16, 24)
 )
+NEVER = -(1 << 62)
+"""The time of what came before the trace."""
 NO_OBJECT, OTHER_OBJECTS = 0, 1
 """Indices of two objects that are none: no object, and all objects for which there was no room."""
 
@@ -25,6 +27,7 @@ class Tasks:
     name: Sequence[str]
     tid: Column  # on the host
     process: Column  # index in the table of processes
+    begin_ns: Column = ()  # since when the thread has this name, in the trace's clock; NEVER for a name from before the trace
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Processes:
     pid: Column  # on the host
     container_pid: Column  # -1 where it is not known
     parent: Column  # index in this table; -1 where it is not known
+    begin_ns: Column = ()  # of the fork, in the trace's clock; NEVER where the process is older than the trace
+    opened: Column = ()  # number of descriptors that it has opened in the trace
+    closed: Column = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,15 @@ class Descriptors:
     last_ns: Column
 
 
+@dataclass(frozen=True)
+class Signals:
+    """Signals that took their default effect on a thread, in the order of time."""
+
+    task: Column
+    time_ns: Column
+    number: Column  # of the signal; 0 for a process that the OOM killer chose
+
+
 _NONE: Column = ()
 
 
@@ -89,3 +104,7 @@ class CaptureTables:
     cells: Cells
     long_calls: LongCalls
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(_NONE, _NONE, _NONE, _NONE, _NONE))
+    signals: Signals = field(default_factory=lambda: Signals(_NONE, _NONE, _NONE))
+    start_ns: int = 0  # time of the first event, in the trace's clock
+    end_ns: int = 0  # time of the last event
+    left_out: int = 0  # calls that are counted without their thread, for there were too many different ones
