@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -84,6 +85,7 @@ TASKS = [
 ]
 
 
+@functools.lru_cache(maxsize=None)
 def find_schema(name):
     """The file NAME stands in docs/, beside plugins/ in the checkout and in a built collection."""
     folder = next(path for path in Path(manifest.__file__).parents if (path / "docs" / name).exists())

@@ -28,7 +28,7 @@ def find_schema():
     return json.loads((folder / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def validator():
     schema = find_schema()
     Draft202012Validator.check_schema(schema)
