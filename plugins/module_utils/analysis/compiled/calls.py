@@ -11,6 +11,10 @@ Source: the kernel's entry code (syscall_trace_enter, syscall_exit_work) and ker
 
 from __future__ import annotations
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import (
+    apply_action,
+    begin_connecting,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     ACTION,
     ARGUMENT,
@@ -25,10 +29,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     DENIED,
     EXEC_STATE,
     FAMILY,
+    FCNTL,
     FD_ARGUMENT,
     FIRST_ENTRY,
     HAS_ENTRY,
     HAS_EVENT,
+    HAS_EXIT,
     HAS_GAP,
     HEAD_TIME,
     IS_CLONE,
@@ -59,8 +65,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT_RESULT,
     OUT_TASK,
     OWN_ERROR,
-    FCNTL,
-    HAS_EXIT,
     PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
@@ -75,7 +79,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     WAIT,
     WANTS_CALLS,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import apply_action, begin_connecting
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.counting import (
     count_call,
     keep_call,
@@ -101,7 +104,7 @@ def to_int(word):
 
 
 @compile_part
-def find_info(state, number):
+def find_info(number):
     """Return the index of the row of the table of calls for NUMBER; the last row is for numbers without an entry."""
     plain = number & (COMPAT - 1) if number >= COMPAT else number
     if 0 <= plain < MAX_NUMBER:
@@ -124,8 +127,7 @@ def enter_call(state, pages, row, number, time, places):
         thread[SOURCE] = _BOTH_SOURCES
         return
     end_pending(state, row, time)
-    if time < state.scalars[FIRST_ENTRY]:
-        state.scalars[FIRST_ENTRY] = time
+    state.scalars[FIRST_ENTRY] = min(state.scalars[FIRST_ENTRY], time)
     thread[IS_PENDING], thread[NUMBER], thread[BEGIN], thread[SOURCE] = 1, number, time, source
     thread[LAST_EVENT], thread[IS_LAST_EXIT], thread[LAST_NUMBER], thread[PEER_OBJECT] = time, 0, number, 0
     for index in range(6):
@@ -137,7 +139,7 @@ def end_pending(state, row, time):
     """Let the pending call of the thread at ROW, if there is one, stay unfinished at TIME."""
     thread = state.threads[row]
     if thread[IS_PENDING] == 1:
-        has_exit = state.calls[find_info(state, thread[NUMBER]), HAS_EXIT]
+        has_exit = state.calls[find_info(thread[NUMBER]), HAS_EXIT]
         _finish(state, row, thread[NUMBER], time, np.int64(0), np.int64(UNFINISHED if has_exit else ONLY_ENTRY))
     thread[IS_PENDING] = 0
 
@@ -153,10 +155,8 @@ def exit_call(state, row, number, time, result, source):
         thread[SOURCE] = _BOTH_SOURCES
         return
     entered = thread[NUMBER]
-    info = state.calls[find_info(state, number)]
-    is_same = is_pending and (
-        number == entered or number == -1 or (info[IS_EXEC] and state.calls[find_info(state, entered), IS_EXEC])
-    )
+    info = state.calls[find_info(number)]
+    is_same = is_pending and (number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC]))
     if is_same:
         outcome = np.int64(CONTINUED if is_pending == _SEEDED else 0)
         # rt_sigreturn exits with -1; its result is a register of the program.
@@ -190,7 +190,12 @@ def _is_denied(state, row, time):
         return False
     for cpu in range(scalars[CPUS]):
         cursor = state.cursors[cpu]
-        if cursor[CPU_STATE] == HAS_EVENT and cursor[HAS_GAP] and cursor[HEAD_TIME] > before and cursor[LAST_TIME] < time:
+        if (
+            cursor[CPU_STATE] == HAS_EVENT
+            and cursor[HAS_GAP]
+            and cursor[HEAD_TIME] > before
+            and cursor[LAST_TIME] < time
+        ):
             return False
     return True
 
@@ -200,7 +205,11 @@ def _find_error(info, thread, result, outcome):
     """Return the number of the error that RESULT means, or 0; a call with only an entry has none."""
     if outcome & (UNFINISHED | ONLY_ENTRY) or result >= 0 or result < -_MAX_ERRNO:
         return np.int64(0)
-    if info[OWN_ERROR] and -result != info[OWN_ERROR] and (info[ACTION] != FCNTL or to_int(thread[ARGUMENT + 1]) == _F_GETOWN):
+    if (
+        info[OWN_ERROR]
+        and -result != info[OWN_ERROR]
+        and (info[ACTION] != FCNTL or to_int(thread[ARGUMENT + 1]) == _F_GETOWN)
+    ):
         return np.int64(0)
     return -result
 
@@ -223,7 +232,7 @@ def _find_object(state, thread, info, outcome):
 def _finish(state, row, number, time, result, outcome):
     """Count the call NUMBER of the thread at ROW, which ended at TIME with RESULT, and write it to the stream if that is wanted."""
     thread, scalars = state.threads[row], state.scalars
-    info = state.calls[find_info(state, number)]
+    info = state.calls[find_info(number)]
     error = _find_error(info, thread, result, outcome)
     if outcome & DENIED and result == number & (COMPAT - 1):
         # On x86, the result of a call that seccomp answers by SIGSYS is its own number.

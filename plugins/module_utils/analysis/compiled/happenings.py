@@ -7,6 +7,7 @@ from __future__ import annotations
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import close_on_exec
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import end_pending
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
+    CAN_TELL,
     DELIVERED,
     EXEC_STATE,
     HEAD_TIME,
@@ -14,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_COMPAT,
     IS_NAME_GUESSED,
     IS_NAMED,
+    KIND,
     LENGTH,
     MOMENT,
     NEVER,
@@ -34,8 +36,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     TASK_PROCESS,
     TID,
     VICTIM,
-    CAN_TELL,
-    KIND,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.descriptors import (
     copy_descriptors,
@@ -81,7 +81,10 @@ def find_or_add(state, tid):
 
 @compile_part
 def add_known(state, tid, process, is_guessed):
-    """Return the row of a new thread TID of PROCESS, a process of its own where that is -1. Its name is what the hints say; IS_GUESSED is 1 if that may be a later name."""
+    """Return the row of a new thread TID of PROCESS, or of a process of its own where that is -1; -1 where there is no room.
+
+    Its name is what the hints say. IS_GUESSED is 1 if that may be a later name.
+    """
     row = add_thread(state, tid)
     if row < 0:
         return row

@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
+    end_pending,
+    enter_call,
+    exit_call,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     BIRTH,
     COMMON_PID,
     COMMON_TYPE,
-    CPUS,
     CPU_STATE,
+    CPUS,
     END,
     EVENT_FAMILY,
     EVENTS,
     EXEC,
     FIRST_PATH,
-    HAS_EVENT,
     HAS_GAP,
     HEAD_TIME,
     HEAP,
@@ -42,7 +46,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     PATHS,
     PLACE,
     RAW_ENTER,
-    RAW_EXIT,
     RECORD,
     RENAME,
     SIGNAL,
@@ -52,11 +55,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     UNKNOWN_EVENTS,
     WANTED,
     WANTS_PAGES,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
-    end_pending,
-    enter_call,
-    exit_call,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
     change_name,
@@ -78,7 +76,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _ROOM = 8  # rows of the stream that one event may need
-_MAX_PATHS = 3
 
 
 @compile_whole
@@ -96,11 +93,11 @@ def run_pass(state, pages):
     while scalars[HEAP]:
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return IS_FULL
-        cpu = np.int64(heap[0])
-        _handle(state, pages, cpu)
-        if not advance(cursors, cpu, pages, scalars):
+        earliest = np.int64(heap[0])
+        _handle(state, pages, earliest)
+        if not advance(cursors, earliest, pages, scalars):
             _pop(heap, scalars, cursors)
-            scalars[WANTED] = cpu
+            scalars[WANTED] = earliest
             return WANTS_PAGES
         _sink(heap, scalars, cursors)
     return IS_DONE
@@ -191,8 +188,8 @@ def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
     number = read_signed(pages, record + layout[PLACE + 1], min(layout[PLACE + 2], 4))
-    source = 1 if kind == OWN_ENTER or kind == OWN_EXIT else 0
-    if kind == RAW_ENTER or kind == OWN_ENTER:
+    source = 1 if kind in (OWN_ENTER, OWN_EXIT) else 0
+    if kind in (RAW_ENTER, OWN_ENTER):
         places = (record + layout[PLACE + 3], np.int64(layout[PLACE + 4]), np.int64(layout[PLACE + 5]), source)
         enter_call(state, pages, row, number, time, places)
     else:
@@ -215,7 +212,7 @@ def _handle_rest(state, pages, cpu, row, layout):
         end_thread(state, row, state.cursors[cpu, HEAD_TIME])
     elif kind == SOCKET_STATE:
         note_connection(state, pages, cpu, row, layout)
-    elif kind == SIGNAL or kind == OOM:
+    elif kind in (SIGNAL, OOM):
         note_side(state, pages, cpu, row, layout)
 
 
@@ -229,7 +226,7 @@ def _note_path(state, pages, cpu, row, layout):
     else:
         joined = state.scratch
         used = 0
-        for index in range(min(np.int64(layout[PATHS]), _MAX_PATHS)):
+        for index in range(layout[PATHS]):
             if index:
                 for mark in (32, 45, 62, 32):
                     joined[used] = mark

@@ -123,12 +123,7 @@ def advance(cursors, cpu, pages, scalars):
         if (kind == _PADDING and delta == 0) or size < 4 or at + size > end or (is_data and length < 8):
             cursor[AT] = end
             continue
-        if kind == _TIME_EXTEND:
-            cursor[CLOCK] += (word << _DELTA_BITS) + delta
-        elif kind > _TIME_EXTEND:
-            cursor[CLOCK] = ((word << _DELTA_BITS) + delta) & _LOW_TIME_BITS | (cursor[CLOCK] & ~_LOW_TIME_BITS)
-        else:
-            cursor[CLOCK] += delta
+        cursor[CLOCK] = _move_clock(cursor[CLOCK], kind, delta, word)
         cursor[AT] = at + ((size + 3) & ~3)
         if is_data:
             cursor[HEAD_TIME] = scale_time(cursor[CLOCK], scalars[FACTOR], scalars[SHIFT])
@@ -136,6 +131,15 @@ def advance(cursors, cpu, pages, scalars):
             cursor[HAS_GAP], cursor[IS_MISSED] = cursor[IS_MISSED], 0
             cursor[CPU_STATE] = HAS_EVENT
             return True
+
+
+@compile_part
+def _move_clock(time, kind, delta, word):
+    """Return the raw time of an event of KIND behind TIME."""
+    if kind <= _PADDING:
+        return time + delta
+    wide = (word << _DELTA_BITS) + delta
+    return time + wide if kind == _TIME_EXTEND else wide & _LOW_TIME_BITS | (time & ~_LOW_TIME_BITS)
 
 
 @compile_part

@@ -15,7 +15,7 @@ _MAX_TEXT = 4096
 
 
 class Seeds:
-    """What MANIFEST and CMDLINES, the kernel's list of names, tell about threads, as tables.
+    """The knowledge about threads in MANIFEST and in CMDLINES, the kernel's list of names, as tables.
 
     HINTS has rows of thread and process (-1 where it is not known), sorted, for threads that are not in the trace's first tasks.
     """
