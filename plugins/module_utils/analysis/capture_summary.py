@@ -12,14 +12,11 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any, BinaryIO, Iterable, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import make_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, tabulate
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call, read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
@@ -217,14 +214,11 @@ def _summarize_trace(
     trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int, search: Search | None
 ) -> dict[str, Any]:
     """Return the entry of summary.json for TRACE, one buffer of the capture called NAME; SEARCH looks at all its calls."""
-    reading = read_trace(trace, manifest)
-    table = tabulate(reading, min_latency_ns)
+    table, found = summarize(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
     if search is not None:
-        found = CapturePass(trace, manifest)
-        made = make_tables(found.run(), found.names, manifest, is_damaged=bool(table.damage))
-        search.add(Capture(name, made, found.names, name_call, manifest, reasons))
+        search.add(Capture(name, found, read_names(manifest), name_call, manifest, reasons))
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,

@@ -49,6 +49,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     LAST_NUMBER,
     LAST_TIME,
     MAX_NUMBER,
+    MIN_LATENCY,
     MOMENT,
     NEVER,
     NO_OBJECT,
@@ -252,10 +253,12 @@ def _finish(state, row, number, time, result, outcome):
         begin_connecting(state, call, thing)
     outcome |= error
     call[OUT_OUTCOME], call[OUT_OBJECT] = outcome, thing
-    if not info[IS_SELECTED]:
+    is_paired = thread[IS_PENDING] == 1 and not outcome & (UNFINISHED | ONLY_ENTRY)
+    least = scalars[MIN_LATENCY]
+    if not info[IS_SELECTED] or (least and (not is_paired or time - call[OUT_BEGIN] < least)):
         return
     count_call(state, thread[TASK], number, outcome, thing, call)
-    if thread[IS_PENDING] == 1 and not outcome & (UNFINISHED | ONLY_ENTRY):
+    if is_paired:
         measure_call(state, thread[TASK], number, time - call[OUT_BEGIN])
     keep_call(state, call)
     scalars[OUT] += scalars[WANTS_CALLS]

@@ -26,7 +26,10 @@ MAX_NUMBER = 1024
     SIGNAL,
     OOM,
     PATH,
-) = range(13)
+    FUNCTION,  # from here on, events that are only counted
+    RING_REQUEST,
+    RING_CREATE,
+) = range(16)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
@@ -209,5 +212,8 @@ DELIVERED, VICTIM = range(2)
     HEAP,  # CPUs in the heap
     CPUS,
     HINTS,
-) = range(36)
-SCALARS = 40
+    HAS_POLLED,  # 1 if a kernel thread fetched requests of io_uring
+    MIN_LATENCY,  # calls that are shorter, or have one end in the trace, are not counted; 0 for none
+    FUNCTIONS,
+) = range(39)
+SCALARS = 48

@@ -11,6 +11,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.path_calls import FAMILIES, FAMILY_OF_CALL
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import (
+    IO_URING_CREATE,
+    IO_URING_REQUESTS,
+)
 
 _OWN = "syscalls:sys_"
 _NUMBER = "__syscall_nr"
@@ -244,6 +248,21 @@ def _describe_victim(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     return codes.OOM, [fields["pid"]], [fields["pid"].offset]
 
 
+def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    address = fields["ip"] if "ip" in fields else fields["func"]
+    return codes.FUNCTION, [address], [address.offset, address.size]
+
+
+def _describe_request(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    operation, name = fields["opcode"], fields.get("op_str")
+    place = name.offset if name and name.is_dynamic else -1
+    return codes.RING_REQUEST, [operation], [operation.offset, operation.size, place]
+
+
+def _describe_ring(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    return codes.RING_CREATE, [fields["flags"]], [fields["flags"].offset]
+
+
 _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
     "task:task_newtask": _describe_birth,
     "task:task_rename": _describe_rename,
@@ -252,6 +271,11 @@ _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
     "sock:inet_sock_set_state": _describe_state,
     "signal:signal_deliver": _describe_signal,
     "oom:mark_victim": _describe_victim,
+    **dict.fromkeys(
+        ("ftrace:function", "ftrace:funcgraph_entry", "ftrace:funcgraph_retaddr_entry"), _describe_function
+    ),
+    **dict.fromkeys(IO_URING_REQUESTS, _describe_request),
+    IO_URING_CREATE: _describe_ring,
 }
 
 

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EVENTS,
     EXEC,
     FIRST_PATH,
+    FUNCTION,
     HAS_GAP,
     HEAD_TIME,
     HEAP,
@@ -58,6 +59,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
     change_name,
+    count_event,
     end_thread,
     find_or_add,
     give_birth,
@@ -170,6 +172,9 @@ def _handle(state, pages, cpu):
     cursor[LAST_TIME] = time
     layout = state.events[state.event_rows[number]]
     if layout[KIND] == OTHER_EVENT or cursor[LENGTH] < layout[PLACE]:
+        return
+    if layout[KIND] >= FUNCTION:
+        count_event(state, pages, cpu, layout)
         return
     row = find_or_add(state, read_signed(pages, record + scalars[COMMON_PID], 4))
     if row < 0:
