@@ -16,7 +16,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call, read_names
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import (
+    SyscallRow,
+    TraceTable,
+    make_all_tables,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
@@ -214,7 +218,7 @@ def _summarize_trace(
     trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int, search: Search | None
 ) -> dict[str, Any]:
     """Return the entry of summary.json for TRACE, one buffer of the capture called NAME; SEARCH looks at all its calls."""
-    table, found = summarize(trace, manifest, min_latency_ns)
+    table, found = make_all_tables(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
     if search is not None:

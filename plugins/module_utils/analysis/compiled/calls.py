@@ -66,7 +66,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT_RESULT,
     OUT_TASK,
     OWN_ERROR,
-    PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
     SINCE,
@@ -95,6 +94,7 @@ _F_GETOWN = 9
 _EINPROGRESS = 115
 _BOTH_SOURCES = 2
 _SEEDED = 2
+_RETURNED = 1 << 30  # among the flags of an outcome, here only
 
 
 @compile_part
@@ -149,20 +149,29 @@ def end_pending(state, row, time):
 def exit_call(state, row, number, time, result, source):
     """Note that the thread at ROW exits call NUMBER at TIME with RESULT. SOURCE is 1 for an event of the system syscalls, else 0."""
     thread = state.threads[row]
+    is_pending = thread[IS_PENDING]
+    entered = thread[NUMBER]
+    is_exec = is_pending and thread[EXEC_STATE] and state.calls[find_info(entered), IS_EXEC]
+    if is_exec:
+        # The exit has the number of execve in the new program's architecture, which tells it where the numbers differ.
+        is_compat = state.calls[find_info(number + COMPAT), IS_EXEC]
+        if state.calls[find_info(number), IS_EXEC] != is_compat:
+            thread[IS_COMPAT], thread[EXEC_STATE] = is_compat, 0
     if thread[IS_COMPAT] and number >= 0:
         number += COMPAT
-    is_pending = thread[IS_PENDING]
     if not is_pending and thread[IS_LAST_EXIT] and thread[LAST_NUMBER] == number and thread[SOURCE] + source == 1:
         thread[SOURCE] = _BOTH_SOURCES
         return
-    entered = thread[NUMBER]
     info = state.calls[find_info(number)]
-    is_same = is_pending and (number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC]))
+    is_same = is_pending and (
+        is_exec or number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC])
+    )
     if is_same:
         outcome = np.int64(CONTINUED if is_pending == _SEEDED else 0)
-        # rt_sigreturn exits with -1; its result is a register of the program.
-        is_return = number == -1 and entered != -1
-        _finish(state, row, entered, time, np.int64(0) if is_return else result, outcome)
+        # rt_sigreturn exits with -1; its result is a register of the program, and no error.
+        if number == -1 and entered != -1:
+            outcome |= _RETURNED
+        _finish(state, row, entered, time, result, outcome)
     else:
         end_pending(state, row, time)
         is_denied = info[HAS_ENTRY] and _is_denied(state, row, time) and not (info[IS_EXEC] and result == 0)
@@ -204,7 +213,7 @@ def _is_denied(state, row, time):
 @compile_part
 def _find_error(info, thread, result, outcome):
     """Return the number of the error that RESULT means, or 0; a call with only an entry has none."""
-    if outcome & (UNFINISHED | ONLY_ENTRY) or result >= 0 or result < -_MAX_ERRNO:
+    if outcome & (UNFINISHED | ONLY_ENTRY | _RETURNED) or result >= 0 or result < -_MAX_ERRNO:
         return np.int64(0)
     if (
         info[OWN_ERROR]
@@ -218,9 +227,10 @@ def _find_error(info, thread, result, outcome):
 @compile_part
 def _find_object(state, thread, info, outcome):
     """Return the number of the object of a call: its recorded path, the peer it connects to, or what its descriptor refers to."""
-    if info[FAMILY] >= 0 and thread[PATH_FAMILY] == info[FAMILY]:
-        thread[PATH_FAMILY] = -1
-        return thread[PATH_OBJECT]
+    if info[FAMILY] >= 0 and thread[PATH_OBJECT + info[FAMILY]]:
+        found = thread[PATH_OBJECT + info[FAMILY]]
+        thread[PATH_OBJECT + info[FAMILY]] = 0
+        return found
     if thread[PEER_OBJECT]:
         return thread[PEER_OBJECT]
     if info[FD_ARGUMENT] >= 0 and not outcome & (DENIED | ONLY_EXIT) and thread[IS_PENDING]:
@@ -251,7 +261,7 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= apply_action(state, call, info[ACTION], thing)
     elif error == _EINPROGRESS and info[ACTION] == CONNECT:
         begin_connecting(state, call, thing)
-    outcome |= error
+    outcome = (outcome & ~_RETURNED) | error
     call[OUT_OUTCOME], call[OUT_OBJECT] = outcome, thing
     is_paired = thread[IS_PENDING] == 1 and not outcome & (UNFINISHED | ONLY_ENTRY)
     least = scalars[MIN_LATENCY]

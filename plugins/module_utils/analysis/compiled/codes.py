@@ -26,10 +26,11 @@ MAX_NUMBER = 1024
     SIGNAL,
     OOM,
     PATH,
+    EXEC_EXIT,  # the exit of execve where it only tells the new program's architecture
     FUNCTION,  # from here on, events that are only counted
     RING_REQUEST,
     RING_CREATE,
-) = range(16)
+) = range(17)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
@@ -111,12 +112,11 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
     IS_COMPAT,  # 1 while the thread runs a 32-bit program
     EXEC_STATE,  # 1 after an exec, until it is known which architecture the program has
     IS_NAMED,  # 1 if the name has changed since the last exec
-    PATH_FAMILY,  # family of the recorded path that waits for its call, or -1
-    PATH_OBJECT,
     PEER_OBJECT,  # peer of a connection that the pending call makes, or 0
-    PATH_TIME,
-) = range(23)
-THREAD_COLUMNS = 23
+    PATH_OBJECT,  # the recorded path that waits for the next call of family 0, or 0; the columns of the other families follow
+) = range(21)
+MAX_FAMILIES = 24
+THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)

@@ -19,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EVENT_FAMILY,
     EVENTS,
     EXEC,
+    EXEC_EXIT,
     FIRST_PATH,
     FUNCTION,
     HAS_GAP,
@@ -41,7 +42,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT,
     OWN_ENTER,
     OWN_EXIT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PATH_TEXT,
     PATHS,
@@ -213,6 +213,8 @@ def _handle_rest(state, pages, cpu, row, layout):
         change_name(state, pages, cpu, row, layout)
     elif kind == EXEC:
         run_program(state, pages, cpu, row, layout)
+    elif kind == EXEC_EXIT:
+        judge_exec(state, row)
     elif kind == THREAD_EXIT:
         end_thread(state, row, state.cursors[cpu, HEAD_TIME])
     elif kind == SOCKET_STATE:
@@ -241,7 +243,7 @@ def _note_path(state, pages, cpu, row, layout):
                 joined[used] = pages.data[at]
                 used += 1
         found = number_object(state, PATH_TEXT, joined, 0, used)
-    state.threads[row, PATH_FAMILY], state.threads[row, PATH_OBJECT] = layout[EVENT_FAMILY], found
+    state.threads[row, PATH_OBJECT + layout[EVENT_FAMILY]] = found
 
 
 @compile_part

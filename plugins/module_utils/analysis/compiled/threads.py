@@ -17,10 +17,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_PENDING,
     LAST_EVENT,
     LAST_NUMBER,
+    MAX_FAMILIES,
     MOMENT,
     NEVER,
     PARENT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
     PID,
@@ -86,8 +86,10 @@ def forget_history(state, row):
     """Let the thread at ROW begin anew: without a pending call, a known name or a known architecture."""
     thread = state.threads[row]
     thread[IS_PENDING] = thread[SOURCE] = thread[IS_LAST_EXIT] = thread[IS_COMPAT] = 0
-    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PATH_OBJECT] = thread[PEER_OBJECT] = 0
-    thread[PATH_FAMILY] = thread[LAST_NUMBER] = -1
+    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PEER_OBJECT] = 0
+    thread[LAST_NUMBER] = -1
+    for family in range(MAX_FAMILIES):
+        thread[PATH_OBJECT + family] = 0
     thread[LAST_EVENT] = thread[MOMENT] = NEVER
     thread[TASK] = 0
 
