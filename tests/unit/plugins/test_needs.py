@@ -60,6 +60,20 @@ CENSUS = (
     "cart.image_mounts",
     "cart.store",
 )
+STARTED = (
+    *FETCHED,
+    "cart.attach.mounting",
+    "cart.attach.tool_users",
+    "cart.exposure",
+    "cart.image_mounts",
+    "cart.store",
+    "ftrace.calls.arguments",
+    "ftrace.calls.starting",
+    "ftrace.end",
+    "ftrace.recorder.handover",
+    "ftrace.setup.probe_places",
+    "ftrace.start",
+)
 # Module → what it needs of these, and nothing else of them.
 NEEDS = {
     "crashcart_attach": ("cart.attach", "cart.image_mounts", "cart.store"),
@@ -75,20 +89,9 @@ NEEDS = {
     "crashcart_info": (*CENSUS, *DESCRIBED, "cart.attach.attachments"),
     "crashcart_playbook_check": (),
     "crashcart_shell": (),
-    "ftrace_fetch": (*FETCHED, "ftrace.fetch.fetch"),
+    "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
     "ftrace_info": DESCRIBED,
-    "ftrace_instance": (
-        *FETCHED,
-        "cart.attach.mounting",
-        "cart.attach.tool_users",
-        "cart.exposure",
-        "cart.image_mounts",
-        "cart.store",
-        "ftrace.end",
-        "ftrace.recorder.handover",
-        "ftrace.setup.probe_places",
-        "ftrace.start",
-    ),
+    "ftrace_instance": STARTED,
 }
 # What must not come back, even where somebody writes it into NEEDS.
 _ATTACHING = [f"cart.attach.{name}" for name in ("removal", "mounting", "methods", "volumes", "tool_users")]

@@ -23,16 +23,17 @@ SELECTION = {"containers", "labels", "query", "docker_host"}
 
 def read_options(name):
     """The options of module NAME, by its documentation and that of its fragments."""
+    about = read_documented(f"modules/{name}")
     options = {}
-    for path in (f"doc_fragments/{one}" for one in ("containers", "probes")):
-        options.update(read_documented(path))
-    found = read_documented(f"modules/{name}")
-    return {**options, **found} if name == "ftrace_instance" else found
+    for fragment in about["extends_documentation_fragment"]:
+        path = f"doc_fragments/{fragment.rpartition('.')[2]}"
+        options.update(read_documented(path)["options"])
+    return {**options, **about["options"]}
 
 
 def read_documented(path):
     text = (TOP / f"plugins/{path}.py").read_text(encoding="utf-8")
-    return yaml.safe_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])["options"]
+    return yaml.safe_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])
 
 
 def read_specs():
