@@ -89,7 +89,16 @@ NEEDS = {
     "crashcart_info": (*CENSUS, *DESCRIBED, "cart.attach.attachments"),
     "crashcart_playbook_check": (),
     "crashcart_shell": (),
+    "ftrace_capture": (
+        *STARTED,
+        "ftrace.calls.finishing",
+        "ftrace.calls.guard",
+        "ftrace.calls.requests",
+        "ftrace.fetch.arguments",
+        "ftrace.fetch.fetch",
+    ),
     "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
+    "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
     "ftrace_info": DESCRIBED,
     "ftrace_instance": STARTED,
 }
@@ -102,6 +111,7 @@ NEVER = {
     "crashcart_attach": ("analysis", "image", "ftrace", "linux.tracing", "cart.execute"),
     "crashcart_exec": ("analysis", "image", "ftrace", "linux.tracing", *_ATTACHING),
     "crashcart_info": ("analysis", "image", *_RECORDING, _READING, "cart.attach.attach", "cart.execute.supervisor"),
+    "ftrace_guard": ("analysis", "image", "cart", "linux.tracing", *_RECORDING),
     "ftrace_info": ("analysis", "image", *_RECORDING, _READING, "cart"),
     "ftrace_fetch": ("analysis", "image", "cart"),
 }
