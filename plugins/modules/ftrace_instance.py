@@ -90,12 +90,16 @@ options:
       - V(network) records calls on sockets (C(%network)), and state changes, resets and retransmissions of TCP.
       - V(exec) records calls that start, signal and end processes (C(%process)), and forks, exits and signals.
       - V(startup) records what a program looks for while it starts.
+      - V(diagnose) records what it takes to find out why something fails or waits. These are calls on files, descriptors, sockets and
+        processes, calls that wait for locks, signals and times, rare calls that may be denied, and forks, ends, signals, states of TCP and
+        victims of the OOM killer. Unless the task says otherwise, it comes with O(mode=record), O(max_size=256MiB), O(max_rate=200000) and
+        O(paths=auto). Calls that only ask for a number or a time, and most calls on memory, are left out.
       - V(sched) records when threads run, wait, wake and move. V(memory) records page faults, reclaim, calls that change mappings
         (C(%memory)), and growth of the page cache and of the kernel's directory entries and inodes (these where the kernel's events have
         the names of caches). Events caused by somebody else, such as interrupts, are counted for the thread that they interrupt.
-      - V(errors), V(syscalls), V(files), V(network) and V(startup) also record requests by io_uring, which are no system calls.
+      - V(errors), V(syscalls), V(files), V(network), V(startup) and V(diagnose) also record requests by io_uring, which are no system calls.
     type: str
-    choices: [errors, syscalls, files, network, sched, exec, memory, startup]
+    choices: [errors, syscalls, files, network, sched, exec, memory, startup, diagnose]
   syscalls:
     description:
       - System calls to record, filtered in the kernel. Each entry is a name or a shell glob over names, and V(*) means all.
@@ -159,10 +163,11 @@ options:
   buffer_size:
     description:
       - Size of the ring buffer for each CPU, for example V(8MiB). The minimum is V(8KiB).
+      - The default is V(2MiB), and with O(profile=diagnose) less where the host has so many CPUs that four times all buffers would exceed
+        O(max_size).
       - With O(mode=record) the buffer has to hold the events until the recorder reads it, on a busy host some tens of milliseconds. An event
         of a system call takes about 50 bytes, so V(8MiB) holds 160 ms at a million events per second.
     type: str
-    default: 2MiB
   mode:
     description:
       - Where recorded events are kept.
@@ -177,9 +182,9 @@ options:
       - If the recorder dies, the kernel stops a recording, and its capture says so. A V(ring) continues, but its next capture is not complete,
         because nobody watched it.
       - Any change of a recording's settings ends it and begins another one. Each gives a capture of its own.
+      - The default is V(record) with O(profile=diagnose), and V(ring) otherwise.
     type: str
     choices: [ring, record]
-    default: ring
   ttl:
     description:
       - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. By default it has no
@@ -193,6 +198,7 @@ options:
       - Stop the trace when it records more events per second than this. Bursts may exceed the rate by what it allows in five seconds. Lost
         and overwritten events count, too.
       - C(stopped) in the result, in M(crashcart.fleet.ftrace_info) and in the manifest says what stopped a trace.
+      - The default is V(200000) with O(profile=diagnose), and no limit otherwise.
     type: int
   max_loss:
     description:
@@ -200,7 +206,8 @@ options:
     type: int
   max_size:
     description:
-      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). It must be at least four
+      - Maximum size of the files of one recording, for example V(4GiB). The default is V(256MiB) with O(profile=diagnose), and V(1GiB)
+        otherwise. It must be at least four
         times the size of all ring buffers together. Only with O(mode=record).
     type: str
   max_age:
@@ -591,9 +598,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 
-def make_request(module, root, path, files):
-    """Return the event specification that MODULE asks for, and the request made of it, which exposes FILES at PATH."""
-    parameters = module.params
+def make_request(module, parameters, root, path, files):
+    """Return the event specification that PARAMETERS ask for, and the request made of it, which exposes FILES at PATH."""
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
@@ -628,8 +634,9 @@ def find_exposed(parameters):
 
 def run_started(module, root, outcome):
     options.refuse_everything(module, "state=stopped and state=absent")
-    path, files = find_exposed(module.params)
-    wanted, request = make_request(module, root, path, files)
+    parameters = profiles.complete(module.params, len(tracefs.Instance(root, "..").list_cpus()))
+    path, files = find_exposed(parameters)
+    wanted, request = make_request(module, parameters, root, path, files)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
     if module.params["existing"] == "refuse":
@@ -782,8 +789,8 @@ def main():
             tracer=dict(type="str", choices=list(tracers.OPTIONS), default="nop"),
             functions=dict(type="list", elements="str", default=[]),
             notrace=dict(type="list", elements="str", default=[]),
-            buffer_size=dict(type="str", default="2MiB"),
-            mode=dict(type="str", choices=["ring", "record"], default="ring"),
+            buffer_size=dict(type="str"),
+            mode=dict(type="str", choices=["ring", "record"]),
             ttl=dict(type="str"),
             max_rate=dict(type="int"),
             max_loss=dict(type="int"),
@@ -798,7 +805,7 @@ def main():
             follow_tools=dict(type="bool", default=False),
             follow_restarts=dict(type="bool"),
             probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
-            paths=dict(type="str", choices=list(paths.WISHES), default="false"),
+            paths=dict(type="str", choices=list(paths.WISHES)),
             paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
             expose=dict(
                 type="dict",
