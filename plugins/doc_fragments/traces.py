@@ -75,10 +75,11 @@ options:
   buffer_size:
     description:
       - Size of the ring buffer for each CPU, for example V(8MiB). The minimum is V(8KiB).
+      - The default is V(2MiB), and with O(profile=diagnose) less where the host has so many CPUs that four times all buffers would exceed
+        O(max_size).
       - With O(mode=record) the buffer has to hold the events until the recorder reads it, on a busy host some tens of milliseconds. An event
         of a system call takes about 50 bytes, so V(8MiB) holds 160 ms at a million events per second.
     type: str
-    default: 2MiB
   mode:
     description:
       - Where recorded events are kept.
@@ -93,14 +94,15 @@ options:
       - If the recorder dies, the kernel stops a recording, and its capture says so. A V(ring) continues, but its next capture is not complete,
         because nobody watched it.
       - Any change of a recording's settings ends it and begins another one. Each gives a capture of its own.
+      - The default is V(record) with O(profile=diagnose), and V(ring) otherwise.
     type: str
     choices: [ring, record]
-    default: ring
   max_rate:
     description:
       - Stop the trace when it records more events per second than this. Bursts may exceed the rate by what it allows in five seconds. Lost
         and overwritten events count, too.
       - C(stopped) in the result, in M(crashcart.fleet.ftrace_info) and in the manifest says what stopped a trace.
+      - The default is V(200000) with O(profile=diagnose), and no limit otherwise.
     type: int
   max_loss:
     description:
@@ -108,8 +110,8 @@ options:
     type: int
   max_size:
     description:
-      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). It must be at least four
-        times the size of all ring buffers together. Only with O(mode=record).
+      - Maximum size of the files of one recording, for example V(4GiB). The default is V(256MiB) with O(profile=diagnose), and V(1GiB)
+        otherwise. It must be at least four times the size of all ring buffers together. Only with O(mode=record).
     type: str
   max_age:
     description:

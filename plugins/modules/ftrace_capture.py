@@ -79,10 +79,10 @@ options:
     description:
       - A ready selection of system calls and events, to which O(syscalls) and O(events) add.
         O(crashcart.fleet.ftrace_instance#module:profile) describes all of them.
-      - The default is V(errors), the system calls that fail, where none of O(syscalls), O(errors_only), O(events), O(tracer) and
-        O(probes) says what to record.
+      - The default is V(diagnose), which records what it takes to find out why something fails or waits, where none of O(syscalls),
+        O(errors_only), O(events), O(tracer) and O(probes) says what to record.
     type: str
-    choices: [errors, syscalls, files, network, sched, exec, memory, startup]
+    choices: [errors, syscalls, files, network, sched, exec, memory, startup, diagnose]
   paths:
     description:
       - Record also the paths that programs pass to the recorded system calls. O(crashcart.fleet.ftrace_instance#module:paths) describes
@@ -118,7 +118,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: See for ten seconds what fails in a container
+- name: Record for ten seconds what it takes to find out why a container does not work
   crashcart.fleet.ftrace_capture:
     containers: api
     dest: traces
@@ -261,7 +261,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 _MAX_S = 86400
 _MARGIN_S = 60  # from the end of the wait to the ttl: a stop and a fetch have begun by then
 _LAST_S = 5  # from the ttl, at which the recorder stops the traces, to their end by the guard
-_DEFAULT_PROFILE = "errors"
+_DEFAULT_PROFILE = "diagnose"
 # The options that say what to record; without any of them the default profile does.
 _CHOOSING = ("profile", "syscalls", "errors_only", "events", "probes")
 _NEEDED = ("tracefs", "trace_instances", "event_fork")

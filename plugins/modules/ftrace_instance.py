@@ -91,12 +91,16 @@ options:
       - V(network) records calls on sockets (C(%network)), and state changes, resets and retransmissions of TCP.
       - V(exec) records calls that start, signal and end processes (C(%process)), and forks, exits and signals.
       - V(startup) records what a program looks for while it starts.
+      - V(diagnose) records what it takes to find out why something fails or waits. These are calls on files, descriptors, sockets and
+        processes, calls that wait for locks, signals and times, rare calls that may be denied, and forks, ends, signals, states of TCP and
+        victims of the OOM killer. Unless the task says otherwise, it comes with O(mode=record), O(max_size=256MiB), O(max_rate=200000) and
+        O(paths=auto). Calls that only ask for a number or a time, and most calls on memory, are left out.
       - V(sched) records when threads run, wait, wake and move. V(memory) records page faults, reclaim, calls that change mappings
         (C(%memory)), and growth of the page cache and of the kernel's directory entries and inodes (these where the kernel's events have
         the names of caches). Events caused by somebody else, such as interrupts, are counted for the thread that they interrupt.
-      - V(errors), V(syscalls), V(files), V(network) and V(startup) also record requests by io_uring, which are no system calls.
+      - V(errors), V(syscalls), V(files), V(network), V(startup) and V(diagnose) also record requests by io_uring, which are no system calls.
     type: str
-    choices: [errors, syscalls, files, network, sched, exec, memory, startup]
+    choices: [errors, syscalls, files, network, sched, exec, memory, startup, diagnose]
   ttl:
     description:
       - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. By default it has no

@@ -507,11 +507,16 @@ def bench_slowdown(_inventory: Path) -> None:
         finally:
             host.call_module("ftrace_instance", containers=[name], state="absent")
 
+    # A profile with bounds would stop these workloads at once.
+    unbounded: dict[str, dict[str, Any]] = {
+        name: {"max_rate": 10**9, "max_size": "8GiB"} if profile.defaults else {}
+        for name, profile in profiles.PROFILES.items()
+    }
     with containers(2, image="python") as (name, other):
         ways: dict[str, Callable[[], dict[str, float]]] = {
             "nothing": lambda: in_container(name),
             **{
-                f"profile {profile}": lambda profile=profile: traced(name, name, profile=profile)
+                f"profile {profile}": lambda profile=profile: traced(name, name, profile=profile, **unbounded[profile])
                 for profile in profiles.PROFILES
             },
             "profile syscalls, mode record": lambda: traced(name, name, profile="syscalls", mode="record"),

@@ -32,7 +32,7 @@ SHARED_LAYERS = (
     ("ftrace.format",),
     ("ftrace",),  # what a trace is, and what is said of it
     ("ftrace.request",),
-    ("ftrace.follow",),
+    ("ftrace.follow", "ftrace.holdings"),
     ("ftrace.setup",),
     ("ftrace.head", "ftrace.drain"),
     ("ftrace.recorder",),

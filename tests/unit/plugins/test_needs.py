@@ -36,6 +36,8 @@ FETCHED = (
     "ftrace.fetch.recording",
     "ftrace.fetch.ring",
     "ftrace.follow.tasks",
+    "ftrace.format.holdings",
+    "ftrace.holdings",
     "ftrace.format.capture_file_writer",
     "ftrace.format.ring_pages",
     "ftrace.format.trace_dat",

@@ -20,10 +20,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import limits, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import limits, profiles, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import Specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 
 def start_traces(module: Any, root: str, outcome: Outcome) -> tuple[dict[str, Any], list[Container]]:
@@ -31,8 +32,9 @@ def start_traces(module: Any, root: str, outcome: Outcome) -> tuple[dict[str, An
 
     ROOT is the tracefs. OUTCOME gets the containers that fail; a trace of which nothing came is removed again.
     """
-    path, files = _find_exposed(module.params)
-    wanted, request = _make_request(module, root, path, files)
+    parameters = profiles.complete(module.params, len(Instance(root, "..").list_cpus()))
+    path, files = _find_exposed(parameters)
+    wanted, request = _make_request(parameters, root, path, files, check_mode=module.check_mode)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
     if module.params["existing"] == "refuse":
@@ -70,10 +72,9 @@ def start_traces(module: Any, root: str, outcome: Outcome) -> tuple[dict[str, An
 
 
 def _make_request(
-    module: Any, root: str, path: str | None, files: Sequence[str]
+    parameters: Mapping[str, Any], root: str, path: str | None, files: Sequence[str], *, check_mode: bool
 ) -> tuple[Specification, start.TraceRequest]:
-    """Return the event specification that MODULE asks for, and the request made of it, which exposes FILES at PATH."""
-    parameters = module.params
+    """Return the event specification that PARAMETERS ask for, and the request made of it, which exposes FILES at PATH."""
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
     if restarts is None:
@@ -81,7 +82,7 @@ def _make_request(
 
     def expose(trace: TraceInstance) -> bool:
         return trace.container is not None and exposure.ensure_exposed(
-            trace.container, trace.instance.name, root, path, files, check_mode=module.check_mode
+            trace.container, trace.instance.name, root, path, files, check_mode=check_mode
         )
 
     return wanted, start.TraceRequest(
