@@ -22,7 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls 
     make_all_tables,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import holdings, tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
@@ -127,6 +127,7 @@ def is_sound(manifest: Any) -> bool:
         and all(_is_text(manifest.get(name)) for name in ("host", "inventory_hostname"))
         and all(_are_syscalls(manifest.get(name)) for name in ("syscalls", "compat_syscalls"))
         and all(_are_tasks(manifest.get(name)) for name in ("tasks", "first_tasks"))
+        and all(holdings.is_sound(name, manifest.get(name)) for name in holdings.NAMES)
         and _is_specification(manifest.get("specification"))
         and _are_selections(manifest.get("earlier_syscalls", []))
     )
@@ -210,7 +211,7 @@ def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
     """
     known = tables.unite(manifest, trace.head.options)
     if not is_sound(known):
-        raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
+        raise TraceFileError("its tables are not what ftrace_fetch writes")
     return known
 
 
