@@ -85,8 +85,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     measure_call,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.descriptors import find_descriptor
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import read_number
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import NATIVE, read_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _MAX_ERRNO = 4095
@@ -97,14 +97,14 @@ _SEEDED = 2
 _RETURNED = 1 << 30  # among the flags of an outcome, here only
 
 
-@compile_part
+@compile_inline
 def to_int(word):
     """Return the C int in the lower half of WORD."""
     low = word & 0xFFFFFFFF
     return low - (np.int64(1) << 32) if low >> 31 else low
 
 
-@compile_part
+@compile_inline
 def find_info(number):
     """Return the index of the row of the table of calls for NUMBER; the last row is for numbers without an entry."""
     plain = number & (COMPAT - 1) if number >= COMPAT else number
@@ -131,11 +131,23 @@ def enter_call(state, pages, row, number, time, places):
     state.scalars[FIRST_ENTRY] = min(state.scalars[FIRST_ENTRY], time)
     thread[IS_PENDING], thread[NUMBER], thread[BEGIN], thread[SOURCE] = 1, number, time, source
     thread[LAST_EVENT], thread[IS_LAST_EXIT], thread[LAST_NUMBER], thread[PEER_OBJECT] = time, 0, number, 0
+    _read_arguments(pages, thread, start, count, word)
+
+
+@compile_inline
+def _read_arguments(pages, thread, start, count, word):
+    """Read COUNT arguments of WORD bytes, which begin at START, into THREAD; the rest of six are 0."""
+    if pages.order == NATIVE and word == 8 and start & 3 == 0 and count == 6:
+        at = start >> 2
+        for index in range(6):
+            low, high = np.int64(pages.words[at + 2 * index]), np.int64(pages.words[at + 2 * index + 1])
+            thread[ARGUMENT + index] = low | high << 32
+        return
     for index in range(6):
         thread[ARGUMENT + index] = read_number(pages, start + index * word, word) if index < count else 0
 
 
-@compile_part
+@compile_inline
 def end_pending(state, row, time):
     """Let the pending call of the thread at ROW, if there is one, stay unfinished at TIME."""
     thread = state.threads[row]
@@ -210,7 +222,7 @@ def _is_denied(state, row, time):
     return True
 
 
-@compile_part
+@compile_inline
 def _find_error(info, thread, result, outcome):
     """Return the number of the error that RESULT means, or 0; a call with only an entry has none."""
     if outcome & (UNFINISHED | ONLY_ENTRY | _RETURNED) or result >= 0 or result < -_MAX_ERRNO:
@@ -224,7 +236,7 @@ def _find_error(info, thread, result, outcome):
     return -result
 
 
-@compile_part
+@compile_inline
 def _find_object(state, thread, info, outcome):
     """Return the number of the object of a call: its recorded path, the peer it connects to, or what its descriptor refers to."""
     if info[FAMILY] >= 0 and thread[PATH_OBJECT + info[FAMILY]]:

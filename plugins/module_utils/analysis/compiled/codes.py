@@ -84,8 +84,9 @@ IS_EXEC_EXIT = 1
     LAST_TIME,  # of the last event that was handled; NEVER before the first
     IS_MISSED,  # 1 if the current page begins behind a loss and no event of it has been found
     CPU_STATE,  # one of the states below
-) = range(13)
-CURSOR_COLUMNS = 13
+    LAST_ROW,  # row of the thread of the last event
+) = range(14)
+CURSOR_COLUMNS = 14
 NEEDS_PAGES, HAS_EVENT, IS_FINISHED = range(3)
 
 # Answers of the pass.
@@ -116,6 +117,7 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
     PATH_OBJECT,  # the recorded path that waits for the next call of family 0, or 0; the columns of the other families follow
 ) = range(21)
 MAX_FAMILIES = 24
+NO_TID = -1 << 40
 THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.

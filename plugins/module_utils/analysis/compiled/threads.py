@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     MAX_FAMILIES,
     MOMENT,
     NEVER,
+    NO_TID,
     PARENT,
     PATH_OBJECT,
     PEER_OBJECT,
@@ -36,11 +37,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     THREADS,
     TID,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 
-@compile_part
+@compile_inline
 def _hash(tid, mask):
     return (tid * 0x9E3779B1 >> 8) & mask
 
@@ -99,6 +100,7 @@ def remove_thread(state, tid):
     """Free the row of thread TID, if it has one."""
     row = _leave_index(state, tid)
     if row >= 0:
+        state.threads[row, TID] = NO_TID
         state.scalars[THREADS] -= 1
         state.thread_free[state.thread_free.size - state.scalars[THREADS] - 1] = row
 

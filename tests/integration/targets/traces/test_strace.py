@@ -22,7 +22,7 @@ from support.fetching import fetch_here
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables, read_manifest
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import read_traces
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_errno
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import RESTARTS, name_errno
 
 SUPPORT = Path(images.__file__).parent
 FREESTANDING = ("-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector", "-mno-sse")
