@@ -19,7 +19,7 @@ ALL := $(filter all,$(CRASHCART_TESTS))
 TARGET_PYTHONS := $(if $(ALL),3.8 3.9 3.10 3.11 3.12 3.13,3.8 3.13)
 OWN_PYTHON = $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 MYPY = cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
-    $(foreach folder,module_utils action connection inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
+    $(foreach folder,module_utils action connection filter inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
 export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
@@ -62,9 +62,7 @@ test-all: ## Run all checks, with all integration tests, long sweeps in full, an
 	$(MAKE) --no-print-directory fleet
 
 quick: setup ## Check style, types and unit tests on this Python while you work, without the long sweeps
-	@ruff format --check --quiet && ruff check --quiet
-	@python tools/check_shape.py plugins && python tools/check_docstrings.py plugins tools
-	@$(MYPY) & env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(BUILD)/pycache python -m pytest -q -n 2 --no-header -p no:cacheprovider -m 'not sweep' $(if $(K),-k "$(K)"); wait $$!
+	@tests/quick.sh $(BUILD) '$(MYPY)' "$(K)"
 
 lint: setup ## Check style, types, licences and documentation
 	ruff format --check --quiet

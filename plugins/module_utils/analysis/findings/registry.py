@@ -1,0 +1,10 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All rules. A new rule is a file in rules/, a line in each of the two lists here, and a test."""
+
+from __future__ import annotations
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules import differs, failures
+
+RULES: tuple[Rule, ...] = tuple(module.RULE for module in (differs, failures))
