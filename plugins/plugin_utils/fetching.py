@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -15,7 +16,6 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
@@ -66,7 +66,7 @@ class FetchingAction(ActionBase):
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise AnsibleActionFail where ARGUMENTS name no folder of this controller, or it lacks what they ask for."""
-        if arguments.get("format") == "text" and NUMPY_IMPORT_ERROR:
+        if arguments.get("format") == "text" and importlib.util.find_spec("numpy") is None:
             raise AnsibleActionFail(
                 "format: text needs numpy on the controller: install python3-numpy, or use format: dat"
             )

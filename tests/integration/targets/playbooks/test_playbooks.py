@@ -53,7 +53,7 @@ def test_the_main_job(container, where, tmp_path):
     inventory_name = where[-1]
     captures = os.listdir(tmp_path / inventory_name / name)
     assert sorted(os.path.splitext(file)[1] for file in captures) == [".dat", ".json"]
-    assert re.search(rf"{inventory_name} +{name} +\d+ +0 +1\.\d  complete", done.stdout)
+    assert re.search(rf"{inventory_name} +{name} +\d+ +0 +\d+\.\d  complete", done.stdout)
     assert f"capture: {tmp_path}/{inventory_name}/{name}/" in done.stdout
     assert f"report: {tmp_path}/report" in done.stdout
 

@@ -266,6 +266,24 @@ def test_the_two_halves(container, tmp_path):
     assert (again["changed"], again["captures"]) == (False, [])
 
 
+def test_the_guard_finishes_when_it_is_asked(container, tmp_path):
+    """By the small module that the action calls first, and with the failures of single containers."""
+    names = [container(*LOOP) for _number in range(2)]
+    started = host.call_module("ftrace_capture", phase="start", containers=names, seconds=600, **RECORD)
+    ids = [one["id"] for one in started["instances"]]
+    assert host.call_module("ftrace_guard", containers=ids[:1])["answer"] is None
+    host.pause(1)
+    answer = host.call_module("ftrace_guard", containers=ids, _methods=["zstd"])["answer"]
+    assert len(answer["transfer"]["segments"]) == 2
+    assert (answer["selected"], answer["failed_containers"], answer["left"]) == (sorted(names), [], [])
+    assert host.list_instances() == []
+    host.wait_until(lambda: list_processes() == [])
+    os.unlink(answer["transfer"]["path"])
+    fetched = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path)})["captures"]
+    assert sorted(one["manifest"]["container"]["name"] for one in fetched) == sorted(names)
+    assert host.call_module("ftrace_guard", containers=ids)["answer"] is None
+
+
 def test_a_trace_that_nobody_finishes_is_finished_by_the_host(container, tmp_path):
     name = container(*LOOP)
     host.ad_hoc("localhost", "ftrace_capture", {"phase": "start", "containers": [name], "seconds": 1, "ttl": "2s"})
