@@ -18,7 +18,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 SEARCHES = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ELOOP", "ENODEV", "EISDIR", "EEXIST"})
 _FINDERS = frozenset(name for name, verb in PATH_CALLS.items() if verb in ("open", "find", "execute"))
 _CHANGERS = frozenset(
-    name for name, verb in PATH_CALLS.items() if verb in ("remove", "rename", "make the folder", "link", "make the node")
+    name
+    for name, verb in PATH_CALLS.items()
+    if verb in ("remove", "rename", "make the folder", "link", "make the node")
 )
 _KNOWN = re.compile(
     r"""
@@ -55,7 +57,9 @@ class Attempts:
         self._changed: set[str] = set()  # paths that came or went in the capture
         self._names: dict[tuple[int | str, str], int] = {}  # process or program, and name → when it was last found
         self._stems: set[tuple[str, str, str]] = set()  # program, language and name of modules
-        self._opened: dict[tuple[int, str], int] = {}  # process and call, of those without an object → when the last one succeeded
+        self._opened: dict[
+            tuple[int, str], int
+        ] = {}  # process and call, of those without an object → when the last one succeeded
         for cell in capture.cells:
             if cell.outcome.error or cell.outcome.unfinished:
                 continue

@@ -76,11 +76,36 @@ _RIGHTS = {
 # Programs try these, and do without them: memory policies, io_uring, newer calls than the kernel or the filter knows.
 _PROBES = frozenset(
     (
-        *("get_mempolicy", "set_mempolicy", "mbind", "move_pages", "migrate_pages", "io_uring_setup", "io_uring_register"),
+        *(
+            "get_mempolicy",
+            "set_mempolicy",
+            "mbind",
+            "move_pages",
+            "migrate_pages",
+            "io_uring_setup",
+            "io_uring_register",
+        ),
         *("clone3", "openat2", "statx", "faccessat2", "fchmodat2", "close_range", "rseq", "userfaultfd", "membarrier"),
-        *("perf_event_open", "bpf", "pidfd_open", "pidfd_getfd", "pkey_alloc", "memfd_secret", "landlock_create_ruleset"),
+        *(
+            "perf_event_open",
+            "bpf",
+            "pidfd_open",
+            "pidfd_getfd",
+            "pkey_alloc",
+            "memfd_secret",
+            "landlock_create_ruleset",
+        ),
         *("keyctl", "add_key", "request_key", "personality", "name_to_handle_at", "sched_setattr", "process_madvise"),
-        *("epoll_pwait2", "futex_waitv", "set_robust_list", "cachestat", "mseal", "map_shadow_stack", "listmount", "statmount"),
+        *(
+            "epoll_pwait2",
+            "futex_waitv",
+            "set_robust_list",
+            "cachestat",
+            "mseal",
+            "map_shadow_stack",
+            "listmount",
+            "statmount",
+        ),
     )
 )
 # Errors that are answers, not failures: wait, under way, interrupted, no terminal, no child, no such ability.
@@ -88,8 +113,30 @@ _ANSWERS = frozenset(
     (
         *("EAGAIN", "EINPROGRESS", "EALREADY", "EISCONN", "EINTR", "ENOTTY", "ECHILD", "ENOSYS", "ESPIPE", "ENOTCONN"),
         *("ENODATA", "EOPNOTSUPP", "ENOTSUP", "ENOPROTOOPT", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"),
-        *("ECANCELED", "EXDEV", "ERANGE", "EOVERFLOW", "EINVAL", "EPIPE", "ECONNABORTED", "ENOTSOCK", "ESRCH", "ENOTEMPTY"),
-        *("ETIMEDOUT", "ETIME", "ENOEXEC", "EDESTADDRREQ", "ENOTUNIQ", "EBADF", "EFAULT", "ENOMSG", "EPROTOTYPE", "EADDRNOTAVAIL"),
+        *(
+            "ECANCELED",
+            "EXDEV",
+            "ERANGE",
+            "EOVERFLOW",
+            "EINVAL",
+            "EPIPE",
+            "ECONNABORTED",
+            "ENOTSOCK",
+            "ESRCH",
+            "ENOTEMPTY",
+        ),
+        *(
+            "ETIMEDOUT",
+            "ETIME",
+            "ENOEXEC",
+            "EDESTADDRREQ",
+            "ENOTUNIQ",
+            "EBADF",
+            "EFAULT",
+            "ENOMSG",
+            "EPROTOTYPE",
+            "EADDRNOTAVAIL",
+        ),
     )
 )
 # Errors that mean nothing for one call or another. No error at all is a set that holds all.
@@ -104,10 +151,14 @@ _QUIET = {
     **dict.fromkeys(("setsockopt", "getsockopt"), {"EPERM", "EACCES", "ENOENT", "EDOM", "EBUSY", "ENODEV"}),
     **dict.fromkeys(("ioctl",), {"ENODEV", "ENXIO", "EIO", "EPERM", "EACCES", "EFAULT", "ENOENT", "EBUSY"}),
     **dict.fromkeys(("prctl", "arch_prctl"), {"EPERM", "EACCES", "ENXIO", "ENODEV"}),
-    **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), {"EPERM", "EACCES"}),
+    **dict.fromkeys(
+        ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), {"EPERM", "EACCES"}
+    ),
     **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr"), {"EPERM"}),
     **dict.fromkeys(("setpriority", "sched_setaffinity", "sched_getaffinity", "ioprio_set"), {"EPERM", "EACCES"}),
-    **dict.fromkeys(("mremap", "msync", "mincore", "madvise", "munmap", "mprotect"), {"ENOMEM", "EACCES", "EPERM", "EIO"}),
+    **dict.fromkeys(
+        ("mremap", "msync", "mincore", "madvise", "munmap", "mprotect"), {"ENOMEM", "EACCES", "EPERM", "EIO"}
+    ),
     **dict.fromkeys(("prlimit64", "setrlimit"), {"EPERM"}),
     **dict.fromkeys(("wait4", "waitid"), {"ECHILD"}),
     **dict.fromkeys(("getcwd",), {"ENOENT"}),
@@ -116,7 +167,16 @@ _QUIET = {
 LIMIT_ERRORS = frozenset({"EMFILE", "ENFILE", "ENOSPC", "EDQUOT", "EFBIG", "ENOMEM", "ENOBUFS", "EUSERS", "ENOLCK"})
 CONNECTION_ERRORS = frozenset(
     (
-        *("ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "ECONNRESET", "EHOSTDOWN", "ENETDOWN", "ENETRESET"),
+        *(
+            "ECONNREFUSED",
+            "EHOSTUNREACH",
+            "ENETUNREACH",
+            "ETIMEDOUT",
+            "ECONNRESET",
+            "EHOSTDOWN",
+            "ENETDOWN",
+            "ENETRESET",
+        ),
         *("EADDRNOTAVAIL", "EPERM", "EACCES"),
     )
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any, Iterator, Mapping, NamedTuple
 
 
-
 class Pair(NamedTuple):
     """A number at the beginning and at the end of a capture; None where it is not known, or where there is no limit."""
 

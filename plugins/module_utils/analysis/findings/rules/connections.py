@@ -164,7 +164,9 @@ def _choose_command(capture: Capture, thing: Thing) -> str:
         return run_in(capture.place, "ss", "-tanp")
     if match["address"].startswith(_LOCAL):
         return run_in(capture.place, "ss", "-tlnp", "sport", "=", match["port"])
-    return run_in(capture.place, "nc", "-vz", "-w", "3", match["address"].strip("[]"), match["port"])
+    return run_in(
+        capture.place, "socat", "-d", "/dev/null", f"TCP:{match['address']}:{match['port']},connect-timeout=3"
+    )
 
 
 RULE = Rule(name="connections", title="connections that did not come about, or broke", find=find)

@@ -11,14 +11,20 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import Attempts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import find_right, find_rule, is_probe
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import (
+    find_right,
+    find_rule,
+    is_probe,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _SEVERITY, _SEVERITY_ENDED, _SEVERITY_TRAPPED, _SEVERITY_OTHER_WAY = 40, 80, 60, 20
 _OFTEN = 100  # denied probes of a program, from which on they are no probes at its start
-_IDENTITY = frozenset({"chown", "fchown", "lchown", "fchownat", "setpriority", "mlock", "mlock2", "mlockall", "mknod", "mknodat"})
+_IDENTITY = frozenset(
+    {"chown", "fchown", "lchown", "fchownat", "setpriority", "mlock", "mlock2", "mlockall", "mknod", "mknodat"}
+)
 
 
 def find(capture: Capture) -> Iterator[Finding]:

@@ -13,9 +13,19 @@ from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import SEARCHES, Attempts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import CHECKS, PATH_CALLS, TRANSFERS, find_rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import (
+    CHECKS,
+    PATH_CALLS,
+    TRANSFERS,
+    find_rule,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Place, Thing
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import (
+    Finding,
+    Number,
+    Place,
+    Thing,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _REASONS = {
@@ -165,7 +175,11 @@ def _find_reason(error: str) -> str:
 
 def _choose_command(place: Place, thing: Thing, error: str) -> str:
     if thing.kind == "path":
-        return run_in(place, "namei", "-l", thing.text) if error in ("EACCES", "EPERM") else run_in(place, "ls", "-ld", thing.text)
+        return (
+            run_in(place, "namei", "-l", thing.text)
+            if error in ("EACCES", "EPERM")
+            else run_in(place, "ls", "-ld", thing.text)
+        )
     options: dict[str, Any] = {"paths": "true"} if thing.kind == "file" else {}
     return run_in(place, "ss", "-tanp") if thing.kind in ("peer", "socket") else trace_again(place, **options)
 
