@@ -14,6 +14,7 @@ from typing import Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import CHECKS, EXECS, PATH_CALLS
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import NEVER
 
 SEARCHES = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ELOOP", "ENODEV", "EISDIR", "EEXIST"})
 _FINDERS = frozenset(name for name, verb in PATH_CALLS.items() if verb in ("open", "find", "execute"))
@@ -84,27 +85,33 @@ class Attempts:
     def is_search(self, cell: Cell) -> bool:
         """Return True if the path that CELL did not find is one of several tries, is optional, or came or went meanwhile."""
         if cell.object is None:
-            return self._opened.get((cell.who.pid, _name_family(cell.call)), 0) > cell.last_ns
+            return self.find_last(cell) > cell.last_ns
         path = cell.object.text
-        if _KNOWN.match(path) or path in self._changed or self._found.get(path, 0) >= cell.last_ns:
+        if _KNOWN.match(path) or path in self._changed or self._found.get(path, NEVER) >= cell.last_ns:
             return True
         name = os.path.basename(path)
-        if any(self._names.get((scope, name), 0) >= cell.first_ns for scope in (cell.who.pid, cell.who.program)):
+        if any(self._names.get((scope, name), NEVER) >= cell.first_ns for scope in (cell.who.pid, cell.who.program)):
             return path not in self._found
         return any((cell.who.program, kind, stem) in self._stems for kind, stem in _gen_stems(path))
 
-    def is_known(self, path: str) -> bool:
-        """Return True if programs look at PATH, and do without it."""
-        return _KNOWN.match(path) is not None
+    def find_last(self, cell: Cell) -> int:
+        """Return when the process of CELL last succeeded in such a call without an object; NEVER if it did not."""
+        return self._opened.get((cell.who.pid, _name_family(cell.call)), NEVER)
 
     def is_found_later(self, cell: Cell) -> bool:
         """Return True if the object of CELL was opened or found after its last failure."""
-        return cell.object is not None and self._found.get(cell.object.text, 0) > cell.last_ns
+        return cell.object is not None and self._found.get(cell.object.text, NEVER) > cell.last_ns
+
+    def find_end(self, cell: Cell) -> int | None:
+        """Return the status with which the process of CELL ended soon after the last failure; None if it did not, or without an error."""
+        process = self._processes.get(cell.who.pid)
+        if process is None or not process.status or not 0 <= process.end_ns - cell.last_ns < _TAIL_NS:
+            return None
+        return process.status
 
     def has_ended_it(self, cell: Cell) -> bool:
         """Return True if the process of CELL ended by itself with an error soon after the last failure."""
-        process = self._processes.get(cell.who.pid)
-        return process is not None and bool(process.status) and 0 <= process.end_ns - cell.last_ns < _TAIL_NS
+        return self.find_end(cell) is not None
 
     def is_minded(self, cells: list[Cell]) -> bool:
         """Return True if a program cannot do without the path that CELLS did not find: it ended, or asks again and again."""

@@ -223,7 +223,8 @@ class Capture:
     def left_open(self) -> list[LeftOpen]:
         """Return the descriptors that were opened in the capture and are open at its end, by process and object."""
         rows = self.tables.descriptors
-        leaders = {who.pid: who for who in reversed(self._who)}
+        # By the last name of the process's first thread.
+        leaders = {who.pid: who for who in sorted(self._who, key=lambda who: who.tid == who.pid)}
         pids = _list_numbers(self.tables.processes.pid)
         columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns, rows.middle_ns or rows.last_ns)
         return [
