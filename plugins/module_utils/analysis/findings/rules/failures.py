@@ -34,7 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _REASONS = {
-    "ENOENT": "no such file or directory",
+    "ENOENT": "no such file",
     "ENOTDIR": "a part of the path is no folder",
     "EACCES": "permission denied",
     "EPERM": "not permitted",
@@ -72,11 +72,12 @@ def find(capture: Capture) -> Iterator[Finding]:
     for cell in capture.cells:
         if cell.object is not None:
             tries[cell.call, cell.object] += cell.count
-    for (error, thing), cells in group((cell for cell in failed if cell.object), lambda c: (c.outcome.error, c.object)):
-        shown = [cell for cell in cells if not _is_normal(cell, attempts)]
-        if shown and (error not in SEARCHES or attempts.is_minded(shown)):
-            of = sum(tries[call, thing] for call in {cell.call for cell in shown})
-            yield _make_finding(capture, error, thing, shown, of)
+    named = [cell for cell in failed if cell.object and not _is_normal(cell, attempts)]
+    minded = set(map(id, attempts.list_minded([cell for cell in named if cell.outcome.error in SEARCHES])))
+    shown = (cell for cell in named if cell.outcome.error not in SEARCHES or id(cell) in minded)
+    for (error, thing), cells in group(shown, lambda cell: (cell.outcome.error, cell.object)):
+        of = sum(tries[call, thing] for call in {cell.call for cell in cells})
+        yield _make_finding(capture, error, thing, cells, of)
     yield from _find_unnamed(capture, attempts, [cell for cell in failed if cell.object is None])
 
 
@@ -94,7 +95,7 @@ def _is_normal(cell: Cell, attempts: Attempts) -> bool:
     if path.startswith(("/proc/", "/sys/")) and error in ("EACCES", "EPERM", "EROFS"):
         return True
     if cell.call in CHECKS and error in ("EACCES", "EPERM", "EROFS"):
-        return not attempts.has_ended_it(cell)
+        return not attempts.has_ended_it(cell) or attempts.is_search(cell)
     # Opened for reading, after it could not be opened for writing.
     return error in ("EACCES", "EROFS", "EPERM", "ETXTBSY") and attempts.is_found_later(cell)
 
@@ -130,8 +131,8 @@ def _make_finding(capture: Capture, error: str, thing: Thing, cells: Sequence[Ce
 
 def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) -> Iterator[Finding]:
     """Yield findings for the FAILED calls whose object is not recorded, if they matter."""
-    # The failure of a process that has a known one explains its end.
-    explained = {cell.who.pid for cell in capture.cells if cell.object is not None and find_rule(cell)}
+    # Where paths are recorded, those that are not are ld.so's and libc's own. A failure with an object explains the end of its process.
+    explained = {cell.who.pid for cell in capture.cells if cell.object and (find_rule(cell) or _is_path(cell))}
     explained |= {cell.who.pid for cell in capture.cells if find_rule(cell) in ("limits", "denied", "connections")}
     explained |= {cell.who.pid for cell in failed if cell.outcome.error in _SERIOUS}
     searches = [cell for cell in failed if cell.outcome.error in _NOT_FOUND and cell.call in _OPENS]
@@ -162,6 +163,10 @@ def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) 
             template = f"{{program}} could not {{verb}} {_name_unnamed(verb)}: {{reason}}, {{often}}{_say_span(cells, numbers)}"
             words = {"verb": verb, "reason": _find_reason(error)}
             yield _make_unnamed(capture, cells, template, numbers=numbers, words=words)
+
+
+def _is_path(cell: Cell) -> bool:
+    return cell.call in _OPENS and cell.object is not None and cell.object.kind == "path"
 
 
 def _list_tail(capture: Capture, attempts: Attempts, cell: Cell) -> list[LongCall]:

@@ -155,7 +155,7 @@ def _make_finding(
         severity = _SEVERITY_NEAR if left_s < _NEAR_S else _SEVERITY
     else:
         missing = missing or "its limit (nofile)"
-    inside = process.container_pid
+    chosen = () if process.container_pid is None else ("-p", str(process.container_pid))
     return capture.make_finding(
         rows,
         rule="leaks",
@@ -168,7 +168,7 @@ def _make_finding(
         of=max(process.opened, growth.count),
         confidence="certain" if growth.certain and not capture.loss else "likely",
         missing=missing,
-        next=run_in(capture.place, "lsof", "-n", "-P", "-p", str(inside if inside is not None else 1)),
+        next=run_in(capture.place, "lsof", "-n", "-P", *chosen),
     )
 
 

@@ -95,8 +95,11 @@ def _find_name(cell: Cell) -> str:
 def _is_refused(capture: Capture, cells: Sequence[Cell]) -> bool:
     """Return True if the memory that CELLS asked for was needed: not an attempt with large pages that a program does without."""
     attempts = Attempts(capture)
-    others = [cell for cell in cells if cell.call not in _MAPPINGS]
-    return bool(others) or sum(c.count for c in cells) >= _MIN_REFUSED or any(map(attempts.has_ended_it, cells))
+    tries: Counter[int] = Counter()
+    for cell in cells:
+        tries[cell.who.pid] += cell.count
+    is_mapping = all(cell.call in _MAPPINGS for cell in cells)
+    return not is_mapping or max(tries.values()) >= _MIN_REFUSED or any(map(attempts.has_ended_it, cells))
 
 
 def _describe(name: str, cells: Sequence[Cell], resources: Resources) -> _Limit:
@@ -266,7 +269,7 @@ def _make_full(capture: Capture, resources: Resources, path: str | None, cells: 
         words=words,
         confidence="certain" if is_named or mount is None else "likely",
         missing=capture.loss or missing,
-        next=run_in(capture.place, "df", "-ha", *([path] if path else [])),
+        next=run_in(capture.place, "df", "-h", *([path] if path else [])),
     )
 
 
