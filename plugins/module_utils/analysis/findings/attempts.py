@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from typing import Iterator, Sequence
+from typing import Collection, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import CHECKS, EXECS, PATH_CALLS
@@ -94,7 +94,9 @@ class Attempts:
         name = os.path.basename(path)
         if any(self._names.get((scope, name), NEVER) >= cell.first_ns for scope in (cell.who.pid, cell.who.program)):
             return path not in self._found
-        return any((cell.who.program, kind, stem) in self._stems for kind, stem in _gen_stems(path))
+        return path not in self._found and any(
+            (cell.who.program, kind, stem) in self._stems for kind, stem in _gen_stems(path)
+        )
 
     def find_last(self, cell: Cell) -> int:
         """Return when the process of CELL last succeeded in such a call without an object; NEVER if it did not."""
@@ -115,17 +117,21 @@ class Attempts:
         """Return True if the program of CELL ended by itself with an error soon after the last failure."""
         return self.find_end(cell) is not None
 
-    def list_minded(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return those of CELLS, paths that were not found, which their programs cannot do without: they ended, or ask again and again."""
+    def list_minded(self, cells: Sequence[Cell], explained: Collection[int]) -> list[Cell]:
+        """Return those of CELLS, paths that were not found, which their programs cannot do without: they ended, or ask again and again.
+
+        EXPLAINED are processes with a worse failure, which explains their end.
+        """
         last: dict[int, Cell] = {}
         for cell in cells:
-            if self.has_ended_it(cell):
+            if cell.who.pid not in explained and self.has_ended_it(cell):
                 # What could not be opened rather than what was only looked for; the last one of several.
                 last[cell.who.pid] = max(last.get(cell.who.pid, cell), cell, key=_rank_cause)
         causes = set(map(id, last.values()))
-        return [cell for cell in cells if id(cell) in causes or self._is_asked_again(cell)]
+        return [cell for cell in cells if id(cell) in causes or self.is_asked_again(cell)]
 
-    def _is_asked_again(self, cell: Cell) -> bool:
+    def is_asked_again(self, cell: Cell) -> bool:
+        """Return True if a process fails to open the file of CELL all the time, and has not ended without an error."""
         process = self._processes.get(cell.who.pid)
         is_over = process is not None and process.status is not None
         is_often = cell.count >= _MIN_TRIES and cell.last_ns - cell.first_ns >= _MIN_SPAN_NS

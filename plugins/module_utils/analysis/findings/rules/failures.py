@@ -19,7 +19,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     group,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import (
-    CHECKS,
     PATH_CALLS,
     TRANSFERS,
     find_rule,
@@ -61,6 +60,7 @@ _OFTEN = 3  # failures from which on something fails again and again
 _OFTEN_UNNAMED = 20
 _SPAN_NS = 1_000_000_000  # from which on a statement says how long
 _VERBS = {**PATH_CALLS, **TRANSFERS, "bind": "bind", "listen": "listen at", "flock": "lock", "connect": "connect to"}
+_LOOKS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "find")
 _OPENS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "open")
 
 
@@ -73,7 +73,9 @@ def find(capture: Capture) -> Iterator[Finding]:
         if cell.object is not None:
             tries[cell.call, cell.object] += cell.count
     named = [cell for cell in failed if cell.object and not _is_normal(cell, attempts)]
-    minded = set(map(id, attempts.list_minded([cell for cell in named if cell.outcome.error in SEARCHES])))
+    explained = _list_explained(capture, failed)
+    searches = [cell for cell in named if cell.outcome.error in SEARCHES]
+    minded = set(map(id, attempts.list_minded(searches, explained)))
     shown = (cell for cell in named if cell.outcome.error not in SEARCHES or id(cell) in minded)
     for (error, thing), cells in group(shown, lambda cell: (cell.outcome.error, cell.object)):
         of = sum(tries[call, thing] for call in {cell.call for cell in cells})
@@ -94,7 +96,7 @@ def _is_normal(cell: Cell, attempts: Attempts) -> bool:
         return True  # the other end of a terminal was closed, or a process is gone
     if path.startswith(("/proc/", "/sys/")) and error in ("EACCES", "EPERM", "EROFS"):
         return True
-    if cell.call in CHECKS and error in ("EACCES", "EPERM", "EROFS"):
+    if cell.call in _LOOKS and error in ("EACCES", "EPERM", "EROFS"):
         return not attempts.has_ended_it(cell) or attempts.is_search(cell)
     # Opened for reading, after it could not be opened for writing.
     return error in ("EACCES", "EROFS", "EPERM", "ETXTBSY") and attempts.is_found_later(cell)
@@ -132,9 +134,8 @@ def _make_finding(capture: Capture, error: str, thing: Thing, cells: Sequence[Ce
 def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) -> Iterator[Finding]:
     """Yield findings for the FAILED calls whose object is not recorded, if they matter."""
     # Where paths are recorded, those that are not are ld.so's and libc's own. A failure with an object explains the end of its process.
-    explained = {cell.who.pid for cell in capture.cells if cell.object and (find_rule(cell) or _is_path(cell))}
-    explained |= {cell.who.pid for cell in capture.cells if find_rule(cell) in ("limits", "denied", "connections")}
-    explained |= {cell.who.pid for cell in failed if cell.outcome.error in _SERIOUS}
+    explained = _list_explained(capture, failed)
+    explained |= {cell.who.pid for cell in capture.cells if cell.object and (find_rule(cell) or _is_path(cell))}
     searches = [cell for cell in failed if cell.outcome.error in _NOT_FOUND and cell.call in _OPENS]
     searches = [cell for cell in searches if not attempts.is_search(cell) and cell.who.pid not in explained]
     ended = (cell for cell in searches if attempts.has_ended_it(cell))
@@ -147,14 +148,14 @@ def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) 
             count=len({cell.who.pid for cell in cells}),
             confidence="inferred",
         )
-    going_on = (cell for cell in searches if not attempts.has_ended_it(cell))
+    going_on = (cell for cell in searches if attempts.is_asked_again(cell))
     for _pid, cells in group(going_on, lambda cell: cell.who.pid):
         tail = _list_tail(capture, attempts, cells[0])
         if len(tail) >= _OFTEN and tail[-1].start_ns - tail[0].start_ns >= _SPAN_NS:
             numbers = {"span": Number(tail[-1].start_ns - tail[0].start_ns, unit="ns")}
             template = "{program} could not open a file: no such file (ENOENT), {often} within {span}"
             yield _make_unnamed(capture, tail, template, numbers=numbers)
-    others = (cell for cell in failed if cell.outcome.error not in SEARCHES and cell.call not in CHECKS)
+    others = (cell for cell in failed if cell.outcome.error not in SEARCHES and cell.call not in _LOOKS)
     for (_program, verb, error), cells in group(
         others, lambda cell: (cell.who.program, _find_verb(cell.call), cell.outcome.error)
     ):
@@ -163,6 +164,12 @@ def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) 
             template = f"{{program}} could not {{verb}} {_name_unnamed(verb)}: {{reason}}, {{often}}{_say_span(cells, numbers)}"
             words = {"verb": verb, "reason": _find_reason(error)}
             yield _make_unnamed(capture, cells, template, numbers=numbers, words=words)
+
+
+def _list_explained(capture: Capture, failed: Sequence[Cell]) -> set[int]:
+    """Return the processes of CAPTURE that have a worse failure than a file that is not found; FAILED are this rule's failures."""
+    others = {cell.who.pid for cell in capture.cells if find_rule(cell) in ("limits", "denied", "connections")}
+    return others | {cell.who.pid for cell in failed if cell.outcome.error in _SERIOUS and cell.call not in _LOOKS}
 
 
 def _is_path(cell: Cell) -> bool:
