@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPU_STATE,
     CPUS,
     DENIED,
+    END_PROCESS,
     EXEC_STATE,
     FAMILY,
     FCNTL,
@@ -71,6 +72,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SINCE,
     SOURCE,
     START,
+    STATUS,
     TASK,
     TASK_PROCESS,
     TIMED_OUT,
@@ -262,6 +264,8 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= TRAPPED
     if info[ACTION] == WAIT and result == 0 and not outcome & (UNFINISHED | ONLY_ENTRY):
         outcome |= TIMED_OUT
+    if info[ACTION] == END_PROCESS and outcome & (UNFINISHED | ONLY_ENTRY):
+        state.processes[state.tasks[thread[TASK], TASK_PROCESS], STATUS] = (thread[ARGUMENT] & 0xFF) + 1
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     call[OUT_BEGIN] = scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN]

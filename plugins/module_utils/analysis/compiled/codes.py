@@ -65,7 +65,8 @@ CALL_COLUMNS = 9
     WAIT,  # waits for one of several things; the result 0 is a timeout
     PIPE,
     CLOSE_RANGE,
-) = range(14)
+    END_PROCESS,  # the first argument is the status that the process ends with
+) = range(15)
 IS_EXEC_EXIT = 1
 """In the column after the places of an exit: the event is syscalls:sys_exit_execve, which tells 64-bit programs from 32-bit ones."""
 
@@ -124,8 +125,9 @@ THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
 TASK_COLUMNS = 4
 # Columns of the table of processes.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED = range(7)
-PROCESS_COLUMNS = 7
+# STATUS is the exit status and one more; 0 where it is not known.
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)
+PROCESS_COLUMNS = 8
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)

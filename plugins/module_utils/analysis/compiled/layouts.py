@@ -29,6 +29,7 @@ _ACTIONS = {
     codes.OPEN: ("open", "openat", "openat2", "creat", "open_by_handle_at"),
     codes.CLOSE: ("close",),
     codes.CLOSE_RANGE: ("close_range",),
+    codes.END_PROCESS: ("exit_group",),
     codes.SOCKET: ("socket",),
     codes.CONNECT: ("connect",),
     codes.ACCEPT: ("accept", "accept4"),

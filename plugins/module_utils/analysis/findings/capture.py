@@ -106,6 +106,21 @@ class LeftOpen:
     count: int
     first_ns: int  # when the first of them was opened
     last_ns: int
+    middle_ns: int  # when half of them were open
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a capture. Times are nanoseconds of the trace's clock."""
+
+    pid: int  # on the host
+    container_pid: int | None
+    program: str  # the last name of its first thread
+    begin_ns: int  # NEVER where it is older than the trace
+    end_ns: int  # 0 where it has not ended in the trace
+    status: int | None  # that it ended itself with; None where it did not, or nobody knows
+    opened: int  # descriptors
+    closed: int
 
 
 Row = Union[Cell, LongCall, LeftOpen]
@@ -209,14 +224,48 @@ class Capture:
     def left_open(self) -> list[LeftOpen]:
         """Return the descriptors that were opened in the capture and are open at its end, by process and object."""
         rows = self.tables.descriptors
-        leaders = {who.pid: who for who in reversed(self._who)}
         pids = _list_numbers(self.tables.processes.pid)
-        columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns)
+        columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns, rows.middle_ns or rows.last_ns)
         return [
-            LeftOpen(leaders[pids[process]], self._things[thing], count, first, last)
-            for process, thing, count, first, last in zip(*map(_list_numbers, columns))
-            if pids[process] in leaders
+            LeftOpen(self._leaders[pids[process]], self._things[thing], *numbers)
+            for process, thing, *numbers in zip(*map(_list_numbers, columns))
+            if pids[process] in self._leaders
         ]
+
+    @cached_property
+    def processes(self) -> dict[int, Process]:
+        """Return the processes by their number on the host; where two had one number, the later one."""
+        rows = self.tables.processes
+        pids = _list_numbers(rows.pid)
+        columns = [
+            _list_numbers(column) or [default] * len(pids)
+            for column, default in (
+                (rows.container_pid, -1),
+                (rows.begin_ns, NEVER),
+                (rows.end_ns, 0),
+                (rows.status, -1),
+                (rows.opened, 0),
+                (rows.closed, 0),
+            )
+        ]
+        return {
+            pid: Process(
+                pid,
+                inside if inside >= 0 else None,
+                self._leaders[pid].program if pid in self._leaders else _UNKNOWN,
+                begin,
+                end,
+                status if status >= 0 else None,
+                opened,
+                closed,
+            )
+            for pid, inside, begin, end, status, opened, closed in zip(pids, *columns)
+        }
+
+    @cached_property
+    def _leaders(self) -> dict[int, Who]:
+        """Return the first threads of processes by the processes' numbers, with their last names; any thread where that one made no call."""
+        return {who.pid: who for who in sorted(self._who, key=lambda who: who.tid == who.pid)}
 
     @cached_property
     def _things(self) -> list[Thing | None]:
