@@ -28,6 +28,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPUS,
     DENIED,
     EXEC_STATE,
+    EXIT,
+    EXIT_CODE,
+    EXIT_GROUP,
     FAMILY,
     FCNTL,
     FD_ARGUMENT,
@@ -68,11 +71,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
+    PID,
     SINCE,
     SOURCE,
     START,
     TASK,
     TASK_PROCESS,
+    TID,
     TIMED_OUT,
     TRAPPED,
     UNFINISHED,
@@ -142,6 +147,14 @@ def end_pending(state, row, time):
         has_exit = state.calls[find_info(thread[NUMBER]), HAS_EXIT]
         _finish(state, row, thread[NUMBER], time, np.int64(0), np.int64(UNFINISHED if has_exit else ONLY_ENTRY))
     thread[IS_PENDING] = 0
+
+
+@compile_part
+def end_wait(state, row, time):
+    """Let the call of the thread at ROW that was under way when the trace began, if there is one, last until TIME and longer."""
+    if state.threads[row, IS_PENDING] == _SEEDED:
+        _finish(state, row, state.threads[row, NUMBER], time, np.int64(0), np.int64(UNFINISHED | CONTINUED))
+        state.threads[row, IS_PENDING] = 0
 
 
 @compile_part
@@ -229,6 +242,15 @@ def _find_object(state, thread, info, outcome):
 
 
 @compile_part
+def _note_exit(state, thread, action):
+    """Note the exit code of the process of THREAD, which has begun to end itself by ACTION."""
+    process = state.processes[state.tasks[thread[TASK], TASK_PROCESS]]
+    is_whole = action == EXIT_GROUP or process[PID] == thread[TID]
+    if is_whole and process[EXIT_CODE] < 0:
+        process[EXIT_CODE] = thread[ARGUMENT] & 0xFF
+
+
+@compile_part
 def _finish(state, row, number, time, result, outcome):
     """Count the call NUMBER of the thread at ROW, which ended at TIME with RESULT, and write it to the stream if that is wanted."""
     thread, scalars = state.threads[row], state.scalars
@@ -252,6 +274,8 @@ def _finish(state, row, number, time, result, outcome):
         begin_connecting(state, call, thing)
     outcome |= error
     call[OUT_OUTCOME], call[OUT_OBJECT] = outcome, thing
+    if info[ACTION] >= EXIT:
+        _note_exit(state, thread, info[ACTION])
     if not info[IS_SELECTED]:
         return
     count_call(state, thread[TASK], number, outcome, thing, call)

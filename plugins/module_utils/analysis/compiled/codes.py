@@ -61,7 +61,9 @@ CALL_COLUMNS = 9
     WAIT,  # waits for one of several things; the result 0 is a timeout
     PIPE,
     CLOSE_RANGE,
-) = range(14)
+    EXIT,  # of a thread; the first argument is the exit code
+    EXIT_GROUP,  # of a process
+) = range(16)
 IS_EXEC_EXIT = 1
 """In the column after the places of an exit: the event is syscalls:sys_exit_execve, which tells 64-bit programs from 32-bit ones."""
 
@@ -119,8 +121,8 @@ THREAD_COLUMNS = 23
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
 TASK_COLUMNS = 4
 # Columns of the table of processes.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED = range(7)
-PROCESS_COLUMNS = 7
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, EXIT_CODE = range(8)
+PROCESS_COLUMNS = 8
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)

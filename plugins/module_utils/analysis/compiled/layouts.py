@@ -29,6 +29,8 @@ _ACTIONS = {
     codes.DUP: ("dup",),
     codes.DUP_TO: ("dup2", "dup3"),
     codes.FCNTL: ("fcntl", "fcntl64"),
+    codes.EXIT: ("exit",),
+    codes.EXIT_GROUP: ("exit_group",),
     codes.PIPE: ("pipe", "pipe2", "socketpair"),
     codes.MAKE: (
         *(

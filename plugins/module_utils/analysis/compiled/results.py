@@ -52,6 +52,8 @@ def make_tables(
             processes[:, codes.PROCESS_BEGIN],
             processes[:, codes.OPENED],
             processes[:, codes.CLOSED],
+            processes[:, codes.PROCESS_END],
+            processes[:, codes.EXIT_CODE],
         ),
         objects=describe_objects(state, names),
         cells=Cells(

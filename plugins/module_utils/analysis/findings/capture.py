@@ -108,7 +108,17 @@ class LeftOpen:
     last_ns: int
 
 
-Row = Union[Cell, LongCall, LeftOpen]
+@dataclass(frozen=True)
+class Life:
+    """A process, or something that happened to it. Times are nanoseconds of the trace's clock."""
+
+    who: Who  # its first thread, as it is called at the end
+    first_ns: int
+    last_ns: int
+    count: int = 1
+
+
+Row = Union[Cell, LongCall, LeftOpen, Life]
 
 
 @dataclass(frozen=True)
@@ -204,6 +214,16 @@ class Capture:
             "missing": self.loss,
         }
         return Finding(**{**known, **parts})
+
+    @property
+    def threads(self) -> Sequence[Who]:
+        """Return the threads in the order of the table of tasks."""
+        return self._who
+
+    @property
+    def length_ns(self) -> int:
+        """Return how long the trace is, from its first to its last event."""
+        return self.tables.end_ns - self.tables.start_ns
 
     @cached_property
     def left_open(self) -> list[LeftOpen]:

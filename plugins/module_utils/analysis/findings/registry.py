@@ -5,6 +5,14 @@
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules import differs, failures
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules import (
+    deaths,
+    differs,
+    failures,
+    names,
+    programs,
+    storms,
+    waits,
+)
 
-RULES: tuple[Rule, ...] = tuple(module.RULE for module in (differs, failures))
+RULES: tuple[Rule, ...] = tuple(module.RULE for module in (deaths, differs, failures, names, programs, storms, waits))

@@ -40,6 +40,8 @@ class Processes:
     begin_ns: Column = ()  # of the fork, in the trace's clock; NEVER where the process is older than the trace
     opened: Column = ()  # number of descriptors that it has opened in the trace
     closed: Column = ()
+    end_ns: Column = ()  # when its first thread ended; -NEVER where that was not in the trace
+    exit_code: Column = ()  # that it has given itself, 0 to 255; -1 where it has not, or nobody knows
 
 
 @dataclass(frozen=True)
