@@ -27,10 +27,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPU_STATE,
     CPUS,
     DENIED,
+    END_PROCESS,
     EXEC_STATE,
-    EXIT,
-    EXIT_CODE,
-    EXIT_GROUP,
     FAMILY,
     FCNTL,
     FD_ARGUMENT,
@@ -71,13 +69,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
-    PID,
     SINCE,
     SOURCE,
     START,
+    STATUS,
     TASK,
     TASK_PROCESS,
-    TID,
     TIMED_OUT,
     TRAPPED,
     UNFINISHED,
@@ -242,15 +239,6 @@ def _find_object(state, thread, info, outcome):
 
 
 @compile_part
-def _note_exit(state, thread, action):
-    """Note the exit code of the process of THREAD, which has begun to end itself by ACTION."""
-    process = state.processes[state.tasks[thread[TASK], TASK_PROCESS]]
-    is_whole = action == EXIT_GROUP or process[PID] == thread[TID]
-    if is_whole and process[EXIT_CODE] < 0:
-        process[EXIT_CODE] = thread[ARGUMENT] & 0xFF
-
-
-@compile_part
 def _finish(state, row, number, time, result, outcome):
     """Count the call NUMBER of the thread at ROW, which ended at TIME with RESULT, and write it to the stream if that is wanted."""
     thread, scalars = state.threads[row], state.scalars
@@ -261,6 +249,8 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= TRAPPED
     if info[ACTION] == WAIT and result == 0 and not outcome & (UNFINISHED | ONLY_ENTRY):
         outcome |= TIMED_OUT
+    if info[ACTION] == END_PROCESS and outcome & (UNFINISHED | ONLY_ENTRY):
+        state.processes[state.tasks[thread[TASK], TASK_PROCESS], STATUS] = (thread[ARGUMENT] & 0xFF) + 1
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     call[OUT_BEGIN] = scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN]
@@ -274,8 +264,6 @@ def _finish(state, row, number, time, result, outcome):
         begin_connecting(state, call, thing)
     outcome |= error
     call[OUT_OUTCOME], call[OUT_OBJECT] = outcome, thing
-    if info[ACTION] >= EXIT:
-        _note_exit(state, thread, info[ACTION])
     if not info[IS_SELECTED]:
         return
     count_call(state, thread[TASK], number, outcome, thing, call)

@@ -61,9 +61,8 @@ CALL_COLUMNS = 9
     WAIT,  # waits for one of several things; the result 0 is a timeout
     PIPE,
     CLOSE_RANGE,
-    EXIT,  # of a thread; the first argument is the exit code
-    EXIT_GROUP,  # of a process
-) = range(16)
+    END_PROCESS,  # the first argument is the status that the process ends with
+) = range(15)
 IS_EXEC_EXIT = 1
 """In the column after the places of an exit: the event is syscalls:sys_exit_execve, which tells 64-bit programs from 32-bit ones."""
 
@@ -121,7 +120,8 @@ THREAD_COLUMNS = 23
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
 TASK_COLUMNS = 4
 # Columns of the table of processes.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, EXIT_CODE = range(8)
+# STATUS is the exit status and one more; 0 where it is not known.
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)
 PROCESS_COLUMNS = 8
 
 # Kinds of objects.

@@ -23,14 +23,13 @@ _ACTIONS = {
     codes.OPEN: ("open", "openat", "openat2", "creat", "open_by_handle_at"),
     codes.CLOSE: ("close",),
     codes.CLOSE_RANGE: ("close_range",),
+    codes.END_PROCESS: ("exit_group",),
     codes.SOCKET: ("socket",),
     codes.CONNECT: ("connect",),
     codes.ACCEPT: ("accept", "accept4"),
     codes.DUP: ("dup",),
     codes.DUP_TO: ("dup2", "dup3"),
     codes.FCNTL: ("fcntl", "fcntl64"),
-    codes.EXIT: ("exit",),
-    codes.EXIT_GROUP: ("exit_group",),
     codes.PIPE: ("pipe", "pipe2", "socketpair"),
     codes.MAKE: (
         *(

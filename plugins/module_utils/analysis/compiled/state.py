@@ -76,7 +76,6 @@ def make_state() -> State:
     state.objects[codes.OTHER_OBJECTS, 0] = codes.OTHERS
     # The first task and process stand for all for which there was no room.
     scalars[codes.TASKS] = scalars[codes.PROCESSES] = 1
-    state.processes[0, [codes.PID, codes.PARENT, codes.FD_BLOCK, codes.EXIT_CODE]] = -1, -1, -1, -1
-    state.processes[0, codes.PROCESS_END] = -codes.NEVER
+    state.processes[0, [codes.PID, codes.PARENT, codes.FD_BLOCK]] = -1, -1, -1
     state.tasks[0, codes.TASK_TID] = -1
     return state

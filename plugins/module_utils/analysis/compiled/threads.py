@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     EXEC_STATE,
-    EXIT_CODE,
     FD_BLOCK,
     IS_COMPAT,
     IS_LAST_EXIT,
@@ -146,7 +145,7 @@ def add_process(state, pid, parent, time):
     state.scalars[PROCESSES] += 1
     process = state.processes[number]
     process[PID], process[PARENT], process[PROCESS_BEGIN], process[FD_BLOCK] = pid, parent, time, -1
-    process[PROCESS_END], process[EXIT_CODE] = -NEVER, -1
+    process[PROCESS_END] = -NEVER
     return np.int64(number)
 
 

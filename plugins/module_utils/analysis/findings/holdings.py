@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What descriptors of a container's processes referred to at the beginning and at the end of a capture, as its manifest tells."""
+"""Find what descriptors of a container's processes referred to at the beginning and at the end of a capture, by its manifest."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ _SEVERITY_LOCK, _SEVERITY_PEER, _SEVERITY_IDLE_PEER, _SEVERITY_PIPE, _SEVERITY_F
 
 @dataclass(frozen=True)
 class Wait:
-    """What a call waited for."""
+    """Words about what a call waited for."""
 
     what: str  # template of the words after "waited": for a lock on {object}
     object: Thing | None
@@ -154,7 +154,8 @@ class Judge:
         return self._make(what, thing, _SEVERITY_FILE, _SECOND)
 
     def _judge_poll(self, call: LongCall, _thing: Thing | None) -> Wait | None:
-        peer = self._find_asked(call) if call.outcome.unfinished and not call.outcome.continued else None
+        is_vain = _has_no_end(call) or call.outcome.timed_out
+        peer = self._find_asked(call) if is_vain and not call.outcome.continued else None
         if peer is None:
             return None
         wait = self._make("for an answer of {object}", peer, _SEVERITY_PEER, self._long_ns)
@@ -206,8 +207,8 @@ class Judge:
             return None  # how servers such as Apache take turns at accept
         holders = [
             cell.who
-            for cell in self._lockers.get(thing, ())
-            if thing is not None and cell.who.pid != call.who.pid and cell.first_ns <= call.start_ns
+            for cell in (self._lockers.get(thing, ()) if thing is not None else ())
+            if cell.who.pid != call.who.pid and cell.first_ns <= call.start_ns
         ]
         what = "for a lock on {object} (" + ("flock" if call.call == "flock" else "fcntl") + ")"
         wait = self._make(what if thing else what.replace("{object}", "a file"), thing, _SEVERITY_LOCK, _SECOND)
@@ -274,7 +275,7 @@ class Judge:
     def _has_asked(self, call: LongCall, thing: Thing) -> bool:
         """Return True if the last thing that the thread of CALL did with THING before was to send, and CALL did not end."""
         before = [cell for cell in self._transfers[call.who.tid] if cell.object in (thing, call.object)]
-        if not call.outcome.unfinished or call.outcome.continued or not before:
+        if not _has_no_end(call) or call.outcome.continued or not before:
             return False
         return max(before, key=lambda cell: cell.last_ns).call in _SENDS
 
@@ -285,6 +286,11 @@ class Judge:
             return None
         is_recent = 0 <= call.start_ns - last.last_ns <= _RECENT_NS
         return last.object if is_recent and self._is_client(last.object) else None
+
+
+def _has_no_end(call: LongCall) -> bool:
+    """Return True if CALL did not get what it waited for: it did not end, or a signal ended it."""
+    return call.outcome.unfinished or call.outcome.interrupted
 
 
 _Judging = Callable[[Judge, LongCall, "Thing | None"], "Wait | None"]

@@ -16,15 +16,15 @@ import signal
 from collections import defaultdict
 from typing import Iterator, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Life
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Moment
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.processes import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import (
     OOM_KILLER,
-    Process,
+    Life,
     Signal,
     gen_signals,
-    list_processes,
+    list_lives,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
@@ -92,27 +92,27 @@ _SEVERITY_OOM, _SEVERITY_FAULT, _SEVERITY_KILLED, _SEVERITY_OTHER, _SEVERITY_LOO
 
 def find(capture: Capture) -> Iterator[Finding]:
     """Yield a finding for each program and signal that ended it, and each program and exit code with which it fails."""
-    processes = list_processes(capture)
-    deaths: dict[tuple[str, str], list[Life]] = defaultdict(list)
+    processes = list_lives(capture)
+    deaths: dict[tuple[str, str], list[Moment]] = defaultdict(list)
     for process, name, time_ns in _gen_deaths(processes, list(gen_signals(capture))):
-        deaths[process.who.program, name].append(Life(process.who, time_ns, time_ns))
+        deaths[process.who.program, name].append(Moment(process.who, time_ns, time_ns))
     for (program, name), lives in deaths.items():
         yield _make_death(capture, program, name, lives)
     yield from _gen_loops(capture, [process for process in processes if process and process.end_ns is not None])
     for process in processes:
         if process is not None and _is_failed_main(process):
             yield capture.make_finding(
-                [Life(process.who, process.life.last_ns, process.life.last_ns)],
+                [Moment(process.who, process.moment.last_ns, process.moment.last_ns)],
                 rule="deaths",
                 template="{program}, the first process of the container, ended with exit code {code}",
                 severity=_SEVERITY_MAIN,
                 program=process.who.program,
-                words={"code": str(process.exit_code)},
+                words={"code": str(process.status)},
                 next=trace_again(capture.place, profile="startup"),
             )
 
 
-def _gen_deaths(processes: Sequence[Process | None], signals: Sequence[Signal]) -> Iterator[tuple[Process, str, int]]:
+def _gen_deaths(processes: Sequence[Life | None], signals: Sequence[Signal]) -> Iterator[tuple[Life, str, int]]:
     """Yield each process that a signal ended, with the signal's name, "" for the OOM killer, and the time."""
     by_process: dict[int, list[Signal]] = defaultdict(list)
     for event in signals:
@@ -122,7 +122,7 @@ def _gen_deaths(processes: Sequence[Process | None], signals: Sequence[Signal]) 
         event.time_ns
         for index, events in by_process.items()
         for event in events
-        if (process := processes[index]) and process.who.container_pid == _INIT and event.number == signal.SIGKILL
+        if (owner := processes[index]) and owner.who.container_pid == _INIT and event.number == signal.SIGKILL
     ]
     for index, events in by_process.items():
         process = processes[index]
@@ -134,7 +134,7 @@ def _gen_deaths(processes: Sequence[Process | None], signals: Sequence[Signal]) 
         if victims:
             yield process, "", victims[0].time_ns
         elif faults:
-            if _name(faults[0].number) not in _HARMLESS and process.exit_code is None:
+            if _name(faults[0].number) not in _HARMLESS and process.status is None:
                 yield process, _name(faults[0].number), faults[0].time_ns
         elif deadly and _is_killed(process, deadly[0].time_ns):
             is_consequence = process.who.container_pid != _INIT and any(time <= deadly[0].time_ns for time in killed)
@@ -142,18 +142,18 @@ def _gen_deaths(processes: Sequence[Process | None], signals: Sequence[Signal]) 
                 yield process, "SIGKILL", deadly[0].time_ns
 
 
-def _is_killed(process: Process, time_ns: int) -> bool:
+def _is_killed(process: Life, time_ns: int) -> bool:
     """Return True if SIGKILL at TIME_NS came from outside: not from the process's own exit, and not from a thread that ran a program."""
-    if process.exit_code is not None:
+    if process.status is not None:
         return False
     return process.threads == 1 or (process.end_ns is not None and process.end_ns >= time_ns)
 
 
-def _make_death(capture: Capture, program: str, name: str, lives: list[Life]) -> Finding:
+def _make_death(capture: Capture, program: str, name: str, lives: list[Moment]) -> Finding:
     if not name:
         template, severity = "{program} was killed by the OOM killer{times}: there was not enough memory", _SEVERITY_OOM
     elif name == "SIGKILL":
-        template, severity = "{program} was killed from outside by SIGKILL{times}", _SEVERITY_KILLED
+        template, severity = "{program} was killed by SIGKILL{times}", _SEVERITY_KILLED
     else:
         template = "{program} died of {signal}{meaning}{times}"
         severity = _SEVERITY_FAULT if name in _FAULTS else _SEVERITY_OTHER
@@ -169,16 +169,16 @@ def _make_death(capture: Capture, program: str, name: str, lives: list[Life]) ->
     )
 
 
-def _gen_loops(capture: Capture, ended: Sequence[Process]) -> Iterator[Finding]:
+def _gen_loops(capture: Capture, ended: Sequence[Life]) -> Iterator[Finding]:
     """Yield a finding for each program that ended again and again with one exit code other than 0."""
-    runs: dict[str, list[Process]] = defaultdict(list)
+    runs: dict[str, list[Life]] = defaultdict(list)
     for process in ended:
-        if process.has_run_program and process.exit_code is not None:
+        if process.has_run_program and process.status is not None:
             runs[process.who.program].append(process)
     for program, processes in runs.items():
-        codes: dict[int, list[Process]] = defaultdict(list)
+        codes: dict[int, list[Life]] = defaultdict(list)
         for process in processes:
-            codes[process.exit_code or 0].append(process)
+            codes[process.status or 0].append(process)
         code, failed = max(codes.items(), key=lambda pair: (len(pair[1]), pair[0]))
         pace_ns = _find_pace(failed)
         # A shell's own code is that of its last command; 126 and 127 say that it could not run it.
@@ -186,7 +186,7 @@ def _gen_loops(capture: Capture, ended: Sequence[Process]) -> Iterator[Finding]:
         if code == 0 or code in _STOPPED or is_answer or pace_ns is None or 2 * len(failed) <= len(processes):
             continue
         yield capture.make_finding(
-            [process.life for process in failed],
+            [process.moment for process in failed],
             rule="deaths",
             template="{program} ended with exit code {code}, {often}, every {pace}",
             severity=_SEVERITY_LOOP,
@@ -199,7 +199,7 @@ def _gen_loops(capture: Capture, ended: Sequence[Process]) -> Iterator[Finding]:
         )
 
 
-def _find_pace(runs: Sequence[Process]) -> int | None:
+def _find_pace(runs: Sequence[Life]) -> int | None:
     """Return the usual time from one of RUNS to the next; None where they are few, or come at no steady pace."""
     times = sorted(process.begin_ns for process in runs if process.begin_ns is not None)
     if len(times) < _MIN_RUNS or times[-1] - times[0] < _MIN_SPAN_NS:
@@ -209,8 +209,8 @@ def _find_pace(runs: Sequence[Process]) -> int | None:
     return usual if pauses[-1] <= _MAX_UNEVENNESS * usual and pauses[0] * _MAX_UNEVENNESS >= usual else None
 
 
-def _is_failed_main(process: Process) -> bool:
-    code = process.exit_code
+def _is_failed_main(process: Life) -> bool:
+    code = process.status
     return process.who.container_pid == _INIT and code is not None and code != 0 and code not in _STOPPED
 
 

@@ -48,7 +48,7 @@ _SEVERITY = 82
 
 
 class _Fault(NamedTuple):
-    """What is the same in lookups that make one finding."""
+    """Words that lookups of one finding share."""
 
     program: str
     kind: str  # silent, refused, or the name of an error

@@ -16,15 +16,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Iterator, NamedTuple, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, Row
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Thing
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.processes import list_processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import list_lives
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 EXECS = ("execve", "execveat")
 _LOOKS = ("stat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "open", "openat", "openat2", "readlink")
 _STATS = ("stat", "newfstatat", "statx", "access", "faccessat", "faccessat2")
+_LIMITS = ("EMFILE", "ENFILE", "EAGAIN", "ENOMEM")  # the rule `limits` tells of them
 _SEARCH_ERRORS = ("ENOENT", "ENOTDIR", "EACCES")
 _SHELLS = frozenset(["sh", "dash", "bash", "ash", "busybox", "ksh", "mksh", "zsh"])
 _NOT_FOUND = 127  # a shell's exit code for a command that it does not find
@@ -37,23 +38,19 @@ _REASONS = {
     "ELIBBAD": "its interpreter (the ELF loader) is damaged or of another architecture",
     "ETXTBSY": "the file is open for writing",
     "E2BIG": "its arguments and environment are too long",
-    "ENOMEM": "there is not enough memory",
     "ELOOP": "too many symbolic links, or interpreters of interpreters",
     "EIO": "reading the file failed",
     "ENOTDIR": "a part of its path is no folder",
     "ENAMETOOLONG": "its path is too long",
     "EINVAL": "its ELF file is not valid",
     "EISDIR": "its interpreter is a folder",
-    "EMFILE": "too many files are open in the process",
-    "ENFILE": "too many files are open on the host",
-    "EAGAIN": "the user's limit of processes is exceeded",
 }
 _SEVERITY, _SEVERITY_SEARCHED = 90, 60
 _NO_PATH = "a program (its path is not recorded)"
 
 
 class _Fault(NamedTuple):
-    """What is the same in calls that make one finding."""
+    """Words that the calls of one finding share."""
 
     program: str
     name: str  # of the program that was to run, or its path
@@ -66,10 +63,10 @@ def find(capture: Capture) -> Iterator[Finding]:
     tries: dict[int, list[Cell]] = defaultdict(list)
     done: dict[int, list[Cell]] = defaultdict(list)
     for cell in capture.cells:
-        if cell.call in EXECS and not cell.outcome.unfinished:
+        if cell.call in EXECS and not cell.outcome.unfinished and cell.outcome.error not in _LIMITS:
             (tries if cell.outcome.error else done)[cell.who.pid].append(cell)
     seen = {cell.object for cell in capture.cells if _has_seen(cell)}
-    codes = {process.who.pid: process.exit_code for process in list_processes(capture) if process is not None}
+    codes = {process.who.pid: process.status for process in list_lives(capture) if process is not None}
     found: dict[_Fault, list[Cell]] = defaultdict(list)
     for pid, cells in tries.items():
         failed = [cell for cell in cells if not any(success.last_ns >= cell.last_ns for success in done[pid])]
@@ -110,9 +107,11 @@ def _find_name(cell: Cell) -> str:
     return cell.object.text.rpartition("/")[2] if cell.object else _NO_PATH
 
 
-def _make_finding(capture: Capture, fault: _Fault, rows: Sequence[Row], *, is_seen: bool) -> Finding:
+def _make_finding(capture: Capture, fault: _Fault, rows: Sequence[Cell], *, is_seen: bool) -> Finding:
     thing = Thing("program", fault.name)
     words, confidence = {}, "certain"
+    # Without paths, a search through PATH looks like this, too.
+    is_search = fault.folders > 1 or (fault.name == _NO_PATH and fault.error in _SEARCH_ERRORS)
     if fault.name.endswith("\r"):
         template = "{program} cannot run {name}: the #! line of its script ends with a carriage return (\\r), as files of Windows do"
         words["name"] = fault.name[:-1]
@@ -131,13 +130,14 @@ def _make_finding(capture: Capture, fault: _Fault, rows: Sequence[Row], *, is_se
         rows,
         rule="programs",
         template=template,
-        severity=_SEVERITY_SEARCHED if fault.folders > 1 else _SEVERITY,
+        severity=_SEVERITY_SEARCHED if is_search else _SEVERITY,
         program=fault.program,
         call="execve",
         error=fault.error,
         object=thing,
         words=words,
         confidence=confidence,
+        count=len({row.who.pid for row in rows}) if is_search else sum(row.count for row in rows),
         **({"missing": "the path of the program"} if fault.name == _NO_PATH and not capture.loss else {}),
         next=_choose_command(capture, fault),
     )
@@ -171,7 +171,6 @@ def _gen_not_found(capture: Capture, codes: dict[int, int | None]) -> Iterator[F
             found[cells[0].who.program, name] += cells
     for (program, name), cells in found.items():
         pids = {cell.who.pid for cell in cells}
-        folders = {cell.object for cell in cells}
         yield capture.make_finding(
             cells,
             rule="programs",
@@ -179,7 +178,7 @@ def _gen_not_found(capture: Capture, codes: dict[int, int | None]) -> Iterator[F
             severity=_SEVERITY_SEARCHED,
             program=program,
             object=Thing("program", name),
-            words={"folders": str(len(folders))},
+            words={"folders": str(len({cell.object for cell in cells}))},
             count=len(pids),
             confidence="likely",
             next=trace_again(capture.place, profile="startup"),

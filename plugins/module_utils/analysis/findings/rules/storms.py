@@ -20,7 +20,7 @@ from typing import Iterator, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.processes import Process, list_processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.programs import EXECS
 
@@ -40,13 +40,13 @@ _READS = ("read", "recvfrom", "recvmsg", "accept", "accept4", "readv", "recvmmsg
 _SLEEPS = ("nanosleep", "clock_nanosleep")
 # Errors that are answers: nothing is there yet, or the call is made again by the kernel.
 _NO_FAILURES = ("EAGAIN", "EINPROGRESS", "EINTR", "EALREADY", "ENOTTY", "ECHILD", "EEXIST", "ETIMEDOUT", "EISCONN")
-_SEVERITY_BIRTHS, _SEVERITY_STARTS, _SEVERITY_RETRIES, _SEVERITY_POLLS = 85, 30, 70, 60
+_SEVERITY_BIRTHS, _SEVERITY_STARTS, _SEVERITY_RETRIES, _SEVERITY_POLLS = 85, 30, 55, 60
 _SEVERITY_CLOSES, _SEVERITY_MANY_CLOSES = 30, 60
 
 
 def find(capture: Capture) -> Iterator[Finding]:
     """Yield a finding for each storm in CAPTURE."""
-    processes = list_processes(capture)
+    processes = list_lives(capture)
     if any(
         process is not None and process.end_ns is not None for process in processes
     ):  # else their ends are not recorded
@@ -56,9 +56,9 @@ def find(capture: Capture) -> Iterator[Finding]:
     yield from _gen_polls(capture)
 
 
-def _gen_births(capture: Capture, processes: Sequence[Process | None]) -> Iterator[Finding]:
-    by_program: dict[str, list[Process]] = defaultdict(list)
-    by_parent: dict[int, list[Process]] = defaultdict(list)
+def _gen_births(capture: Capture, processes: Sequence[Life | None]) -> Iterator[Finding]:
+    by_program: dict[str, list[Life]] = defaultdict(list)
+    by_parent: dict[int, list[Life]] = defaultdict(list)
     for process in processes:
         parent = processes[process.parent] if process is not None and process.parent is not None else None
         if process is not None and parent is not None and process.begin_ns is not None:
@@ -90,7 +90,7 @@ def _find_most(programs: Sequence[str]) -> tuple[str, int]:
     return max(Counter(programs).items(), key=lambda pair: pair[1], default=("", 0))
 
 
-def _measure(children: Sequence[Process]) -> int:
+def _measure(children: Sequence[Life]) -> int:
     times = [child.begin_ns for child in children if child.begin_ns is not None]
     return max(times) - min(times)
 
@@ -99,9 +99,9 @@ def _is_storm(count: int, span_ns: int, least_ns: int) -> bool:
     return span_ns >= least_ns and count * _SECOND >= _MIN_BIRTH_RATE * span_ns
 
 
-def _make_births(capture: Capture, program: str, children: Sequence[Process], span_ns: int) -> Finding:
+def _make_births(capture: Capture, program: str, children: Sequence[Life], span_ns: int) -> Finding:
     return capture.make_finding(
-        [child.life for child in children],
+        [child.moment for child in children],
         rule="storms",
         template="{program} made {count} processes, {rate} per second, and most of them live on",
         severity=_SEVERITY_BIRTHS,
@@ -112,9 +112,9 @@ def _make_births(capture: Capture, program: str, children: Sequence[Process], sp
     )
 
 
-def _make_starts(capture: Capture, starter: Process, started: str, children: Sequence[Process]) -> Finding:
+def _make_starts(capture: Capture, starter: Life, started: str, children: Sequence[Life]) -> Finding:
     return capture.make_finding(
-        [child.life for child in children],
+        [child.moment for child in children],
         rule="storms",
         template="{program} starts {object} again and again, {rate} times per second",
         severity=_SEVERITY_STARTS,
@@ -143,7 +143,7 @@ def _gen_closes(capture: Capture) -> Iterator[Finding]:
         yield capture.make_finding(
             cells,
             rule="storms",
-            template="{program} closes descriptors that are not open: {most} calls in {spent}, up to its limit of open files",
+            template="{program} closes descriptors that are not open: {most} calls in {spent}",
             severity=_SEVERITY_MANY_CLOSES if most >= _MANY_CLOSES else _SEVERITY_CLOSES,
             program=program,
             call="close",

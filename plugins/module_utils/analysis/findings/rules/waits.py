@@ -19,7 +19,7 @@ from typing import Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, LongCall
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.processes import Process, list_processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.waiting import Judge, Wait
 
@@ -38,7 +38,7 @@ _FORMS = {
 def find(capture: Capture) -> Iterator[Finding]:
     """Yield a finding for each program and thing that it waited for too long."""
     judge = Judge(capture)
-    processes = {process.who.pid: process for process in list_processes(capture) if process is not None}
+    processes = {process.who.pid: process for process in list_lives(capture) if process is not None}
     found: dict[tuple[str, Wait, str], list[LongCall]] = defaultdict(list)
     mutexes: dict[tuple[int, int], list[LongCall]] = defaultdict(list)
     for call in capture.long_calls:
@@ -50,9 +50,9 @@ def find(capture: Capture) -> Iterator[Finding]:
             found[call.who.program, wait, form].append(call)
         elif judge.is_mutex(call) and 2 * call.duration_ns >= max(capture.length_ns, 2 * _SECOND):
             mutexes[call.who.pid, call.args[0]].append(call)
-    parents = _find_waiting_parents(capture, processes)
+    parents = _Parents(capture)
     for (program, wait, form), calls in found.items():
-        parent = next((parents[call.who.pid] for call in calls if call.who.pid in parents), None)
+        parent = next(filter(None, map(parents.find_waiting, calls)), None)
         yield _make_finding(capture, program, wait, form, calls, parent)
     for (_pid, _address), calls in mutexes.items():
         waiters = {call.who.tid for call in calls}
@@ -60,35 +60,45 @@ def find(capture: Capture) -> Iterator[Finding]:
             yield _make_mutex(capture, calls, len(waiters))
 
 
-def _find_form(capture: Capture, call: LongCall, processes: dict[int, Process]) -> str | None:
+def _find_form(capture: Capture, call: LongCall, processes: dict[int, Life]) -> str | None:
     """Return which of the forms CALL has; None where its end was lost, or where its beginning was before the trace and nobody knows when."""
-    if call.outcome.denied:
+    if call.outcome.denied or call.outcome.is_half:
         return None
-    if not call.outcome.unfinished:
-        return "ended"
     end_ns = call.start_ns + call.duration_ns
     process = processes.get(call.who.pid)
     if process is not None and process.end_ns is not None and abs(process.end_ns - end_ns) < _NEAR_NS:
-        return "died"
+        return "died" if call.outcome.unfinished or call.outcome.interrupted else "ended"
+    if not call.outcome.unfinished:
+        return "ended"
     if capture.tables.end_ns - end_ns > _NEAR_NS:
         return None
     return "whole" if call.outcome.continued else "lasts"
 
 
-def _find_waiting_parents(capture: Capture, processes: dict[int, Process]) -> dict[int, str]:
-    """Return the program of the parent for each process whose parent waited for children when the trace ended."""
-    waiting = {
-        call.who.pid: call.who.program
-        for call in capture.long_calls
-        if call.call in _CHILD_WAITS and call.duration_ns >= _SECOND
-    }
-    in_order = list_processes(capture)
-    found = {}
-    for pid, process in processes.items():
-        parent = in_order[process.parent] if process.parent is not None else None
-        if parent is not None and parent.who.pid in waiting:
-            found[pid] = waiting[parent.who.pid]
-    return found
+class _Parents:
+    """The parents of processes in CAPTURE, and when they waited for children."""
+
+    def __init__(self, capture: Capture) -> None:
+        lives = list_lives(capture)
+        self._parents: dict[int, int] = {}
+        for life in lives:
+            parent = lives[life.parent] if life is not None and life.parent is not None else None
+            if life is not None and parent is not None:
+                self._parents[life.who.pid] = parent.who.pid
+        self._waits: dict[int, list[LongCall]] = defaultdict(list)
+        for call in capture.long_calls:
+            if call.call in _CHILD_WAITS and call.duration_ns >= _SECOND:
+                self._waits[call.who.pid].append(call)
+
+    def find_waiting(self, call: LongCall) -> str | None:
+        """Return the program that waited for children during most of CALL, which one of its children made; None if there is none."""
+        parent = self._parents.get(call.who.pid)
+        for wait in self._waits[parent] if parent is not None else ():
+            begin_ns = max(wait.start_ns, call.start_ns)
+            end_ns = min(wait.start_ns + wait.duration_ns, call.start_ns + call.duration_ns)
+            if 2 * (end_ns - begin_ns) >= call.duration_ns:
+                return wait.who.program
+        return None
 
 
 def _make_finding(
@@ -99,7 +109,7 @@ def _make_finding(
         more += "; {holder} has it"
         words["holder"] = wait.holder
     if parent and parent != program:
-        more += "; {parent} waits for this child"
+        more += "; {parent} waited for this child"
         words["parent"] = parent
     waiters = len({call.who.tid for call in calls})
     if waiters > 1:
