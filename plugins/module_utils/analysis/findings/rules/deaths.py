@@ -99,15 +99,15 @@ def find(capture: Capture) -> Iterator[Finding]:
     for (program, name), lives in deaths.items():
         yield _make_death(capture, program, name, lives)
     yield from _gen_loops(capture, [process for process in processes if process and process.end_ns is not None])
-    for process in processes:
-        if process is not None and _is_failed_main(process):
+    for main in processes:
+        if main is not None and _is_failed_main(main):
             yield capture.make_finding(
-                [Moment(process.who, process.moment.last_ns, process.moment.last_ns)],
+                [Moment(main.who, main.moment.last_ns, main.moment.last_ns)],
                 rule="deaths",
                 template="{program}, the first process of the container, ended with exit code {code}",
                 severity=_SEVERITY_MAIN,
-                program=process.who.program,
-                words={"code": str(process.status)},
+                program=main.who.program,
+                words={"code": str(main.status)},
                 next=trace_again(capture.place, profile="startup"),
             )
 

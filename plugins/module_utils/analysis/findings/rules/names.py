@@ -5,10 +5,11 @@
 A trace does not have the content of packets, so a resolver is known by its pattern: it reads /etc/resolv.conf, makes a UDP socket, sends, and
 waits a second or more in vain. How that looks depends on the C library:
 
-- glibc connects the socket, sends by sendto or sendmmsg, and waits by poll for 5 s (`options timeout:` in /etc/resolv.conf).
-- musl binds the socket, sends by sendto, and waits by poll for 2.5 s at a time.
-- A static Go program connects, writes, reads EAGAIN, and waits for 5 s by its own timers; it closes the socket without an answer. No call of
-  it times out. So silence counts if /etc/resolv.conf was read and nothing came over any UDP socket of the process.
+- glibc connects the socket, sends by sendto or sendmmsg, and waits by poll for 5 s (`options timeout:` in /etc/resolv.conf). If the server
+  refuses, poll returns at once, and glibc closes the socket without reading. Before all that it asks for nscd at a UNIX socket, in vain.
+- musl binds the socket, sends by sendto, and waits by poll for 2.5 s at a time. It does not hear of a refusal.
+- A static Go program connects, writes, reads EAGAIN, and waits for 5 s by its own timers; it closes the socket without an answer, or reads
+  ECONNREFUSED. No call of it times out. So silence counts if it made a socket for each question, and nothing came over any.
 
 A lookup that is answered gives no finding, unless an answer came only after a wait that timed out. Names in /etc/hosts need no server. Where
 paths are recorded and the process did not look at /etc/resolv.conf, it is no resolver. Where none are, the pattern has to be that of glibc or
@@ -17,8 +18,8 @@ musl exactly, since other protocols over UDP wait, too.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Iterator, NamedTuple, Sequence
+from collections import Counter, defaultdict
+from typing import Collection, Iterator, NamedTuple, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import (
     Capture,
@@ -104,8 +105,7 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
     """
     on_udp = [cell for cell in cells if cell.object is not None and cell.object.text.startswith(_UDP)]
     # A sender that wants no answer, as those of metrics and logs, hears of a refusal only when it sends again.
-    hearing = (*_RECEIVES, *_SENDS) if reads_config else _RECEIVES
-    refused = [cell for cell in on_udp if cell.outcome.error == "ECONNREFUSED" and cell.call in hearing]
+    refused = [cell for cell in on_udp if cell.outcome.error == "ECONNREFUSED" and cell.call in _RECEIVES]
     sent = [cell for cell in on_udp if cell.call in _SENDS and not cell.outcome.error]
     received = [
         cell for cell in on_udp if cell.call in _RECEIVES and not cell.outcome.error and not cell.outcome.unfinished
@@ -121,21 +121,35 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
     barred = [
         cell for cell in barred if cell.call != "connect" or "IPv6" not in (cell.object.text if cell.object else "")
     ]
-    if barred and not received and not sent and reads_config:
+    if barred and not received and not sent and (reads_config or any(map(_is_typical, waits))):
         return barred[0].outcome.error or "", [*barred]
-    asked = [cell for cell in sent if cell.call == "write"]
-    if asked and not received and reads_config and _span(cells) >= _MIN_WAIT_NS and _has_looked(on_udp):
-        return "unanswered", [*asked]
+    if not received and sent and (_is_like_go(on_udp) or _is_like_glibc(cells, threads)):
+        return "unanswered", [*sent]
     return "", []
 
 
-def _span(cells: Sequence[Cell]) -> int:
-    return max(cell.last_ns for cell in cells) - min(cell.first_ns for cell in cells)
+def _is_like_go(on_udp: Sequence[Cell]) -> bool:
+    """Return True if ON_UDP, calls on UDP sockets, are those of Go's resolver: a connection for each question, and a look for the answer."""
+    counts: Counter[str] = Counter()
+    for cell in on_udp:
+        if cell.call in ("connect", "write") and not cell.outcome.error:
+            counts[cell.call] += cell.count
+        elif cell.call == "read" and cell.outcome.error == "EAGAIN":
+            counts["look"] += cell.count
+    return counts["write"] > 1 and counts["write"] <= counts["connect"] and counts["write"] <= counts["look"]
 
 
-def _has_looked(cells: Sequence[Cell]) -> bool:
-    """Return True if CELLS have a read that found nothing yet, as programs do that wait by epoll."""
-    return any(cell.call in _RECEIVES and cell.outcome.error == "EAGAIN" for cell in cells)
+def _is_like_glibc(cells: Sequence[Cell], threads: Collection[int]) -> bool:
+    """Return True if CELLS of THREADS, which sent, are those of glibc's resolver: in vain at nscd, and a poll for each question."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        if cell.who.tid not in threads or cell.object is None:
+            counts["poll"] += cell.count if cell.call == "poll" and cell.who.tid in threads else 0
+        elif cell.object.text.startswith("unix") and cell.call == "connect" and cell.outcome.error == "ENOENT":
+            counts["nscd"] += cell.count
+        elif cell.object.text.startswith(_UDP) and cell.call in ("sendto", "sendmmsg") and not cell.outcome.error:
+            counts["sent"] += cell.count
+    return counts["nscd"] > 1 and 0 < counts["sent"] <= counts["poll"]
 
 
 def _find_server(holdings: Holdings, pid: int) -> str:
