@@ -195,9 +195,7 @@ class Judge:
             command = run_in(place, "lsof", "--", thing.text.split(" -> ")[0])
         elif thing is not None and thing.kind in ("peer", "socket"):
             command = run_in(place, "ss", "-anp")
-        missing = None
-        if thing is None or thing.kind == "file":
-            missing = "the path" if severity in (_SEVERITY_LOCK, _SEVERITY_FILE) else "what the descriptor refers to"
+        missing = "the path" if thing is None or thing.kind == "file" else None
         return Wait(what, thing, severity, command, least_ns, missing=missing)
 
     def _judge_lock(self, call: LongCall, thing: Thing | None) -> Wait | None:
@@ -256,7 +254,7 @@ class Judge:
             )
             wait = self._make(what, None, _SEVERITY_PIPE, _SECOND)
             items = (("where", where),) if where else (("fd", str(fd)),)
-            return replace(wait, items=items, confidence="likely")
+            return replace(wait, items=items, confidence="likely", missing="what the descriptor refers to")
         if thing.kind == "path":
             return self._make("to write to {object}", thing, _SEVERITY_FILE, _SECOND)
         if thing.kind == "pipe":
