@@ -160,6 +160,14 @@ def end_pending(state, row, time):
 
 
 @compile_part
+def end_wait(state, row, time):
+    """Let the call of the thread at ROW that was under way when the trace began, if there is one, last until TIME and longer."""
+    if state.threads[row, IS_PENDING] == _SEEDED:
+        _finish(state, row, state.threads[row, NUMBER], time, np.int64(0), np.int64(UNFINISHED | CONTINUED))
+        state.threads[row, IS_PENDING] = 0
+
+
+@compile_part
 def exit_call(state, row, number, time, result, source):
     """Note that the thread at ROW exits call NUMBER at TIME with RESULT. SOURCE is 1 for an event of the system syscalls, else 0."""
     thread = state.threads[row]

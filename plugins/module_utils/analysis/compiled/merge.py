@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
     end_pending,
+    end_wait,
     enter_call,
     exit_call,
 )
@@ -119,8 +120,7 @@ def finish_pass(state, first):
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return row
         if state.threads[row, IS_PENDING]:
-            # A wait that began before the trace, too, has lasted till now.
-            state.threads[row, IS_PENDING] = 1
+            end_wait(state, np.int64(row), scalars[END])
             end_pending(state, np.int64(row), scalars[END])
     return -1
 
