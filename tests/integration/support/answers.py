@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import PROFILES
 from support import host
 
@@ -20,10 +22,14 @@ _HEADING = re.compile(r"^TASK \[.*\bShow the report\]", re.M)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run of trace.yml says: LINES of its report on the screen, and FINDINGS of findings.json, the worst first."""
+    """What a run of trace.yml says.
+
+    LINES: of its report on the screen. FINDINGS: of findings.json, the worst first. CAPTURES: of summary.json.
+    """
 
     lines: list[str]
     findings: list[dict[str, Any]]
+    captures: list[dict[str, Any]]
 
     def list_statements(self, container: str) -> list[str]:
         """Return the statements of all findings about CONTAINER, the worst first."""
@@ -32,6 +38,22 @@ class Answer:
             for finding in self.findings
             if any(place["container"] == container for place in finding["where"])
         ]
+
+    def count_events(self) -> int:
+        """Return how many events were recorded."""
+        return sum(capture["events"] for capture in self.captures)
+
+
+def choose_paths(way: str, container: str) -> dict[str, str]:
+    """Return the options that record paths by WAY. The test is skipped where this kernel, or a program of CONTAINER, does not have it."""
+    if way == "none":
+        return {"paths": "false"}
+    wish = {"paths": "true", "paths_by": way}
+    try:
+        host.call_module("ftrace_instance", check_mode=True, containers=[container], syscalls=["openat"], **wish)
+    except host.ModuleFailed as failed:
+        pytest.skip(f"{way}: {failed}")
+    return wish
 
 
 def trace(containers: Sequence[str], dest: Path, seconds: float, **variables: Any) -> Answer:
@@ -45,7 +67,8 @@ def trace(containers: Sequence[str], dest: Path, seconds: float, **variables: An
         **{"profile": _PROFILE, **variables},
     )
     findings = json.loads((dest / "report/findings.json").read_text())["findings"]
-    return Answer(parse_report(done.stdout), findings)
+    captures = json.loads((dest / "report/summary.json").read_text())["captures"]
+    return Answer(parse_report(done.stdout), findings, captures)
 
 
 def parse_report(stdout: str) -> list[str]:

@@ -9,22 +9,10 @@ from contextlib import ExitStack
 
 import pytest
 from conftest import IMAGES
-from support import answers, faults, faults_table, host
+from support import answers, faults, faults_table
 
 SECONDS = 6
 GROUP = 8  # of other faults are traced at once: a report shows at most twenty findings
-
-
-def choose_paths(way, container):
-    """Options that record paths by WAY; skip the test where this kernel, or a program of CONTAINER, does not have it."""
-    if way == "none":
-        return {"paths": "false"}
-    wish = {"paths": "true", "paths_by": way}
-    try:
-        host.call_module("ftrace_instance", check_mode=True, containers=[container], syscalls=["openat"], **wish)
-    except host.ModuleFailed as failed:
-        pytest.skip(f"{way}: {failed}")
-    return wish
 
 
 @pytest.fixture(scope="module", params=faults.LIBCS)
@@ -64,7 +52,7 @@ def check(answer, wanted):
 @pytest.mark.parametrize("way", faults_table.WAYS)
 def test_each_fault_is_named(broken, way, tmp_path):
     libc, names, twenty = broken
-    paths = choose_paths(way, twenty[0])
+    paths = answers.choose_paths(way, twenty[0])
     answer = answers.trace([*names.values(), *twenty], tmp_path / "traces", SECONDS, **paths)
     wanted = {container: faults_table.expect(fault, way, libc) for fault, container in names.items()}
     check(answer, {**wanted, twenty[-1]: faults_table.expect("configured", way, libc)})
@@ -76,6 +64,6 @@ def test_each_fault_is_named(broken, way, tmp_path):
 def test_others_of_their_kinds_are_named(others, way, group, tmp_path):
     libc, names = others
     chosen = list(names)[group : group + GROUP]
-    paths = choose_paths(way, names[chosen[0]])
+    paths = answers.choose_paths(way, names[chosen[0]])
     answer = answers.trace([names[fault] for fault in chosen], tmp_path / "traces", SECONDS, **paths)
     check(answer, {names[fault]: faults_table.expect(fault, way, libc) for fault in chosen})
