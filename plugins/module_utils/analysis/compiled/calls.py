@@ -77,10 +77,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     WAIT,
     WANTS_CALLS,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import (
-    apply_action,
-    begin_connecting,
-)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import apply_action, begin_connecting
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.counting import (
     count_call,
     keep_call,
@@ -195,12 +192,7 @@ def _is_denied(state, row, time):
         return False
     for cpu in range(scalars[CPUS]):
         cursor = state.cursors[cpu]
-        if (
-            cursor[CPU_STATE] == HAS_EVENT
-            and cursor[HAS_GAP]
-            and cursor[HEAD_TIME] > before
-            and cursor[LAST_TIME] < time
-        ):
+        if cursor[CPU_STATE] == HAS_EVENT and cursor[HAS_GAP] and cursor[HEAD_TIME] > before and cursor[LAST_TIME] < time:
             return False
     return True
 
@@ -210,11 +202,7 @@ def _find_error(info, thread, result, outcome):
     """Return the number of the error that RESULT means, or 0; a call with only an entry has none."""
     if outcome & (UNFINISHED | ONLY_ENTRY) or result >= 0 or result < -_MAX_ERRNO:
         return np.int64(0)
-    if (
-        info[OWN_ERROR]
-        and -result != info[OWN_ERROR]
-        and (info[ACTION] != FCNTL or to_int(thread[ARGUMENT + 1]) == _F_GETOWN)
-    ):
+    if info[OWN_ERROR] and -result != info[OWN_ERROR] and (info[ACTION] != FCNTL or to_int(thread[ARGUMENT + 1]) == _F_GETOWN):
         return np.int64(0)
     return -result
 

@@ -136,9 +136,7 @@ IN_TRACE, IS_CONNECTING, HAS_TRANSFERRED, CLOSES_ON_EXEC = 1, 2, 4, 8
 
 # Outcomes of calls: the number of an error, or 0, together with these bits.
 ERRNO_MASK = 0xFFFF
-DENIED, CONTINUED, UNFINISHED, TRAPPED, TIMED_OUT, ONLY_EXIT, ONLY_ENTRY, NOT_CONNECTED = (
-    1 << bit for bit in range(16, 24)
-)
+DENIED, CONTINUED, UNFINISHED, TRAPPED, TIMED_OUT, ONLY_EXIT, ONLY_ENTRY, NOT_CONNECTED = (1 << bit for bit in range(16, 24))
 
 # Columns of a cell: a count of calls that agree in the first four.
 CELL_TASK, CELL_NUMBER, CELL_OUTCOME, CELL_OBJECT, COUNT, FIRST_END, LAST_END, TOTAL, LONGEST = range(9)

@@ -32,25 +32,8 @@ _ACTIONS = {
     codes.FCNTL: ("fcntl", "fcntl64"),
     codes.PIPE: ("pipe", "pipe2", "socketpair"),
     codes.MAKE: (
-        *(
-            "epoll_create",
-            "epoll_create1",
-            "eventfd",
-            "eventfd2",
-            "timerfd_create",
-            "signalfd",
-            "signalfd4",
-            "memfd_create",
-        ),
-        *(
-            "inotify_init",
-            "inotify_init1",
-            "fanotify_init",
-            "userfaultfd",
-            "perf_event_open",
-            "io_uring_setup",
-            "pidfd_open",
-        ),
+        *("epoll_create", "epoll_create1", "eventfd", "eventfd2", "timerfd_create", "signalfd", "signalfd4", "memfd_create"),
+        *("inotify_init", "inotify_init1", "fanotify_init", "userfaultfd", "perf_event_open", "io_uring_setup", "pidfd_open"),
         *("fsopen", "fsmount", "open_tree", "bpf", "memfd_secret", "landlock_create_ruleset"),
     ),
     codes.TRANSFER: (
@@ -65,55 +48,14 @@ _ACTIONS = {
 _ACTION_OF = {call: action for action, calls in _ACTIONS.items() for call in calls}
 # The position of the argument that is a descriptor, where it is not the first.
 _FD_POSITIONS = {
-    **{
-        name: 0 for names in (_ACTIONS[codes.TRANSFER], _ACTIONS[codes.ACCEPT], _ACTIONS[codes.FCNTL]) for name in names
-    },
+    **{name: 0 for names in (_ACTIONS[codes.TRANSFER], _ACTIONS[codes.ACCEPT], _ACTIONS[codes.FCNTL]) for name in names},
     **dict.fromkeys(
         (
             *("close", "dup", "dup2", "dup3", "connect", "bind", "listen", "shutdown", "getsockname", "getpeername"),
-            *(
-                "setsockopt",
-                "getsockopt",
-                "fstat",
-                "lseek",
-                "_llseek",
-                "ioctl",
-                "flock",
-                "fsync",
-                "fdatasync",
-                "ftruncate",
-            ),
-            *(
-                "ftruncate64",
-                "fchmod",
-                "fchown",
-                "fchdir",
-                "fallocate",
-                "getdents",
-                "getdents64",
-                "epoll_wait",
-                "epoll_pwait",
-            ),
-            *(
-                "epoll_pwait2",
-                "epoll_ctl",
-                "syncfs",
-                "fstatfs",
-                "fstatfs64",
-                "fadvise64",
-                "readahead",
-                "sync_file_range",
-            ),
-            *(
-                "fstat64",
-                "copy_file_range",
-                "tee",
-                "vmsplice",
-                "io_uring_enter",
-                "fgetxattr",
-                "fsetxattr",
-                "flistxattr",
-            ),
+            *("setsockopt", "getsockopt", "fstat", "lseek", "_llseek", "ioctl", "flock", "fsync", "fdatasync", "ftruncate"),
+            *("ftruncate64", "fchmod", "fchown", "fchdir", "fallocate", "getdents", "getdents64", "epoll_wait", "epoll_pwait"),
+            *("epoll_pwait2", "epoll_ctl", "syncfs", "fstatfs", "fstatfs64", "fadvise64", "readahead", "sync_file_range"),
+            *("fstat64", "copy_file_range", "tee", "vmsplice", "io_uring_enter", "fgetxattr", "fsetxattr", "flistxattr"),
             *("fremovexattr", "timerfd_settime", "timerfd_gettime", "inotify_add_watch", "execveat_"),
         ),
         0,
@@ -132,9 +74,7 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
     for name, known in formats.items():
         row = [codes.OTHER_EVENT, 0, -1, 0, 0, 0, 0, 0]
         found = _describe(name, known, word_size)
-        if found and (
-            found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name.endswith("_execve")
-        ):
+        if found and (found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name.endswith("_execve")):
             kind, fields, places = found
             needed = max((field.offset + max(field.size, 0) for field in fields), default=0)
             row[0], row[7] = kind, needed
@@ -179,8 +119,7 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
     if name.startswith(f"{_OWN}enter_"):
         first = number.offset + max(number.size, word_size)
         count = sum(
-            not field.is_dynamic and field.size == word_size and field.offset >= first
-            for field in known.fields.values()
+            not field.is_dynamic and field.size == word_size and field.offset >= first for field in known.fields.values()
         )
         return codes.OWN_ENTER, [number], [number.offset, number.size, first, min(6, count), word_size]
     if "ret" not in known.fields:
@@ -223,16 +162,7 @@ def _describe_exit(_fields: _Fields) -> tuple[int, list[Field], list[int]]:
 def _describe_state(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     names = ("oldstate", "newstate", "family", "protocol", "dport", "daddr", "daddr_v6")
     old, new, family, protocol, port, narrow, wide = (fields[name] for name in names)
-    places = [
-        old.offset,
-        new.offset,
-        family.offset,
-        protocol.offset,
-        protocol.size,
-        port.offset,
-        narrow.offset,
-        wide.offset,
-    ]
+    places = [old.offset, new.offset, family.offset, protocol.offset, protocol.size, port.offset, narrow.offset, wide.offset]
     return codes.SOCKET_STATE, [old, new, family, protocol, port, narrow, wide], places
 
 

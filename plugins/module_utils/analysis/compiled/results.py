@@ -61,10 +61,7 @@ def make_tables(
             cells[:, codes.CELL_NUMBER],
             outcomes,
             cells[:, codes.CELL_OBJECT],
-            *(
-                cells[:, column]
-                for column in (codes.COUNT, codes.FIRST_END, codes.LAST_END, codes.TOTAL, codes.LONGEST)
-            ),
+            *(cells[:, column] for column in (codes.COUNT, codes.FIRST_END, codes.LAST_END, codes.TOTAL, codes.LONGEST)),
         ),
         long_calls=_list_long_calls(state),
         descriptors=_list_descriptors(state, len(processes)),
