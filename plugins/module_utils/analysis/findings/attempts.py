@@ -52,7 +52,7 @@ _MIN_SPAN_NS = 1_000_000_000
 
 
 class Attempts:
-    """What the programs of CAPTURE found, by path and by name."""
+    """Paths and names that the programs of CAPTURE found."""
 
     def __init__(self, capture: Capture) -> None:
         self._processes = capture.processes

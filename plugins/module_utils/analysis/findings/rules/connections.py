@@ -69,7 +69,7 @@ def find(capture: Capture) -> Iterator[Finding]:
 
 
 class _Connected:
-    """What the programs of CAPTURE were connected to: programs with the ports, and with addresses."""
+    """Addresses and ports that the programs of CAPTURE were connected to."""
 
     def __init__(self, capture: Capture) -> None:
         self._ports: dict[tuple[str, str], set[str]] = {}
