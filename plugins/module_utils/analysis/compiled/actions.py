@@ -14,8 +14,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     DUP,
     DUP_TO,
     FCNTL,
-    FD_FLAGS,
     FD_BLOCK,
+    FD_FLAGS,
     FD_OBJECT,
     HAS_TRANSFERRED,
     IN_TRACE,
@@ -118,7 +118,7 @@ def _control(state, process, call):
     if command == _F_SETFD:
         flags = read_flags(state, process, fd) & ~CLOSES_ON_EXEC
         set_flags(state, process, fd, flags | (CLOSES_ON_EXEC if call[OUT_ARGUMENT + 2] & 1 else 0))
-    elif command == _F_DUPFD or command == _F_DUPFD_CLOEXEC:
+    elif command in (_F_DUPFD, _F_DUPFD_CLOEXEC):
         flags = IN_TRACE | (CLOSES_ON_EXEC if command == _F_DUPFD_CLOEXEC else 0)
         number = find_descriptor(state, process, fd)
         state.processes[process, OPENED] += 1

@@ -10,10 +10,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_path
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.path_calls import FAMILIES, FAMILY_OF_CALL
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import (
+    IO_URING_CREATE,
+    IO_URING_REQUESTS,
+)
 
 _OWN = "syscalls:sys_"
 _NUMBER = "__syscall_nr"
+_EXIT_OF_EXEC = "syscalls:sys_exit_execve"
 _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 _EBADF, _EFAULT = 9, 14
 _OWN_ERRORS = {"fcntl": _EBADF, "fcntl64": _EBADF, "times": _EFAULT}
@@ -32,8 +38,25 @@ _ACTIONS = {
     codes.FCNTL: ("fcntl", "fcntl64"),
     codes.PIPE: ("pipe", "pipe2", "socketpair"),
     codes.MAKE: (
-        *("epoll_create", "epoll_create1", "eventfd", "eventfd2", "timerfd_create", "signalfd", "signalfd4", "memfd_create"),
-        *("inotify_init", "inotify_init1", "fanotify_init", "userfaultfd", "perf_event_open", "io_uring_setup", "pidfd_open"),
+        *(
+            "epoll_create",
+            "epoll_create1",
+            "eventfd",
+            "eventfd2",
+            "timerfd_create",
+            "signalfd",
+            "signalfd4",
+            "memfd_create",
+        ),
+        *(
+            "inotify_init",
+            "inotify_init1",
+            "fanotify_init",
+            "userfaultfd",
+            "perf_event_open",
+            "io_uring_setup",
+            "pidfd_open",
+        ),
         *("fsopen", "fsmount", "open_tree", "bpf", "memfd_secret", "landlock_create_ruleset"),
     ),
     codes.TRANSFER: (
@@ -48,14 +71,55 @@ _ACTIONS = {
 _ACTION_OF = {call: action for action, calls in _ACTIONS.items() for call in calls}
 # The position of the argument that is a descriptor, where it is not the first.
 _FD_POSITIONS = {
-    **{name: 0 for names in (_ACTIONS[codes.TRANSFER], _ACTIONS[codes.ACCEPT], _ACTIONS[codes.FCNTL]) for name in names},
+    **{
+        name: 0 for names in (_ACTIONS[codes.TRANSFER], _ACTIONS[codes.ACCEPT], _ACTIONS[codes.FCNTL]) for name in names
+    },
     **dict.fromkeys(
         (
             *("close", "dup", "dup2", "dup3", "connect", "bind", "listen", "shutdown", "getsockname", "getpeername"),
-            *("setsockopt", "getsockopt", "fstat", "lseek", "_llseek", "ioctl", "flock", "fsync", "fdatasync", "ftruncate"),
-            *("ftruncate64", "fchmod", "fchown", "fchdir", "fallocate", "getdents", "getdents64", "epoll_wait", "epoll_pwait"),
-            *("epoll_pwait2", "epoll_ctl", "syncfs", "fstatfs", "fstatfs64", "fadvise64", "readahead", "sync_file_range"),
-            *("fstat64", "copy_file_range", "tee", "vmsplice", "io_uring_enter", "fgetxattr", "fsetxattr", "flistxattr"),
+            *(
+                "setsockopt",
+                "getsockopt",
+                "fstat",
+                "lseek",
+                "_llseek",
+                "ioctl",
+                "flock",
+                "fsync",
+                "fdatasync",
+                "ftruncate",
+            ),
+            *(
+                "ftruncate64",
+                "fchmod",
+                "fchown",
+                "fchdir",
+                "fallocate",
+                "getdents",
+                "getdents64",
+                "epoll_wait",
+                "epoll_pwait",
+            ),
+            *(
+                "epoll_pwait2",
+                "epoll_ctl",
+                "syncfs",
+                "fstatfs",
+                "fstatfs64",
+                "fadvise64",
+                "readahead",
+                "sync_file_range",
+            ),
+            *(
+                "fstat64",
+                "copy_file_range",
+                "tee",
+                "vmsplice",
+                "io_uring_enter",
+                "fgetxattr",
+                "fsetxattr",
+                "flistxattr",
+            ),
             *("fremovexattr", "timerfd_settime", "timerfd_gettime", "inotify_add_watch", "execveat_"),
         ),
         0,
@@ -74,8 +138,12 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
     for name, known in formats.items():
         row = [codes.OTHER_EVENT, 0, -1, 0, 0, 0, 0, 0]
         found = _describe(name, known, word_size)
-        if found and (found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name.endswith("_execve")):
+        if found and (
+            found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name == _EXIT_OF_EXEC
+        ):
             kind, fields, places = found
+            if kind == codes.OWN_EXIT and not selection.has_event(name):
+                kind = codes.EXEC_EXIT
             needed = max((field.offset + max(field.size, 0) for field in fields), default=0)
             row[0], row[7] = kind, needed
             row += places
@@ -93,24 +161,24 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
             rows += 1
 
 
-_Described = "tuple[int, list[Field], list[int]]"
-
-
 def _describe(name: str, known: EventFormat, word_size: int) -> tuple[int, list[Field], list[int]] | None:
     """Return the kind of event KNOWN, called NAME, the fields that have to be in a record, and their places; None for other events."""
-    if name == "raw_syscalls:sys_enter" and {"id", "args"} <= set(known.fields):
-        number, arguments = known.fields["id"], known.fields["args"]
-        places = [number.offset, number.size, arguments.offset, min(6, arguments.size // word_size), word_size]
-        return codes.RAW_ENTER, [number, arguments], places
-    if name == "raw_syscalls:sys_exit" and {"id", "ret"} <= set(known.fields):
-        number, result = known.fields["id"], known.fields["ret"]
+    if name == "raw_syscalls:sys_enter":
+        number, arguments = known.field("id"), known.fields.get("args")
+        offset, size = (arguments.offset, arguments.size) if arguments else (0, 0)
+        places = [number.offset, number.size, offset, min(6, size // word_size), word_size]
+        return codes.RAW_ENTER, [number, *([arguments] if arguments else [])], places
+    if name == "raw_syscalls:sys_exit":
+        number, result = known.field("id"), known.field("ret")
         return codes.RAW_EXIT, [number, result], [number.offset, number.size, result.offset, result.size, 0]
     if name.startswith(_OWN) and _NUMBER in known.fields:
         return _describe_own(name, known, word_size)
     describe = _OTHERS.get(name)
     try:
         return describe(known.fields) if describe else None
-    except KeyError:  # a kernel without one of the fields
+    except KeyError as error:
+        if name in _NEEDED:
+            raise TraceFileError(f"event {name} of the trace has no field {error.args[0]!r}") from error
         return None
 
 
@@ -119,13 +187,14 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
     if name.startswith(f"{_OWN}enter_"):
         first = number.offset + max(number.size, word_size)
         count = sum(
-            not field.is_dynamic and field.size == word_size and field.offset >= first for field in known.fields.values()
+            not field.is_dynamic and field.size == word_size and field.offset >= first
+            for field in known.fields.values()
         )
         return codes.OWN_ENTER, [number], [number.offset, number.size, first, min(6, count), word_size]
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
-    is_exec = codes.IS_EXEC_EXIT if name == f"{_OWN}exit_execve" else 0
+    is_exec = codes.IS_EXEC_EXIT if name == _EXIT_OF_EXEC else 0
     return codes.OWN_EXIT, [number, result], [number.offset, number.size, result.offset, result.size, is_exec]
 
 
@@ -135,6 +204,8 @@ def _place_text(field: Field) -> list[int]:
 
 
 _Fields = Mapping[str, Field]
+# Events without which no thread has its right name. A kernel may lack fields of the others.
+_NEEDED = ("task:task_newtask", "task:task_rename")
 
 
 def _describe_birth(fields: _Fields) -> tuple[int, list[Field], list[int]]:
@@ -162,7 +233,16 @@ def _describe_exit(_fields: _Fields) -> tuple[int, list[Field], list[int]]:
 def _describe_state(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     names = ("oldstate", "newstate", "family", "protocol", "dport", "daddr", "daddr_v6")
     old, new, family, protocol, port, narrow, wide = (fields[name] for name in names)
-    places = [old.offset, new.offset, family.offset, protocol.offset, protocol.size, port.offset, narrow.offset, wide.offset]
+    places = [
+        old.offset,
+        new.offset,
+        family.offset,
+        protocol.offset,
+        protocol.size,
+        port.offset,
+        narrow.offset,
+        wide.offset,
+    ]
     return codes.SOCKET_STATE, [old, new, family, protocol, port, narrow, wide], places
 
 
@@ -175,6 +255,21 @@ def _describe_victim(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     return codes.OOM, [fields["pid"]], [fields["pid"].offset]
 
 
+def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    address = fields["ip"] if "ip" in fields else fields["func"]
+    return codes.FUNCTION, [address], [address.offset, address.size]
+
+
+def _describe_request(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    operation, name = fields["opcode"], fields.get("op_str")
+    place = name.offset if name and name.is_dynamic else -1
+    return codes.RING_REQUEST, [operation], [operation.offset, operation.size, place]
+
+
+def _describe_ring(fields: _Fields) -> tuple[int, list[Field], list[int]]:
+    return codes.RING_CREATE, [fields["flags"]], [fields["flags"].offset]
+
+
 _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
     "task:task_newtask": _describe_birth,
     "task:task_rename": _describe_rename,
@@ -183,6 +278,11 @@ _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
     "sock:inet_sock_set_state": _describe_state,
     "signal:signal_deliver": _describe_signal,
     "oom:mark_victim": _describe_victim,
+    **dict.fromkeys(
+        ("ftrace:function", "ftrace:funcgraph_entry", "ftrace:funcgraph_retaddr_entry"), _describe_function
+    ),
+    **dict.fromkeys(IO_URING_REQUESTS, _describe_request),
+    IO_URING_CREATE: _describe_ring,
 }
 
 

@@ -4,18 +4,25 @@
 
 from __future__ import annotations
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
+    end_pending,
+    end_wait,
+    enter_call,
+    exit_call,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     BIRTH,
     COMMON_PID,
     COMMON_TYPE,
-    CPUS,
     CPU_STATE,
+    CPUS,
     END,
     EVENT_FAMILY,
     EVENTS,
     EXEC,
+    EXEC_EXIT,
     FIRST_PATH,
-    HAS_EVENT,
+    FUNCTION,
     HAS_GAP,
     HEAD_TIME,
     HEAP,
@@ -27,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     KIND,
     LAST_FIRST,
     LAST_GAP_END,
+    LAST_ROW,
     LAST_TIME,
     LENGTH,
     NEEDS_PAGES,
@@ -36,30 +44,25 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT,
     OWN_ENTER,
     OWN_EXIT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PATH_TEXT,
     PATHS,
     PLACE,
     RAW_ENTER,
-    RAW_EXIT,
     RECORD,
     RENAME,
     SIGNAL,
     SOCKET_STATE,
     START,
     THREAD_EXIT,
+    TID,
     UNKNOWN_EVENTS,
     WANTED,
     WANTS_PAGES,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
-    end_pending,
-    enter_call,
-    exit_call,
-)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
     change_name,
+    count_event,
     end_thread,
     find_or_add,
     give_birth,
@@ -68,7 +71,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     note_side,
     run_program,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part, compile_whole
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import (
+    compile_inline,
+    compile_part,
+    compile_whole,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
     advance,
@@ -78,7 +85,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _ROOM = 8  # rows of the stream that one event may need
-_MAX_PATHS = 3
 
 
 @compile_whole
@@ -96,11 +102,11 @@ def run_pass(state, pages):
     while scalars[HEAP]:
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return IS_FULL
-        cpu = np.int64(heap[0])
-        _handle(state, pages, cpu)
-        if not advance(cursors, cpu, pages, scalars):
+        earliest = np.int64(heap[0])
+        _handle(state, pages, earliest)
+        if not advance(cursors, earliest, pages, scalars):
             _pop(heap, scalars, cursors)
-            scalars[WANTED] = cpu
+            scalars[WANTED] = earliest
             return WANTS_PAGES
         _sink(heap, scalars, cursors)
     return IS_DONE
@@ -114,13 +120,12 @@ def finish_pass(state, first):
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return row
         if state.threads[row, IS_PENDING]:
-            # A wait that began before the trace, too, has lasted till now.
-            state.threads[row, IS_PENDING] = 1
+            end_wait(state, np.int64(row), scalars[END])
             end_pending(state, np.int64(row), scalars[END])
     return -1
 
 
-@compile_part
+@compile_inline
 def _is_before(cursors, one, other):
     mine, its = cursors[one, HEAD_TIME], cursors[other, HEAD_TIME]
     return mine < its or (mine == its and one < other)
@@ -144,7 +149,7 @@ def _pop(heap, scalars, cursors):
     _sink(heap, scalars, cursors)
 
 
-@compile_part
+@compile_inline
 def _sink(heap, scalars, cursors):
     size = scalars[HEAP]
     place = 0
@@ -158,7 +163,7 @@ def _sink(heap, scalars, cursors):
         place = below
 
 
-@compile_part
+@compile_inline
 def _handle(state, pages, cpu):
     """Handle the next event of CPU."""
     cursor, scalars = state.cursors[cpu], state.scalars
@@ -174,7 +179,14 @@ def _handle(state, pages, cpu):
     layout = state.events[state.event_rows[number]]
     if layout[KIND] == OTHER_EVENT or cursor[LENGTH] < layout[PLACE]:
         return
-    row = find_or_add(state, read_signed(pages, record + scalars[COMMON_PID], 4))
+    if layout[KIND] >= FUNCTION:
+        count_event(state, pages, cpu, layout)
+        return
+    tid = read_signed(pages, record + scalars[COMMON_PID], 4)
+    row = cursor[LAST_ROW]
+    if state.threads[row, TID] != tid:
+        row = find_or_add(state, tid)
+        cursor[LAST_ROW] = max(row, np.int64(0))
     if row < 0:
         scalars[UNKNOWN_EVENTS] += 1
         return
@@ -186,13 +198,13 @@ def _handle(state, pages, cpu):
         _handle_rest(state, pages, cpu, row, layout)
 
 
-@compile_part
+@compile_inline
 def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
     number = read_signed(pages, record + layout[PLACE + 1], min(layout[PLACE + 2], 4))
-    source = 1 if kind == OWN_ENTER or kind == OWN_EXIT else 0
-    if kind == RAW_ENTER or kind == OWN_ENTER:
+    source = 1 if kind in (OWN_ENTER, OWN_EXIT) else 0
+    if kind in (RAW_ENTER, OWN_ENTER):
         places = (record + layout[PLACE + 3], np.int64(layout[PLACE + 4]), np.int64(layout[PLACE + 5]), source)
         enter_call(state, pages, row, number, time, places)
     else:
@@ -211,11 +223,13 @@ def _handle_rest(state, pages, cpu, row, layout):
         change_name(state, pages, cpu, row, layout)
     elif kind == EXEC:
         run_program(state, pages, cpu, row, layout)
+    elif kind == EXEC_EXIT:
+        judge_exec(state, row)
     elif kind == THREAD_EXIT:
         end_thread(state, row, state.cursors[cpu, HEAD_TIME])
     elif kind == SOCKET_STATE:
         note_connection(state, pages, cpu, row, layout)
-    elif kind == SIGNAL or kind == OOM:
+    elif kind in (SIGNAL, OOM):
         note_side(state, pages, cpu, row, layout)
 
 
@@ -229,7 +243,7 @@ def _note_path(state, pages, cpu, row, layout):
     else:
         joined = state.scratch
         used = 0
-        for index in range(min(np.int64(layout[PATHS]), _MAX_PATHS)):
+        for index in range(layout[PATHS]):
             if index:
                 for mark in (32, 45, 62, 32):
                     joined[used] = mark
@@ -239,7 +253,7 @@ def _note_path(state, pages, cpu, row, layout):
                 joined[used] = pages.data[at]
                 used += 1
         found = number_object(state, PATH_TEXT, joined, 0, used)
-    state.threads[row, PATH_FAMILY], state.threads[row, PATH_OBJECT] = layout[EVENT_FAMILY], found
+    state.threads[row, PATH_OBJECT + layout[EVENT_FAMILY]] = found
 
 
 @compile_part

@@ -30,7 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     RECORD,
     SHIFT,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Pages(NamedTuple):
     order: int  # NATIVE, LITTLE or BIG
 
 
-@compile_part
+@compile_inline
 def read_number(pages, at, size):
     """Return the unsigned number of SIZE bytes at offset AT of PAGES; of 8 bytes, as a signed one."""
     if pages.order == NATIVE and at & 3 == 0:
@@ -71,7 +71,7 @@ def read_number(pages, at, size):
     return number
 
 
-@compile_part
+@compile_inline
 def read_signed(pages, at, size):
     """Return the signed number of SIZE bytes at offset AT of PAGES."""
     number = read_number(pages, at, size)
@@ -80,7 +80,7 @@ def read_signed(pages, at, size):
     return number
 
 
-@compile_part
+@compile_inline
 def scale_time(raw, factor, shift):
     """Return RAW * FACTOR >> SHIFT without products of more than 64 bits, as the kernel's mul_u64_u32_shr computes it."""
     if factor == 1 and shift == 0:
@@ -123,12 +123,7 @@ def advance(cursors, cpu, pages, scalars):
         if (kind == _PADDING and delta == 0) or size < 4 or at + size > end or (is_data and length < 8):
             cursor[AT] = end
             continue
-        if kind == _TIME_EXTEND:
-            cursor[CLOCK] += (word << _DELTA_BITS) + delta
-        elif kind > _TIME_EXTEND:
-            cursor[CLOCK] = ((word << _DELTA_BITS) + delta) & _LOW_TIME_BITS | (cursor[CLOCK] & ~_LOW_TIME_BITS)
-        else:
-            cursor[CLOCK] += delta
+        cursor[CLOCK] = _move_clock(cursor[CLOCK], kind, delta, word)
         cursor[AT] = at + ((size + 3) & ~3)
         if is_data:
             cursor[HEAD_TIME] = scale_time(cursor[CLOCK], scalars[FACTOR], scalars[SHIFT])
@@ -136,6 +131,15 @@ def advance(cursors, cpu, pages, scalars):
             cursor[HAS_GAP], cursor[IS_MISSED] = cursor[IS_MISSED], 0
             cursor[CPU_STATE] = HAS_EVENT
             return True
+
+
+@compile_inline
+def _move_clock(time, kind, delta, word):
+    """Return the raw time of an event of KIND behind TIME."""
+    if kind <= _PADDING:
+        return time + delta
+    wide = (word << _DELTA_BITS) + delta
+    return time + wide if kind == _TIME_EXTEND else wide & _LOW_TIME_BITS | (time & ~_LOW_TIME_BITS)
 
 
 @compile_part

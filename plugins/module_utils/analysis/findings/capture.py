@@ -30,6 +30,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     NEVER,
     NO_OBJECT,
     NOT_CONNECTED,
+    ONLY_ENTRY,
+    ONLY_EXIT,
     OTHER_OBJECTS,
     TIMED_OUT,
     TRAPPED,
@@ -66,6 +68,7 @@ class Outcome:
     not_connected: bool = False  # the connection that it began came to nothing
     unfinished: bool = False  # it did not end in the capture
     continued: bool = False  # it did not begin in it
+    is_half: bool = False  # only its beginnings or only its ends are recorded: duration, or error, are not known
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,17 @@ class Process:
     closed: int
 
 
-Row = Union[Cell, LongCall, LeftOpen]
+@dataclass(frozen=True)
+class Moment:
+    """Something that happened to a process, or its life. Times are nanoseconds of the trace's clock."""
+
+    who: Who  # its first thread, as it is called at the end
+    first_ns: int
+    last_ns: int
+    count: int = 1
+
+
+Row = Union[Cell, LongCall, LeftOpen, Moment]
 
 
 @dataclass(frozen=True)
@@ -219,6 +232,16 @@ class Capture:
             "missing": self.loss,
         }
         return Finding(**{**known, **parts})
+
+    @property
+    def threads(self) -> Sequence[Who]:
+        """Return the threads in the order of the table of tasks."""
+        return self._who
+
+    @property
+    def length_ns(self) -> int:
+        """Return how long the trace is, from its first to its last event."""
+        return self.tables.end_ns - self.tables.start_ns
 
     @cached_property
     def left_open(self) -> list[LeftOpen]:
@@ -318,6 +341,7 @@ def read_outcome(outcome: int) -> Outcome:
         not_connected=bool(outcome & NOT_CONNECTED),
         unfinished=bool(outcome & UNFINISHED),
         continued=bool(outcome & CONTINUED),
+        is_half=bool(outcome & (ONLY_ENTRY | ONLY_EXIT)),
     )
 
 
