@@ -29,6 +29,7 @@ _OUTCOMES = {
     "ECONNRESET": "{peer} reset the connection of {program}",
     "ENETRESET": "{peer} reset the connection of {program}",
     "EADDRNOTAVAIL": "{program} could not connect to {peer}: no free local port, or no such local address",
+    "ENOENT": "{program} could not connect to {peer}: no such file",
     "EPERM": "{program} may not connect to {peer}: a firewall or a security module refused",
     "EACCES": "{program} may not connect to {peer}: a firewall or a security module refused",
 }
@@ -37,6 +38,7 @@ _SEVERITY, _SEVERITY_RESET, _SEVERITY_INFERRED, _SEVERITY_UNNAMED = 80, 60, 60, 
 _LOCAL = ("127.", "[::1]", "[::ffff:127.")
 _SPAN_NS = 1_000_000_000
 _MIN_UNNAMED = 3
+_MIN_UNIX = 10  # attempts of one process
 _MIN_SHARE = 0.2  # of the attempts, where the others connect
 _UNIX = re.compile(r"unix\b", re.IGNORECASE)
 _OF_NO_ROUTE = frozenset({"ENETUNREACH", "EADDRNOTAVAIL", "EHOSTUNREACH", "EACCES"})
@@ -69,7 +71,7 @@ def find(capture: Capture) -> Iterator[Finding]:
 
 
 class _Connected:
-    """What the programs of CAPTURE were connected to: programs with the ports, and with addresses."""
+    """Addresses and ports that the programs of CAPTURE were connected to."""
 
     def __init__(self, capture: Capture) -> None:
         self._ports: dict[tuple[str, str], set[str]] = {}
@@ -161,7 +163,9 @@ def _make_unnamed(capture: Capture, program: str, error: str, thing: Thing | Non
 def _is_normal(thing: Thing | None, error: str, cells: Sequence[Cell], connected: _Connected) -> bool:
     """Return True if the failures of CELLS, whose peer is not known, need not matter."""
     if error == "ENOENT":
-        return True  # a Unix socket that is not there, such as nscd's, which libc tries for each name
+        # A Unix socket that is not there. libc tries nscd's before it looks up a name, once or twice, and then not for a hundred names.
+        tries = Counter(cell.who.pid for cell in cells for _one in range(min(cell.count, _MIN_UNIX)))
+        return max(tries.values()) < _MIN_UNIX or (thing is not None and "nscd" in thing.text)
     if cells[0].call != "connect":
         # A client that leaves resets what a server has accepted.
         return error != "ECONNREFUSED" or sum(cell.count for cell in cells) < _MIN_UNNAMED

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import describe_target
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.resources import Resources
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
@@ -28,6 +29,7 @@ _MIN_SPAN = 0.5  # of the trace's time, or of the process's in it, within which 
 _MIDDLE = (0.2, 0.8)  # of that span, in which half of them were open
 _MIN_TIME_NS = 1_000_000_000
 _MIN_SHARE = 0.25  # of the openings that stay open
+_NAMED = 0.8  # of the new descriptors
 _FOLLOWED = 256 - 16  # the pass follows the lowest 256 descriptors of a process
 _SEVERITY, _SEVERITY_NEAR = 60, 80
 _NEAR_S = 3600.0  # to the limit
@@ -36,11 +38,11 @@ _NUMBERS = re.compile(r"\d+")
 
 
 class _Growth(NamedTuple):
-    """What a process has left open."""
+    """Descriptors that a process has left open."""
 
-    number: int
+    left: int
     thing: Thing | None
-    share: int  # of NUMBER, which are of THING
+    share: int  # of LEFT, which are of THING
     certain: bool
 
 
@@ -137,11 +139,11 @@ def _make_finding(
     capture: Capture, process: Process, rows: Sequence[LeftOpen], growth: _Growth, resources: Resources
 ) -> Finding:
     seconds = (capture.tables.end_ns - max(capture.tables.start_ns, process.begin_ns)) / 1e9
-    rate = growth.number / seconds
+    rate = growth.left / seconds
     limit = resources.find_process(process.pid, "nofile").known or resources.guess_limit("nofile")
-    held = resources.find_process(process.pid, "open").last or growth.number
-    numbers = {"left": Number(growth.number, "sum"), "rate": Number(_round(rate), "sum")}
-    what = "{object}" if growth.share >= 0.8 * growth.number else "{object} and others"
+    held = resources.find_process(process.pid, "open").last or growth.left
+    numbers = {"left": Number(growth.left, "sum"), "rate": Number(_round(rate), "sum")}
+    what = "{object}" if growth.share >= 0.8 * growth.left else "{object} and others"
     template = f"{{program}} leaves descriptors of {what} open: {{left}} in this trace, {{rate}} a second"
     severity, missing = _SEVERITY, capture.loss
     if limit:
@@ -162,14 +164,31 @@ def _make_finding(
         template=template,
         severity=severity,
         program=rows[-1].who.program,
-        object=growth.thing,
+        object=_name_by_host(capture, process.pid, growth.thing),
         numbers=numbers,
-        count=growth.number,
-        of=max(process.opened, growth.number),
+        count=growth.left,
+        of=max(process.opened, growth.left),
         confidence="certain" if growth.certain and not capture.loss else "likely",
         missing=missing,
         next=run_in(capture.place, "lsof", "-n", "-P", *chosen),
     )
+
+
+def _name_by_host(capture: Capture, pid: int, thing: Thing | None) -> Thing | None:
+    """Return THING, or, where the trace does not name it, what most of the new descriptors of process PID refer to, as the host saw it."""
+    if thing is not None and thing.kind in ("path", "peer"):
+        return thing
+    table = capture.manifest.get("descriptors") or {}
+    ends = [
+        {entry["fd"]: entry["target"] for entry in table.get(when) or () if entry["pid"] == pid}
+        for when in ("first", "last")
+    ]
+    new = [describe_target(target) for fd, target in ends[1].items() if ends[0].get(fd) != target]
+    for counts in (Counter(new), Counter(map(_generalize, new))):
+        found, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]), default=(None, 0))
+        if found is not None and count >= max(_MIN_COUNT, _NAMED * len(new)):
+            return found
+    return thing
 
 
 def _round(rate: float) -> float:

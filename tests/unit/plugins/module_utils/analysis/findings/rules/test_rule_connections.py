@@ -116,3 +116,8 @@ def test_a_peer_that_is_not_recorded():
     (found,) = find(Call("connect", ("socket", "unix stream socket"), "ECONNREFUSED"))
     assert found.statement == "unix stream socket refused the connection of web (ECONNREFUSED), once"
     assert (found.confidence, found.missing) == ("likely", "the address of the peer is not recorded")
+
+
+def test_a_unix_socket_that_is_not_there():
+    (found,) = find(Call("connect", ("socket", "unix stream socket"), "ENOENT", count=50))
+    assert found.statement == "web could not connect to unix stream socket: no such file (ENOENT), 50 times"

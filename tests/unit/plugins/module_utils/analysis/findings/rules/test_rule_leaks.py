@@ -88,3 +88,11 @@ def test_without_closes_in_the_trace_nothing_is_known():
     rows = [(4711, "/etc/passwd", 100, 1, 9, 5)]
     assert find(Call("openat", "/etc/passwd"), left_open=rows, processes=GROWS) == []
     assert find(CLOSE, left_open=rows, processes=GROWS, specification={"errors_only": True}) == []
+
+
+def test_the_host_names_what_the_trace_does_not():
+    last = [{"pid": 4711, "fd": fd, "target": "/etc/passwd"} for fd in range(5, 105)]
+    table = {"first": [{"pid": 4711, "fd": 3, "target": "/x"}], "last": [*last, {"pid": 4711, "fd": 3, "target": "/x"}]}
+    rows = [(4711, ("file", "a file whose path is not recorded"), 100, 1, 9, 5)]
+    (found,) = find(CLOSE, left_open=rows, processes=GROWS, descriptors=table)
+    assert found.object.text == "/etc/passwd"
