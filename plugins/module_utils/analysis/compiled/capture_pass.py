@@ -8,7 +8,6 @@ import re
 import sys
 from typing import Any, Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes, merge
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import (
     Selection,
@@ -20,7 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, make_state
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import find_change
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
@@ -32,7 +31,9 @@ _DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
 class CapturePass:
     """A pass over TRACE, one buffer of a capture that MANIFEST describes. Iterate over `gen_blocks`, then read STATE."""
 
-    def __init__(self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False) -> None:
+    def __init__(
+        self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
+    ) -> None:
         head = trace.head
         self.names = read_names(manifest)
         self._file, self._head = trace.file, head
@@ -43,6 +44,7 @@ class CapturePass:
         fill_events(self.state, trace.formats, 8, selection)
         fill_calls(self.state, self.names, selection)
         self._describe(trace, manifest, wants_calls=wants_calls)
+        self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
         plant(self.state, seeds)
         slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // max(1, len(head.cpus)) // head.page_size * head.page_size))
         self._slot = slot
@@ -130,3 +132,15 @@ class CapturePass:
 def _find_order() -> int:
     """Return the order of bytes in pages: that of this machine, for no other file is read."""
     return NATIVE if sys.byteorder == "little" else BIG
+
+
+def find_change(manifest: Mapping[str, Any]) -> int:
+    """Return when the trace was started or last changed, in nanoseconds of its clock; NEVER when it is not known."""
+    times = manifest.get("time")
+    changed = times.get("changed") if isinstance(times, dict) else None
+    if not isinstance(changed, dict):
+        return codes.NEVER
+    real, offset = changed.get("real_time_ns"), changed.get("offset_ns")
+    if not isinstance(real, int) or not isinstance(offset, int):
+        return codes.NEVER
+    return max(codes.NEVER, min(real - offset, -codes.NEVER))  # the values came from a host and may be anything

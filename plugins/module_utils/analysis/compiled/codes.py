@@ -26,7 +26,11 @@ MAX_NUMBER = 1024
     SIGNAL,
     OOM,
     PATH,
-) = range(13)
+    EXEC_EXIT,  # the exit of execve where it only tells the new program's architecture
+    FUNCTION,  # from here on, events that are only counted
+    RING_REQUEST,
+    RING_CREATE,
+) = range(17)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
@@ -81,8 +85,9 @@ IS_EXEC_EXIT = 1
     LAST_TIME,  # of the last event that was handled; NEVER before the first
     IS_MISSED,  # 1 if the current page begins behind a loss and no event of it has been found
     CPU_STATE,  # one of the states below
-) = range(13)
-CURSOR_COLUMNS = 13
+    LAST_ROW,  # row of the thread of the last event
+) = range(14)
+CURSOR_COLUMNS = 14
 NEEDS_PAGES, HAS_EVENT, IS_FINISHED = range(3)
 
 # Answers of the pass.
@@ -109,12 +114,12 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
     IS_COMPAT,  # 1 while the thread runs a 32-bit program
     EXEC_STATE,  # 1 after an exec, until it is known which architecture the program has
     IS_NAMED,  # 1 if the name has changed since the last exec
-    PATH_FAMILY,  # family of the recorded path that waits for its call, or -1
-    PATH_OBJECT,
     PEER_OBJECT,  # peer of a connection that the pending call makes, or 0
-    PATH_TIME,
-) = range(23)
-THREAD_COLUMNS = 23
+    PATH_OBJECT,  # the recorded path that waits for the next call of family 0, or 0; the columns of the other families follow
+) = range(21)
+MAX_FAMILIES = 24
+NO_TID = -1 << 40
+THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
@@ -211,5 +216,8 @@ DELIVERED, VICTIM = range(2)
     HEAP,  # CPUs in the heap
     CPUS,
     HINTS,
-) = range(36)
-SCALARS = 40
+    HAS_POLLED,  # 1 if a kernel thread fetched requests of io_uring
+    MIN_LATENCY,  # calls that are shorter, or have one end in the trace, are not counted; 0 for none
+    FUNCTIONS,
+) = range(39)
+SCALARS = 48

@@ -10,6 +10,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CAN_TELL,
     DELIVERED,
     EXEC_STATE,
+    FUNCTION,
+    FUNCTIONS,
+    HAS_POLLED,
     HEAD_TIME,
     HINTS,
     IS_COMPAT,
@@ -26,6 +29,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     PLACE,
     PROCESS_END,
     RECORD,
+    RING_REQUEST,
     SIDE_KIND,
     SIDE_OTHER,
     SIDE_TASK,
@@ -59,6 +63,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 _CLONE_THREAD = 0x10000
 _TCP_SYN_SENT, _TCP_CLOSE = 2, 7
 _AF_INET6 = 10
+_SETUP_SQPOLL = 2
 
 
 @compile_part
@@ -274,3 +279,44 @@ def note_side(state, pages, cpu, row, layout):
         side[SIDE_KIND], side[SIDE_OTHER], side[SIDE_TASK] = DELIVERED, 0, state.threads[row, TASK]
     side[SIDE_TIME], side[SIDE_VALUE] = state.cursors[cpu, HEAD_TIME], value
     scalars[SIDES] += 1
+
+
+@compile_part
+def count_event(state, pages, cpu, layout):
+    """Count an event of which only the number matters.
+
+    Places of a function: its address; of a request of io_uring: the operation (two) and the word that says where its name is, or -1;
+    of a new ring: its flags.
+    """
+    record = state.cursors[cpu, RECORD]
+    if layout[KIND] == FUNCTION:
+        _count_function(state, read_number(pages, record + layout[PLACE + 1], layout[PLACE + 2]))
+    elif layout[KIND] == RING_REQUEST:
+        operation = read_number(pages, record + layout[PLACE + 1], layout[PLACE + 2]) & 0xFF
+        if not state.ring_counts[operation] and layout[PLACE + 3] >= 0:
+            word = read_number(pages, record + layout[PLACE + 3], 4)
+            name, start = state.ring_names[operation], record + (word & 0xFFFF)
+            end = min(start + (word >> 16), record + state.cursors[cpu, LENGTH])
+            for index in range(name.size - 1):
+                if start + index >= end or pages.data[start + index] == 0:
+                    break
+                name[index] = pages.data[start + index]
+        state.ring_counts[operation] += 1
+    elif read_number(pages, record + layout[PLACE + 1], 4) & _SETUP_SQPOLL:
+        state.scalars[HAS_POLLED] = 1
+
+
+@compile_part
+def _count_function(state, address):
+    """Count a call of the function of the kernel at ADDRESS; there is room for 16,000 of them."""
+    table, scalars = state.functions, state.scalars
+    mask = table.shape[0] - 1
+    place = (address >> 4 ^ address >> 17) & mask
+    while table[place, 1] and table[place, 0] != address:
+        place = (place + 1) & mask
+    if not table[place, 1]:
+        if 2 * scalars[FUNCTIONS] >= mask:
+            return
+        scalars[FUNCTIONS] += 1
+        table[place, 0] = address
+    table[place, 1] += 1

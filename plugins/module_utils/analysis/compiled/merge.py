@@ -20,7 +20,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EVENT_FAMILY,
     EVENTS,
     EXEC,
+    EXEC_EXIT,
     FIRST_PATH,
+    FUNCTION,
     HAS_GAP,
     HEAD_TIME,
     HEAP,
@@ -32,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     KIND,
     LAST_FIRST,
     LAST_GAP_END,
+    LAST_ROW,
     LAST_TIME,
     LENGTH,
     NEEDS_PAGES,
@@ -41,7 +44,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT,
     OWN_ENTER,
     OWN_EXIT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PATH_TEXT,
     PATHS,
@@ -53,12 +55,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SOCKET_STATE,
     START,
     THREAD_EXIT,
+    TID,
     UNKNOWN_EVENTS,
     WANTED,
     WANTS_PAGES,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
     change_name,
+    count_event,
     end_thread,
     find_or_add,
     give_birth,
@@ -67,7 +71,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     note_side,
     run_program,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part, compile_whole
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import (
+    compile_inline,
+    compile_part,
+    compile_whole,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
     advance,
@@ -117,7 +125,7 @@ def finish_pass(state, first):
     return -1
 
 
-@compile_part
+@compile_inline
 def _is_before(cursors, one, other):
     mine, its = cursors[one, HEAD_TIME], cursors[other, HEAD_TIME]
     return mine < its or (mine == its and one < other)
@@ -141,7 +149,7 @@ def _pop(heap, scalars, cursors):
     _sink(heap, scalars, cursors)
 
 
-@compile_part
+@compile_inline
 def _sink(heap, scalars, cursors):
     size = scalars[HEAP]
     place = 0
@@ -155,7 +163,7 @@ def _sink(heap, scalars, cursors):
         place = below
 
 
-@compile_part
+@compile_inline
 def _handle(state, pages, cpu):
     """Handle the next event of CPU."""
     cursor, scalars = state.cursors[cpu], state.scalars
@@ -171,7 +179,14 @@ def _handle(state, pages, cpu):
     layout = state.events[state.event_rows[number]]
     if layout[KIND] == OTHER_EVENT or cursor[LENGTH] < layout[PLACE]:
         return
-    row = find_or_add(state, read_signed(pages, record + scalars[COMMON_PID], 4))
+    if layout[KIND] >= FUNCTION:
+        count_event(state, pages, cpu, layout)
+        return
+    tid = read_signed(pages, record + scalars[COMMON_PID], 4)
+    row = cursor[LAST_ROW]
+    if state.threads[row, TID] != tid:
+        row = find_or_add(state, tid)
+        cursor[LAST_ROW] = max(row, np.int64(0))
     if row < 0:
         scalars[UNKNOWN_EVENTS] += 1
         return
@@ -183,7 +198,7 @@ def _handle(state, pages, cpu):
         _handle_rest(state, pages, cpu, row, layout)
 
 
-@compile_part
+@compile_inline
 def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
@@ -208,6 +223,8 @@ def _handle_rest(state, pages, cpu, row, layout):
         change_name(state, pages, cpu, row, layout)
     elif kind == EXEC:
         run_program(state, pages, cpu, row, layout)
+    elif kind == EXEC_EXIT:
+        judge_exec(state, row)
     elif kind == THREAD_EXIT:
         end_thread(state, row, state.cursors[cpu, HEAD_TIME])
     elif kind == SOCKET_STATE:
@@ -236,7 +253,7 @@ def _note_path(state, pages, cpu, row, layout):
                 joined[used] = pages.data[at]
                 used += 1
         found = number_object(state, PATH_TEXT, joined, 0, used)
-    state.threads[row, PATH_FAMILY], state.threads[row, PATH_OBJECT] = layout[EVENT_FAMILY], found
+    state.threads[row, PATH_OBJECT + layout[EVENT_FAMILY]] = found
 
 
 @compile_part

@@ -18,26 +18,35 @@ _INTERNET = (2, 10)
 _CONNECTION = re.compile(r"(tcp|udp)6? \S+->(\S+)")
 
 
-def describe_objects(state: State, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return kind and text of each object of STATE; NAMES has the names of system calls by number."""
-    count = int(state.scalars[codes.OBJECTS])
-    found: list[tuple[str, str]] = []
-    arena = state.arena[: state.scalars[codes.ARENA]].tobytes()
-    for kind, start, size in state.objects[:count].tolist():
-        raw = arena[start : start + size]
+class ObjectTexts:
+    """The objects of STATE, a pass that may go on, as kind and text. NAMES has the names of system calls by number."""
+
+    def __init__(self, state: State, names: Mapping[int, str]) -> None:
+        self._state, self._names = state, names
+        self._known: list[tuple[str, str]] = []
+        self._used = 0  # bytes of the texts that are known
+
+    def list_all(self) -> list[tuple[str, str]]:
+        """Return all objects so far, by number."""
+        first, scalars = len(self._known), self._state.scalars
+        base, self._used = self._used, int(scalars[codes.ARENA])
+        arena = self._state.arena[base : self._used].tobytes()
+        for kind, start, size in self._state.objects[first : scalars[codes.OBJECTS]].tolist():
+            self._known.append(self._describe(kind, arena[start - base : start - base + size] if size else b""))
+        return self._known
+
+    def _describe(self, kind: int, raw: bytes) -> tuple[str, str]:
         if kind in (codes.NOTHING, codes.OTHERS):
-            found.append(("", ""))
-        elif kind == codes.PATH_TEXT:
-            found.append(("path", raw.decode("utf-8", "surrogateescape")))
-        elif kind == codes.PEER:
-            found.append(("peer", _describe_peer(raw)))
-        elif kind == codes.SOCKET_KIND:
-            found.append(("socket", _describe_socket(raw)))
-        elif kind == codes.MADE:
-            found.append(_describe_made(raw, names, found))
-        else:
-            found.append(_describe_target(raw.decode("utf-8", "surrogateescape")))
-    return found
+            return "", ""
+        if kind == codes.PATH_TEXT:
+            return "path", raw.decode("utf-8", "replace")
+        if kind == codes.PEER:
+            return "peer", _describe_peer(raw)
+        if kind == codes.SOCKET_KIND:
+            return "socket", _describe_socket(raw)
+        if kind == codes.MADE:
+            return _describe_made(raw, self._names, self._known)
+        return _describe_target(raw.decode("utf-8", "replace"))
 
 
 def _describe_peer(raw: bytes) -> str:

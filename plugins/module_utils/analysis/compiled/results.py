@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.object_texts import describe_objects
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.object_texts import ObjectTexts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
     CaptureTables,
@@ -47,7 +47,7 @@ def make_tables(
         ),
         processes=Processes(
             processes[:, codes.PID],
-            _find_container_pids(processes, manifest),
+            find_container_pids(processes, manifest),
             processes[:, codes.PARENT],
             processes[:, codes.PROCESS_BEGIN],
             processes[:, codes.OPENED],
@@ -55,7 +55,7 @@ def make_tables(
             np.where(processes[:, codes.PROCESS_END] == -codes.NEVER, 0, processes[:, codes.PROCESS_END]),
             processes[:, codes.STATUS] - 1,
         ),
-        objects=describe_objects(state, names),
+        objects=ObjectTexts(state, names).list_all(),
         cells=Cells(
             cells[:, codes.CELL_TASK],
             cells[:, codes.CELL_NUMBER],
@@ -75,7 +75,7 @@ def make_tables(
     )
 
 
-def _find_container_pids(processes: Any, manifest: Mapping[str, Any]) -> list[int]:
+def find_container_pids(processes: Any, manifest: Mapping[str, Any]) -> list[int]:
     """Return for each of PROCESSES its number inside the container, -1 where nobody knows.
 
     A task of the trace's start is the first process with its number, and a task of the end the last one.

@@ -10,6 +10,7 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes, planting
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_HINTS, NAME_SIZE, State
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
 _MAX_TEXT = 4096
 
@@ -42,7 +43,7 @@ class Seeds:
 def _pack_names(names: list[str]) -> Any:
     packed = np.zeros((len(names), NAME_SIZE), np.uint8)
     for row, name in enumerate(names):
-        raw = name.encode("utf-8", "surrogateescape")[: NAME_SIZE - 1]
+        raw = escape_surrogates(name).encode("utf-8")[: NAME_SIZE - 1]
         packed[row, : len(raw)] = np.frombuffer(raw, np.uint8)
     return packed
 
@@ -62,7 +63,7 @@ def _read_descriptors(descriptors: list[dict[str, Any]]) -> tuple[Any, Any]:
     """Return rows of process, descriptor, start and size of the target's text; and the texts."""
     rows, texts, used = [], [], 0
     for entry in descriptors:
-        text = entry["target"].encode("utf-8", "surrogateescape")[:_MAX_TEXT]
+        text = escape_surrogates(entry["target"]).encode("utf-8")[:_MAX_TEXT]
         rows.append((entry["pid"], entry["fd"], used, len(text)))
         texts.append(text)
         used += len(text)

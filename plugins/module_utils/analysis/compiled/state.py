@@ -53,6 +53,9 @@ _TABLES = np.dtype(
         ("histograms", np.uint32, (1 << 14, codes.OCTAVES * codes.STEPS)),
         ("kept", np.int64, (1 << 14, codes.OUT_COLUMNS)),
         ("out", np.int64, (1 << 16, codes.OUT_COLUMNS)),
+        ("functions", np.int64, (1 << 15, 2)),  # a hash table: address of a function of the kernel, and number of calls
+        ("ring_counts", np.int64, (256,)),  # requests of io_uring by operation
+        ("ring_names", np.uint8, (256, 2 * NAME_SIZE)),
         ("scratch", np.uint8, (8192,)),
         ("steps", np.int64, (codes.OCTAVES * codes.STEPS,)),  # room to count durations
         ("sides", np.int64, (1 << 16, codes.SIDE_COLUMNS)),
@@ -66,6 +69,7 @@ def make_state() -> State:
     """Return an empty State. The machine gives memory as rows come into use."""
     state = np.zeros(1, _TABLES).view(np.recarray)[0]
     state.thread_free[:] = np.arange(_THREADS - 1, -1, -1)
+    state.threads[:, codes.TID] = codes.NO_TID
     state.block_free[:] = np.arange(_BLOCKS - 1, -1, -1)
     scalars = state.scalars
     scalars[codes.FIRST_ENTRY] = -codes.NEVER

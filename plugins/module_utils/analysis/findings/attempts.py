@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections import defaultdict
-from typing import Iterator
+from typing import Collection, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import CHECKS, EXECS, PATH_CALLS
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import NEVER
 
 SEARCHES = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ELOOP", "ENODEV", "EISDIR", "EEXIST"})
 _FINDERS = frozenset(name for name, verb in PATH_CALLS.items() if verb in ("open", "find", "execute"))
@@ -24,7 +24,10 @@ _CHANGERS = frozenset(
 )
 _KNOWN = re.compile(
     r"""
-    (?:/proc|/sys)(?:/|\Z)
+    (?:/proc|/sys|/selinux)(?:/.*)?\Z
+    | .*<[\w. -]+>\Z  # what Python calls code that is in no file
+    | .*/selinux/config\Z
+    | (?:/etc|/run(?:/host)?|/usr/local/lib|/usr/lib|/lib)/userdb(?:/.*)?\Z
     | /etc/(?:ld\.so\.(?:preload|nohwcap|cache)|ld-musl-\S*\.path|localtime|locale\.alias|gai\.conf|host\.conf|nsswitch\.conf|resolv\.conf
         |services|protocols|networks|aliases|krb5\.conf|inputrc|terminfo/.*|default/locale|environment|mailcap|mime\.types
         |papersize|shells|gss/mech\.d.*|os-release|lsb-release|machine-id|gcrypt/.*|gnutls/.*|ssl/openssl\.cnf|pki/.*|crypto-policies/.*)\Z
@@ -44,8 +47,8 @@ _KNOWN = re.compile(
 _PYTHON = re.compile(r"(?:/__init__)?(?:\.abi3|\.cpython-[\w-]+)?\.(?:py|pyc|so)\Z|module\.so\Z")
 _NODE = re.compile(r"(?:/index)?\.(?:js|json|node|mjs|cjs)\Z")
 _TAIL_NS = 200_000_000  # between a failure and the end of the process that it may have ended
-_MIN_TRIES, _MIN_CHECKS = 3, 5  # of one process, to say that it asks again and again
-_MIN_SPAN_NS = 300_000_000
+_MIN_TRIES = 3  # of one process, to say that it asks again and again
+_MIN_SPAN_NS = 1_000_000_000
 
 
 class Attempts:
@@ -71,7 +74,7 @@ class Attempts:
 
     def _note(self, cell: Cell, path: str) -> None:
         if cell.call in _CHANGERS:
-            self._changed.add(path)
+            self._changed.update(path.split(" -> "))
         if cell.call not in _FINDERS:
             return
         self._found[path] = max(cell.last_ns, self._found.get(path, cell.last_ns))
@@ -84,40 +87,59 @@ class Attempts:
     def is_search(self, cell: Cell) -> bool:
         """Return True if the path that CELL did not find is one of several tries, is optional, or came or went meanwhile."""
         if cell.object is None:
-            return self._opened.get((cell.who.pid, _name_family(cell.call)), 0) > cell.last_ns
+            return self.find_last(cell) > cell.last_ns
         path = cell.object.text
-        if _KNOWN.match(path) or path in self._changed or self._found.get(path, 0) >= cell.last_ns:
+        if _KNOWN.match(path) or path in self._changed or self._found.get(path, NEVER) >= cell.last_ns:
             return True
         name = os.path.basename(path)
-        if any(self._names.get((scope, name), 0) >= cell.first_ns for scope in (cell.who.pid, cell.who.program)):
+        if any(self._names.get((scope, name), NEVER) >= cell.first_ns for scope in (cell.who.pid, cell.who.program)):
             return path not in self._found
-        return any((cell.who.program, kind, stem) in self._stems for kind, stem in _gen_stems(path))
+        return path not in self._found and any(
+            (cell.who.program, kind, stem) in self._stems for kind, stem in _gen_stems(path)
+        )
 
-    def is_known(self, path: str) -> bool:
-        """Return True if programs look at PATH, and do without it."""
-        return _KNOWN.match(path) is not None
+    def find_last(self, cell: Cell) -> int:
+        """Return when the process of CELL last succeeded in such a call without an object; NEVER if it did not."""
+        return self._opened.get((cell.who.pid, _name_family(cell.call)), NEVER)
 
     def is_found_later(self, cell: Cell) -> bool:
         """Return True if the object of CELL was opened or found after its last failure."""
-        return cell.object is not None and self._found.get(cell.object.text, 0) > cell.last_ns
+        return cell.object is not None and self._found.get(cell.object.text, NEVER) > cell.last_ns
+
+    def find_end(self, cell: Cell) -> int | None:
+        """Return the status with which the program of CELL ended soon after the last failure; None if it did not, or without an error."""
+        process = self._processes.get(cell.who.pid)
+        if process is None or not process.status or not 0 <= process.end_ns - cell.last_ns < _TAIL_NS:
+            return None
+        return process.status if process.program == cell.who.program else None
 
     def has_ended_it(self, cell: Cell) -> bool:
-        """Return True if the process of CELL ended by itself with an error soon after the last failure."""
-        process = self._processes.get(cell.who.pid)
-        return process is not None and bool(process.status) and 0 <= process.end_ns - cell.last_ns < _TAIL_NS
+        """Return True if the program of CELL ended by itself with an error soon after the last failure."""
+        return self.find_end(cell) is not None
 
-    def is_minded(self, cells: list[Cell]) -> bool:
-        """Return True if a program cannot do without the path that CELLS did not find: it ended, or asks again and again."""
-        if any(self.has_ended_it(cell) for cell in cells):
-            return True
-        tries: dict[tuple[int, bool], list[Cell]] = defaultdict(list)
+    def list_minded(self, cells: Sequence[Cell], explained: Collection[int]) -> list[Cell]:
+        """Return those of CELLS, paths that were not found, which their programs cannot do without: they ended, or ask again and again.
+
+        EXPLAINED are processes with a worse failure, which explains their end.
+        """
+        last: dict[int, Cell] = {}
         for cell in cells:
-            tries[cell.who.pid, cell.call in CHECKS].append(cell)
-        return any(
-            sum(cell.count for cell in found) >= (_MIN_CHECKS if is_check else _MIN_TRIES)
-            and max(cell.last_ns for cell in found) - min(cell.first_ns for cell in found) >= _MIN_SPAN_NS
-            for (_pid, is_check), found in tries.items()
-        )
+            if cell.who.pid not in explained and self.has_ended_it(cell):
+                # What could not be opened rather than what was only looked for; the last one of several.
+                last[cell.who.pid] = max(last.get(cell.who.pid, cell), cell, key=_rank_cause)
+        causes = set(map(id, last.values()))
+        return [cell for cell in cells if id(cell) in causes or self.is_asked_again(cell)]
+
+    def is_asked_again(self, cell: Cell) -> bool:
+        """Return True if a process fails to open the file of CELL all the time, and has not ended without an error."""
+        process = self._processes.get(cell.who.pid)
+        is_over = process is not None and process.status is not None
+        is_often = cell.count >= _MIN_TRIES and cell.last_ns - cell.first_ns >= _MIN_SPAN_NS
+        return is_often and not is_over and cell.call not in CHECKS
+
+
+def _rank_cause(cell: Cell) -> tuple[bool, int]:
+    return cell.call not in CHECKS, cell.last_ns
 
 
 def _name_family(call: str) -> str:

@@ -118,6 +118,7 @@ class Process:
 
     pid: int  # on the host
     container_pid: int | None
+    program: str  # the last name of its first thread
     begin_ns: int  # NEVER where it is older than the trace
     end_ns: int  # 0 where it has not ended in the trace
     status: int | None  # that it ended itself with; None where it did not, or nobody knows
@@ -246,13 +247,12 @@ class Capture:
     def left_open(self) -> list[LeftOpen]:
         """Return the descriptors that were opened in the capture and are open at its end, by process and object."""
         rows = self.tables.descriptors
-        leaders = {who.pid: who for who in reversed(self._who)}
         pids = _list_numbers(self.tables.processes.pid)
         columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns, rows.middle_ns or rows.last_ns)
         return [
-            LeftOpen(leaders[pids[process]], self._things[thing], *numbers)
+            LeftOpen(self._leaders[pids[process]], self._things[thing], *numbers)
             for process, thing, *numbers in zip(*map(_list_numbers, columns))
-            if pids[process] in leaders
+            if pids[process] in self._leaders
         ]
 
     @cached_property
@@ -273,10 +273,22 @@ class Capture:
         ]
         return {
             pid: Process(
-                pid, inside if inside >= 0 else None, begin, end, status if status >= 0 else None, opened, closed
+                pid,
+                inside if inside >= 0 else None,
+                self._leaders[pid].program if pid in self._leaders else _UNKNOWN,
+                begin,
+                end,
+                status if status >= 0 else None,
+                opened,
+                closed,
             )
             for pid, inside, begin, end, status, opened, closed in zip(pids, *columns)
         }
+
+    @cached_property
+    def _leaders(self) -> dict[int, Who]:
+        """Return the first threads of processes by the processes' numbers, with their last names; any thread where that one made no call."""
+        return {who.pid: who for who in sorted(self._who, key=lambda who: who.tid == who.pid)}
 
     @cached_property
     def _things(self) -> list[Thing | None]:

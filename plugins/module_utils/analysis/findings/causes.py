@@ -139,31 +139,26 @@ _ANSWERS = frozenset(
         ),
     )
 )
-# Errors that mean nothing for one call or another. No error at all is a set that holds all.
-_QUIET = {
-    **dict.fromkeys(("mkdir", "mkdirat"), {"EEXIST", "EISDIR"}),
-    **dict.fromkeys(("kill", "tgkill", "tkill", "pidfd_send_signal"), {"ESRCH", "EPERM"}),
-    **dict.fromkeys(("setpgid", "setsid", "getsid", "getpgid"), {"EACCES", "EPERM"}),
-    **dict.fromkeys(("epoll_ctl", "epoll_ctl_old"), {"ENOENT", "EEXIST", "EPERM"}),
-    **dict.fromkeys(("rmdir", "unlinkat", "unlink"), {"EBUSY", "ENOTEMPTY", "EEXIST", "EISDIR"}),
-    **dict.fromkeys(("link", "linkat"), {"EPERM", "EMLINK"}),
-    **dict.fromkeys(("readlink", "readlinkat"), {"ENOENT", "ENOTDIR"}),
-    **dict.fromkeys(("setsockopt", "getsockopt"), {"EPERM", "EACCES", "ENOENT", "EDOM", "EBUSY", "ENODEV"}),
-    **dict.fromkeys(("ioctl",), {"ENODEV", "ENXIO", "EIO", "EPERM", "EACCES", "EFAULT", "ENOENT", "EBUSY"}),
-    **dict.fromkeys(("prctl", "arch_prctl"), {"EPERM", "EACCES", "ENXIO", "ENODEV"}),
-    **dict.fromkeys(
-        ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), {"EPERM", "EACCES"}
-    ),
-    **dict.fromkeys(("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr"), {"EPERM"}),
-    **dict.fromkeys(("setpriority", "sched_setaffinity", "sched_getaffinity", "ioprio_set"), {"EPERM", "EACCES"}),
-    **dict.fromkeys(
-        ("mremap", "msync", "mincore", "madvise", "munmap", "mprotect"), {"ENOMEM", "EACCES", "EPERM", "EIO"}
-    ),
-    **dict.fromkeys(("prlimit64", "setrlimit"), {"EPERM"}),
-    **dict.fromkeys(("wait4", "waitid"), {"ECHILD"}),
-    **dict.fromkeys(("getcwd",), {"ENOENT"}),
-    **dict.fromkeys(("inotify_rm_watch",), {"EINVAL"}),
-}
+# Errors that mean nothing: calls, and their errors.
+_QUIET_ROWS = (
+    ("mkdir mkdirat", "EEXIST EISDIR"),
+    ("kill tgkill tkill pidfd_send_signal", "ESRCH EPERM"),
+    ("setpgid setsid getsid getpgid", "EACCES EPERM"),
+    ("epoll_ctl epoll_ctl_old", "ENOENT EEXIST EPERM"),
+    ("rmdir unlinkat unlink", "EBUSY ENOTEMPTY EEXIST EISDIR"),
+    ("link linkat", "EPERM EMLINK"),
+    ("readlink readlinkat", "ENOENT ENOTDIR"),
+    ("setsockopt getsockopt", "EPERM EACCES ENOENT EDOM EBUSY ENODEV"),
+    ("ioctl", "ENODEV ENXIO EIO EPERM EACCES EFAULT ENOENT EBUSY"),
+    ("prctl arch_prctl", "EPERM EACCES ENXIO ENODEV"),
+    ("getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr", "EPERM EACCES"),
+    ("setxattr lsetxattr fsetxattr removexattr lremovexattr", "EPERM"),
+    ("setpriority sched_setaffinity sched_getaffinity ioprio_set", "EPERM EACCES"),
+    ("mremap msync mincore madvise munmap mprotect", "ENOMEM EACCES EPERM EIO"),
+    ("prlimit64 setrlimit", "EPERM"),
+    ("getcwd inotify_rm_watch", "ENOENT"),
+)
+_QUIET = {call: frozenset(errors.split()) for calls, errors in _QUIET_ROWS for call in calls.split()}
 LIMIT_ERRORS = frozenset({"EMFILE", "ENFILE", "ENOSPC", "EDQUOT", "EFBIG", "ENOMEM", "ENOBUFS", "EUSERS", "ENOLCK"})
 CONNECTION_ERRORS = frozenset(
     (
@@ -182,31 +177,22 @@ CONNECTION_ERRORS = frozenset(
 )
 
 
-def is_interrupted(cell: Cell) -> bool:
-    """Return True if a signal ended the call, or its end is not in the capture."""
-    return cell.outcome.interrupted or cell.outcome.unfinished
-
-
 def find_rule(cell: Cell) -> str | None:
     """Return the name of the rule that the failure of CELL belongs to; None where it is no failure, or no rule's."""
     outcome, error = cell.outcome, cell.outcome.error
-    if outcome.denied:
-        return "denied"
-    if outcome.not_connected:
-        return "connections"
-    if error is None or is_interrupted(cell):
+    if outcome.denied or outcome.not_connected:
+        return "denied" if outcome.denied else "connections"
+    if error is None or outcome.interrupted or outcome.unfinished:
         return None
     if _is_limit(cell.call, error):
         return "limits"
-    if error in _QUIET.get(cell.call, ()):
-        return None
     if cell.call == "connect" or (cell.call in TRANSFERS and _is_remote(cell) and error in CONNECTION_ERRORS):
         return "connections" if error in CONNECTION_ERRORS | {"ENOENT"} else None
-    if error in ("EPERM", "EACCES") and find_right(cell) is not None:
-        return "denied"
-    if error in _ANSWERS or cell.call in EXECS or (cell.call in _PROBES and error in ("EPERM", "EACCES")):
+    is_refused = error in ("EPERM", "EACCES")
+    if error in _QUIET.get(cell.call, _ANSWERS) or error in _ANSWERS or (is_refused and cell.call in _PROBES):
         return None
-    return "failures"
+    own = None if cell.call in EXECS else "failures"
+    return "denied" if is_refused and find_right(cell) is not None else own
 
 
 def is_probe(call: str) -> bool:

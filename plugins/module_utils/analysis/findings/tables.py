@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Iterable, Sequence
+from typing import Any, Sequence
 
-Column = Iterable[int]  # a list, or an array of numpy
+Column = Any  # numbers: a list, or an array of numpy
 
 # An outcome is the number of an error, or 0, together with these flags.
 ERRNO_MASK = 0xFFFF

@@ -37,6 +37,7 @@ _SEVERITY, _SEVERITY_RESET, _SEVERITY_INFERRED, _SEVERITY_UNNAMED = 80, 60, 60, 
 _LOCAL = ("127.", "[::1]", "[::ffff:127.")
 _SPAN_NS = 1_000_000_000
 _MIN_UNNAMED = 3
+_MIN_SHARE = 0.2  # of the attempts, where the others connect
 _UNIX = re.compile(r"unix\b", re.IGNORECASE)
 _OF_NO_ROUTE = frozenset({"ENETUNREACH", "EADDRNOTAVAIL", "EHOSTUNREACH", "EACCES"})
 
@@ -56,6 +57,8 @@ def find(capture: Capture) -> Iterator[Finding]:
         group(named, lambda cell: (cell.outcome.error, cell.object)), key=lambda found: found[0][0] is None
     ):
         shown = [cell for cell in cells if not connected.is_elsewhere(cell)]
+        if error is None and _is_spare(shown, tries[thing], connected):
+            continue
         if shown and not (error is None and thing in told):
             told.add(thing)
             yield _make_finding(capture, error, thing, shown, tries[thing])
@@ -80,6 +83,11 @@ class _Connected:
                 self.programs.add(cell.who.program)
                 self._ports.setdefault((cell.who.program, match["port"]), set()).add(match["address"])
 
+    def is_connected(self, cell: Cell) -> bool:
+        """Return True if the program of CELL was connected to the same peer at another time."""
+        match = _PEER.match(cell.object.text) if cell.object else None
+        return match is not None and match["address"] in self._ports.get((cell.who.program, match["port"]), ())
+
     def is_elsewhere(self, cell: Cell) -> bool:
         """Return True if CELL is one of several tries of which another one connected."""
         match = _PEER.match(cell.object.text) if cell.object else None
@@ -92,6 +100,12 @@ class _Connected:
             return any(other.startswith(_LOCAL) for other in others)
         is_wide = match["address"].startswith("[")
         return cell.outcome.error in _OF_NO_ROUTE and any(other.startswith("[") != is_wide for other in others)
+
+
+def _is_spare(cells: Sequence[Cell], tries: int, connected: _Connected) -> bool:
+    """Return True if CELLS are the few of all TRIES to reach a peer that its programs, which are connected to it, did not need."""
+    count = sum(cell.count for cell in cells)
+    return count < _MIN_SHARE * tries and all(connected.is_connected(cell) for cell in cells)
 
 
 def _make_finding(capture: Capture, error: str | None, thing: Thing, cells: Sequence[Cell], tries: int) -> Finding:

@@ -22,8 +22,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 
 _SEVERITY, _SEVERITY_ENDED, _SEVERITY_TRAPPED, _SEVERITY_OTHER_WAY = 40, 80, 60, 20
 _OFTEN = 100  # denied probes of a program, from which on they are no probes at its start
-_IDENTITY = frozenset(
-    {"chown", "fchown", "lchown", "fchownat", "setpriority", "mlock", "mlock2", "mlockall", "mknod", "mknodat"}
+# A program that copies files, or gives up rights that it does not have, goes on without these.
+_OPTIONAL = frozenset(
+    (
+        *("chown", "fchown", "lchown", "fchownat", "setpriority", "mlock", "mlock2", "mlockall", "mknod", "mknodat"),
+        *("setuid", "setresuid", "setreuid", "setgid", "setresgid", "setregid", "setgroups", "prlimit64", "setrlimit"),
+    )
 )
 
 
@@ -50,12 +54,13 @@ def find(capture: Capture) -> Iterator[Finding]:
     for (program, call, error, thing), cells in group(
         others, lambda cell: (cell.who.program, cell.call, cell.outcome.error, cell.object)
     ):
-        is_named = thing is not None and thing.kind in ("path", "peer")
+        on = " on {object}" if thing is not None and thing.kind in ("path", "peer") else ""
+        severity = _SEVERITY_OTHER_WAY if call in _OPTIONAL else _SEVERITY
         yield capture.make_finding(
             cells,
             rule="denied",
-            template=f"{{program}} was refused {{call}}{' on {object}' if is_named else ''} with {{error}}, {{often}}; such calls need {{right}}",
-            severity=_choose_severity(cells, attempts, _SEVERITY_OTHER_WAY if call in _IDENTITY else _SEVERITY),
+            template=f"{{program}} was refused {{call}}{on} with {{error}}, {{often}}; such calls need {{right}}",
+            severity=_choose_severity(cells, attempts, severity),
             program=program,
             call=call,
             error=error,

@@ -12,9 +12,13 @@ from collections import Counter
 from typing import Any, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import SEARCHES, Attempts
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import (
+    Capture,
+    Cell,
+    LongCall,
+    group,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import (
-    CHECKS,
     PATH_CALLS,
     TRANSFERS,
     find_rule,
@@ -29,7 +33,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _REASONS = {
-    "ENOENT": "no such file or directory",
+    "ENOENT": "no such file",
     "ENOTDIR": "a part of the path is no folder",
     "EACCES": "permission denied",
     "EPERM": "not permitted",
@@ -51,10 +55,12 @@ _REASONS = {
 _SEVERE = {"EIO": 80, "ESTALE": 80, "EADDRINUSE": 80, "EROFS": 60, "EUCLEAN": 90, "EREMOTEIO": 80}
 _SERIOUS = frozenset({"EACCES", "EPERM", "EIO", "EROFS", "ESTALE", "EUCLEAN", "EADDRINUSE"})
 _SEVERITY, _SEVERITY_AGAIN, _SEVERITY_UNNAMED = 40, 60, 30
+_NOT_FOUND = frozenset({"ENOENT", "ENOTDIR"})
 _OFTEN = 3  # failures from which on something fails again and again
 _OFTEN_UNNAMED = 20
 _SPAN_NS = 1_000_000_000  # from which on a statement says how long
 _VERBS = {**PATH_CALLS, **TRANSFERS, "bind": "bind", "listen": "listen at", "flock": "lock", "connect": "connect to"}
+_LOOKS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "find")
 _OPENS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "open")
 
 
@@ -66,14 +72,15 @@ def find(capture: Capture) -> Iterator[Finding]:
     for cell in capture.cells:
         if cell.object is not None:
             tries[cell.call, cell.object] += cell.count
-    for (error, thing), cells in group((cell for cell in failed if cell.object), lambda c: (c.outcome.error, c.object)):
-        shown = [cell for cell in cells if not _is_normal(cell, attempts)]
-        if shown and (error not in SEARCHES or attempts.is_minded(shown)):
-            of = sum(tries[call, thing] for call in {cell.call for cell in shown})
-            yield _make_finding(capture, error, thing, shown, of)
-    unnamed = (cell for cell in failed if cell.object is None)
-    for (program, verb, error), cells in group(unnamed, lambda c: (c.who.program, _find_verb(c.call), c.outcome.error)):
-        yield from _find_unnamed(capture, attempts, program, verb, error, cells)
+    named = [cell for cell in failed if cell.object and not _is_normal(cell, attempts)]
+    explained = _list_explained(capture, failed)
+    searches = [cell for cell in named if cell.outcome.error in SEARCHES]
+    minded = set(map(id, attempts.list_minded(searches, explained)))
+    shown = (cell for cell in named if cell.outcome.error not in SEARCHES or id(cell) in minded)
+    for (error, thing), cells in group(shown, lambda cell: (cell.outcome.error, cell.object)):
+        of = sum(tries[call, thing] for call in {cell.call for cell in cells})
+        yield _make_finding(capture, error, thing, cells, of)
+    yield from _find_unnamed(capture, attempts, [cell for cell in failed if cell.object is None])
 
 
 def _is_normal(cell: Cell, attempts: Attempts) -> bool:
@@ -89,8 +96,8 @@ def _is_normal(cell: Cell, attempts: Attempts) -> bool:
         return True  # the other end of a terminal was closed, or a process is gone
     if path.startswith(("/proc/", "/sys/")) and error in ("EACCES", "EPERM", "EROFS"):
         return True
-    if cell.call in CHECKS and error in ("EACCES", "EPERM", "EROFS"):
-        return not attempts.has_ended_it(cell)
+    if cell.call in _LOOKS and error in ("EACCES", "EPERM", "EROFS"):
+        return not attempts.has_ended_it(cell) or attempts.is_search(cell)
     # Opened for reading, after it could not be opened for writing.
     return error in ("EACCES", "EROFS", "EPERM", "ETXTBSY") and attempts.is_found_later(cell)
 
@@ -124,32 +131,76 @@ def _make_finding(capture: Capture, error: str, thing: Thing, cells: Sequence[Ce
     )
 
 
-def _find_unnamed(
-    capture: Capture, attempts: Attempts, program: str, verb: str, error: str, cells: Sequence[Cell]
-) -> Iterator[Finding]:
-    """Yield the finding for CELLS, failures of PROGRAM with ERROR whose object is not recorded, if they matter."""
-    count = sum(cell.count for cell in cells)
-    if error in SEARCHES:
-        cells = [cell for cell in cells if cell.call in _OPENS and not attempts.is_search(cell)]
-        if not cells or not attempts.is_minded(list(cells)):
-            return
-    elif cells[0].call in CHECKS or error not in _SERIOUS and count < _OFTEN_UNNAMED:
-        return
-    numbers: dict[str, Number] = {}
-    yield capture.make_finding(
-        cells,
-        rule="failures",
-        template=f"{{program}} could not {{verb}} {_name_unnamed(verb)}: {{reason}}, {{often}}{_say_span(cells, numbers)}",
-        severity=_SEVERITY_UNNAMED + 10 * (error in _SERIOUS),
-        program=program,
-        call=cells[0].call,
-        error=error,
-        words={"verb": verb, "reason": _find_reason(error)},
-        numbers=numbers,
-        confidence="likely",
-        missing=capture.loss or "what the call was about: paths were not recorded",
-        next=trace_again(capture.place, paths="true"),
+def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) -> Iterator[Finding]:
+    """Yield findings for the FAILED calls whose object is not recorded, if they matter."""
+    # Where paths are recorded, those that are not are ld.so's and libc's own. A failure with an object explains the end of its process.
+    explained = _list_explained(capture, failed)
+    explained |= {cell.who.pid for cell in capture.cells if cell.object and (find_rule(cell) or _is_path(cell))}
+    searches = [cell for cell in failed if cell.outcome.error in _NOT_FOUND and cell.call in _OPENS]
+    searches = [cell for cell in searches if not attempts.is_search(cell) and cell.who.pid not in explained]
+    ended = (cell for cell in searches if attempts.has_ended_it(cell))
+    for (_program, status), cells in group(ended, lambda cell: (cell.who.program, attempts.find_end(cell))):
+        yield _make_unnamed(
+            capture,
+            cells,
+            "{program} ended with status {status} after it could not open a file: no such file (ENOENT), {often}",
+            words={"status": str(status)},
+            count=len({cell.who.pid for cell in cells}),
+            confidence="inferred",
+        )
+    going_on = (cell for cell in searches if attempts.is_asked_again(cell))
+    for _pid, cells in group(going_on, lambda cell: cell.who.pid):
+        tail = _list_tail(capture, attempts, cells[0])
+        if len(tail) >= _OFTEN and tail[-1].start_ns - tail[0].start_ns >= _SPAN_NS:
+            numbers = {"span": Number(tail[-1].start_ns - tail[0].start_ns, unit="ns")}
+            template = "{program} could not open a file: no such file (ENOENT), {often} within {span}"
+            yield _make_unnamed(capture, tail, template, numbers=numbers)
+    others = (cell for cell in failed if cell.outcome.error not in SEARCHES and cell.call not in _LOOKS)
+    for (_program, verb, error), cells in group(
+        others, lambda cell: (cell.who.program, _find_verb(cell.call), cell.outcome.error)
+    ):
+        if error in _SERIOUS or sum(cell.count for cell in cells) >= _OFTEN_UNNAMED:
+            numbers = {}
+            template = f"{{program}} could not {{verb}} {_name_unnamed(verb)}: {{reason}}, {{often}}{_say_span(cells, numbers)}"
+            words = {"verb": verb, "reason": _find_reason(error)}
+            yield _make_unnamed(capture, cells, template, numbers=numbers, words=words)
+
+
+def _list_explained(capture: Capture, failed: Sequence[Cell]) -> set[int]:
+    """Return the processes of CAPTURE that have a worse failure than a file that is not found; FAILED are this rule's failures."""
+    others = {cell.who.pid for cell in capture.cells if find_rule(cell) in ("limits", "denied", "connections")}
+    return others | {cell.who.pid for cell in failed if cell.outcome.error in _SERIOUS and cell.call not in _LOOKS}
+
+
+def _is_path(cell: Cell) -> bool:
+    return cell.call in _OPENS and cell.object is not None and cell.object.kind == "path"
+
+
+def _list_tail(capture: Capture, attempts: Attempts, cell: Cell) -> list[LongCall]:
+    """Return the calls like CELL after the last one of their process that succeeded, as far as the capture has them one by one."""
+    found = (
+        call
+        for call in capture.long_calls
+        if (call.who.pid, call.call, call.outcome.error) == (cell.who.pid, cell.call, cell.outcome.error)
+        and call.start_ns > attempts.find_last(cell)
     )
+    return sorted(found, key=lambda call: call.start_ns)
+
+
+def _make_unnamed(capture: Capture, rows: Sequence[Cell | LongCall], template: str, **parts: Any) -> Finding:
+    error = rows[0].outcome.error or ""
+    known = {
+        "rule": "failures",
+        "template": template,
+        "severity": _SEVERITY_UNNAMED + 10 * (error in _SERIOUS),
+        "program": rows[0].who.program,
+        "call": rows[0].call,
+        "error": error,
+        "confidence": "likely",
+        "missing": capture.loss or "what it was about: its path was not recorded",
+        "next": trace_again(capture.place, paths="true"),
+    }
+    return capture.make_finding(rows, **{**known, **parts})
 
 
 def _say_span(cells: Sequence[Cell], numbers: dict[str, Number]) -> str:

@@ -38,9 +38,9 @@ _NUMBERS = re.compile(r"\d+")
 class _Growth(NamedTuple):
     """What a process has left open."""
 
-    count: int
+    number: int
     thing: Thing | None
-    share: int  # of COUNT, which are of THING
+    share: int  # of NUMBER, which are of THING
     certain: bool
 
 
@@ -137,11 +137,11 @@ def _make_finding(
     capture: Capture, process: Process, rows: Sequence[LeftOpen], growth: _Growth, resources: Resources
 ) -> Finding:
     seconds = (capture.tables.end_ns - max(capture.tables.start_ns, process.begin_ns)) / 1e9
-    rate = growth.count / seconds
+    rate = growth.number / seconds
     limit = resources.find_process(process.pid, "nofile").known or resources.guess_limit("nofile")
-    held = resources.find_process(process.pid, "open").last or growth.count
-    numbers = {"left": Number(growth.count, "sum"), "rate": Number(_round(rate), "sum")}
-    what = "{object}" if growth.share >= 0.8 * growth.count else "{object} and others"
+    held = resources.find_process(process.pid, "open").last or growth.number
+    numbers = {"left": Number(growth.number, "sum"), "rate": Number(_round(rate), "sum")}
+    what = "{object}" if growth.share >= 0.8 * growth.number else "{object} and others"
     template = f"{{program}} leaves descriptors of {what} open: {{left}} in this trace, {{rate}} a second"
     severity, missing = _SEVERITY, capture.loss
     if limit:
@@ -155,7 +155,7 @@ def _make_finding(
         severity = _SEVERITY_NEAR if left_s < _NEAR_S else _SEVERITY
     else:
         missing = missing or "its limit (nofile)"
-    inside = process.container_pid
+    chosen = () if process.container_pid is None else ("-p", str(process.container_pid))
     return capture.make_finding(
         rows,
         rule="leaks",
@@ -164,11 +164,11 @@ def _make_finding(
         program=rows[-1].who.program,
         object=growth.thing,
         numbers=numbers,
-        count=growth.count,
-        of=max(process.opened, growth.count),
+        count=growth.number,
+        of=max(process.opened, growth.number),
         confidence="certain" if growth.certain and not capture.loss else "likely",
         missing=missing,
-        next=run_in(capture.place, "lsof", "-n", "-P", "-p", str(inside if inside is not None else 1)),
+        next=run_in(capture.place, "lsof", "-n", "-P", *chosen),
     )
 
 

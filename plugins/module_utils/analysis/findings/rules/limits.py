@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Limits that were reached, with their names and values: descriptors, processes, memory, file systems, quotas.
 
-The values are those that the host read at the beginning and at the end of the capture (resources.py). Errors say which kind of limit it was; where
-several limits give one error, the rule names that which the numbers show, and else says that the limit is not known.
+The host reads the values at the beginning and at the end of a capture (resources.py). An error says which kind of limit it was. Where several
+limits give one error, the rule names the one that the numbers show, and else says that the limit is not known.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Limit:
     missing: str | None = None
     confidence: str = "certain"
     severity: int = _SEVERITY
-    command: tuple[str, ...] = ("sh", "-c", "ulimit -a")
+    command: tuple[str, ...] = ()  # the default shows the limits of the process
 
 
 def find(capture: Capture) -> Iterator[Finding]:
@@ -95,8 +95,11 @@ def _find_name(cell: Cell) -> str:
 def _is_refused(capture: Capture, cells: Sequence[Cell]) -> bool:
     """Return True if the memory that CELLS asked for was needed: not an attempt with large pages that a program does without."""
     attempts = Attempts(capture)
-    others = [cell for cell in cells if cell.call not in _MAPPINGS]
-    return bool(others) or sum(c.count for c in cells) >= _MIN_REFUSED or any(map(attempts.has_ended_it, cells))
+    tries: Counter[int] = Counter()
+    for cell in cells:
+        tries[cell.who.pid] += cell.count
+    is_mapping = all(cell.call in _MAPPINGS for cell in cells)
+    return not is_mapping or max(tries.values()) >= _MIN_REFUSED or any(map(attempts.has_ended_it, cells))
 
 
 def _describe(name: str, cells: Sequence[Cell], resources: Resources) -> _Limit:
@@ -105,7 +108,7 @@ def _describe(name: str, cells: Sequence[Cell], resources: Resources) -> _Limit:
     if name == "processes":
         return _describe_processes(cells, resources)
     if name == "memory":
-        return _describe_memory(cells, resources)
+        return _describe_memory(resources)
     if name == "nproc":
         return _of_process("nproc", "its user's limit of {limit} processes (nproc)", cells, resources)
     value = f"the value of {name}"
@@ -165,7 +168,7 @@ def _describe_processes(cells: Sequence[Cell], resources: Resources) -> _Limit:
     )
 
 
-def _describe_memory(cells: Sequence[Cell], resources: Resources) -> _Limit:
+def _describe_memory(resources: Resources) -> _Limit:
     most = resources.find_group("memory.max").known
     names = ("memory.events.max", "memory.events.oom", "memory.events.oom_kill")
     if most and any(resources.find_group(name).growth > 0 for name in names):
@@ -208,8 +211,14 @@ def _make_finding(capture: Capture, limit: _Limit, program: str, cells: Sequence
         of=of,
         confidence=limit.confidence,
         missing=capture.loss or limit.missing,
-        next=run_in(capture.place, *limit.command),
+        next=run_in(capture.place, *(limit.command or _show_limits(cells))),
     )
+
+
+def _show_limits(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the command that shows the limits of the process of CELLS; of the container's first one where its number is not known."""
+    pids = [cell.who.container_pid for cell in cells if cell.who.container_pid is not None]
+    return "cat", f"/proc/{max(pids, default=1)}/limits"
 
 
 def _find_mount_path(cell: Cell, resources: Resources) -> str | None:
@@ -260,7 +269,7 @@ def _make_full(capture: Capture, resources: Resources, path: str | None, cells: 
         words=words,
         confidence="certain" if is_named or mount is None else "likely",
         missing=capture.loss or missing,
-        next=run_in(capture.place, "df", "-ha", *([path] if path else [])),
+        next=run_in(capture.place, "df", "-h", *([path] if path else [])),
     )
 
 
