@@ -62,9 +62,7 @@ test-all: ## Run all checks, with all integration tests, long sweeps in full, an
 	$(MAKE) --no-print-directory fleet
 
 quick: setup ## Check style, types and unit tests on this Python while you work, without the long sweeps
-	@ruff format --check --quiet && ruff check --quiet
-	@python tools/check_shape.py plugins && python tools/check_docstrings.py plugins tools
-	@$(MYPY) & env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(BUILD)/pycache python -m pytest -q -n 2 --no-header -p no:cacheprovider -m 'not sweep' $(if $(K),-k "$(K)"); wait $$!
+	@tests/quick.sh $(BUILD) '$(MYPY)' "$(K)"
 
 lint: setup ## Check style, types, licences and documentation
 	ruff format --check --quiet

@@ -43,14 +43,16 @@ def gen_problems(root: Path) -> Iterator[str]:
 def gen_file_problems(text: str, *, is_documented: bool) -> Iterator[str]:
     """Yield the problems of a Python file with the content TEXT; IS_DOCUMENTED says that each public name needs a docstring."""
     tree = ast.parse(text)
+    classes = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found = _FIRST.match(ast.get_docstring(node) or "")
             if found:
                 line = getattr(node, "lineno", 1)
                 yield f"{line}: the docstring begins with {found[1]!r}: say what comes back or what is done"
+        if isinstance(node, ast.ClassDef):
+            classes[node.name] = node
     if is_documented:
-        classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
         yield from gen_missing(tree, None, classes)
 
 

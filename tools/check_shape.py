@@ -48,14 +48,17 @@ def gen_file_problems(text: str, *, is_module: bool = False) -> Iterator[str]:
     lines = len(text.splitlines()) - sum(map(count_lines, filter(is_documentation, tree.body)))
     if lines > MAX_FILE:
         yield f"{lines} lines, where {MAX_FILE} are the most"
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not (
             is_module and node.name == "main" and node in tree.body
         ):
             yield from gen_size_problems(node)
-    names = find_names(tree)
-    for scope in (tree, *(node for node in ast.walk(tree) if is_function(node))):
-        yield from gen_catch_problems(scope, names)
+    # Most files cannot catch it under any name, and looking for its names takes most of the time.
+    if "BaseException" in text or any(isinstance(node, ast.ExceptHandler) and node.type is None for node in nodes):
+        names = find_names(nodes)
+        for scope in (tree, *(node for node in nodes if is_function(node))):
+            yield from gen_catch_problems(scope, names)
 
 
 def gen_size_problems(function: Function) -> Iterator[str]:
@@ -89,10 +92,9 @@ def gen_catch_problems(scope: ast.AST, names: dict[str, str]) -> Iterator[str]:
             yield f"{where}suppress(BaseException) in line {call.lineno}; {advice}"
 
 
-def find_names(tree: ast.Module) -> dict[str, str]:
-    """Return for each name that TREE gives by an import or an assignment what it stands for, as a dotted name."""
+def find_names(nodes: list[ast.AST]) -> dict[str, str]:
+    """Return for each name that NODES give by an import or an assignment what it stands for, as a dotted name."""
     names = {"BaseException": "builtins.BaseException"}
-    nodes = list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Import):
             names.update({alias.asname: alias.name for alias in node.names if alias.asname})

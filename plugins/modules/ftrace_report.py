@@ -4,14 +4,17 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+# The code is in the action plugin of the same name, because nothing here runs on a host.
+
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ftrace_report
-short_description: Summarize fetched traces by process and system call
+short_description: Find what fails and waits in fetched traces, and summarize them
 description:
-  - Reads captures that M(crashcart.fleet.ftrace_fetch) has fetched. For each process and system call it reports how often the call was
-    made, with which errors it failed, and how long it took.
+  - Reads captures that M(crashcart.fleet.ftrace_fetch) has fetched. It says first what it has found - what failed or waited, on what, who,
+    where and how often, with the next command to run - over all captures together.
+  - For each process and system call it reports how often the call was made, with which errors it failed, and how long it took.
   - Where paths were recorded (O(crashcart.fleet.ftrace_instance#module:paths)), it also reports the paths of the calls, with the errors on each.
   - Also reads what C(trace-cmd) writes by C(record), C(extract), C(convert) and C(split) - C(trace.dat) of versions 6 and 7, compressed or not,
     with one buffer or several. Each buffer is reported by itself.
@@ -22,7 +25,10 @@ description:
   - Times of the clock C(uptime) are exact to ten milliseconds. C(trace-cmd extract) may name another clock than the instance had. If the real
     one does not count time, the file's statistics show it.
   - A file may not decompress to more than a kernel could have written, which is one page for each four compressed bytes plus 64 MiB.
-  - Run it where the captures are. In a play over hosts use C(delegate_to=localhost), C(run_once=true) and C(become=false).
+  - It runs on the controller, where the captures are, in a process of its own. In a play over hosts use C(run_once=true). Relative paths are
+    below the playbook's folder.
+  - The first report compiles its code and keeps it below C($XDG_CACHE_HOME), or C(~/.cache), in C(crashcart.fleet). Where this user cannot
+    write there, each report compiles it again.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -32,14 +38,15 @@ attributes:
   action_group:
     support: full
   async:
-    support: full
+    support: none
   become:
     support: none
-    details: The module needs no privileges.
+    details: The module runs on the controller and needs no privileges.
   check_mode:
     support: full
   delegation:
-    support: full
+    support: none
+    details: The module runs on the controller.
   diff_mode:
     support: none
   idempotent:
@@ -68,7 +75,7 @@ options:
     required: true
   formats:
     description:
-      - What to write. V(json) writes C(DEST/summary.json). V(text) writes C(DEST/summary.txt), a table to read.
+      - What to write. V(json) writes C(DEST/findings.json) and C(DEST/summary.json). V(text) writes C(DEST/summary.txt), a table to read.
     type: list
     elements: str
     choices: [json, text]
@@ -76,10 +83,18 @@ options:
   min_latency:
     description:
       - Leave out system calls that took less time than this, for example V(10ms), and calls whose beginning or end is not in the capture.
-      - This makes recording no cheaper, because the kernel cannot filter by it.
+      - This makes recording no cheaper, because the kernel cannot filter by it. Findings are made of all calls.
     type: str
+  fail_on:
+    description:
+      - Fail when there are such findings. V(any) means all, V(critical) those after which a program cannot do its work, which have a
+        severity of 80 or more, and the name of a rule, such as V(failures), those of that rule.
+      - The report is written all the same, and the result has all values.
+    type: list
+    elements: str
+    default: []
 requirements:
-  - Python 3.11 or later and numpy, where the module runs
+  - Python 3.11 or later, numpy and numba, on the controller
 seealso:
   - module: crashcart.fleet.ftrace_fetch
 """
@@ -89,9 +104,7 @@ EXAMPLES = r"""
   crashcart.fleet.ftrace_report:
     src: traces
     dest: traces/report
-  delegate_to: localhost
   run_once: true
-  become: false
   register: report
 
 - name: Show the report
@@ -105,23 +118,119 @@ EXAMPLES = r"""
       {{ ansible_play_hosts_all | map('extract', hostvars) | selectattr('fetched', 'defined') | map(attribute='fetched')
       | map(attribute='captures', default=[]) | flatten | map(attribute='path') | select }}
     dest: traces/report
-  delegate_to: localhost
   run_once: true
-  become: false
+
+- name: Fail where a program cannot do its work
+  crashcart.fleet.ftrace_report:
+    src: traces
+    dest: traces/report
+    fail_on: [critical]
+  run_once: true
 """
 
 RETURN = r"""
 lines:
   description:
-    - A page to read. Up to 60 lines it is the table that V(text) in O(formats) writes. A longer report is shortened to the first rows of
-      each capture, with the path that failed most often, and names the file with the rest.
+    - A page to read. First come the findings, two lines each, the worst first and at most 20. Then comes, up to 60 lines, the table that
+      V(text) in O(formats) writes. A longer one is shortened to the first rows of each capture, with the path that failed most often, and
+      names the file with the rest. The last line names the files.
   returned: success
   type: list
   elements: str
   sample:
+    - "1 finding in 1 capture, in 1 container on 1 host:"
+    - "1. python3: connect /run/db.sock failed with ECONNREFUSED"
+    - "     python3 pid 1 · api on web1 · 10 of 10 times · since 2026-11-21T23:15:00Z · next: ansible-playbook crashcart.fleet.trace -l web1"
+    - ""
     - "api on web1: 12345 events in 30.100 s from 2026-11-21T23:15:00.000+00:00, complete"
     - "  PROCESS  PID   SYSCALL  CALLS  TOTAL ms  P99 us  ERRORS"
     - "  python3  4711  connect     10     1.234   310.0  ECONNREFUSED 10"
+findings:
+  description:
+    - The first 20 of C(findings.json), over all captures, the worst first. C(docs/findings.schema.json) is its form.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    rule:
+      description: Name of the rule that made the finding.
+      type: str
+      sample: failures
+    statement:
+      description: One plain sentence.
+      type: str
+      sample: "python3: connect /run/db.sock failed with ECONNREFUSED"
+    severity:
+      description: From 0 to 100. From 80 on a program cannot do its work, from 90 on it died or cannot start.
+      type: int
+      sample: 80
+    object:
+      description: The thing that it is about, with C(kind) and C(text). V(null) where there is none.
+      type: dict
+      sample: {kind: path, text: /run/db.sock}
+    program:
+      description: Name of the program.
+      type: str
+      sample: python3
+    call:
+      description: Name of the system call. V(null) where several are meant.
+      type: str
+      sample: connect
+    error:
+      description: Name of the error. V(null) where there was none.
+      type: str
+      sample: ECONNREFUSED
+    container_pids:
+      description: Numbers of the processes inside their containers, at most 20.
+      type: list
+      elements: int
+      sample: [1]
+    where:
+      description: Where it was seen, at most 20 pairs of C(host) and C(container).
+      type: list
+      elements: dict
+      sample: [{host: web1, container: api}]
+    hosts:
+      description: Number of hosts.
+      type: int
+      sample: 1
+    containers:
+      description: Number of containers.
+      type: int
+      sample: 1
+    count:
+      description: How often it happened.
+      type: int
+      sample: 10
+    of:
+      description: How often it was tried. V(null) where that has no meaning.
+      type: int
+      sample: 10
+    first:
+      description: When it happened first, as UTC in ISO 8601 format. V(null) where that is not known.
+      type: str
+      sample: "2026-11-21T23:15:00.000+00:00"
+    last:
+      description: When it happened last.
+      type: str
+      sample: "2026-11-21T23:15:09.000+00:00"
+    evidence:
+      description: Moments that show it, at most five pairs of C(file) and C(time).
+      type: list
+      elements: dict
+      sample: [{file: web1/api/20261121T231500.000000Z.dat, time: "2026-11-21T23:15:00.000+00:00"}]
+    confidence:
+      description: V(certain), V(likely), or V(inferred) from what was not seen.
+      type: str
+      sample: certain
+    missing:
+      description: The part of the truth that was lost or not recorded, in words. V(null) where nothing is known to be missing.
+      type: str
+      sample: null
+    next:
+      description: A command to run next.
+      type: str
+      sample: ansible-playbook crashcart.fleet.trace -l web1 -e crashcart_containers=api
 summary:
   description:
     - The contents of C(summary.json) without the rows for each system call, which are in the file only. C(docs/summary.schema.json) is its form.
@@ -232,64 +341,5 @@ files:
   description: The written files by format. Empty where there was nothing to report on.
   returned: success
   type: dict
-  sample: {json: traces/report/summary.json, text: traces/report/summary.txt}
+  sample: {findings: traces/report/findings.json, json: traces/report/summary.json, text: traces/report/summary.txt}
 """
-
-import os
-
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import gen_captures, gen_source
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import NUMPY_IMPORT_ERROR
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
-
-
-def find_root(captures):
-    """Return the deepest folder that all CAPTURES have in common, the current one where there are none."""
-    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in captures] or ["."])
-
-
-def run(module):
-    if NUMPY_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("numpy"), exception=NUMPY_IMPORT_ERROR)
-    parameters = module.params
-    min_latency_ns = int((parse_seconds(parameters["min_latency"], "min_latency") or 0) * 1e9)
-    source, chosen = parameters["src"], parameters["captures"]
-    captures, skipped = [], []
-    if chosen is None:
-        found = gen_source(source, skipped, min_latency_ns)
-    else:
-        found = gen_captures(dict.fromkeys(chosen), source or find_root(chosen), skipped, min_latency_ns)
-    with ReportWriter(parameters["dest"], parameters["formats"], check_mode=module.check_mode) as report:
-        for capture in found:
-            report.add(capture)
-            del capture["programs"], capture["processes"]
-            captures.append(capture)
-        changed = report.finish(skipped)
-    for file in skipped:
-        module.warn(escape(f"skipped {describe_skipped(file)}"))
-    summary = {"captures": captures, "skipped": skipped}
-    return {"changed": changed, "lines": report.lines, "summary": summary, "files": report.files}
-
-
-def main():
-    module = AnsibleModule(
-        argument_spec=dict(
-            src=dict(type="path"),
-            captures=dict(type="list", elements="path"),
-            dest=dict(type="path", required=True),
-            min_latency=dict(type="str"),
-            formats=dict(type="list", elements="str", choices=["json", "text"], default=["json", "text"]),
-        ),
-        required_one_of=[("src", "captures")],
-        supports_check_mode=True,
-    )
-    run_module(module, run)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import NoTerminalError, open_terminal
 
 # Need → Python's modules and their packages, as in requirements.txt.
-_MODULES = {"report": {"numpy": "numpy"}, "build": {"elftools": "pyelftools"}}
+_MODULES = {"report": {"numba": "numba", "numpy": "numpy"}, "build": {"elftools": "pyelftools"}}
 # Need → programs and their Debian packages, as in meta/ee-bindep.txt.
 _PROGRAMS = {
     "build": {
@@ -32,8 +32,18 @@ def find_missing(needs: Iterable[str], dest: str) -> list[str]:
     Other needs are ignored. DEST is the folder for a report and its captures.
     """
     needs = tuple(needs)
+    found = []
+    if "report" in needs:
+        found += _find_obstacle(dest)
+    if "terminal" in needs:
+        found += _find_no_terminal()
+    return found + find_missing_packages(needs)
+
+
+def find_missing_packages(needs: Iterable[str]) -> list[str]:
+    """Return a sentence for Python's packages, and one for Debian's, that this machine lacks for NEEDS, with the command that installs them."""
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-    modules, programs = [], []
+    modules, programs, found = [], [], []
     for need in needs:
         modules += [
             package for module, package in _MODULES.get(need, {}).items() if importlib.util.find_spec(module) is None
@@ -41,11 +51,6 @@ def find_missing(needs: Iterable[str], dest: str) -> list[str]:
         programs += [
             package for program, package in _PROGRAMS.get(need, {}).items() if shutil.which(program, path=path) is None
         ]
-    found = []
-    if "report" in needs:
-        found += _find_obstacle(dest)
-    if "terminal" in needs:
-        found += _find_no_terminal()
     if modules:
         command = shlex.join([sys.executable, "-m", "pip", "install", *modules])
         found.append(f"the controller's Python lacks {', '.join(modules)}: {command}")

@@ -34,7 +34,7 @@ NAMES = frozenset(
         ),
         *("buffer_size", "mode", "max_rate", "max_loss", "max_size", "max_age", "rotate_size", "rotate_time"),
         *("when_full", "min_free", "clock", "follow_exec", "follow_tools", "follow_restarts", "probes", "paths"),
-        *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "src"),
+        *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "fail_on", "src"),
     )
 )
 # The variables that are lists. A text that begins with a bracket is meant to be a list, but Ansible has not parsed it.
@@ -49,6 +49,7 @@ LISTS = (
     "notrace",
     "probes",
     "formats",
+    "fail_on",
 )
 # Prefix of a role's variables → their names after the prefix.
 ROLES = {

@@ -13,8 +13,15 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.manifest_form import is_sound
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call, read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import (
+    SyscallRow,
+    TraceTable,
+    make_all_tables,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
@@ -103,17 +110,18 @@ def _open_regular(path: str) -> BinaryIO:
 
 
 def summarize_capture(
-    capture: str, manifest: dict[str, Any], root: str, min_latency_ns: int = 0
+    capture: str, manifest: dict[str, Any], root: str, min_latency_ns: int = 0, search: Search | None = None
 ) -> list[dict[str, Any]]:
     """Return the entries of summary.json for CAPTURE, one for each buffer, with the path relative to ROOT.
 
-    MANIFEST describes CAPTURE. Calls shorter than MIN_LATENCY_NS are left out. Raises CaptureError when CAPTURE cannot be read.
+    MANIFEST describes CAPTURE. Calls shorter than MIN_LATENCY_NS are left out. SEARCH looks at all calls.
+    Raises CaptureError when CAPTURE cannot be read.
     """
     name = os.path.relpath(capture, root)
     try:
         with _open_regular(capture) as file:
             return [
-                _summarize_trace(trace, add_tables(manifest, trace), name, min_latency_ns)
+                _summarize_trace(trace, add_tables(manifest, trace), name, min_latency_ns, search)
                 for trace in read_traces(file)
             ]
     except Exception as error:  # the file may hold anything, and the other captures have to be read all the same
@@ -131,11 +139,15 @@ def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
     return known
 
 
-def _summarize_trace(trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int) -> dict[str, Any]:
-    """Return the entry of summary.json for TRACE, one buffer of the capture called NAME."""
-    table = summarize(trace, manifest, min_latency_ns)
+def _summarize_trace(
+    trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int, search: Search | None
+) -> dict[str, Any]:
+    """Return the entry of summary.json for TRACE, one buffer of the capture called NAME; SEARCH looks at all its calls."""
+    table, found = make_all_tables(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
+    if search is not None:
+        search.add(Capture(name, found, read_names(manifest), name_call, manifest, reasons))
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,
@@ -184,27 +196,37 @@ def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
     return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def gen_source(source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0) -> Iterator[dict[str, Any]]:
+def gen_source(
+    source: str, skipped: list[dict[str, str]], min_latency_ns: int = 0, search: Search | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the entries of summary.json for each capture of SOURCE, a capture or a folder of captures.
 
-    Only calls of MIN_LATENCY_NS and longer count. A part of a folder that cannot be read is added to SKIPPED.
+    Only calls of MIN_LATENCY_NS and longer count. SEARCH looks at all calls. A part of a folder that cannot be read is added to SKIPPED.
     Raises CaptureError when SOURCE is a capture that cannot be read, and FleetError when it does not exist.
     """
     if not os.path.isdir(source):
         if not os.path.lexists(source):
             raise FleetError(f"there is no capture {source}")
         manifest = read_manifest(find_manifest(source))
-        yield from _escape_all(summarize_capture(source, manifest, os.path.dirname(source) or ".", min_latency_ns))
+        root = os.path.dirname(source) or "."
+        yield from _escape_all(summarize_capture(source, manifest, root, min_latency_ns, search))
         return
     paths, errors = list_captures(source)
     skipped += [_describe_error(error, source) for error in errors]
-    yield from gen_captures(paths, source, skipped, min_latency_ns)
+    yield from gen_captures(paths, source, skipped, min_latency_ns, search)
 
 
 def gen_captures(
-    paths: Iterable[str], root: str, skipped: list[dict[str, str]], min_latency_ns: int = 0
+    paths: Iterable[str],
+    root: str,
+    skipped: list[dict[str, str]],
+    min_latency_ns: int = 0,
+    search: Search | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the entries of summary.json for the captures at PATHS, named relative to ROOT; add those that cannot be read to SKIPPED."""
+    """Yield the entries of summary.json for the captures at PATHS, named relative to ROOT; add those that cannot be read to SKIPPED.
+
+    Only calls of MIN_LATENCY_NS and longer count. SEARCH looks at all calls.
+    """
     for path in paths:
         try:
             manifest = read_manifest(find_manifest(path))
@@ -212,7 +234,7 @@ def gen_captures(
             skipped.append(_describe_error(error, root))
             manifest = {}
         try:
-            yield from _escape_all(summarize_capture(path, manifest, root, min_latency_ns))
+            yield from _escape_all(summarize_capture(path, manifest, root, min_latency_ns, search))
         except CaptureError as error:
             skipped.append(_describe_error(error, root))
 

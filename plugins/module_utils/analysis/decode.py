@@ -96,10 +96,10 @@ class Trace:
     def __init__(
         self, file: BinaryIO, head: trace_dat.Head | None = None, formats: dict[str, EventFormat] | None = None
     ) -> None:
-        self._file = file
+        self.file = file
         self.head = head or trace_dat_reader.read_head(file)
         self.formats = read_formats(self.head) if formats is None else formats
-        self._factor, self._shift = _find_scale(self.head)
+        self._factor, self._shift = find_scale(self.head)
 
     def gen_batches(self) -> Iterator[Batch]:
         """Yield all events in batches, CPU by CPU, in the order of time within a CPU."""
@@ -111,7 +111,7 @@ class Trace:
 
         Generators of several CPUs may be advanced in turn.
         """
-        for block in trace_dat_reader.gen_page_blocks(self._file, self.head, place, block_size):
+        for block in trace_dat_reader.gen_page_blocks(self.file, self.head, place, block_size):
             batch = decode_pages(np.frombuffer(block, np.uint8), self.head.page_size, place.cpu)
             yield replace(batch, times=_scale(batch.times, self._factor, self._shift))
 
@@ -123,7 +123,7 @@ def read_traces(file: BinaryIO) -> list[Trace]:
     return [Trace(file, head, formats) for head in heads]
 
 
-def _find_scale(head: trace_dat.Head) -> tuple[int, int]:
+def find_scale(head: trace_dat.Head) -> tuple[int, int]:
     """Return the factor, and then the bits to shift right, that turn HEAD's time stamps into nanoseconds.
 
     Raises TraceFileError when the file does not say what its clock counts.

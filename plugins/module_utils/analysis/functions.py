@@ -7,10 +7,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections import Counter
-
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from typing import Iterable
 
 # Event → field with the function's address. Of function_graph, only the entries count.
 _ADDRESSES = {"ftrace:function": "ip", "ftrace:funcgraph_entry": "func", "ftrace:funcgraph_retaddr_entry": "func"}
@@ -39,30 +36,16 @@ class Symbols:
         return f"{name}+{offset:#x}" if name else f"{address:#x}"
 
 
-class FunctionCounts:
-    """The number of calls of each of the kernel's functions. Call `feed` with all batches, then `names`."""
+def name_functions(counts: Iterable[tuple[int, int]], kallsyms: bytes) -> dict[str, int]:
+    """Return the number of calls by function, most first. COUNTS has pairs of an address, of 64 bits, and a number of calls.
 
-    def __init__(self) -> None:
-        self._counts: Counter[int] = Counter()
-
-    def feed(self, batch: Batch, formats: dict[str, EventFormat]) -> None:
-        """Count the function events of BATCH; FORMATS are the trace's event formats by system:name."""
-        for event, name in _ADDRESSES.items():
-            if event in formats:
-                found = batch.integers(batch.select(formats[event].id), formats[event].field(name)).view(np.uint64)
-                addresses, counts = np.unique(found, return_counts=True)
-                self._counts.update(dict(zip(addresses.tolist(), counts.tolist())))
-
-    def names(self, kallsyms: bytes) -> dict[str, int]:
-        """Return the number of calls by function, most first.
-
-        A function that KALLSYMS, the text of /proc/kallsyms, does not name has its address as name.
-        """
-        if not self._counts:
-            return {}
-        symbols = Symbols(kallsyms)
-        named: Counter[str] = Counter()
-        for address, count in self._counts.items():
-            name, _offset = symbols.find(address)
-            named[name or f"{address:#x}"] += count
-        return dict(named.most_common())
+    A function that KALLSYMS, the text of /proc/kallsyms, does not name has its address as name.
+    """
+    symbols = None
+    named: Counter[str] = Counter()
+    for signed, count in counts:
+        symbols = symbols or Symbols(kallsyms)
+        address = signed & (1 << 64) - 1
+        name, _offset = symbols.find(address)
+        named[name or f"{address:#x}"] += count
+    return dict(named.most_common())

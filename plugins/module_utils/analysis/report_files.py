@@ -10,15 +10,26 @@ import textwrap
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.document import (
+    format_document,
+    make_document,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.page import format_findings
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_page import Page
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import format_capture, format_skipped
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 
 class ReportWriter:
     """The files of a report in folder DEST. Use as a context manager: `add` each capture, then `finish`.
 
-    Only one capture's rows are in memory at a time. FILES has the files' paths by format; LINES has the page for people after `finish`.
+    With a search, the format json is findings.json and summary.json.
+
+    Only one capture's rows are in memory at a time. FILES has the files' paths by format; LINES has the page for people and
+    FINDINGS the findings, the worst first, after `finish`.
     With CHECK_MODE, the files are compared and not written. Without `finish`, or with nothing to report, the files stay as they were.
     """
 
@@ -26,9 +37,11 @@ class ReportWriter:
         names = {"json": "summary.json", "text": "summary.txt"}
         self.files = {name: os.path.join(dest, names[name]) for name in formats}
         self._drafts = {name: _Draft(path, check_mode=check_mode) for name, path in self.files.items()}
+        self._dest, self._check_mode = dest, check_mode
         self._count = 0
         self._page = Page()
         self.lines: list[str] = []
+        self.findings: list[Finding] = []
 
     def __enter__(self) -> ReportWriter:
         return self
@@ -47,8 +60,11 @@ class ReportWriter:
         self._page.add(entry, text)
         self._count += 1
 
-    def finish(self, skipped: list[dict[str, str]]) -> bool:
-        """Write the list SKIPPED of files that could not be read, move the files to their places, and return True if one has changed."""
+    def finish(self, skipped: list[dict[str, str]], search: Search | None = None) -> bool:
+        """Write the list SKIPPED of files that could not be read, and the findings of SEARCH, which has looked at the captures.
+
+        Then move the files to their places, and return True if one has changed.
+        """
         if not self._count and not skipped:
             self.files = {}
             self.lines = ["No capture: there is nothing to report on."]
@@ -60,8 +76,27 @@ class ReportWriter:
         text = format_skipped(skipped)
         self._add_text("\n" + text if text and self._count else text)
         self.lines = self._page.finish(text, self.files.get("text"))
+        if search is not None:
+            self._finish_findings(search)
         changes = [draft.finish() for draft in self._drafts.values()]
         return any(changes)
+
+    def _finish_findings(self, search: Search) -> None:
+        """Write the findings of SEARCH, and put the lines about them before the page, which then ends with the names of the files."""
+        self.findings = search.finish()
+        if "json" in self._drafts:
+            path = os.path.join(self._dest, "findings.json")
+            self.files = {"findings": path, **self.files}
+            self._drafts["findings"] = _Draft(path, check_mode=self._check_mode)
+            document = make_document(self.findings, search.captures, search.dropped, search.problems)
+            self._drafts["findings"].write(format_document(document))
+        first = []
+        if search.captures:
+            is_written = "findings" in self._drafts
+            first = format_findings(self.findings, search.dropped, search.captures, is_written=is_written)
+        names = ", ".join(os.path.basename(path) for path in self.files.values())
+        last = ["", f"In {mask(self._dest)}: {names}"] if names else []
+        self.lines = [*first, *([""] if first else []), *self.lines, *last]
 
     def _add_text(self, text: str) -> None:
         if "text" in self._drafts:
@@ -73,7 +108,7 @@ class _Draft:
 
     def __init__(self, path: str, *, check_mode: bool) -> None:
         self._path = path
-        self._temporary = path + ".part"
+        self._temporary = f"{path}.{os.getpid()}.part"  # two reports may be written at once
         self._check_mode = check_mode
         self._old: BinaryIO | None = None
         self._new: BinaryIO | None = None

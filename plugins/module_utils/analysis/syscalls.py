@@ -8,16 +8,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import make_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import CaptureTables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import name_functions
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import RESTARTS, PairedCalls, name_errno
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import UNKNOWN_NAME, Process, TaskNames
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (
+    RESTARTS,
+    name_call,
+    name_errno,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.path_calls import FAMILY_OF_CALL
 
 if TYPE_CHECKING:
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Bools, Ints
+    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
 _MAX_PATHS = 10  # of a row, for people have to read the table
 _MAX_PIDS = 100  # of a row
@@ -28,6 +34,8 @@ _OTHER_PROGRAMS = "(other programs)"
 _OTHER_CALLS = "(other calls)"
 # Answers of seccomp that are no errors; no error has these numbers.
 _TRAP = -1
+_LONE = codes.UNFINISHED | codes.CONTINUED | codes.DENIED | codes.ONLY_ENTRY | codes.ONLY_EXIT  # calls with one end
+UNKNOWN_NAME = "?"
 _ANSWERS = {0: "no error", _TRAP: "SIGSYS"}
 
 
@@ -57,7 +65,7 @@ class SyscallRow:
     errors: dict[str, int]  # number of failed calls by the error that the program saw
     measured: int  # number of calls that began and ended in the trace; only these have a time
     total_ns: int
-    p99_ns: int | None  # None without measured calls
+    p99_ns: int | None  # at least 99 of 100 took no longer; up to 7 % more than that; None without measured calls
     unfinished: int = 0  # number of calls that did not end in the trace
     continued: int = 0  # number of calls that did not begin in it; 0 where no entries are recorded (errors_only)
     # Number of interrupted calls by the kernel's internal error.
@@ -93,54 +101,186 @@ class TraceTable:
     damage: list[str] = field(default_factory=list)  # in words: the file holds other events than the kernel counted
 
 
+class TableMaker:
+    """A table of the finished pass FOUND over TRACE, whose tables are TABLES; MANIFEST has the number of events that the kernel counted.
+
+    DAMAGE says, in words, that the file holds other events than the kernel counted; else it is empty.
+    """
+
+    def __init__(self, trace: Trace, found: CapturePass, tables: CaptureTables, damage: list[str]) -> None:
+        self._trace, self._state, self._tables, self._damage = trace, found.state, tables, damage
+        self._names = found.names
+        rows = self._state.rows[: self._state.scalars[codes.ROWS]]
+        cells = tables.cells
+        # Entries are the cells, which count calls, and then the rows, which measure them.
+        self._size = len(cells.task)
+        task = np.concatenate([cells.task, rows[:, codes.ROW_TASK]])
+        self._known_names = sorted(set(tables.tasks.name))
+        places = {name: place for place, name in enumerate(self._known_names)}
+        self._name = np.array([places[name] for name in tables.tasks.name], np.int64)[task]
+        self._process = np.asarray(tables.tasks.process)[task]
+        self._number = np.concatenate([cells.number, rows[:, codes.ROW_NUMBER]])
+        self._count = np.concatenate([cells.count, np.zeros(len(rows), np.int64)])
+        self._outcome = np.concatenate([cells.outcome, np.zeros(len(rows), np.int64)])
+        self._object = np.concatenate([cells.object, np.zeros(len(rows), np.int64)])
+        self._longest = np.concatenate([cells.max_ns, np.zeros(len(rows), np.int64)])
+        self._rows = rows
+        self._error = self._outcome & codes.ERRNO_MASK
+        self._path_calls = np.array(
+            [number for number, name in self._names.items() if name in FAMILY_OF_CALL], np.int64
+        )
+
+    def make(self) -> TraceTable:
+        """Return the table."""
+        kept = self._find_kept()
+        is_failed = (self._error != 0) & ~np.isin(self._error, list(RESTARTS))
+        tables = []
+        for first_key in (self._process, np.zeros_like(self._process)):
+            keys = [key[kept] for key in (first_key, self._name, self._number)]
+            keys = _merge_rest(keys, (is_failed * self._count)[kept], self._count[kept])
+            rows = [
+                self._make_row(kept[members], int(keys[1][members[0]]), int(keys[2][members[0]]))
+                for members in _gen_groups(keys)
+            ]
+            tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
+        state, scalars = self._state, self._state.scalars
+        by_number = {known.id: name for name, known in self._trace.formats.items()}
+        seen = np.flatnonzero(state.event_counts).tolist()
+        requests = Counter(
+            {
+                bytes(state.ring_names[code]).split(b"\0", 1)[0].decode("utf-8", "replace")
+                or f"operation {code}": count
+                for code, count in enumerate(state.ring_counts.tolist())
+                if count
+            }
+        )
+        return TraceTable(
+            tables[0],
+            tables[1],
+            int(scalars[codes.EVENTS]),
+            self._tables.start_ns,
+            self._tables.end_ns,
+            {by_number.get(number, f"event {number}"): int(state.event_counts[number]) for number in seen},
+            name_functions(state.functions[state.functions[:, 1] > 0].tolist(), self._trace.head.kallsyms),
+            dict(requests.most_common()),
+            bool(scalars[codes.HAS_POLLED]),
+            self._damage,
+        )
+
+    def _find_kept(self) -> Ints:
+        """Return the indices of the entries that count.
+
+        In a damaged trace, a wrong number in one event splits a call in two, each with one end.
+        """
+        if not self._damage or not self._names:
+            return np.arange(len(self._number))
+        is_lone = self._outcome & _LONE != 0
+        is_strange = ~np.isin(self._number, list(self._names)) | (np.array(self._known_names)[self._name] == "")
+        return np.flatnonzero(~(is_lone & is_strange))
+
+    def _make_row(self, members: Ints, name: int, number: int) -> SyscallRow:
+        """Return the row of the entries MEMBERS, of the program with index NAME and of call NUMBER; each may be _REST."""
+        cells = members[members < self._size]
+        counts, outcomes, errors = self._count[cells], self._outcome[cells], self._error[cells]
+        is_interrupted = np.isin(errors, list(RESTARTS))
+        failed = np.where(is_interrupted, 0, errors)
+        is_denied = outcomes & codes.DENIED != 0
+        answers = np.where(outcomes & codes.TRAPPED != 0, _TRAP, errors)
+        measured, total, p99 = self._measure(self._rows[members[members >= self._size] - self._size], cells)
+        processes = np.unique(self._process[cells])
+        pids = sorted({int(self._tables.processes.pid[process]) for process in processes})
+        inside = int(self._tables.processes.container_pid[processes[0]]) if len(processes) == 1 else -1
+        return SyscallRow(
+            name=_OTHER_PROGRAMS if name == _REST else self._known_names[name] or UNKNOWN_NAME,
+            pids=pids[:_MAX_PIDS],
+            process_count=len(processes),
+            container_pid=inside if inside >= 0 else None,
+            syscall=_OTHER_CALLS if number == _REST else name_call(number, self._names),
+            calls=int(counts.sum()),
+            errors=_count(failed, counts * (failed != 0)),
+            measured=measured,
+            total_ns=total,
+            p99_ns=p99,
+            unfinished=int(counts[outcomes & codes.UNFINISHED != 0].sum()),
+            continued=int(counts[outcomes & codes.CONTINUED != 0].sum()),
+            interrupted=_count(errors, counts * is_interrupted),
+            denied=_count(answers, counts * is_denied),
+            compat=codes.COMPAT <= number < _REST,
+            paths=self._list_paths(cells, failed, counts),
+        )
+
+    def _measure(self, rows: Ints, cells: Ints) -> tuple[int, int, int | None]:
+        """Return the number of measured calls in ROWS, their total duration and the 99th percentile; CELLS have the longest."""
+        measured = int(rows[:, codes.MEASURED].sum())
+        if not measured:
+            return 0, 0, None
+        is_whole = self._outcome[cells] & _LONE == 0
+        longest = int(self._longest[cells][is_whole].max(initial=0))
+        places = rows[:, codes.HISTOGRAM]
+        histogram = self._state.histograms[places[places >= 0]].sum(axis=0, dtype=np.int64)
+        step = int(np.searchsorted(np.cumsum(histogram), -(-measured * 99 // 100)))
+        p99 = min(_find_end(step), longest) if step < len(histogram) else longest
+        return measured, int(rows[:, codes.ROW_TOTAL].sum()), p99
+
+    def _list_paths(self, cells: Ints, errors: Ints, counts: Ints) -> list[PathUse]:
+        """Return the use of the paths that most calls of CELLS failed on; ERRORS and COUNTS have one entry per cell."""
+        is_known = (self._object[cells] > codes.OTHER_OBJECTS) & np.isin(self._number[cells], self._path_calls)
+        uses: dict[str, Counter[int]] = {}
+        for thing, error, count in zip(
+            *(column[is_known].tolist() for column in (self._object[cells], errors, counts))
+        ):
+            kind, text = self._tables.objects[thing]
+            if kind == "path":
+                uses.setdefault(text, Counter())[error] += count
+        rows = [
+            PathUse(path, sum(use.values()), {name_errno(error): count for error, count in use.most_common() if error})
+            for path, use in uses.items()
+        ]
+        return sorted(rows, key=lambda row: (-sum(row.errors.values()), -row.calls, row.path))[:_MAX_PATHS]
+
+
 def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0) -> TraceTable:
     """Return the table of TRACE; MANIFEST has the names of its system calls, its tasks, and the requested trace.
 
     With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out.
     Raises TraceFileError when the trace cannot be read.
     """
-    reading = read_trace(trace, manifest)
-    calls, paths = reading.calls, reading.paths
-    if min_latency_ns:
-        kept = calls.measured & (calls.durations >= min_latency_ns)
-        calls, paths = calls.select(kept), paths[kept]
-    processes, name_numbers, known_names = _identify(calls, reading.tasks)
-    if reading.damage and reading.syscalls:
-        # In a damaged trace, a wrong number in one event splits a call in two, each with one end.
-        strange = ~np.isin(calls.numbers, list(reading.syscalls)) | (
-            name_numbers == (known_names.index(UNKNOWN_NAME) if UNKNOWN_NAME in known_names else _REST)
-        )
-        kept = calls.measured | ~strange
-        calls, paths, processes, name_numbers = calls.select(kept), paths[kept], processes[kept], name_numbers[kept]
-    is_failed = (calls.errors != 0) & ~np.isin(calls.errors, list(RESTARTS))
-    tables = []
-    for first_key in (processes, np.zeros_like(processes)):
-        rows = []
-        _first, names, numbers = keys = _merge_rest([first_key, name_numbers, calls.numbers], is_failed)
-        for members in _gen_groups(keys):
-            owners = [reading.tasks.processes[number] for number in np.unique(processes[members]).tolist()]
-            first = members[0]
-            name = _OTHER_PROGRAMS if names[first] == _REST else known_names[names[first]]
-            rows.append(_make_row(calls, members, paths[members], owners, name, int(numbers[first]), reading))
-        tables.append(sorted(rows, key=lambda row: (-row.failures, -row.calls, row.name, row.pids, row.syscall)))
-    return TraceTable(
-        tables[0],
-        tables[1],
-        sum(reading.events.values()),
-        reading.first_time,
-        reading.last_time,
-        reading.events,
-        reading.functions,
-        dict(reading.requests.requests.most_common()),
-        reading.requests.has_polled,
-        reading.damage,
-    )
+    return make_all_tables(trace, manifest, min_latency_ns)[0]
 
 
-def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
+def make_all_tables(
+    trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
+) -> tuple[TraceTable, CaptureTables]:
+    """Return the table of TRACE, and the tables that findings look at. MANIFEST describes the trace.
+
+    With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out of the first.
+    Raises TraceFileError when the trace cannot be read.
+    """
+    found = CapturePass(trace, manifest)
+    damage = find_damage(int(found.run().scalars[codes.EVENTS]), manifest)
+    tables = make_tables(found.state, found.names, manifest, is_damaged=bool(damage))
+    if not min_latency_ns:
+        return TableMaker(trace, found, tables, damage).make(), tables
+    slow = CapturePass(trace, manifest, min_latency_ns=min_latency_ns)
+    slow.run()
+    of_slow = make_tables(slow.state, slow.names, manifest, is_damaged=bool(damage))
+    return TableMaker(trace, slow, of_slow, damage).make(), tables
+
+
+def find_damage(events: int, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the damage, in words, when a trace holds another number of EVENTS than MANIFEST says the kernel counted; else []."""
+    counted = manifest.get("entries")
+    # A manifest without a version has the number of events that waited when the fetch began, which may differ.
+    if counted is None or "version" not in manifest or counted == events:
+        return []
+    return [f"the file holds {events} events, and the kernel counted {counted}"]
+
+
+def _merge_rest(keys: list[Ints], failures: Ints, counts: Ints) -> list[Ints]:
     """Return KEYS with values replaced by _REST, so that the entries form a bounded number of groups (entries equal in all KEYS).
 
-    The values with most failures, and then most entries, stay. The first of KEYS is merged first.
+    FAILURES and COUNTS have the calls of each entry. The values with most failures, and then most calls, stay. The first of KEYS is
+    merged first.
     """
     keys = list(keys)
     for place, key in enumerate(keys):
@@ -148,16 +288,21 @@ def _merge_rest(keys: list[Ints], is_failed: Bools) -> list[Ints]:
         if starts.size <= _MAX_ROWS:
             break
         # One entry per group here, and one per value after that.
-        failures = np.add.reduceat(is_failed[order].astype(np.int64), starts)
-        sizes = np.diff(starts, append=order.size)
         values, inverse = np.unique(key[order[starts]], return_inverse=True)
-        rows, failures, sizes = (np.bincount(inverse, weights=weights) for weights in (None, failures, sizes))
-        ranks = np.lexsort((-sizes, -failures))
+        weights = (np.add.reduceat(column[order], starts) for column in (failures, counts))
+        rows, failed, sizes = (np.bincount(inverse, weights=weight) for weight in (None, *weights))
+        ranks = np.lexsort((-sizes, -failed))
         # A process that calls made-up numbers must not displace all others.
         ranks = ranks[rows[ranks] <= _MAX_ROWS // 4]
         kept = values[ranks[np.cumsum(rows[ranks]) <= _MAX_ROWS // 2]]
         keys[place] = np.where(np.isin(key, kept), key, _REST)
     return keys
+
+
+def _find_end(step: int) -> int:
+    """Return the longest duration, in nanoseconds, that falls into STEP of a histogram."""
+    octave = max(0, step // codes.STEPS - 1)
+    return ((step - codes.STEPS * octave + 1) << octave) - 1
 
 
 def _gen_groups(keys: list[Ints]) -> Iterator[Ints]:
@@ -179,82 +324,9 @@ def _group(keys: list[Ints]) -> tuple[Ints, Ints]:
     return order, np.flatnonzero(is_first)
 
 
-def _make_row(
-    calls: PairedCalls,
-    members: Ints,
-    paths: Ints,
-    owners: list[Process],
-    name: str,
-    number: int,
-    reading: Reading,
-) -> SyscallRow:
-    """Return the row of MEMBERS, the indices of CALLS of one NUMBER (or of _REST) with PATHS; OWNERS are the processes, called NAME."""
-    errors = calls.errors[members]
-    is_interrupted = np.isin(errors, list(RESTARTS))
-    failed = np.where(is_interrupted, 0, errors)
-    measured = members[calls.has_begun[members] & calls.has_ended[members]]
-    durations = calls.ends[measured] - calls.begins[measured]
-    denied = calls.select(members[calls.denied[members]])
-    return SyscallRow(
-        name=name,
-        pids=sorted({owner.pid for owner in owners})[:_MAX_PIDS],
-        process_count=len(owners),
-        container_pid=owners[0].container_pid if len(owners) == 1 else None,
-        syscall=_OTHER_CALLS if number == _REST else name_call(number, reading.syscalls),
-        calls=int(members.size),
-        errors=_count(failed[failed != 0]),
-        measured=int(durations.size),
-        total_ns=int(durations.sum()),
-        p99_ns=int(np.percentile(durations, 99)) if durations.size else None,
-        unfinished=int(calls.unfinished[members].sum()),
-        continued=int(calls.continued[members].sum()),
-        interrupted=_count(errors[is_interrupted]),
-        denied=_count(np.where(denied.is_trap, _TRAP, denied.errors)),
-        compat=COMPAT <= number < _REST,
-        paths=_list_paths(paths, failed, reading.path_names),
-    )
-
-
-def _count(errors: Ints) -> dict[str, int]:
-    """Return the number of each of ERRORS by its name, most first."""
-    numbers, counts = np.unique(errors, return_counts=True)
-    found = Counter(dict(zip(numbers.tolist(), counts.tolist())))
-    return {_ANSWERS.get(number) or name_errno(number): count for number, count in found.most_common()}
-
-
-def _list_paths(paths: Ints, errors: Ints, names: list[str]) -> list[PathUse]:
-    """Return the use of the paths that most calls failed on; PATHS (indices of NAMES, or -1) and ERRORS have one entry per call."""
-    is_known = paths >= 0
-    if not is_known.any():
-        return []
-    uses: dict[int, Counter[int]] = {}
-    pairs, counts = np.unique(np.stack([paths[is_known], errors[is_known]]), axis=1, return_counts=True)
-    for path, error, count in zip(*pairs.tolist(), counts.tolist()):
-        uses.setdefault(path, Counter())[error] += count
-    rows = [
-        PathUse(
-            names[path],
-            sum(use.values()),
-            {name_errno(error): count for error, count in use.most_common() if error},
-        )
-        for path, use in uses.items()
-    ]
-    return sorted(rows, key=lambda row: (-sum(row.errors.values()), -row.calls, row.path))[:_MAX_PATHS]
-
-
-def _identify(calls: PairedCalls, tasks: TaskNames) -> tuple[Ints, Ints, list[str]]:
-    """Return for each call the number of its process, and the index of the process's name; and the names."""
-    processes = np.zeros(calls.tids.size, np.int64)
-    name_numbers = np.zeros(calls.tids.size, np.int64)
-    known: dict[str, int] = {}
-    for tid in np.unique(calls.tids).tolist():
-        # Calls are sorted by thread and time, so the calls of a thread are one slice. It is cut where the name or the process changed.
-        start, end = np.searchsorted(calls.tids, [tid, tid + 1])
-        cuts = np.searchsorted(calls.ends[start:end], tasks.list_changes(tid)) + start
-        bounds = [int(start), *cuts.tolist(), int(end)]
-        for first, last in zip(bounds, bounds[1:]):
-            if first < last:
-                time = int(calls.ends[first])
-                processes[first:last] = tasks.find_process(tid, time).number
-                name_numbers[first:last] = known.setdefault(tasks.find_name(tid, time), len(known))
-    return processes, name_numbers, list(known)
+def _count(errors: Ints, counts: Ints) -> dict[str, int]:
+    """Return how often each of ERRORS occurred, by its name, most first. COUNTS has the calls of each; those of 0 do not occur."""
+    found: Counter[int] = Counter()
+    for number, count in zip(errors.tolist(), counts.tolist()):
+        found[number] += count
+    return {_ANSWERS.get(number) or name_errno(number): count for number, count in found.most_common() if count}

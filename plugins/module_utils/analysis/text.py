@@ -8,12 +8,12 @@ import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator, Tuple
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ansible.module_utils import basic
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from support.speed import pause, seconds
 
@@ -63,8 +64,11 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> str:
 def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
     """Run MODULE on this host in a process of its own without Ansible, and return its result. Raises ModuleFailed when it fails.
 
-    The process is forked from this one, which has imported everything already. That saves most of a module's time.
+    The process is forked from this one, which has imported everything already. That saves most of a module's time. ftrace_report is an action,
+    which has a process of its own.
     """
+    if module == "ftrace_report":
+        return _report(arguments, check_mode)
     program = importlib.import_module(f"{COLLECTION}.plugins.modules.{module}")
     text = _make_arguments(check_mode, diff, arguments)
     with tempfile.TemporaryFile("w+", errors="replace") as stdout, tempfile.TemporaryFile(
@@ -79,6 +83,19 @@ def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False,
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.002)
         return parse_result(*(_read(file) for file in (stdout, stderr)))
+
+
+def _report(arguments: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Return the result of the action ftrace_report."""
+    action = importlib.import_module(f"{COLLECTION}.plugins.action.ftrace_report")
+    runner = importlib.import_module(f"{COLLECTION}.plugins.plugin_utils.report_runner")
+    checked = ArgumentSpecValidator(action.ARGUMENTS, required_one_of=action.REQUIRED_ONE_OF).validate(arguments)
+    result: dict[str, Any] = {"failed": True, "msg": "; ".join(checked.error_messages)}
+    if not checked.error_messages:
+        result = runner.run({**checked.validated_parameters, "check_mode": check_mode}, os.getcwd())
+    if result.get("failed"):
+        raise ModuleFailed(result)
+    return result
 
 
 def execute(**arguments: Any) -> list[dict[str, Any]]:

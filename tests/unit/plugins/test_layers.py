@@ -55,7 +55,7 @@ ON_THE_CONTROLLER = (
     "filter",
     "inventory",
 )
-CONTROLLERS_MODULES = ("modules.crashcart_build", "modules.ftrace_report")
+CONTROLLERS_MODULES = ("modules.crashcart_build",)
 # What hosts may have beside Python's library, and who may import it: what Ansible sends, and what the role install installs.
 LIBRARIES = {
     "ansible.module_utils": ("module_utils", "modules"),
@@ -271,11 +271,11 @@ def test_other_forms_give_the_module(text):
         ("modules.ftrace_info", "graphlib", True),
         ("modules.ftrace_info", "imp", True),
         ("modules.ftrace_info", "importlib.util", False),
-        ("modules.ftrace_report", "tomllib", False),
+        ("modules.crashcart_build", "tomllib", False),
         ("module_utils.image.tree", "zoneinfo", False),
         ("modules.ftrace_info", "module_utils.analysis.capture_summary", True),
         ("modules.ftrace_info", "plugin_utils.transfer", True),
-        ("modules.ftrace_report", "module_utils.analysis.capture_summary", False),
+        ("modules.crashcart_build", "module_utils.image.tree", False),
     ],
 )
 def test_what_hosts_do_not_have_is_found(name, other, is_found):

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.holdings import MAX_PROCESSES
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.descriptors import list_descriptors
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.members import (
+    SPARE_DESCRIPTORS,
     Members,
     Until,
     hold_members,
@@ -29,7 +30,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 Holdings = Dict[str, Any]
 _READ_S = 0.5  # for one part, where nothing hangs; then the rest is left out
 _HANG_S = 2.0  # after which a part is given up
-_SPARE_DESCRIPTORS = 64
 _PARTS: tuple[tuple[str, Callable[[Members, Until], Any]], ...] = (
     ("descriptors", list_descriptors),
     ("waits", list_waits),
@@ -57,7 +57,7 @@ def collect(container: Container | None) -> Holdings:
             return None
 
     try:
-        with open_files.allow(MAX_PROCESSES + _SPARE_DESCRIPTORS):
+        with open_files.allow(MAX_PROCESSES + SPARE_DESCRIPTORS):
             outcomes = bounded.run(len(_PARTS), read, (), _HANG_S)
     except OSError:
         return {}  # a host that has no room for a child has none for this

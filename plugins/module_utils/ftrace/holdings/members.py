@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgrou
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone
 
 _MAX_PIDS = 65536
+SPARE_DESCRIPTORS = 64  # for reading, beside those that hold processes
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def hold_members(container: Container) -> Members:
     if directory is None:
         return Members([first], 0, container.id, cgroup)
     pids = sorted({*islice(cgroups.gen_pids(directory), _MAX_PIDS)} - {first.pid})
+    most = min(MAX_PROCESSES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS)
     held = []
-    for pid in pids[: MAX_PROCESSES - 1]:
+    for pid in pids[: max(0, most - 1)]:
         try:
             held.append(Process(pid))
         except ProcessGone:
@@ -67,7 +70,7 @@ def hold_members(container: Container) -> Members:
     # A process that ended before it was held may have left its pid to a process of the host, which the group does not list.
     listed = {*islice(cgroups.gen_pids(directory), _MAX_PIDS)}
     members = [first, *(process for process in held if process.pid in listed)]
-    return Members(members, max(0, len(pids) + 1 - MAX_PROCESSES), container.id, cgroup)
+    return Members(members, max(0, len(pids) + 1 - most), container.id, cgroup)
 
 
 def decode(data: bytes) -> str:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
 import json
 import os
 import struct
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -35,8 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import CpuStatistics
-from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import captures, report_process
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -86,6 +85,7 @@ TASKS = [
 ]
 
 
+@functools.lru_cache(maxsize=None)
 def find_schema(name):
     """The file NAME stands in docs/, beside plugins/ in the checkout and in a built collection."""
     folder = next(path for path in Path(manifest.__file__).parents if (path / "docs" / name).exists())
@@ -171,9 +171,8 @@ def write_capture(folder, name="api", events=EVENTS, lost=0):
 
 def report(source, folder):
     """Return the content of summary.json for SOURCE."""
-    parameters = {"src": str(source), "dest": str(folder / "report"), "captures": None, "min_latency": None}
-    module = SimpleNamespace(params={**parameters, "formats": ["json"]}, check_mode=False, warn=lambda _text: None)
-    files = ftrace_report.run(module)["files"]
+    request = {"src": str(source), "dest": str(folder / "report"), "formats": ["json"]}
+    files = report_process.make_report(request)["files"]
     return json.loads(Path(files["json"]).read_text(encoding="utf-8"))
 
 

@@ -43,7 +43,7 @@ def started(*command):
             process.kill()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def validator():
     schema = find_schema()
     Draft202012Validator.check_schema(schema)

@@ -13,7 +13,7 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load  # in C, where that is there
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import playbook_variables
 
@@ -33,16 +33,16 @@ def read_options(name):
 
 def read_documented(path):
     text = (TOP / f"plugins/{path}.py").read_text(encoding="utf-8")
-    return yaml.safe_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])
+    return yaml_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])
 
 
 def read_specs():
-    return yaml.safe_load((TOP / "roles/trace/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
+    return yaml_load((TOP / "roles/trace/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
 
 
 def list_passed(path):
     """The options that the first task of the role's file PATH gives to its module."""
-    (task, *_more) = yaml.safe_load((TOP / f"roles/trace/tasks/{path}.yml").read_text(encoding="utf-8"))
+    (task, *_more) = yaml_load((TOP / f"roles/trace/tasks/{path}.yml").read_text(encoding="utf-8"))
     (task, *_more) = task.get("block", [task])
     ((_module, options),) = [(key, value) for key, value in task.items() if key.startswith("crashcart.fleet.")]
     return options

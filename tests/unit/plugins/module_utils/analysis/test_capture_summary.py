@@ -8,7 +8,6 @@ import json
 import sys
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +17,7 @@ pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary, report_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_process
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202eevil\x00\u200b"
@@ -445,23 +444,17 @@ def test_memory_is_that_of_one_capture(tmp_path):
     for count in (1, 1, 6):  # the first one imports
         for number in range(count):
             write_capture(tmp_path / "traces", str(number), data=data)
-        parameters = {
-            "src": str(tmp_path / "traces"),
-            "dest": str(tmp_path / "report"),
-            "formats": ["json", "text"],
-            "min_latency": None,
-            "captures": None,
-        }
+        request = {"src": str(tmp_path / "traces"), "dest": str(tmp_path / "report"), "formats": ["json", "text"]}
         tracemalloc.start()
         try:
-            result = ftrace_report.run(SimpleNamespace(params=parameters, check_mode=False, warn=pytest.fail))
+            result = report_process.make_report(request)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
     assert [len(one["processes"]) for one in json.loads(Path(result["files"]["json"]).read_text())["captures"]] == [
         280
     ] * 6
-    assert len(result["summary"]["captures"]) == 6
+    assert len(result["summary"]["captures"]) == 6 and result["warnings"] == []
     assert peaks[2] < peaks[1] * 1.5  # all rows of six captures would be six times as much
 
 

@@ -359,6 +359,12 @@ def test_a_pid_that_went_to_another_process_is_left_out(container, tmp_path, mon
     assert [process.pid for process in members.hold_members(container).held] == [container.pid]
 
 
+def test_a_host_that_gives_few_descriptors(container, monkeypatch):
+    monkeypatch.setattr(members, "SPARE_DESCRIPTORS", resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1)
+    found = members.hold_members(container)
+    assert (len(found.held), found.left_out) == (1, 1)
+
+
 def test_more_processes_than_are_looked_at(container, monkeypatch):
     monkeypatch.setattr(members, "MAX_PROCESSES", 1)
     found = members.hold_members(container)

@@ -192,4 +192,6 @@ def test_events_are_counted_without_what_is_none():
 def test_counting_ends_on_random_pages():
     source = random.Random(3)
     for _round in range(300):
-        ring_pages.count_events(bytes(source.randrange(256) for _byte in range(pages.PAGE_SIZE)), pages.PAGE_SIZE)
+        ring_pages.count_events(
+            source.getrandbits(8 * pages.PAGE_SIZE).to_bytes(pages.PAGE_SIZE, "little"), pages.PAGE_SIZE
+        )

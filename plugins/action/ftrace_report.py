@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole of ftrace_report: captures are on the controller, where a process of its own decodes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, report_runner
+
+ARGUMENTS = {
+    "src": {"type": "path"},
+    "captures": {"type": "list", "elements": "path"},
+    "dest": {"type": "path", "required": True},
+    "formats": {"type": "list", "elements": "str", "choices": ["json", "text"], "default": ["json", "text"]},
+    "min_latency": {"type": "str"},
+    "fail_on": {"type": "list", "elements": "str", "default": []},
+}
+REQUIRED_ONE_OF = [("src", "captures")]
+
+
+class ActionModule(ActionBase):
+    """The action ftrace_report."""
+
+    _supports_async = False
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Make the report on the controller, and return the process's result."""
+        super().run(tmp, task_vars)
+        _found, arguments = self.validate_argument_spec(ARGUMENTS, required_one_of=REQUIRED_ONE_OF)
+        missing = controller_needs.find_missing_packages(["report"])
+        if missing:
+            raise AnsibleActionFail("; ".join(missing))
+        # As for any task of this machine, relative paths are below the playbook's folder.
+        return report_runner.run({**arguments, "check_mode": self._task.check_mode}, self._loader.get_basedir())

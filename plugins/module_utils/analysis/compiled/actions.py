@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Apply the effects of system calls that succeeded on the descriptors of their process."""
+
+from __future__ import annotations
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
+    ACCEPT,
+    CLOSE,
+    CLOSE_RANGE,
+    CLOSED,
+    CLOSES_ON_EXEC,
+    CONNECT,
+    DUP,
+    DUP_TO,
+    FCNTL,
+    FD_BLOCK,
+    FD_FLAGS,
+    FD_OBJECT,
+    HAS_TRANSFERRED,
+    IN_TRACE,
+    IS_CONNECTING,
+    MADE,
+    MAKE,
+    NO_OBJECT,
+    NOT_CONNECTED,
+    OPEN,
+    OPENED,
+    OUT_ARGUMENT,
+    OUT_BEGIN,
+    OUT_NUMBER,
+    OUT_RESULT,
+    OUT_TASK,
+    SOCKET,
+    SOCKET_KIND,
+    TASK_PROCESS,
+    TRANSFER,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.descriptors import (
+    find_descriptor,
+    read_flags,
+    set_descriptor,
+    set_flags,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_pair
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+
+_F_DUPFD, _F_SETFD, _F_DUPFD_CLOEXEC = 0, 2, 1030
+_CLOEXEC = 0x80000  # O_CLOEXEC and SOCK_CLOEXEC, on nearly all architectures
+
+
+@compile_part
+def apply_action(state, call, action, thing):
+    """Apply ACTION of CALL, a row of columns OUT_…, whose object is THING. Return bits to add to the call's outcome."""
+    process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+    fd, result = call[OUT_ARGUMENT] & 0x7FFFFFFF, call[OUT_RESULT]
+    if action == TRANSFER:
+        if result > 0:
+            set_flags(state, process, fd, read_flags(state, process, fd) | HAS_TRANSFERRED)
+    elif action == CLOSE:
+        flags = read_flags(state, process, fd)
+        state.processes[process, CLOSED] += 1
+        set_descriptor(state, process, fd, NO_OBJECT, 0, call[OUT_BEGIN])
+        if flags & IS_CONNECTING and not flags & HAS_TRANSFERRED:
+            return np.int64(NOT_CONNECTED)
+    elif action == CLOSE_RANGE:
+        _close_range(state, process, fd, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF)
+    elif action == CONNECT:
+        set_descriptor(state, process, fd, thing, read_flags(state, process, fd), call[OUT_BEGIN])
+    elif action == DUP_TO:
+        number = find_descriptor(state, process, fd)
+        set_descriptor(state, process, call[OUT_ARGUMENT + 1] & 0x7FFFFFFF, number, 0, call[OUT_BEGIN])
+    elif action == FCNTL:
+        _control(state, process, call)
+    elif action in (OPEN, SOCKET, ACCEPT, DUP, MAKE):
+        _add_descriptor(state, process, call, action, thing)
+    return np.int64(0)
+
+
+@compile_part
+def begin_connecting(state, call, thing):
+    """Note that CALL, a connect that goes on in the background, connects its descriptor to the peer THING."""
+    process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+    fd = call[OUT_ARGUMENT] & 0x7FFFFFFF
+    flags = read_flags(state, process, fd) | IS_CONNECTING
+    set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
+
+
+@compile_part
+def _add_descriptor(state, process, call, action, thing):
+    """Note the new descriptor that is the result of CALL."""
+    number, at = call[OUT_NUMBER], OUT_ARGUMENT
+    is_closed_on_exec = False
+    if action == SOCKET:
+        is_closed_on_exec = call[at + 1] & _CLOEXEC
+        kind = (call[at] & 0xFFFF) | (call[at + 1] & 0xF) << 16
+        thing = number_pair(state, SOCKET_KIND, kind, call[at + 2] & 0xFFFFFFFF)
+    elif action == DUP:
+        thing = find_descriptor(state, process, call[at] & 0x7FFFFFFF)
+    elif action == ACCEPT:
+        is_closed_on_exec = call[at + 3] & _CLOEXEC
+        thing = number_pair(state, MADE, number & 0xFFFFFFFF, thing)
+    elif action == OPEN:
+        # The flags are the second argument of open and the third of openat.
+        is_closed_on_exec = (call[at + 1] | call[at + 2]) & _CLOEXEC
+    if thing == NO_OBJECT or action == MAKE:
+        thing = number_pair(state, MADE, number & 0xFFFFFFFF, np.int64(0))
+    flags = IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0)
+    state.processes[process, OPENED] += 1
+    set_descriptor(state, process, call[OUT_RESULT], thing, flags, call[OUT_BEGIN])
+
+
+@compile_part
+def _control(state, process, call):
+    """Apply a fcntl that copies a descriptor, or changes what an exec does to it."""
+    fd, command = call[OUT_ARGUMENT] & 0x7FFFFFFF, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF
+    if command == _F_SETFD:
+        flags = read_flags(state, process, fd) & ~CLOSES_ON_EXEC
+        set_flags(state, process, fd, flags | (CLOSES_ON_EXEC if call[OUT_ARGUMENT + 2] & 1 else 0))
+    elif command in (_F_DUPFD, _F_DUPFD_CLOEXEC):
+        flags = IN_TRACE | (CLOSES_ON_EXEC if command == _F_DUPFD_CLOEXEC else 0)
+        number = find_descriptor(state, process, fd)
+        state.processes[process, OPENED] += 1
+        set_descriptor(state, process, call[OUT_RESULT], number, flags, call[OUT_BEGIN])
+
+
+@compile_part
+def _close_range(state, process, first, last):
+    block = state.processes[process, FD_BLOCK]
+    if block >= 0:
+        for fd in range(first, min(last + 1, state.blocks.shape[1])):
+            state.blocks[block, fd, FD_OBJECT] = NO_OBJECT
+
+
+@compile_part
+def close_on_exec(state, process):
+    """Close the descriptors of PROCESS that an exec closes."""
+    block = state.processes[process, FD_BLOCK]
+    if block >= 0:
+        for fd in range(state.blocks.shape[1]):
+            if state.blocks[block, fd, FD_FLAGS] & CLOSES_ON_EXEC:
+                state.blocks[block, fd, FD_OBJECT] = NO_OBJECT

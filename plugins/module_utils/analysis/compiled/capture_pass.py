@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the compiled pass over one buffer of a capture, page by page."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, Iterator, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes, merge
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import (
+    Selection,
+    fill_calls,
+    fill_events,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, make_state
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
+
+_MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
+_MAX_SLOT = 1 << 20
+_COMMIT = re.compile(rb"field: local_t commit;\s*offset:([0-9]{1,3});\s*size:([0-9]{1,3});")
+_DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
+
+
+class CapturePass:
+    """A pass over TRACE, one buffer of a capture that MANIFEST describes. Iterate over `gen_blocks`, then read STATE."""
+
+    def __init__(
+        self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
+    ) -> None:
+        head = trace.head
+        self.names = read_names(manifest)
+        self._file, self._head = trace.file, head
+        seeds = Seeds(manifest, head.cmdlines)
+        self.state = make_state()
+        specification = manifest.get("specification")
+        selection = Selection(trace.formats, self.names, specification, manifest.get("earlier_syscalls") or ())
+        fill_events(self.state, trace.formats, 8, selection)
+        fill_calls(self.state, self.names, selection)
+        self._describe(trace, manifest, wants_calls=wants_calls)
+        self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
+        plant(self.state, seeds)
+        slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // max(1, len(head.cpus)) // head.page_size * head.page_size))
+        self._slot = slot
+        data = np.zeros(slot * max(1, len(head.cpus)), np.uint8)
+        self._pages = Pages(data, data.view(np.uint32), _find_order())
+        self._blocks = [self._gen_slots(index) for index in range(len(head.cpus))]
+        self.state.scalars[codes.CPUS] = len(head.cpus)
+        for index in range(len(head.cpus)):
+            cursor = self.state.cursors[index]
+            cursor[codes.BASE], cursor[codes.LAST_TIME] = index * slot, codes.NEVER
+            self._fill(index)
+
+    def _describe(self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool) -> None:
+        scalars, head = self.state.scalars, self._head
+        commit, data = _COMMIT.search(head.header_page), _DATA.search(head.header_page)
+        scalars[codes.PAGE_SIZE] = head.page_size
+        scalars[codes.COMMIT_SIZE] = int(commit[2]) if commit and commit[2] in (b"4", b"8") else 8
+        scalars[codes.HEADER_SIZE] = int(data[1]) if data else 16
+        scalars[codes.FACTOR], scalars[codes.SHIFT] = find_scale(head)
+        scalars[codes.SINCE] = find_change(manifest)
+        scalars[codes.CHECKS_START] = manifest.get("complete") is not True
+        scalars[codes.CAN_TELL] = {"syscalls:sys_exit_execve", "sched:sched_process_exec"} <= set(trace.formats)
+        scalars[codes.WANTS_CALLS] = wants_calls
+        scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = 0, 4
+        for known in trace.formats.values():
+            if {"common_type", "common_pid"} <= set(known.fields):
+                scalars[codes.COMMON_TYPE] = known.fields["common_type"].offset
+                scalars[codes.COMMON_PID] = known.fields["common_pid"].offset
+                break
+
+    def gen_blocks(self) -> Iterator[Any]:
+        """Yield the calls in blocks, in the order of their ends, as rows of columns OUT_…; without `wants_calls`, none.
+
+        A block is valid until the next one is asked for.
+        """
+        state, scalars = self.state, self.state.scalars
+        while True:
+            answer = merge.run_pass(state, self._pages)
+            if answer == codes.WANTS_PAGES:
+                self._fill(int(scalars[codes.WANTED]))
+            elif answer == codes.IS_FULL:
+                yield from self._take()
+            else:
+                break
+        row = 0
+        while row >= 0:
+            row = merge.finish_pass(state, row)
+            yield from self._take()
+
+    def _take(self) -> Iterator[Any]:
+        count = int(self.state.scalars[codes.OUT])
+        if count:
+            yield self.state.out[:count]
+        self.state.scalars[codes.OUT] = 0
+
+    def run(self) -> State:
+        """Run the whole pass, and return its STATE."""
+        for _block in self.gen_blocks():
+            pass
+        return self.state
+
+    def _fill(self, index: int) -> None:
+        """Put the next pages of the CPU at INDEX into its slot, or mark it as finished."""
+        cursor = self.state.cursors[index]
+        piece = next(self._blocks[index], None)
+        if piece is None:
+            cursor[codes.CPU_STATE] = codes.IS_FINISHED
+            return
+        start = index * self._slot
+        self._pages.data[start : start + len(piece)] = piece
+        cursor[codes.FILLED] = len(piece)
+        cursor[codes.PAGE] = -self._head.page_size
+        cursor[codes.AT] = cursor[codes.PAGE_END] = 0
+        cursor[codes.CPU_STATE] = codes.NEEDS_PAGES
+
+    def _gen_slots(self, index: int) -> Iterator[Any]:
+        place = self._head.cpus[index]
+        size = self._slot
+        for block in trace_dat_reader.gen_page_blocks(self._file, self._head, place, size):
+            whole = np.frombuffer(block, np.uint8)
+            for start in range(0, len(whole), size):
+                yield whole[start : start + size]
+
+
+def _find_order() -> int:
+    """Return the order of bytes in pages: that of this machine, for no other file is read."""
+    return NATIVE if sys.byteorder == "little" else BIG
+
+
+def find_change(manifest: Mapping[str, Any]) -> int:
+    """Return when the trace was started or last changed, in nanoseconds of its clock; NEVER when it is not known."""
+    times = manifest.get("time")
+    changed = times.get("changed") if isinstance(times, dict) else None
+    if not isinstance(changed, dict):
+        return codes.NEVER
+    real, offset = changed.get("real_time_ns"), changed.get("offset_ns")
+    if not isinstance(real, int) or not isinstance(offset, int):
+        return codes.NEVER
+    return max(codes.NEVER, min(real - offset, -codes.NEVER))  # the values came from a host and may be anything

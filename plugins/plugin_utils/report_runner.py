@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the process that makes a report, and return its result. The process ends with its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION, open_cache
+
+# Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names.
+_PROGRAM = """\
+import sys, types
+path = []
+for name in ("ansible_collections", "crashcart", "fleet"):
+    path.append(name)
+    module = sys.modules[".".join(path)] = types.ModuleType(".".join(path))
+    module.__path__ = [sys.argv[1]] if name == "fleet" else []
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_process
+report_process.main()
+"""
+_MAX_STDERR = 4000  # characters of it in a message
+
+
+def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return the result, as ftrace_report returns it, for REQUEST; relative paths in REQUEST are below FOLDER.
+
+    The result has `failed` and `msg` where there is no report, also where the process has ended without a result.
+    """
+    with open_cache() as cache:
+        done = subprocess.run(
+            # Without -P, Python would look for modules in the current folder first, which is anybody's.
+            [sys.executable, "-P", "-c", _PROGRAM, str(COLLECTION)],
+            input=json.dumps(request).encode("ascii"),
+            capture_output=True,
+            cwd=folder,
+            env={**os.environ, "NUMBA_CACHE_DIR": cache},
+            check=False,
+        )
+    stderr = escape_lines(done.stderr.decode("utf-8", "replace"))
+    try:
+        result: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    except ValueError:
+        result = {}
+    if result:
+        return result
+    return {"failed": True, "changed": False, "msg": _explain(done.returncode, stderr), "stderr": stderr[-_MAX_STDERR:]}
+
+
+def _explain(status: int, stderr: str) -> str:
+    """Return why the process ended with STATUS, negative for a signal, and without a result; STDERR holds its last words."""
+    if status == -signal.SIGKILL:
+        return (
+            "the process that decodes the captures was killed, most likely because memory ran out (see the kernel's log):"
+            " report on fewer captures at once, or where there is more memory"
+        )
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "it said nothing")
+    how = f"was ended by {_name_signal(-status)}" if status < 0 else f"ended with exit code {status}"
+    return escape(f"the process that decodes the captures {how} before the report was done: {last[:500]}")
+
+
+def _name_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Trace containers by the playbook, as operators do, and read what it finds: the lines that it prints, and findings.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import PROFILES
+from support import host
+
+_PROFILE = "diagnose" if "diagnose" in PROFILES else "syscalls"
+_HEADING = re.compile(r"^TASK \[.*\bShow the report\]", re.M)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run of trace.yml says.
+
+    LINES: of its report on the screen. FINDINGS: of findings.json, the worst first. CAPTURES: of summary.json.
+    """
+
+    lines: list[str]
+    findings: list[dict[str, Any]]
+    captures: list[dict[str, Any]]
+
+    def list_statements(self, container: str) -> list[str]:
+        """Return the statements of all findings about CONTAINER, the worst first."""
+        return [
+            finding["statement"]
+            for finding in self.findings
+            if any(place["container"] == container for place in finding["where"])
+        ]
+
+    def count_events(self) -> int:
+        """Return how many events were recorded."""
+        return sum(capture["events"] for capture in self.captures)
+
+
+def choose_paths(way: str, container: str) -> dict[str, str]:
+    """Return the options that record paths by WAY. The test is skipped where this kernel, or a program of CONTAINER, does not have it."""
+    if way == "none":
+        return {"paths": "false"}
+    wish = {"paths": "true", "paths_by": way}
+    try:
+        host.call_module("ftrace_instance", check_mode=True, containers=[container], syscalls=["openat"], **wish)
+    except host.ModuleFailed as failed:
+        pytest.skip(f"{way}: {failed}")
+    return wish
+
+
+def trace(containers: Sequence[str], dest: Path, seconds: float, **variables: Any) -> Answer:
+    """Trace CONTAINERS for so many SECONDS by the playbook, and return its answer."""
+    done = host.playbook(
+        "trace",
+        *("-l", "localhost"),
+        containers=list(containers),
+        dest=str(dest),
+        seconds=max(1, round(host.seconds(seconds))),
+        **{"profile": _PROFILE, **variables},
+    )
+    findings = json.loads((dest / "report/findings.json").read_text())["findings"]
+    captures = json.loads((dest / "report/summary.json").read_text())["captures"]
+    return Answer(parse_report(done.stdout), findings, captures)
+
+
+def parse_report(stdout: str) -> list[str]:
+    """Return the lines of the report in STDOUT, which a playbook has printed. Raises AssertionError where it has none."""
+    found = _HEADING.search(stdout)
+    assert found, f"no report: {stdout}"
+    text = re.split(r"^(?:TASK|PLAY) ", stdout[found.end() :], maxsplit=1, flags=re.M)[0]
+    # A list in YAML, whose long items a callback may wrap.
+    return [re.sub(r"\s+", " ", item).strip(" '\"") for item in re.split(r"^ *- ", text, flags=re.M)[1:]]

@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers with faults: the programs of faults.c for three kinds of C library, what each container needs, and how it is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
+from support import host, images
+
+LIBCS = ("glibc", "musl", "static")
+PIDS_LIMIT = 24
+NOFILE_LIMIT = 64
+TMPFS_BYTES = 65536
+FILE_BYTES = 32768
+MEMORY_BYTES = 32 << 20
+_SOURCE = Path(__file__).with_name("faults.c")
+_COMPILERS = {"glibc": ("gcc",), "musl": ("musl-gcc",), "static": ("gcc", "-static")}
+# The loader and the library that a dynamic program needs.
+_PACKAGES = {"glibc": ["libc6"], "musl": ["musl"], "static": []}
+_MACHINE_OFFSET = 18  # of e_machine in an ELF header, elf(5)
+_MACHINES = {"x86_64": 183, "aarch64": 62}  # EM_AARCH64 and EM_X86_64: each is foreign to the other
+_UNREACHABLE = "192.0.2.0/24"  # RFC 5737: for documentation
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A container with one fault.
+
+    OPTIONS: of `docker run`. IS_SILENT: True if packets to the addresses of 192.0.2.0/24 get no answer there, which they otherwise cannot
+    be sent to.
+    """
+
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_silent: bool = False
+
+
+_NOBODY = ("--user", "65534:65534")
+FAULTS: Mapping[str, Fault] = {
+    "missing_file": Fault(),
+    "refused": Fault(),
+    "denied": Fault(_NOBODY),
+    "lock": Fault(),
+    "leak": Fault(("--ulimit", "nofile=8192:8192")),
+    "forks": Fault(("--pids-limit", str(PIDS_LIMIT))),
+    "name_server": Fault(
+        ("--dns", "192.0.2.53", "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
+    ),
+    "architecture": Fault(),
+    "full": Fault(("--tmpfs", f"/var/spool/app:size={TMPFS_BYTES}")),
+}
+# Of the same kinds. The table of expected texts has them, too.
+OTHERS: Mapping[str, Fault] = {
+    "missing_folder": Fault(),
+    "missing_socket": Fault(),
+    "stale_socket": Fault(),
+    "silent_peer": Fault(is_silent=True),
+    "no_network": Fault(),
+    "read_only": Fault(("--read-only",)),
+    "not_permitted": Fault(("--cap-drop", "CHOWN")),
+    "lock_of_a_file": Fault(),
+    "lock_tried_again": Fault(),
+    "leak_of_sockets": Fault(("--ulimit", "nofile=8192:8192")),
+    "descriptors_used_up": Fault(("--ulimit", f"nofile={NOFILE_LIMIT}:{NOFILE_LIMIT}")),
+    "threads_used_up": Fault(("--pids-limit", str(PIDS_LIMIT))),
+    "no_interpreter": Fault(),
+    "carriage_return": Fault(),
+    "not_executable": Fault(),
+    "no_loader": Fault(),
+    "file_too_large": Fault(("--ulimit", f"fsize={FILE_BYTES}:{FILE_BYTES}")),
+    "crash": Fault(),
+    "out_of_memory": Fault(("--memory", str(MEMORY_BYTES))),
+    "pipe_that_nobody_reads": Fault(),
+    "child_that_hangs": Fault(),
+    "deadlock": Fault(),
+    "storm_of_forks": Fault(),
+    "storm_of_closes": Fault(),
+}
+_TWENTY = [Fault()] * 19 + [Fault(environment={"APP_CONFIG": "/etc/app/staging.conf", "APP_PORT": "5433"})]
+
+
+def make_images(prefix: str, libcs: Iterable[str] = LIBCS) -> None:
+    """Make the images PREFIX/faults-LIBC that the engine lacks."""
+    images.install_packages("gcc", "libc6-dev", "musl-tools")
+    for libc in libcs:
+        tag = f"{prefix}/faults-{libc}"
+        if host.run("docker", "image", "inspect", tag, check=False).returncode != 0:
+            with tempfile.TemporaryDirectory() as folder:
+                make_image(tag, packages=_PACKAGES[libc], files=_make_files(Path(folder), libc), cmd=["/opt/app/app"])
+
+
+@contextmanager
+def run_faults(prefix: str, libc: str, faults: Mapping[str, Fault]) -> Iterator[dict[str, str]]:
+    """Start a container of the image PREFIX/faults-LIBC for each of FAULTS, and give their names by fault. They are removed at the end."""
+    with run_containers(prefix, libc, [(name, name, fault) for name, fault in faults.items()]) as names:
+        yield dict(zip(faults, names))
+
+
+@contextmanager
+def run_twenty(prefix: str, libc: str) -> Iterator[list[str]]:
+    """Start twenty containers of one image, the last of which is configured differently, and give their names."""
+    with run_containers(
+        prefix, libc, [(f"web{number:02}", "configured", fault) for number, fault in enumerate(_TWENTY, 1)]
+    ) as names:
+        yield names
+
+
+@contextmanager
+def run_containers(prefix: str, libc: str, wanted: list[tuple[str, str, Fault]]) -> Iterator[list[str]]:
+    """Start a container for each name, program of faults.c and fault in WANTED, and give their names."""
+    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+
+        def start(name: str, program: str, fault: Fault) -> str:
+            name = f"cc-{libc}-{name.replace('_', '-')}-{os.getpid()}"
+            stack.callback(host.docker, "rm", "-f", name, check=False)
+            environment = [part for key, value in fault.environment.items() for part in ("-e", f"{key}={value}")]
+            # Each program has an image of its own, as services have.
+            image = f"{prefix}/faults-{libc}:{program}"
+            host.docker("tag", f"{prefix}/faults-{libc}", image)
+            options = ("--network", "none", *fault.options, *environment)
+            host.docker("run", "-d", "--name", name, *options, image, "/opt/app/app", program)
+            if fault.is_silent:
+                lose_packets(name)
+            return name
+
+        yield list(pool.map(lambda parts: start(*parts), wanted))
+
+
+def lose_packets(name: str) -> None:
+    """Give container NAME a route to 192.0.2.0/24 that ends nowhere: its loopback device has no such address, and drops the packets."""
+    host.run("nsenter", "-t", str(host.find_pid(name)), "-n", "ip", "route", "add", _UNREACHABLE, "dev", "lo")
+
+
+def _make_files(folder: Path, libc: str) -> dict[str, str]:
+    """Make the files of an image in FOLDER, and return them by their paths in the image."""
+    texts = {
+        "app.conf": "port = 5432\n",
+        "staging.conf": "port = 5433\n",
+        "secret.key": "secret\n",
+        "data.lock": "",
+        "script": "#!/usr/bin/python7\n",
+        "edited": "#!/opt/app/app\r\n",
+        "data": "not a program\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    (folder / "secret.key").chmod(0o600)
+    program = folder / "app"
+    subprocess.run(
+        [*_COMPILERS[libc], "-O1", "-pthread", "-w", "-o", str(program), str(_SOURCE)], check=True, capture_output=True
+    )
+    _make_programs(folder)
+    for name in ("script", "edited", "worker", "foreign"):
+        (folder / name).chmod(0o755)
+    places = {
+        "/opt/app": ("app", "script", "edited", "data", "worker", "foreign"),
+        "/etc/app": ("app.conf", "staging.conf", "secret.key"),
+        "/var/lib/app": ("data.lock",),
+    }
+    return {f"{place}/{name}": str(folder / name) for place, names in places.items() for name in names}
+
+
+def _make_programs(folder: Path) -> None:
+    """Make FOLDER/worker, a program for another architecture, and FOLDER/foreign, a program whose loader is not there."""
+    foreign = folder / "foreign"
+    subprocess.run(["gcc", "-x", "c", "-o", str(foreign), "-"], input=b"int main() { return 0; }", check=True)
+    program = bytearray(foreign.read_bytes())
+    foreign.write_bytes(program.replace(b"/ld-linux", b"/ld-other"))  # as long
+    program[_MACHINE_OFFSET : _MACHINE_OFFSET + 2] = _MACHINES[os.uname().machine].to_bytes(2, "little")
+    (folder / "worker").write_bytes(program)

@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The text that has to be among the first lines of a report, for each fault of faults.py, way of recording paths, and C library.
+
+A path is known by the kernel's event, an eprobe and a kprobe whatever the C library is, and by a uprobe where there is a C library to
+put it on, which a static program has not. Where no path is known, a finding says what failed, how and how often, and that paths are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from support.faults import NOFILE_LIMIT, PIDS_LIMIT
+
+WAYS = ("event", "eprobe", "kprobe", "uprobe", "none")
+FIRST_LINES = 45
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Regular expressions that a finding's statement matches: with the paths of calls, and without."""
+
+    known: str
+    unknown: str
+
+
+def _always(text: str) -> Texts:
+    """Return the same TEXT for all ways: what it tells is not known by the path that a call got."""
+    return Texts(text, text)
+
+
+# Fault → texts with paths (event, eprobe and kprobe with any C library; uprobe with glibc and musl), and without (none; uprobe with static).
+TABLE: Mapping[str, Texts] = {
+    "missing_file": Texts(r"could not open /etc/app/settings\.conf\b.*ENOENT", r"could not open a file\b.*ENOENT"),
+    "refused": _always(r"127\.0\.0\.1:5432 .*ECONNREFUSED"),
+    "denied": Texts(r"could not open /etc/app/secret\.key\b.*EACCES", r"could not open a file\b.*EACCES"),
+    # Its path is known by the descriptor, from /proc.
+    "lock": _always(r"wait(s|ed) .*lock.* /var/lib/app/data\.lock\b"),
+    "leak": _always(r"/etc/app/(app\.conf|\*)\b.* open: \d+ in this trace"),
+    "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "name_server": _always(r"\b192\.0\.2\.53\b"),
+    "architecture": Texts(
+        r"cannot run /opt/app/worker\b.* another architecture", "cannot run a program.* another architecture"
+    ),
+    "full": _always(r"/var/spool/app\b.* full.*ENOSPC"),
+    "configured": _always(r"1 of 20 containers differs: .*(staging\.conf|127\.0\.0\.1:5433)"),
+    # Others of the same kinds.
+    "missing_folder": Texts(r"/srv/uploads/incoming\b.*ENOENT", "stat.*ENOENT"),
+    "missing_socket": Texts(r"(/run/app/worker\.sock|unix).*ENOENT", "unix.*ENOENT"),
+    "stale_socket": _always(r"(/var/lib/app/stale\.sock|unix).*ECONNREFUSED"),
+    "silent_peer": _always(r"\b192\.0\.2\.7:443\b"),
+    "no_network": _always("could not reach .*ENETUNREACH"),
+    "read_only": Texts(r"could not open /etc/app/state\.json\b.*EROFS", "could not open a file.*EROFS"),
+    "not_permitted": Texts(r"chown( .*/etc/app/app\.conf)?\b.*EPERM.*CAP_CHOWN", "chown.*EPERM.*CAP_CHOWN"),
+    "lock_of_a_file": _always(r"wait(s|ed) .*lock.* /var/lib/app/queue\.lock\b"),
+    "lock_tried_again": _always(r"lock.* /var/lib/app/cache\.lock\b"),
+    "leak_of_sockets": _always(r"(127\.0\.0\.1:8125|127\.0\.0\.1:\*).* open: \d+ in this trace"),
+    "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
+    "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "no_interpreter": Texts(r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter"),
+    "carriage_return": Texts(r"cannot run /opt/app/edited\b.* interpreter", "cannot run a program.* interpreter"),
+    "not_executable": Texts(r"cannot run /opt/app/data\b.*EACCES", "cannot run a program.*EACCES"),
+    "no_loader": Texts(r"cannot run /opt/app/foreign\b.* interpreter", "cannot run a program.* interpreter"),
+    "file_too_large": _always("limit of a file's size.*EFBIG"),
+    "crash": _always("died of SIGSEGV"),
+    "out_of_memory": _always("killed by the OOM killer"),
+    "pipe_that_nobody_reads": _always("wait(s|ed) .*pipe"),
+    "child_that_hangs": _always("wait(s|ed) .*child"),
+    "deadlock": _always("wait(s|ed) .*mutex"),
+    "storm_of_forks": _always("(?i)fork|process|clone"),
+    "storm_of_closes": _always("closes descriptors that are not open"),
+}
+
+
+def expect(fault: str, way: str, libc: str) -> str:
+    """Return the regular expression for a statement about FAULT in a program with LIBC, whose paths are recorded by WAY."""
+    is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and libc != "static")
+    return TABLE[fault].known if is_known else TABLE[fault].unknown

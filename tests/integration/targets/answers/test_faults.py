@@ -1,0 +1,69 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first lines of a report name each fault, whatever the program's C library is, and whatever way this kernel has to record paths."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+
+import pytest
+from conftest import IMAGES
+from support import answers, faults, faults_table
+
+SECONDS = 6
+GROUP = 8  # of other faults are traced at once: a report shows at most twenty findings
+
+
+@pytest.fixture(scope="module", params=faults.LIBCS)
+def broken(request, tool_image):
+    """The C library, a container for each fault, and twenty of one image of which the last is configured differently."""
+    libc = request.param
+    faults.make_images(IMAGES, [libc])
+    with ExitStack() as stack:
+        yield (
+            libc,
+            stack.enter_context(faults.run_faults(IMAGES, libc, faults.FAULTS)),
+            stack.enter_context(faults.run_twenty(IMAGES, libc)),
+        )
+
+
+@pytest.fixture(scope="module", params=faults.LIBCS)
+def others(request, tool_image):
+    """The C library, and a container for each other fault."""
+    faults.make_images(IMAGES, [request.param])
+    with faults.run_faults(IMAGES, request.param, faults.OTHERS) as names:
+        yield request.param, names
+
+
+def check(answer, wanted):
+    """Check that ANSWER names each container of WANTED by the text there, among its first lines."""
+    shown = answer.lines[: faults_table.FIRST_LINES]
+    unnamed = {}
+    for container, text in wanted.items():
+        known = [statement for statement in answer.list_statements(container) if re.search(text, statement)]
+        # A line may be cut at its end.
+        if not any(statement[:100] in line for statement in known for line in shown):
+            unnamed[container] = f"{text} is not among {answer.list_statements(container)}"
+    printed = "\n".join(answer.lines)
+    assert not unnamed, "\n".join(f"{name}: {reason}" for name, reason in unnamed.items()) + f"\n{printed}"
+
+
+@pytest.mark.parametrize("way", faults_table.WAYS)
+def test_each_fault_is_named(broken, way, tmp_path):
+    libc, names, twenty = broken
+    paths = answers.choose_paths(way, twenty[0])
+    answer = answers.trace([*names.values(), *twenty], tmp_path / "traces", SECONDS, **paths)
+    wanted = {container: faults_table.expect(fault, way, libc) for fault, container in names.items()}
+    check(answer, {**wanted, twenty[-1]: faults_table.expect("configured", way, libc)})
+    assert len(answer.lines) <= 2 * faults_table.FIRST_LINES
+
+
+@pytest.mark.parametrize("way", ["uprobe", "none"])
+@pytest.mark.parametrize("group", range(0, len(faults.OTHERS), GROUP))
+def test_others_of_their_kinds_are_named(others, way, group, tmp_path):
+    libc, names = others
+    chosen = list(names)[group : group + GROUP]
+    paths = answers.choose_paths(way, names[chosen[0]])
+    answer = answers.trace([names[fault] for fault in chosen], tmp_path / "traces", SECONDS, **paths)
+    check(answer, {names[fault]: faults_table.expect(fault, way, libc) for fault in chosen})
