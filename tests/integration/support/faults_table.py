@@ -38,7 +38,7 @@ TABLE: Mapping[str, Texts] = {
     # Its path is known by the descriptor, from /proc.
     "lock": _always(r"wait(s|ed) .*lock.* /var/lib/app/data\.lock\b"),
     "leak": _always(r"/etc/app/(app\.conf|\*)\b.* open: \d+ in this trace"),
-    "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
     "name_server": _always(r"\b192\.0\.2\.53\b"),
     "architecture": Texts(
         r"cannot run /opt/app/worker\b.* another architecture", "cannot run a program.* another architecture"
@@ -57,7 +57,7 @@ TABLE: Mapping[str, Texts] = {
     "lock_tried_again": _always(r"lock.* /var/lib/app/cache\.lock\b"),
     "leak_of_sockets": _always(r"(127\.0\.0\.1:8125|127\.0\.0\.1:\*).* open: \d+ in this trace"),
     "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
-    "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
     "no_interpreter": Texts(r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter"),
     "carriage_return": Texts(r"cannot run /opt/app/edited\b.* interpreter", "cannot run a program.* interpreter"),
     "not_executable": Texts(r"cannot run /opt/app/data\b.*EACCES", "cannot run a program.*EACCES"),
@@ -73,7 +73,10 @@ TABLE: Mapping[str, Texts] = {
 }
 
 
-def expect(fault: str, way: str, libc: str) -> str:
-    """Return the regular expression for a statement about FAULT in a program with LIBC, whose paths are recorded by WAY."""
-    is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and libc != "static")
+def expect(fault: str, way: str, kind: str) -> str:
+    """Return the regular expression for a statement about FAULT in a program of KIND, whose paths are recorded by WAY.
+
+    KIND is one of faults.LIBCS and faults.LANGUAGES.
+    """
+    is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and kind != "static")
     return TABLE[fault].known if is_known else TABLE[fault].unknown
