@@ -17,4 +17,5 @@ INSTANCE_PREFIX = "crashcart-"
 SUPERVISOR_TITLE = "crashcart-supervisor"
 WATCHDOG_TITLE = "crashcart-watchdog"
 RECORDER_TITLE = "crashcart-recorder"
+GUARD_TITLE = "crashcart-guard"
 TITLE_LENGTH = 15

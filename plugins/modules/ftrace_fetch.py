@@ -33,6 +33,7 @@ author:
   - crashcart.fleet contributors (@crashcart-fleet)
 extends_documentation_fragment:
   - crashcart.fleet.attributes
+  - crashcart.fleet.captures
   - crashcart.fleet.containers
 attributes:
   action_group:
@@ -73,21 +74,6 @@ options:
         beside them.
     type: path
     required: true
-  format:
-    description:
-      - What to write. V(dat) writes a C(trace.dat).
-      - V(text) also writes C(STAMP.txt) with one line for each event, as C(trace-cmd report) does, and adds the container's process ids to
-        the host's. The controller makes this file and needs numpy for it.
-    type: str
-    choices: [dat, text]
-    default: dat
-  dat_version:
-    description:
-      - Version of the C(trace.dat). V(7) is compressed with zstd where the host has libzstd, and uncompressed elsewhere. V(6) is always
-        uncompressed, for C(trace-cmd) before 3.0.
-    type: int
-    choices: [6, 7]
-    default: 7
   consume:
     description:
       - Whether the host may delete captures that are on the controller. V(false) keeps them there, compressed, so that others can fetch them,
@@ -101,32 +87,6 @@ options:
       - Fetch only what was drained after the fetch that returned this RV(cursor). This is for captures that the host keeps
         (O(consume=false)) when O(dest) does not have the earlier ones any more. Captures that O(dest) has are not fetched again anyway.
     type: str
-  _parts:
-    description:
-      - Internal. Names of segments, each with the number of its bytes on the controller, set by the action plugin.
-    type: dict
-    default: {}
-  _broken:
-    description:
-      - Internal. The transfer on the host that broke.
-    type: str
-    default: ""
-  _stamps:
-    description:
-      - Internal. Stamps of the captures on the controller.
-    type: list
-    elements: str
-    default: []
-  _methods:
-    description:
-      - Internal. Compressions that the controller can read.
-    type: list
-    elements: str
-    default: []
-  _owned:
-    description:
-      - Internal. A folder on the host that the login user has created.
-    type: path
 seealso:
   - module: crashcart.fleet.ftrace_instance
   - module: crashcart.fleet.ftrace_report
@@ -301,8 +261,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments, outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
@@ -315,14 +275,7 @@ def run(module):
         raise FleetError(
             f"cursor: {cursor!r} is not a cursor: give one that an earlier fetch from this host has returned"
         )
-    home = fetching.Home(
-        parts=parameters["_parts"],
-        broken=parameters["_broken"],
-        stamps=parameters["_stamps"],
-        cursor=int(cursor),
-        methods=parameters["_methods"],
-        owner=outbox.find_owner(parameters["_owned"]),
-    )
+    home = fetching.make_home(parameters, int(cursor))
     root = tracefs.find_tracefs()
     found = selection.select_instances(module, root, untraced_ok=bool(outbox.list_segments()))
     if module.check_mode:
@@ -347,15 +300,10 @@ def main():
         argument_spec=dict(
             options.ARGUMENTS,
             dest=dict(type="path", required=True),
-            format=dict(type="str", choices=["dat", "text"], default="dat"),
-            dat_version=dict(type="int", choices=[6, 7], default=7),
+            **arguments.FORMAT_ARGUMENTS,
             consume=dict(type="bool", default=True),
             cursor=dict(type="str"),
-            _parts=dict(type="dict", default={}),
-            _broken=dict(type="str", default=""),
-            _stamps=dict(type="list", elements="str", default=[]),
-            _methods=dict(type="list", elements="str", default=[]),
-            _owned=dict(type="path"),
+            **arguments.HOME_ARGUMENTS,
         ),
         supports_check_mode=True,
     )

@@ -24,6 +24,7 @@ extends_documentation_fragment:
   - crashcart.fleet.attributes
   - crashcart.fleet.containers
   - crashcart.fleet.probes
+  - crashcart.fleet.traces
 attributes:
   action_group:
     support: full
@@ -90,96 +91,16 @@ options:
       - V(network) records calls on sockets (C(%network)), and state changes, resets and retransmissions of TCP.
       - V(exec) records calls that start, signal and end processes (C(%process)), and forks, exits and signals.
       - V(startup) records what a program looks for while it starts.
+      - V(diagnose) records what it takes to find out why something fails or waits. These are calls on files, descriptors, sockets and
+        processes, calls that wait for locks, signals and times, rare calls that may be denied, and forks, ends, signals, states of TCP and
+        victims of the OOM killer. Unless the task says otherwise, it comes with O(mode=record), O(max_size=256MiB), O(max_rate=200000) and
+        O(paths=auto). Calls that only ask for a number or a time, and most calls on memory, are left out.
       - V(sched) records when threads run, wait, wake and move. V(memory) records page faults, reclaim, calls that change mappings
         (C(%memory)), and growth of the page cache and of the kernel's directory entries and inodes (these where the kernel's events have
         the names of caches). Events caused by somebody else, such as interrupts, are counted for the thread that they interrupt.
-      - V(errors), V(syscalls), V(files), V(network) and V(startup) also record requests by io_uring, which are no system calls.
+      - V(errors), V(syscalls), V(files), V(network), V(startup) and V(diagnose) also record requests by io_uring, which are no system calls.
     type: str
-    choices: [errors, syscalls, files, network, sched, exec, memory, startup]
-  syscalls:
-    description:
-      - System calls to record, filtered in the kernel. Each entry is a name or a shell glob over names, and V(*) means all.
-      - Strace's classes V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock) record the calls
-        of the class that the host has. The percent sign is optional except for V(%signal) and V(%ipc).
-      - The default is all of them. Where O(events), O(probes), O(profile) or O(tracer) is given and O(errors_only) is not, the default is
-        none except those of O(profile).
-    type: list
-    elements: str
-    default: []
-  compat:
-    description:
-      - Record the O(syscalls) of 32-bit programs as well, on x86_64 and arm64. Their numbers belong to other calls in 64-bit programs, and
-        the kernel cannot tell these apart. So some of those calls are recorded, too, and reports leave them out.
-    type: bool
-    default: true
-  errors_only:
-    description:
-      - Record only system calls that fail. The trace then lacks the beginnings of calls, and with them arguments and durations.
-    type: bool
-    default: false
-  events:
-    description:
-      - Events to record. Each entry is V(system:name), where both parts may be shell globs, such as V(sched:*) or V(syscalls:sys_enter_open*).
-      - An entry may also be a dictionary with C(name), C(filter) in the kernel's language (such as C(prev_prio < 100)), and C(triggers), a
-        list of V(ACTION[:COUNT] [if CONDITION]).
-      - Actions are C(stacktrace), C(traceoff), C(traceon), C(enable_event:SYSTEM:NAME), C(disable_event:SYSTEM:NAME) and, where the kernel has
-        them, C(snapshot) and C(hist:keys=FIELD). Only processes of the container set them off, and they affect its own trace only.
-      - If several entries match one event, the last one counts. The kernel has events of the system C(syscalls) for 64-bit programs only.
-        Reports count them as calls.
-    type: list
-    elements: raw
-    default: []
-  tracer:
-    description:
-      - The kernel's tracer for the instance. V(nop) records events only. Any other tracer records no system calls unless O(syscalls) asks
-        for them.
-      - V(function) records calls of the kernel's own functions by the container's threads, and V(function_graph) also their durations.
-        Neither follows what C(docker exec) starts. V(function_graph) requires Linux 6.11.
-      - The others record the longest time that interrupts or preemption were off, or that a woken thread waited to run. They look at
-        the whole host, and only one trace of a host can use them at a time.
-      - Changing the tracer or O(clock) empties the buffer, as the kernel requires. The next capture counts the events as lost, so fetch
-        first. O(state=absent) releases the tracer. O(state=stopped) keeps it, because removing it would empty the buffer.
-    type: str
-    choices: [nop, function, function_graph, irqsoff, preemptoff, preemptirqsoff, wakeup, wakeup_rt, wakeup_dl]
-    default: nop
-  functions:
-    description:
-      - Kernel functions to trace, or globs of them, for O(tracer=function) and O(tracer=function_graph). By default all are traced, which are
-        tens of thousands, some of them called a million times per second.
-      - The depth of calls cannot be limited, because the kernel has one such limit for the whole host.
-    type: list
-    elements: str
-    default: []
-  notrace:
-    description:
-      - Kernel functions to leave out, or globs of them.
-    type: list
-    elements: str
-    default: []
-  buffer_size:
-    description:
-      - Size of the ring buffer for each CPU, for example V(8MiB). The minimum is V(8KiB).
-      - With O(mode=record) the buffer has to hold the events until the recorder reads it, on a busy host some tens of milliseconds. An event
-        of a system call takes about 50 bytes, so V(8MiB) holds 160 ms at a million events per second.
-    type: str
-    default: 2MiB
-  mode:
-    description:
-      - Where recorded events are kept.
-      - V(ring) keeps the newest ones in the kernel, overwrites the oldest, and counts those that are lost.
-      - V(record) keeps all events. One small process on the host, C(crashcart-recorder), drains the ring buffers of all recordings to files
-        below C(/var/lib/crashcart/traces). Events are lost, and counted, only where it gets too little processor time or disk space.
-        M(crashcart.fleet.ftrace_fetch) fetches the files, also while the recording runs.
-      - The recorder belongs to no login session, yields to the host's services (niceness 5), and takes processor time in proportion to the
-        events, which O(max_rate) limits.
-      - A recording ends with O(state=stopped), at its limits, and with the container's first process. Its files stay until they are
-        fetched or O(state=absent) removes them, even when the instance or the container is gone or the host has rebooted.
-      - If the recorder dies, the kernel stops a recording, and its capture says so. A V(ring) continues, but its next capture is not complete,
-        because nobody watched it.
-      - Any change of a recording's settings ends it and begins another one. Each gives a capture of its own.
-    type: str
-    choices: [ring, record]
-    default: ring
+    choices: [errors, syscalls, files, network, sched, exec, memory, startup, diagnose]
   ttl:
     description:
       - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. By default it has no
@@ -188,106 +109,6 @@ options:
         buffer's memory at once, a ring only with O(state=absent).
       - A later call with O(ttl) starts the time again.
     type: str
-  max_rate:
-    description:
-      - Stop the trace when it records more events per second than this. Bursts may exceed the rate by what it allows in five seconds. Lost
-        and overwritten events count, too.
-      - C(stopped) in the result, in M(crashcart.fleet.ftrace_info) and in the manifest says what stopped a trace.
-    type: int
-  max_loss:
-    description:
-      - Stop a recording when more events than this were lost. Only with O(mode=record).
-    type: int
-  max_size:
-    description:
-      - Maximum size of the files of one recording, for example V(4GiB). The default is V(1GiB). It must be at least four
-        times the size of all ring buffers together. Only with O(mode=record).
-    type: str
-  max_age:
-    description:
-      - Age at which recorded events are deleted, for example V(1h). They count as lost. Only with O(mode=record).
-    type: str
-  rotate_size:
-    description:
-      - Size at which a segment of a recording is finished. Only finished segments can be deleted to make room. The default is an eighth of
-        O(max_size), but at most V(64MiB). Only with O(mode=record).
-    type: str
-  rotate_time:
-    description:
-      - Time after which a segment of a recording is finished. The default is V(1m). Only with O(mode=record).
-    type: str
-  when_full:
-    description:
-      - What to do when a recording reaches O(max_size), or when less than O(min_free) is free. Only with O(mode=record).
-      - V(stop), the default, stops the trace with all that it has, and nothing is lost. V(rotate) deletes the oldest segments, whose events
-        count as lost. While a fetch reads a recording none of its segments is deleted, and it may exceed O(max_size).
-    type: str
-    choices: [stop, rotate]
-  min_free:
-    description:
-      - Space to leave free on the file system of the recordings. The default is V(512MiB). Only with O(mode=record).
-    type: str
-  clock:
-    description:
-      - Trace clock of the kernel for the time stamps.
-    type: str
-    choices: [mono, mono_raw, boot, global, local]
-    default: mono
-  follow_exec:
-    description:
-      - Record also the processes that C(docker exec) starts in the container. A filter in the kernel leaves out processes of the runtime
-        itself (named runc, crun or containerd-shim), and also a process of the container that takes such a name.
-      - For containers of containerd, including Docker's, nothing is missed, because all of these processes descend from the container's shim.
-        For others, such as those started by C(podman exec), the recorder looks for new processes twenty times a second.
-        RV(instances[].followed) and the manifest say which way is used, and what may be missed.
-    type: bool
-    default: true
-  follow_tools:
-    description:
-      - Record also the commands that M(crashcart.fleet.crashcart_exec) and the connection P(crashcart.fleet.cart#connection) run in the
-        container, those that run already and those that start later.
-    type: bool
-    default: false
-    version_added: 0.1.0
-  follow_restarts:
-    description:
-      - Continue the trace when the container starts again, for example after C(docker restart). It then has the whole start except the
-        runtime's first steps. Without this option the trace is of the processes that run now, and of their children.
-      - The default is V(true) with O(profile=startup), and V(false) otherwise.
-      - A container of root's Docker or Podman that is named in O(containers) need not run then. One that was stopped, was never started, or
-        ends too soon to be looked at, is traced from its next start on.
-      - The recorder waits for the start until O(ttl) or O(state=absent), also when the container was removed.
-      - Not continued are the tracers V(function) and V(function_graph), O(probes) in programs, and O(expose), which belong to the present files
-        and mounts. A container whose control group does not have its id in its name (LXC, a single process) is not waited for, and
-        RV(instances[].followed) says so.
-    type: bool
-    version_added: 0.1.0
-  expose:
-    description:
-      - Show files of the trace inside the container, so that it can read its own trace or write lines into it. The files are in a
-        read-only folder, belong to the user of the container's first process, and give access to nothing else.
-      - They are removed with O(state=absent), by a start without this option, and when the container ends.
-      - Requires Linux 5.12. A container that may mount, also one with a user namespace of its own, can make V(trace) writable and empty its
-        own trace.
-    type: dict
-    suboptions:
-      path:
-        description:
-          - Folder in the container. It is created where it is missing, and has to be empty otherwise. Many programs look for
-            C(trace_marker) in V(/sys/kernel/tracing).
-        type: str
-        default: /dev/crashcart-trace
-      files:
-        description:
-          - Files to show.
-          - V(trace) is the content of the buffer as text. A traced process never reaches its end, because each read adds an event, so
-            read a part of it (C(head -c 1000000 trace)).
-          - V(trace_marker) accepts lines to put into the trace.
-          - V(trace_pipe) gives each event once. Events that the container has read from it are lost for M(crashcart.fleet.ftrace_fetch).
-        type: list
-        elements: str
-        choices: [trace, trace_pipe, trace_marker]
-        default: [trace, trace_marker]
 seealso:
   - module: crashcart.fleet.ftrace_fetch
   - module: crashcart.fleet.ftrace_report
@@ -560,144 +381,26 @@ instances:
       sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
 """
 
-from contextlib import ExitStack
-from dataclasses import replace
-
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError, check_running
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, selection, start
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments, starting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import (
-    limits,
-    paths,
-    probes,
-    profiles,
-    specification,
-    tracers,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 # What a message says was done for the containers that did not fail, by state.
 _DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
 
 
-def make_request(module, root, path, files):
-    """Return the event specification that MODULE asks for, and the request made of it, which exposes FILES at PATH."""
-    parameters = module.params
-    wanted = trace_options.find_specification(parameters, root)
-    restarts = parameters["follow_restarts"]
-    if restarts is None:
-        restarts = parameters["profile"] == "startup"
-
-    def expose(trace):
-        return exposure.ensure_exposed(
-            trace.container, trace.instance.name, root, path, files, check_mode=module.check_mode
-        )
-
-    return wanted, start.TraceRequest(
-        settings=specification.find_settings(wanted),
-        follow_exec=parameters["follow_exec"],
-        follow_tools=parameters["follow_tools"],
-        probes=wanted.list_probes(),
-        limits=replace(limits.parse_limits(parameters), restarts=restarts),
-        exposing=start.Exposing(expose, lambda trace: conceal([trace.container], {trace.instance.name})),
-        described=trace_options.describe(parameters, wanted),
-    )
-
-
-def find_exposed(parameters):
-    """Return the folder and the files of a trace to expose in its container, (None, ()) for nothing."""
-    shown = parameters["expose"]
-    path, files = exposure.check_wish(shown["path"], shown["files"]) if shown else (None, ())
-    if "trace_pipe" in files and parameters["mode"] == "record":
-        raise FleetError(
-            "expose: trace_pipe would take events away from the recording: expose trace instead, or use mode: ring"
-        )
-    return path, files
-
-
 def run_started(module, root, outcome):
     options.refuse_everything(module, "state=stopped and state=absent")
-    path, files = find_exposed(module.params)
-    wanted, request = make_request(module, root, path, files)
-    host = options.open_host(module)
-    containers = options.select(module, host, required=True, refuse=outcome.fail)
-    if module.params["existing"] == "refuse":
-        for container in containers:
-            with outcome.serve(container):
-                check_free(root, container)
-    if path:
-        for container in containers:
-            with outcome.serve(container):
-                check_running(container)
-        exposure.foresee(outcome.list_left(containers), outcome, path)
-    with ExitStack() as begun:
-        started = start.ensure_started(
-            outcome.list_left(containers),
-            outcome,
-            begun,
-            root,
-            request,
-            check_mode=module.check_mode,
-            predict_place=host.predict_place,
-        )
-        leftovers = False
-        with outcome.complaining():
-            leftovers = end.remove_leftovers(root, busy_ok=True, check_mode=module.check_mode)
-        made = {trace.instance.name for trace in started.made}
-        found = [find_instance(root, container) for container in outcome.list_left(containers)]
-        way = wanted.paths.as_result() if wanted.paths else None
-        results = [] if module.check_mode else describe(found)
-        begun.pop_all()
-    return {
-        "changed": started.changed or leftovers,
-        "instances": [{**result, "created": result["name"] in made, "paths": way} for result in results],
-        "diff": {"before": started.before, "after": started.after},
-    }, containers
-
-
-def check_free(root, container):
-    """Raise ContainerError where CONTAINER is traced already, or its ended trace has events that wait to be fetched."""
-    trace = find_instance(root, container)
-    if not trace.instance.exists():
-        return
-    found = describe_trace(trace)
-    if found["state"] == "started" or recording.count_entries(trace):
-        raise ContainerError(
-            f"container {container.name} is traced already: {found['summary']}; fetch its events (ftrace_fetch, or the playbook collect),"
-            " or end the trace (state=absent, or the playbook stop)"
-        )
-
-
-def conceal(containers, names=None):
-    """Remove exposed files of the instances NAMES (None: of all) from CONTAINERS, and return phrases for the folders they were in.
-
-    Raises FleetError where a container fails.
-    """
-    outcome = Outcome()
-    left = exposure.remove(containers, outcome, names)
-    outcome.check()
-    return left
-
-
-def describe(traces):
-    exposed = exposure.list_exposed([trace.container for trace in traces if trace.container is not None])
-    results = []
-    for trace in traces:
-        shown = exposed.get(trace.instance.name)
-        what = {"path": shown.path, "files": list(shown.files)} if shown else None
-        results.append({**describe_trace(trace), "exposed": what})
-    return results
+    return starting.start_traces(module, root, outcome)
 
 
 def remove(module, found, outcome):
@@ -718,7 +421,7 @@ def remove(module, found, outcome):
             pass  # no engine answers, so only the containers of the instances are known
         else:
             others = options.run_for_users(
-                module, host, list(holders.values()), conceal, "what is exposed in containers"
+                module, host, list(holders.values()), starting.conceal, "what is exposed in containers"
             )
             holders = {container.id: container for container in holders.values() if container.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
@@ -747,7 +450,7 @@ def run_ended(module, root, outcome):
     stay = [] if module.check_mode else found if state == "stopped" else failed
     return {
         "changed": before != after or bool(left) or leftovers,
-        "instances": describe(stay),
+        "instances": starting.describe(stay),
         "diff": {"before": before, "after": after},
     }, [trace.who for trace in found]
 
@@ -773,45 +476,7 @@ def main():
             options.ARGUMENTS,
             state=dict(type="str", choices=["started", "stopped", "absent"], default="started"),
             everything=dict(type="bool", default=False),
-            existing=dict(type="str", choices=["change", "refuse"], default="change"),
-            profile=dict(type="str", choices=list(profiles.PROFILES)),
-            syscalls=dict(type="list", elements="str", default=[]),
-            compat=dict(type="bool", default=True),
-            errors_only=dict(type="bool", default=False),
-            events=dict(type="list", elements="raw", default=[]),
-            tracer=dict(type="str", choices=list(tracers.OPTIONS), default="nop"),
-            functions=dict(type="list", elements="str", default=[]),
-            notrace=dict(type="list", elements="str", default=[]),
-            buffer_size=dict(type="str", default="2MiB"),
-            mode=dict(type="str", choices=["ring", "record"], default="ring"),
-            ttl=dict(type="str"),
-            max_rate=dict(type="int"),
-            max_loss=dict(type="int"),
-            max_size=dict(type="str"),
-            max_age=dict(type="str"),
-            rotate_size=dict(type="str"),
-            rotate_time=dict(type="str"),
-            when_full=dict(type="str", choices=["stop", "rotate"]),
-            min_free=dict(type="str"),
-            clock=dict(type="str", choices=["mono", "mono_raw", "boot", "global", "local"], default="mono"),
-            follow_exec=dict(type="bool", default=True),
-            follow_tools=dict(type="bool", default=False),
-            follow_restarts=dict(type="bool"),
-            probes=dict(type="list", elements="dict", default=[], options=probes.ARGUMENTS),
-            paths=dict(type="str", choices=list(paths.WISHES), default="false"),
-            paths_by=dict(type="str", choices=["auto", *paths.WAYS], default="auto"),
-            expose=dict(
-                type="dict",
-                options=dict(
-                    path=dict(type="str", default="/dev/crashcart-trace"),
-                    files=dict(
-                        type="list",
-                        elements="str",
-                        choices=list(exposure.FILES),
-                        default=["trace", "trace_marker"],
-                    ),
-                ),
-            ),
+            **arguments.ARGUMENTS,
         ),
         supports_check_mode=True,
     )

@@ -11,8 +11,7 @@ import tempfile
 from dataclasses import replace
 from typing import Any, Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import is_sound
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.manifest_form import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
     compression,
@@ -90,6 +89,9 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
             text.write(tables.format_manifest({**short, **about_file}))
         if with_text:
+            # It imports numpy, which takes a third of a second, and which Ansible's process would import before any task.
+            from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
+
             files["txt"] = os.path.join(work, "trace.txt")
             write_text(files["dat"], {**shown, **manifest}, files["txt"])
         target = os.path.join(folder, make_file_name(container["name"]))

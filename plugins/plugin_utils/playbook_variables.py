@@ -57,10 +57,7 @@ ROLES = {
     | {
         "default_ttl",
         "ids",
-        "captures",
-        "instances",
-        "mine",
-        "kept",
+        "all",
         "failures",
         "started",
         "stopped",

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the collection and its rivals in one run, since machines differ and are noisy; `make bench` runs this program.
 
-Usage: run.py [NAME…], of: images, containers, rights, scale, calls, connection, push, fetch, drain, slowdown, record, report.
+Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report.
 Prints tables in Markdown.
 """
 
@@ -252,6 +252,38 @@ def bench_calls(inventory: Path) -> None:
     print_table("An ad-hoc call over ssh", ["module", "s", "times ping"], rows)
 
 
+def bench_trace(inventory: Path) -> None:
+    """Measure the playbook trace of one container for a second, less that second, and ftrace_capture, compared with a playbook of one ping."""
+    seconds = 1
+    loop = "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.05; done"
+    with containers(1, "/bin/sh", "-c", loop) as (name,), tempfile.TemporaryDirectory() as folder:
+        play = Path(folder, "ping.yml")
+        task = {"name": "Ping", "ansible.builtin.ping": {}}
+        play.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "become": True, "tasks": [task]}]))
+        chosen = {"containers": name, "seconds": seconds, "dest": folder}
+        variables = json.dumps({f"crashcart_{key}": value for key, value in chosen.items()})
+        arguments = json.dumps({**chosen, "docker_host": os.environ["DOCKER_HOST"]})
+        where = ("-i", str(inventory), "-l", "as_root")
+        capture = ("-b", "-m", "crashcart.fleet.ftrace_capture", "-a", arguments)
+        ways: dict[str, tuple[tuple[str, ...], int]] = {
+            "a playbook of one ping": (("ansible-playbook", *where, str(play)), 0),
+            "trace": (("ansible-playbook", *where, "crashcart.fleet.trace", "-e", variables), seconds),
+            "ping, ad hoc": (("ansible", *where, "all", "-b", "-m", "ansible.builtin.ping"), 0),
+            "ftrace_capture, ad hoc": (("ansible", *where, "all", *capture), seconds),
+        }
+        for command, _seconds in ways.values():  # warm
+            host.run(*command)
+        # In turn, so that a slow moment of the machine affects all of them.
+        rounds = [
+            {way: measure(lambda c=command: host.run(*c), 1) - waited for way, (command, waited) in ways.items()}
+            for _round in range(2 * ROUNDS)
+        ]
+    times = {way: statistics.median(figures[way] for figures in rounds) for way in ways}
+    first = next(iter(times.values()))
+    rows = [[way, taken, taken / first] for way, taken in times.items()]
+    print_table("A trace of a second over ssh, less that second", ["", "s", "times a playbook of one ping"], rows)
+
+
 def bench_connection(inventory: Path) -> None:
     """Measure tasks in a container by the connection cart, with an attached image and without, and the same tasks by ssh on the host."""
     tasks: list[tuple[str, dict[str, Any]]] = [
@@ -475,11 +507,16 @@ def bench_slowdown(_inventory: Path) -> None:
         finally:
             host.call_module("ftrace_instance", containers=[name], state="absent")
 
+    # A profile with bounds would stop these workloads at once.
+    unbounded: dict[str, dict[str, Any]] = {
+        name: {"max_rate": 10**9, "max_size": "8GiB"} if profile.defaults else {}
+        for name, profile in profiles.PROFILES.items()
+    }
     with containers(2, image="python") as (name, other):
         ways: dict[str, Callable[[], dict[str, float]]] = {
             "nothing": lambda: in_container(name),
             **{
-                f"profile {profile}": lambda profile=profile: traced(name, name, profile=profile)
+                f"profile {profile}": lambda profile=profile: traced(name, name, profile=profile, **unbounded[profile])
                 for profile in profiles.PROFILES
             },
             "profile syscalls, mode record": lambda: traced(name, name, profile="syscalls", mode="record"),
@@ -615,6 +652,7 @@ BENCHMARKS = {
     "rights": bench_rights,
     "scale": bench_scale,
     "calls": bench_calls,
+    "trace": bench_trace,
     "connection": bench_connection,
     "push": bench_push,
     "fetch": bench_fetch,

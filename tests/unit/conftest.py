@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +33,14 @@ if not _is_importable():
 
 
 def pytest_configure(config):
-    """Name the marker also where the checkout's settings of pytest are not read."""
+    """Name the marker also where the checkout's settings of pytest are not read, and let tests find what numba has compiled before."""
     config.addinivalue_line("markers", "sweep: looks at very many cases; `make quick` leaves it out")
+    if sys.version_info >= (3, 11) and "NUMBA_CACHE_DIR" not in os.environ:
+        from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache
+
+        cache = contextlib.ExitStack()
+        os.environ["NUMBA_CACHE_DIR"] = cache.enter_context(compiled_cache.open_cache())
+        config.add_cleanup(cache.close)
 
 
 @pytest.fixture

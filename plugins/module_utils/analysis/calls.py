@@ -47,6 +47,7 @@ class Call(NamedTuple):
     peer: str | None  # the address that the call connects to, or whose connection it uses
     descriptor: str | None  # what the descriptor that was given refers to: a path, a peer, a kind of socket
     denied: bool  # seccomp answered the call, which never began
+    trapped: bool  # it answered by SIGSYS; told on x86 only
     restarted: bool  # a signal ended it early: the kernel makes it again, or turns the error into EINTR
     unfinished: bool  # it did not end in the trace
     continued: bool  # it did not begin in the trace
@@ -128,6 +129,7 @@ class CallStream:
                     peer=text if kind == "peer" else None,
                     descriptor=text if text and not is_path else None,
                     denied=bool(outcome & codes.DENIED),
+                    trapped=bool(outcome & codes.TRAPPED),
                     restarted=error in RESTARTS,
                     unfinished=bool(outcome & codes.UNFINISHED),
                     continued=bool(outcome & codes.CONTINUED),

@@ -15,8 +15,13 @@ from typing import Any, BinaryIO, Iterable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.manifest_form import is_sound
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call, read_names
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import SyscallRow, TraceTable, summarize
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import (
+    SyscallRow,
+    TraceTable,
+    make_all_tables,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
@@ -104,82 +109,6 @@ def _open_regular(path: str) -> BinaryIO:
     return file
 
 
-def is_sound(manifest: Any) -> bool:
-    """Return True if MANIFEST, which came from a host, has the form that the analysis relies on."""
-    if not isinstance(manifest, dict):
-        return False
-    offset, lost = manifest.get("clock_offset_ns"), manifest.get("lost")
-    container = manifest.get("container")
-    return (
-        (offset is None or _is_int(offset))
-        and (lost is None or _is_int(lost))
-        and (manifest.get("entries") is None or _is_int(manifest["entries"]))
-        and manifest.get("complete") in (None, True, False)
-        and _are_texts(manifest.get("reasons", []))
-        and (
-            container is None
-            or (isinstance(container, dict) and all(_is_text(container.get(n)) for n in ("id", "name")))
-        )
-        and all(_is_text(manifest.get(name)) for name in ("host", "inventory_hostname"))
-        and all(_are_syscalls(manifest.get(name)) for name in ("syscalls", "compat_syscalls"))
-        and all(_are_tasks(manifest.get(name)) for name in ("tasks", "first_tasks"))
-        and _is_specification(manifest.get("specification"))
-        and _are_selections(manifest.get("earlier_syscalls", []))
-    )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def _are_syscalls(names: Any) -> bool:
-    return names is None or (
-        isinstance(names, dict)
-        and all(
-            number.isascii() and number.isdigit() and len(number) < 10 and isinstance(name, str)
-            for number, name in names.items()
-        )
-    )
-
-
-def _are_tasks(tasks: Any) -> bool:
-    return tasks is None or (isinstance(tasks, list) and all(map(_is_task, tasks)))
-
-
-def _are_selections(selections: Any) -> bool:
-    return isinstance(selections, list) and all(
-        isinstance(selection, dict) and _is_specification({"syscalls": selection}) for selection in selections
-    )
-
-
-def _is_specification(specification: Any) -> bool:
-    if specification is None:
-        return True
-    if not isinstance(specification, dict) or not isinstance(specification.get("events") or [], (list, dict)):
-        return False
-    wanted = specification.get("syscalls")
-    return wanted is None or (
-        isinstance(wanted, dict)
-        and all(
-            isinstance(numbers, list) and all(_is_int(number) and 0 <= number < 1 << 30 for number in numbers)
-            for numbers in (wanted.get("native", []), wanted.get("compat", []))
-        )
-    )
-
-
-def _is_task(task: Any) -> bool:
-    numbers = ("tid", "tgid", "container_tid")
-    return isinstance(task, dict) and all(_is_int(task.get(n)) for n in numbers) and isinstance(task.get("comm"), str)
-
-
 def summarize_capture(
     capture: str, manifest: dict[str, Any], root: str, min_latency_ns: int = 0, search: Search | None = None
 ) -> list[dict[str, Any]]:
@@ -206,7 +135,7 @@ def add_tables(manifest: dict[str, Any], trace: Trace) -> dict[str, Any]:
     """
     known = tables.unite(manifest, trace.head.options)
     if not is_sound(known):
-        raise TraceFileError("its tables of threads and calls are not what ftrace_fetch writes")
+        raise TraceFileError("its tables are not what ftrace_fetch writes")
     return known
 
 
@@ -214,7 +143,7 @@ def _summarize_trace(
     trace: Trace, manifest: dict[str, Any], name: str, min_latency_ns: int, search: Search | None
 ) -> dict[str, Any]:
     """Return the entry of summary.json for TRACE, one buffer of the capture called NAME; SEARCH looks at all its calls."""
-    table, found = summarize(trace, manifest, min_latency_ns)
+    table, found = make_all_tables(trace, manifest, min_latency_ns)
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
     if search is not None:

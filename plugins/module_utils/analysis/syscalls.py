@@ -239,7 +239,18 @@ class TableMaker:
         return sorted(rows, key=lambda row: (-sum(row.errors.values()), -row.calls, row.path))[:_MAX_PATHS]
 
 
-def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0) -> tuple[TraceTable, CaptureTables]:
+def summarize(trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0) -> TraceTable:
+    """Return the table of TRACE; MANIFEST has the names of its system calls, its tasks, and the requested trace.
+
+    With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out.
+    Raises TraceFileError when the trace cannot be read.
+    """
+    return make_all_tables(trace, manifest, min_latency_ns)[0]
+
+
+def make_all_tables(
+    trace: Trace, manifest: Mapping[str, Any], min_latency_ns: int = 0
+) -> tuple[TraceTable, CaptureTables]:
     """Return the table of TRACE, and the tables that findings look at. MANIFEST describes the trace.
 
     With MIN_LATENCY_NS, calls that are shorter, or have only one end in the trace, are left out of the first.

@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import history, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
@@ -36,7 +37,12 @@ def _stop(trace: TraceInstance) -> None:
             record = metadata.read_record(trace.instance)
             if record:
                 end = clocks.measure_offset(trace.instance.read_clock())
-                metadata.write_record(trace.instance, {**record, "end": end, "ended": history.describe_caller()})
+                ended = {
+                    "end": end,
+                    "ended": history.describe_caller(),
+                    metadata.LAST_HOLDINGS: collect(trace.container),
+                }
+                metadata.write_record(trace.instance, {**record, **ended})
         handover.end_limits(change, trace.instance)
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Dict
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import holdings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 
 # The version grows with each change that an older reader would misunderstand. Since version 3 long parts are in the trace.dat (tables.py).
+# More tables there are no such change: a reader asks for them by name.
 VERSION = 3
 Task = Dict[str, Any]
 
@@ -43,12 +45,16 @@ class Tables:
     FIRST_TASKS: the container's threads when the trace began.
     TASKS: the container's threads when the trace was fetched or ended.
     CMDLINES: lines of 'tid comm'.
+    FIRST_HOLDINGS, LAST_HOLDINGS: what the container's processes held and waited for at the beginning and at the end of the capture, as
+    holdings/collect.py tells it; empty where it is not known.
     SYSCALLS, COMPAT_SYSCALLS: number → name of the host's system calls.
     """
 
     first_tasks: list[Task]
     tasks: list[Task]
     cmdlines: str
+    first_holdings: dict[str, Any] = field(default_factory=dict)
+    last_holdings: dict[str, Any] = field(default_factory=dict)
     syscalls: dict[int, str] = field(default_factory=syscall_names.list_names)
     compat_syscalls: dict[int, str] = field(default_factory=syscall_names.list_compat_names)
 
@@ -58,6 +64,7 @@ class Tables:
             "first_tasks": self.first_tasks,
             "tasks": self.tasks,
             "cmdlines": self.cmdlines,
+            **holdings.join(self.first_holdings, self.last_holdings),
             "syscalls": {str(number): name for number, name in self.syscalls.items()},
             "compat_syscalls": {str(number): name for number, name in self.compat_syscalls.items()},
         }

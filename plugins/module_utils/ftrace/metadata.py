@@ -23,6 +23,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import RUN
 
 _FOLDER = os.path.join(RUN, "traces")
 _DISCARDED, _REMOVED = "discarded", "removed"
+# What the container's processes held and waited for at the start of the next capture, and at the end of a stopped trace.
+HOLDINGS, LAST_HOLDINGS = "holdings", "last_holdings"
 _ENDING = ".json"
 
 
@@ -156,14 +158,24 @@ def read_discarded(record: dict[str, Any]) -> Discarded:
     return Discarded(**record.get(_DISCARDED) or {})
 
 
-def note_taken(instance: Instance) -> None:
-    """Note in the record of INSTANCE that its buffers were drained just now.
+def find_holdings(record: dict[str, Any], *, is_recorded: bool) -> dict[str, Any]:
+    """Return what the processes held at the start of the running trace with RECORD; empty if another start is to be described.
+
+    IS_RECORDED is True if a recording begins, which is a capture of its own.
+    """
+    return {} if is_recorded or "end" in record else record.get(HOLDINGS) or {}
+
+
+def note_taken(instance: Instance, holdings: dict[str, Any] | None = None) -> None:
+    """Note in the record of INSTANCE that its buffers were drained just now, when its processes held HOLDINGS (None: as noted before).
 
     The capture accounts for the events that the kernel has dropped. The next capture has all events from now on.
     """
     record = read_record(instance)
     if record:
         record.pop(_DISCARDED, None)
+        if holdings is not None:
+            record[HOLDINGS] = holdings
         write_record(instance, {**record, "changed": clocks.measure_offset(instance.read_clock())})
 
 

@@ -38,6 +38,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.foll
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.pid_lists import PidLists, make_pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
@@ -437,6 +438,8 @@ def _describe_start(plan: Plan) -> dict[str, Any]:
         "specification": specification,
         "earlier_syscalls": earlier,
         "tasks": list(tasks.values()),
+        metadata.HOLDINGS: metadata.find_holdings(before, is_recorded=plan.limits.is_recorded)
+        or collect(plan.subject.container),
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": plan.limits.describe(),
         "followed": plan.following.describe(),

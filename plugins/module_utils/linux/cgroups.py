@@ -60,9 +60,30 @@ def find_directory(memberships: list[Membership], mounts: list[Mount]) -> str | 
     for membership in memberships:
         if not membership.controllers and membership.path != "/":
             for mount in mounts:
-                if mount.filesystem == "cgroup2" and mount.root == "/":
+                if _is_v2_top(mount):
                     return mount.mount_point + membership.path
     return None
+
+
+def find_controller_directory(
+    memberships: list[Membership], mounts: list[Mount], controller: str, container_id: str
+) -> tuple[str, bool] | None:
+    """Return the folder, below one of MOUNTS, of the group that CONTROLLER limits for a process with MEMBERSHIPS, and True for version 1.
+
+    The group with CONTAINER_ID in its name counts. Returns None when no such hierarchy is mounted, or for its root group.
+    """
+    mount_point = _find_v1_mount_point(controller, mounts)
+    if mount_point is None:
+        mount_point = next((mount.mount_point for mount in mounts if _is_v2_top(mount)), None)
+        is_v1, paths = False, [membership.path for membership in memberships if not membership.controllers]
+    else:
+        is_v1, paths = True, [membership.path for membership in memberships if controller in membership.controllers]
+    path = cut_after_id(paths[0], container_id) if paths else "/"
+    return None if mount_point is None or path == "/" else (mount_point + path, is_v1)
+
+
+def _is_v2_top(mount: Mount) -> bool:
+    return mount.filesystem == "cgroup2" and mount.root == "/"
 
 
 def find_common_directory(path: str) -> str | None:
@@ -93,9 +114,7 @@ def gen_joins(
             if not mount_point and membership.controllers[0].startswith("name="):
                 continue
         else:
-            mount_point = next(
-                (mount.mount_point for mount in mounts if mount.filesystem == "cgroup2" and mount.root == "/"), None
-            )
+            mount_point = next((mount.mount_point for mount in mounts if _is_v2_top(mount)), None)
             name = "cgroup.procs"
         yield membership, f"{mount_point}{membership.path}/{name}" if mount_point else ""
 

@@ -318,6 +318,7 @@ def check_profiles(machine: Machine, worker: str, folder: Path) -> None:
         "exec": "sched:sched_process_exit",
         "memory": "mmap()",
         "startup": "openat()",
+        "diagnose": "connect()",
     }
     for profile, sign in wanted.items():
         machine.call("ftrace_instance", containers=[worker], profile=profile)

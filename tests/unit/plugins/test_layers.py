@@ -32,17 +32,18 @@ SHARED_LAYERS = (
     ("ftrace.format",),
     ("ftrace",),  # what a trace is, and what is said of it
     ("ftrace.request",),
-    ("ftrace.follow",),
+    ("ftrace.follow", "ftrace.holdings"),
     ("ftrace.setup",),
     ("ftrace.head", "ftrace.drain"),
     ("ftrace.recorder",),
     ("ftrace.fetch",),
     ("ftrace.describe", "ftrace.end"),
     ("ftrace.selection", "ftrace.start"),
+    ("ftrace.calls",),  # what a module does for its options
     ("summaries", "image", "analysis"),
 )
 # What Ansible or a user starts, which nothing imports.
-STARTED = ("action", "connection", "doc_fragments", "inventory", "modules")
+STARTED = ("action", "connection", "doc_fragments", "filter", "inventory", "modules")
 LAYERS = (*(tuple(f"module_utils.{name}" for name in layer) for layer in SHARED_LAYERS), ("plugin_utils",), STARTED)
 ON_THE_CONTROLLER = (
     "module_utils.analysis",
@@ -51,6 +52,7 @@ ON_THE_CONTROLLER = (
     "action",
     "connection",
     "doc_fragments",
+    "filter",
     "inventory",
 )
 CONTROLLERS_MODULES = ("modules.crashcart_build",)

@@ -36,6 +36,8 @@ FETCHED = (
     "ftrace.fetch.recording",
     "ftrace.fetch.ring",
     "ftrace.follow.tasks",
+    "ftrace.format.holdings",
+    "ftrace.holdings",
     "ftrace.format.capture_file_writer",
     "ftrace.format.ring_pages",
     "ftrace.format.trace_dat",
@@ -60,6 +62,20 @@ CENSUS = (
     "cart.image_mounts",
     "cart.store",
 )
+STARTED = (
+    *FETCHED,
+    "cart.attach.mounting",
+    "cart.attach.tool_users",
+    "cart.exposure",
+    "cart.image_mounts",
+    "cart.store",
+    "ftrace.calls.arguments",
+    "ftrace.calls.starting",
+    "ftrace.end",
+    "ftrace.recorder.handover",
+    "ftrace.setup.probe_places",
+    "ftrace.start",
+)
 # Module → what it needs of these, and nothing else of them.
 NEEDS = {
     "crashcart_attach": ("cart.attach", "cart.image_mounts", "cart.store"),
@@ -75,20 +91,18 @@ NEEDS = {
     "crashcart_info": (*CENSUS, *DESCRIBED, "cart.attach.attachments"),
     "crashcart_playbook_check": (),
     "crashcart_shell": (),
-    "ftrace_fetch": (*FETCHED, "ftrace.fetch.fetch"),
-    "ftrace_info": DESCRIBED,
-    "ftrace_instance": (
-        *FETCHED,
-        "cart.attach.mounting",
-        "cart.attach.tool_users",
-        "cart.exposure",
-        "cart.image_mounts",
-        "cart.store",
-        "ftrace.end",
-        "ftrace.recorder.handover",
-        "ftrace.setup.probe_places",
-        "ftrace.start",
+    "ftrace_capture": (
+        *STARTED,
+        "ftrace.calls.finishing",
+        "ftrace.calls.guard",
+        "ftrace.calls.requests",
+        "ftrace.fetch.arguments",
+        "ftrace.fetch.fetch",
     ),
+    "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
+    "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
+    "ftrace_info": DESCRIBED,
+    "ftrace_instance": STARTED,
     "ftrace_report": (),
 }
 # What must not come back, even where somebody writes it into NEEDS.
@@ -100,6 +114,7 @@ NEVER = {
     "crashcart_attach": ("analysis", "image", "ftrace", "linux.tracing", "cart.execute"),
     "crashcart_exec": ("analysis", "image", "ftrace", "linux.tracing", *_ATTACHING),
     "crashcart_info": ("analysis", "image", *_RECORDING, _READING, "cart.attach.attach", "cart.execute.supervisor"),
+    "ftrace_guard": ("analysis", "image", "cart", "linux.tracing", *_RECORDING),
     "ftrace_info": ("analysis", "image", *_RECORDING, _READING, "cart"),
     "ftrace_fetch": ("analysis", "image", "cart"),
 }

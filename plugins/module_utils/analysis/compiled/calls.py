@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPU_STATE,
     CPUS,
     DENIED,
+    END_PROCESS,
     EXEC_STATE,
     FAMILY,
     FCNTL,
@@ -66,12 +67,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT_RESULT,
     OUT_TASK,
     OWN_ERROR,
-    PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
     SINCE,
     SOURCE,
     START,
+    STATUS,
     TASK,
     TASK_PROCESS,
     TIMED_OUT,
@@ -86,8 +87,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     measure_call,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.descriptors import find_descriptor
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import read_number
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import NATIVE, read_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _MAX_ERRNO = 4095
@@ -95,16 +96,17 @@ _F_GETOWN = 9
 _EINPROGRESS = 115
 _BOTH_SOURCES = 2
 _SEEDED = 2
+_RETURNED = 1 << 30  # among the flags of an outcome, here only
 
 
-@compile_part
+@compile_inline
 def to_int(word):
     """Return the C int in the lower half of WORD."""
     low = word & 0xFFFFFFFF
     return low - (np.int64(1) << 32) if low >> 31 else low
 
 
-@compile_part
+@compile_inline
 def find_info(number):
     """Return the index of the row of the table of calls for NUMBER; the last row is for numbers without an entry."""
     plain = number & (COMPAT - 1) if number >= COMPAT else number
@@ -131,11 +133,23 @@ def enter_call(state, pages, row, number, time, places):
     state.scalars[FIRST_ENTRY] = min(state.scalars[FIRST_ENTRY], time)
     thread[IS_PENDING], thread[NUMBER], thread[BEGIN], thread[SOURCE] = 1, number, time, source
     thread[LAST_EVENT], thread[IS_LAST_EXIT], thread[LAST_NUMBER], thread[PEER_OBJECT] = time, 0, number, 0
+    _read_arguments(pages, thread, start, count, word)
+
+
+@compile_inline
+def _read_arguments(pages, thread, start, count, word):
+    """Read COUNT arguments of WORD bytes, which begin at START, into THREAD; the rest of six are 0."""
+    if pages.order == NATIVE and word == 8 and start & 3 == 0 and count == 6:
+        at = start >> 2
+        for index in range(6):
+            low, high = np.int64(pages.words[at + 2 * index]), np.int64(pages.words[at + 2 * index + 1])
+            thread[ARGUMENT + index] = low | high << 32
+        return
     for index in range(6):
         thread[ARGUMENT + index] = read_number(pages, start + index * word, word) if index < count else 0
 
 
-@compile_part
+@compile_inline
 def end_pending(state, row, time):
     """Let the pending call of the thread at ROW, if there is one, stay unfinished at TIME."""
     thread = state.threads[row]
@@ -146,23 +160,40 @@ def end_pending(state, row, time):
 
 
 @compile_part
+def end_wait(state, row, time):
+    """Let the call of the thread at ROW that was under way when the trace began, if there is one, last until TIME and longer."""
+    if state.threads[row, IS_PENDING] == _SEEDED:
+        _finish(state, row, state.threads[row, NUMBER], time, np.int64(0), np.int64(UNFINISHED | CONTINUED))
+        state.threads[row, IS_PENDING] = 0
+
+
+@compile_part
 def exit_call(state, row, number, time, result, source):
     """Note that the thread at ROW exits call NUMBER at TIME with RESULT. SOURCE is 1 for an event of the system syscalls, else 0."""
     thread = state.threads[row]
+    is_pending = thread[IS_PENDING]
+    entered = thread[NUMBER]
+    is_exec = is_pending and thread[EXEC_STATE] and state.calls[find_info(entered), IS_EXEC]
+    if is_exec:
+        # The exit has the number of execve in the new program's architecture, which tells it where the numbers differ.
+        is_compat = state.calls[find_info(number + COMPAT), IS_EXEC]
+        if state.calls[find_info(number), IS_EXEC] != is_compat:
+            thread[IS_COMPAT], thread[EXEC_STATE] = is_compat, 0
     if thread[IS_COMPAT] and number >= 0:
         number += COMPAT
-    is_pending = thread[IS_PENDING]
     if not is_pending and thread[IS_LAST_EXIT] and thread[LAST_NUMBER] == number and thread[SOURCE] + source == 1:
         thread[SOURCE] = _BOTH_SOURCES
         return
-    entered = thread[NUMBER]
     info = state.calls[find_info(number)]
-    is_same = is_pending and (number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC]))
+    is_same = is_pending and (
+        is_exec or number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC])
+    )
     if is_same:
         outcome = np.int64(CONTINUED if is_pending == _SEEDED else 0)
-        # rt_sigreturn exits with -1; its result is a register of the program.
-        is_return = number == -1 and entered != -1
-        _finish(state, row, entered, time, np.int64(0) if is_return else result, outcome)
+        # rt_sigreturn exits with -1; its result is a register of the program, and no error.
+        if number == -1 and entered != -1:
+            outcome |= _RETURNED
+        _finish(state, row, entered, time, result, outcome)
     else:
         end_pending(state, row, time)
         is_denied = info[HAS_ENTRY] and _is_denied(state, row, time) and not (info[IS_EXEC] and result == 0)
@@ -201,10 +232,10 @@ def _is_denied(state, row, time):
     return True
 
 
-@compile_part
+@compile_inline
 def _find_error(info, thread, result, outcome):
     """Return the number of the error that RESULT means, or 0; a call with only an entry has none."""
-    if outcome & (UNFINISHED | ONLY_ENTRY) or result >= 0 or result < -_MAX_ERRNO:
+    if outcome & (UNFINISHED | ONLY_ENTRY | _RETURNED) or result >= 0 or result < -_MAX_ERRNO:
         return np.int64(0)
     if (
         info[OWN_ERROR]
@@ -215,12 +246,13 @@ def _find_error(info, thread, result, outcome):
     return -result
 
 
-@compile_part
+@compile_inline
 def _find_object(state, thread, info, outcome):
     """Return the number of the object of a call: its recorded path, the peer it connects to, or what its descriptor refers to."""
-    if info[FAMILY] >= 0 and thread[PATH_FAMILY] == info[FAMILY]:
-        thread[PATH_FAMILY] = -1
-        return thread[PATH_OBJECT]
+    if info[FAMILY] >= 0 and thread[PATH_OBJECT + info[FAMILY]]:
+        found = thread[PATH_OBJECT + info[FAMILY]]
+        thread[PATH_OBJECT + info[FAMILY]] = 0
+        return found
     if thread[PEER_OBJECT]:
         return thread[PEER_OBJECT]
     if info[FD_ARGUMENT] >= 0 and not outcome & (DENIED | ONLY_EXIT) and thread[IS_PENDING]:
@@ -240,6 +272,8 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= TRAPPED
     if info[ACTION] == WAIT and result == 0 and not outcome & (UNFINISHED | ONLY_ENTRY):
         outcome |= TIMED_OUT
+    if info[ACTION] == END_PROCESS and outcome & (UNFINISHED | ONLY_ENTRY):
+        state.processes[state.tasks[thread[TASK], TASK_PROCESS], STATUS] = (thread[ARGUMENT] & 0xFF) + 1
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     call[OUT_BEGIN] = scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN]
@@ -251,7 +285,7 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= apply_action(state, call, info[ACTION], thing)
     elif error == _EINPROGRESS and info[ACTION] == CONNECT:
         begin_connecting(state, call, thing)
-    outcome |= error
+    outcome = (outcome & ~_RETURNED) | error
     call[OUT_OUTCOME], call[OUT_OBJECT] = outcome, thing
     is_paired = thread[IS_PENDING] == 1 and not outcome & (UNFINISHED | ONLY_ENTRY)
     least = scalars[MIN_LATENCY]

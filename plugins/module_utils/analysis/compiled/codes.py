@@ -26,10 +26,11 @@ MAX_NUMBER = 1024
     SIGNAL,
     OOM,
     PATH,
+    EXEC_EXIT,  # the exit of execve where it only tells the new program's architecture
     FUNCTION,  # from here on, events that are only counted
     RING_REQUEST,
     RING_CREATE,
-) = range(16)
+) = range(17)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
@@ -64,7 +65,8 @@ CALL_COLUMNS = 9
     WAIT,  # waits for one of several things; the result 0 is a timeout
     PIPE,
     CLOSE_RANGE,
-) = range(14)
+    END_PROCESS,  # the first argument is the status that the process ends with
+) = range(15)
 IS_EXEC_EXIT = 1
 """In the column after the places of an exit: the event is syscalls:sys_exit_execve, which tells 64-bit programs from 32-bit ones."""
 
@@ -83,8 +85,9 @@ IS_EXEC_EXIT = 1
     LAST_TIME,  # of the last event that was handled; NEVER before the first
     IS_MISSED,  # 1 if the current page begins behind a loss and no event of it has been found
     CPU_STATE,  # one of the states below
-) = range(13)
-CURSOR_COLUMNS = 13
+    LAST_ROW,  # row of the thread of the last event
+) = range(14)
+CURSOR_COLUMNS = 14
 NEEDS_PAGES, HAS_EVENT, IS_FINISHED = range(3)
 
 # Answers of the pass.
@@ -111,19 +114,20 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
     IS_COMPAT,  # 1 while the thread runs a 32-bit program
     EXEC_STATE,  # 1 after an exec, until it is known which architecture the program has
     IS_NAMED,  # 1 if the name has changed since the last exec
-    PATH_FAMILY,  # family of the recorded path that waits for its call, or -1
-    PATH_OBJECT,
     PEER_OBJECT,  # peer of a connection that the pending call makes, or 0
-    PATH_TIME,
-) = range(23)
-THREAD_COLUMNS = 23
+    PATH_OBJECT,  # the recorded path that waits for the next call of family 0, or 0; the columns of the other families follow
+) = range(21)
+MAX_FAMILIES = 24
+NO_TID = -1 << 40
+THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
 TASK_COLUMNS = 4
 # Columns of the table of processes.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED = range(7)
-PROCESS_COLUMNS = 7
+# STATUS is the exit status and one more; 0 where it is not known.
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)
+PROCESS_COLUMNS = 8
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)

@@ -32,14 +32,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     STEPS,
     TOTAL,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _MIX = 0x2545F491
 _STEP_BITS = 4
 
 
-@compile_part
+@compile_inline
 def _mix(first, second, third, fourth):
     mixed = first & 0xFFFFFFF
     for value in (second ^ (second >> 32), third, fourth):
@@ -125,7 +125,7 @@ def measure_call(state, task, number, duration):
         state.histograms[rows[found, HISTOGRAM], find_step(duration)] += 1
 
 
-@compile_part
+@compile_inline
 def find_step(duration):
     """Return the step of a histogram that DURATION, in nanoseconds, falls into: the lowest are one nanosecond wide."""
     if duration < STEPS:

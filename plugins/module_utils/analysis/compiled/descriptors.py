@@ -16,11 +16,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IN_TRACE,
     NO_OBJECT,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 
-@compile_part
+@compile_inline
 def find_descriptor(state, process, fd):
     """Return the number of the object that descriptor FD of PROCESS refers to; NO_OBJECT if it is not known."""
     block = state.processes[process, FD_BLOCK]

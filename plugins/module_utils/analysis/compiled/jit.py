@@ -25,9 +25,14 @@ def compile_part(function: _Function) -> _Function:
     return function if numba is None else numba.njit(function, error_model="numpy", _nrt=False)
 
 
+def compile_inline(function: _Function) -> _Function:
+    """Return FUNCTION compiled into each of its callers: for small parts that each event needs."""
+    return function if numba is None else numba.njit(function, error_model="numpy", _nrt=False, forceinline=True)
+
+
 def compile_whole(function: _Function) -> _Function:
     """Return FUNCTION compiled as a whole with its parts. The machine code is kept below NUMBA_CACHE_DIR."""
     return function if numba is None else numba.njit(function, cache=True, error_model="numpy", _nrt=False)
 
 
-__all__ = ["NUMBA_IMPORT_ERROR", "compile_part", "compile_whole"]
+__all__ = ["NUMBA_IMPORT_ERROR", "compile_inline", "compile_part", "compile_whole"]

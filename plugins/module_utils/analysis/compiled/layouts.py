@@ -10,6 +10,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_path
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.path_calls import FAMILIES, FAMILY_OF_CALL
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import (
     IO_URING_CREATE,
@@ -18,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.pro
 
 _OWN = "syscalls:sys_"
 _NUMBER = "__syscall_nr"
+_EXIT_OF_EXEC = "syscalls:sys_exit_execve"
 _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 _EBADF, _EFAULT = 9, 14
 _OWN_ERRORS = {"fcntl": _EBADF, "fcntl64": _EBADF, "times": _EFAULT}
@@ -27,6 +29,7 @@ _ACTIONS = {
     codes.OPEN: ("open", "openat", "openat2", "creat", "open_by_handle_at"),
     codes.CLOSE: ("close",),
     codes.CLOSE_RANGE: ("close_range",),
+    codes.END_PROCESS: ("exit_group",),
     codes.SOCKET: ("socket",),
     codes.CONNECT: ("connect",),
     codes.ACCEPT: ("accept", "accept4"),
@@ -136,9 +139,11 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
         row = [codes.OTHER_EVENT, 0, -1, 0, 0, 0, 0, 0]
         found = _describe(name, known, word_size)
         if found and (
-            found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name.endswith("_execve")
+            found[0] not in (codes.OWN_ENTER, codes.OWN_EXIT) or selection.has_event(name) or name == _EXIT_OF_EXEC
         ):
             kind, fields, places = found
+            if kind == codes.OWN_EXIT and not selection.has_event(name):
+                kind = codes.EXEC_EXIT
             needed = max((field.offset + max(field.size, 0) for field in fields), default=0)
             row[0], row[7] = kind, needed
             row += places
@@ -156,24 +161,24 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
             rows += 1
 
 
-_Described = "tuple[int, list[Field], list[int]]"
-
-
 def _describe(name: str, known: EventFormat, word_size: int) -> tuple[int, list[Field], list[int]] | None:
     """Return the kind of event KNOWN, called NAME, the fields that have to be in a record, and their places; None for other events."""
-    if name == "raw_syscalls:sys_enter" and {"id", "args"} <= set(known.fields):
-        number, arguments = known.fields["id"], known.fields["args"]
-        places = [number.offset, number.size, arguments.offset, min(6, arguments.size // word_size), word_size]
-        return codes.RAW_ENTER, [number, arguments], places
-    if name == "raw_syscalls:sys_exit" and {"id", "ret"} <= set(known.fields):
-        number, result = known.fields["id"], known.fields["ret"]
+    if name == "raw_syscalls:sys_enter":
+        number, arguments = known.field("id"), known.fields.get("args")
+        offset, size = (arguments.offset, arguments.size) if arguments else (0, 0)
+        places = [number.offset, number.size, offset, min(6, size // word_size), word_size]
+        return codes.RAW_ENTER, [number, *([arguments] if arguments else [])], places
+    if name == "raw_syscalls:sys_exit":
+        number, result = known.field("id"), known.field("ret")
         return codes.RAW_EXIT, [number, result], [number.offset, number.size, result.offset, result.size, 0]
     if name.startswith(_OWN) and _NUMBER in known.fields:
         return _describe_own(name, known, word_size)
     describe = _OTHERS.get(name)
     try:
         return describe(known.fields) if describe else None
-    except KeyError:  # a kernel without one of the fields
+    except KeyError as error:
+        if name in _NEEDED:
+            raise TraceFileError(f"event {name} of the trace has no field {error.args[0]!r}") from error
         return None
 
 
@@ -189,7 +194,7 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
-    is_exec = codes.IS_EXEC_EXIT if name == f"{_OWN}exit_execve" else 0
+    is_exec = codes.IS_EXEC_EXIT if name == _EXIT_OF_EXEC else 0
     return codes.OWN_EXIT, [number, result], [number.offset, number.size, result.offset, result.size, is_exec]
 
 
@@ -199,6 +204,8 @@ def _place_text(field: Field) -> list[int]:
 
 
 _Fields = Mapping[str, Field]
+# Events without which no thread has its right name. A kernel may lack fields of the others.
+_NEEDED = ("task:task_newtask", "task:task_rename")
 
 
 def _describe_birth(fields: _Fields) -> tuple[int, list[Field], list[int]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
     end_pending,
+    end_wait,
     enter_call,
     exit_call,
 )
@@ -19,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EVENT_FAMILY,
     EVENTS,
     EXEC,
+    EXEC_EXIT,
     FIRST_PATH,
     FUNCTION,
     HAS_GAP,
@@ -32,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     KIND,
     LAST_FIRST,
     LAST_GAP_END,
+    LAST_ROW,
     LAST_TIME,
     LENGTH,
     NEEDS_PAGES,
@@ -41,7 +44,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT,
     OWN_ENTER,
     OWN_EXIT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PATH_TEXT,
     PATHS,
@@ -53,6 +55,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SOCKET_STATE,
     START,
     THREAD_EXIT,
+    TID,
     UNKNOWN_EVENTS,
     WANTED,
     WANTS_PAGES,
@@ -68,7 +71,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     note_side,
     run_program,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part, compile_whole
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import (
+    compile_inline,
+    compile_part,
+    compile_whole,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
     advance,
@@ -113,13 +120,12 @@ def finish_pass(state, first):
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return row
         if state.threads[row, IS_PENDING]:
-            # A wait that began before the trace, too, has lasted till now.
-            state.threads[row, IS_PENDING] = 1
+            end_wait(state, np.int64(row), scalars[END])
             end_pending(state, np.int64(row), scalars[END])
     return -1
 
 
-@compile_part
+@compile_inline
 def _is_before(cursors, one, other):
     mine, its = cursors[one, HEAD_TIME], cursors[other, HEAD_TIME]
     return mine < its or (mine == its and one < other)
@@ -143,7 +149,7 @@ def _pop(heap, scalars, cursors):
     _sink(heap, scalars, cursors)
 
 
-@compile_part
+@compile_inline
 def _sink(heap, scalars, cursors):
     size = scalars[HEAP]
     place = 0
@@ -157,7 +163,7 @@ def _sink(heap, scalars, cursors):
         place = below
 
 
-@compile_part
+@compile_inline
 def _handle(state, pages, cpu):
     """Handle the next event of CPU."""
     cursor, scalars = state.cursors[cpu], state.scalars
@@ -176,7 +182,11 @@ def _handle(state, pages, cpu):
     if layout[KIND] >= FUNCTION:
         count_event(state, pages, cpu, layout)
         return
-    row = find_or_add(state, read_signed(pages, record + scalars[COMMON_PID], 4))
+    tid = read_signed(pages, record + scalars[COMMON_PID], 4)
+    row = cursor[LAST_ROW]
+    if state.threads[row, TID] != tid:
+        row = find_or_add(state, tid)
+        cursor[LAST_ROW] = max(row, np.int64(0))
     if row < 0:
         scalars[UNKNOWN_EVENTS] += 1
         return
@@ -188,7 +198,7 @@ def _handle(state, pages, cpu):
         _handle_rest(state, pages, cpu, row, layout)
 
 
-@compile_part
+@compile_inline
 def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
@@ -213,6 +223,8 @@ def _handle_rest(state, pages, cpu, row, layout):
         change_name(state, pages, cpu, row, layout)
     elif kind == EXEC:
         run_program(state, pages, cpu, row, layout)
+    elif kind == EXEC_EXIT:
+        judge_exec(state, row)
     elif kind == THREAD_EXIT:
         end_thread(state, row, state.cursors[cpu, HEAD_TIME])
     elif kind == SOCKET_STATE:
@@ -241,7 +253,7 @@ def _note_path(state, pages, cpu, row, layout):
                 joined[used] = pages.data[at]
                 used += 1
         found = number_object(state, PATH_TEXT, joined, 0, used)
-    state.threads[row, PATH_FAMILY], state.threads[row, PATH_OBJECT] = layout[EVENT_FAMILY], found
+    state.threads[row, PATH_OBJECT + layout[EVENT_FAMILY]] = found
 
 
 @compile_part

@@ -30,7 +30,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     RECORD,
     SHIFT,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Pages(NamedTuple):
     order: int  # NATIVE, LITTLE or BIG
 
 
-@compile_part
+@compile_inline
 def read_number(pages, at, size):
     """Return the unsigned number of SIZE bytes at offset AT of PAGES; of 8 bytes, as a signed one."""
     if pages.order == NATIVE and at & 3 == 0:
@@ -71,7 +71,7 @@ def read_number(pages, at, size):
     return number
 
 
-@compile_part
+@compile_inline
 def read_signed(pages, at, size):
     """Return the signed number of SIZE bytes at offset AT of PAGES."""
     number = read_number(pages, at, size)
@@ -80,7 +80,7 @@ def read_signed(pages, at, size):
     return number
 
 
-@compile_part
+@compile_inline
 def scale_time(raw, factor, shift):
     """Return RAW * FACTOR >> SHIFT without products of more than 64 bits, as the kernel's mul_u64_u32_shr computes it."""
     if factor == 1 and shift == 0:
@@ -133,7 +133,7 @@ def advance(cursors, cpu, pages, scalars):
             return True
 
 
-@compile_part
+@compile_inline
 def _move_clock(time, kind, delta, word):
     """Return the raw time of an event of KIND behind TIME."""
     if kind <= _PADDING:

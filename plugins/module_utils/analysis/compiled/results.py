@@ -52,6 +52,8 @@ def make_tables(
             processes[:, codes.PROCESS_BEGIN],
             processes[:, codes.OPENED],
             processes[:, codes.CLOSED],
+            np.where(processes[:, codes.PROCESS_END] == -codes.NEVER, 0, processes[:, codes.PROCESS_END]),
+            processes[:, codes.STATUS] - 1,
         ),
         objects=ObjectTexts(state, names).list_all(),
         cells=Cells(
@@ -112,7 +114,7 @@ def _list_long_calls(state: State) -> LongCalls:
 
 def _list_descriptors(state: State, count: int) -> Descriptors:
     """Return what the COUNT processes have opened in the trace and hold at its end."""
-    rows: dict[tuple[int, int], list[int]] = {}
+    opened: dict[tuple[int, int], list[int]] = {}
     for process in range(1, count):
         block = int(state.processes[process, codes.FD_BLOCK])
         if block < 0:
@@ -121,13 +123,15 @@ def _list_descriptors(state: State, count: int) -> Descriptors:
         is_open = (entries[:, codes.FD_OBJECT] != codes.NO_OBJECT) & (entries[:, codes.FD_FLAGS] & codes.IN_TRACE != 0)
         for fd in np.flatnonzero(is_open).tolist():
             time = int(state.block_times[block, fd])
-            row = rows.setdefault((process, int(entries[fd, codes.FD_OBJECT])), [0, time, time])
-            rows[process, int(entries[fd, codes.FD_OBJECT])] = [row[0] + 1, min(row[1], time), max(row[2], time)]
-    keys, values = list(rows), list(rows.values())
+            opened.setdefault((process, int(entries[fd, codes.FD_OBJECT])), []).append(time)
+    times = [sorted(found) for found in opened.values()]
     return Descriptors(
-        [key[0] for key in keys],
-        [key[1] for key in keys],
-        *([value[place] for value in values] for place in range(3)),
+        [process for process, _thing in opened],
+        [thing for _process, thing in opened],
+        [len(found) for found in times],
+        [found[0] for found in times],
+        [found[-1] for found in times],
+        [found[len(found) // 2] for found in times],
     )
 
 

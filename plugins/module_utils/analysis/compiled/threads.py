@@ -17,10 +17,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_PENDING,
     LAST_EVENT,
     LAST_NUMBER,
+    MAX_FAMILIES,
     MOMENT,
     NEVER,
+    NO_TID,
     PARENT,
-    PATH_FAMILY,
     PATH_OBJECT,
     PEER_OBJECT,
     PID,
@@ -36,11 +37,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     THREADS,
     TID,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 
-@compile_part
+@compile_inline
 def _hash(tid, mask):
     return (tid * 0x9E3779B1 >> 8) & mask
 
@@ -86,8 +87,10 @@ def forget_history(state, row):
     """Let the thread at ROW begin anew: without a pending call, a known name or a known architecture."""
     thread = state.threads[row]
     thread[IS_PENDING] = thread[SOURCE] = thread[IS_LAST_EXIT] = thread[IS_COMPAT] = 0
-    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PATH_OBJECT] = thread[PEER_OBJECT] = 0
-    thread[PATH_FAMILY] = thread[LAST_NUMBER] = -1
+    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PEER_OBJECT] = 0
+    thread[LAST_NUMBER] = -1
+    for family in range(MAX_FAMILIES):
+        thread[PATH_OBJECT + family] = 0
     thread[LAST_EVENT] = thread[MOMENT] = NEVER
     thread[TASK] = 0
 
@@ -97,6 +100,7 @@ def remove_thread(state, tid):
     """Free the row of thread TID, if it has one."""
     row = _leave_index(state, tid)
     if row >= 0:
+        state.threads[row, TID] = NO_TID
         state.scalars[THREADS] -= 1
         state.thread_free[state.thread_free.size - state.scalars[THREADS] - 1] = row
 

@@ -30,6 +30,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     NEVER,
     NO_OBJECT,
     NOT_CONNECTED,
+    ONLY_ENTRY,
+    ONLY_EXIT,
     OTHER_OBJECTS,
     TIMED_OUT,
     TRAPPED,
@@ -66,6 +68,7 @@ class Outcome:
     not_connected: bool = False  # the connection that it began came to nothing
     unfinished: bool = False  # it did not end in the capture
     continued: bool = False  # it did not begin in it
+    is_half: bool = False  # only its beginnings or only its ends are recorded: duration, or error, are not known
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,34 @@ class LeftOpen:
     count: int
     first_ns: int  # when the first of them was opened
     last_ns: int
+    middle_ns: int  # when half of them were open
 
 
-Row = Union[Cell, LongCall, LeftOpen]
+@dataclass(frozen=True)
+class Process:
+    """A process of a capture. Times are nanoseconds of the trace's clock."""
+
+    pid: int  # on the host
+    container_pid: int | None
+    program: str  # the last name of its first thread
+    begin_ns: int  # NEVER where it is older than the trace
+    end_ns: int  # 0 where it has not ended in the trace
+    status: int | None  # that it ended itself with; None where it did not, or nobody knows
+    opened: int  # descriptors
+    closed: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that happened to a process, or its life. Times are nanoseconds of the trace's clock."""
+
+    who: Who  # its first thread, as it is called at the end
+    first_ns: int
+    last_ns: int
+    count: int = 1
+
+
+Row = Union[Cell, LongCall, LeftOpen, Moment]
 
 
 @dataclass(frozen=True)
@@ -205,18 +233,62 @@ class Capture:
         }
         return Finding(**{**known, **parts})
 
+    @property
+    def threads(self) -> Sequence[Who]:
+        """Return the threads in the order of the table of tasks."""
+        return self._who
+
+    @property
+    def length_ns(self) -> int:
+        """Return how long the trace is, from its first to its last event."""
+        return self.tables.end_ns - self.tables.start_ns
+
     @cached_property
     def left_open(self) -> list[LeftOpen]:
         """Return the descriptors that were opened in the capture and are open at its end, by process and object."""
         rows = self.tables.descriptors
-        leaders = {who.pid: who for who in reversed(self._who)}
         pids = _list_numbers(self.tables.processes.pid)
-        columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns)
+        columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns, rows.middle_ns or rows.last_ns)
         return [
-            LeftOpen(leaders[pids[process]], self._things[thing], count, first, last)
-            for process, thing, count, first, last in zip(*map(_list_numbers, columns))
-            if pids[process] in leaders
+            LeftOpen(self._leaders[pids[process]], self._things[thing], *numbers)
+            for process, thing, *numbers in zip(*map(_list_numbers, columns))
+            if pids[process] in self._leaders
         ]
+
+    @cached_property
+    def processes(self) -> dict[int, Process]:
+        """Return the processes by their number on the host; where two had one number, the later one."""
+        rows = self.tables.processes
+        pids = _list_numbers(rows.pid)
+        columns = [
+            _list_numbers(column) or [default] * len(pids)
+            for column, default in (
+                (rows.container_pid, -1),
+                (rows.begin_ns, NEVER),
+                (rows.end_ns, 0),
+                (rows.status, -1),
+                (rows.opened, 0),
+                (rows.closed, 0),
+            )
+        ]
+        return {
+            pid: Process(
+                pid,
+                inside if inside >= 0 else None,
+                self._leaders[pid].program if pid in self._leaders else _UNKNOWN,
+                begin,
+                end,
+                status if status >= 0 else None,
+                opened,
+                closed,
+            )
+            for pid, inside, begin, end, status, opened, closed in zip(pids, *columns)
+        }
+
+    @cached_property
+    def _leaders(self) -> dict[int, Who]:
+        """Return the first threads of processes by the processes' numbers, with their last names; any thread where that one made no call."""
+        return {who.pid: who for who in sorted(self._who, key=lambda who: who.tid == who.pid)}
 
     @cached_property
     def _things(self) -> list[Thing | None]:
@@ -269,6 +341,7 @@ def read_outcome(outcome: int) -> Outcome:
         not_connected=bool(outcome & NOT_CONNECTED),
         unfinished=bool(outcome & UNFINISHED),
         continued=bool(outcome & CONTINUED),
+        is_half=bool(outcome & (ONLY_ENTRY | ONLY_EXIT)),
     )
 
 

@@ -121,7 +121,7 @@ class Finding:
     @property
     def often(self) -> str:
         """Return how often it happened, in words."""
-        if self.of is not None:
+        if self.of is not None and self.of > 1:
             return f"{self.count} of {self.of} times"
         return "once" if self.count == 1 else f"{self.count} times"
 

@@ -5,6 +5,33 @@
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules import differs, failures
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules import (
+    connections,
+    deaths,
+    denied,
+    differs,
+    failures,
+    leaks,
+    limits,
+    names,
+    programs,
+    storms,
+    waits,
+)
 
-RULES: tuple[Rule, ...] = tuple(module.RULE for module in (differs, failures))
+RULES: tuple[Rule, ...] = tuple(
+    module.RULE
+    for module in (
+        connections,
+        deaths,
+        denied,
+        differs,
+        failures,
+        leaks,
+        limits,
+        names,
+        programs,
+        storms,
+        waits,
+    )
+)

@@ -40,6 +40,8 @@ class Processes:
     begin_ns: Column = ()  # of the fork, in the trace's clock; NEVER where the process is older than the trace
     opened: Column = ()  # number of descriptors that it has opened in the trace
     closed: Column = ()
+    end_ns: Column = ()  # 0 where the process has not ended in the trace
+    status: Column = ()  # that the process ended itself with; -1 where it is not known
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Descriptors:
     count: Column
     first_ns: Column
     last_ns: Column
+    middle_ns: Column = ()  # half of them were opened by then
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,18 @@ class Home:
         return segment.stamp_ns <= self.cursor or find_stamp(segment.name) in self.stamps
 
 
+def make_home(parameters: Mapping[str, Any], cursor: int = 0) -> Home:
+    """Return the controller's captures as PARAMETERS, values of arguments.HOME_ARGUMENTS, and CURSOR describe them."""
+    return Home(
+        parts=parameters["_parts"],
+        broken=parameters["_broken"],
+        stamps=parameters["_stamps"],
+        cursor=cursor,
+        methods=parameters["_methods"],
+        owner=outbox.find_owner(parameters["_owned"]),
+    )
+
+
 def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
     """Return True if a fetch of FOUND would bring any capture to HOME."""
     names = {trace.instance.name for trace in found}
@@ -50,6 +62,20 @@ def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
         not home.has(segment) and (segment.state != outbox.KEPT or segment.instance in names)
         for segment in outbox.list_segments()
     )
+
+
+def stage(
+    found: Sequence[TraceInstance], outcome: Outcome, methods: Sequence[str]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Drain FOUND into segments that wait for the next fetch, compressed by one of METHODS. OUTCOME gets the failures.
+
+    Returns the manifests of instances without events, and True if some events found no room on the host.
+    """
+    with outbox.hold_folder():
+        outbox.recover()
+        outbox.prune()
+        outbox.check_waiting()
+        return ring.stage(found, outcome, recording.list_sources, methods)
 
 
 def fetch(

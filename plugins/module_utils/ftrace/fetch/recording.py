@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
     trace_dat_reader,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
@@ -84,6 +85,7 @@ class _Taking:
         self._stack = ExitStack()
         self._segments: list[Segment] = []
         self._has_ended = False
+        self._holdings: dict[str, Any] | None = None
 
     def take(self, writer: SegmentWriter, room: int) -> dict[str, Any]:
         """Copy the finished segments into WRITER, as many as fit into ROOM bytes, and return the manifest.
@@ -100,13 +102,18 @@ class _Taking:
             is_partial = len(self._segments) < len(finished)
             self._has_ended = end is not None and not is_partial
             touched = [] if was_answered else [client.describe_silence()]
-            manifest = _copy(recording, self._segments, end, self._trace, writer, touched, is_partial=is_partial)
+            manifest, holdings = _copy(
+                recording, self._segments, end, self._trace, writer, touched, is_partial=is_partial
+            )
+            self._holdings = None if is_partial else holdings
             self._stack = stack.pop_all()
         return manifest
 
     def finish(self) -> None:
         """Remove the segments that were copied."""
         with self._stack:
+            if self._holdings is not None:
+                self._recording.note_holdings(self._holdings)
             recordings.forget_fetched(self._recording, self._segments, has_ended=self._has_ended)
 
 
@@ -125,8 +132,8 @@ def _copy(
     touched: Sequence[str],
     *,
     is_partial: bool,
-) -> dict[str, Any]:
-    """Copy SEGMENTS of RECORDING of TRACE into WRITER, and return the manifest.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Copy SEGMENTS of RECORDING of TRACE into WRITER, and return the manifest, and what the container's processes hold at the end.
 
     END is the recording's end; None if it goes on. IS_PARTIAL is True if the recording has more finished segments: then END belongs to the
     last of those. TOUCHED has reasons why events may be missing.
@@ -137,10 +144,12 @@ def _copy(
     instance = trace.instance if recording.is_of(trace.instance) else None
     has_rest = instance is not None and last is not None and _is_last(recording) and state.is_recorded(instance)
     counters = recordings.read_counters(instance) if instance and has_rest else (last or {}).get("counters")
-    tasks = (end or {}).get("tasks") or (list_tasks(trace.container) if is_same_boot else [])
+    there = trace.container if is_same_boot else None
+    tasks = (end or {}).get("tasks") or list_tasks(there)
+    holdings = collect(there) if end is None else end.get(metadata.HOLDINGS) or {}
     first_tasks = record.get("tasks", [])
     cmdlines = format_cmdlines(first_tasks, _read_saved_cmdlines(end, instance), tasks)
-    tables = Tables(first_tasks, tasks, cmdlines)
+    tables = Tables(first_tasks, tasks, cmdlines, recording.read_holdings(), holdings)
     sizes, rest, unreadable = _copy_pages(segments, about, instance if has_rest else None, writer)
     loss = summarize_loss(recording, segments, last, counters, sizes, rest, is_partial=is_partial)
     loss = replace(loss, touched=[*loss.touched, *unreadable, *touched])
@@ -168,7 +177,7 @@ def _copy(
     writer.write_head(_read_head(recording, loss))
     document = manifest.as_json(loss)
     writer.write_document({**document, **tables.as_json()})
-    return document
+    return document, holdings
 
 
 def _copy_pages(

@@ -22,6 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.task
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.head import read_head
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
@@ -132,12 +133,14 @@ class RingDrain:
         self._trace = trace
         self._stack = ExitStack()
         self._loan: Loan | None = None
+        self._holdings: dict[str, Any] = {}
 
     def take(self, writer: SegmentWriter, _room: int) -> dict[str, Any]:
         """Drain the ring buffers into WRITER, and return the manifest."""
         with ExitStack() as stack:
             self._loan = stack.enter_context(client.borrow(self._trace.instance))
-            manifest = _drain_ring(self._trace, writer, self._loan)
+            self._holdings = _collect(self._trace)
+            manifest = _drain_ring(self._trace, writer, self._loan, self._holdings)
             self._stack = stack.pop_all()
         return manifest
 
@@ -146,16 +149,26 @@ class RingDrain:
         with self._stack:
             if self._loan is not None:
                 self._loan.settle()
-        metadata.note_taken(self._trace.instance)
+        metadata.note_taken(self._trace.instance, self._holdings)
 
 
-def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> dict[str, Any]:
+def _collect(trace: TraceInstance) -> dict[str, Any]:
+    """Return what the processes of TRACE hold and wait for now, or did when it was stopped."""
+    record = metadata.read_record(trace.instance)
+    if metadata.LAST_HOLDINGS in record and not trace.instance.is_tracing():
+        return dict(record[metadata.LAST_HOLDINGS])
+    return collect(trace.container)
+
+
+def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan, holdings: dict[str, Any]) -> dict[str, Any]:
+    """Drain the ring buffers of TRACE into WRITER through LOAN, and return the manifest; HOLDINGS are those of the capture's end."""
     instance = trace.instance
     page_size = instance.read_page_size()
     # All that can fail is done before the drain, while the events are still in the kernel.
     record = metadata.read_record(instance)
     first_tasks, tasks = record.get("tasks", []), list_tasks(trace.container)
-    tables = Tables(first_tasks, tasks, _read_cmdlines(instance, first_tasks, tasks))
+    cmdlines = _read_cmdlines(instance, first_tasks, tasks)
+    tables = Tables(first_tasks, tasks, cmdlines, record.get(metadata.HOLDINGS) or {}, holdings)
     cpus = instance.list_cpus()
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     # For a stopped trace the clocks' reading at its stop counts, because the clocks drift apart.

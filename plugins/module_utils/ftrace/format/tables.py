@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Store in a trace.dat what is too long for the manifest: tables of threads and of system calls, and long parts of the manifest itself.
+"""Store in a trace.dat what is too long for the manifest: tables, and long parts of the manifest itself.
 
+The tables are of threads, of what processes held and waited for (holdings.py), and of system calls.
 They stand in the trace.dat's option of its writer, behind the writer's name. trace-cmd shows that name and passes over the rest.
 """
 
@@ -11,10 +12,11 @@ import json
 import zlib
 from typing import Any, Mapping, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import holdings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 
 OPTION_VERSION = 9
-NAMES = ("first_tasks", "tasks", "syscalls", "compat_syscalls")
+NAMES = ("first_tasks", "tasks", *holdings.NAMES, "syscalls", "compat_syscalls")
 # Parts that can be left out of a manifest. Their length depends on the user's choices or on the size of the host.
 PARTS = ("container.labels", "events", "specification", "earlier_syscalls", "limits", "followed", "cpus")
 _PARTS = "parts"

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drai
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import Unreadable
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.foreign_access import Watch, Watcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
@@ -321,6 +322,7 @@ class Keeper:
         return {
             "time": clocks.measure_offset(self._instance.read_clock()),
             "tasks": list_tasks(self._container),
+            metadata.HOLDINGS: collect(self._container),
             "saved_cmdlines": Instance(self._instance.root, "..").read("saved_cmdlines"),
         }
 
@@ -328,4 +330,5 @@ class Keeper:
         record = metadata.read_record(self._instance)
         end = clocks.measure_offset(self._instance.read_clock())
         with suppress(OSError):
-            metadata.write_record(self._instance, {**record, "end": end, "stopped": why})
+            ended = {"end": end, "stopped": why, metadata.LAST_HOLDINGS: collect(self._container)}
+            metadata.write_record(self._instance, {**record, **ended})

@@ -6,6 +6,7 @@
     INSTANCE/STAMP/00000001/cpuN      pages of one segment
     INSTANCE/STAMP/00000001/*.json    the counters at the segment's beginning and, once it is finished, at its end
     INSTANCE/STAMP/rotated.json       sums over the segments that were removed to make room
+    INSTANCE/STAMP/holdings.json      what the processes held at the last fetch, where the next capture begins
     INSTANCE/STAMP/begun              exists if a recorder has taken the recording on
     INSTANCE/STAMP/end.json           why the recording ended
 
@@ -34,9 +35,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 FOLDER = f"{STATE}/traces"
 ABOUT, HEAD, BEGIN, END = "about.json", "head", "begin.json", "end.json"
 _ROTATED, _BEGUN, _FINISH, _LOCK = "rotated.json", "begun", "finish", "lock"
+_HOLDINGS = "holdings.json"
 _RESERVE = "reserve"
 _RESERVE_BYTES = 256 << 10
-_NAMES_OF_END = ("tasks", "saved_cmdlines")
+_NAMES_OF_END = ("tasks", "saved_cmdlines", metadata.HOLDINGS)
 _NUMBER = re.compile(r"\d{8}\Z")
 _INSTANCE = re.compile(rf"{INSTANCE_PREFIX}[A-Za-z0-9_.-]+\Z")
 _CPU = re.compile(r"cpu(\d+)\Z")
@@ -138,6 +140,16 @@ class Recording:
         """
         empty = {"through": 0, "segments": 0, "events": 0, "lost": 0, "exact": True, "bytes": 0}
         return read_json(os.path.join(self.path, _ROTATED)) or empty
+
+    def read_holdings(self) -> dict[str, Any]:
+        """Return what the container's processes held where the next capture begins: at the last fetch, or at the recording's start."""
+        found = read_json(os.path.join(self.path, _HOLDINGS)) or self.about["record"].get(metadata.HOLDINGS)
+        return found or {}
+
+    def note_holdings(self, holdings: dict[str, Any]) -> None:
+        """Note that the container's processes hold HOLDINGS where the next capture begins; a full disk keeps the earlier note."""
+        with suppress(OSError):
+            write_json(os.path.join(self.path, _HOLDINGS), holdings)
 
     def as_result(self) -> dict[str, Any]:
         """Return the recording as modules return it."""
@@ -248,7 +260,7 @@ def create(name: str, about: dict[str, Any], head: bytes) -> str:
 
 
 def write_end(path: str, end: dict[str, Any]) -> None:
-    """Write END to the recording in PATH, without the names of threads if these do not fit: a host may remember thousands."""
+    """Write END to the recording in PATH, without its lists of threads and descriptors if these do not fit: there may be thousands."""
     try:
         write_json(os.path.join(path, END), end)
     except OSError:

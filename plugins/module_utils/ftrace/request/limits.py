@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 # A trace may exceed its rate by the events of this time: programs start with a burst.
 BURST_S = 5.0
-_RECORD_ONLY = ("max_loss", "max_size", "max_age", "rotate_size", "rotate_time", "when_full", "min_free")
+RECORD_ONLY = ("max_loss", "max_size", "max_age", "rotate_size", "rotate_time", "when_full", "min_free")
 _MAX_ROTATE_BYTES = 64 << 20
 _DEFAULTS = {
     "max_size": "1GiB",
@@ -72,7 +72,7 @@ def parse_limits(parameters: Mapping[str, Any]) -> Limits:
     Raises FleetError for a value that cannot be parsed and for options that do not fit together.
     """
     is_recorded = parameters["mode"] == "record"
-    for name in _RECORD_ONLY:
+    for name in RECORD_ONLY:
         if parameters[name] is not None and not is_recorded:
             raise TraceError(f"{name} is for mode=record: a ring overwrites what is old, and has no files")
     for name in ("max_rate", "max_loss"):

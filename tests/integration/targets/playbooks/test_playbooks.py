@@ -53,6 +53,9 @@ def test_the_main_job(container, where, tmp_path):
     inventory_name = where[-1]
     captures = os.listdir(tmp_path / inventory_name / name)
     assert sorted(os.path.splitext(file)[1] for file in captures) == [".dat", ".json"]
+    assert re.search(rf"{inventory_name} +{name} +\d+ +0 +\d+\.\d  complete", done.stdout)
+    assert f"capture: {tmp_path}/{inventory_name}/{name}/" in done.stdout
+    assert f"report: {tmp_path}/report" in done.stdout
 
 
 def test_one_container_that_fails_costs_no_other(container, tmp_path):
@@ -90,7 +93,7 @@ def test_collect_brings_what_there_is(container, tmp_path):
         host.run("umount", events)
     assert done.returncode != 0
     text = " ".join(done.stdout.split())
-    assert f"{good}: {tmp_path}/traces/localhost/{good}/" in text
+    assert f"capture: {tmp_path}/traces/localhost/{good}/" in text
     assert f"1 of 2 containers failed: container {broken}: " in text
     assert f"; drained all the same: {good}" in text
 
@@ -175,6 +178,7 @@ def test_a_trace_goes_on_until_it_is_stopped(container, tmp_path):
         assert host.list_instances() == []
     # The second one has found nothing, and reports on nothing.
     assert "No capture: there is nothing to report on." in done.stdout
+    assert "Nothing came from any host: no trace there had anything to fetch." in done.stdout
     captures = list((tmp_path / "traces").rglob("*.dat"))
     assert len(captures) == 1
     done = host.playbook("report", src=str(tmp_path / "traces"), dest=str(tmp_path / "other"))

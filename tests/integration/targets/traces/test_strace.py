@@ -19,11 +19,10 @@ from support import host, images
 from support.every_kernel import report
 from support.fetching import fetch_here
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables, read_manifest
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import read_traces
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import RESTARTS, name_errno
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import Reading, read_trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import RESTARTS, name_errno
 
 SUPPORT = Path(images.__file__).parent
 FREESTANDING = ("-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector", "-mno-sse")
@@ -65,20 +64,13 @@ def read_strace(path: Path) -> list[Call]:
     return calls
 
 
-def list_calls(reading: Reading, tid: int) -> list[Call]:
-    """The calls of thread TID in a trace, in strace's words."""
-    calls = reading.calls.select(reading.calls.tids == tid)
+def list_calls(found: list[calls.Call], tid: int) -> list[Call]:
+    """The calls of thread TID among those FOUND in a trace, in strace's words."""
     listed = []
-    for number, result, error, has_ended in zip(
-        *(column.tolist() for column in (calls.numbers, calls.results, calls.errors, calls.has_ended))
-    ):
-        name = name_call(number, reading.syscalls)
-        if error in RESTARTS:
-            listed.append(Call(name, None, name_errno(error)))
-        elif error:
-            listed.append(Call(name, -1, name_errno(error)))
-        else:
-            listed.append(Call(name, result if has_ended else None))
+    for call in found:
+        if call.tid == tid:
+            failed = call.error and not call.restarted
+            listed.append(Call(call.call, None if call.restarted else -1 if failed else call.result, call.error or ""))
     return listed
 
 
@@ -160,11 +152,11 @@ def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, progr
     capture = fetch(name, tmp_path / "traces")
     with open(capture, "rb") as file:
         (trace,) = read_traces(file)
-        reading = read_trace(trace, add_tables(read_manifest(str(capture.with_suffix(".json"))), trace))
+        found = list(calls.gen_calls(trace, add_tables(read_manifest(str(capture.with_suffix(".json"))), trace)))
     threads = {int(path.suffix[1:]): read_strace(path) for path in tmp_path.glob("strace.*")}
     assert len(threads) >= {"single": 1, "threaded": 3, "forking": 6, "signals": 4, "denied": 4, "all": 4}[scene]
     for tid, theirs in threads.items():
-        ours = drop_beginning(list_calls(reading, tid))
+        ours = drop_beginning(list_calls(found, tid))
         expected = drop_unseen(drop_beginning(theirs), ours)
         if len(ours) == len(expected) + 1 and ours[-1].error == "ENOSYS":
             ours.pop()  # the thread was killed at an entry that a busy machine had not let strace see

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,14 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import manifest
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import holdings, tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings import members
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.clocks import measure_offset
 
 ON_CONTROLLER = {"in_trace": {}, "inventory_hostname": "web1", "size": 4096, "sha256": "0" * 64}
@@ -26,6 +32,15 @@ def find_schema():
     """The file stands in docs/, beside plugins/ in the checkout and in a built collection."""
     folder = next(path for path in Path(manifest.__file__).parents if (path / "docs" / "manifest.schema.json").exists())
     return json.loads((folder / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def started(*command):
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +176,22 @@ def test_how_paths_are_recorded_has_the_published_form(validator):
     for wrong in ({**known, "by": "guess"}, {**known, "why": None}, {"by": None}, "auto"):
         with pytest.raises(ValidationError):
             validator.validate(make(specification={"paths": wrong}))
+
+
+def test_what_processes_hold_has_the_published_form(monkeypatch, tmp_path):
+    monkeypatch.setattr(members, "open_process", lambda container: Process(container.pid))
+    monkeypatch.setattr(cgroups, "find_container_directory", lambda _text, _id="": str(tmp_path))
+    with started("sleep", "600") as process:
+        found = collect(Container("a" * 64, "api", "running", process.pid, "image", {}))
+    schema = find_schema()
+    names = {
+        name for name in schema["$defs"] if schema["$defs"][name]["description"].startswith("Within the trace.dat")
+    }
+    assert names == set(holdings.NAMES) < set(tables.NAMES)
+    for known in (holdings.join(found, found), holdings.join({}, found), holdings.join({}, {})):
+        for name, table in known.items():
+            form = Draft202012Validator({**schema["$defs"][name], "$defs": schema["$defs"]})
+            form.validate(json.loads(json.dumps(table)))
+            with pytest.raises(ValidationError):
+                form.validate({**table, "first": [{}]})
+    assert found["descriptors"] and found["resource_limits"]["processes"]

@@ -23,16 +23,17 @@ SELECTION = {"containers", "labels", "query", "docker_host"}
 
 def read_options(name):
     """The options of module NAME, by its documentation and that of its fragments."""
+    about = read_documented(f"modules/{name}")
     options = {}
-    for path in (f"doc_fragments/{one}" for one in ("containers", "probes")):
-        options.update(read_documented(path))
-    found = read_documented(f"modules/{name}")
-    return {**options, **found} if name == "ftrace_instance" else found
+    for fragment in about["extends_documentation_fragment"]:
+        path = f"doc_fragments/{fragment.rpartition('.')[2]}"
+        options.update(read_documented(path)["options"])
+    return {**options, **about["options"]}
 
 
 def read_documented(path):
     text = (TOP / f"plugins/{path}.py").read_text(encoding="utf-8")
-    return yaml_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])["options"]
+    return yaml_load(re.search(r'DOCUMENTATION = r"""(.*?)"""', text, re.DOTALL)[1])
 
 
 def read_specs():
@@ -42,6 +43,7 @@ def read_specs():
 def list_passed(path):
     """The options that the first task of the role's file PATH gives to its module."""
     (task, *_more) = yaml_load((TOP / f"roles/trace/tasks/{path}.yml").read_text(encoding="utf-8"))
+    (task, *_more) = task.get("block", [task])
     ((_module, options),) = [(key, value) for key, value in task.items() if key.startswith("crashcart.fleet.")]
     return options
 
@@ -154,6 +156,9 @@ def test_the_role_has_every_option_of_a_trace():
     options = read_options("ftrace_instance")
     passed = list_passed("start")
     assert set(passed) == set(options) - {"everything"}  # a playbook has a selection
+    # The trace of the entry point main is asked for in the same words.
+    of_capture = list_passed("capture_start")
+    assert {**of_capture, "state": "started"} == {**passed, "phase": "start", "seconds": "{{ trace_seconds }}"}
     spec = {name.removeprefix("trace_"): one for name, one in read_specs()["start"]["options"].items()}
     assert set(spec) == set(options) - {"everything", "state"} | {"default_ttl"}
     for name in set(spec) - {"default_ttl"}:

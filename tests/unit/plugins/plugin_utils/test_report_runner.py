@@ -25,7 +25,6 @@ from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import (
     compiled_cache,
     controller_needs,
-    report_process,
     report_runner,
 )
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
@@ -44,10 +43,9 @@ MANIFEST = {
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Return the cache's folder, which is of this test alone."""
-    tmp_path.chmod(0o700)
+    """Return the cache's folder, which is of this test alone. Nothing is compiled, since that takes longer than a small report."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # pytest's folder is below /tmp, where everybody may write, and the kernel keeps others from what is ours.
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     return tmp_path / "cache/crashcart.fleet"
 
 
@@ -80,7 +78,7 @@ def test_a_report_of_a_real_process(tmp_path, cache):
     assert result["lines"][:3] == [
         "1 finding in 1 capture, in 1 container on 1 host:",
         "1. worker: openat /etc/missing failed with ENOENT",
-        "     worker · api on web1 · 1 of 1 times · since 2026-11-21T23:15:00Z · next: ansible-playbook crashcart.fleet.exec"
+        "     worker · api on web1 · 1 of 1 times · since 2026-11-21T23:15:02Z · next: ansible-playbook crashcart.fleet.exec"
         """ -l web1 -e crashcart_containers=api -e "crashcart_command='ls -ld /etc/missing'\"""",
     ]
     assert result["lines"][-1] == "In report: findings.json, summary.json, summary.txt"
@@ -116,9 +114,7 @@ def test_what_fails_is_told_in_one_sentence(tmp_path, cache):
 )
 def test_findings_fail_the_task_where_that_is_asked_for(tmp_path, cache, words, fails):
     write_capture(tmp_path / "traces")
-    result = report_process.make_report(
-        {"src": str(tmp_path / "traces"), "dest": str(tmp_path / "report"), "formats": ["json"], "fail_on": words}
-    )
+    result = run(tmp_path, fail_on=words)
     assert result.get("failed", False) == fails and result["lines"] and (tmp_path / "report/findings.json").exists()
     if fails:
         assert result["msg"].startswith(
@@ -132,22 +128,43 @@ def test_a_rule_that_nobody_knows_is_an_error_with_the_nearest_one(tmp_path, cac
     assert "there are any, critical" in run(tmp_path, fail_on=["xyz"])["msg"]
 
 
-def test_two_reports_at_once_of_one_folder(tmp_path, cache):
-    for number in range(3):
-        write_capture(tmp_path / "traces", f"web{number}")
+def run_at_once(count, folder):
+    """Return the results of COUNT reports of one folder at once."""
     results = []
-    threads = [threading.Thread(target=lambda: results.append(run(tmp_path))) for _report in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(run(folder))) for _report in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [result.get("msg") for result in results] == [None] * 3
+    assert [result.get("msg") for result in results] == [None] * count
     assert len({json.dumps(result["findings"]) for result in results}) == 1
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "findings.json",
-        "summary.json",
-        "summary.txt",
-    ]
+    names = sorted(path.name for path in (folder / "report").iterdir())
+    assert names == ["findings.json", "summary.json", "summary.txt"]
+    return results
+
+
+def test_reports_at_once_of_one_folder(tmp_path, cache):
+    for number in range(3):
+        write_capture(tmp_path / "traces", f"web{number}")
+    run_at_once(3, tmp_path)
+
+
+@pytest.mark.sweep
+def test_reports_at_once_fill_one_cache_and_the_next_one_uses_it(tmp_path, cache, monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.delenv("NUMBA_DISABLE_JIT")
+    write_capture(tmp_path / "traces")
+    run_at_once(2, tmp_path)
+    files = {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    assert run(tmp_path)["findings"]
+    assert files == {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
+
+
+def test_the_process_is_told_where_the_cache_is(tmp_path, cache, monkeypatch):
+    program = "import json, os; print(json.dumps({'cache': os.environ['NUMBA_CACHE_DIR']}))"
+    monkeypatch.setattr(report_runner, "_PROGRAM", program)
+    assert run(tmp_path) == {"cache": str(cache / f"numba-{compiled_cache.name_version()}")}
 
 
 def test_a_process_that_is_killed_is_told_apart_from_one_that_fails(tmp_path, cache, monkeypatch):
@@ -214,7 +231,7 @@ def wait_until(condition):
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, cache, monkeypatch):
     write_capture(tmp_path / "traces")
     (tmp_path / "file").write_text("")
-    for place in ("/proc/self", str(tmp_path / "file"), "/sys/kernel"):
+    for place in ("/proc/self", "/sys/kernel", str(tmp_path / "file")):
         monkeypatch.setenv("XDG_CACHE_HOME", place)
         with compiled_cache.open_cache() as folder:
             assert (

@@ -14,10 +14,10 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import name_call, read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import name_errno
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.reading import read_trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import MISSED_EVENTS
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
@@ -52,35 +52,36 @@ def make_enter_with(tid, number, *arguments):
     return pages.make_record(443, tid, struct.pack("q6q", number, *arguments, *[0] * (6 - len(arguments))))
 
 
-def read(events, more_formats=None, lost_before=(), **manifest):
-    """Read a trace of EVENTS, each (time, record), of one CPU; before the events at the times LOST_BEFORE others were lost."""
+def trace_of(events, more_formats=None, lost_before=()):
+    """A trace of EVENTS, each (time, record), of one CPU; before the events at the times LOST_BEFORE others were lost."""
     made = []
     for time, record in events:
         packed = pages.pack_event(record)
         missed = MISSED_EVENTS if time in lost_before else 0
         made.append(pages.pack_page(time, [packed], commit=len(packed) | missed))
-    trace = Trace(io.BytesIO(pages.pack_trace([made], more_formats=more_formats)))
-    return read_trace(trace, {**MANIFEST, **manifest})
+    return Trace(io.BytesIO(pages.pack_trace([made], more_formats=more_formats)))
 
 
-def list_calls(reading):
+def read(events, more_formats=None, lost_before=(), **manifest):
+    return read_trace(trace_of(events, more_formats, lost_before), **manifest)
+
+
+def read_trace(trace, **manifest):
+    """The calls of TRACE, sorted by thread, and then by the times of their ends, which is the order they come in."""
+    return sorted(gen_calls(trace, {**MANIFEST, **manifest}), key=lambda call: call.tid)
+
+
+def list_calls(calls):
     """Thread, name, result and what is to be said of each call."""
-    calls = reading.calls
     names = ("denied", "continued", "unfinished")
-    rows = zip(
-        *(
-            column.tolist()
-            for column in (calls.tids, calls.numbers, calls.results, *(getattr(calls, name) for name in names))
-        )
-    )
     return [
-        (tid, name_call(number, reading.syscalls), result, " ".join(name for name, one in zip(names, said) if one))
-        for tid, number, result, *said in rows
+        (call.tid, call.call, call.result or 0, " ".join(name for name in names if getattr(call, name)))
+        for call in calls
     ]
 
 
-def list_errors(reading):
-    return [name_errno(number) if number else "" for number in reading.calls.errors.tolist()]
+def list_errors(calls):
+    return [call.error or "" for call in calls]
 
 
 BEFORE = [(10, pages.make_enter(5, 0)), (20, pages.make_exit(5, 0, 1))]
@@ -95,7 +96,7 @@ def test_an_exit_without_an_entry_in_the_middle_was_denied():
         (5, "read", 0, "denied"),
         (5, "getpid", 39, "denied"),
     ]
-    assert reading.calls.is_trap.tolist() == [False, False, True, True]
+    assert [call.trapped for call in reading] == [False, False, True, True]
     assert list_errors(reading) == ["", "EPERM", "", ""]
 
 
@@ -177,7 +178,7 @@ def test_of_an_incomplete_trace_the_begin_is_a_gap():
     late = [pages.pack_page(30, [pages.pack_event(pages.make_exit(5, 39, -1))])]
     for complete, said in ((True, "denied"), (False, "continued")):
         trace = Trace(io.BytesIO(pages.pack_trace([early, late])))
-        assert list_calls(read_trace(trace, {**MANIFEST, "complete": complete}))[-1] == (5, "getpid", -1, said)
+        assert list_calls(read_trace(trace, complete=complete))[-1] == (5, "getpid", -1, said)
 
 
 def test_an_owner_below_zero_is_no_error():
@@ -235,8 +236,7 @@ def test_a_thread_that_execs_ends_its_call_as_the_process():
     ]
     reading = read(events)
     assert list_calls(reading) == [(5, "read", -512, ""), (5, "execve", 0, ""), (5, "getpid", 5, "")]
-    assert reading.calls.starters.tolist() == [5, 6, 5]
-    assert reading.calls.durations.tolist() == [5, 30, 10]
+    assert [call.duration_ns for call in reading] == [5, 29, 10]  # the first of two events for one end counts
 
 
 ENTER_READ, EXIT_READ = make_own_format("sys_enter_read", 901, "fd"), make_own_format("sys_exit_read", 902, "ret")
@@ -249,7 +249,7 @@ def test_events_of_single_calls_are_calls():
     specification = {"syscalls": None, "events": ASKED}
     reading = read([*ONE_READ, (30, pages.make_exit_of_exec(5))], OWN, specification=specification)
     assert (list_calls(reading), list_errors(reading)) == ([(5, "read", -9, "")], ["EBADF"])
-    assert reading.calls.durations.tolist() == [10]
+    assert [call.duration_ns for call in reading] == [10]
 
 
 def test_events_that_nobody_asked_for_are_no_calls():
@@ -301,10 +301,8 @@ def make_request(code, name):
 
 def test_requests_by_io_uring_are_counted():
     events = [(10, make_request(18, b"OPENAT")), (20, make_request(0, b"NOP")), (30, make_request(18, b"OPENAT"))]
-    requests = read(events, RING_FORMATS).requests
-    assert (dict(requests.requests), requests.has_polled) == ({"OPENAT": 2, "NOP": 1}, False)
+    table = summarize(trace_of(events, RING_FORMATS), MANIFEST)
+    assert (table.requests, table.has_polled) == ({"OPENAT": 2, "NOP": 1}, False)
     for flags, polled in ((1, False), (2 | 4, True)):
-        assert (
-            read([(10, pages.make_record(951, 5, struct.pack("I4x", flags)))], RING_FORMATS).requests.has_polled
-            is polled
-        )
+        made = [(10, pages.make_record(951, 5, struct.pack("I4x", flags)))]
+        assert summarize(trace_of(made, RING_FORMATS), MANIFEST).has_polled is polled

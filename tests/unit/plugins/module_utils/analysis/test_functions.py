@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 
@@ -13,9 +14,10 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 np = pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import decode_pages
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import parse_format
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import FunctionCounts, Symbols
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 FORMAT = (
@@ -27,12 +29,11 @@ SYMBOLS = b"ffffffff81000000 T vfs_read\nffffffff81000100 t vfs_write\t[mod]\nga
 
 
 def count(*addresses, kallsyms=SYMBOLS):
-    counts = FunctionCounts()
     events = [pages.pack_event(pages.make_record(1, 5, struct.pack("QQ", address, 0))) for address in addresses]
-    page = pages.pack_page(100, events)
-    batch = decode_pages(np.frombuffer(page, np.uint8), pages.PAGE_SIZE, 0)
-    counts.feed(batch, {"ftrace:function": parse_format(FORMAT, "ftrace")})
-    return counts.names(kallsyms)
+    trace = Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(100, events)]])))
+    trace.formats = {"ftrace:function": parse_format(FORMAT, "ftrace")}
+    trace.head.kallsyms = kallsyms
+    return summarize(trace, {}).functions
 
 
 def test_an_address_inside_a_function_is_the_functions():

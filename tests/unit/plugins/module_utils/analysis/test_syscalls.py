@@ -13,8 +13,9 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 np = pytest.importorskip("numpy")
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.pairing import Events, name_errno, pair_calls
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
@@ -23,30 +24,16 @@ NAMES = {"0": "read", "15": "rt_sigreturn", "56": "clone", "59": "execve", "257"
 
 
 def pair(enters, exits):
-    """Calls as (thread, number, time, duration or None, result or None) of ENTERS (thread, time, number) and EXITS."""
-
-    def columns(rows):
-        table = np.array([(*row, 0)[:4] for row in rows], np.int64).reshape(-1, 4)
-        return Events(*(table[:, column] for column in range(4)), np.zeros(len(table), bool))
-
-    calls = pair_calls(columns(enters), columns(exits), {int(number): name for number, name in NAMES.items()})
-    return [
-        (tid, number, time, duration if measured else None, result if ended else None)
-        for tid, number, time, duration, result, measured, ended in zip(
-            *(
-                column.tolist()
-                for column in (
-                    calls.tids,
-                    calls.numbers,
-                    calls.ends,
-                    calls.durations,
-                    calls.results,
-                    calls.measured,
-                    calls.has_ended,
-                )
-            )
-        )
+    """Calls as (thread, number, time, duration or None, result or None) of ENTERS (thread, time, number) and EXITS, by thread."""
+    events = [(time, 0, pages.make_enter(tid, number)) for tid, time, number in enters]
+    events += [(time, 1, pages.make_exit(tid, number, result)) for tid, time, number, result in exits]
+    made = [pages.pack_page(time, [pages.pack_event(record)]) for time, _kind, record in sorted(events)]
+    calls = gen_calls(Trace(io.BytesIO(pages.pack_trace([made]))), {"syscalls": NAMES})
+    rows = [
+        (call.tid, call.number, call.start_ns + (call.duration_ns or 0), call.duration_ns, call.result)
+        for call in calls
     ]
+    return sorted(rows, key=lambda row: (row[0], row[2]))
 
 
 def test_nothing():

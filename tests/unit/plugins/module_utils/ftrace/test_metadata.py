@@ -95,3 +95,28 @@ def test_an_instance_that_somebody_removed_is_on_record_until_it_is_made_again(i
     os.mkdir(instance.path)
     assert metadata.read_removed(instance) is None
     assert metadata.read_record(instance) == {}
+
+
+def test_what_processes_held_is_of_the_beginning_of_the_next_capture(instance):
+    (first, second) = ({"time_ns": 1}, {"time_ns": 2})
+    os.makedirs(os.path.dirname(os.path.join(instance.path, "trace_clock")), exist_ok=True)
+    with open(os.path.join(instance.path, "trace_clock"), "w", encoding="ascii") as file:
+        file.write("[mono]\n")
+    metadata.write_record(instance, {metadata.HOLDINGS: first})
+    metadata.note_taken(instance)
+    assert metadata.read_record(instance)[metadata.HOLDINGS] == first
+    metadata.note_taken(instance, second)
+    assert metadata.read_record(instance)[metadata.HOLDINGS] == second
+
+
+@pytest.mark.parametrize(
+    ("record", "is_recorded", "found"),
+    [
+        ({"holdings": {"time_ns": 1}}, False, {"time_ns": 1}),
+        ({"holdings": {"time_ns": 1}}, True, {}),  # a recording is a capture of its own
+        ({"holdings": {"time_ns": 1}, "end": {}}, False, {}),  # the trace begins again
+        ({}, False, {}),  # an older version has begun it
+    ],
+)
+def test_what_a_running_trace_held_at_its_start(record, is_recorded, found):
+    assert metadata.find_holdings(record, is_recorded=is_recorded) == found

@@ -34,8 +34,12 @@ class Call:
     is_long: bool = False  # a row of the long calls, and not of the cells
 
 
-def make_capture(*calls, host="web1", container="api", file=None, left_open=(), **manifest):
-    """Return the Capture that holds CALLS. LEFT_OPEN has (pid, object, count) of descriptors."""
+def make_capture(*calls, host="web1", container="api", file=None, left_open=(), processes=None, **manifest):
+    """Return the Capture that holds CALLS.
+
+    LEFT_OPEN has (pid, object, count) of descriptors, and when the first, the last and half of them were opened. PROCESSES has by pid what is
+    known of a process: begin, end (seconds), status, opened, closed.
+    """
     builder = _Builder()
     for call in calls:
         builder.add(call)
@@ -48,7 +52,7 @@ def make_capture(*calls, host="web1", container="api", file=None, left_open=(), 
     }
     return Capture(
         file=file or f"{host}/{container}/x.dat",
-        tables=builder.build(left_open),
+        tables=builder.build(left_open, processes or {}),
         calls=dict(enumerate(builder.numbers)),
         name_call=lambda number, names: names[number],
         manifest=about,
@@ -59,12 +63,16 @@ def make_capture(*calls, host="web1", container="api", file=None, left_open=(), 
 class _Builder:
     def __init__(self):
         self.numbers, self.pids = {}, {}
+        self.begins = {}
         self.tasks, self.objects = {}, {("", ""): 0, (None, None): 1}
         self.cells, self.long_calls = [], []
 
     def add(self, call):
         error = getattr(errno, call.error, None) or int(call.error or 0)
+        # A process has another name from the first call under that name on.
+        begin = tables.NEVER if call.pid not in self.pids else round(call.first * SECOND)
         process = self.pids.setdefault(call.pid, len(self.pids))
+        self.begins.setdefault((call.program, call.pid, process), begin)
         key = (
             self.tasks.setdefault((call.program, call.pid, process), len(self.tasks)),
             self.numbers.setdefault(call.call, len(self.numbers)),
@@ -82,15 +90,33 @@ class _Builder:
         pair = ("path", thing) if isinstance(thing, str) else thing or ("", "")
         return self.objects.setdefault(pair, len(self.objects))
 
-    def build(self, left_open):
-        rows = [(self.pids[pid], self.find(thing), count, SECOND, 2 * SECOND) for pid, thing, count in left_open]
+    def build(self, left_open, processes):
+        rows = [
+            (self.pids[pid], self.find(thing), count, *(round(time * SECOND) for time in times or (1, 2, 2)))
+            for pid, thing, count, *times in left_open
+        ]
+        known = [
+            {"begin": None, "end": 0, "status": -1, "opened": 0, "closed": 0, **processes.get(pid, {})}
+            for pid in self.pids
+        ]
         return tables.CaptureTables(
-            tables.Tasks(*transpose(self.tasks, 3)),
-            tables.Processes(list(self.pids), [pid % 1000 for pid in self.pids], [-1] * len(self.pids)),
+            tables.Tasks(*transpose(self.tasks, 3), list(self.begins.values())),
+            tables.Processes(
+                list(self.pids),
+                [pid % 1000 for pid in self.pids],
+                [-1] * len(self.pids),
+                [tables.NEVER if one["begin"] is None else round(one["begin"] * SECOND) for one in known],
+                [one["opened"] for one in known],
+                [one["closed"] for one in known],
+                [round(one["end"] * SECOND) for one in known],
+                [one["status"] for one in known],
+            ),
             [(kind or "", text or "") for kind, text in self.objects],
             tables.Cells(*transpose(self.cells, 9)),
             tables.LongCalls(*transpose(self.long_calls, 8)),
-            tables.Descriptors(*transpose(rows, 5)),
+            tables.Descriptors(*transpose(rows, 6)),
+            start_ns=0,
+            end_ns=10 * SECOND,
         )
 
 

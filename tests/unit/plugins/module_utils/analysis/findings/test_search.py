@@ -43,14 +43,14 @@ def test_findings_of_several_captures_become_one_document():
     looking = search.Search()
     for host in ("web1", "web2", "web3"):
         looking.add(
-            make_capture(Call("openat", "/etc/x\udcff", "ENOENT", count=2), Call("openat", "/etc/y"), host=host)
+            make_capture(Call("openat", "/etc/x\udcff", "EACCES", count=2), Call("openat", "/etc/y"), host=host)
         )
     found = make_document(looking)
     Draft202012Validator.check_schema(SCHEMA)
     Draft202012Validator(SCHEMA).validate(found)
     (entry,) = found["findings"]
-    assert (entry["count"], entry["hosts"], entry["rule"], entry["error"]) == (6, 3, "failures", "ENOENT")
-    assert entry["statement"] == "web: openat /etc/x\\udcff failed with ENOENT"
+    assert (entry["count"], entry["hosts"], entry["rule"], entry["error"]) == (6, 3, "failures", "EACCES")
+    assert entry["statement"] == "web could not open /etc/x\\udcff: permission denied (EACCES), 6 of 6 times"
     assert (entry["first"], entry["container_pids"]) == ("2026-11-21T23:15:00.000+00:00", [711])
     assert (found["captures"], found["dropped"], found["problems"]) == (3, 0, [])
 
@@ -75,7 +75,7 @@ def test_no_findings_are_a_document():
 )
 def test_another_form_is_not_the_published_one(damage):
     looking = search.Search()
-    looking.add(make_capture(Call("openat", "/etc/x", "ENOENT")))
+    looking.add(make_capture(Call("openat", "/etc/x", "EACCES")))
     found = make_document(looking)
     damage(found)
     with pytest.raises(ValidationError):
@@ -118,7 +118,7 @@ def test_a_rule_that_fails_is_named_and_the_others_look(tmp_path):
 
 
 def test_tables_that_make_no_sense_are_a_problem_and_no_crash():
-    broken = make_capture(Call("openat", "/etc/x", "ENOENT"))
+    broken = make_capture(Call("openat", "/etc/x", "EACCES"))
     broken.tables.cells.task[0] = 99
     looking = search.Search()
     looking.add(broken)

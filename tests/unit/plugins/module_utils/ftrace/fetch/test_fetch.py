@@ -353,3 +353,46 @@ def test_a_segment_is_compressed_as_its_reader_can(kernel):
         run([trace], {"methods": methods})
         with open(outbox.list_segments()[-1].path, "rb") as file:
             assert read_segment(file).compression == wanted
+
+
+def read_holdings(given):
+    """What the one offered segment tells of descriptors, by its ends."""
+    _content, document = read(given["transfer"]["path"])
+    return {when: document["descriptors"]["time_ns"][when] for when in ("first", "last")}
+
+
+def test_a_capture_begins_with_what_was_held_at_the_end_of_the_one_before(kernel, monkeypatch):
+    times = iter((20, 30, 40))
+    monkeypatch.setattr(ring, "collect", lambda _container: {"time_ns": next(times), "descriptors": []})
+    trace = make_trace(kernel)
+    trace.instance.trace_on()
+    metadata.write_record(trace.instance, {"clock": "mono", metadata.HOLDINGS: {"time_ns": 10}})
+    fill(trace, make_page(1))
+    assert read_holdings(run([trace])[0]) == {"first": 10, "last": 20}
+    kernels.take_pages(trace.instance, 0)
+    fill(trace, make_page(2))
+    given = run([trace], {"cursor": outbox.list_segments()[-1].stamp_ns})[0]
+    assert read_holdings(given) == {"first": 20, "last": 30}
+
+
+def test_a_trace_that_was_stopped_tells_what_was_held_then(kernel, monkeypatch):
+    monkeypatch.setattr(ring, "collect", lambda _container: {"time_ns": 99})
+    trace = make_trace(kernel)
+    trace.instance.trace_off()
+    held = {metadata.HOLDINGS: {"time_ns": 10}, metadata.LAST_HOLDINGS: {"time_ns": 20}}
+    metadata.write_record(trace.instance, {"clock": "mono", "end": {}, **held})
+    fill(trace, make_page(1))
+    assert read_holdings(run([trace])[0]) == {"first": 10, "last": 20}
+
+
+def test_of_a_trace_of_an_older_version_the_beginning_is_not_known(kernel):
+    trace = make_trace(kernel)
+    metadata.write_record(trace.instance, {"clock": "mono"})
+    fill(trace, make_page(1))
+    _content, document = read(run([trace])[0]["transfer"]["path"])
+    assert document["waits"] == {
+        "first": None,
+        "last": None,  # the container does not run
+        "left_out": {"first": 0, "last": 0},
+        "time_ns": {"first": None, "last": None},
+    }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -143,6 +144,44 @@ def test_of_one_that_goes_on_what_is_finished_is_taken_and_the_rest_stays(trace,
     )
     assert document["complete"] is True
     assert [one.number for one in recordings.Recording(NAME, path, {}).list_segments()] == [3]
+
+
+def read_times(document):
+    return document["waits"]["time_ns"]
+
+
+def test_each_capture_of_one_that_goes_on_begins_with_what_was_held_at_the_fetch_before(trace, monkeypatch):
+    times = iter((20, 30))
+    monkeypatch.setattr(recording, "collect", lambda _container: {"time_ns": next(times)})
+    monkeypatch.setitem(RECORD, metadata.HOLDINGS, {"time_ns": 10})
+    path = record(trace, make_page(1))
+    monkeypatch.setattr(recordings.Recording, "is_running", property(lambda self: True))
+    monkeypatch.setattr(recordings, "ask_to_finish", lambda _recording: True)
+    _given, ((_content, document),), _failures = run(trace)
+    assert read_times(document) == {"first": 10, "last": 20}
+    (one,) = recordings.list_recordings(NAME)
+    assert one.read_holdings() == {"time_ns": 20}
+    # A full disk keeps the earlier note.
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "write_json", raise_full)
+        one.note_holdings({"time_ns": 99})
+    assert one.read_holdings() == {"time_ns": 20}
+    assert path == one.path
+
+
+def raise_full(*_arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_one_that_has_ended_tells_what_was_held_then(trace, monkeypatch):
+    monkeypatch.setattr(outbox, "find_room", lambda: SIZE)
+    monkeypatch.setitem(RECORD, metadata.HOLDINGS, {"time_ns": 10})
+    record(trace, make_page(1), make_page(2), end={**END, metadata.HOLDINGS: {"time_ns": 50}})
+    # All of its captures have both: where the parts are parted nobody has looked.
+    _given, ((_content, document),), _failures = run(trace)
+    assert document["partial"] and read_times(document) == {"first": 10, "last": 50}
+    _given, (_first, (_content, document)), _failures = run(trace)
+    assert not document["partial"] and read_times(document) == {"first": 10, "last": 50}
 
 
 @pytest.mark.parametrize("is_answered", [True, False])

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import PROFILES
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import PROFILES, complete
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import find_settings
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import syscall_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import SyscallNumbers
@@ -126,3 +126,79 @@ def test_what_no_kernel_has_is_no_way_to_paths(tmp_path):
         TraceError, match="the paths of system calls cannot be recorded on this host: event: .*; uprobe: "
     ):
         find(tmp_path, paths="true")
+
+
+# What the module has of options that nobody has set.
+UNSET = {**DEFAULTS, **dict.fromkeys(("mode", "paths", "buffer_size", "max_size", "max_rate", "when_full"))}
+
+
+def finish(cpus=2, **options):
+    found = complete({**UNSET, **options}, cpus)
+    return {name: found[name] for name in ("mode", "paths", "buffer_size", "max_size", "max_rate", "when_full")}
+
+
+def test_options_that_are_left_out():
+    assert finish() == {
+        "mode": "ring",
+        "paths": "false",
+        "buffer_size": "2048KiB",
+        "max_size": None,
+        "max_rate": None,
+        "when_full": None,
+    }
+    assert finish(profile="syscalls", mode="record") == {**finish(), "mode": "record"}
+
+
+def test_a_diagnosis_is_a_recording_with_bounds():
+    own = finish(profile="diagnose")
+    assert own == {
+        "mode": "record",
+        "paths": "auto",
+        "buffer_size": "2048KiB",
+        "max_size": "256MiB",
+        "max_rate": 200_000,
+        "when_full": "stop",
+    }
+    mine = {"paths": "false", "buffer_size": "64KiB", "max_size": "1GiB", "max_rate": 5, "when_full": "rotate"}
+    assert finish(profile="diagnose", **mine) == {**mine, "mode": "record"}
+    # What is for recordings alone would be refused for a ring.
+    assert finish(profile="diagnose", mode="ring") == {**own, "mode": "ring", "max_size": None, "when_full": None}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "max_size", "size"),
+    [
+        (32, None, "2048KiB"),
+        (64, None, "1024KiB"),
+        (8192, None, "64KiB"),
+        (2, "4MiB", "512KiB"),
+        (2, "1GiB", "2048KiB"),
+    ],
+)
+def test_the_buffers_of_a_diagnosis_fit_into_its_recording(cpus, max_size, size):
+    assert finish(cpus, profile="diagnose", max_size=max_size)["buffer_size"] == size
+    assert finish(cpus, profile="diagnose", max_size=max_size, buffer_size="4MiB")["buffer_size"] == "4MiB"
+    assert finish(cpus, profile="files", mode="record", max_size=max_size)["buffer_size"] == "2048KiB"
+
+
+def test_a_diagnosis_has_the_calls_that_findings_need(tmp_path):
+    found = find(tmp_path, profile="diagnose", compat=False).syscalls
+    names = syscall_names.list_names()
+    calls = {names[number] for number in found.native}
+    wanted = "openat execve newfstatat connect accept4 sendto recvmsg clone3 exit_group wait4 futex poll select"
+    more = "pselect6 epoll_wait epoll_pwait read write readv close dup3 fcntl flock ioctl pipe2 mmap nanosleep ptrace mount"
+    assert {
+        name for name in f"{wanted} {more} setuid semop fsync io_uring_enter kill".split() if name in names.values()
+    } <= calls
+    assert not calls & {
+        "lseek",
+        "fstat",
+        "brk",
+        "munmap",
+        "mprotect",
+        "getpid",
+        "clock_gettime",
+        "rt_sigprocmask",
+        "sched_yield",
+    }
+    assert found.compat == ()

@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's half of ftrace_capture: one call of the module on the host, and more only where the host lacks room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.fetching import FetchingAction
+
+_START = "start"
+_FINISH = "finish"
+_OF_GUARD = ("containers", "leave", "_parts", "_broken", "_stamps", "_methods", "_owned")
+_OF_LATER_CALLS = ("dest", "docker_host", "format", "dat_version", "_owned", "_methods")
+
+
+class ActionModule(FetchingAction):
+    """The action ftrace_capture."""
+
+    module = "ftrace_capture"
+    _may_ask = True
+
+    def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Trace the selected containers, bring the captures into the host's folder below `dest`, and return them with their manifests."""
+        super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        if arguments.get("phase") == _START:
+            result: dict[str, Any] = self._execute_module(
+                module_name="crashcart.fleet.ftrace_capture", module_args=arguments, task_vars=task_vars
+            )
+            return result
+        self.check(arguments)
+        try:
+            result = self.bring(arguments, task_vars)
+        except AnsibleConnectionFailure:
+            host = str((task_vars or {}).get("inventory_hostname", "localhost"))
+            self._display.warning(
+                escape(
+                    f"{host}: the connection broke. If traces had started there, the host finishes them without this controller:"
+                    " then fetch from it (ftrace_fetch, or the playbook collect)"
+                )
+            )
+            raise
+        for name in ("cursor", "left", "leave"):
+            result.pop(name, None)
+        return result
+
+    def call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the result of the module on the host for ARGUMENTS; the guard of the traces finishes them, if there is one."""
+        if (
+            self._may_ask
+            and arguments.get("phase") == _FINISH
+            and arguments.get("containers")
+            and not self._task.check_mode
+        ):
+            self._may_ask = False
+            asked: dict[str, Any] = self._execute_module(
+                module_name="crashcart.fleet.ftrace_guard",
+                module_args={name: arguments[name] for name in _OF_GUARD if name in arguments},
+                task_vars=task_vars,
+            )
+            answer = asked.get("answer")
+            if isinstance(answer, dict):
+                return answer
+        return super().call(arguments, task_vars)
+
+    def list_next(self, result: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that finish the traces of RESULT, whose call had ARGUMENTS and no room for all captures."""
+        kept = {name: arguments[name] for name in _OF_LATER_CALLS if name in arguments}
+        rest = {"phase": _FINISH, "containers": result["left"], "leave": result["leave"], "allow_empty": True}
+        return {**kept, **rest}
+
+    def join(self, earlier: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+        """Return the EARLIER result, which tells what was traced, with the failures of a later RESULT."""
+        failed = [*earlier.get("failed_containers", []), *result.get("failed_containers", [])]
+        messages = [one["msg"] for one in (earlier, result) if boolean(one.get("failed", False), strict=False)]
+        more = {"failed": True, "msg": "; ".join(dict.fromkeys(map(str, messages)))} if messages else {}
+        return {**result, **earlier, "failed_containers": failed, **more}

@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Connections that were refused, timed out, were reset, or came to nothing, by peer, whoever made them.
+
+A program that tries the addresses of a name in turn, and is connected to one of them at the same port, has no failure if the others are of
+another family or its own host (RFC 8305).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Iterator, Sequence
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import TRANSFERS, find_rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
+
+_PEER = re.compile(r"(?P<address>\[[^\]]*\]|[^\[\]:\s]+):(?P<port>\d+)(?: \((?P<protocol>\w+)\))?\Z")
+_OUTCOMES = {
+    "ECONNREFUSED": "{peer} refused the connection of {program}",
+    "EHOSTUNREACH": "{program} could not reach {peer}: no route, or the host does not answer",
+    "ENETUNREACH": "{program} could not reach {peer}: no route to that network",
+    "EHOSTDOWN": "{program} could not reach {peer}: the host does not answer",
+    "ENETDOWN": "{program} could not reach {peer}: the network is down",
+    "ETIMEDOUT": "{program} got no answer from {peer}: timed out",
+    "ECONNRESET": "{peer} reset the connection of {program}",
+    "ENETRESET": "{peer} reset the connection of {program}",
+    "EADDRNOTAVAIL": "{program} could not connect to {peer}: no free local port, or no such local address",
+    "EPERM": "{program} may not connect to {peer}: a firewall or a security module refused",
+    "EACCES": "{program} may not connect to {peer}: a firewall or a security module refused",
+}
+_NOT_CONNECTED = "{program} did not connect to {peer}: it closed the connection without a read or write"
+_SEVERITY, _SEVERITY_RESET, _SEVERITY_INFERRED, _SEVERITY_UNNAMED = 80, 60, 60, 40
+_LOCAL = ("127.", "[::1]", "[::ffff:127.")
+_SPAN_NS = 1_000_000_000
+_MIN_UNNAMED = 3
+_MIN_SHARE = 0.2  # of the attempts, where the others connect
+_UNIX = re.compile(r"unix\b", re.IGNORECASE)
+_OF_NO_ROUTE = frozenset({"ENETUNREACH", "EADDRNOTAVAIL", "EHOSTUNREACH", "EACCES"})
+
+
+def find(capture: Capture) -> Iterator[Finding]:
+    """Yield a finding for each peer and error of CAPTURE."""
+    failed = [cell for cell in capture.cells if find_rule(cell) == "connections"]
+    connected = _Connected(capture)
+    tries: Counter[Thing] = Counter()
+    for cell in capture.cells:
+        if cell.call == "connect" and cell.object is not None:
+            tries[cell.object] += cell.count
+    named = (cell for cell in failed if cell.object is not None and cell.object.kind == "peer")
+    # A peer that refuses also leaves connections that were closed without a read: one cause.
+    told: set[Thing] = set()
+    for (error, thing), cells in sorted(
+        group(named, lambda cell: (cell.outcome.error, cell.object)), key=lambda found: found[0][0] is None
+    ):
+        shown = [cell for cell in cells if not connected.is_elsewhere(cell)]
+        if error is None and _is_spare(shown, tries[thing], connected):
+            continue
+        if shown and not (error is None and thing in told):
+            told.add(thing)
+            yield _make_finding(capture, error, thing, shown, tries[thing])
+    unnamed = (cell for cell in failed if cell.object is None or cell.object.kind != "peer")
+    for (program, error, thing), cells in group(unnamed, lambda c: (c.who.program, c.outcome.error, c.object)):
+        if error is not None and not _is_normal(thing, error, cells, connected):
+            yield _make_unnamed(capture, program, error, thing, cells)
+
+
+class _Connected:
+    """What the programs of CAPTURE were connected to: programs with the ports, and with addresses."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._ports: dict[tuple[str, str], set[str]] = {}
+        self.programs: set[str] = set()  # that were connected to any peer
+        for cell in capture.cells:
+            is_used = cell.call == "connect" or cell.call in TRANSFERS
+            if not is_used or cell.outcome.error or cell.outcome.unfinished or cell.object is None:
+                continue
+            match = _PEER.match(cell.object.text) if cell.object.kind == "peer" else None
+            if match:
+                self.programs.add(cell.who.program)
+                self._ports.setdefault((cell.who.program, match["port"]), set()).add(match["address"])
+
+    def is_connected(self, cell: Cell) -> bool:
+        """Return True if the program of CELL was connected to the same peer at another time."""
+        match = _PEER.match(cell.object.text) if cell.object else None
+        return match is not None and match["address"] in self._ports.get((cell.who.program, match["port"]), ())
+
+    def is_elsewhere(self, cell: Cell) -> bool:
+        """Return True if CELL is one of several tries of which another one connected."""
+        match = _PEER.match(cell.object.text) if cell.object else None
+        if match is None:
+            return False
+        others = self._ports.get((cell.who.program, match["port"]), set()) - {match["address"]}
+        if cell.outcome.not_connected:
+            return bool(others)  # the slower one of two is closed
+        if match["address"].startswith(_LOCAL):
+            return any(other.startswith(_LOCAL) for other in others)
+        is_wide = match["address"].startswith("[")
+        return cell.outcome.error in _OF_NO_ROUTE and any(other.startswith("[") != is_wide for other in others)
+
+
+def _is_spare(cells: Sequence[Cell], tries: int, connected: _Connected) -> bool:
+    """Return True if CELLS are the few of all TRIES to reach a peer that its programs, which are connected to it, did not need."""
+    count = sum(cell.count for cell in cells)
+    return count < _MIN_SHARE * tries and all(connected.is_connected(cell) for cell in cells)
+
+
+def _make_finding(capture: Capture, error: str | None, thing: Thing, cells: Sequence[Cell], tries: int) -> Finding:
+    programs: Counter[str] = Counter()
+    for cell in cells:
+        programs[cell.who.program] += cell.count
+    program = max(sorted(programs), key=lambda name: programs[name])
+    count = sum(programs.values())
+    span = max(cell.last_ns for cell in cells) - min(cell.first_ns for cell in cells)
+    numbers = {"span": Number(span, unit="ns")} if span >= _SPAN_NS else {}
+    text = _NOT_CONNECTED if error is None else _OUTCOMES.get(error, "{program} lost {peer} ({error})")
+    is_begun = all(cell.call == "connect" or cell.outcome.not_connected for cell in cells)
+    if len(programs) > 1:
+        numbers["others"] = Number(len(programs) - 1)
+        text = text.replace("{program}", "{program} and {others} more")
+    ending = f"{' ({error})' if error else ''}, {{often}}{' within {span}' if 'span' in numbers else ''}"
+    severity = _SEVERITY_RESET if error in ("ECONNRESET", "ENETRESET") else _SEVERITY
+    return capture.make_finding(
+        cells,
+        rule="connections",
+        template=text.replace("{peer}", "{object}").replace(" ({error})", "") + ending,
+        severity=_SEVERITY_INFERRED if error is None else severity,
+        program=program,
+        call="connect" if is_begun else cells[0].call,
+        error=error,
+        object=thing,
+        numbers=numbers,
+        of=max(tries, count) if is_begun else None,
+        confidence="inferred" if error is None else "certain",
+        missing=capture.loss or ("how the attempt ended is not recorded" if error is None else None),
+        next=_choose_command(capture, thing),
+    )
+
+
+def _make_unnamed(capture: Capture, program: str, error: str, thing: Thing | None, cells: Sequence[Cell]) -> Finding:
+    text = _OUTCOMES.get(error, "{program} lost {peer}")
+    kind = "a peer" if thing is None else "{object}"
+    return capture.make_finding(
+        cells,
+        rule="connections",
+        template=text.replace("{peer}", kind) + " ({error}), {often}",
+        severity=_SEVERITY_UNNAMED,
+        program=program,
+        call=cells[0].call,
+        error=error,
+        object=thing,
+        confidence="likely",
+        missing=capture.loss or "the address of the peer is not recorded",
+        next=trace_again(capture.place, paths="true"),
+    )
+
+
+def _is_normal(thing: Thing | None, error: str, cells: Sequence[Cell], connected: _Connected) -> bool:
+    """Return True if the failures of CELLS, whose peer is not known, need not matter."""
+    if error == "ENOENT":
+        return True  # a Unix socket that is not there, such as nscd's, which libc tries for each name
+    if cells[0].call != "connect":
+        # A client that leaves resets what a server has accepted.
+        return error != "ECONNREFUSED" or sum(cell.count for cell in cells) < _MIN_UNNAMED
+    if thing is not None and _UNIX.search(thing.text):
+        return "nscd" in thing.text or error not in ("ECONNREFUSED", "EACCES", "EPERM")
+    # libc connects datagram sockets to sort addresses (RFC 6724), and a host without IPv6 has no route to it.
+    is_sorted = thing is not None and thing.text.startswith("UDP")
+    return error in _OF_NO_ROUTE and (is_sorted or cells[0].who.program in connected.programs)
+
+
+def _choose_command(capture: Capture, thing: Thing) -> str:
+    match = _PEER.match(thing.text)
+    if match is None:
+        return run_in(capture.place, "ss", "-tanp")
+    if match["address"].startswith(_LOCAL):
+        return run_in(capture.place, "ss", "-tlnp", "sport", "=", match["port"])
+    return run_in(
+        capture.place, "socat", "-d", "/dev/null", f"TCP:{match['address']}:{match['port']},connect-timeout=3"
+    )
+
+
+RULE = Rule(name="connections", title="connections that did not come about, or broke", find=find)

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rule leaks: descriptors that a process opens and does not close."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.leaks import RULE
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
+    Call,
+    make_capture,
+)
+
+CLOSE = Call("close", "/etc/group")
+GROWS = {4711: {"opened": 200, "closed": 100}}
+
+
+def make_limits(first, last):
+    ends = {"first": first, "last": last}
+    return {
+        when: {"processes": [{"pid": 4711, "nofile": 1024, "nproc": None, "open": count}], "group": {}, "mounts": []}
+        for when, count in ends.items()
+    }
+
+
+def find(*calls, **parts):
+    return list(RULE.find(make_capture(*calls, **parts)))
+
+
+def test_descriptors_that_grow_in_number():
+    (found,) = find(CLOSE, left_open=[(4711, "/etc/passwd", 100, 1, 9, 5)], processes=GROWS)
+    assert found.statement == "web leaves descriptors of /etc/passwd open: 100 in this trace, 10 a second"
+    assert (found.confidence, found.missing, found.severity) == ("likely", "its limit (nofile)", 60)
+    assert "lsof -n -P -p 711" in found.next
+
+
+def test_the_time_until_the_limit_is_reached():
+    (found,) = find(
+        CLOSE, left_open=[(4711, "/etc/passwd", 100, 1, 9, 5)], processes=GROWS, resource_limits=make_limits(24, 124)
+    )
+    assert found.statement.endswith("10 a second; its limit of 1024 (nofile) is reached in 1 m 30 s")
+    assert (found.confidence, found.severity, found.missing) == ("certain", 80, None)
+
+
+def test_many_objects_of_one_folder_or_host_are_told_by_their_pattern():
+    rows = [(4711, f"/tmp/{index}", 1, index / 10, index / 10, index / 10) for index in range(100)]
+    (found,) = find(CLOSE, left_open=rows, processes=GROWS)
+    assert found.object.text == "/tmp/*"
+    rows = [(4711, ("peer", f"10.0.0.7:{index} (tcp)"), 1, index / 10, index / 10, index / 10) for index in range(100)]
+    (found,) = find(CLOSE, left_open=rows, processes=GROWS)
+    assert found.object.text == "10.0.0.7:* (tcp)"
+
+
+def test_more_descriptors_than_are_followed():
+    rows = [(4711, "/etc/passwd", 250, 1, 2, 1.5)]
+    (found,) = find(CLOSE, left_open=rows, processes={4711: {"opened": 3000, "closed": 5}})
+    assert found.statement == "web leaves descriptors of /etc/passwd and others open: 2995 in this trace, 300 a second"
+
+
+@pytest.mark.parametrize(
+    ("row", "process"),
+    [
+        ((4711, "/etc/passwd", 10, 1, 9, 5), GROWS),  # few
+        ((4711, "/etc/passwd", 100, 1, 2, 1.5), GROWS),  # all at the start: a pool
+        ((4711, "/etc/passwd", 100, 1, 9, 8.9), GROWS),  # those of this moment: requests under way
+        ((4711, "/etc/passwd", 100, 1, 9, 1.1), GROWS),  # a pool, and one more
+        ((4711, "/etc/passwd", 100, 1, 9, 5), {4711: {"opened": 200, "closed": 190}}),  # as many closed
+        ((4711, "/etc/passwd", 100, 1, 9, 5), {4711: {"opened": 9000, "closed": 8900}}),  # a small part
+        ((4711, "/etc/passwd", 100, 1, 1.5, 1.2), {4711: {"opened": 100, "begin": 9.5}}),  # too short
+    ],
+)
+def test_what_does_not_grow_is_no_leak(row, process):
+    assert find(CLOSE, left_open=[row], processes=process) == []
+
+
+def test_a_host_that_sees_no_growth_is_believed():
+    rows = [(4711, "/etc/passwd", 100, 1, 9, 5)]
+    assert find(CLOSE, left_open=rows, processes=GROWS, resource_limits=make_limits(120, 121)) == []
+
+
+def test_without_closes_in_the_trace_nothing_is_known():
+    rows = [(4711, "/etc/passwd", 100, 1, 9, 5)]
+    assert find(Call("openat", "/etc/passwd"), left_open=rows, processes=GROWS) == []
+    assert find(CLOSE, left_open=rows, processes=GROWS, specification={"errors_only": True}) == []

@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rule names: resolvers that get no answer, by C library, and what only looks like them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+if sys.version_info < (3, 11):
+    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.names import RULE
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+    TIMED_OUT,
+)
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
+    Call,
+    make_capture,
+)
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.histories import (
+    Lived,
+    add_lives,
+)
+
+_UDP = ("socket", "UDP socket (IPv4)")
+_NSCD = ("socket", "unix stream socket")
+_CONFIG = Call("openat", "/etc/resolv.conf")
+
+
+def find(*calls, **manifest):
+    return list(RULE.find(add_lives(make_capture(*calls, **manifest), Lived("web", 4711))))
+
+
+def poll(milliseconds, **parts):
+    args = (0, 1, milliseconds, 0, 0, 0)
+    return Call("poll", flags=TIMED_OUT, longest=milliseconds / 1000, args=args, is_long=True, **parts)
+
+
+def test_glibc_and_a_server_that_does_not_answer():
+    (found,) = find(_CONFIG, Call("sendto", _UDP, count=2), poll(5000), poll(5000))
+    assert found.statement == (
+        "web could not resolve names: the name server in /etc/resolv.conf did not answer within 5 s, 2 times"
+    )
+    assert found.confidence == "likely"
+    assert found.severity >= 80
+
+
+def test_without_paths_the_timeout_has_to_be_that_of_a_resolver():
+    assert find(Call("sendto", _UDP, count=2), poll(5000))[0].confidence == "inferred"
+    assert find(Call("sendto", _UDP, count=2), poll(2500))[0].confidence == "inferred"  # musl
+    assert find(Call("sendto", _UDP, count=2), poll(4000)) == []  # NTP
+
+
+def test_the_address_of_the_server_is_told_where_it_is_known():
+    entry = {"pid": 4711, "fd": 5, "target": "udp 172.17.0.2:45000->8.8.8.8:53"}
+    (found,) = find(_CONFIG, Call("sendto", _UDP), poll(5000), descriptors={"last": [entry]})
+    assert "the name server 8.8.8.8:53 did not answer" in found.statement
+
+
+def test_a_server_that_refuses():
+    (found,) = find(_CONFIG, Call("write", _UDP), Call("read", _UDP, "ECONNREFUSED"))
+    assert "refuses, so nothing listens there" in found.statement
+    (found,) = find(
+        Call("connect", _NSCD, "ENOENT", count=2),
+        Call("connect", _UDP),
+        Call("sendto", _UDP, count=2),
+        Call("poll", count=4),
+    )
+    assert found.statement.endswith("nothing came from the name server in /etc/resolv.conf, asked 2 times")
+
+
+def test_go_that_gets_no_answer():
+    calls = [Call("connect", _UDP, count=4), Call("write", _UDP, count=4), Call("read", _UDP, "EAGAIN", count=4)]
+    (found,) = find(*calls)
+    assert "nothing came from the name server" in found.statement
+    assert find(*calls, Call("read", _UDP)) == []
+
+
+def test_no_way_to_the_server():
+    (found,) = find(_CONFIG, Call("connect", _UDP, "ENETUNREACH", count=2))
+    assert "no way leads to the name server in /etc/resolv.conf (ENETUNREACH, 2 times)" in found.statement
+    assert find(_CONFIG, Call("connect", ("socket", "UDP socket (IPv6)"), "ENETUNREACH")) == []  # addresses are sorted
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [_CONFIG, Call("sendto", _UDP), Call("recvfrom", _UDP), Call("poll")],  # answered
+        [Call("sendto", _UDP, count=900)],  # metrics
+        [Call("sendto", _UDP, count=900), Call("sendto", _UDP, "ECONNREFUSED", count=900)],
+        [
+            Call("openat", "/etc/ntp.conf"),
+            Call("sendto", _UDP),
+            poll(5000),
+        ],  # paths are recorded, and it is no resolver
+        [_CONFIG, poll(5000)],  # nothing was sent
+        [_CONFIG, Call("sendto", _UDP), Call("recvfrom", _UDP), poll(60000)],  # idle
+    ],
+)
+def test_answered_lookups_and_other_protocols_are_not_told(calls):
+    assert find(*calls) == []

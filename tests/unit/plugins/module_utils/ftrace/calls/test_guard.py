@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The guard of traces in a process of its own: it answers, ends with its traces, and finishes them when their time is over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import guard, requests
+
+IDS = ["b" * 64, "a" * 64]
+
+
+@pytest.fixture
+def traces(tmp_path, monkeypatch):
+    """The folders that play two instances; requests go through a folder of the test."""
+    monkeypatch.setattr(requests, "FOLDER", str(tmp_path / "guards"))
+    paths = [tmp_path / "crashcart-a", tmp_path / "crashcart-b"]
+    for path in paths:
+        path.mkdir()
+    yield paths
+    for path in paths:
+        if path.exists():
+            path.rmdir()
+    wait_until(lambda: not os.path.exists(requests.find_path(IDS)))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def start(paths, seconds, finish):
+    guard.start_guard([str(path) for path in paths], IDS, seconds, finish)
+
+
+def finish_by(paths, note):
+    """A function that removes PATHS, and writes down how it was called."""
+
+    def finish(request, is_alone):
+        note.write_text(f"{request} {is_alone()}")
+        for path in paths:
+            path.rmdir()
+        return {"got": request}
+
+    return finish
+
+
+def test_a_request_is_answered_by_the_guard_of_these_containers(traces, tmp_path):
+    start(traces, 1000, finish_by(traces, tmp_path / "note"))
+    assert requests.ask(IDS[:1], {}) is None
+    long = {"stamps": ["x" * 1000] * 1000}
+    assert requests.ask(list(reversed(IDS)), long) == {"got": long}
+    assert (tmp_path / "note").read_text().endswith(" False")
+    wait_until(lambda: not os.path.exists(requests.find_path(IDS)))
+    assert requests.ask(IDS, {}) is None
+
+
+def test_it_ends_when_somebody_else_has_removed_the_traces(traces, tmp_path):
+    start(traces, 1000, finish_by(traces, tmp_path / "note"))
+    traces[0].rmdir()
+    time.sleep(0.5)
+    assert os.path.exists(requests.find_path(IDS))
+    traces[1].rmdir()
+    wait_until(lambda: not os.path.exists(requests.find_path(IDS)))
+    assert not (tmp_path / "note").exists()
+
+
+def test_it_finishes_them_when_their_time_is_over(traces, tmp_path):
+    start(traces, 0.3, finish_by(traces, tmp_path / "note"))
+    wait_until((tmp_path / "note").exists)
+    wait_until(lambda: not traces[0].exists())
+    assert (tmp_path / "note").read_text() == "None True"
+
+
+def test_a_client_that_says_nothing_or_nonsense_does_not_end_it(traces, tmp_path):
+    start(traces, 1000, finish_by(traces, tmp_path / "note"))
+    for words in (b"", b"{", b"[1]", b"\xff"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(requests.find_path(IDS))
+            client.sendall(words)
+    assert requests.ask(IDS, {"a": 1}) == {"got": {"a": 1}}
+
+
+def test_one_that_fails_is_as_none(traces):
+    def finish(_request, _is_alone):
+        raise RuntimeError
+
+    start(traces, 1000, finish)
+    assert requests.ask(IDS, {}) is None
+    # A killed guard leaves its socket, which is in nobody's way.
+    assert os.path.exists(requests.find_path(IDS))
+    start(traces, 1000, lambda request, _is_alone: request)
+    assert requests.ask(IDS, {"a": 1}) == {"a": 1}
+    for path in traces:
+        path.rmdir()
+
+
+def test_who_has_no_reader_is_alone(monkeypatch):
+    reader, writer = os.pipe()
+    kept = os.dup(1)
+    try:
+        os.dup2(writer, 1)
+        heard = guard.is_alone()
+        os.close(reader)
+        assert (heard, guard.is_alone()) == (False, True)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(writer)
