@@ -107,7 +107,7 @@ static void lock(void) {
     for (;;) fcntl(fd, F_SETLKW, &whole);
 }
 
-static void leak(void) { for (;; rest(20)) open("/etc/app/app.conf", O_RDONLY); }
+static void leak(void) { for (;; rest(100)) open("/etc/app/app.conf", O_RDONLY); }
 
 static void forks(void) {
     signal(SIGCHLD, SIG_IGN);
@@ -179,7 +179,7 @@ static void lock_tried_again(void) {
 
 static void leak_of_sockets(void) {
     serve(8125);
-    for (;; rest(20)) {
+    for (;; rest(100)) {
         struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(8125), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         connect(socket(AF_INET, SOCK_STREAM, 0), (struct sockaddr *)&peer, sizeof peer);
     }

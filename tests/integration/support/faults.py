@@ -61,7 +61,7 @@ FAULTS: Mapping[str, Fault] = {
     "refused": Fault(),
     "denied": Fault(_NOBODY),
     "lock": Fault(),
-    "leak": Fault(("--ulimit", "nofile=8192:8192")),
+    "leak": Fault(("--ulimit", "nofile=16384:16384")),
     "forks": Fault(("--pids-limit", str(PIDS_LIMIT))),
     "name_server": Fault(
         ("--dns", "192.0.2.53", "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
@@ -80,7 +80,7 @@ OTHERS: Mapping[str, Fault] = {
     "not_permitted": Fault(("--cap-drop", "CHOWN")),
     "lock_of_a_file": Fault(),
     "lock_tried_again": Fault(),
-    "leak_of_sockets": Fault(("--ulimit", "nofile=8192:8192")),
+    "leak_of_sockets": Fault(("--ulimit", "nofile=16384:16384")),
     "descriptors_used_up": Fault(("--ulimit", f"nofile={NOFILE_LIMIT}:{NOFILE_LIMIT}")),
     "threads_used_up": Fault(("--pids-limit", str(PIDS_LIMIT))),
     "no_interpreter": Fault(),

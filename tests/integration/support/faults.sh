@@ -17,10 +17,8 @@ try() {
     esac
 }
 [ "$1" != lock ] || { flock /var/lib/app/data.lock sleep 100000 & sleep 1; }
-pause=0.1
-[ "$1" != leak ] || pause=0.02
 exec {never}<> <(:)
 while :; do
     try "$1" >/dev/null
-    read -r -t "$pause" -u "$never"
+    read -r -t 0.1 -u "$never"
 done

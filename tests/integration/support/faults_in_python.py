@@ -86,4 +86,4 @@ if __name__ == "__main__":
     while True:
         with suppress(OSError):
             PROGRAMS[sys.argv[1]]()
-        time.sleep(0.02 if sys.argv[1] in ("leak", "forks") else 0.1)
+        time.sleep(0.1)
