@@ -55,6 +55,7 @@ class Fault:
     is_silent: bool = False
 
 
+_NAME_SERVER = ("--dns", "192.0.2.53")
 _NOBODY = ("--user", "65534:65534")
 FAULTS: Mapping[str, Fault] = {
     "missing_file": Fault(),
@@ -63,9 +64,7 @@ FAULTS: Mapping[str, Fault] = {
     "lock": Fault(),
     "leak": Fault(("--ulimit", "nofile=16384:16384")),
     "forks": Fault(("--pids-limit", str(PIDS_LIMIT))),
-    "name_server": Fault(
-        ("--dns", "192.0.2.53", "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
-    ),
+    "name_server": Fault(_NAME_SERVER, is_silent=True),
     "architecture": Fault(),
     "full": Fault(("--tmpfs", f"/var/spool/app:size={TMPFS_BYTES}")),
 }
@@ -79,6 +78,7 @@ OTHERS: Mapping[str, Fault] = {
     "read_only": Fault(("--read-only",)),
     "not_permitted": Fault(("--cap-drop", "CHOWN")),
     "lock_of_a_file": Fault(),
+    "lock_with_a_timeout": Fault(),
     "lock_tried_again": Fault(),
     "leak_of_sockets": Fault(("--ulimit", "nofile=16384:16384")),
     "descriptors_used_up": Fault(("--ulimit", f"nofile={NOFILE_LIMIT}:{NOFILE_LIMIT}")),
@@ -93,6 +93,9 @@ OTHERS: Mapping[str, Fault] = {
     "pipe_that_nobody_reads": Fault(),
     "child_that_hangs": Fault(),
     "deadlock": Fault(),
+    "name_server_soon": Fault(
+        (*_NAME_SERVER, "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
+    ),
     "storm_of_forks": Fault(),
     "storm_of_closes": Fault(),
 }

@@ -54,6 +54,7 @@ TABLE: Mapping[str, Texts] = {
     "read_only": Texts(r"could not open /etc/app/state\.json\b.*EROFS", "could not open a file.*EROFS"),
     "not_permitted": Texts(r"chown( .*/etc/app/app\.conf)?\b.*EPERM.*CAP_CHOWN", "chown.*EPERM.*CAP_CHOWN"),
     "lock_of_a_file": _always(r"wait(s|ed) .*lock.* /var/lib/app/queue\.lock\b"),
+    "lock_with_a_timeout": _always(r"wait(s|ed) .*lock.* /var/lib/app/index\.lock\b"),
     "lock_tried_again": _always(r"lock.* /var/lib/app/cache\.lock\b"),
     "leak_of_sockets": _always(r"(127\.0\.0\.1:8125|127\.0\.0\.1:\*).* open: \d+ in this trace"),
     "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
@@ -68,6 +69,7 @@ TABLE: Mapping[str, Texts] = {
     "pipe_that_nobody_reads": _always("wait(s|ed) .*pipe"),
     "child_that_hangs": _always("wait(s|ed) .*child"),
     "deadlock": _always("wait(s|ed) .*mutex"),
+    "name_server_soon": _always(r"\b192\.0\.2\.53\b"),
     "storm_of_forks": _always("(?i)fork|process|clone"),
     "storm_of_closes": _always("closes descriptors that are not open"),
 }
