@@ -78,8 +78,8 @@ def test_a_report_of_a_real_process(tmp_path, cache):
     assert result["lines"][:3] == [
         "1 finding in 1 capture, in 1 container on 1 host:",
         "1. worker could not open /etc/missing: permission denied (EACCES), once",
-        "     worker · api on web1 · 1 of 1 times · since 2026-11-21T23:15:02Z · next: ansible-playbook crashcart.fleet.exec"
-        """ -l web1 -e crashcart_containers=api -e "crashcart_command='ls -ld /etc/missing'\"""",
+        "     worker · api on web1 · once · since 2026-11-21T23:15:00Z · next: ansible-playbook crashcart.fleet.exec"
+        """ -l web1 -e crashcart_containers=api -e "crashcart_command='namei -l /etc/missing'\"""",
     ]
     assert result["lines"][-1] == "In report: findings.json, summary.json, summary.txt"
     assert [finding["rule"] for finding in result["findings"]] == ["failures"]
@@ -348,3 +348,24 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(mo
     assert {"numba", "numpy"} <= {
         line.partition(">")[0] for line in (compiled_cache.COLLECTION / "requirements.txt").read_text().splitlines()
     }
+
+
+def test_small_captures_are_not_worth_compiling_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    path = write_capture(tmp_path / "traces")
+    assert run(tmp_path)["findings"]
+    assert not list((tmp_path / "cache").rglob("*.nbi"))
+    request = {"src": None, "captures": ["traces/web1.dat"]}
+    assert report_runner.are_small(request, str(tmp_path)) and report_runner.are_small({"src": "none"}, str(tmp_path))
+    with path.open("r+b") as file:
+        file.truncate(300 << 10)
+    assert not report_runner.are_small(request, str(tmp_path))
+    assert not report_runner.are_small({"src": "traces"}, str(tmp_path))
+
+
+def test_compiled_code_is_used_where_it_is(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    assert not compiled_cache.has_code(str(tmp_path))
+    (tmp_path / "a/b/x.nbi").touch()
+    assert compiled_cache.has_code(str(tmp_path))
