@@ -327,6 +327,6 @@ def _group(keys: list[Ints]) -> tuple[Ints, Ints]:
 def _count(errors: Ints, counts: Ints) -> dict[str, int]:
     """Return how often each of ERRORS occurred, by its name, most first. COUNTS has the calls of each; those of 0 do not occur."""
     found: Counter[int] = Counter()
-    for number, count in zip(errors.tolist(), counts.tolist()):
+    for number, count in sorted(zip(errors.tolist(), counts.tolist())):
         found[number] += count
     return {_ANSWERS.get(number) or name_errno(number): count for number, count in found.most_common() if count}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.profiles import PROFILES
 from support import host
@@ -76,5 +77,5 @@ def parse_report(stdout: str) -> list[str]:
     found = _HEADING.search(stdout)
     assert found, f"no report: {stdout}"
     text = re.split(r"^(?:TASK|PLAY) ", stdout[found.end() :], maxsplit=1, flags=re.M)[0]
-    # A list in YAML, whose long items a callback may wrap.
-    return [re.sub(r"\s+", " ", item).strip(" '\"") for item in re.split(r"^ *- ", text, flags=re.M)[1:]]
+    lines: list[str] = yaml.safe_load(text.partition("=>")[2])["msg"]
+    return lines

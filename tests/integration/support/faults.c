@@ -107,7 +107,7 @@ static void lock(void) {
     for (;;) fcntl(fd, F_SETLKW, &whole);
 }
 
-static void leak(void) { for (;; rest(20)) open("/etc/app/app.conf", O_RDONLY); }
+static void leak(void) { for (;; rest(100)) open("/etc/app/app.conf", O_RDONLY); }
 
 static void forks(void) {
     signal(SIGCHLD, SIG_IGN);
@@ -171,6 +171,20 @@ static void lock_of_a_file(void) {
     for (;;) flock(fd, LOCK_EX);
 }
 
+static void wake(int number) { (void)number; }
+
+static void lock_with_a_timeout(void) {
+    struct sigaction woken = {.sa_handler = wake};
+    struct flock whole = {.l_type = F_WRLCK};
+    hold("/var/lib/app/index.lock", 0);
+    sigaction(SIGALRM, &woken, NULL);
+    int fd = open("/var/lib/app/index.lock", O_RDWR);
+    for (;; rest(100)) {
+        alarm(2);
+        fcntl(fd, F_SETLKW, &whole);
+    }
+}
+
 static void lock_tried_again(void) {
     hold("/var/lib/app/cache.lock", 1);
     int fd = open("/var/lib/app/cache.lock", O_RDWR);
@@ -179,7 +193,7 @@ static void lock_tried_again(void) {
 
 static void leak_of_sockets(void) {
     serve(8125);
-    for (;; rest(20)) {
+    for (;; rest(100)) {
         struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons(8125), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         connect(socket(AF_INET, SOCK_STREAM, 0), (struct sockaddr *)&peer, sizeof peer);
     }
@@ -284,6 +298,7 @@ static const struct {
     {"read_only", read_only},
     {"not_permitted", not_permitted},
     {"lock_of_a_file", lock_of_a_file},
+    {"lock_with_a_timeout", lock_with_a_timeout},
     {"lock_tried_again", lock_tried_again},
     {"leak_of_sockets", leak_of_sockets},
     {"descriptors_used_up", descriptors_used_up},
@@ -298,6 +313,7 @@ static const struct {
     {"pipe_that_nobody_reads", pipe_that_nobody_reads},
     {"child_that_hangs", child_that_hangs},
     {"deadlock", deadlock},
+    {"name_server_soon", name_server},
     {"storm_of_forks", storm_of_forks},
     {"storm_of_closes", storm_of_closes},
 };

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,15 +18,25 @@ from ansible_collections.crashcart.fleet.tools.make_container_image import make_
 from support import host, images
 
 LIBCS = ("glibc", "musl", "static")
+LANGUAGES = ("python", "shell")  # whose programs use glibc, and make only the faults of FAULTS
+LACKING = {"shell": ("forks",)}  # a shell that cannot fork tries again for half a minute, and ends
 PIDS_LIMIT = 24
 NOFILE_LIMIT = 64
 TMPFS_BYTES = 65536
 FILE_BYTES = 32768
 MEMORY_BYTES = 32 << 20
-_SOURCE = Path(__file__).with_name("faults.c")
+_HERE = Path(__file__).parent
 _COMPILERS = {"glibc": ("gcc",), "musl": ("musl-gcc",), "static": ("gcc", "-static")}
 # The loader and the library that a dynamic program needs.
-_PACKAGES = {"glibc": ["libc6"], "musl": ["musl"], "static": []}
+_PACKAGES = {
+    "glibc": ["libc6"],
+    "musl": ["musl"],
+    "static": [],
+    "python": ["python3-minimal"],
+    "shell": ["bash", "coreutils", "libc-bin", "util-linux"],
+}
+_SCRIPTS = {"python": "faults_in_python.py", "shell": "faults.sh"}
+_COMMANDS = {"python": ("/usr/bin/python3", "/opt/app/app"), "shell": ("/bin/bash", "/opt/app/app")}
 _MACHINE_OFFSET = 18  # of e_machine in an ELF header, elf(5)
 _MACHINES = {"x86_64": 183, "aarch64": 62}  # EM_AARCH64 and EM_X86_64: each is foreign to the other
 _UNREACHABLE = "192.0.2.0/24"  # RFC 5737: for documentation
@@ -44,17 +55,16 @@ class Fault:
     is_silent: bool = False
 
 
+_NAME_SERVER = ("--dns", "192.0.2.53")
 _NOBODY = ("--user", "65534:65534")
 FAULTS: Mapping[str, Fault] = {
     "missing_file": Fault(),
     "refused": Fault(),
     "denied": Fault(_NOBODY),
     "lock": Fault(),
-    "leak": Fault(("--ulimit", "nofile=8192:8192")),
+    "leak": Fault(("--ulimit", "nofile=16384:16384")),
     "forks": Fault(("--pids-limit", str(PIDS_LIMIT))),
-    "name_server": Fault(
-        ("--dns", "192.0.2.53", "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
-    ),
+    "name_server": Fault(_NAME_SERVER, is_silent=True),
     "architecture": Fault(),
     "full": Fault(("--tmpfs", f"/var/spool/app:size={TMPFS_BYTES}")),
 }
@@ -68,8 +78,9 @@ OTHERS: Mapping[str, Fault] = {
     "read_only": Fault(("--read-only",)),
     "not_permitted": Fault(("--cap-drop", "CHOWN")),
     "lock_of_a_file": Fault(),
+    "lock_with_a_timeout": Fault(),
     "lock_tried_again": Fault(),
-    "leak_of_sockets": Fault(("--ulimit", "nofile=8192:8192")),
+    "leak_of_sockets": Fault(("--ulimit", "nofile=16384:16384")),
     "descriptors_used_up": Fault(("--ulimit", f"nofile={NOFILE_LIMIT}:{NOFILE_LIMIT}")),
     "threads_used_up": Fault(("--pids-limit", str(PIDS_LIMIT))),
     "no_interpreter": Fault(),
@@ -82,52 +93,59 @@ OTHERS: Mapping[str, Fault] = {
     "pipe_that_nobody_reads": Fault(),
     "child_that_hangs": Fault(),
     "deadlock": Fault(),
+    "name_server_soon": Fault(
+        (*_NAME_SERVER, "--dns-option", "timeout:1", "--dns-option", "attempts:1"), is_silent=True
+    ),
     "storm_of_forks": Fault(),
     "storm_of_closes": Fault(),
 }
 _TWENTY = [Fault()] * 19 + [Fault(environment={"APP_CONFIG": "/etc/app/staging.conf", "APP_PORT": "5433"})]
 
 
-def make_images(prefix: str, libcs: Iterable[str] = LIBCS) -> None:
-    """Make the images PREFIX/faults-LIBC that the engine lacks."""
+def make_images(prefix: str, kinds: Iterable[str] = LIBCS) -> None:
+    """Make the images PREFIX/faults-KIND that the engine lacks; KINDS are of LIBCS and LANGUAGES."""
     images.install_packages("gcc", "libc6-dev", "musl-tools")
-    for libc in libcs:
-        tag = f"{prefix}/faults-{libc}"
+    for kind in kinds:
+        tag = f"{prefix}/faults-{kind}"
         if host.run("docker", "image", "inspect", tag, check=False).returncode != 0:
             with tempfile.TemporaryDirectory() as folder:
-                make_image(tag, packages=_PACKAGES[libc], files=_make_files(Path(folder), libc), cmd=["/opt/app/app"])
+                make_image(tag, packages=_PACKAGES[kind], files=_make_files(Path(folder), kind), shells=kind == "shell")
 
 
 @contextmanager
-def run_faults(prefix: str, libc: str, faults: Mapping[str, Fault]) -> Iterator[dict[str, str]]:
-    """Start a container of the image PREFIX/faults-LIBC for each of FAULTS, and give their names by fault. They are removed at the end."""
-    with run_containers(prefix, libc, [(name, name, fault) for name, fault in faults.items()]) as names:
-        yield dict(zip(faults, names))
+def run_faults(prefix: str, kind: str, faults: Mapping[str, Fault]) -> Iterator[dict[str, str]]:
+    """Start a container of the image PREFIX/faults-KIND for each of FAULTS that KIND has, and give their names by fault.
+
+    They are removed at the end.
+    """
+    chosen = [name for name in faults if name not in LACKING.get(kind, ())]
+    with run_containers(prefix, kind, [(name, name, faults[name]) for name in chosen]) as names:
+        yield dict(zip(chosen, names))
 
 
 @contextmanager
-def run_twenty(prefix: str, libc: str) -> Iterator[list[str]]:
+def run_twenty(prefix: str, kind: str) -> Iterator[list[str]]:
     """Start twenty containers of one image, the last of which is configured differently, and give their names."""
     with run_containers(
-        prefix, libc, [(f"web{number:02}", "configured", fault) for number, fault in enumerate(_TWENTY, 1)]
+        prefix, kind, [(f"web{number:02}", "configured", fault) for number, fault in enumerate(_TWENTY, 1)]
     ) as names:
         yield names
 
 
 @contextmanager
-def run_containers(prefix: str, libc: str, wanted: list[tuple[str, str, Fault]]) -> Iterator[list[str]]:
+def run_containers(prefix: str, kind: str, wanted: list[tuple[str, str, Fault]]) -> Iterator[list[str]]:
     """Start a container for each name, program of faults.c and fault in WANTED, and give their names."""
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
 
         def start(name: str, program: str, fault: Fault) -> str:
-            name = f"cc-{libc}-{name.replace('_', '-')}-{os.getpid()}"
+            name = f"cc-{kind}-{name.replace('_', '-')}-{os.getpid()}"
             stack.callback(host.docker, "rm", "-f", name, check=False)
             environment = [part for key, value in fault.environment.items() for part in ("-e", f"{key}={value}")]
             # Each program has an image of its own, as services have.
-            image = f"{prefix}/faults-{libc}:{program}"
-            host.docker("tag", f"{prefix}/faults-{libc}", image)
+            image = f"{prefix}/faults-{kind}:{program}"
+            host.docker("tag", f"{prefix}/faults-{kind}", image)
             options = ("--network", "none", *fault.options, *environment)
-            host.docker("run", "-d", "--name", name, *options, image, "/opt/app/app", program)
+            host.docker("run", "-d", "--name", name, *options, image, *_COMMANDS.get(kind, ("/opt/app/app",)), program)
             if fault.is_silent:
                 lose_packets(name)
             return name
@@ -140,7 +158,7 @@ def lose_packets(name: str) -> None:
     host.run("nsenter", "-t", str(host.find_pid(name)), "-n", "ip", "route", "add", _UNREACHABLE, "dev", "lo")
 
 
-def _make_files(folder: Path, libc: str) -> dict[str, str]:
+def _make_files(folder: Path, kind: str) -> dict[str, str]:
     """Make the files of an image in FOLDER, and return them by their paths in the image."""
     texts = {
         "app.conf": "port = 5432\n",
@@ -155,9 +173,12 @@ def _make_files(folder: Path, libc: str) -> dict[str, str]:
         (folder / name).write_bytes(text.encode())
     (folder / "secret.key").chmod(0o600)
     program = folder / "app"
-    subprocess.run(
-        [*_COMPILERS[libc], "-O1", "-pthread", "-w", "-o", str(program), str(_SOURCE)], check=True, capture_output=True
-    )
+    if kind in _SCRIPTS:
+        shutil.copy(_HERE / _SCRIPTS[kind], program)
+    else:
+        # The linker warns of static programs that look names up.
+        words = (*_COMPILERS[kind], "-O1", "-pthread", "-o", str(program), str(_HERE / "faults.c"))
+        subprocess.run(words, check=True, capture_output=True)
     _make_programs(folder)
     for name in ("script", "edited", "worker", "foreign"):
         (folder / name).chmod(0o755)

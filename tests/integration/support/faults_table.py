@@ -38,7 +38,7 @@ TABLE: Mapping[str, Texts] = {
     # Its path is known by the descriptor, from /proc.
     "lock": _always(r"wait(s|ed) .*lock.* /var/lib/app/data\.lock\b"),
     "leak": _always(r"/etc/app/(app\.conf|\*)\b.* open: \d+ in this trace"),
-    "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
     "name_server": _always(r"\b192\.0\.2\.53\b"),
     "architecture": Texts(
         r"cannot run /opt/app/worker\b.* another architecture", "cannot run a program.* another architecture"
@@ -54,10 +54,11 @@ TABLE: Mapping[str, Texts] = {
     "read_only": Texts(r"could not open /etc/app/state\.json\b.*EROFS", "could not open a file.*EROFS"),
     "not_permitted": Texts(r"chown( .*/etc/app/app\.conf)?\b.*EPERM.*CAP_CHOWN", "chown.*EPERM.*CAP_CHOWN"),
     "lock_of_a_file": _always(r"wait(s|ed) .*lock.* /var/lib/app/queue\.lock\b"),
+    "lock_with_a_timeout": _always(r"wait(s|ed) .*lock.* /var/lib/app/index\.lock\b"),
     "lock_tried_again": _always(r"lock.* /var/lib/app/cache\.lock\b"),
     "leak_of_sockets": _always(r"(127\.0\.0\.1:8125|127\.0\.0\.1:\*).* open: \d+ in this trace"),
     "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
-    "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max.*EAGAIN"),
+    "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
     "no_interpreter": Texts(r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter"),
     "carriage_return": Texts(r"cannot run /opt/app/edited\b.* interpreter", "cannot run a program.* interpreter"),
     "not_executable": Texts(r"cannot run /opt/app/data\b.*EACCES", "cannot run a program.*EACCES"),
@@ -68,12 +69,16 @@ TABLE: Mapping[str, Texts] = {
     "pipe_that_nobody_reads": _always("wait(s|ed) .*pipe"),
     "child_that_hangs": _always("wait(s|ed) .*child"),
     "deadlock": _always("wait(s|ed) .*mutex"),
+    "name_server_soon": _always(r"\b192\.0\.2\.53\b"),
     "storm_of_forks": _always("(?i)fork|process|clone"),
     "storm_of_closes": _always("closes descriptors that are not open"),
 }
 
 
-def expect(fault: str, way: str, libc: str) -> str:
-    """Return the regular expression for a statement about FAULT in a program with LIBC, whose paths are recorded by WAY."""
-    is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and libc != "static")
+def expect(fault: str, way: str, kind: str) -> str:
+    """Return the regular expression for a statement about FAULT in a program of KIND, whose paths are recorded by WAY.
+
+    KIND is one of faults.LIBCS and faults.LANGUAGES.
+    """
+    is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and kind != "static")
     return TABLE[fault].known if is_known else TABLE[fault].unknown

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Storms: what a program does so often that it hurts, or shows a fault.
 
-- Births: a program's processes are born at 50 per second and more for two seconds and more, and most of them live on. A script that starts
-  programs one after the other is no storm. Births that fail are for the rule `limits`.
+- Births: a program's processes are born at 50 per second and more for two seconds and more, and most of them live longer than a second. A
+  script that starts programs one after the other is no storm. Births that fail are for the rule `limits`.
 - Starts: one process starts the same program 50 times per second and more, one after the other, for five seconds and more.
 - Closes of descriptors that are not open: a program closes all numbers up to its limit, which may be a billion.
 - Retries: a call fails on the same object at a steady rate of five per second and more, and does not succeed after that. It is steady if the
@@ -103,7 +103,7 @@ def _make_births(capture: Capture, program: str, children: Sequence[Life], span_
     return capture.make_finding(
         [child.moment for child in children],
         rule="storms",
-        template="{program} made {count} processes, {rate} per second, and most of them live on",
+        template="{program} made {count} processes, {rate} per second, and most of them lived longer than a second",
         severity=_SEVERITY_BIRTHS,
         program=program,
         object=Thing("program", program),

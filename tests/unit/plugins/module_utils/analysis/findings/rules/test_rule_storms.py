@@ -41,7 +41,7 @@ def make_births(count=300, over=3.0, lasting=None, program="bomb"):
 
 def test_births_that_live_on_are_a_storm():
     (found,) = find(lives=make_births())
-    assert found.statement == "bomb made 300 processes, 100 per second, and most of them live on"
+    assert found.statement == "bomb made 300 processes, 100 per second, and most of them lived longer than a second"
     assert found.count == 300
 
 
