@@ -84,11 +84,23 @@ TABLE: Mapping[str, Texts] = {
 }
 
 
-def expect(fault: str, way: str, kind: str) -> str:
-    """Return the regular expression for a statement about FAULT in a program of KIND, whose paths are recorded by WAY.
+@dataclass(frozen=True)
+class Expected:
+    """TEXT: a regular expression that a statement matches. IS_LACKING: True if its finding has to say that something was not recorded."""
+
+    text: str
+    is_lacking: bool
+
+
+def expect(fault: str, way: str, kind: str) -> Expected:
+    """Return what has to be said about FAULT in a program of KIND, whose paths are recorded by WAY.
 
     KIND is one of faults.LIBCS and faults.LANGUAGES.
     """
     texts = TABLE[fault]
+    if kind == "musl" and texts.musl:
+        return Expected(texts.musl, is_lacking=False)
     is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and kind != "static")
-    return (kind == "musl" and texts.musl) or (texts.known if is_known else texts.unknown)
+    return Expected(
+        texts.known if is_known else texts.unknown, is_lacking=not is_known and texts.known != texts.unknown
+    )
