@@ -32,12 +32,10 @@ class Answer:
     findings: list[dict[str, Any]]
     captures: list[dict[str, Any]]
 
-    def list_statements(self, container: str) -> list[str]:
-        """Return the statements of all findings about CONTAINER, the worst first."""
+    def list_about(self, container: str) -> list[dict[str, Any]]:
+        """Return all findings about CONTAINER, the worst first."""
         return [
-            finding["statement"]
-            for finding in self.findings
-            if any(place["container"] == container for place in finding["where"])
+            finding for finding in self.findings if any(place["container"] == container for place in finding["where"])
         ]
 
     def count_events(self) -> int:

@@ -8,9 +8,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,24 +133,28 @@ def run_twenty(prefix: str, kind: str) -> Iterator[list[str]]:
 
 
 @contextmanager
-def run_containers(prefix: str, kind: str, wanted: list[tuple[str, str, Fault]]) -> Iterator[list[str]]:
+def run_containers(prefix: str, kind: str, wanted: Sequence[tuple[str, str, Fault]]) -> Iterator[list[str]]:
     """Start a container for each name, program of faults.c and fault in WANTED, and give their names."""
-    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
+    names = [f"cc-{kind}-{name.replace('_', '-')}-{os.getpid()}" for name, _program, _fault in wanted]
 
-        def start(name: str, program: str, fault: Fault) -> str:
-            name = f"cc-{kind}-{name.replace('_', '-')}-{os.getpid()}"
-            stack.callback(host.docker, "rm", "-f", name, check=False)
-            environment = [part for key, value in fault.environment.items() for part in ("-e", f"{key}={value}")]
-            # Each program has an image of its own, as services have.
-            image = f"{prefix}/faults-{kind}:{program}"
-            host.docker("tag", f"{prefix}/faults-{kind}", image)
-            options = ("--network", "none", *fault.options, *environment)
-            host.docker("run", "-d", "--name", name, *options, image, *_COMMANDS.get(kind, ("/opt/app/app",)), program)
-            if fault.is_silent:
-                lose_packets(name)
-            return name
+    def start(name: str, program: str, fault: Fault) -> None:
+        # Each program has an image of its own, as services have.
+        image = f"{prefix}/faults-{kind}:{program}"
+        host.docker("tag", f"{prefix}/faults-{kind}", image)
+        environment = [part for key, value in fault.environment.items() for part in ("-e", f"{key}={value}")]
+        options = ("--network", "none", *fault.options, *environment)
+        command = (*_COMMANDS.get(kind, ("/opt/app/app",)), program)
+        host.docker("run", "-d", "--name", name, *options, image, *command)
+        if fault.is_silent:
+            lose_packets(name)
 
-        yield list(pool.map(lambda parts: start(*parts), wanted))
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            # A list of the results raises the exception of a start that failed.
+            list(pool.map(lambda name, parts: start(name, *parts[1:]), names, wanted))
+        yield names
+    finally:
+        host.docker("rm", "-f", *names, check=False)
 
 
 def lose_packets(name: str) -> None:

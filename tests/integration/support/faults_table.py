@@ -19,15 +19,19 @@ FIRST_LINES = 45
 
 @dataclass(frozen=True)
 class Texts:
-    """Regular expressions that a finding's statement matches: with the paths of calls, and without."""
+    """Regular expressions that a finding's statement matches.
+
+    KNOWN: with the paths of calls. UNKNOWN: without. MUSL: of programs with musl, with and without, where these make other calls.
+    """
 
     known: str
     unknown: str
+    musl: str = ""
 
 
-def _always(text: str) -> Texts:
+def _always(text: str, musl: str = "") -> Texts:
     """Return the same TEXT for all ways: what it tells is not known by the path that a call got."""
-    return Texts(text, text)
+    return Texts(text, text, musl)
 
 
 # Fault → texts with paths (event, eprobe and kprobe with any C library; uprobe with glibc and musl), and without (none; uprobe with static).
@@ -39,7 +43,10 @@ TABLE: Mapping[str, Texts] = {
     "lock": _always(r"wait(s|ed) .*lock.* /var/lib/app/data\.lock\b"),
     "leak": _always(r"/etc/app/(app\.conf|\*)\b.* open: \d+ in this trace"),
     "forks": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
-    "name_server": _always(r"\b192\.0\.2\.53\b"),
+    # musl does not connect its socket, so its peer is in the memory of the program only.
+    "name_server": _always(
+        r"name server 192\.0\.2\.53:53 did not answer", musl="name server in /etc/resolv.conf did not answer"
+    ),
     "architecture": Texts(
         r"cannot run /opt/app/worker\b.* another architecture", "cannot run a program.* another architecture"
     ),
@@ -69,16 +76,31 @@ TABLE: Mapping[str, Texts] = {
     "pipe_that_nobody_reads": _always("wait(s|ed) .*pipe"),
     "child_that_hangs": _always("wait(s|ed) .*child"),
     "deadlock": _always("wait(s|ed) .*mutex"),
-    "name_server_soon": _always(r"\b192\.0\.2\.53\b"),
+    "name_server_soon": _always(
+        r"name server 192\.0\.2\.53:53 did not answer", musl="name server in /etc/resolv.conf did not answer"
+    ),
     "storm_of_forks": _always("(?i)fork|process|clone"),
     "storm_of_closes": _always("closes descriptors that are not open"),
 }
 
 
-def expect(fault: str, way: str, kind: str) -> str:
-    """Return the regular expression for a statement about FAULT in a program of KIND, whose paths are recorded by WAY.
+@dataclass(frozen=True)
+class Expected:
+    """TEXT: a regular expression that a statement matches. IS_LACKING: True if its finding has to say that something was not recorded."""
+
+    text: str
+    is_lacking: bool
+
+
+def expect(fault: str, way: str, kind: str) -> Expected:
+    """Return what has to be said about FAULT in a program of KIND, whose paths are recorded by WAY.
 
     KIND is one of faults.LIBCS and faults.LANGUAGES.
     """
+    texts = TABLE[fault]
+    if kind == "musl" and texts.musl:
+        return Expected(texts.musl, is_lacking=False)
     is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and kind != "static")
-    return TABLE[fault].known if is_known else TABLE[fault].unknown
+    return Expected(
+        texts.known if is_known else texts.unknown, is_lacking=not is_known and texts.known != texts.unknown
+    )

@@ -37,16 +37,20 @@ def others(request, tool_image):
 
 
 def check(answer, wanted):
-    """Check that ANSWER names each container of WANTED by the text there, among its first lines."""
-    shown = answer.lines[: faults_table.FIRST_LINES]
-    unnamed = {}
-    for container, text in wanted.items():
-        known = [statement for statement in answer.list_statements(container) if re.search(text, statement)]
+    """Check that ANSWER says what is expected of each container in WANTED, among its first lines."""
+    problems = {}
+    for container, expected in wanted.items():
+        about = answer.list_about(container)
+        named = [finding for finding in about if re.search(expected.text, finding["statement"])]
         # A line may be cut at its end.
-        if not any(statement[:100] in line for statement in known for line in shown):
-            unnamed[container] = f"{text} is not among {answer.list_statements(container)}"
-    printed = "\n".join(answer.lines)
-    assert not unnamed, "\n".join(f"{name}: {reason}" for name, reason in unnamed.items()) + f"\n{printed}"
+        if not any(
+            finding["statement"][:100] in line for finding in named for line in answer.lines[: faults_table.FIRST_LINES]
+        ):
+            problems[container] = f"{expected.text} is not among {[finding['statement'] for finding in about]}"
+        elif expected.is_lacking and not any(finding["missing"] for finding in named):
+            problems[container] = "no finding says that paths were not recorded"
+    text = "\n".join(f"{name}: {problem}" for name, problem in problems.items())
+    assert not problems, "\n".join((text, *answer.lines))
 
 
 @pytest.mark.parametrize("way", faults_table.WAYS)
@@ -58,7 +62,7 @@ def test_each_fault_is_named(broken, way, tmp_path):
     if (kind, way) != ("shell", "none"):  # that script differs by a path alone
         wanted[twenty[-1]] = faults_table.expect("configured", way, kind)
     check(answer, wanted)
-    assert not [finding for name in twenty[:-1] for finding in answer.list_statements(name)]
+    assert [finding for name in twenty[:-1] for finding in answer.list_about(name)] == []
 
 
 @pytest.mark.parametrize("way", ["uprobe", "none"])
