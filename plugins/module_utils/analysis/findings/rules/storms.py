@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import SEARCHES
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
@@ -167,9 +169,8 @@ def _gen_retries(capture: Capture) -> Iterator[Finding]:
         if cell.outcome.error is None and not cell.outcome.unfinished:
             key = cell.who.program, cell.call, cell.object
             succeeded[key] = max(succeeded[key], cell.last_ns)
-        elif (
-            cell.outcome.error not in (None, *_NO_FAILURES) and not cell.outcome.interrupted and cell.call not in EXECS
-        ):
+        # The rule failures knows which of the missing files a program minds.
+        elif cell.call not in EXECS and cell.outcome.error not in (*_NO_FAILURES, *SEARCHES) and find_rule(cell):
             failed.append(cell)
     for (program, call, thing, error), cells in group(
         failed, lambda cell: (cell.who.program, cell.call, cell.object, cell.outcome.error)
