@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     ACCEPT,
+    ACTION,
+    CLOEXEC_ARGUMENT,
+    CLOEXEC_BITS,
     CLOSE,
     CLOSE_RANGE,
     CLOSED,
@@ -47,13 +50,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _F_DUPFD, _F_SETFD, _F_DUPFD_CLOEXEC = 0, 2, 1030
-_CLOEXEC = 0x80000  # O_CLOEXEC and SOCK_CLOEXEC, on nearly all architectures
 
 
 @compile_part
-def apply_action(state, call, action, thing):
-    """Apply ACTION of CALL, a row of columns OUT_…, whose object is THING. Return bits to add to the call's outcome."""
-    process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+def apply_action(state, call, info, thing):
+    """Apply the action of CALL, a row of columns OUT_…, whose object is THING. Return bits to add to the call's outcome.
+
+    INFO is the row of the table of calls.
+    """
+    action, process = info[ACTION], state.tasks[call[OUT_TASK], TASK_PROCESS]
     fd, result = call[OUT_ARGUMENT] & 0x7FFFFFFF, call[OUT_RESULT]
     if action == TRANSFER:
         if result > 0:
@@ -69,12 +74,13 @@ def apply_action(state, call, action, thing):
     elif action == CONNECT:
         set_descriptor(state, process, fd, thing, read_flags(state, process, fd), call[OUT_BEGIN])
     elif action == DUP_TO:
-        number = find_descriptor(state, process, fd)
-        set_descriptor(state, process, call[OUT_ARGUMENT + 1] & 0x7FFFFFFF, number, 0, call[OUT_BEGIN])
+        if result != fd:
+            number, flags = find_descriptor(state, process, fd), _find_flags(call, info) & ~IN_TRACE
+            set_descriptor(state, process, result, number, flags, call[OUT_BEGIN])
     elif action == FCNTL:
         _control(state, process, call)
     elif action in (OPEN, SOCKET, ACCEPT, DUP, MAKE):
-        _add_descriptor(state, process, call, action, thing)
+        _add_descriptor(state, process, call, info, thing)
     return np.int64(0)
 
 
@@ -88,27 +94,28 @@ def begin_connecting(state, call, thing):
 
 
 @compile_part
-def _add_descriptor(state, process, call, action, thing):
-    """Note the new descriptor that is the result of CALL."""
-    number, at = call[OUT_NUMBER], OUT_ARGUMENT
-    is_closed_on_exec = False
+def _find_flags(call, info):
+    """Return the flags of the descriptor that CALL has made; INFO is the row of the table of calls."""
+    bits, position = info[CLOEXEC_BITS], info[CLOEXEC_ARGUMENT]
+    is_closed_on_exec = call[OUT_ARGUMENT + position] & bits if position >= 0 else bits
+    return np.int64(IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0))
+
+
+@compile_part
+def _add_descriptor(state, process, call, info, thing):
+    """Note the new descriptor that is the result of CALL; INFO is the row of the table of calls."""
+    action, number, at = info[ACTION], call[OUT_NUMBER], OUT_ARGUMENT
     if action == SOCKET:
-        is_closed_on_exec = call[at + 1] & _CLOEXEC
         kind = (call[at] & 0xFFFF) | (call[at + 1] & 0xF) << 16
         thing = number_pair(state, SOCKET_KIND, kind, call[at + 2] & 0xFFFFFFFF)
     elif action == DUP:
         thing = find_descriptor(state, process, call[at] & 0x7FFFFFFF)
     elif action == ACCEPT:
-        is_closed_on_exec = call[at + 3] & _CLOEXEC
         thing = number_pair(state, MADE, number & 0xFFFFFFFF, thing)
-    elif action == OPEN:
-        # The flags are the second argument of open and the third of openat.
-        is_closed_on_exec = (call[at + 1] | call[at + 2]) & _CLOEXEC
     if thing == NO_OBJECT or action == MAKE:
         thing = number_pair(state, MADE, number & 0xFFFFFFFF, np.int64(0))
-    flags = IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0)
     state.processes[process, OPENED] += 1
-    set_descriptor(state, process, call[OUT_RESULT], thing, flags, call[OUT_BEGIN])
+    set_descriptor(state, process, call[OUT_RESULT], thing, _find_flags(call, info), call[OUT_BEGIN])
 
 
 @compile_part

@@ -282,7 +282,7 @@ def _finish(state, row, number, time, result, outcome):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]
     call[OUT_RESULT] = result
     if error == 0 and thread[IS_PENDING] and not outcome & (UNFINISHED | ONLY_ENTRY):
-        outcome |= apply_action(state, call, info[ACTION], thing)
+        outcome |= apply_action(state, call, info, thing)
     elif error == _EINPROGRESS and info[ACTION] == CONNECT:
         begin_connecting(state, call, thing)
     outcome = (outcome & ~_RETURNED) | error

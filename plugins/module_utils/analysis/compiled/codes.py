@@ -46,8 +46,10 @@ EVENT_COLUMNS = 20
     IS_EXEC,
     IS_CLONE,
     OWN_ERROR,  # the only error of a call whose negative results are values otherwise, or 0
-) = range(9)
-CALL_COLUMNS = 9
+    CLOEXEC_ARGUMENT,  # position of the argument with the flag that lets an exec close the new descriptor, or -1
+    CLOEXEC_BITS,  # that flag; without a position: 0 if an exec never closes the descriptor
+) = range(11)
+CALL_COLUMNS = 11
 
 # Actions of calls.
 (

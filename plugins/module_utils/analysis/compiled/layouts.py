@@ -128,6 +128,20 @@ _FD_POSITIONS = {
     "mmap2": 4,
 }
 
+_O_CLOEXEC = 0x80000  # SOCK_CLOEXEC, EFD_CLOEXEC and others, too, on nearly all architectures
+# The position of the argument, and the bits in it, that let an exec close the new descriptor; -1 if every descriptor of the call is such.
+_CLOEXEC = {
+    **dict.fromkeys(("epoll_create1", "inotify_init1", "userfaultfd", "memfd_secret"), (0, _O_CLOEXEC)),
+    **dict.fromkeys(("open", "socket", "eventfd2", "timerfd_create"), (1, _O_CLOEXEC)),
+    **dict.fromkeys(("openat", "open_by_handle_at", "dup3", "open_tree"), (2, _O_CLOEXEC)),
+    **dict.fromkeys(("accept4", "signalfd4"), (3, _O_CLOEXEC)),
+    **dict.fromkeys(("memfd_create", "fsopen", "fsmount"), (1, 1)),
+    "fanotify_init": (0, 1),
+    "perf_event_open": (4, 8),
+    # The flags of openat2 are in memory; nearly all programs that call it set O_CLOEXEC.
+    **dict.fromkeys(("openat2", "io_uring_setup", "pidfd_open", "bpf", "landlock_create_ruleset"), (-1, _O_CLOEXEC)),
+}
+
 
 def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int, selection: Selection) -> None:
     """Fill the table of events in STATE from FORMATS, the event formats by system:name. WORD_SIZE is the recording kernel's, in bytes.
@@ -354,3 +368,4 @@ def fill_calls(state: State, names: Mapping[int, str], selection: Selection) -> 
         entry[codes.IS_EXEC] = name in _EXECS
         entry[codes.IS_CLONE] = name in _CLONES
         entry[codes.OWN_ERROR] = _OWN_ERRORS.get(name, 0)
+        entry[codes.CLOEXEC_ARGUMENT], entry[codes.CLOEXEC_BITS] = _CLOEXEC.get(name, (-1, 0))
