@@ -50,6 +50,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _F_DUPFD, _F_SETFD, _F_DUPFD_CLOEXEC = 0, 2, 1030
+_CLOSE_RANGE_CLOEXEC = 4
 
 
 @compile_part
@@ -70,7 +71,7 @@ def apply_action(state, call, info, thing):
         if flags & IS_CONNECTING and not flags & HAS_TRANSFERRED:
             return np.int64(NOT_CONNECTED)
     elif action == CLOSE_RANGE:
-        _close_range(state, process, fd, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF)
+        _close_range(state, process, call)
     elif action == CONNECT:
         set_descriptor(state, process, fd, thing, read_flags(state, process, fd), call[OUT_BEGIN])
     elif action == DUP_TO:
@@ -133,11 +134,14 @@ def _control(state, process, call):
 
 
 @compile_part
-def _close_range(state, process, first, last):
-    block = state.processes[process, FD_BLOCK]
-    if block >= 0:
-        for fd in range(first, min(last + 1, state.blocks.shape[1])):
-            state.blocks[block, fd, FD_OBJECT] = NO_OBJECT
+def _close_range(state, process, call):
+    """Apply a close_range, which closes descriptors or lets an exec close them."""
+    first, last = call[OUT_ARGUMENT] & 0xFFFFFFFF, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF
+    for fd in range(first, min(last + 1, state.blocks.shape[1])):
+        if call[OUT_ARGUMENT + 2] & _CLOSE_RANGE_CLOEXEC:
+            set_flags(state, process, fd, read_flags(state, process, fd) | CLOSES_ON_EXEC)
+        else:
+            set_descriptor(state, process, fd, NO_OBJECT, 0, call[OUT_BEGIN])
 
 
 @compile_part
@@ -148,3 +152,4 @@ def close_on_exec(state, process):
         for fd in range(state.blocks.shape[1]):
             if state.blocks[block, fd, FD_FLAGS] & CLOSES_ON_EXEC:
                 state.blocks[block, fd, FD_OBJECT] = NO_OBJECT
+                state.blocks[block, fd, FD_FLAGS] = 0
