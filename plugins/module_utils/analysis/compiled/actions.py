@@ -73,7 +73,8 @@ def apply_action(state, call, info, thing):
     elif action == CLOSE_RANGE:
         _close_range(state, process, call)
     elif action == CONNECT:
-        set_descriptor(state, process, fd, thing, read_flags(state, process, fd), call[OUT_BEGIN])
+        flags = read_flags(state, process, fd) & ~IS_CONNECTING
+        set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
     elif action == DUP_TO:
         if result != fd:
             number, flags = find_descriptor(state, process, fd), _find_flags(call, info) & ~IN_TRACE
@@ -89,6 +90,8 @@ def apply_action(state, call, info, thing):
 def begin_connecting(state, call, thing):
     """Note that CALL, a connect that goes on in the background, connects its descriptor to the peer THING."""
     process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+    if thing == NO_OBJECT:
+        return  # of such a descriptor, nobody would note that it transfers
     fd = call[OUT_ARGUMENT] & 0x7FFFFFFF
     flags = read_flags(state, process, fd) | IS_CONNECTING
     set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
