@@ -34,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT_NUMBER,
     OUT_RESULT,
     OUT_TASK,
+    PIPE,
     SOCKET,
     SOCKET_KIND,
     TASK_PROCESS,
@@ -81,6 +82,10 @@ def apply_action(state, call, info, thing):
             set_descriptor(state, process, result, number, flags, call[OUT_BEGIN])
     elif action == FCNTL:
         _control(state, process, call)
+    elif action == PIPE:
+        state.processes[process, OPENED] += 2
+    elif action == MAKE and result == 0:
+        pass  # bpf has made nothing
     elif action in (OPEN, SOCKET, ACCEPT, DUP, MAKE):
         _add_descriptor(state, process, call, info, thing)
     return np.int64(0)
