@@ -13,6 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CLOSE_RANGE,
     CLOSED,
     CLOSES_ON_EXEC,
+    COMPAT,
     CONNECT,
     DUP,
     DUP_TO,
@@ -46,7 +47,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     set_descriptor,
     set_flags,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_pair
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
@@ -110,6 +111,12 @@ def _find_flags(call, info):
     return np.int64(IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0))
 
 
+@compile_inline
+def _pack_number(number):
+    """Return the NUMBER of a call in 32 bits: the highest one stands for a 32-bit program."""
+    return (number & 0x7FFFFFFF) | (0x80000000 if number >= COMPAT else 0)
+
+
 @compile_part
 def _add_descriptor(state, process, call, info, thing):
     """Note the new descriptor that is the result of CALL; INFO is the row of the table of calls."""
@@ -120,9 +127,9 @@ def _add_descriptor(state, process, call, info, thing):
     elif action == DUP:
         thing = find_descriptor(state, process, call[at] & 0x7FFFFFFF)
     elif action == ACCEPT:
-        thing = number_pair(state, MADE, number & 0xFFFFFFFF, thing)
+        thing = number_pair(state, MADE, _pack_number(number), thing)
     if thing == NO_OBJECT or action == MAKE:
-        thing = number_pair(state, MADE, number & 0xFFFFFFFF, np.int64(0))
+        thing = number_pair(state, MADE, _pack_number(number), np.int64(0))
     state.processes[process, OPENED] += 1
     set_descriptor(state, process, call[OUT_RESULT], thing, _find_flags(call, info), call[OUT_BEGIN])
 
