@@ -200,11 +200,12 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
     number = known.fields[_NUMBER]
     if name.startswith(f"{_OWN}enter_"):
         first = number.offset + max(number.size, word_size)
-        count = sum(
-            not field.is_dynamic and field.size == word_size and field.offset >= first
+        arguments = [
+            field
             for field in known.fields.values()
-        )
-        return codes.OWN_ENTER, [number], [number.offset, number.size, first, min(6, count), word_size]
+            if not field.is_dynamic and field.size == word_size and field.offset >= first
+        ][:6]
+        return codes.OWN_ENTER, [number, *arguments], [number.offset, number.size, first, len(arguments), word_size]
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
