@@ -16,11 +16,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, make_state
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_CPUS, State, make_state
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
 _MAX_SLOT = 1 << 20
@@ -37,6 +38,8 @@ class CapturePass:
         self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
     ) -> None:
         head = trace.head
+        if len(head.cpus) > MAX_CPUS:
+            raise TraceFileError(f"it has {len(head.cpus)} CPUs, and a report takes {MAX_CPUS}")
         self.names = read_names(manifest)
         self._file, self._head = trace.file, head
         seeds = Seeds(manifest, head.cmdlines)
