@@ -8,6 +8,8 @@ NEVER = -(1 << 62)
 """A time before all others, in nanoseconds."""
 COMPAT = 1 << 32
 """Added to the number of a call by a 32-bit program."""
+OTHER_CALLS = 1 << 62
+"""Stands for all numbers for which there was no room. No system call has it."""
 MAX_NUMBER = 1024
 """System calls from this number on have no entry in the table of calls."""
 

@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     LONGEST,
     MEASURED,
     OCTAVES,
+    OTHER_CALLS,
     OTHER_OBJECTS,
     OUT_BEGIN,
     OUT_COLUMNS,
@@ -77,7 +78,7 @@ def _find_cell(state, task, number, outcome, thing):
 
 @compile_part
 def count_call(state, task, number, outcome, thing, call):
-    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, and then without its task."""
+    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, then its task, then its number."""
     duration = call[OUT_END] - call[OUT_BEGIN]
     used, most = state.scalars[CELLS], state.cells.shape[0]
     if used > most - (most >> 2) and thing > OTHER_OBJECTS:
@@ -85,6 +86,8 @@ def count_call(state, task, number, outcome, thing, call):
     if used > most - (most >> 3):
         task = np.int64(0)
         state.scalars[LEFT_OUT] += 1
+    if used > most - (most >> 4):
+        number = np.int64(OTHER_CALLS)
     row = _find_cell(state, task, number, outcome, thing)
     if row < 0:
         return
