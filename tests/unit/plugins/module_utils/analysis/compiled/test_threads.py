@@ -19,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled 
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.compiled.scripts import (
     MANIFEST,
+    NUMBERS,
     Script,
 )
 
@@ -29,7 +30,9 @@ FIRST = [
 
 
 def list_who(script, manifest=None, cmdlines=b""):
-    return [(call.tid, call.pid, call.program) for call in script.calls(manifest, cmdlines)]
+    """Thread, process and name of each getpid."""
+    calls = script.calls(manifest, cmdlines)
+    return [(call.tid, call.pid, call.program) for call in calls if call.call == "getpid"]
 
 
 def test_births():
@@ -92,6 +95,7 @@ def test_another_thread_execs(has_left, is_known):
     made = script.run(manifest)
     own = made.state.processes[1]
     assert (own[codes.PID], own[codes.PROCESS_END]) == (5, -codes.NEVER if is_known or not has_left else 1050)
+    assert set(made.state.processes[1 : made.state.scalars[codes.PROCESSES], codes.PID].tolist()) <= {5, 6}
     calls = script.calls(manifest)
     assert [(call.tid, call.call, call.unfinished) for call in calls] == [
         (6, "getpid", False),
@@ -159,7 +163,7 @@ def test_more_tasks_and_processes_than_there_is_room_for():
         state.scalars[codes.PROCESSES] = len(state.processes) - 1
 
     tables = script.tables(prepare=prepare)
-    assert sum(tables.cells.count.tolist()) == 10
+    assert sum(tables.cells.count.tolist()) == 15
     assert set(tables.tasks.process[tables.cells.task].tolist()) <= {0, len(tables.processes.pid) - 1}
 
 
@@ -229,9 +233,9 @@ def test_many_threads_that_come_and_go(seed):
         if made:
             wanted.append(made)
     manifest = {**MANIFEST, "first_tasks": FIRST[:1]}
-    assert list_who(script, manifest) == [row[:3] for row in wanted]
     stream = CallStream(script.trace(), manifest)
-    tasks = np.concatenate([block.tasks.copy() for block in stream.gen_blocks()])
+    tasks = np.concatenate([block.tasks[block.numbers == NUMBERS["getpid"]] for block in stream.gen_blocks()])
+    assert list_who(script, manifest) == [row[:3] for row in wanted]
     state = stream._pass.state
     assert state.tasks[tasks, codes.TASK_PROCESS].tolist() == [row[3] for row in wanted]
     assert state.processes[1 : state.scalars[codes.PROCESSES], codes.PID].tolist() == model.pids
