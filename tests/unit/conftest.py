@@ -31,16 +31,19 @@ if not _is_importable():
     sys.path.insert(0, str(ROOT / ".collections"))
     sys.modules.pop("ansible_collections", None)  # one that another place has
 
+# Let tests find what numba has compiled before: here, since a conftest below imports numba, which then looks at the environment. Beside the
+# sources, numba would take old code when only a file has changed whose functions are compiled as parts of others.
+_CACHE = contextlib.ExitStack()
+if sys.version_info >= (3, 11) and "NUMBA_CACHE_DIR" not in os.environ:
+    from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache
+
+    os.environ["NUMBA_CACHE_DIR"] = _CACHE.enter_context(compiled_cache.open_cache())
+
 
 def pytest_configure(config):
-    """Name the marker also where the checkout's settings of pytest are not read, and let tests find what numba has compiled before."""
+    """Name the marker also where the checkout's settings of pytest are not read."""
     config.addinivalue_line("markers", "sweep: looks at very many cases; `make quick` leaves it out")
-    if sys.version_info >= (3, 11) and "NUMBA_CACHE_DIR" not in os.environ:
-        from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache
-
-        cache = contextlib.ExitStack()
-        os.environ["NUMBA_CACHE_DIR"] = cache.enter_context(compiled_cache.open_cache())
-        config.add_cleanup(cache.close)
+    config.add_cleanup(_CACHE.close)
 
 
 @pytest.fixture

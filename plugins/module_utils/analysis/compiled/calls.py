@@ -19,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     ACTION,
     ARGUMENT,
     BEGIN,
+    BEGIN_TASK,
     CAN_TELL,
     CHECKS_START,
     COMPAT,
@@ -133,6 +134,7 @@ def enter_call(state, pages, row, number, time, places):
     state.scalars[FIRST_ENTRY] = min(state.scalars[FIRST_ENTRY], time)
     thread[IS_PENDING], thread[NUMBER], thread[BEGIN], thread[SOURCE] = 1, number, time, source
     thread[LAST_EVENT], thread[IS_LAST_EXIT], thread[LAST_NUMBER], thread[PEER_OBJECT] = time, 0, number, 0
+    thread[BEGIN_TASK] = thread[TASK]
     _read_arguments(pages, thread, start, count, word)
 
 
@@ -174,7 +176,7 @@ def exit_call(state, row, number, time, result, source):
     is_pending = thread[IS_PENDING]
     entered = thread[NUMBER]
     is_exec = is_pending and thread[EXEC_STATE] and state.calls[find_info(entered), IS_EXEC]
-    if is_exec:
+    if is_exec or (thread[EXEC_STATE] and not is_pending):
         # The exit has the number of execve in the new program's architecture, which tells it where the numbers differ.
         is_compat = state.calls[find_info(number + COMPAT), IS_EXEC]
         if state.calls[find_info(number), IS_EXEC] != is_compat:
@@ -216,7 +218,9 @@ def _is_denied(state, row, time):
     before = thread[LAST_EVENT] if thread[IS_LAST_EXIT] else np.int64(NEVER)
     # If the previous event is an entry, its exit is missing, and other events may be missing, too.
     before = max(before, thread[MOMENT] if thread[MOMENT] > thread[LAST_EVENT] else np.int64(NEVER))
-    if before == NEVER or before < max(scalars[SINCE], scalars[FIRST_ENTRY]) or scalars[LAST_GAP_END] > before:
+    # Where no entry has been recorded so far, only a thread that was born, or began its program, in the trace is known from its beginning.
+    first = scalars[FIRST_ENTRY] if scalars[FIRST_ENTRY] != -NEVER or thread[MOMENT] == NEVER else thread[MOMENT]
+    if before == NEVER or before < max(scalars[SINCE], first) or scalars[LAST_GAP_END] > before:
         return False
     if scalars[CHECKS_START] and scalars[LAST_FIRST] > before:
         return False
@@ -277,10 +281,13 @@ def _finish(state, row, number, time, result, outcome):
         outcome |= TIMED_OUT
     if info[ACTION] == END_PROCESS and outcome & (UNFINISHED | ONLY_ENTRY):
         state.processes[state.tasks[thread[TASK], TASK_PROCESS], STATUS] = (thread[ARGUMENT] & 0xFF) + 1
+    # A call without an end is of the name that the thread had when it began.
+    is_open = outcome & (UNFINISHED | ONLY_ENTRY) and thread[BEGIN_TASK]
+    task = thread[BEGIN_TASK] if is_open else thread[TASK]
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     call[OUT_BEGIN] = scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN]
-    call[OUT_END], call[OUT_TASK], call[OUT_NUMBER] = time, thread[TASK], number
+    call[OUT_END], call[OUT_TASK], call[OUT_NUMBER] = time, task, number
     for index in range(6):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]
     call[OUT_RESULT] = result
@@ -294,8 +301,8 @@ def _finish(state, row, number, time, result, outcome):
     least = scalars[MIN_LATENCY]
     if not info[IS_SELECTED] or (least and (not is_paired or time - call[OUT_BEGIN] < least)):
         return
-    count_call(state, thread[TASK], number, outcome, thing, call)
+    count_call(state, task, number, outcome, thing, call)
     if is_paired:
-        measure_call(state, thread[TASK], number, time - call[OUT_BEGIN])
+        measure_call(state, task, number, time - call[OUT_BEGIN])
     keep_call(state, call)
     scalars[OUT] += scalars[WANTS_CALLS]

@@ -118,9 +118,10 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
     IS_COMPAT,  # 1 while the thread runs a 32-bit program
     EXEC_STATE,  # 1 after an exec, until it is known which architecture the program has
     IS_NAMED,  # 1 if the name has changed since the last exec
+    BEGIN_TASK,  # task of the thread at the entry of the pending call
     PEER_OBJECT,  # peer of a connection that the pending call makes, or 0
     PATH_OBJECT,  # the recorded path that waits for the next call of family 0, or 0; the columns of the other families follow
-) = range(21)
+) = range(22)
 MAX_FAMILIES = 24
 NO_TID = -1 << 40
 THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES

@@ -183,13 +183,21 @@ def take_number(state, pages, cpu, layout):
         return
     before = state.threads[row, TASK]
     process = state.tasks[before, TASK_PROCESS]
-    if first >= 0 and state.processes[process, PID] != pid:
+    if state.processes[process, PID] != pid and process:
         # Until now, nobody knew the process of the thread.
-        process = state.tasks[state.threads[first, TASK], TASK_PROCESS]
+        if first >= 0:
+            process = state.tasks[state.threads[first, TASK], TASK_PROCESS]
+        else:
+            state.processes[process, PID] = pid
+    # The exec's new name has been recorded for the number of the process already. The old name of this thread is over.
+    is_named = np.int64(0)
+    if first >= 0 and state.threads[first, IS_NAMED]:
+        before, is_named = state.threads[first, TASK], np.int64(1)
     end_thread_only(state, pid, time)
     row = rename_thread(state, old, pid)
     state.processes[process, PROCESS_END] = -NEVER
     copy_name(state, add_task(state, row, process, time, 0), before)
+    state.threads[row, IS_NAMED] = is_named
 
 
 @compile_part

@@ -8,6 +8,7 @@ The kernel reuses the numbers of threads. A row of the table of tasks is a threa
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
+    BEGIN_TASK,
     EXEC_STATE,
     FD_BLOCK,
     IS_COMPAT,
@@ -87,7 +88,7 @@ def forget_history(state, row):
     """Let the thread at ROW begin anew: without a pending call, a known name or a known architecture."""
     thread = state.threads[row]
     thread[IS_PENDING] = thread[SOURCE] = thread[IS_LAST_EXIT] = thread[IS_COMPAT] = 0
-    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PEER_OBJECT] = 0
+    thread[EXEC_STATE] = thread[IS_NAMED] = thread[PEER_OBJECT] = thread[BEGIN_TASK] = 0
     thread[LAST_NUMBER] = -1
     for family in range(MAX_FAMILIES):
         thread[PATH_OBJECT + family] = 0
