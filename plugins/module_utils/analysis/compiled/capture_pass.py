@@ -16,14 +16,19 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, make_state
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_CPUS, State, make_state
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages, TraceFileError
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
+_MAX_MEMORY = (
+    512 << 20
+)  # where a page of each CPU needs more than that; the largest machines have 8,192 CPUs or pages of 64 KiB
 _MAX_SLOT = 1 << 20
+_MAX_COMMON = 8  # bytes of a record that all events have
 _COMMIT = re.compile(rb"field: local_t commit;\s*offset:([0-9]{1,3});\s*size:([0-9]{1,3});")
 _DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
 
@@ -46,13 +51,17 @@ class CapturePass:
         self._describe(trace, manifest, wants_calls=wants_calls)
         self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
         plant(self.state, seeds)
-        slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // max(1, len(head.cpus)) // head.page_size * head.page_size))
+        self._cpus = [place for place in head.cpus if place.size]
+        count = max(1, len(self._cpus))
+        if count > MAX_CPUS or count * head.page_size > _MAX_MEMORY:
+            raise TraceFileError(f"pages of {head.page_size} bytes of {count} CPUs are not believable")
+        slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // count // head.page_size * head.page_size))
         self._slot = slot
-        data = np.zeros(slot * max(1, len(head.cpus)), np.uint8)
+        data = np.zeros(slot * count, np.uint8)
         self._pages = Pages(data, data.view(np.uint32), _find_order())
-        self._blocks = [self._gen_slots(index) for index in range(len(head.cpus))]
-        self.state.scalars[codes.CPUS] = len(head.cpus)
-        for index in range(len(head.cpus)):
+        self._blocks = [self._gen_slots(place) for place in self._cpus]
+        self.state.scalars[codes.CPUS] = len(self._cpus)
+        for index in range(len(self._cpus)):
             cursor = self.state.cursors[index]
             cursor[codes.BASE], cursor[codes.LAST_TIME] = index * slot, codes.NEVER
             self._fill(index)
@@ -71,8 +80,10 @@ class CapturePass:
         scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = 0, 4
         for known in trace.formats.values():
             if {"common_type", "common_pid"} <= set(known.fields):
-                scalars[codes.COMMON_TYPE] = known.fields["common_type"].offset
-                scalars[codes.COMMON_PID] = known.fields["common_pid"].offset
+                kind, thread = known.fields["common_type"].offset, known.fields["common_pid"].offset
+                if kind + 2 > _MAX_COMMON or thread + 4 > _MAX_COMMON:
+                    raise TraceFileError("the formats of its events have type and thread where no kernel has them")
+                scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = kind, thread
                 break
 
     def gen_blocks(self) -> Iterator[Any]:
@@ -120,8 +131,7 @@ class CapturePass:
         cursor[codes.AT] = cursor[codes.PAGE_END] = 0
         cursor[codes.CPU_STATE] = codes.NEEDS_PAGES
 
-    def _gen_slots(self, index: int) -> Iterator[Any]:
-        place = self._head.cpus[index]
+    def _gen_slots(self, place: CpuPages) -> Iterator[Any]:
         size = self._slot
         for block in trace_dat_reader.gen_page_blocks(self._file, self._head, place, size):
             whole = np.frombuffer(block, np.uint8)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Collection, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_paths import find_family, list_fields
@@ -182,6 +183,11 @@ def _describe(name: str, known: EventFormat, word_size: int) -> tuple[int, list[
         return None
 
 
+def _reach(field: Field, size: int) -> Field:
+    """Return FIELD with at least SIZE bytes: so many are read, and have to be in the record, whatever the format says."""
+    return replace(field, size=max(field.size, size))
+
+
 def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, list[Field], list[int]] | None:
     number = known.fields[_NUMBER]
     if name.startswith(f"{_OWN}enter_"):
@@ -190,7 +196,9 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
             not field.is_dynamic and field.size == word_size and field.offset >= first
             for field in known.fields.values()
         )
-        return codes.OWN_ENTER, [number], [number.offset, number.size, first, min(6, count), word_size]
+        count = min(6, count)
+        needed = [number, _reach(number, first - number.offset + count * word_size)]
+        return codes.OWN_ENTER, needed, [number.offset, number.size, first, count, word_size]
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
@@ -210,20 +218,24 @@ _NEEDED = ("task:task_newtask", "task:task_rename")
 
 def _describe_birth(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     pid, name, flags = fields["pid"], fields["comm"], fields["clone_flags"]
-    return codes.BIRTH, [pid, name, flags], [pid.offset, *_place_text(name), flags.offset, flags.size]
+    return codes.BIRTH, [_reach(pid, 4), name, flags], [pid.offset, *_place_text(name), flags.offset, flags.size]
 
 
 def _describe_rename(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     # Some kernels have no field `pid` here: a thread may rename only itself, or a thread of its process.
     pid, old, new = fields.get("pid"), fields.get("oldcomm"), fields["newcomm"]
     places = [pid.offset if pid else -1, *(_place_text(old) if old else (-1, 0)), *_place_text(new)]
-    return codes.RENAME, [field for field in (pid, old, new) if field], places
+    return codes.RENAME, [field for field in (pid and _reach(pid, 4), old, new) if field], places
 
 
 def _describe_exec(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     path, pid, old = fields["filename"], fields["pid"], fields["old_pid"]
     is_relative = int(path.type.startswith("__rel_loc"))
-    return codes.EXEC, [path, pid, old], [path.offset, pid.offset, old.offset, is_relative]
+    return (
+        codes.EXEC,
+        [_reach(field, 4) for field in (path, pid, old)],
+        [path.offset, pid.offset, old.offset, is_relative],
+    )
 
 
 def _describe_exit(_fields: _Fields) -> tuple[int, list[Field], list[int]]:
@@ -243,16 +255,17 @@ def _describe_state(fields: _Fields) -> tuple[int, list[Field], list[int]]:
         narrow.offset,
         wide.offset,
     ]
-    return codes.SOCKET_STATE, [old, new, family, protocol, port, narrow, wide], places
+    needed = [_reach(old, 4), _reach(new, 4), _reach(family, 2), protocol, _reach(port, 2), _reach(narrow, 4)]
+    return codes.SOCKET_STATE, [*needed, _reach(wide, 16)], places
 
 
 def _describe_signal(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     number, handler = fields["sig"], fields["sa_handler"]
-    return codes.SIGNAL, [number, handler], [number.offset, handler.offset, handler.size]
+    return codes.SIGNAL, [_reach(number, 4), handler], [number.offset, handler.offset, handler.size]
 
 
 def _describe_victim(fields: _Fields) -> tuple[int, list[Field], list[int]]:
-    return codes.OOM, [fields["pid"]], [fields["pid"].offset]
+    return codes.OOM, [_reach(fields["pid"], 4)], [fields["pid"].offset]
 
 
 def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
@@ -262,12 +275,14 @@ def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
 
 def _describe_request(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     operation, name = fields["opcode"], fields.get("op_str")
-    place = name.offset if name and name.is_dynamic else -1
-    return codes.RING_REQUEST, [operation], [operation.offset, operation.size, place]
+    places = [operation.offset, operation.size]
+    if name is None or not name.is_dynamic:
+        return codes.RING_REQUEST, [operation], [*places, -1]
+    return codes.RING_REQUEST, [operation, _reach(name, 4)], [*places, name.offset]
 
 
 def _describe_ring(fields: _Fields) -> tuple[int, list[Field], list[int]]:
-    return codes.RING_CREATE, [fields["flags"]], [fields["flags"].offset]
+    return codes.RING_CREATE, [_reach(fields["flags"], 4)], [fields["flags"].offset]
 
 
 _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
