@@ -19,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.pro
 )
 
 _OWN = "syscalls:sys_"
+_NO_NUMBER = -2
 _NUMBER = "__syscall_nr"
 _EXIT_OF_EXEC = "syscalls:sys_exit_execve"
 _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
@@ -338,6 +339,11 @@ class Selection:
             numbers.update(number + codes.COMPAT for number in compat)
         return frozenset(numbers)
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Return the numbers of the calls that were selected one by one, with COMPAT added for 32-bit programs."""
+        return self._selected or frozenset()
+
     def is_recorded(self, name: str, end: str) -> bool:
         """Return True if the END (enter or exit) of the call NAME is recorded."""
         return self._is_whole or name in self._own[end]
@@ -354,18 +360,25 @@ class Selection:
 
 def fill_calls(state: State, names: Mapping[int, str], selection: Selection) -> None:
     """Fill the table of calls in STATE; NAMES has the names of system calls by number, with COMPAT added for 32-bit programs."""
-    for row in range(len(state.calls)):
-        is_last = row == 2 * codes.MAX_NUMBER
-        number = row if row < codes.MAX_NUMBER else row - codes.MAX_NUMBER + codes.COMPAT
-        name = "" if is_last else names.get(number, "")
-        family = FAMILY_OF_CALL.get(name)
-        entry = state.calls[row]
-        entry[codes.FAMILY] = _FAMILY_NUMBERS[family] if family else -1
-        entry[codes.ACTION] = _ACTION_OF.get(name, codes.NO_ACTION)
-        entry[codes.FD_ARGUMENT] = _FD_POSITIONS.get(name, -1)
-        entry[codes.HAS_ENTRY] = selection.is_recorded(name, "enter")
-        entry[codes.HAS_EXIT] = selection.is_recorded(name, "exit")
-        entry[codes.IS_SELECTED] = selection.is_selected(-2 if is_last else number, name)
-        entry[codes.IS_EXEC] = name in _EXECS
-        entry[codes.IS_CLONE] = name in _CLONES
-        entry[codes.OWN_ERROR] = _OWN_ERRORS.get(name, 0)
+    state.calls[:] = _describe_call(_NO_NUMBER, "", selection)  # most numbers have no name, and all these are alike
+    for number in {*names, *selection.numbers}:
+        row = number if number < codes.MAX_NUMBER else number - codes.COMPAT + codes.MAX_NUMBER
+        if 0 <= row < codes.MAX_NUMBER or (codes.MAX_NUMBER <= row < 2 * codes.MAX_NUMBER and number >= codes.COMPAT):
+            state.calls[row] = _describe_call(number, names.get(number, ""), selection)
+
+
+def _describe_call(number: int, name: str, selection: Selection) -> tuple[int, ...]:
+    """Return the row of the table of calls for the call NUMBER, called NAME; '' for a number without a name."""
+    family = FAMILY_OF_CALL.get(name)
+    columns = {
+        codes.FAMILY: _FAMILY_NUMBERS[family] if family else -1,
+        codes.ACTION: _ACTION_OF.get(name, codes.NO_ACTION),
+        codes.FD_ARGUMENT: _FD_POSITIONS.get(name, -1),
+        codes.HAS_ENTRY: selection.is_recorded(name, "enter"),
+        codes.HAS_EXIT: selection.is_recorded(name, "exit"),
+        codes.IS_SELECTED: selection.is_selected(number, name),
+        codes.IS_EXEC: name in _EXECS,
+        codes.IS_CLONE: name in _CLONES,
+        codes.OWN_ERROR: _OWN_ERRORS.get(name, 0),
+    }
+    return tuple(columns[column] for column in range(codes.CALL_COLUMNS))
