@@ -219,7 +219,7 @@ class TableMaker:
         histogram = self._state.histograms[places[places >= 0]].sum(axis=0, dtype=np.int64)
         step = int(np.searchsorted(np.cumsum(histogram), -(-measured * 99 // 100)))
         p99 = min(_find_end(step), longest) if step < len(histogram) else longest
-        return measured, int(rows[:, codes.ROW_TOTAL].sum()), p99
+        return measured, sum(rows[:, codes.ROW_TOTAL].tolist()), p99  # the sum may need more than 64 bits
 
     def _list_paths(self, cells: Ints, errors: Ints, counts: Ints) -> list[PathUse]:
         """Return the use of the paths that most calls of CELLS failed on; ERRORS and COUNTS have one entry per cell."""

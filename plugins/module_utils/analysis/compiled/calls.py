@@ -286,7 +286,8 @@ def _finish(state, row, number, time, result, outcome):
     task = thread[BEGIN_TASK] if is_open else thread[TASK]
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
-    call[OUT_BEGIN] = scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN]
+    # On damaged pages a clock goes back, and a call ends before it begins.
+    call[OUT_BEGIN] = min(scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN], time)
     call[OUT_END], call[OUT_TASK], call[OUT_NUMBER] = time, task, number
     for index in range(6):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]

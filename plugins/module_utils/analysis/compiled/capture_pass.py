@@ -21,9 +21,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages, TraceFileError
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
+_MAX_MEMORY = (
+    512 << 20
+)  # where a page of each CPU needs more than that; the largest machines have 8,192 CPUs or pages of 64 KiB
 _MAX_SLOT = 1 << 20
 _MIN_RECORD = 8  # bytes; events with shorter records do not count
 _BEYOND = 64  # bytes behind the last page: more than a field takes whose format says that it is shorter
@@ -38,8 +41,6 @@ class CapturePass:
         self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
     ) -> None:
         head = trace.head
-        if len(head.cpus) > MAX_CPUS:
-            raise TraceFileError(f"it has {len(head.cpus)} CPUs, and a report takes {MAX_CPUS}")
         self.names = read_names(manifest)
         self._file, self._head = trace.file, head
         seeds = Seeds(manifest, head.cmdlines)
@@ -51,13 +52,17 @@ class CapturePass:
         self._describe(trace, manifest, wants_calls=wants_calls)
         self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
         plant(self.state, seeds)
-        slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // max(1, len(head.cpus)) // head.page_size * head.page_size))
+        self._cpus = [place for place in head.cpus if place.size]
+        count = max(1, len(self._cpus))
+        if count > MAX_CPUS or count * head.page_size > _MAX_MEMORY:
+            raise TraceFileError(f"pages of {head.page_size} bytes of {count} CPUs are not believable")
+        slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // count // head.page_size * head.page_size))
         self._slot = slot
-        data = np.zeros(slot * max(1, len(head.cpus)) + _BEYOND, np.uint8)
+        data = np.zeros(slot * count + _BEYOND, np.uint8)
         self._pages = Pages(data, data.view(np.uint32), _find_order())
-        self._blocks = [self._gen_slots(index) for index in range(len(head.cpus))]
-        self.state.scalars[codes.CPUS] = len(head.cpus)
-        for index in range(len(head.cpus)):
+        self._blocks = [self._gen_slots(place) for place in self._cpus]
+        self.state.scalars[codes.CPUS] = len(self._cpus)
+        for index in range(len(self._cpus)):
             cursor = self.state.cursors[index]
             cursor[codes.BASE], cursor[codes.LAST_TIME] = index * slot, codes.NEVER
             self._fill(index)
@@ -125,8 +130,7 @@ class CapturePass:
         cursor[codes.AT] = cursor[codes.PAGE_END] = 0
         cursor[codes.CPU_STATE] = codes.NEEDS_PAGES
 
-    def _gen_slots(self, index: int) -> Iterator[Any]:
-        place = self._head.cpus[index]
+    def _gen_slots(self, place: CpuPages) -> Iterator[Any]:
         size = self._slot
         for block in trace_dat_reader.gen_page_blocks(self._file, self._head, place, size):
             whole = np.frombuffer(block, np.uint8)

@@ -224,5 +224,6 @@ DELIVERED, VICTIM = range(2)
     HAS_POLLED,  # 1 if a kernel thread fetched requests of io_uring
     MIN_LATENCY,  # calls that are shorter, or have one end in the trace, are not counted; 0 for none
     FUNCTIONS,
-) = range(39)
+    THREAD_ROWS,  # rows of the table of threads that have been in use, which are the first ones
+) = range(40)
 SCALARS = 48

@@ -38,6 +38,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 
 _MIX = 0x2545F491
 _STEP_BITS = 4
+_MAX_TOTAL = 1 << 62  # nanoseconds, of calls on damaged pages
 
 
 @compile_inline
@@ -95,7 +96,7 @@ def count_call(state, task, number, outcome, thing, call):
     cell[COUNT] += 1
     cell[FIRST_END] = min(cell[FIRST_END], call[OUT_END])
     cell[LAST_END] = max(cell[LAST_END], call[OUT_END])
-    cell[TOTAL] += duration
+    cell[TOTAL] += min(duration, _MAX_TOTAL - cell[TOTAL])
     cell[LONGEST] = max(cell[LONGEST], duration)
 
 
@@ -123,7 +124,7 @@ def measure_call(state, task, number, duration):
     else:
         found = state.row_index[place] - 1
     rows[found, MEASURED] += 1
-    rows[found, ROW_TOTAL] += duration
+    rows[found, ROW_TOTAL] += min(duration, _MAX_TOTAL - rows[found, ROW_TOTAL])
     if rows[found, HISTOGRAM] >= 0:
         state.histograms[rows[found, HISTOGRAM], find_step(duration)] += 1
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Collection, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.call_paths import find_family, list_fields
@@ -18,6 +19,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.pro
 )
 
 _OWN = "syscalls:sys_"
+_NO_NUMBER = -2
 _NUMBER = "__syscall_nr"
 _EXIT_OF_EXEC = "syscalls:sys_exit_execve"
 _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
@@ -196,6 +198,11 @@ def _describe(name: str, known: EventFormat, word_size: int) -> tuple[int, list[
         return None
 
 
+def _reach(field: Field, size: int) -> Field:
+    """Return FIELD with at least SIZE bytes: so many are read, and have to be in the record, whatever the format says."""
+    return replace(field, size=max(field.size, size))
+
+
 def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, list[Field], list[int]] | None:
     number = known.fields[_NUMBER]
     if name.startswith(f"{_OWN}enter_"):
@@ -205,7 +212,9 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
             for field in known.fields.values()
             if not field.is_dynamic and field.size == word_size and field.offset >= first
         ][:6]
-        return codes.OWN_ENTER, [number, *arguments], [number.offset, number.size, first, len(arguments), word_size]
+        # The arguments are read one behind the other, wherever the format says that they are.
+        needed = [number, *arguments, _reach(number, first - number.offset + len(arguments) * word_size)]
+        return codes.OWN_ENTER, needed, [number.offset, number.size, first, len(arguments), word_size]
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
@@ -225,20 +234,24 @@ _NEEDED = ("task:task_newtask", "task:task_rename")
 
 def _describe_birth(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     pid, name, flags = fields["pid"], fields["comm"], fields["clone_flags"]
-    return codes.BIRTH, [pid, name, flags], [pid.offset, *_place_text(name), flags.offset, flags.size]
+    return codes.BIRTH, [_reach(pid, 4), name, flags], [pid.offset, *_place_text(name), flags.offset, flags.size]
 
 
 def _describe_rename(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     # Some kernels have no field `pid` here: a thread may rename only itself, or a thread of its process.
     pid, old, new = fields.get("pid"), fields.get("oldcomm"), fields["newcomm"]
     places = [pid.offset if pid else -1, *(_place_text(old) if old else (-1, 0)), *_place_text(new)]
-    return codes.RENAME, [field for field in (pid, old, new) if field], places
+    return codes.RENAME, [field for field in (pid and _reach(pid, 4), old, new) if field], places
 
 
 def _describe_exec(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     path, pid, old = fields["filename"], fields["pid"], fields["old_pid"]
     is_relative = int(path.type.startswith("__rel_loc"))
-    return codes.EXEC, [path, pid, old], [path.offset, pid.offset, old.offset, is_relative]
+    return (
+        codes.EXEC,
+        [_reach(field, 4) for field in (path, pid, old)],
+        [path.offset, pid.offset, old.offset, is_relative],
+    )
 
 
 def _describe_exit(_fields: _Fields) -> tuple[int, list[Field], list[int]]:
@@ -258,16 +271,17 @@ def _describe_state(fields: _Fields) -> tuple[int, list[Field], list[int]]:
         narrow.offset,
         wide.offset,
     ]
-    return codes.SOCKET_STATE, [old, new, family, protocol, port, narrow, wide], places
+    needed = [_reach(old, 4), _reach(new, 4), _reach(family, 2), protocol, _reach(port, 2), _reach(narrow, 4)]
+    return codes.SOCKET_STATE, [*needed, _reach(wide, 16)], places
 
 
 def _describe_signal(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     number, handler = fields["sig"], fields["sa_handler"]
-    return codes.SIGNAL, [number, handler], [number.offset, handler.offset, handler.size]
+    return codes.SIGNAL, [_reach(number, 4), handler], [number.offset, handler.offset, handler.size]
 
 
 def _describe_victim(fields: _Fields) -> tuple[int, list[Field], list[int]]:
-    return codes.OOM, [fields["pid"]], [fields["pid"].offset]
+    return codes.OOM, [_reach(fields["pid"], 4)], [fields["pid"].offset]
 
 
 def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
@@ -277,12 +291,14 @@ def _describe_function(fields: _Fields) -> tuple[int, list[Field], list[int]]:
 
 def _describe_request(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     operation, name = fields["opcode"], fields.get("op_str")
-    place = name.offset if name and name.is_dynamic else -1
-    return codes.RING_REQUEST, [operation], [operation.offset, operation.size, place]
+    places = [operation.offset, operation.size]
+    if name is None or not name.is_dynamic:
+        return codes.RING_REQUEST, [operation], [*places, -1]
+    return codes.RING_REQUEST, [operation, _reach(name, 4)], [*places, name.offset]
 
 
 def _describe_ring(fields: _Fields) -> tuple[int, list[Field], list[int]]:
-    return codes.RING_CREATE, [fields["flags"]], [fields["flags"].offset]
+    return codes.RING_CREATE, [_reach(fields["flags"], 4)], [fields["flags"].offset]
 
 
 _OTHERS: dict[str, Callable[[_Fields], tuple[int, list[Field], list[int]]]] = {
@@ -338,6 +354,11 @@ class Selection:
             numbers.update(number + codes.COMPAT for number in compat)
         return frozenset(numbers)
 
+    @property
+    def numbers(self) -> frozenset[int]:
+        """Return the numbers of the calls that were selected one by one, with COMPAT added for 32-bit programs."""
+        return self._selected or frozenset()
+
     def is_recorded(self, name: str, end: str) -> bool:
         """Return True if the END (enter or exit) of the call NAME is recorded."""
         return self._is_whole or name in self._own[end]
@@ -354,19 +375,27 @@ class Selection:
 
 def fill_calls(state: State, names: Mapping[int, str], selection: Selection) -> None:
     """Fill the table of calls in STATE; NAMES has the names of system calls by number, with COMPAT added for 32-bit programs."""
-    for row in range(len(state.calls)):
-        is_last = row == 2 * codes.MAX_NUMBER
-        number = row if row < codes.MAX_NUMBER else row - codes.MAX_NUMBER + codes.COMPAT
-        name = "" if is_last else names.get(number, "")
-        family = FAMILY_OF_CALL.get(name)
-        entry = state.calls[row]
-        entry[codes.FAMILY] = _FAMILY_NUMBERS[family] if family else -1
-        entry[codes.ACTION] = _ACTION_OF.get(name, codes.NO_ACTION)
-        entry[codes.FD_ARGUMENT] = _FD_POSITIONS.get(name, -1)
-        entry[codes.HAS_ENTRY] = selection.is_recorded(name, "enter")
-        entry[codes.HAS_EXIT] = selection.is_recorded(name, "exit")
-        entry[codes.IS_SELECTED] = selection.is_selected(-2 if is_last else number, name)
-        entry[codes.IS_EXEC] = name in _EXECS
-        entry[codes.IS_CLONE] = name in _CLONES
-        entry[codes.OWN_ERROR] = _OWN_ERRORS.get(name, 0)
-        entry[codes.CLOEXEC_ARGUMENT], entry[codes.CLOEXEC_BITS] = _CLOEXEC.get(name, (-1, 0))
+    state.calls[:] = _describe_call(_NO_NUMBER, "", selection)  # most numbers have no name, and all these are alike
+    for number in {*names, *selection.numbers}:
+        row = number if number < codes.MAX_NUMBER else number - codes.COMPAT + codes.MAX_NUMBER
+        if 0 <= row < codes.MAX_NUMBER or (codes.MAX_NUMBER <= row < 2 * codes.MAX_NUMBER and number >= codes.COMPAT):
+            state.calls[row] = _describe_call(number, names.get(number, ""), selection)
+
+
+def _describe_call(number: int, name: str, selection: Selection) -> tuple[int, ...]:
+    """Return the row of the table of calls for the call NUMBER, called NAME; '' for a number without a name."""
+    family = FAMILY_OF_CALL.get(name)
+    columns = {
+        codes.FAMILY: _FAMILY_NUMBERS[family] if family else -1,
+        codes.ACTION: _ACTION_OF.get(name, codes.NO_ACTION),
+        codes.FD_ARGUMENT: _FD_POSITIONS.get(name, -1),
+        codes.HAS_ENTRY: selection.is_recorded(name, "enter"),
+        codes.HAS_EXIT: selection.is_recorded(name, "exit"),
+        codes.IS_SELECTED: selection.is_selected(number, name),
+        codes.IS_EXEC: name in _EXECS,
+        codes.IS_CLONE: name in _CLONES,
+        codes.OWN_ERROR: _OWN_ERRORS.get(name, 0),
+        codes.CLOEXEC_ARGUMENT: _CLOEXEC.get(name, (-1, 0))[0],
+        codes.CLOEXEC_BITS: _CLOEXEC.get(name, (-1, 0))[1],
+    }
+    return tuple(columns[column] for column in range(codes.CALL_COLUMNS))

@@ -55,6 +55,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SOCKET_STATE,
     START,
     THREAD_EXIT,
+    THREAD_ROWS,
     TID,
     UNKNOWN_EVENTS,
     WANTED,
@@ -117,7 +118,7 @@ def run_pass(state, pages):
 def finish_pass(state, first):
     """End the calls of living threads from row FIRST on; return the row to go on with when the block of calls is full, or -1."""
     scalars = state.scalars
-    for row in range(first, state.threads.shape[0]):
+    for row in range(first, scalars[THREAD_ROWS]):
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return row
         if state.threads[row, IS_PENDING]:

@@ -46,6 +46,8 @@ _COMMIT_MASK = (1 << 20) - 1
 _MISSED_EVENTS = 1 << 31
 # An absolute time stamp carries the lower 59 bits only.
 _LOW_TIME_BITS = (1 << 59) - 1
+# Of damaged pages. NEVER and what stands for the end of all times lie outside, and a difference of two times does not overflow.
+_LAST_TIME = (1 << 62) - 1
 
 
 class Pages(NamedTuple):
@@ -126,7 +128,8 @@ def advance(cursors, cpu, pages, scalars):
         cursor[CLOCK] = _move_clock(cursor[CLOCK], kind, delta, word)
         cursor[AT] = at + ((size + 3) & ~3)
         if is_data:
-            cursor[HEAD_TIME] = scale_time(cursor[CLOCK], scalars[FACTOR], scalars[SHIFT])
+            time = scale_time(cursor[CLOCK], scalars[FACTOR], scalars[SHIFT])
+            cursor[HEAD_TIME] = min(max(time, np.int64(0)), np.int64(_LAST_TIME))
             cursor[RECORD], cursor[LENGTH] = record, length
             cursor[HAS_GAP], cursor[IS_MISSED] = cursor[IS_MISSED], 0
             cursor[CPU_STATE] = HAS_EVENT

@@ -68,7 +68,9 @@ def make_state() -> State:
     """Return an empty State. The machine gives memory as rows come into use."""
     state = np.zeros(1, _TABLES).view(np.recarray)[0]
     state.thread_free[:] = np.arange(_THREADS - 1, -1, -1)
-    state.threads[:, codes.TID] = codes.NO_TID
+    state.threads[0, codes.TID] = (
+        codes.NO_TID
+    )  # rows are looked at from the first one on, and the others when they are in use
     state.block_free[:] = np.arange(_BLOCKS - 1, -1, -1)
     scalars = state.scalars
     scalars[codes.FIRST_ENTRY] = -codes.NEVER

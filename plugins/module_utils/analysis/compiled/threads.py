@@ -35,6 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     TASK_PROCESS,
     TASK_TID,
     TASKS,
+    THREAD_ROWS,
     THREADS,
     TID,
 )
@@ -68,6 +69,7 @@ def add_thread(state, tid):
         return np.int64(-1)
     row = np.int64(state.thread_free[free - 1])
     state.scalars[THREADS] += 1
+    state.scalars[THREAD_ROWS] = max(state.scalars[THREAD_ROWS], row + 1)
     _enter_index(state, tid, row)
     state.threads[row, TID] = tid
     forget_history(state, row)
