@@ -81,7 +81,9 @@ class CapturePass:
         scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = 0, 4
         for known in trace.formats.values():
             kind, thread = known.fields.get("common_type"), known.fields.get("common_pid")
-            if kind and thread and max(kind.offset + 2, thread.offset + 4) <= _MIN_RECORD:
+            if kind and thread:
+                if max(kind.offset + 2, thread.offset + 4) > _MIN_RECORD:
+                    raise TraceFileError("the formats of its events have type and thread where no kernel has them")
                 scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = kind.offset, thread.offset
                 break
 

@@ -19,7 +19,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_NAME_GUESSED,
     IS_NAMED,
     KIND,
-    LAST_EVENT,
     LENGTH,
     MOMENT,
     NEVER,
@@ -38,7 +37,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SIDE_VALUE,
     SIDES,
     TASK,
-    TASK_BEGIN,
     TASK_PROCESS,
     TID,
     VICTIM,
@@ -191,9 +189,9 @@ def take_number(state, pages, cpu, layout):
             process = state.tasks[state.threads[first, TASK], TASK_PROCESS]
         else:
             state.processes[process, PID] = pid
-    # The exec's new name, which comes after this thread's execve began, has been recorded for the number of the process already.
+    # The exec's new name has been recorded for the number of the process already. The old name of this thread is over.
     is_named = np.int64(0)
-    if first >= 0 and state.tasks[state.threads[first, TASK], TASK_BEGIN] >= max(state.threads[row, LAST_EVENT], 0):
+    if first >= 0 and state.threads[first, IS_NAMED]:
         before, is_named = state.threads[first, TASK], np.int64(1)
     end_thread_only(state, pid, time)
     row = rename_thread(state, old, pid)

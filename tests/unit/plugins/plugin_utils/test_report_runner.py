@@ -153,6 +153,7 @@ def test_reports_at_once_of_one_folder(tmp_path, cache):
 def test_reports_at_once_fill_one_cache_and_the_next_one_uses_it(tmp_path, cache, monkeypatch):
     pytest.importorskip("numba")
     monkeypatch.delenv("NUMBA_DISABLE_JIT")
+    monkeypatch.setattr(report_runner, "_SMALL", -1)
     write_capture(tmp_path / "traces")
     run_at_once(2, tmp_path)
     files = {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
