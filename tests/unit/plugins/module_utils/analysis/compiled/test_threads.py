@@ -214,7 +214,8 @@ def act(chance, script, model, numbers, count):
     elif action < 0.65:
         pid = model.pids[owner - 1]
         script.execute(pid, b"/bin/" + name.encode(), old=tid)
-        new = model.names[tid] if tid in model.named else name
+        # The rename that belongs to an exec is recorded for the number of the process.
+        new = model.names[pid] if pid in model.named else name
         model.forget(tid)
         model.add(pid, owner, new)
     else:
