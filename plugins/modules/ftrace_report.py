@@ -28,7 +28,7 @@ description:
   - It runs on the controller, where the captures are, in a process of its own. In a play over hosts use C(run_once=true). Relative paths are
     below the playbook's folder.
   - The first report compiles its code and keeps it below C($XDG_CACHE_HOME), or C(~/.cache), in C(crashcart.fleet). Where this user cannot
-    write there, each report compiles it again.
+    write there, each report compiles it again. That takes some twenty seconds, so captures of less than 256 KiB are read without.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)

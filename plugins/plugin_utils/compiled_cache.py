@@ -45,6 +45,11 @@ def open_cache() -> Iterator[str]:
     yield folder
 
 
+def has_code(folder: str) -> bool:
+    """Return True if FOLDER holds compiled code."""
+    return any(Path(folder).rglob("*.nbi"))
+
+
 def name_version() -> str:
     """Return the part of the folder's name that changes with the compiled code: our version, Python's, numba's, and our sources."""
     digest = hashlib.sha256()

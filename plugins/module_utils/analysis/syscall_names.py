@@ -7,10 +7,11 @@ from __future__ import annotations
 import errno
 from typing import Any, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT, OTHER_CALLS
 
 RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
 """Errors inside the kernel: a signal came, and the kernel makes the call again or turns the error into EINTR (include/linux/errno.h)."""
+OTHER_CALLS_NAME = "(other calls)"
 _X32 = 1 << 30
 
 
@@ -26,6 +27,8 @@ def read_names(manifest: Mapping[str, Any]) -> dict[int, str]:
 
 def name_call(number: int, names: Mapping[int, str]) -> str:
     """Return the name of call NUMBER from NAMES; for a number without a name, which programs may call, the text that strace writes."""
+    if number == OTHER_CALLS:
+        return OTHER_CALLS_NAME
     return names.get(number) or f"syscall_{(number % COMPAT if number >= COMPAT else number) & (1 << 64) - 1:#x}"
 
 

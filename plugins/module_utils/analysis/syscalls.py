@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 _MAX_PATHS = 10  # of a row, for people have to read the table
 _MAX_PIDS = 100  # of a row
 _MAX_ROWS = 1000  # of a table; in a longer table, at most half of these rows stay as they are, and the rest is merged
-_REST = 1 << 62  # no process, name or system call has this number
+_REST = codes.OTHER_CALLS  # no process, name or system call has this number
 # Longer than the kernel lets a thread's name be, so no program has this name.
 _OTHER_PROGRAMS = "(other programs)"
-_OTHER_CALLS = "(other calls)"
 # Answers of seccomp that are no errors; no error has these numbers.
 _TRAP = -1
 _LONE = codes.UNFINISHED | codes.CONTINUED | codes.DENIED | codes.ONLY_ENTRY | codes.ONLY_EXIT  # calls with one end
@@ -195,7 +194,7 @@ class TableMaker:
             pids=pids[:_MAX_PIDS],
             process_count=len(processes),
             container_pid=inside if inside >= 0 else None,
-            syscall=_OTHER_CALLS if number == _REST else name_call(number, self._names),
+            syscall=name_call(number, self._names),
             calls=int(counts.sum()),
             errors=_count(failed, counts * (failed != 0)),
             measured=measured,
@@ -327,6 +326,6 @@ def _group(keys: list[Ints]) -> tuple[Ints, Ints]:
 def _count(errors: Ints, counts: Ints) -> dict[str, int]:
     """Return how often each of ERRORS occurred, by its name, most first. COUNTS has the calls of each; those of 0 do not occur."""
     found: Counter[int] = Counter()
-    for number, count in zip(errors.tolist(), counts.tolist()):
+    for number, count in sorted(zip(errors.tolist(), counts.tolist())):
         found[number] += count
     return {_ANSWERS.get(number) or name_errno(number): count for number, count in found.most_common() if count}

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     ACCEPT,
+    ACTION,
+    CLOEXEC_ARGUMENT,
+    CLOEXEC_BITS,
     CLOSE,
     CLOSE_RANGE,
     CLOSED,
     CLOSES_ON_EXEC,
+    COMPAT,
     CONNECT,
     DUP,
     DUP_TO,
@@ -31,6 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OUT_NUMBER,
     OUT_RESULT,
     OUT_TASK,
+    PIPE,
     SOCKET,
     SOCKET_KIND,
     TASK_PROCESS,
@@ -42,18 +47,21 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     set_descriptor,
     set_flags,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_pair
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _F_DUPFD, _F_SETFD, _F_DUPFD_CLOEXEC = 0, 2, 1030
-_CLOEXEC = 0x80000  # O_CLOEXEC and SOCK_CLOEXEC, on nearly all architectures
+_CLOSE_RANGE_CLOEXEC = 4
 
 
 @compile_part
-def apply_action(state, call, action, thing):
-    """Apply ACTION of CALL, a row of columns OUT_…, whose object is THING. Return bits to add to the call's outcome."""
-    process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+def apply_action(state, call, info, thing):
+    """Apply the action of CALL, a row of columns OUT_…, whose object is THING. Return bits to add to the call's outcome.
+
+    INFO is the row of the table of calls.
+    """
+    action, process = info[ACTION], state.tasks[call[OUT_TASK], TASK_PROCESS]
     fd, result = call[OUT_ARGUMENT] & 0x7FFFFFFF, call[OUT_RESULT]
     if action == TRANSFER:
         if result > 0:
@@ -65,16 +73,22 @@ def apply_action(state, call, action, thing):
         if flags & IS_CONNECTING and not flags & HAS_TRANSFERRED:
             return np.int64(NOT_CONNECTED)
     elif action == CLOSE_RANGE:
-        _close_range(state, process, fd, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF)
+        _close_range(state, process, call)
     elif action == CONNECT:
-        set_descriptor(state, process, fd, thing, read_flags(state, process, fd), call[OUT_BEGIN])
+        flags = read_flags(state, process, fd) & ~IS_CONNECTING
+        set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
     elif action == DUP_TO:
-        number = find_descriptor(state, process, fd)
-        set_descriptor(state, process, call[OUT_ARGUMENT + 1] & 0x7FFFFFFF, number, 0, call[OUT_BEGIN])
+        if result != fd:
+            number, flags = find_descriptor(state, process, fd), _find_flags(call, info) & ~IN_TRACE
+            set_descriptor(state, process, result, number, flags, call[OUT_BEGIN])
     elif action == FCNTL:
         _control(state, process, call)
+    elif action == PIPE:
+        state.processes[process, OPENED] += 2
+    elif action == MAKE and result == 0:
+        pass  # bpf has made nothing
     elif action in (OPEN, SOCKET, ACCEPT, DUP, MAKE):
-        _add_descriptor(state, process, call, action, thing)
+        _add_descriptor(state, process, call, info, thing)
     return np.int64(0)
 
 
@@ -82,33 +96,42 @@ def apply_action(state, call, action, thing):
 def begin_connecting(state, call, thing):
     """Note that CALL, a connect that goes on in the background, connects its descriptor to the peer THING."""
     process = state.tasks[call[OUT_TASK], TASK_PROCESS]
+    if thing == NO_OBJECT:
+        return  # of such a descriptor, nobody would note that it transfers
     fd = call[OUT_ARGUMENT] & 0x7FFFFFFF
     flags = read_flags(state, process, fd) | IS_CONNECTING
     set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
 
 
 @compile_part
-def _add_descriptor(state, process, call, action, thing):
-    """Note the new descriptor that is the result of CALL."""
-    number, at = call[OUT_NUMBER], OUT_ARGUMENT
-    is_closed_on_exec = False
+def _find_flags(call, info):
+    """Return the flags of the descriptor that CALL has made; INFO is the row of the table of calls."""
+    bits, position = info[CLOEXEC_BITS], info[CLOEXEC_ARGUMENT]
+    is_closed_on_exec = call[OUT_ARGUMENT + position] & bits if position >= 0 else bits
+    return np.int64(IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0))
+
+
+@compile_inline
+def _pack_number(number):
+    """Return the NUMBER of a call in 32 bits: the highest one stands for a 32-bit program."""
+    return (number & 0x7FFFFFFF) | (0x80000000 if number >= COMPAT else 0)
+
+
+@compile_part
+def _add_descriptor(state, process, call, info, thing):
+    """Note the new descriptor that is the result of CALL; INFO is the row of the table of calls."""
+    action, number, at = info[ACTION], call[OUT_NUMBER], OUT_ARGUMENT
     if action == SOCKET:
-        is_closed_on_exec = call[at + 1] & _CLOEXEC
         kind = (call[at] & 0xFFFF) | (call[at + 1] & 0xF) << 16
         thing = number_pair(state, SOCKET_KIND, kind, call[at + 2] & 0xFFFFFFFF)
     elif action == DUP:
         thing = find_descriptor(state, process, call[at] & 0x7FFFFFFF)
     elif action == ACCEPT:
-        is_closed_on_exec = call[at + 3] & _CLOEXEC
-        thing = number_pair(state, MADE, number & 0xFFFFFFFF, thing)
-    elif action == OPEN:
-        # The flags are the second argument of open and the third of openat.
-        is_closed_on_exec = (call[at + 1] | call[at + 2]) & _CLOEXEC
+        thing = number_pair(state, MADE, _pack_number(number), thing)
     if thing == NO_OBJECT or action == MAKE:
-        thing = number_pair(state, MADE, number & 0xFFFFFFFF, np.int64(0))
-    flags = IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0)
+        thing = number_pair(state, MADE, _pack_number(number), np.int64(0))
     state.processes[process, OPENED] += 1
-    set_descriptor(state, process, call[OUT_RESULT], thing, flags, call[OUT_BEGIN])
+    set_descriptor(state, process, call[OUT_RESULT], thing, _find_flags(call, info), call[OUT_BEGIN])
 
 
 @compile_part
@@ -126,11 +149,14 @@ def _control(state, process, call):
 
 
 @compile_part
-def _close_range(state, process, first, last):
-    block = state.processes[process, FD_BLOCK]
-    if block >= 0:
-        for fd in range(first, min(last + 1, state.blocks.shape[1])):
-            state.blocks[block, fd, FD_OBJECT] = NO_OBJECT
+def _close_range(state, process, call):
+    """Apply a close_range, which closes descriptors or lets an exec close them."""
+    first, last = call[OUT_ARGUMENT] & 0xFFFFFFFF, call[OUT_ARGUMENT + 1] & 0xFFFFFFFF
+    for fd in range(first, min(last + 1, state.blocks.shape[1])):
+        if call[OUT_ARGUMENT + 2] & _CLOSE_RANGE_CLOEXEC:
+            set_flags(state, process, fd, read_flags(state, process, fd) | CLOSES_ON_EXEC)
+        else:
+            set_descriptor(state, process, fd, NO_OBJECT, 0, call[OUT_BEGIN])
 
 
 @compile_part
@@ -141,3 +167,4 @@ def close_on_exec(state, process):
         for fd in range(state.blocks.shape[1]):
             if state.blocks[block, fd, FD_FLAGS] & CLOSES_ON_EXEC:
                 state.blocks[block, fd, FD_OBJECT] = NO_OBJECT
+                state.blocks[block, fd, FD_FLAGS] = 0

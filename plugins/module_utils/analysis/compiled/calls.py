@@ -253,8 +253,11 @@ def _find_object(state, thread, info, outcome):
         found = thread[PATH_OBJECT + info[FAMILY]]
         thread[PATH_OBJECT + info[FAMILY]] = 0
         return found
-    if thread[PEER_OBJECT]:
-        return thread[PEER_OBJECT]
+    peer = thread[PEER_OBJECT]
+    thread[PEER_OBJECT] = 0
+    # Where entries are not recorded, the peer may be that of an earlier connect, whose exit is not recorded.
+    if peer and (thread[IS_PENDING] or info[ACTION] == CONNECT):
+        return peer
     if info[FD_ARGUMENT] >= 0 and not outcome & (DENIED | ONLY_EXIT) and thread[IS_PENDING]:
         process = state.tasks[thread[TASK], TASK_PROCESS]
         return find_descriptor(state, process, to_int(thread[ARGUMENT + info[FD_ARGUMENT]]))
@@ -282,7 +285,7 @@ def _finish(state, row, number, time, result, outcome):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]
     call[OUT_RESULT] = result
     if error == 0 and thread[IS_PENDING] and not outcome & (UNFINISHED | ONLY_ENTRY):
-        outcome |= apply_action(state, call, info[ACTION], thing)
+        outcome |= apply_action(state, call, info, thing)
     elif error == _EINPROGRESS and info[ACTION] == CONNECT:
         begin_connecting(state, call, thing)
     outcome = (outcome & ~_RETURNED) | error

@@ -16,14 +16,17 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, make_state
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_CPUS, State, make_state
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
 _MAX_SLOT = 1 << 20
+_MIN_RECORD = 8  # bytes; events with shorter records do not count
+_BEYOND = 64  # bytes behind the last page: more than a field takes whose format says that it is shorter
 _COMMIT = re.compile(rb"field: local_t commit;\s*offset:([0-9]{1,3});\s*size:([0-9]{1,3});")
 _DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
 
@@ -35,6 +38,8 @@ class CapturePass:
         self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
     ) -> None:
         head = trace.head
+        if len(head.cpus) > MAX_CPUS:
+            raise TraceFileError(f"it has {len(head.cpus)} CPUs, and a report takes {MAX_CPUS}")
         self.names = read_names(manifest)
         self._file, self._head = trace.file, head
         seeds = Seeds(manifest, head.cmdlines)
@@ -48,7 +53,7 @@ class CapturePass:
         plant(self.state, seeds)
         slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // max(1, len(head.cpus)) // head.page_size * head.page_size))
         self._slot = slot
-        data = np.zeros(slot * max(1, len(head.cpus)), np.uint8)
+        data = np.zeros(slot * max(1, len(head.cpus)) + _BEYOND, np.uint8)
         self._pages = Pages(data, data.view(np.uint32), _find_order())
         self._blocks = [self._gen_slots(index) for index in range(len(head.cpus))]
         self.state.scalars[codes.CPUS] = len(head.cpus)
@@ -70,9 +75,9 @@ class CapturePass:
         scalars[codes.WANTS_CALLS] = wants_calls
         scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = 0, 4
         for known in trace.formats.values():
-            if {"common_type", "common_pid"} <= set(known.fields):
-                scalars[codes.COMMON_TYPE] = known.fields["common_type"].offset
-                scalars[codes.COMMON_PID] = known.fields["common_pid"].offset
+            kind, thread = known.fields.get("common_type"), known.fields.get("common_pid")
+            if kind and thread and max(kind.offset + 2, thread.offset + 4) <= _MIN_RECORD:
+                scalars[codes.COMMON_TYPE], scalars[codes.COMMON_PID] = kind.offset, thread.offset
                 break
 
     def gen_blocks(self) -> Iterator[Any]:

@@ -8,6 +8,8 @@ NEVER = -(1 << 62)
 """A time before all others, in nanoseconds."""
 COMPAT = 1 << 32
 """Added to the number of a call by a 32-bit program."""
+OTHER_CALLS = 1 << 62
+"""Stands for all numbers for which there was no room. No system call has it."""
 MAX_NUMBER = 1024
 """System calls from this number on have no entry in the table of calls."""
 
@@ -46,8 +48,10 @@ EVENT_COLUMNS = 20
     IS_EXEC,
     IS_CLONE,
     OWN_ERROR,  # the only error of a call whose negative results are values otherwise, or 0
-) = range(9)
-CALL_COLUMNS = 9
+    CLOEXEC_ARGUMENT,  # position of the argument with the flag that lets an exec close the new descriptor, or -1
+    CLOEXEC_BITS,  # that flag; without a position: 0 if an exec never closes the descriptor
+) = range(11)
+CALL_COLUMNS = 11
 
 # Actions of calls.
 (

@@ -21,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     LONGEST,
     MEASURED,
     OCTAVES,
+    OTHER_CALLS,
     OTHER_OBJECTS,
     OUT_BEGIN,
     OUT_COLUMNS,
@@ -77,7 +78,7 @@ def _find_cell(state, task, number, outcome, thing):
 
 @compile_part
 def count_call(state, task, number, outcome, thing, call):
-    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, and then without its task."""
+    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, then its task, then its number."""
     duration = call[OUT_END] - call[OUT_BEGIN]
     used, most = state.scalars[CELLS], state.cells.shape[0]
     if used > most - (most >> 2) and thing > OTHER_OBJECTS:
@@ -85,6 +86,8 @@ def count_call(state, task, number, outcome, thing, call):
     if used > most - (most >> 3):
         task = np.int64(0)
         state.scalars[LEFT_OUT] += 1
+    if used > most - (most >> 4):
+        number = np.int64(OTHER_CALLS)
     row = _find_cell(state, task, number, outcome, thing)
     if row < 0:
         return
@@ -157,30 +160,35 @@ def keep_call(state, call):
 
 @compile_part
 def _drop_shorter(state):
-    """Drop the shorter half of the kept calls, or all of equal length, and keep no more of such length."""
+    """Keep the longer half of the kept calls, the first ones of equal length, and from now on only calls that are longer than those dropped."""
     kept, scalars = state.kept, state.scalars
-    counts = state.steps
-    counts[:] = 0
-    for row in range(kept.shape[0]):
-        counts[find_step(kept[row, OUT_END] - kept[row, OUT_BEGIN])] += 1
-    step = seen = np.int64(0)
-    while 2 * seen < kept.shape[0]:
-        seen += counts[step]
-        step += 1
+    room = kept.shape[0] >> 1
+    # The longest duration of those dropped: no more than ROOM calls are longer.
+    low, high = scalars[KEPT_FLOOR], np.int64(1) << 62
+    while low < high:
+        middle = (low + high) >> 1
+        if _count_longer(kept, middle) > room:
+            low = middle + 1
+        else:
+            high = middle
+    equal = room - _count_longer(kept, low)
     used = 0
     for row in range(kept.shape[0]):
-        if find_step(kept[row, OUT_END] - kept[row, OUT_BEGIN]) >= step:
+        duration = kept[row, OUT_END] - kept[row, OUT_BEGIN]
+        if duration == low:
+            equal -= 1
+        if duration > low or (duration == low and equal >= 0):
             for column in range(OUT_COLUMNS):
                 kept[used, column] = kept[row, column]
             used += 1
     scalars[KEPT] = used
-    scalars[KEPT_FLOOR] = find_duration(step)
+    scalars[KEPT_FLOOR] = low + 1
 
 
 @compile_part
-def find_duration(step):
-    """Return the shortest duration, in nanoseconds, that falls into STEP of a histogram."""
-    if step < 2 * STEPS:
-        return np.int64(step)
-    octave = (step >> _STEP_BITS) - 1
-    return np.int64((STEPS + (step & (STEPS - 1))) << octave)
+def _count_longer(kept, duration):
+    """Return how many of the calls KEPT are longer than DURATION, in nanoseconds."""
+    count = 0
+    for row in range(kept.shape[0]):
+        count += kept[row, OUT_END] - kept[row, OUT_BEGIN] > duration
+    return count

@@ -170,20 +170,32 @@ def change_name(state, pages, cpu, row, layout):
 
 
 @compile_part
-def run_program(state, pages, cpu, row, layout):
-    """Note an exec. Places: the word that says where the program's path is, the thread's number, its number before, and 1 if relative."""
+def take_number(state, pages, cpu, layout):
+    """Let a thread other than the first take the number of its process if the event, an exec, says that. It has this number already.
+
+    The first thread has ended by then: the process has not. Places as those of `run_program`.
+    """
     record, time = state.cursors[cpu, RECORD], state.cursors[cpu, HEAD_TIME]
     pid = read_signed(pages, record + layout[PLACE + 2], 4)
     old = read_signed(pages, record + layout[PLACE + 3], 4)
-    if old != pid and find_thread(state, old) >= 0:
-        # The exec was made by another thread than the first; it takes the number of the process. The event has this number already.
-        end_thread_only(state, pid, time)
-        row = rename_thread(state, old, pid)
-        before = state.threads[row, TASK]
-        task = add_task(state, row, state.tasks[before, TASK_PROCESS], time, 0)
-        copy_name(state, task, before)
-    if row < 0:
+    row, first = find_thread(state, old), find_thread(state, pid)
+    if old == pid or row < 0:
         return
+    before = state.threads[row, TASK]
+    process = state.tasks[before, TASK_PROCESS]
+    if first >= 0 and state.processes[process, PID] != pid:
+        # Until now, nobody knew the process of the thread.
+        process = state.tasks[state.threads[first, TASK], TASK_PROCESS]
+    end_thread_only(state, pid, time)
+    row = rename_thread(state, old, pid)
+    state.processes[process, PROCESS_END] = -NEVER
+    copy_name(state, add_task(state, row, process, time, 0), before)
+
+
+@compile_part
+def run_program(state, pages, cpu, row, layout):
+    """Note an exec. Places: the word that says where the program's path is, the thread's number, its number before, and 1 if relative."""
+    record, time = state.cursors[cpu, RECORD], state.cursors[cpu, HEAD_TIME]
     thread = state.threads[row]
     process = state.tasks[thread[TASK], TASK_PROCESS]
     close_on_exec(state, process)

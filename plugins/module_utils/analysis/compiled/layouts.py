@@ -128,6 +128,20 @@ _FD_POSITIONS = {
     "mmap2": 4,
 }
 
+_O_CLOEXEC = 0x80000  # SOCK_CLOEXEC, EFD_CLOEXEC and others, too, on nearly all architectures
+# The position of the argument, and the bits in it, that let an exec close the new descriptor; -1 if every descriptor of the call is such.
+_CLOEXEC = {
+    **dict.fromkeys(("epoll_create1", "inotify_init1", "userfaultfd", "memfd_secret"), (0, _O_CLOEXEC)),
+    **dict.fromkeys(("open", "socket", "eventfd2", "timerfd_create"), (1, _O_CLOEXEC)),
+    **dict.fromkeys(("openat", "open_by_handle_at", "dup3", "open_tree"), (2, _O_CLOEXEC)),
+    **dict.fromkeys(("accept4", "signalfd4"), (3, _O_CLOEXEC)),
+    **dict.fromkeys(("memfd_create", "fsopen", "fsmount"), (1, 1)),
+    "fanotify_init": (0, 1),
+    "perf_event_open": (4, 8),
+    # The flags of openat2 are in memory; nearly all programs that call it set O_CLOEXEC.
+    **dict.fromkeys(("openat2", "io_uring_setup", "pidfd_open", "bpf", "landlock_create_ruleset"), (-1, _O_CLOEXEC)),
+}
+
 
 def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int, selection: Selection) -> None:
     """Fill the table of events in STATE from FORMATS, the event formats by system:name. WORD_SIZE is the recording kernel's, in bytes.
@@ -186,11 +200,12 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
     number = known.fields[_NUMBER]
     if name.startswith(f"{_OWN}enter_"):
         first = number.offset + max(number.size, word_size)
-        count = sum(
-            not field.is_dynamic and field.size == word_size and field.offset >= first
+        arguments = [
+            field
             for field in known.fields.values()
-        )
-        return codes.OWN_ENTER, [number], [number.offset, number.size, first, min(6, count), word_size]
+            if not field.is_dynamic and field.size == word_size and field.offset >= first
+        ][:6]
+        return codes.OWN_ENTER, [number, *arguments], [number.offset, number.size, first, len(arguments), word_size]
     if "ret" not in known.fields:
         return None
     result = known.fields["ret"]
@@ -354,3 +369,4 @@ def fill_calls(state: State, names: Mapping[int, str], selection: Selection) -> 
         entry[codes.IS_EXEC] = name in _EXECS
         entry[codes.IS_CLONE] = name in _CLONES
         entry[codes.OWN_ERROR] = _OWN_ERRORS.get(name, 0)
+        entry[codes.CLOEXEC_ARGUMENT], entry[codes.CLOEXEC_BITS] = _CLOEXEC.get(name, (-1, 0))

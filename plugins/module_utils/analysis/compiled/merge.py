@@ -70,6 +70,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     note_connection,
     note_side,
     run_program,
+    take_number,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import (
     compile_inline,
@@ -182,6 +183,8 @@ def _handle(state, pages, cpu):
     if layout[KIND] >= FUNCTION:
         count_event(state, pages, cpu, layout)
         return
+    if layout[KIND] == EXEC:
+        take_number(state, pages, cpu, layout)
     tid = read_signed(pages, record + scalars[COMMON_PID], 4)
     row = cursor[LAST_ROW]
     if state.threads[row, TID] != tid:

@@ -69,7 +69,8 @@ def _describe_socket(raw: bytes) -> str:
 def _describe_made(raw: bytes, names: Mapping[int, str], earlier: list[tuple[str, str]]) -> tuple[str, str]:
     """Return what a call has made of nothing, or of an earlier object, whose number is in RAW, too."""
     number, source = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little")
-    name = names.get(number) or f"call {number}"
+    number = (number & 0x7FFFFFFF) + (codes.COMPAT if number >> 31 else 0)
+    name = names.get(number) or f"call {number % codes.COMPAT}"
     if name.startswith("accept"):
         listener = earlier[source][1] if 0 < source < len(earlier) else ""
         return "socket", f"connection accepted at {listener}" if listener else "accepted connection"

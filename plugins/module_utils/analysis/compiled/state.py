@@ -57,7 +57,6 @@ _TABLES = np.dtype(
         ("ring_counts", np.int64, (256,)),  # requests of io_uring by operation
         ("ring_names", np.uint8, (256, 2 * NAME_SIZE)),
         ("scratch", np.uint8, (8192,)),
-        ("steps", np.int64, (codes.OCTAVES * codes.STEPS,)),  # room to count durations
         ("sides", np.int64, (1 << 16, codes.SIDE_COLUMNS)),
     ]
 )

@@ -52,7 +52,7 @@ _MIN_SPAN_NS = 1_000_000_000
 
 
 class Attempts:
-    """What the programs of CAPTURE found, by path and by name."""
+    """Paths and names that the programs of CAPTURE found."""
 
     def __init__(self, capture: Capture) -> None:
         self._processes = capture.processes
@@ -132,10 +132,13 @@ class Attempts:
 
     def is_asked_again(self, cell: Cell) -> bool:
         """Return True if a process fails to open the file of CELL all the time, and has not ended without an error."""
-        process = self._processes.get(cell.who.pid)
-        is_over = process is not None and process.status is not None
         is_often = cell.count >= _MIN_TRIES and cell.last_ns - cell.first_ns >= _MIN_SPAN_NS
-        return is_often and not is_over and cell.call not in CHECKS
+        return is_often and self.goes_on(cell) and cell.call not in CHECKS
+
+    def goes_on(self, cell: Cell) -> bool:
+        """Return True if the process of CELL has not ended by itself in the capture."""
+        process = self._processes.get(cell.who.pid)
+        return process is None or process.status is None
 
 
 def _rank_cause(cell: Cell) -> tuple[bool, int]:

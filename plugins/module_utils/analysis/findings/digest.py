@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Place, Thing
 
 MAX_DEEDS = 2000  # of a capture
+_COMPARED = ("path", "peer")  # kinds of objects whose texts mean the same in another container
 
 
 class Deed(NamedTuple):
@@ -38,10 +40,16 @@ class Digest:
 
 
 def digest(capture: Capture) -> Digest:
-    """Return the short form of CAPTURE. Where it has too many deeds, those with errors and objects stay, and then the most frequent."""
+    """Return the short form of CAPTURE, without errors that are answers.
+
+    Where it has too many deeds, those with errors and objects stay, and then the most frequent.
+    """
     deeds: Counter[Deed] = Counter()
     for cell in capture.cells:
-        deeds[Deed(cell.who.program, cell.call, cell.outcome.error, cell.object)] += cell.count
+        if cell.outcome.error is None or find_rule(cell) is not None:
+            # The numbers of pipes and sockets differ everywhere.
+            thing = cell.object if cell.object and cell.object.kind in _COMPARED else None
+            deeds[Deed(cell.who.program, cell.call, cell.outcome.error, thing)] += cell.count
     kept = sorted(
         deeds.items(), key=lambda pair: (pair[0].error is None, pair[0].object is None, -pair[1], repr(pair[0]))
     )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Iterable, Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.digest import Digest, digest
@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
+_RETRIES = "storms"  # the rule that tells retries at a steady rate
 MAX_SHOWN = 20
 MAX_KEPT = 1000  # in findings.json
 _MAX_KEYS = 20_000  # in memory
@@ -48,7 +49,7 @@ class Search:
             if rule.find_across is not None and len(self._digests) > 1:
                 with self._noting(rule.name, "all captures"):
                     self._keep(rule.find_across(self._digests))
-        ranked = sorted(self._found.values(), key=lambda finding: finding.rank)
+        ranked = sorted(_leave_out_retold(self._found.values()), key=lambda finding: finding.rank)
         self.dropped += len(ranked[MAX_KEPT:])
         return ranked[:MAX_KEPT]
 
@@ -75,3 +76,14 @@ class Search:
                 self._found[finding.key] = finding
             else:
                 self.dropped += 1
+
+
+def _leave_out_retold(findings: Iterable[Finding]) -> list[Finding]:
+    """Return FINDINGS without the retries of what another finding tells, with its number of times, too."""
+    all_findings = list(findings)
+    told = {(finding.object, finding.error) for finding in all_findings if finding.rule != _RETRIES and finding.object}
+    return [
+        finding
+        for finding in all_findings
+        if finding.rule != _RETRIES or finding.error is None or (finding.object, finding.error) not in told
+    ]

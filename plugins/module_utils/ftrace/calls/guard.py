@@ -50,16 +50,15 @@ def _become_guard(inodes: dict[str, int | None], server: socket.socket, deadline
         os.chdir("/")
         processes.set_title(GUARD_TITLE)
         background.leave_control_groups()
-        path = server.getsockname()
         while any(inode is not None and _read_inode(path) == inode for path, inode in inodes.items()):
             if boot.read_clock() >= deadline:
                 finish(None, lambda: True)
                 break
             if select.select([server], [], [], _LOOK_S)[0]:
                 _answer(server, finish)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
     finally:
+        with suppress(OSError):
+            os.unlink(server.getsockname())
         os._exit(0)
 
 

@@ -149,7 +149,7 @@ def test_nothing_outlives_a_command_in_any_namespaces(container, chosen, end):
         argv=["bash", "-c", script],
         rights="host",
         namespaces=chosen,
-        timeout="1s" if end == "a timeout" else None,
+        timeout=f"{host.seconds(5):.0f}s" if end == "a timeout" else None,
     )
     host.wait_until(lambda: len(_find_sleepers()) >= 2)
     if end == "a kill":

@@ -49,7 +49,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache/crashcart.fleet"
 
 
-def write_capture(folder, host="web1", error=-2):
+def write_capture(folder, host="web1", error=-13):
     """Write a capture of two calls: an openat of /etc/missing that fails, and a read."""
     records = [
         pages.make_enter(4711, 257),
@@ -58,7 +58,7 @@ def write_capture(folder, host="web1", error=-2):
         pages.make_enter(4711, 0),
         pages.make_exit(4711, 0, 5),
     ]
-    made = [pages.pack_page((2 + n) * 10**9, [pages.pack_event(record)]) for n, record in enumerate(records)]
+    made = [pages.pack_page(2 * 10**9 + n * 10**6, [pages.pack_event(record)]) for n, record in enumerate(records)]
     formats = {"crashcart_0123456789ab_5d41402a": [pages.make_path_format("path_openat", OPENAT, "path")]}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{host}.dat"
@@ -77,9 +77,9 @@ def test_a_report_of_a_real_process(tmp_path, cache):
     assert result.get("failed") is None and result["changed"] and result["warnings"] == []
     assert result["lines"][:3] == [
         "1 finding in 1 capture, in 1 container on 1 host:",
-        "1. worker: openat /etc/missing failed with ENOENT",
-        "     worker · api on web1 · 1 of 1 times · since 2026-11-21T23:15:02Z · next: ansible-playbook crashcart.fleet.exec"
-        """ -l web1 -e crashcart_containers=api -e "crashcart_command='ls -ld /etc/missing'\"""",
+        "1. worker could not open /etc/missing: permission denied (EACCES), once",
+        "     worker · api on web1 · once · since 2026-11-21T23:15:00Z · next: ansible-playbook crashcart.fleet.exec"
+        """ -l web1 -e crashcart_containers=api -e "crashcart_command='namei -l /etc/missing'\"""",
     ]
     assert result["lines"][-1] == "In report: findings.json, summary.json, summary.txt"
     assert [finding["rule"] for finding in result["findings"]] == ["failures"]
@@ -118,7 +118,7 @@ def test_findings_fail_the_task_where_that_is_asked_for(tmp_path, cache, words, 
     assert result.get("failed", False) == fails and result["lines"] and (tmp_path / "report/findings.json").exists()
     if fails:
         assert result["msg"].startswith(
-            "1 finding that fail_on names, the worst one: worker: openat /etc/missing failed"
+            "1 finding that fail_on names, the worst one: worker could not open /etc/missing"
         )
 
 
@@ -348,3 +348,24 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(mo
     assert {"numba", "numpy"} <= {
         line.partition(">")[0] for line in (compiled_cache.COLLECTION / "requirements.txt").read_text().splitlines()
     }
+
+
+def test_small_captures_are_not_worth_compiling_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    path = write_capture(tmp_path / "traces")
+    assert run(tmp_path)["findings"]
+    assert not list((tmp_path / "cache").rglob("*.nbi"))
+    request = {"src": None, "captures": ["traces/web1.dat"]}
+    assert report_runner.are_small(request, str(tmp_path)) and report_runner.are_small({"src": "none"}, str(tmp_path))
+    with path.open("r+b") as file:
+        file.truncate(300 << 10)
+    assert not report_runner.are_small(request, str(tmp_path))
+    assert not report_runner.are_small({"src": "traces"}, str(tmp_path))
+
+
+def test_compiled_code_is_used_where_it_is(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    assert not compiled_cache.has_code(str(tmp_path))
+    (tmp_path / "a/b/x.nbi").touch()
+    assert compiled_cache.has_code(str(tmp_path))

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import TRANSFERS, find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import describe_target
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _PEER = re.compile(r"(?P<address>\[[^\]]*\]|[^\[\]:\s]+):(?P<port>\d+)(?: \((?P<protocol>\w+)\))?\Z")
@@ -29,6 +30,7 @@ _OUTCOMES = {
     "ECONNRESET": "{peer} reset the connection of {program}",
     "ENETRESET": "{peer} reset the connection of {program}",
     "EADDRNOTAVAIL": "{program} could not connect to {peer}: no free local port, or no such local address",
+    "ENOENT": "{program} could not connect to {peer}: no such file",
     "EPERM": "{program} may not connect to {peer}: a firewall or a security module refused",
     "EACCES": "{program} may not connect to {peer}: a firewall or a security module refused",
 }
@@ -36,7 +38,9 @@ _NOT_CONNECTED = "{program} did not connect to {peer}: it closed the connection 
 _SEVERITY, _SEVERITY_RESET, _SEVERITY_INFERRED, _SEVERITY_UNNAMED = 80, 60, 60, 40
 _LOCAL = ("127.", "[::1]", "[::ffff:127.")
 _SPAN_NS = 1_000_000_000
+_UNANSWERED = " SYN_SENT"  # the state of a connection whose peer has not answered
 _MIN_UNNAMED = 3
+_MIN_UNIX = 10  # attempts of one process
 _MIN_SHARE = 0.2  # of the attempts, where the others connect
 _UNIX = re.compile(r"unix\b", re.IGNORECASE)
 _OF_NO_ROUTE = frozenset({"ENETUNREACH", "EADDRNOTAVAIL", "EHOSTUNREACH", "EACCES"})
@@ -62,14 +66,48 @@ def find(capture: Capture) -> Iterator[Finding]:
         if shown and not (error is None and thing in told):
             told.add(thing)
             yield _make_finding(capture, error, thing, shown, tries[thing])
+    yield from _find_unanswered(capture, told)
     unnamed = (cell for cell in failed if cell.object is None or cell.object.kind != "peer")
     for (program, error, thing), cells in group(unnamed, lambda c: (c.who.program, c.outcome.error, c.object)):
         if error is not None and not _is_normal(thing, error, cells, connected):
             yield _make_unnamed(capture, program, error, thing, cells)
 
 
+def _find_unanswered(capture: Capture, told: set[Thing]) -> Iterator[Finding]:
+    """Yield findings for connections that the host saw at both ends of CAPTURE without an answer, unless their peers are TOLD."""
+    table = capture.manifest.get("descriptors") or {}
+    ends = [
+        {(entry["pid"], entry["target"]) for entry in table.get(when) or () if entry["target"].endswith(_UNANSWERED)}
+        for when in ("first", "last")
+    ]
+    times = table.get("time_ns") or {}
+    waited = (times.get("last") or 0) - (times.get("first") or 0)
+    if waited < _SPAN_NS:
+        return
+    for pid, target in sorted(ends[0] & ends[1]):
+        thing, process = describe_target(target), capture.processes.get(pid)
+        if process is None or thing.kind != "peer" or thing in told:
+            continue
+        told.add(thing)
+        yield Finding(
+            rule="connections",
+            template="{program} got no answer from {object} in the whole trace: it waits for {span} or longer to connect",
+            severity=_SEVERITY,
+            next=_choose_command(capture, thing),
+            program=process.program,
+            call="connect",
+            object=thing,
+            numbers={"span": Number(waited, unit="ns")},
+            container_pids=() if process.container_pid is None else (process.container_pid,),
+            where=(capture.place,),
+            first=capture.format_time(capture.tables.start_ns) if capture.tables.end_ns else None,
+            last=capture.format_time(capture.tables.end_ns) if capture.tables.end_ns else None,
+            missing=capture.loss,
+        )
+
+
 class _Connected:
-    """What the programs of CAPTURE were connected to: programs with the ports, and with addresses."""
+    """Addresses and ports that the programs of CAPTURE were connected to."""
 
     def __init__(self, capture: Capture) -> None:
         self._ports: dict[tuple[str, str], set[str]] = {}
@@ -161,7 +199,9 @@ def _make_unnamed(capture: Capture, program: str, error: str, thing: Thing | Non
 def _is_normal(thing: Thing | None, error: str, cells: Sequence[Cell], connected: _Connected) -> bool:
     """Return True if the failures of CELLS, whose peer is not known, need not matter."""
     if error == "ENOENT":
-        return True  # a Unix socket that is not there, such as nscd's, which libc tries for each name
+        # A Unix socket that is not there. libc tries nscd's before it looks up a name, once or twice, and then not for a hundred names.
+        tries = Counter(cell.who.pid for cell in cells for _one in range(min(cell.count, _MIN_UNIX)))
+        return max(tries.values()) < _MIN_UNIX or (thing is not None and "nscd" in thing.text)
     if cells[0].call != "connect":
         # A client that leaves resets what a server has accepted.
         return error != "ECONNREFUSED" or sum(cell.count for cell in cells) < _MIN_UNNAMED

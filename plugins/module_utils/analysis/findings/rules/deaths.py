@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Deaths: processes that a signal or the OOM killer ended, programs that fail again and again, and a container's first process that failed.
 
-A signal counts if it took its default effect and that effect is to end the process. SIGTERM, SIGINT, SIGHUP and SIGQUIT are how containers
-and programs are stopped, and SIGPIPE is how a shell's pipeline ends, so they are left out. The kernel also shows SIGKILL to the other threads
-of a process that exits, runs another program or dies of another signal. So SIGKILL counts only for a process that ended without any of these.
+A signal counts if it took its default effect and that effect is to end the process with a core dump, as faults and limits do. The kernel
+delivers all other deadly signals as SIGKILL (complete_signal in kernel/signal.c): SIGTERM, by which containers are stopped, looks like SIGKILL.
+So do the other threads of a process that exits or runs another program. That is why SIGKILL is never told; of the victims of the OOM killer
+the kernel says so itself. SIGQUIT is left out, for it stops some containers.
 
 A program fails again and again if most of its runs in the trace ended with the same exit code, not 0, at a steady pace. Programs whose exit
 code is an answer, such as grep, are left out.
@@ -28,10 +29,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
-_FAULTS = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP", "SIGXCPU", "SIGXFSZ"}
-_HARMLESS = {"SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE", "SIGQUIT"}
-# The default effect of these is nothing, or a stop.
-_NOT_DEADLY = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSYS", "SIGTRAP", "SIGXCPU", "SIGXFSZ"})
 _MEANINGS = {
     "SIGSEGV": " (it touched memory that it does not have)",
     "SIGABRT": " (it gave up itself: abort)",
@@ -80,14 +78,7 @@ _STOPPED = (128 + 2, 128 + 13, 128 + 15)  # exit codes of a program that ends by
 _MIN_RUNS, _MIN_SPAN_NS = 3, 2_000_000_000
 _MAX_UNEVENNESS = 3  # the longest pause between runs may be so many times the usual one
 _INIT = 1
-_SEVERITY_OOM, _SEVERITY_FAULT, _SEVERITY_KILLED, _SEVERITY_OTHER, _SEVERITY_LOOP, _SEVERITY_MAIN = (
-    95,
-    92,
-    60,
-    60,
-    80,
-    90,
-)
+_SEVERITY_OOM, _SEVERITY_FAULT, _SEVERITY_LOOP, _SEVERITY_MAIN = 95, 92, 80, 90
 
 
 def find(capture: Capture) -> Iterator[Finding]:
@@ -117,55 +108,30 @@ def _gen_deaths(processes: Sequence[Life | None], signals: Sequence[Signal]) -> 
     by_process: dict[int, list[Signal]] = defaultdict(list)
     for event in signals:
         by_process[event.process].append(event)
-    # When the first process of a container is killed, the kernel kills all others.
-    killed = [
-        event.time_ns
-        for index, events in by_process.items()
-        for event in events
-        if (owner := processes[index]) and owner.who.container_pid == _INIT and event.number == signal.SIGKILL
-    ]
     for index, events in by_process.items():
         process = processes[index]
-        if process is None:
-            continue
         victims = [event for event in events if event.number == OOM_KILLER]
-        deadly = [event for event in events if _name(event.number) not in _NOT_DEADLY and event.number != OOM_KILLER]
-        faults = [event for event in deadly if event.number != signal.SIGKILL]
-        if victims:
+        faults = [event for event in events if _name(event.number) in _FAULTS]
+        if process is not None and victims:
             yield process, "", victims[0].time_ns
-        elif faults:
-            if _name(faults[0].number) not in _HARMLESS and process.status is None:
-                yield process, _name(faults[0].number), faults[0].time_ns
-        elif deadly and _is_killed(process, deadly[0].time_ns):
-            is_consequence = process.who.container_pid != _INIT and any(time <= deadly[0].time_ns for time in killed)
-            if not is_consequence:
-                yield process, "SIGKILL", deadly[0].time_ns
-
-
-def _is_killed(process: Life, time_ns: int) -> bool:
-    """Return True if SIGKILL at TIME_NS came from outside: not from the process's own exit, and not from a thread that ran a program."""
-    if process.status is not None:
-        return False
-    return process.threads == 1 or (process.end_ns is not None and process.end_ns >= time_ns)
+        elif process is not None and faults and process.status is None:
+            yield process, _name(faults[0].number), faults[0].time_ns
 
 
 def _make_death(capture: Capture, program: str, name: str, lives: list[Moment]) -> Finding:
-    if not name:
-        template, severity = "{program} was killed by the OOM killer{times}: there was not enough memory", _SEVERITY_OOM
-    elif name == "SIGKILL":
-        template, severity = "{program} was killed by SIGKILL{times}", _SEVERITY_KILLED
+    if name:
+        template, command = "{program} died of {signal}{meaning}{times}", trace_again(capture.place)
     else:
-        template = "{program} died of {signal}{meaning}{times}"
-        severity = _SEVERITY_FAULT if name in _FAULTS else _SEVERITY_OTHER
-    command = run_in(capture.place, "cat", "/sys/fs/cgroup/memory.events") if not name else ""
+        template = "{program} was killed by the OOM killer{times}: there was not enough memory"
+        command = run_in(capture.place, "cat", "/sys/fs/cgroup/memory.events")
     return capture.make_finding(
         lives,
         rule="deaths",
         template=template.replace("{times}", ", {often}" if len(lives) > 1 else ""),
-        severity=severity,
+        severity=_SEVERITY_FAULT if name else _SEVERITY_OOM,
         program=program,
         words={"signal": name, "meaning": _MEANINGS.get(name, "")} if name else {},
-        next=command or trace_again(capture.place),
+        next=command,
     )
 
 

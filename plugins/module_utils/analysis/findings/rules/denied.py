@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Calls that were denied: by seccomp, or because the program lacks a capability.
 
-Calls that programs try at their start and do without (causes.py) are left out, unless they are denied again and again.
+Calls that programs try and do without (causes.py) are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _SEVERITY, _SEVERITY_ENDED, _SEVERITY_TRAPPED, _SEVERITY_OTHER_WAY = 40, 80, 60, 20
-_OFTEN = 100  # denied probes of a program, from which on they are no probes at its start
 # A program that copies files, or gives up rights that it does not have, goes on without these.
 _OPTIONAL = frozenset(
     (
@@ -37,7 +36,7 @@ def find(capture: Capture) -> Iterator[Finding]:
     denied = [cell for cell in capture.cells if find_rule(cell) == "denied"]
     filtered = (cell for cell in denied if cell.outcome.denied)
     for (program, call, answer), cells in group(filtered, lambda cell: (cell.who.program, cell.call, _describe(cell))):
-        if _is_tried(cells) and sum(cell.count for cell in cells) < _OFTEN:
+        if _is_tried(cells):
             continue
         yield capture.make_finding(
             cells,

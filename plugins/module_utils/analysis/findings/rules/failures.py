@@ -58,6 +58,7 @@ _SEVERITY, _SEVERITY_AGAIN, _SEVERITY_UNNAMED = 40, 60, 30
 _NOT_FOUND = frozenset({"ENOENT", "ENOTDIR"})
 _OFTEN = 3  # failures from which on something fails again and again
 _OFTEN_UNNAMED = 20
+_MIN_POLLS, _MIN_POLL_NS = 5, 20_000_000  # calls at steady intervals, and the shortest interval
 _SPAN_NS = 1_000_000_000  # from which on a statement says how long
 _VERBS = {**PATH_CALLS, **TRANSFERS, "bind": "bind", "listen": "listen at", "flock": "lock", "connect": "connect to"}
 _LOOKS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "find")
@@ -76,6 +77,8 @@ def find(capture: Capture) -> Iterator[Finding]:
     explained = _list_explained(capture, failed)
     searches = [cell for cell in named if cell.outcome.error in SEARCHES]
     minded = set(map(id, attempts.list_minded(searches, explained)))
+    polled = [cell for cell in searches if id(cell) not in minded and _list_polls(capture, attempts, cell)]
+    minded |= set(map(id, polled))
     shown = (cell for cell in named if cell.outcome.error not in SEARCHES or id(cell) in minded)
     for (error, thing), cells in group(shown, lambda cell: (cell.outcome.error, cell.object)):
         of = sum(tries[call, thing] for call in {cell.call for cell in cells})
@@ -155,6 +158,13 @@ def _find_unnamed(capture: Capture, attempts: Attempts, failed: Sequence[Cell]) 
             numbers = {"span": Number(tail[-1].start_ns - tail[0].start_ns, unit="ns")}
             template = "{program} could not open a file: no such file (ENOENT), {often} within {span}"
             yield _make_unnamed(capture, tail, template, numbers=numbers)
+    looks = (cell for cell in failed if cell.outcome.error in _NOT_FOUND and cell.call in _LOOKS)
+    for cell in looks:
+        polls = _list_polls(capture, attempts, cell)
+        if polls:
+            numbers = {"span": Number(polls[-1].start_ns - polls[0].start_ns, unit="ns")}
+            template = "{program} looks for a file by {call} all the time: no such file (ENOENT), {often} within {span}"
+            yield _make_unnamed(capture, polls, template, numbers=numbers)
     others = (cell for cell in failed if cell.outcome.error not in SEARCHES and cell.call not in _LOOKS)
     for (_program, verb, error), cells in group(
         others, lambda cell: (cell.who.program, _find_verb(cell.call), cell.outcome.error)
@@ -182,9 +192,22 @@ def _list_tail(capture: Capture, attempts: Attempts, cell: Cell) -> list[LongCal
         call
         for call in capture.long_calls
         if (call.who.pid, call.call, call.outcome.error) == (cell.who.pid, cell.call, cell.outcome.error)
+        and call.object == cell.object
         and call.start_ns > attempts.find_last(cell)
     )
     return sorted(found, key=lambda call: call.start_ns)
+
+
+def _list_polls(capture: Capture, attempts: Attempts, cell: Cell) -> list[LongCall]:
+    """Return the calls like CELL, which looks for a file, where they come at steady intervals as of a program that waits; none otherwise."""
+    if cell.call not in _LOOKS or cell.count < _MIN_POLLS or not attempts.goes_on(cell):
+        return []
+    calls = _list_tail(capture, attempts, cell)
+    gaps = sorted(later.start_ns - call.start_ns for call, later in zip(calls, calls[1:]))
+    if len(calls) < _MIN_POLLS or calls[-1].start_ns - calls[0].start_ns < _SPAN_NS:
+        return []
+    middle = gaps[len(gaps) // 2]
+    return calls if middle >= _MIN_POLL_NS and gaps[-1] <= 2 * middle and gaps[0] >= middle // 2 else []
 
 
 def _make_unnamed(capture: Capture, rows: Sequence[Cell | LongCall], template: str, **parts: Any) -> Finding:

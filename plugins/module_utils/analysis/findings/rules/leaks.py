@@ -16,10 +16,12 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import (
     Capture,
     LeftOpen,
+    LongCall,
     Process,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import describe_target
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.resources import Resources
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
@@ -28,59 +30,130 @@ _MIN_SPAN = 0.5  # of the trace's time, or of the process's in it, within which 
 _MIDDLE = (0.2, 0.8)  # of that span, in which half of them were open
 _MIN_TIME_NS = 1_000_000_000
 _MIN_SHARE = 0.25  # of the openings that stay open
-_FOLLOWED = 256 - 16  # the pass follows the lowest 256 descriptors of a process
+_NAMED = 0.8  # of the new descriptors
+_FOLLOWED = 256  # the pass follows the descriptors below this one
 _SEVERITY, _SEVERITY_NEAR = 60, 80
 _NEAR_S = 3600.0  # to the limit
+_OPENINGS = frozenset(
+    (
+        *(
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+            "socket",
+            "accept",
+            "accept4",
+            "dup",
+            "fcntl",
+            "epoll_create1",
+            "eventfd2",
+        ),
+        *(
+            "timerfd_create",
+            "memfd_create",
+            "inotify_init1",
+            "pidfd_open",
+            "signalfd4",
+            "userfaultfd",
+            "perf_event_open",
+        ),
+    )
+)
 _PEER = re.compile(r"(.+):\d+( \(\w+\))?\Z")
 _NUMBERS = re.compile(r"\d+")
 
 
 class _Growth(NamedTuple):
-    """What a process has left open."""
+    """Descriptors that a process has left open."""
 
-    count: int
+    left: int
     thing: Thing | None
-    share: int  # of COUNT, which are of THING
+    share: int  # of LEFT, which are of THING
     certain: bool
 
 
 def find(capture: Capture) -> Iterator[Finding]:
     """Yield a finding for each process of CAPTURE whose descriptors grow in number."""
-    if not _records_closes(capture):
-        return
     resources = Resources(capture.manifest)
     by_process: dict[int, list[LeftOpen]] = defaultdict(list)
     for row in capture.left_open:
         by_process[row.who.pid].append(row)
-    for pid, rows in by_process.items():
-        process = capture.processes.get(pid)
-        growth = _measure(capture, process, rows, resources) if process else None
-        if process and growth:
-            yield _make_finding(capture, process, rows, growth, resources)
+    is_told = _records_closes(capture)
+    for process in capture.processes.values():
+        # The host's count also shows growth where closes are not in the trace.
+        told = _find_told(capture, process, resources)
+        if not is_told and (told or 0) < _MIN_COUNT:
+            continue
+        rows = by_process.get(process.pid, [])
+        balance = process.opened - process.closed
+        hidden = _list_hidden(capture, process) if balance - sum(row.count for row in rows) >= _MIN_COUNT else []
+        growth = _measure(capture, process, rows, hidden, told)
+        if growth:
+            yield _make_finding(capture, process, [*rows, *hidden], growth, resources)
 
 
 def _records_closes(capture: Capture) -> bool:
     """Return True if CAPTURE has the calls that close descriptors; without them, everything seems to stay open."""
     wanted: dict[str, Any] = capture.manifest.get("specification") or {}
-    return not wanted.get("errors_only") and any(cell.call == "close" for cell in capture.cells)
+    if wanted.get("errors_only"):
+        return False
+    chosen = wanted.get("syscalls")
+    if chosen is None:
+        return any(cell.call == "close" for cell in capture.cells)
+    numbers = chosen.get("native") or []
+    is_all = not numbers and not chosen.get("compat")
+    return is_all or any(capture.name_call(number, capture.calls) == "close" for number in numbers)
 
 
-def _measure(capture: Capture, process: Process, rows: Sequence[LeftOpen], resources: Resources) -> _Growth | None:
-    """Return what PROCESS, which left ROWS open, has more than at its beginning; None where that does not grow."""
+def _find_told(capture: Capture, process: Process, resources: Resources) -> int | None:
+    """Return by how many descriptors PROCESS has grown, as the host counted; None where it did not count, or the process is younger."""
+    found = resources.find_process(process.pid, "open")
+    is_older = process.begin_ns < capture.tables.start_ns
+    return found.growth if is_older and found.first is not None and found.last is not None else None
+
+
+def _list_hidden(capture: Capture, process: Process) -> list[LongCall]:
+    """Return calls that opened descriptors of PROCESS with numbers that the pass does not follow, as far as CAPTURE has them one by one."""
+    calls = (
+        call
+        for call in capture.long_calls
+        if call.who.pid == process.pid
+        and call.call in _OPENINGS
+        and call.result >= _FOLLOWED
+        and not call.outcome.error
+    )
+    return sorted(calls, key=lambda call: call.start_ns)
+
+
+def _measure(
+    capture: Capture, process: Process, rows: Sequence[LeftOpen], hidden: Sequence[LongCall], told: int | None
+) -> _Growth | None:
+    """Return what PROCESS, which left ROWS and more that is HIDDEN open, has more than at its beginning; None where that does not grow.
+
+    TOLD is the growth that the host has counted, or None.
+    """
     start, end = max(capture.tables.start_ns, process.begin_ns), capture.tables.end_ns
     left, balance = sum(row.count for row in rows), process.opened - process.closed
-    is_full = left >= _FOLLOWED
-    told = resources.find_process(process.pid, "open").growth
-    count = max(balance, left) if is_full else min(max(balance, told), left) if balance < left else left
-    if told > 0 and process.begin_ns < capture.tables.start_ns:
-        count = min(count, told) if not is_full else told
-    if count < _MIN_COUNT or balance < _MIN_COUNT or end - start < _MIN_TIME_NS or count < _MIN_SHARE * process.opened:
+    count = balance if hidden else min(left, balance)
+    count = count if told is None else min(count, told)
+    if count < max(_MIN_COUNT, _MIN_SHARE * process.opened) or end - start < _MIN_TIME_NS:
         return None
-    grown = _find_grown(rows, start, end, is_full)
-    if grown is None:
+    grown = _find_grown(rows, start, end, is_full=bool(hidden))
+    if hidden:
+        times = [call.start_ns for call in hidden]
+        if not _is_spread(times[0], times[len(times) // 2], times[-1], end - (rows[0].last_ns if rows else start)):
+            return None
+    elif grown is None:
         return None
-    thing, share = grown
-    return _Growth(count, thing, min(share, count), certain=told >= _MIN_COUNT)
+    thing, share = grown or (None, 0)
+    return _Growth(count, thing, min(share, count), certain=told is not None)
+
+
+def _is_spread(first: int, middle: int, last: int, duration: int) -> bool:
+    """Return True if descriptors, of which half were open at MIDDLE, were opened in all parts of DURATION."""
+    span = last - first
+    return span >= _MIN_SPAN * duration and _MIDDLE[0] * span <= middle - first <= _MIDDLE[1] * span
 
 
 def _find_grown(rows: Sequence[LeftOpen], start: int, end: int, is_full: bool) -> tuple[Thing | None, int] | None:
@@ -97,11 +170,7 @@ def _find_grown(rows: Sequence[LeftOpen], start: int, end: int, is_full: bool) -
         count = sum(row.count for row in members)
         first, last = min(row.first_ns for row in members), max(row.last_ns for row in members)
         middle = _find_middle(members)
-        span = last - first
-        is_spread = is_full or (
-            span >= _MIN_SPAN * (end - start) and _MIDDLE[0] * span <= middle - first <= _MIDDLE[1] * span
-        )
-        if count >= _MIN_COUNT and is_spread:
+        if count >= _MIN_COUNT and (is_full or _is_spread(first, middle, last, end - start)):
             found.append((count, len(members) == 1, thing))
     if not found:
         return None
@@ -134,15 +203,17 @@ def _generalize(thing: Thing | None) -> Thing:
 
 
 def _make_finding(
-    capture: Capture, process: Process, rows: Sequence[LeftOpen], growth: _Growth, resources: Resources
+    capture: Capture, process: Process, rows: Sequence[LeftOpen | LongCall], growth: _Growth, resources: Resources
 ) -> Finding:
     seconds = (capture.tables.end_ns - max(capture.tables.start_ns, process.begin_ns)) / 1e9
-    rate = growth.count / seconds
+    rate = growth.left / seconds
     limit = resources.find_process(process.pid, "nofile").known or resources.guess_limit("nofile")
-    held = resources.find_process(process.pid, "open").last or growth.count
-    numbers = {"left": Number(growth.count, "sum"), "rate": Number(_round(rate), "sum")}
-    what = "{object}" if growth.share >= 0.8 * growth.count else "{object} and others"
-    template = f"{{program}} leaves descriptors of {what} open: {{left}} in this trace, {{rate}} a second"
+    held = resources.find_process(process.pid, "open").last or growth.left
+    numbers = {"left": Number(growth.left, "sum"), "rate": Number(_round(rate), "sum")}
+    thing = _name_by_host(capture, process.pid, growth.thing)
+    is_all = growth.share >= _NAMED * growth.left or thing != growth.thing
+    what = "descriptors" if thing is None else f"descriptors of {{object}}{'' if is_all else ' and others'}"
+    template = f"{{program}} leaves {what} open: {{left}} in this trace, {{rate}} a second"
     severity, missing = _SEVERITY, capture.loss
     if limit:
         left_s = max(0.0, (limit - held) / rate)
@@ -161,15 +232,32 @@ def _make_finding(
         rule="leaks",
         template=template,
         severity=severity,
-        program=rows[-1].who.program,
-        object=growth.thing,
+        program=process.program,
+        object=thing,
         numbers=numbers,
-        count=growth.count,
-        of=max(process.opened, growth.count),
+        count=growth.left,
+        of=max(process.opened, growth.left),
         confidence="certain" if growth.certain and not capture.loss else "likely",
         missing=missing,
         next=run_in(capture.place, "lsof", "-n", "-P", *chosen),
     )
+
+
+def _name_by_host(capture: Capture, pid: int, thing: Thing | None) -> Thing | None:
+    """Return THING, or, where the trace does not name it, what most of the new descriptors of process PID refer to, as the host saw it."""
+    if thing is not None and thing.kind in ("path", "peer"):
+        return thing
+    table = capture.manifest.get("descriptors") or {}
+    ends = [
+        {entry["fd"]: entry["target"] for entry in table.get(when) or () if entry["pid"] == pid}
+        for when in ("first", "last")
+    ]
+    new = [describe_target(target) for fd, target in ends[1].items() if ends[0].get(fd) != target]
+    for counts in (Counter(new), Counter(map(_generalize, new))):
+        found, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]), default=(None, 0))
+        if found is not None and count >= max(_MIN_COUNT, _NAMED * len(new)):
+            return found
+    return thing
 
 
 def _round(rate: float) -> float:

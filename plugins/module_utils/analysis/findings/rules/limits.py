@@ -49,7 +49,7 @@ _MAPPINGS = frozenset({"mmap", "brk", "mremap", "mprotect"})
 
 @dataclass(frozen=True)
 class _Limit:
-    """What a finding says of a limit. TEXT is a part of a template, with placeholders for NUMBERS and WORDS."""
+    """The part of a finding that is about a limit. TEXT is a part of a template, with placeholders for NUMBERS and WORDS."""
 
     name: str
     text: str

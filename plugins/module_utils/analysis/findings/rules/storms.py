@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Storms: what a program does so often that it hurts, or shows a fault.
 
-- Births: a program's processes are born at 50 per second and more for two seconds and more, and most of them live on. A script that starts
-  programs one after the other is no storm. Births that fail are for the rule `limits`.
+- Births: a program's processes are born at 50 per second and more for two seconds and more, and most of them live longer than a second. A
+  script that starts programs one after the other is no storm. Births that fail are for the rule `limits`.
 - Starts: one process starts the same program 50 times per second and more, one after the other, for five seconds and more.
 - Closes of descriptors that are not open: a program closes all numbers up to its limit, which may be a billion.
 - Retries: a call fails on the same object at a steady rate of five per second and more, and does not succeed after that. It is steady if the
@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import SEARCHES
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
@@ -103,7 +105,7 @@ def _make_births(capture: Capture, program: str, children: Sequence[Life], span_
     return capture.make_finding(
         [child.moment for child in children],
         rule="storms",
-        template="{program} made {count} processes, {rate} per second, and most of them live on",
+        template="{program} made {count} processes, {rate} per second, and most of them lived longer than a second",
         severity=_SEVERITY_BIRTHS,
         program=program,
         object=Thing("program", program),
@@ -167,9 +169,8 @@ def _gen_retries(capture: Capture) -> Iterator[Finding]:
         if cell.outcome.error is None and not cell.outcome.unfinished:
             key = cell.who.program, cell.call, cell.object
             succeeded[key] = max(succeeded[key], cell.last_ns)
-        elif (
-            cell.outcome.error not in (None, *_NO_FAILURES) and not cell.outcome.interrupted and cell.call not in EXECS
-        ):
+        # The rule failures knows which of the missing files a program minds.
+        elif cell.call not in EXECS and cell.outcome.error not in (*_NO_FAILURES, *SEARCHES) and find_rule(cell):
             failed.append(cell)
     for (program, call, thing, error), cells in group(
         failed, lambda cell: (cell.who.program, cell.call, cell.object, cell.outcome.error)

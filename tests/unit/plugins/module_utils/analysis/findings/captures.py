@@ -54,7 +54,7 @@ def make_capture(*calls, host="web1", container="api", file=None, left_open=(), 
         file=file or f"{host}/{container}/x.dat",
         tables=builder.build(left_open, processes or {}),
         calls=dict(enumerate(builder.numbers)),
-        name_call=lambda number, names: names[number],
+        name_call=lambda number, names: names.get(number, f"call {number}"),
         manifest=about,
         reasons=manifest.get("reasons", ()),
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,19 @@ def test_rules_have_the_names_of_their_files_and_titles():
     assert sorted(rule.name for rule in registry.RULES) == sorted(path.stem for path in folder.glob("*.py"))
     for rule in registry.RULES:
         assert rule.title and (rule.find or rule.find_across)
+
+
+def test_retries_of_what_is_told_already_are_left_out():
+    thing = Thing("peer", "192.0.2.1:5432 (tcp)")
+    told = Finding("connections", "refused", 80, "true", error="ECONNREFUSED", object=thing)
+    retold = Finding("storms", "tries", 55, "true", error="ECONNREFUSED", object=thing)
+    other = replace(retold, object=Thing("peer", "192.0.2.2:80 (tcp)"))
+    forks = Finding("storms", "forks", 60, "true")
+
+    def find(_capture):
+        yield from (told, retold, other, forks)
+
+    looking = search.Search([Rule("all", "", find=find)])
+    looking.add(make_capture())
+    assert [finding.template for finding in looking.finish()] == ["refused", "forks", "tries"]
+    assert looking.dropped == 0

@@ -116,3 +116,27 @@ def test_a_peer_that_is_not_recorded():
     (found,) = find(Call("connect", ("socket", "unix stream socket"), "ECONNREFUSED"))
     assert found.statement == "unix stream socket refused the connection of web (ECONNREFUSED), once"
     assert (found.confidence, found.missing) == ("likely", "the address of the peer is not recorded")
+
+
+def test_a_unix_socket_that_is_not_there():
+    (found,) = find(Call("connect", ("socket", "unix stream socket"), "ENOENT", count=50))
+    assert found.statement == "web could not connect to unix stream socket: no such file (ENOENT), 50 times"
+
+
+def make_held(state, last_port=42846, seconds=4):
+    first, last = (
+        [{"pid": 4711, "fd": 3, "target": f"tcp 0.0.0.0:{port}->192.0.2.7:443 {state}"}] for port in (42846, last_port)
+    )
+    return {"first": first, "last": last, "time_ns": {"first": 10**9, "last": (seconds + 1) * 10**9}}
+
+
+def test_a_peer_that_does_not_answer_in_the_whole_trace():
+    (found,) = find(Call("read"), descriptors=make_held("SYN_SENT"))
+    assert (
+        found.statement
+        == "web got no answer from 192.0.2.7:443 (tcp) in the whole trace: it waits for 4 s or longer to connect"
+    )
+    assert (found.severity, found.container_pids) == (80, (711,))
+    assert find(Call("read"), descriptors=make_held("ESTABLISHED")) == []
+    assert find(Call("read"), descriptors=make_held("SYN_SENT", last_port=9)) == []
+    assert find(Call("read"), descriptors=make_held("SYN_SENT", seconds=0.5)) == []

@@ -71,3 +71,17 @@ def test_without_images_those_with_the_same_programs_are_compared():
     captures = [make_capture(*(odd if n == 3 else COMMON), host=f"web{n}") for n in range(5)]
     stranger = make_capture(Call("openat", "/x", program="db"), host="db1")
     assert len(find([*captures, stranger])) == 1
+
+
+def test_numbers_of_pipes_and_errors_that_are_answers_are_no_difference():
+    captures = [
+        make_capture(
+            *COMMON,
+            Call("ioctl", ("pipe", f"pipe:[{number}]"), "ENOTTY"),
+            Call("write", ("pipe", f"pipe:[{number}]")),
+            host=f"web{number}",
+            image="shop:1",
+        )
+        for number in range(5)
+    ]
+    assert find(captures) == []

@@ -199,3 +199,21 @@ def test_other_rules_tell_of_limits_connections_and_denied_calls():
 def test_loss_is_said():
     (found,) = find(Call("openat", "/x", "EIO"), lost=7)
     assert (found.missing, found.severity) == ("7 events were lost", 80)
+
+
+def make_polls(*times, thing="/etc/x"):
+    calls = [Call("newfstatat", thing, "ENOENT", first=time, is_long=True) for time in times]
+    return [*calls, Call("newfstatat", thing, "ENOENT", count=len(times), first=times[0], last=times[-1])]
+
+
+def test_a_file_that_is_looked_for_at_steady_intervals():
+    (found,) = find(*make_polls(1, 1.5, 2, 2.5, 3.1))
+    assert found.statement == "web could not find /etc/x: no such file (ENOENT), 5 of 5 times within 2.1 s"
+    (found,) = find(*make_polls(1, 1.5, 2, 2.5, 3.1, thing=None))
+    assert (
+        found.statement
+        == "web looks for a file by newfstatat all the time: no such file (ENOENT), 5 times within 2.1 s"
+    )
+    # As requests come.
+    assert find(*make_polls(1, 1.01, 2, 2.5, 3.1)) == []
+    assert find(*make_polls(*(1 + 0.002 * index for index in range(1000)))) == []

@@ -57,10 +57,24 @@ def test_many_objects_of_one_folder_or_host_are_told_by_their_pattern():
     assert found.object.text == "10.0.0.7:* (tcp)"
 
 
+def make_opens(*times):
+    return [
+        Call("openat", "/etc/passwd", first=time, is_long=True, result=300 + index) for index, time in enumerate(times)
+    ]
+
+
 def test_more_descriptors_than_are_followed():
-    rows = [(4711, "/etc/passwd", 250, 1, 2, 1.5)]
-    (found,) = find(CLOSE, left_open=rows, processes={4711: {"opened": 3000, "closed": 5}})
+    known = {"left_open": [(4711, "/etc/passwd", 250, 1, 2, 1.5)], "processes": {4711: {"opened": 3000, "closed": 5}}}
+    (found,) = find(CLOSE, *make_opens(2, 4, 6, 8, 9), **known)
     assert found.statement == "web leaves descriptors of /etc/passwd and others open: 2995 in this trace, 300 a second"
+    assert find(CLOSE, *make_opens(2, 2.1, 2.2, 2.3, 2.4), **known) == []  # all at the start
+    assert find(CLOSE, **known) == []  # nobody knows when
+
+
+def test_descriptors_none_of_which_is_followed():
+    known = {"processes": {4711: {"opened": 100}}, "resource_limits": make_limits(300, 400)}
+    (found,) = find(*make_opens(2, 4, 6, 8, 9), **known)
+    assert found.statement.startswith("web leaves descriptors open: 100 in this trace, 10 a second; its limit of 1024")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,25 @@ def test_a_host_that_sees_no_growth_is_believed():
     assert find(CLOSE, left_open=rows, processes=GROWS, resource_limits=make_limits(120, 121)) == []
 
 
-def test_without_closes_in_the_trace_nothing_is_known():
-    rows = [(4711, "/etc/passwd", 100, 1, 9, 5)]
-    assert find(Call("openat", "/etc/passwd"), left_open=rows, processes=GROWS) == []
+def test_without_closes_in_the_trace_the_host_has_to_see_the_growth():
+    rows, opened = [(4711, "/etc/passwd", 100, 1, 9, 5)], Call("openat", "/etc/passwd")
+    assert find(opened, left_open=rows, processes=GROWS) == []
     assert find(CLOSE, left_open=rows, processes=GROWS, specification={"errors_only": True}) == []
+    chosen = {"syscalls": {"native": [99], "compat": []}}
+    assert find(opened, left_open=rows, processes=GROWS, specification=chosen) == []
+    assert (
+        len(find(opened, left_open=rows, processes=GROWS, specification=chosen, resource_limits=make_limits(5, 105)))
+        == 1
+    )
+    assert (
+        len(find(opened, left_open=rows, processes=GROWS, specification={"syscalls": {"native": [], "compat": []}}))
+        == 1
+    )
+
+
+def test_the_host_names_what_the_trace_does_not():
+    last = [{"pid": 4711, "fd": fd, "target": "/etc/passwd"} for fd in range(5, 105)]
+    table = {"first": [{"pid": 4711, "fd": 3, "target": "/x"}], "last": [*last, {"pid": 4711, "fd": 3, "target": "/x"}]}
+    rows = [(4711, ("file", "a file whose path is not recorded"), 100, 1, 9, 5)]
+    (found,) = find(CLOSE, left_open=rows, processes=GROWS, descriptors=table)
+    assert found.object.text == "/etc/passwd"
