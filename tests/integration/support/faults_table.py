@@ -63,7 +63,7 @@ TABLE: Mapping[str, Texts] = {
     "lock_of_a_file": _always(r"wait(s|ed) .*lock.* /var/lib/app/queue\.lock\b"),
     "lock_with_a_timeout": _always(r"wait(s|ed) .*lock.* /var/lib/app/index\.lock\b"),
     "lock_tried_again": _always(r"lock.* /var/lib/app/cache\.lock\b"),
-    "leak_of_sockets": _always(r"(127\.0\.0\.1:8125|127\.0\.0\.1:\*).* open: \d+ in this trace"),
+    "leak_of_sockets": _always(r"leaves descriptors (of 127\.0\.0\.1:\S+ .*)?open: \d+ in this trace"),
     "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
     "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
     "no_interpreter": Texts(r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter"),
@@ -79,7 +79,7 @@ TABLE: Mapping[str, Texts] = {
     "name_server_soon": _always(
         r"name server 192\.0\.2\.53:53 did not answer", musl="name server in /etc/resolv.conf did not answer"
     ),
-    "storm_of_forks": _always("(?i)fork|process|clone"),
+    "storm_of_forks": _always(r"made \d+ processes, \d+ per second"),
     "storm_of_closes": _always("closes descriptors that are not open"),
 }
 
