@@ -78,9 +78,8 @@ def make_state() -> State:
     """Return an empty State. The machine gives memory as rows come into use."""
     state = np.zeros(1, _make_layout()).view(np.recarray)[0]
     state.thread_free[:] = np.arange(_THREADS - 1, -1, -1)
-    state.threads[0, codes.TID] = (
-        codes.NO_TID
-    )  # rows are looked at from the first one on, and the others when they are in use
+    # Rows are looked at from the first one on, and the others when they are in use.
+    state.threads[0, codes.TID] = codes.NO_TID
     state.block_free[:] = np.arange(_BLOCKS - 1, -1, -1)
     scalars = state.scalars
     scalars[codes.FIRST_ENTRY] = -codes.NEVER
