@@ -105,6 +105,12 @@ else
 	    --allow-root --allow-destructive --color no $(TARGET)
 endif
 
+fuzz: setup ## Analyse damaged captures: make fuzz N=1000000; SEED=… makes a case again, BOUNDS=1 checks each index
+	PYTHONPATH=$(COLLECTIONS) python tests/fuzz/run.py $(or $(N),10000) --keep $(BUILD)/fuzz $(if $(SEED),--seed $(SEED)) $(if $(BOUNDS),--bounds)
+# In a long run, a tenth of the cases has checks, which cost a minute for the compiler.
+	if [ $(or $(N),10000) -gt 10000 ] && [ -z "$(BOUNDS)" ]; then \
+	    PYTHONPATH=$(COLLECTIONS) python tests/fuzz/run.py $$(($(or $(N),10000) / 10)) --keep $(BUILD)/fuzz $(if $(SEED),--seed $(SEED)) --bounds; fi
+
 builds: setup ## Run the tests of image builds, which need no engine
 	cd tests/builds && PYTHONPATH=$(COLLECTIONS) python -m pytest -c ../integration/pytest.ini --rootdir . .
 

@@ -51,7 +51,7 @@ run_beside() { # TARGET…: run several targets of make with a build folder of t
 part=
 echo "== integration tests: $CRASHCART_TESTS"
 run setup
-run_beside lint sanity unit package builds >"$log" 2>&1 &
+run_beside lint sanity unit fuzz package builds >"$log" 2>&1 &
 beside=$!
 # The parts with this machine's engine take longer and mostly wait. So they get the processors first, and the others the idle time.
 chrt --idle --pid 0 "$beside"

@@ -17,7 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 
 _MIN_EVENT = 12  # bytes: a header and a record with type and thread
 _GROWTH = 1 << 26  # bytes of pages that a small compressed file may hold
-_MAX_SLOT = capture_pass._MAX_SLOT
+_MAX_SLOT, _BEYOND = capture_pass._MAX_SLOT, capture_pass._BEYOND
 
 
 class Fault(Exception):
@@ -37,7 +37,7 @@ def check(folder, data, manifest, number):
         elif os.path.exists(name):
             os.unlink(name)
     # Where a CPU has room for one page only, what lies behind the last one is outside, so that checks of bounds notice it.
-    capture_pass._MAX_SLOT = _MAX_SLOT if number % 3 == 0 else 512
+    capture_pass._MAX_SLOT, capture_pass._BEYOND = (_MAX_SLOT, _BEYOND) if number % 3 == 0 else (512, 0)
     search = Search()
     skipped = []
     least = 5 * 10**5 if number % 8 == 1 else 0

@@ -24,9 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages, TraceFileError
 
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
-_MAX_MEMORY = (
-    512 << 20
-)  # where a page of each CPU needs more than that; the largest machines have 8,192 CPUs or pages of 64 KiB
+_MAX_MEMORY = 512 << 20  # bytes of one page of each CPU: 8,192 CPUs with pages of 64 KiB
 _MAX_SLOT = 1 << 20
 _MIN_RECORD = 8  # bytes; events with shorter records do not count
 _BEYOND = 64  # bytes behind the last page: more than a field takes whose format says that it is shorter

@@ -14,7 +14,7 @@ import os
 import select
 import socket
 from contextlib import suppress
-from typing import Any, Callable, Collection, NoReturn
+from typing import Any, Callable, Collection, Dict, NoReturn, Optional
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import requests
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, boot, processes
@@ -23,7 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import GUARD
 
 _LOOK_S = 0.25
 # Finishes the traces for a request, or by itself without one (None), and returns the answer. IS_ALONE() says if the asker is gone.
-Finish = Callable[["dict[str, Any] | None", Callable[[], bool]], "dict[str, Any]"]
+Finish = Callable[[Optional[Dict[str, Any]], Callable[[], bool]], Dict[str, Any]]
 
 
 def start_guard(paths: Collection[str], ids: Collection[str], seconds: float, finish: Finish) -> None:

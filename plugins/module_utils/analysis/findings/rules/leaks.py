@@ -163,7 +163,7 @@ def _find_grown(rows: Sequence[LeftOpen], start: int, end: int, is_full: bool) -
     """
     groups: dict[Thing, list[LeftOpen]] = defaultdict(list)
     for row in rows:
-        for thing in {row.object or Thing("anon", "something not known"), _generalize(row.object)}:
+        for thing in dict.fromkeys((row.object or Thing("anon", "something not known"), _generalize(row.object))):
             groups[thing].append(row)
     found: list[tuple[int, bool, Thing]] = []
     for thing, members in groups.items():
