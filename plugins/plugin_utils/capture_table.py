@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.columns import align
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 MAX_ROWS = 20
 _HEADINGS = ("HOST", "CONTAINER", "EVENTS", "LOST", "SECONDS")
+_NUMBERS = (2, 3, 4)  # columns
 _MAX_NOTE = 100
 
 
@@ -71,26 +73,13 @@ def make_lines(captures: Sequence[Mapping[str, Any]], report: str | None = None)
         rows.setdefault(key, _Row(*key)).add(capture["path"], manifest)
     ordered = sorted(rows.values(), key=lambda row: (not row.notes, row.host, row.container))
     shown, others = ordered[:MAX_ROWS], ordered[MAX_ROWS:]
-    lines = _format([_HEADINGS, *(row.as_cells() for row in shown)])
+    table = [(*_HEADINGS, ""), *(row.as_cells() for row in shown)]
+    lines = align([tuple(map(escape, row)) for row in table], _NUMBERS)
     if others:
         bad = sum(bool(row.notes) for row in others)
         count = f"{len(others)} more container{'s' if len(others) > 1 else ''}"
         lines.append(f"  and {count}, {'all complete' if not bad else f'{bad} of them not complete or stopped'}")
     return [*lines, *_tell_files([capture["path"] for capture in captures if capture["path"]], report)]
-
-
-def _format(table: Iterable[tuple[str, ...]]) -> list[str]:
-    """Return a line for each row of TABLE: the first two columns to the left, numbers to the right, the note as it is."""
-    cells = [tuple(map(escape, row)) for row in table]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
-    lines = []
-    for row in cells:
-        parts = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
-        ]
-        lines.append("  ".join([*parts, *row[len(_HEADINGS) :]]))
-    return lines
 
 
 def _tell_files(paths: Sequence[str], report: str | None) -> list[str]:

@@ -157,14 +157,13 @@ class _Worker:
             sys.exit("fuzz: the good captures cannot be analysed")
 
 
-def make_case(seed, samples=[]):  # noqa: B006 - they are made once
+def make_case(seed):
     """Return file and manifest of the case with SEED."""
     from ansible_collections.crashcart.fleet.tests.fuzz import mutate
     from ansible_collections.crashcart.fleet.tests.fuzz.samples import make_all
 
-    samples = samples or make_all()
     source = random.Random(seed)
-    return mutate.damage(source.choice(samples), source)
+    return mutate.damage(source.choice(make_all()), source)
 
 
 def _keep(options, seed, data, manifest, why):

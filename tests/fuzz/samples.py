@@ -8,6 +8,7 @@ import copy
 import json
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, tables, trace_dat
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
@@ -272,6 +273,7 @@ def make_manifest(events):
     }
 
 
+@lru_cache(maxsize=None)
 def make_all():
     """Return good samples: of each file version and method of compression, with the tables in the trace or in the manifest."""
     methods = [(6, compression.NONE), (7, compression.NONE), *((7, method) for method in compression.list_available())]

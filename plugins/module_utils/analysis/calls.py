@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
 _UNKNOWN = "?"
-_ONE_END = codes.UNFINISHED | codes.CONTINUED | codes.DENIED | codes.ONLY_ENTRY | codes.ONLY_EXIT
 
 
 class Call(NamedTuple):
@@ -116,7 +115,7 @@ class CallStream:
                 has_start = not outcome & (codes.CONTINUED | codes.DENIED | codes.ONLY_EXIT)
                 yield Call(
                     start_ns=start,
-                    duration_ns=end - start if not outcome & _ONE_END else None,
+                    duration_ns=end - start if not outcome & codes.ONE_END else None,
                     tid=int(state.tasks[task, codes.TASK_TID]),
                     pid=pids[process],
                     program=bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace") or _UNKNOWN,

@@ -9,14 +9,14 @@ import os
 import re
 import stat
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any, BinaryIO, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, read_traces
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.manifest_form import is_sound
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call, read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.real_time import format_real_time
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import (
     SyscallRow,
     TraceTable,
@@ -147,7 +147,7 @@ def _summarize_trace(
     container = manifest.get("container") or {}
     reasons = [*manifest.get("reasons", []), *table.damage]
     if search is not None:
-        search.add(Capture(name, found, read_names(manifest), name_call, manifest, reasons))
+        search.add(Capture(name, found, read_names(manifest), manifest, reasons))
     return {
         "capture": name,
         "buffer": trace.head.buffer or None,
@@ -157,7 +157,7 @@ def _summarize_trace(
         "complete": False if reasons else manifest.get("complete"),
         "lost": manifest.get("lost"),
         "reasons": reasons,
-        "start": _real_time(table.first_time, manifest),
+        "start": format_real_time(table.first_time, manifest) if table.first_time else None,
         "duration_s": (table.last_time - table.first_time) / 1e9,
         "events": table.events,
         "event_counts": table.counts,
@@ -187,13 +187,6 @@ def _sum_errors(table: TraceTable) -> dict[str, int]:
         for name, count in row.errors.items():
             total[name] = total.get(name, 0) + count
     return total
-
-
-def _real_time(time_ns: int, manifest: dict[str, Any]) -> str | None:
-    offset = manifest.get("clock_offset_ns")
-    if offset is None or not time_ns:
-        return None
-    return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def gen_source(

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Iterable
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
-# Added to the number of a call by a 32-bit program. Programs may call any number of 32 bits, so this bit is above those.
-COMPAT = 1 << 32
 _NEWTASK = "task:task_newtask"
 _EXEC = "sched:sched_process_exec"
 _EXIT_OF_EXEC = "syscalls:sys_exit_execve"

@@ -8,13 +8,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Iterator, Tuple
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.columns import align
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import GROUP_PREFIX, PATH_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 _Cells = Tuple[str, ...]  # of one row, as many as there are headings
 
 _HEADINGS = ("PROCESS", "PID", "SYSCALL", "CALLS", "TOTAL ms", "P99 us", "ERRORS")
-_NUMBERS = frozenset({"PID", "CALLS", "TOTAL ms", "P99 us"})
+_NUMBERS = frozenset(map(_HEADINGS.index, ("PID", "CALLS", "TOTAL ms", "P99 us")))
 _MAX_TEXT_ROWS = 40
 # Events that every trace has: calls, which the table shows, and the sources of processes' names. They are not listed as others.
 _PATH_EVENT = re.compile(rf"{GROUP_PREFIX}\w*:{PATH_PREFIX}")
@@ -46,7 +47,7 @@ def describe_briefly(entry: dict[str, Any], count: int) -> Brief:
 
 def format_briefs(briefs: list[Brief], count: int) -> list[str]:
     """Return the lines of one table for all BRIEFS, with at most COUNT rows of each."""
-    heading, *lines = _gen_table([row for brief in briefs for row in brief.rows[:count]])
+    heading, *lines = _make_table([row for brief in briefs for row in brief.rows[:count]])
     found = [heading]
     for brief in briefs:
         more = brief.how_many - count
@@ -90,7 +91,7 @@ def _gen_lines(entry: dict[str, Any]) -> Iterator[str]:
     if not rows:
         yield "  no system call was recorded"
     else:
-        yield from _gen_table([_cells(row) for row in rows])
+        yield from _make_table([_cells(row) for row in rows])
     yield from _gen_failed_paths(entry["programs"])
     yield from _gen_rings(entry["io_uring"], has_calls=bool(rows))
     if entry["min_latency_ns"]:
@@ -152,12 +153,5 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _gen_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    lines = [_HEADINGS, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if heading in _NUMBERS else cell.ljust(width)
-            for heading, cell, width in zip(_HEADINGS, line, widths)
-        ]
-        yield ("  " + "  ".join(cells)).rstrip()
+def _make_table(rows: list[_Cells]) -> list[str]:
+    return [f"  {line}" for line in align([_HEADINGS, *rows], _NUMBERS)]

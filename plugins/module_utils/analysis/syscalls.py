@@ -33,7 +33,6 @@ _REST = codes.OTHER_CALLS  # no process, name or system call has this number
 _OTHER_PROGRAMS = "(other programs)"
 # Answers of seccomp that are no errors; no error has these numbers.
 _TRAP = -1
-_LONE = codes.UNFINISHED | codes.CONTINUED | codes.DENIED | codes.ONLY_ENTRY | codes.ONLY_EXIT  # calls with one end
 UNKNOWN_NAME = "?"
 _ANSWERS = {0: "no error", _TRAP: "SIGSYS"}
 
@@ -173,7 +172,7 @@ class TableMaker:
         """
         if not self._damage or not self._names:
             return np.arange(len(self._number))
-        is_lone = self._outcome & _LONE != 0
+        is_lone = self._outcome & codes.ONE_END != 0
         is_strange = ~np.isin(self._number, list(self._names)) | (np.array(self._known_names)[self._name] == "")
         return np.flatnonzero(~(is_lone & is_strange))
 
@@ -213,7 +212,7 @@ class TableMaker:
         measured = int(rows[:, codes.MEASURED].sum())
         if not measured:
             return 0, 0, None
-        is_whole = self._outcome[cells] & _LONE == 0
+        is_whole = self._outcome[cells] & codes.ONE_END == 0
         longest = int(self._longest[cells][is_whole].max(initial=0))
         places = rows[:, codes.HISTOGRAM]
         histogram = self._state.histograms[places[places >= 0]].sum(axis=0, dtype=np.int64)

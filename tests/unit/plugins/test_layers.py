@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.imports import (
 # The folders of module_utils from the bottom to the top: a module imports from its own line and from those above it in this list. The
 # most specific name counts.
 SHARED_LAYERS = (
-    ("errors", "feature", "names", "units", "printable", "hidden", "architectures"),
+    ("errors", "feature", "names", "units", "printable", "hidden", "architectures", "columns"),
     ("linux",),
     ("linux.tracing",),
     ("features",),

@@ -70,6 +70,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     OWN_ERROR,
     PATH_OBJECT,
     PEER_OBJECT,
+    SEEDED,
     SINCE,
     SOURCE,
     START,
@@ -96,7 +97,6 @@ _MAX_ERRNO = 4095
 _F_GETOWN = 9
 _EINPROGRESS = 115
 _BOTH_SOURCES = 2
-_SEEDED = 2
 _RETURNED = 1 << 30  # among the flags of an outcome, here only
 
 
@@ -164,7 +164,7 @@ def end_pending(state, row, time):
 @compile_part
 def end_wait(state, row, time):
     """Let the call of the thread at ROW that was under way when the trace began, if there is one, last until TIME and longer."""
-    if state.threads[row, IS_PENDING] == _SEEDED:
+    if state.threads[row, IS_PENDING] == SEEDED:
         _finish(state, row, state.threads[row, NUMBER], time, np.int64(0), np.int64(UNFINISHED | CONTINUED))
         state.threads[row, IS_PENDING] = 0
 
@@ -191,7 +191,7 @@ def exit_call(state, row, number, time, result, source):
         is_exec or number in (entered, -1) or (info[IS_EXEC] and state.calls[find_info(entered), IS_EXEC])
     )
     if is_same:
-        outcome = np.int64(CONTINUED if is_pending == _SEEDED else 0)
+        outcome = np.int64(CONTINUED if is_pending == SEEDED else 0)
         # rt_sigreturn exits with -1; its result is a register of the program, and no error.
         if number == -1 and entered != -1:
             outcome |= _RETURNED
@@ -287,7 +287,7 @@ def _finish(state, row, number, time, result, outcome):
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     # On damaged pages a clock goes back, and a call ends before it begins.
-    call[OUT_BEGIN] = min(scalars[START] if thread[IS_PENDING] == _SEEDED else thread[BEGIN], time)
+    call[OUT_BEGIN] = min(scalars[START] if thread[IS_PENDING] == SEEDED else thread[BEGIN], time)
     call[OUT_END], call[OUT_TASK], call[OUT_NUMBER] = time, task, number
     for index in range(6):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]

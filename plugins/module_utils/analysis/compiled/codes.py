@@ -7,7 +7,7 @@ from __future__ import annotations
 NEVER = -(1 << 62)
 """A time before all others, in nanoseconds."""
 COMPAT = 1 << 32
-"""Added to the number of a call by a 32-bit program."""
+"""Added to the number of a call by a 32-bit program. Programs may call any number of 32 bits, so this bit is above those."""
 OTHER_CALLS = 1 << 62
 """Stands for all numbers for which there was no room. No system call has it."""
 MAX_NUMBER = 1024
@@ -101,7 +101,7 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
 (
     TID,
     TASK,  # index in the table of tasks
-    IS_PENDING,  # 1 if an entry waits for its exit; 2 if the call was under way when the trace began
+    IS_PENDING,  # 1 if an entry waits for its exit; SEEDED if the call was under way when the trace began
     NUMBER,  # of the pending call, with COMPAT
     BEGIN,  # time of its entry, nanoseconds
     ARGUMENT,  # the first of six arguments
@@ -124,6 +124,7 @@ WANTS_PAGES, IS_FULL, IS_DONE = range(3)
 ) = range(22)
 MAX_FAMILIES = 24
 NO_TID = -1 << 40
+SEEDED = 2
 THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.
@@ -149,6 +150,8 @@ ERRNO_MASK = 0xFFFF
 DENIED, CONTINUED, UNFINISHED, TRAPPED, TIMED_OUT, ONLY_EXIT, ONLY_ENTRY, NOT_CONNECTED = (
     1 << bit for bit in range(16, 24)
 )
+ONE_END = DENIED | CONTINUED | UNFINISHED | ONLY_EXIT | ONLY_ENTRY
+"""Bits of calls of which the trace has one end only; their duration is not known."""
 
 # Columns of a cell: a count of calls that agree in the first four.
 CELL_TASK, CELL_NUMBER, CELL_OUTCOME, CELL_OBJECT, COUNT, FIRST_END, LAST_END, TOTAL, LONGEST = range(9)

@@ -12,6 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_PENDING,
     NEVER,
     NUMBER,
+    SEEDED,
     TASK,
     TASK_PROCESS,
 )
@@ -21,8 +22,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.threads import find_thread, set_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-
-_SEEDED = 2
 
 
 @compile_whole
@@ -50,7 +49,7 @@ def plant_waits(state, waits):
         row = find_thread(state, waits[index, 0])
         if row >= 0 and waits[index, 1] >= 0:
             thread = state.threads[row]
-            thread[IS_PENDING], thread[BEGIN] = _SEEDED, NEVER
+            thread[IS_PENDING], thread[BEGIN] = SEEDED, NEVER
             thread[NUMBER] = waits[index, 1] + (COMPAT if thread[IS_COMPAT] else 0)
             for argument in range(6):
                 thread[ARGUMENT + argument] = waits[index, 2 + argument]

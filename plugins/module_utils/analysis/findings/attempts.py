@@ -11,9 +11,9 @@ import os.path
 import re
 from typing import Collection, Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import NEVER
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import CHECKS, EXECS, PATH_CALLS
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import NEVER
 
 SEARCHES = frozenset({"ENOENT", "ENOTDIR", "ENXIO", "ELOOP", "ENODEV", "EISDIR", "EEXIST"})
 _FINDERS = frozenset(name for name, verb in PATH_CALLS.items() if verb in ("open", "find", "execute"))

@@ -8,22 +8,11 @@ This is the only place where findings touch the columns of a capture's tables.
 from __future__ import annotations
 
 import bisect
-import errno
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, Union
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import (
-    MAX_EVIDENCE,
-    MAX_PIDS,
-    Evidence,
-    Finding,
-    Place,
-    Thing,
-    choose_evidence,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     CONTINUED,
     DENIED,
     ERRNO_MASK,
@@ -36,13 +25,25 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     TIMED_OUT,
     TRAPPED,
     UNFINISHED,
-    CaptureTables,
-    Column,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import (
+    MAX_EVIDENCE,
+    MAX_PIDS,
+    Evidence,
+    Finding,
+    Place,
+    Thing,
+    choose_evidence,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import CaptureTables, Column
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.real_time import format_real_time
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (
+    RESTARTS,
+    name_call,
+    name_errno,
 )
 
 _UNKNOWN = "?"
-# Errors inside the kernel: a signal came, and the kernel makes the call again or turns the error into EINTR.
-_RESTARTS = {512: "ERESTARTSYS", 513: "ERESTARTNOINTR", 514: "ERESTARTNOHAND", 516: "ERESTART_RESTARTBLOCK"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ class Capture:
     file: str  # its path, as the report names it
     tables: CaptureTables
     calls: Mapping[int, str]  # names of system calls by number
-    name_call: Callable[[int, Mapping[int, str]], str]
     manifest: Mapping[str, Any] = field(default_factory=dict)
     reasons: Sequence[str] = ()  # why it is not complete, in words
 
@@ -173,7 +173,7 @@ class Capture:
         return [
             Cell(
                 who=self._who[task],
-                call=self.name_call(number, self.calls),
+                call=name_call(number, self.calls),
                 outcome=read_outcome(outcome),
                 object=self._things[thing],
                 count=count,
@@ -193,7 +193,7 @@ class Capture:
         return [
             LongCall(
                 who=self._who[task],
-                call=self.name_call(number, self.calls),
+                call=name_call(number, self.calls),
                 outcome=read_outcome(outcome),
                 object=self._things[thing],
                 start_ns=start,
@@ -208,10 +208,7 @@ class Capture:
 
     def format_time(self, time_ns: int) -> str | None:
         """Return TIME_NS of the trace's clock as ISO 8601 in UTC; None when the manifest does not have the clock's offset."""
-        offset = self.manifest.get("clock_offset_ns")
-        if offset is None:
-            return None
-        return datetime.fromtimestamp((time_ns + offset) / 1e9, timezone.utc).isoformat(timespec="milliseconds")
+        return format_real_time(time_ns, self.manifest)
 
     def make_finding(self, rows: Iterable[Row], **parts: Any) -> Finding:
         """Return the finding that ROWS show: who, where, how often, first, last and evidence are theirs, the rest is in PARTS.
@@ -333,10 +330,10 @@ def read_outcome(outcome: int) -> Outcome:
     """Return what the number OUTCOME in the tables means."""
     number = outcome & ERRNO_MASK
     return Outcome(
-        error=(errno.errorcode.get(number) or _RESTARTS.get(number) or f"errno {number}") if number else None,
+        error=name_errno(number) if number else None,
         denied=bool(outcome & DENIED),
         trapped=bool(outcome & TRAPPED),
-        interrupted=number in _RESTARTS,
+        interrupted=number in RESTARTS,
         timed_out=bool(outcome & TIMED_OUT),
         not_connected=bool(outcome & NOT_CONNECTED),
         unfinished=bool(outcome & UNFINISHED),

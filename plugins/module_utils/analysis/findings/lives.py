@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import NEVER
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Moment, Who
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import NEVER, Column
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import Column
 
 OOM_KILLER = 0
 """The number of a signal that stands for the choice of the OOM killer."""

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tables of a capture that rules look at, as columns. The pass over a capture fills them, and capture.py reads them."""
+"""The tables of a capture that rules look at, as columns. The pass over a capture fills them, and capture.py reads them.
+
+Outcomes, times and indices of objects have the values that compiled/codes.py defines."""
 
 from __future__ import annotations
 
@@ -8,16 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 Column = Any  # numbers: a list, or an array of numpy
-
-# An outcome is the number of an error, or 0, together with these flags.
-ERRNO_MASK = 0xFFFF
-DENIED, CONTINUED, UNFINISHED, TRAPPED, TIMED_OUT, ONLY_EXIT, ONLY_ENTRY, NOT_CONNECTED = (
-    1 << bit for bit in range(16, 24)
-)
-NEVER = -(1 << 62)
-"""The time of what came before the trace."""
-NO_OBJECT, OTHER_OBJECTS = 0, 1
-"""Indices of two objects that are none: no object, and all objects for which there was no room."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import describe_target
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.resources import Resources
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_call
 
 _MIN_COUNT = 20
 _MIN_SPAN = 0.5  # of the trace's time, or of the process's in it, within which the descriptors were opened
@@ -103,7 +104,7 @@ def _records_closes(capture: Capture) -> bool:
         return any(cell.call == "close" for cell in capture.cells)
     numbers = chosen.get("native") or []
     is_all = not numbers and not chosen.get("compat")
-    return is_all or any(capture.name_call(number, capture.calls) == "close" for number in numbers)
+    return is_all or any(name_call(number, capture.calls) == "close" for number in numbers)
 
 
 def _find_told(capture: Capture, process: Process, resources: Resources) -> int | None:

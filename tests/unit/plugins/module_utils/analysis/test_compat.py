@@ -13,7 +13,8 @@ if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 np = pytest.importorskip("numpy")
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import COMPAT, CompatTasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 
@@ -54,7 +55,6 @@ def make_capture(*calls, host="web1", container="api", file=None, left_open=(), 
         file=file or f"{host}/{container}/x.dat",
         tables=builder.build(left_open, processes or {}),
         calls=dict(enumerate(builder.numbers)),
-        name_call=lambda number, names: names.get(number, f"call {number}"),
         manifest=about,
         reasons=manifest.get("reasons", ()),
     )
@@ -70,7 +70,7 @@ class _Builder:
     def add(self, call):
         error = getattr(errno, call.error, None) or int(call.error or 0)
         # A process has another name from the first call under that name on.
-        begin = tables.NEVER if call.pid not in self.pids else round(call.first * SECOND)
+        begin = codes.NEVER if call.pid not in self.pids else round(call.first * SECOND)
         process = self.pids.setdefault(call.pid, len(self.pids))
         self.begins.setdefault((call.program, call.pid, process), begin)
         key = (
@@ -105,7 +105,7 @@ class _Builder:
                 list(self.pids),
                 [pid % 1000 for pid in self.pids],
                 [-1] * len(self.pids),
-                [tables.NEVER if one["begin"] is None else round(one["begin"] * SECOND) for one in known],
+                [codes.NEVER if one["begin"] is None else round(one["begin"] * SECOND) for one in known],
                 [one["opened"] for one in known],
                 [one["closed"] for one in known],
                 [round(one["end"] * SECOND) for one in known],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import SECOND
 
@@ -30,14 +31,14 @@ def add_lives(capture, *lives, signals=(), span=(0, 10)):
     known = capture.tables
     names, tids, owners = (list(column) for column in (known.tasks.name, known.tasks.tid, known.tasks.process))
     pids, inside = list(known.processes.pid), list(known.processes.container_pid)
-    rows = dict.fromkeys(pids, (-1, tables.NEVER, 0, -1))
+    rows = dict.fromkeys(pids, (-1, codes.NEVER, 0, -1))
     for life in lives:
         if life.pid not in rows:
             pids.append(life.pid)
             inside.append(life.pid % 1000 if life.container_pid is None else life.container_pid)
         elif life.container_pid is not None:
             inside[pids.index(life.pid)] = life.container_pid
-        begin = tables.NEVER if life.begin is None else round(life.begin * SECOND)
+        begin = codes.NEVER if life.begin is None else round(life.begin * SECOND)
         parent = pids.index(life.parent) if life.parent is not None else -1
         rows[life.pid] = (parent, begin, round((life.end or 0) * SECOND), life.status)
         for name in (["sh"] if life.runs and life.begin is not None else []) + [life.program]:

@@ -132,7 +132,7 @@ def test_the_number_of_findings_is_bounded_and_what_is_left_out_counted(monkeypa
     monkeypatch.setattr(search, "MAX_KEPT", 4)
     looking = search.Search([Rule("three", "", find=find_three)])
     for number in range(4):
-        looking.add(Capture(f"x{number}", make_capture().tables, {}, str))
+        looking.add(Capture(f"x{number}", make_capture().tables, {}))
     assert [finding.severity for finding in looking.finish()] == [2, 2, 2, 1]
     assert looking.dropped == 4 + 3 + 1
 

@@ -11,7 +11,7 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.connections import RULE
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
     Call,
@@ -54,18 +54,18 @@ def test_programs_that_are_refused_by_one_peer_are_one_finding():
 
 def test_a_connection_that_came_to_nothing_is_inferred():
     begun = Call("connect", PEER, "EINPROGRESS", count=5)
-    (found,) = find(begun, Call("close", PEER, flags=tables.NOT_CONNECTED, count=5))
+    (found,) = find(begun, Call("close", PEER, flags=codes.NOT_CONNECTED, count=5))
     assert found.statement == (
         "web did not connect to 10.0.0.7:5432 (tcp): it closed the connection without a read or write, 5 of 5 times"
     )
     assert (found.confidence, found.severity) == ("inferred", 60)
     # Also refused: one cause.
-    both = find(begun, Call("close", PEER, flags=tables.NOT_CONNECTED), Call("connect", PEER, "ECONNREFUSED"))
+    both = find(begun, Call("close", PEER, flags=codes.NOT_CONNECTED), Call("connect", PEER, "ECONNREFUSED"))
     assert [finding.error for finding in both] == ["ECONNREFUSED"]
 
 
 def test_the_slower_of_two_addresses_and_spare_connections_are_no_finding():
-    begun, closed = Call("connect", PEER, "EINPROGRESS", count=100), Call("close", PEER, flags=tables.NOT_CONNECTED)
+    begun, closed = Call("connect", PEER, "EINPROGRESS", count=100), Call("close", PEER, flags=codes.NOT_CONNECTED)
     assert find(begun, closed, Call("write", ("peer", "[fd00::7]:5432 (tcp)"))) == []
     assert find(begun, closed, Call("write", PEER)) == []
 
@@ -105,7 +105,7 @@ def test_a_peer_that_resets():
         Call("connect", PEER, "EISCONN"),
         Call("connect", PEER, "EINTR"),
         Call("read", PEER, "EAGAIN"),
-        Call("connect", PEER, "ECONNREFUSED", flags=tables.UNFINISHED),
+        Call("connect", PEER, "ECONNREFUSED", flags=codes.UNFINISHED),
     ],
 )
 def test_what_is_normal_is_no_finding(call):

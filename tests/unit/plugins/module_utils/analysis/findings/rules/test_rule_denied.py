@@ -11,7 +11,7 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.denied import RULE
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
     Call,
@@ -24,20 +24,20 @@ def find(*calls, **parts):
 
 
 def test_a_call_that_seccomp_denies():
-    (found,) = find(Call("mount", None, "EPERM", count=3, flags=tables.DENIED))
+    (found,) = find(Call("mount", None, "EPERM", count=3, flags=codes.DENIED))
     assert found.statement == "seccomp denied web the system call mount (EPERM), 3 times"
     assert (found.severity, found.confidence) == (40, "certain")
     assert "grep Seccomp /proc/1/status" in found.next
 
 
 def test_a_call_that_seccomp_answers_by_a_signal():
-    (found,) = find(Call("ptrace", None, flags=tables.DENIED | tables.TRAPPED))
+    (found,) = find(Call("ptrace", None, flags=codes.DENIED | codes.TRAPPED))
     assert found.statement == "seccomp denied web the system call ptrace (SIGSYS), once"
     assert found.severity == 60
 
 
 def test_a_denied_call_that_ended_the_program_is_worse():
-    (found,) = find(Call("mount", None, "EPERM", flags=tables.DENIED), processes={4711: {"status": 32, "end": 2.1}})
+    (found,) = find(Call("mount", None, "EPERM", flags=codes.DENIED), processes={4711: {"status": 32, "end": 2.1}})
     assert found.severity == 80
 
 
@@ -45,7 +45,7 @@ def test_a_denied_call_that_ended_the_program_is_worse():
     ("call", "error"), [("clone3", "ENOSYS"), ("get_mempolicy", "EPERM"), ("io_uring_setup", "EPERM")]
 )
 def test_calls_that_programs_try_and_do_without(call, error):
-    assert find(Call(call, None, error, count=1000, flags=tables.DENIED)) == []  # for each thread
+    assert find(Call(call, None, error, count=1000, flags=codes.DENIED)) == []  # for each thread
     assert find(Call(call, None, error)) == []
 
 

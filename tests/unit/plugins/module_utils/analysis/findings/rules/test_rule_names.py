@@ -11,10 +11,10 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.names import RULE
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     TIMED_OUT,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.names import RULE
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
     Call,
     make_capture,

@@ -11,12 +11,12 @@ import pytest
 if sys.version_info < (3, 11):
     pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.waits import RULE
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     CONTINUED,
     TIMED_OUT,
     UNFINISHED,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.waits import RULE
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import (
     Call,
     make_capture,
