@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 
+_FOUND = 3  # exit code of a process whose cases showed faults; Python itself ends with 1 for an exception
 _LIMIT_S = 20  # of a case, which takes some milliseconds
 _START_S = 600  # until the first case: the pass is compiled
 _MEMORY = 1 << 30  # bytes beyond what the process has after the first capture
@@ -54,7 +55,7 @@ def main():
         f"{reports} reports, {options.cases - reports - faults} errors, {faults} faults",
         flush=True,
     )
-    sys.exit(1 if faults else 0)
+    sys.exit(_FOUND if faults else 0)
 
 
 def _parse():
@@ -136,7 +137,7 @@ class _Worker:
         self.reports += reports
         self.faults += faults
         self._process = None
-        if code in (0, 1):
+        if code in (0, _FOUND):
             return False
         if not begun:
             print(f"fuzz: no case could be run: {code}", flush=True)
@@ -187,8 +188,7 @@ def _work(options):
         state = mmap.mmap(file.fileno(), _STATE.size)
     place = os.path.join(options.folder, "case")
     os.makedirs(place, exist_ok=True)
-    samples = make_all()
-    for sample in samples:
+    for sample in make_all():
         for way in range(4):
             if not check(place, sample.pack(), _to_json(sample.manifest), way):
                 sys.exit("a good capture gives no report")
@@ -198,7 +198,7 @@ def _work(options):
     for index in range(options.cases):
         seed = options.seed + index
         _STATE.pack_into(state, 0, index + 1, reports, faults, seed)
-        data, manifest = make_case(seed, samples)
+        data, manifest = make_case(seed)
         try:
             reports += check(place, data, manifest, seed)
         except Fault as fault:
@@ -211,7 +211,7 @@ def _work(options):
             break
     _STATE.pack_into(state, 0, options.cases, reports, faults, 0)
     shutil.rmtree(place, ignore_errors=True)
-    sys.exit(1 if faults else 0)
+    sys.exit(_FOUND if faults else 0)
 
 
 def _to_json(manifest):
