@@ -34,7 +34,7 @@ if not _is_importable():
 # Let tests find what numba has compiled before: here, since a conftest below imports numba, which then looks at the environment. Beside the
 # sources, numba would take old code when only a file has changed whose functions are compiled as parts of others.
 _CACHE = contextlib.ExitStack()
-if sys.version_info >= (3, 11) and "NUMBA_CACHE_DIR" not in os.environ:
+if importlib.util.find_spec("numba") and "NUMBA_CACHE_DIR" not in os.environ:
     from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache
 
     os.environ["NUMBA_CACHE_DIR"] = _CACHE.enter_context(compiled_cache.open_cache())

@@ -10,10 +10,6 @@ import subprocess
 import sys
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible.errors import AnsibleError
 
 from ansible_collections.crashcart.fleet.plugins.connection import cart

@@ -5,14 +5,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("yaml")
 
 from ansible.module_utils.common.yaml import yaml_load  # in C, where that is there
 

@@ -4,13 +4,6 @@
 
 from __future__ import annotations
 
-import sys
-
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.capture_table import MAX_ROWS, make_lines
 
 

@@ -10,15 +10,10 @@ import json
 import os
 import random
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace

@@ -9,9 +9,6 @@ import sys
 
 import pytest
 
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible_collections.crashcart.fleet.plugins.action import ftrace_capture
 
 ACTION = ftrace_capture.ActionModule.__new__(ftrace_capture.ActionModule)

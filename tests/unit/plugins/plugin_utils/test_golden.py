@@ -17,14 +17,9 @@ import hashlib
 import json
 import os
 import struct
-import sys
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
 from jsonschema import Draft202012Validator, ValidationError
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import syscalls

@@ -5,14 +5,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible.module_utils.common.yaml import yaml_load  # in C, where that is there
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import playbook_variables

@@ -14,11 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
-yaml = pytest.importorskip("yaml")
+import yaml
 
 from ansible_collections.crashcart.fleet.plugins.action import ftrace_report as action
 from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
@@ -151,7 +147,6 @@ def test_reports_at_once_of_one_folder(tmp_path, cache):
 
 @pytest.mark.sweep
 def test_reports_at_once_fill_one_cache_and_the_next_one_uses_it(tmp_path, cache, monkeypatch):
-    pytest.importorskip("numba")
     monkeypatch.delenv("NUMBA_DISABLE_JIT")
     monkeypatch.setattr(report_runner, "_SMALL", -1)
     write_capture(tmp_path / "traces")

@@ -4,16 +4,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import io
 
-if sys.version_info >= (3, 11) and importlib.util.find_spec("numba") and importlib.util.find_spec("numpy"):
-    import io
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-    from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
-    from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
-
-    summarize(
-        Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(1, [pages.pack_event(pages.make_enter(1, 1))])]]))), {}
-    )
+summarize(Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(1, [pages.pack_event(pages.make_enter(1, 1))])]]))), {})

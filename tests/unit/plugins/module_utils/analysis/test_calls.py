@@ -6,13 +6,8 @@ from __future__ import annotations
 
 import io
 import struct
-import sys
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace

@@ -5,15 +5,10 @@
 from __future__ import annotations
 
 import json
-import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary, report_files
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError

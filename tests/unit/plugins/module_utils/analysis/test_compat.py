@@ -5,13 +5,8 @@
 from __future__ import annotations
 
 import io
-import sys
 
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-np = pytest.importorskip("numpy")
+import numpy as np
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT

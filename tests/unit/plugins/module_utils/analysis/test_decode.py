@@ -9,13 +9,9 @@ import io
 import random
 import signal
 import struct
-import sys
 
+import numpy as np
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-np = pytest.importorskip("numpy")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import decode
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format

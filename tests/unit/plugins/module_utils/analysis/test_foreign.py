@@ -13,10 +13,6 @@ import sys
 
 import pytest
 
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("numpy")
-
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports

@@ -5,13 +5,9 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format, read_formats
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import Head, TraceFileError

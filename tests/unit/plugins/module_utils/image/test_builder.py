@@ -7,15 +7,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("elftools")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import builder

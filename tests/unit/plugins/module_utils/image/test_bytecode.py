@@ -8,11 +8,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import bytecode
 
 OWN = "{}.{}".format(*sys.version_info)

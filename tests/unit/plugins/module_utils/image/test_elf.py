@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import random
 import struct
-import sys
 from dataclasses import replace
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("elftools")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import elf
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.elf import Elf

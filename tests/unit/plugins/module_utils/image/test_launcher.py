@@ -11,9 +11,6 @@ import sys
 
 import pytest
 
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.launcher import make_launcher
 
 MACHINES = {"x86_64": 62, "aarch64": 183}

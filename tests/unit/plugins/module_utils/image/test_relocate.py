@@ -7,13 +7,8 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import sys
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("elftools")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import relocate
 

@@ -5,13 +5,8 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("cyclonedx")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import sbom
 

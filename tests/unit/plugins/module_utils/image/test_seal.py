@@ -17,10 +17,6 @@ from pathlib import Path
 
 import pytest
 
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-pytest.importorskip("elftools")
-
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.sealing import elf_loader, seal, texts
 
 PREFIX = "/dev/crashcart"

@@ -8,13 +8,9 @@ import gzip
 import io
 import os
 import stat
-import sys
 import tarfile
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.image import tree as trees
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.errors import BuildError

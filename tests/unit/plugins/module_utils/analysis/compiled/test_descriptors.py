@@ -4,14 +4,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-np = pytest.importorskip("numpy")
-pytest.importorskip("numba")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages

@@ -7,14 +7,9 @@ from __future__ import annotations
 import io
 import random
 import struct
-import sys
 
+import numpy as np
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-np = pytest.importorskip("numpy")
-pytest.importorskip("numba")
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import decode
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls

@@ -6,13 +6,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
-parse_kv = pytest.importorskip("ansible.parsing.splitter").parse_kv
+from ansible.parsing.splitter import parse_kv
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Place

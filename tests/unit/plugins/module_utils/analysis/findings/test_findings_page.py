@@ -4,13 +4,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Place, Thing
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.page import format_findings

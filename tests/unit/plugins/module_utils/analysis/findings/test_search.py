@@ -5,14 +5,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("the controller runs Python 3.11 or newer", allow_module_level=True)
 from jsonschema import Draft202012Validator, ValidationError
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import errors

@@ -308,7 +308,8 @@ def test_a_thread_that_waits(tmp_path):
         finally:
             fcntl.flock(held, fcntl.LOCK_UN)
             thread.join()
-    assert read_here(lambda one: waits.list_waits(one, OVER)) == ([], 1)
+    found, left_out = read_here(lambda one: waits.list_waits(one, OVER))
+    assert found == [] and left_out >= 1  # the kernel may show the ended thread for a while
 
 
 def test_a_process_that_has_ended_holds_nothing():
