@@ -228,5 +228,7 @@ DELIVERED, VICTIM = range(2)
     MIN_LATENCY,  # calls that are shorter, or have one end in the trace, are not counted; 0 for none
     FUNCTIONS,
     THREAD_ROWS,  # rows of the table of threads that have been in use, which are the first ones
-) = range(40)
+    FROM,  # when the host looked at the processes at the capture's beginning; -NEVER where that is not known
+    UNTIL,  # when it looked at its end; NEVER where that is not known
+) = range(42)
 SCALARS = 48

@@ -237,7 +237,7 @@ class Capture:
 
     @property
     def length_ns(self) -> int:
-        """Return how long the trace is, from its first to its last event."""
+        """Return how long the trace is, from its beginning to its end."""
         return self.tables.end_ns - self.tables.start_ns
 
     @cached_property
