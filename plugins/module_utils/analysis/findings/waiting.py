@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import (
     Holdings,
     describe_target,
+    find_sharers,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import (
     FILE_CALLS,
@@ -34,7 +35,6 @@ _CONTENDED = 2  # the value of a mutex of glibc that has waiters
 _HAS_WAITERS = 1 << 31  # in the value of a mutex of musl
 _STANDARD = {1: "its standard output", 2: "its standard error"}
 _DEVICES = ("/dev/", "/proc/", "/sys/")
-_MAX_SHARERS = 2  # programs
 _RECENT_NS = 20_000_000  # how long before a poll the request may have been sent for which it waits
 _SEVERITY_LOCK, _SEVERITY_PEER, _SEVERITY_IDLE_PEER, _SEVERITY_PIPE, _SEVERITY_FILE = 70, 65, 45, 70, 60
 
@@ -182,14 +182,7 @@ class Judge:
         wait = self._make(what if thing else what.replace("{object}", "a file"), thing, _SEVERITY_LOCK, _SECOND)
         if len({who.pid for who in holders}) == 1:
             return replace(wait, holder=holders[0].program, confidence="likely")
-        sharers = self._find_sharers(thing) if thing is not None else ""
-        return replace(wait, sharers=sharers) if sharers else wait
-
-    def _find_sharers(self, thing: Thing) -> str:
-        """Return the programs that have the file THING open and do not wait for its lock, at most two; "" where nobody knows."""
-        pids = self._holdings.list_holders(thing.text) if self._holdings.is_whole else set()
-        programs = {who.program for who in self._capture.threads if who.pid in pids - self._lock_waiters}
-        return " and ".join(sorted(programs)) if len(programs) <= _MAX_SHARERS else ""
+        return replace(wait, sharers=find_sharers(self._capture, self._holdings, thing, self._lock_waiters))
 
     def _judge_receive(self, call: LongCall, thing: Thing | None) -> Wait | None:
         if thing is None:

@@ -24,6 +24,7 @@ from typing import Iterator, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, LongCall
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import say_sharers
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.stillness import (
@@ -142,7 +143,7 @@ def _make_finding(
         more += "; {holder} has it"
         words["holder"] = wait.holder
     if wait.sharers:
-        more += "; {sharers} has it open, too" if " and " not in wait.sharers else "; {sharers} have it open, too"
+        more += say_sharers(wait.sharers)
         words["sharers"] = wait.sharers
     if parent and parent != program:
         more += "; {parent} waited for this child"
