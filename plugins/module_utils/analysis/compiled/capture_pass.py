@@ -167,7 +167,7 @@ def find_looks(manifest: Mapping[str, Any], *, has_pages: bool) -> tuple[int, in
     looks = (manifest.get("waits") or {}).get("time_ns") or {}
     offset = manifest.get("clock_offset_ns")
     first, last = looks.get("first"), looks.get("last")
-    if None in (offset, first, last) or (has_pages and manifest.get("complete") is not True):
+    if offset is None or first is None or last is None or (has_pages and manifest.get("complete") is not True):
         return -codes.NEVER, codes.NEVER
     start, end = max(first - offset, find_change(manifest)), last - offset
     return (start, end) if 0 <= start < end < _MAX_TIME else (-codes.NEVER, codes.NEVER)

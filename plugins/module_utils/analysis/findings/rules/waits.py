@@ -75,9 +75,9 @@ def find(capture: Capture) -> Iterator[Finding]:
             yield _make_mutex(capture, calls, len(waiters))
         elif pid in locked:
             yield _make_deadlock(capture, calls, parents.find_waiting(calls[0]))
-    for wait in still.gen_child_waits():
-        if wait.child.pid not in locked and wait.call.duration_ns >= _SECOND:
-            yield _make_child_wait(capture, wait)
+    for child_wait in still.gen_child_waits():
+        if child_wait.child.pid not in locked and child_wait.call.duration_ns >= _SECOND:
+            yield _make_child_wait(capture, child_wait)
 
 
 def _find_form(capture: Capture, call: LongCall, processes: dict[int, Life]) -> str | None:
@@ -126,8 +126,9 @@ class _Parents:
     def find_waiting(self, call: LongCall) -> str | None:
         """Return the program that waited for children during most of CALL, which one of its children made; None if there is none."""
         parent, inside = self._parents.get(call.who.pid), call.who.container_pid
-        of_parent = self._waits[parent] if parent is not None else ()
-        for wait in (*of_parent, *(self._waits_for[inside] if inside is not None else ())):
+        of_parent = self._waits[parent] if parent is not None else []
+        for_this_one = self._waits_for[inside] if inside is not None else []
+        for wait in (*of_parent, *for_this_one):
             begin_ns = max(wait.start_ns, call.start_ns)
             end_ns = min(wait.start_ns + wait.duration_ns, call.start_ns + call.duration_ns)
             if 2 * (end_ns - begin_ns) >= call.duration_ns:
