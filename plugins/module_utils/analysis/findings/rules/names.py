@@ -113,7 +113,9 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
     if refused and not received:
         return "refused", [*refused]
     threads = {cell.who.tid for cell in sent}
-    vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (reads_config or _is_typical(wait))]
+    # A resolver may have other timeouts by resolv.conf.
+    is_resolver = reads_config or (not received and _is_like_glibc(cells, threads))
+    vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
     if vain and len(vain) <= sum(cell.count for cell in sent):
         return "silent", vain
     barred = [cell for cell in on_udp if cell.outcome.error in _UNREACHABLE and cell.call in ("connect", *_SENDS)]

@@ -48,6 +48,18 @@ def test_without_paths_the_timeout_has_to_be_that_of_a_resolver():
     assert find(Call("sendto", _UDP, count=2), poll(4000)) == []  # NTP
 
 
+def test_a_resolver_with_timeouts_of_its_own_is_known_by_its_other_calls():
+    at_nscd = Call("connect", _NSCD, "ENOENT", count=2)
+    glibc = (at_nscd, Call("sendto", _UDP, count=13), Call("poll", count=26), *[poll(1000)] * 13)
+    (found,) = find(*glibc)
+    assert found.statement == (
+        "web could not resolve names: the name server in /etc/resolv.conf did not answer within 1 s, 13 times"
+    )
+    assert found.confidence == "inferred"
+    # One that gets answers, with a wait now and then that is none.
+    assert find(*glibc, Call("recvfrom", _UDP, count=12)) == []
+
+
 def test_the_address_of_the_server_is_told_where_it_is_known():
     entry = {"pid": 4711, "fd": 5, "target": "udp 172.17.0.2:45000->8.8.8.8:53"}
     (found,) = find(_CONFIG, Call("sendto", _UDP), poll(5000), descriptors={"last": [entry]})
