@@ -84,10 +84,14 @@ def find(capture: Capture) -> Iterator[Finding]:
 
 
 def _is_vain_wait(call: LongCall) -> bool:
-    """Return True if CALL waited in vain for as long as a resolver does, for as few descriptors."""
+    """Return True if CALL waited in vain for as long as a resolver does, for as few descriptors.
+
+    A wait that began before the trace does not count, for what it waited for was sent before the trace, too.
+    """
     return (
         call.call in _POLLS
         and call.outcome.timed_out
+        and not call.outcome.continued
         and _MIN_WAIT_NS <= call.duration_ns <= _MAX_WAIT_NS
         and (not call.args or 0 < call.args[1] <= _MAX_POLLED)
     )

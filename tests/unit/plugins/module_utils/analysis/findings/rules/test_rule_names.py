@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
+    CONTINUED,
     TIMED_OUT,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.names import RULE
@@ -40,6 +43,12 @@ def test_glibc_and_a_server_that_does_not_answer():
     )
     assert found.confidence == "likely"
     assert found.severity >= 80
+
+
+def test_a_wait_that_began_before_the_trace_has_no_request_in_it():
+    before = replace(poll(5000), flags=TIMED_OUT | CONTINUED)
+    (found,) = find(Call("sendto", _UDP, count=2), before, poll(5000), poll(5000))
+    assert found.statement.endswith("did not answer within 5 s, 2 times")
 
 
 def test_without_paths_the_timeout_has_to_be_that_of_a_resolver():
