@@ -176,6 +176,6 @@ def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
     for cpu in cpus:
         chunks = segment.chunks.get(cpu, [])
         if is_copied and chunks:
-            yield trace_dat.pack_count(len(chunks))
+            yield trace_dat.pack_count(len(chunks), head.order)
         for chunk in chunks:
             yield segment.read_packed(chunk) if is_copied else segment.read_chunk(chunk)

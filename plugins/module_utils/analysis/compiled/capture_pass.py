@@ -14,7 +14,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     fill_calls,
     fill_events,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
+    BIG,
+    LITTLE,
+    NATIVE,
+    Pages,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_CPUS, State, make_state
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
@@ -45,7 +50,7 @@ class CapturePass:
         self.state = make_state()
         specification = manifest.get("specification")
         selection = Selection(trace.formats, self.names, specification, manifest.get("earlier_syscalls") or ())
-        fill_events(self.state, trace.formats, 8, selection)
+        fill_events(self.state, trace.formats, head.word_size, selection)
         fill_calls(self.state, self.names, selection)
         self._describe(trace, manifest, wants_calls=wants_calls)
         self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
@@ -57,7 +62,7 @@ class CapturePass:
         slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // count // head.page_size * head.page_size))
         self._slot = slot
         data = np.zeros(slot * count + _BEYOND, np.uint8)
-        self._pages = Pages(data, data.view(np.uint32), _find_order())
+        self._pages = Pages(data, data.view(np.uint32), _find_order(head.order))
         self._blocks = [self._gen_slots(place) for place in self._cpus]
         self.state.scalars[codes.CPUS] = len(self._cpus)
         for index in range(len(self._cpus)):
@@ -69,8 +74,8 @@ class CapturePass:
         scalars, head = self.state.scalars, self._head
         commit, data = _COMMIT.search(head.header_page), _DATA.search(head.header_page)
         scalars[codes.PAGE_SIZE] = head.page_size
-        scalars[codes.COMMIT_SIZE] = int(commit[2]) if commit and commit[2] in (b"4", b"8") else 8
-        scalars[codes.HEADER_SIZE] = int(data[1]) if data else 16
+        scalars[codes.COMMIT_SIZE] = int(commit[2]) if commit and commit[2] in (b"4", b"8") else head.word_size
+        scalars[codes.HEADER_SIZE] = int(data[1]) if data else 8 + head.word_size
         scalars[codes.FACTOR], scalars[codes.SHIFT] = find_scale(head)
         scalars[codes.SINCE] = find_change(manifest)
         scalars[codes.CHECKS_START] = manifest.get("complete") is not True
@@ -138,9 +143,11 @@ class CapturePass:
                 yield whole[start : start + size]
 
 
-def _find_order() -> int:
-    """Return the order of bytes in pages: that of this machine, for no other file is read."""
-    return NATIVE if sys.byteorder == "little" else BIG
+def _find_order(order: str) -> int:
+    """Return how the pass reads pages whose bytes are in ORDER, little or big."""
+    if order == "big":
+        return BIG
+    return NATIVE if sys.byteorder == "little" else LITTLE
 
 
 def find_change(manifest: Mapping[str, Any]) -> int:

@@ -34,6 +34,7 @@ MAX_NUMBER = 1024
     RING_CREATE,
 ) = range(17)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
+# IS_RELATIVE has a bit for each path: 1 if its offset counts from the end of the word that holds it.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
 

@@ -142,12 +142,12 @@ def give_birth(state, pages, cpu, row, layout):
 
 @compile_part
 def _read_name(state, pages, cpu, task, offset, size):
-    """Give TASK the name at OFFSET of the record, of SIZE bytes; of size 0, a word there says where it is."""
+    """Give TASK the name at OFFSET of the record, of SIZE bytes; of size 0 or -1, a word there says where it is, as _place_text tells."""
     record, length = state.cursors[cpu, RECORD], state.cursors[cpu, LENGTH]
     start = record + offset
-    if size == 0:
+    if size <= 0:
         word = read_number(pages, start, 4) if offset + 4 <= length else np.int64(0)
-        start, size = record + (word & 0xFFFF), word >> 16
+        start, size = record + (word & 0xFFFF) + (offset + 4 if size else 0), word >> 16
     set_name(state, task, pages.data, start, max(min(np.int64(size), record + length - start), np.int64(0)))
 
 
@@ -305,8 +305,8 @@ def note_side(state, pages, cpu, row, layout):
 def count_event(state, pages, cpu, layout):
     """Count an event of which only the number matters.
 
-    Places of a function: its address; of a request of io_uring: the operation (two) and the word that says where its name is, or -1;
-    of a new ring: its flags.
+    Places of a function: its address; of a request of io_uring: the operation (two), the word that says where its name is, or -1, and
+    1 if that is relative; of a new ring: its flags.
     """
     record = state.cursors[cpu, RECORD]
     if layout[KIND] == FUNCTION:
@@ -316,6 +316,8 @@ def count_event(state, pages, cpu, layout):
         if not state.ring_counts[operation] and layout[PLACE + 3] >= 0:
             word = read_number(pages, record + layout[PLACE + 3], 4)
             name, start = state.ring_names[operation], record + (word & 0xFFFF)
+            if layout[PLACE + 4]:
+                start += layout[PLACE + 3] + 4
             end = min(start + (word >> 16), record + state.cursors[cpu, LENGTH])
             for index in range(name.size - 1):
                 if start + index >= end or pages.data[start + index] == 0:

@@ -241,7 +241,7 @@ def _handle_rest(state, pages, cpu, row, layout):
 def _note_path(state, pages, cpu, row, layout):
     """Note the path, or paths, in the event for the next call of its family in the thread; several are joined by ' -> '."""
     record, length = state.cursors[cpu, RECORD], state.cursors[cpu, LENGTH]
-    start, size = find_text(pages, record, length, layout[FIRST_PATH], layout[IS_RELATIVE])
+    start, size = find_text(pages, record, length, layout[FIRST_PATH], layout[IS_RELATIVE] & 1)
     if layout[PATHS] == 1:
         found = number_object(state, PATH_TEXT, pages.data, start, size)
     else:
@@ -252,7 +252,8 @@ def _note_path(state, pages, cpu, row, layout):
                 for mark in (32, 45, 62, 32):
                     joined[used] = mark
                     used += 1
-                start, size = find_text(pages, record, length, layout[FIRST_PATH + index], layout[IS_RELATIVE])
+                is_relative = layout[IS_RELATIVE] >> index & 1
+                start, size = find_text(pages, record, length, layout[FIRST_PATH + index], is_relative)
             for at in range(start, start + min(size, 1300)):
                 joined[used] = pages.data[at]
                 used += 1
