@@ -31,7 +31,7 @@ _SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes 
 
 
 def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return the result, as ftrace_report returns it, for REQUEST; relative paths in REQUEST are below FOLDER.
+    """Return the result, as ftrace_report returns it, for REQUEST, a report's or a text's; relative paths in REQUEST are below FOLDER.
 
     The result has `failed` and `msg` where there is no report, also where the process has ended without a result.
     """

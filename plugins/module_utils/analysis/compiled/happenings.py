@@ -12,9 +12,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EXEC_STATE,
     FUNCTION,
     FUNCTIONS,
+    HAS_EXECUTED,
     HAS_POLLED,
     HEAD_TIME,
+    HINT_COMPAT,
+    HINT_PROCESS,
+    HINT_TID,
     HINTS,
+    IS_BIRTH,
     IS_COMPAT,
     IS_NAME_GUESSED,
     IS_NAMED,
@@ -73,7 +78,7 @@ def find_or_add(state, tid):
     if row >= 0:
         return row
     hint = _find_hint(state, tid)
-    leader = state.hints[hint, 1] if hint >= 0 else np.int64(-1)
+    leader = state.hints[hint, HINT_PROCESS] if hint >= 0 else np.int64(-1)
     process = np.int64(-1)
     if leader >= 0 and leader != tid:
         owner = find_thread(state, leader)
@@ -99,6 +104,7 @@ def add_known(state, tid, process, is_guessed):
     hint = _find_hint(state, tid)
     if hint >= 0:
         set_name(state, task, state.hint_names[hint], 0, state.hint_names.shape[1])
+        state.threads[row, IS_COMPAT] = state.hints[hint, HINT_COMPAT] == 1
     return row
 
 
@@ -108,11 +114,11 @@ def _find_hint(state, tid):
     low, high = np.int64(0), state.scalars[HINTS]
     while low < high:
         middle = (low + high) >> 1
-        if state.hints[middle, 0] < tid:
+        if state.hints[middle, HINT_TID] < tid:
             low = middle + 1
         else:
             high = middle
-    return np.int64(low) if low < state.scalars[HINTS] and state.hints[low, 0] == tid else np.int64(-1)
+    return np.int64(low) if low < state.scalars[HINTS] and state.hints[low, HINT_TID] == tid else np.int64(-1)
 
 
 @compile_part
@@ -137,6 +143,7 @@ def give_birth(state, pages, cpu, row, layout):
     state.threads[child, MOMENT] = time
     state.threads[child, IS_COMPAT] = state.threads[row, IS_COMPAT]
     task = add_task(state, child, process, time, 0)
+    state.tasks[task, IS_BIRTH] = task > 0
     _read_name(state, pages, cpu, task, layout[PLACE + 2], layout[PLACE + 3])
 
 
@@ -209,6 +216,9 @@ def run_program(state, pages, cpu, row, layout):
     close_on_exec(state, process)
     thread[MOMENT] = time
     thread[EXEC_STATE] = state.scalars[CAN_TELL]
+    hint = _find_hint(state, thread[TID])
+    if hint >= 0:
+        state.hints[hint, HINT_COMPAT] = HAS_EXECUTED
     if not thread[IS_NAMED]:
         # The kernel also records an exec as a rename. Here a filter has left that event out. The name is the last part of the path.
         length = state.cursors[cpu, LENGTH]

@@ -17,7 +17,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPU_STATE,
     CPUS,
     END,
+    EVENT_COMPAT,
+    EVENT_CPU,
     EVENT_FAMILY,
+    EVENT_GAP,
+    EVENT_LENGTH,
+    EVENT_RECORD,
+    EVENT_TASK,
+    EVENT_TID,
+    EVENT_TIME,
+    EVENT_TYPE,
     EVENTS,
     EXEC,
     EXEC_EXIT,
@@ -26,6 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     HAS_GAP,
     HEAD_TIME,
     HEAP,
+    IS_COMPAT,
     IS_DONE,
     IS_EXEC_EXIT,
     IS_FULL,
@@ -54,11 +64,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SIGNAL,
     SOCKET_STATE,
     START,
+    TASK,
     THREAD_EXIT,
     THREAD_ROWS,
     TID,
     UNKNOWN_EVENTS,
     WANTED,
+    WANTS_EVENTS,
     WANTS_PAGES,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
@@ -84,6 +96,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     read_number,
     read_signed,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.threads import find_thread
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _ROOM = 8  # rows of the stream that one event may need
@@ -106,6 +119,8 @@ def run_pass(state, pages):
             return IS_FULL
         earliest = np.int64(heap[0])
         _handle(state, pages, earliest)
+        if scalars[WANTS_EVENTS]:
+            _note_event(state, pages, earliest)
         if not advance(cursors, earliest, pages, scalars):
             _pop(heap, scalars, cursors)
             scalars[WANTED] = earliest
@@ -163,6 +178,22 @@ def _sink(heap, scalars, cursors):
             return
         heap[place], heap[below] = heap[below], heap[place]
         place = below
+
+
+@compile_part
+def _note_event(state, pages, cpu):
+    """Write the event of CPU, which has been handled, to the stream."""
+    cursor, scalars = state.cursors[cpu], state.scalars
+    record = cursor[RECORD]
+    event = state.out[scalars[OUT]]
+    event[EVENT_TIME], event[EVENT_CPU] = cursor[HEAD_TIME], cpu
+    event[EVENT_TYPE] = read_number(pages, record + scalars[COMMON_TYPE], 2)
+    event[EVENT_TID] = read_signed(pages, record + scalars[COMMON_PID], 4)
+    event[EVENT_RECORD], event[EVENT_LENGTH], event[EVENT_GAP] = record, cursor[LENGTH], cursor[HAS_GAP]
+    row = find_thread(state, event[EVENT_TID])
+    event[EVENT_TASK] = state.threads[row, TASK] if row >= 0 else -1
+    event[EVENT_COMPAT] = state.threads[row, IS_COMPAT] if row >= 0 else 0
+    scalars[OUT] += 1
 
 
 @compile_inline
