@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process that makes a report, or the text of a capture. It reads a request from standard input and writes the result to standard output, both as JSON.
+"""The process that makes a report, or the text of a capture.
 
+It reads a request from standard input and writes the result to standard output, both as JSON.
 report_runner.py starts it. Its code comes from the collection's folder, so that numba finds what it has compiled for an earlier report.
 """
 

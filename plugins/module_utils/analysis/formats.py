@@ -28,7 +28,9 @@ class Field:
     is_dynamic: bool  # the field holds offset and length of a text or an array further on in the record
     is_array: bool
     type: str = field(default="", compare=False)  # in C
-    is_relative: bool = False  # of a dynamic field: the offset counts from the field's end, and not from the record's start
+    is_relative: bool = (
+        False  # of a dynamic field: the offset counts from the field's end, and not from the record's start
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class Histories:
     """
 
     def __init__(self, state: State, manifest: Mapping[str, Any]) -> None:
-        self._first, self._last = ({one["tid"]: one for one in manifest.get(key) or []} for key in ("first_tasks", "tasks"))
+        self._first, self._last = (
+            {one["tid"]: one for one in manifest.get(key) or []} for key in ("first_tasks", "tasks")
+        )
         self._hints = _read_hints(state)
         self._times: dict[int, list[int]] = {}
         self._tasks: dict[int, list[int]] = {}

@@ -51,9 +51,7 @@ def write_text(capture: str, manifest: Mapping[str, Any], path: str) -> None:
         # The trace may tell the name that a thread had at first only when the name changes. So one pass comes before the one that writes.
         found = CapturePass(trace, manifest)
         state = found.run()
-        names = _Names(
-            Histories(state, manifest), found.names, Symbols(trace.head.kallsyms), trace.head.word_size
-        )
+        names = _Names(Histories(state, manifest), found.names, Symbols(trace.head.kallsyms), trace.head.word_size)
         for block in gen_event_blocks(trace, manifest, hints=state.hints):
             text.writelines(f"{line}\n" for line in _gen_lines(trace, block, names))
 
@@ -141,6 +139,7 @@ def _list_values(block: EventBlock, events: Ints, field: Field, word_size: int) 
             "()"
         ] * len(events)
     values = block.integers(events, field).tolist()
-    if field.is_signed or field.size < 8:
+    is_word = field.size == 8 or (field.size == word_size and ("long" in field.type or "*" in field.type))
+    if field.is_signed or not is_word:
         return list(map(str, values))
     return [f"{value & 0xFFFFFFFFFFFFFFFF:#x}" for value in values]

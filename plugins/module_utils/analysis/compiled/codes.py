@@ -133,10 +133,11 @@ THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED, IS_BIRTH = range(5)
 TASK_COLUMNS = 5
 # Columns of the table of hints, threads that are known from elsewhere.
-# HINT_COMPAT is 1 if the thread runs a 32-bit program, as far as is known; the pass writes HAS_EXECUTED there when the thread execs.
+# HINT_COMPAT is 1 if the thread runs a 32-bit program; MAY_BE_COMPAT if it does at the trace's end, and an exec may have made it so.
+# The pass writes HAS_EXECUTED there when the thread execs.
 HINT_TID, HINT_PROCESS, HINT_COMPAT = range(3)
 HINT_COLUMNS = 3
-HAS_EXECUTED = -1
+HAS_EXECUTED, MAY_BE_COMPAT = -1, 2
 # Columns of the table of processes.
 # STATUS is the exit status and one more; 0 where it is not known.
 PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)

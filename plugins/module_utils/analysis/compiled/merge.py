@@ -92,6 +92,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
+    BIG,
     advance,
     read_number,
     read_signed,
@@ -237,7 +238,10 @@ def _handle(state, pages, cpu):
 def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
-    number = read_signed(pages, record + layout[PLACE + 1], min(layout[PLACE + 2], 4))
+    at, size = record + layout[PLACE + 1], layout[PLACE + 2]
+    if pages.order == BIG and size > 4:
+        at += size - 4
+    number = read_signed(pages, at, min(size, 4))
     source = 1 if kind in (OWN_ENTER, OWN_EXIT) else 0
     if kind in (RAW_ENTER, OWN_ENTER):
         places = (record + layout[PLACE + 3], np.int64(layout[PLACE + 4]), np.int64(layout[PLACE + 5]), source)

@@ -79,10 +79,11 @@ def plant(state: State, seeds: Seeds, hints: Any = None) -> None:
     """
     count = min(len(seeds.hints), MAX_HINTS)
     state.hints[:count], state.hint_names[:count] = seeds.hints[:count], seeds.hint_names[:count]
+    compats = state.hints[:count, codes.HINT_COMPAT]
     if hints is not None:
-        state.hints[:count] = hints[:count]
+        compats[:] = hints[:count, codes.HINT_COMPAT] == codes.MAY_BE_COMPAT
     elif state.scalars[codes.CAN_TELL]:
-        state.hints[:count, codes.HINT_COMPAT] = 0
+        compats[compats == 1] = codes.MAY_BE_COMPAT
     state.scalars[codes.HINTS] = count
     planting.plant_threads(state, seeds.threads, seeds.thread_names)
     planting.plant_waits(state, seeds.waits)

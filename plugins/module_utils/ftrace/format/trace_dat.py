@@ -140,7 +140,9 @@ def pack_head(head: Head, cpu_sizes: list[int]) -> bytes:
 
     For compressed pages a size is that of a count and as many chunks, as pack_count and pack_chunk return them.
     """
-    start = MAGIC + b"%d\0" % head.version + ORDERS[head.order] + bytes([head.word_size]) + head.pack("I", head.page_size)
+    start = (
+        MAGIC + b"%d\0" % head.version + ORDERS[head.order] + bytes([head.word_size]) + head.pack("I", head.page_size)
+    )
     if head.version == 7:
         return _pack_head_7(head, cpu_sizes, start)
     parts = [
@@ -180,7 +182,9 @@ def _pack_header_info(head: Head) -> bytes:
 
 
 def _pack_events(head: Head) -> bytes:
-    systems = (system.encode("ascii") + b"\0" + _pack_formats(head, texts) for system, texts in head.event_formats.items())
+    systems = (
+        system.encode("ascii") + b"\0" + _pack_formats(head, texts) for system, texts in head.event_formats.items()
+    )
     return head.pack("I", len(head.event_formats)) + b"".join(systems)
 
 

@@ -279,7 +279,8 @@ def test_random_pages(machine):
 def test_random_pages_that_claim_to_be_full(machine):
     source = random.Random(13)
     data = b"".join(
-        machine.pack_page(source.getrandbits(64), [source.randbytes(SIZE - machine.header_size)]) for _page in range(3000)
+        machine.pack_page(source.getrandbits(64), [source.randbytes(SIZE - machine.header_size)])
+        for _page in range(3000)
     )
     assert check(data, machine) > 1000
 
