@@ -223,7 +223,7 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
 
 
 def _place_text(field: Field) -> list[int]:
-    """Return offset and size of a name. The sizes 0 and -1 mean that a word there says where it is, from the record's start or the word's end."""
+    """Return offset and size of a name. The sizes 0 and -1 mean that a word there says where it is, from the record's start or its end."""
     return [field.offset, -int(field.is_relative) if field.is_dynamic else field.size]
 
 

@@ -94,16 +94,16 @@ PAGE_SIZE = 512
 
 
 class Machine:
-    """A machine whose bytes are in ORDER, little or big, and whose kernel has words of WORD bytes."""
+    """A machine whose bytes are in ORDER, little or big, and whose kernel has words of WORD bytes and pages of PAGE_SIZE bytes."""
 
-    def __init__(self, order: str = sys.byteorder, word: int = 8) -> None:
-        self.order, self.word = order, word
+    def __init__(self, order: str = sys.byteorder, word: int = 8, page_size: int = PAGE_SIZE) -> None:
+        self.order, self.word, self.page_size = order, word, page_size
         self.header_size = 8 + word
         self.header_page = (
             "\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n"
             f"\tfield: local_t commit;\toffset:8;\tsize:{word};\tsigned:1;\n"
             "\tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;\n"
-            f"\tfield: char data;\toffset:{self.header_size};\tsize:{PAGE_SIZE - self.header_size};\tsigned:1;\n"
+            f"\tfield: char data;\toffset:{self.header_size};\tsize:{page_size - self.header_size};\tsigned:1;\n"
         ).encode()
 
     def pack(self, code, *values):
@@ -195,9 +195,10 @@ class Machine:
     def pack_time_stamp(self, time):
         return self._header(31, time & ((1 << 27) - 1)) + self.pack("I", time >> 27 & 0xFFFFFFFF)
 
-    def pack_page(self, time, events, commit=None, size=PAGE_SIZE):
-        """A page that begins at TIME; COMMIT stands in for the number of bytes that the events take."""
+    def pack_page(self, time, events, commit=None, size=None):
+        """A page of SIZE bytes that begins at TIME; COMMIT stands in for the number of bytes that the events take."""
         body = b"".join(events)
+        size = size or self.page_size
         room = size - self.header_size
         assert len(body) <= room
         return self.pack("QL", time, len(body) if commit is None else commit) + body.ljust(room, b"\0")
@@ -211,9 +212,9 @@ class Machine:
             "syscalls": [SYS_EXIT_EXECVE],
         }
         described = {system: [self.describe(text).encode() for text in texts] for system, texts in formats.items()}
+        about = {"header_page": b"" if self.word == 8 else self.header_page, **about}
         head = trace_dat.Head(
-            page_size=PAGE_SIZE,
-            header_page=b"" if self.word == 8 else self.header_page,
+            page_size=self.page_size,
             header_event=b"",
             ftrace_formats=[],
             event_formats={**described, **(more_formats or {})},

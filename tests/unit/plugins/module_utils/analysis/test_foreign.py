@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines, pages, reports
 
 CLOCKS = b"local global counter uptime perf [%s] mono_raw boot tai x86-tsc \n\0"
 HEADER_PAGE = (
@@ -197,53 +197,15 @@ def test_the_word_of_a_32_bit_trace_cmd_on_a_64_bit_kernel_is_not_the_kernels(tm
     assert one["events"] == 6
 
 
-MACHINES = [pages.Machine(order, word) for order in ("little", "big") for word in (4, 8)]
 KINDS = [(6, compression.NONE), (7, compression.NONE), *((7, method) for method in compression.list_available())]
 TABLES = {"syscalls": {"56": "clone", "59": "execve", "257": "openat", "3": "close"}, "complete": True}
 
 
-def make_story(machine):
-    """Pages of two CPUs of MACHINE: a program that forks, execs, and opens files."""
-    path = [
-        (1000, machine.make_enter(5, 257, [(1 << 8 * machine.word) - 100, 4096, 0, 0, 0, 0])),
-        (1010, machine.make_paths(1501, 5, b"/etc/passwd")),
-        (3000, machine.make_exit(5, 257, -2)),
-        (3010, machine.make_newtask(5, 6, b"web")),
-        (3020, machine.make_rename(6, b"web", b"worker")),
-        (3030, machine.make_exec(6, b"/usr/bin/worker")),
-        (3040, machine.make_exit_of_exec(6)),
-    ]
-    others = [(4000, machine.make_enter(6, 3, [9, 0, 0, 0, 0, 0])), (4000 + (1 << 28), machine.make_exit(6, 3, -9))]
-    cpus = []
-    for events in (path, others):
-        packed, before = [], events[0][0]
-        for time, record in events:
-            wide = [machine.pack_time_extend(time - before)] if time - before >= 1 << 27 else []
-            packed += [*wide, machine.pack_event(record, 0 if wide else time - before)]
-            before = time
-        half = len(packed) // 2 if len(packed) > 3 else len(packed)
-        made = [machine.pack_page(events[0][0], packed[:half])]
-        if packed[half:]:
-            made.append(machine.pack_page(events[half - 1][0], packed[half:]))
-        cpus.append(made)
-    return cpus
-
-
-def pack_story(machine, version=7, method=compression.NONE):
-    formats = {"crashcart_0123456789ab_5d41402a": [machine.make_path_format("path_openat", 1501, "path")]}
-    about = {"more_formats": formats, "version": version, "compression": method}
-    return machine.pack_trace(make_story(machine), cmdlines=b"5 web\n", **about)
-
-
-def name_machine(machine):
-    return f"{machine.order}-{8 * machine.word}"
-
-
-@pytest.mark.parametrize("machine", MACHINES, ids=name_machine)
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
 @pytest.mark.parametrize(("version", "method"), KINDS)
 def test_machines_of_all_kinds(tmp_path, machine, version, method):
     (tmp_path / "x.json").write_text(json.dumps(TABLES))
-    (one,) = report_one(tmp_path, pack_story(machine, version, method))["captures"]
+    (one,) = report_one(tmp_path, machines.pack_story(machine, version, method))["captures"]
     assert one["events"] == 9
     rows = [
         (
@@ -263,9 +225,9 @@ def test_machines_of_all_kinds(tmp_path, machine, version, method):
     ]
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=name_machine)
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
 def test_calls_of_machines_of_all_kinds_have_their_arguments(machine):
-    found = list(gen_calls(Trace(io.BytesIO(pack_story(machine))), TABLES))
+    found = list(gen_calls(Trace(io.BytesIO(machines.pack_story(machine))), TABLES))
     word = (1 << 32) - 100 if machine.word == 4 else -100
     assert [(call.call, call.arguments, call.result, call.path) for call in found] == [
         ("openat", (word, 4096, 0, 0, 0, 0), -2, "/etc/passwd"),
@@ -274,12 +236,12 @@ def test_calls_of_machines_of_all_kinds_have_their_arguments(machine):
     ]
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=name_machine)
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
 def test_the_text_of_machines_of_all_kinds_is_the_same(tmp_path, machine):
     texts = []
     for number, one in enumerate((machine, pages.HERE)):
         path = tmp_path / f"{number}.dat"
-        path.write_bytes(pack_story(one))
+        path.write_bytes(machines.pack_story(one))
         about = {**TABLES, "container": {"name": "api"}, "inventory_hostname": "web1", "clock": "mono"}
         write_text(str(path), about, str(tmp_path / "text"))
         lines = (tmp_path / "text").read_text().splitlines()
