@@ -67,7 +67,7 @@ def gen_random_records(machine, source):
                 lambda tid=tid: machine.make_newtask(
                     tid, source.randrange(100, 1 << 22), b"child", source.getrandbits(31)
                 ),
-                lambda tid=tid, text=text: machine.make_exec(tid, text, source.randrange(1, 1 << 22)),
+                lambda text=text: machine.make_exec(1 << 21, text, source.randrange(8, 1 << 20)),
                 lambda tid=tid, text=text: machine.make_paths(1501, tid, text),
                 lambda tid=tid, text=text: machine.make_paths(1502, tid, text, b"second", relative=True),
             ]
