@@ -74,35 +74,53 @@ def gen_random_records(machine, source):
         )()
 
 
-def pack_random(machine, seed, count=300):
-    """A capture of COUNT random events on three CPUs of MACHINE, in all forms that the ring buffer has for lengths and times."""
+def make_random_events(machine, seed, count=300):
+    """Random events on three CPUs of MACHINE: a list of pairs of time and record for each."""
     source = random.Random(seed)
     cpus, records = [], gen_random_records(machine, source)
     for _cpu in range(3):
-        made, events, used, first, time = [], [], 0, 0, source.randrange(1 << 40)
-        last = time
+        time, events = source.randrange(1 << 40), []
         for _event in range(count // 3):
             time += source.choice([0, source.randrange(1 << 20), source.randrange(1 << 34)])
-            record = next(records)
-            delta = time - last if events else 0
-            wide = [machine.pack_time_extend(delta)] if delta >= 1 << 27 else []
-            pack = machine.pack_long_event if len(record) > 112 or source.random() < 0.2 else machine.pack_event
-            packed = [*wide, pack(record, 0 if wide else delta)]
-            if used + sum(map(len, packed)) > machine.page_size - machine.header_size:
-                made.append(machine.pack_page(first, events))
-                events, used, packed = [], 0, [pack(record, 0)]
-            if not events:
-                first = time
-            events += packed
-            used += sum(map(len, packed))
-            last = time
-        cpus.append([*made, machine.pack_page(first, events)])
-    formats = {
+            events.append((time, next(records)))
+        cpus.append(events)
+    return cpus
+
+
+def make_formats(machine):
+    """The formats of all records of gen_random_records by system."""
+    return {
+        **machine.make_formats(),
         "crashcart_0123456789ab_5d41402a": [
             machine.make_path_format("path_openat", 1501, "path"),
             machine.make_path_format("path_rename", 1502, "old", "new", kind="__rel_loc"),
-        ]
+        ],
     }
+
+
+def pack_random(machine, seed):
+    """A capture of random events of MACHINE, in all forms that the ring buffer has for lengths and times."""
+    source = random.Random(seed)
+    cpus = []
+    for events in make_random_events(machine, seed):
+        made, packed, used, first, last = [], [], 0, 0, 0
+        for time, record in events:
+            is_long = len(record) > 112 or source.random() < 0.2
+            pack = machine.pack_long_event if is_long else machine.pack_event
+            delta = time - last if packed else 0
+            parts = [machine.pack_time_extend(delta), pack(record)] if delta >= 1 << 27 else [pack(record, delta)]
+            if used + sum(map(len, parts)) > machine.page_size - machine.header_size:
+                made.append(machine.pack_page(first, packed))
+                packed, used, parts = [], 0, [pack(record)]
+            first = first if packed else time
+            packed += parts
+            used += sum(map(len, parts))
+            last = time
+        cpus.append([*made, machine.pack_page(first, packed)])
     return machine.pack_trace(
-        cpus, cmdlines=b"5 web\n6 worker\n", more_formats=formats, header_page=machine.header_page, version=7
+        cpus,
+        cmdlines=b"5 web\n6 worker\n",
+        more_formats=make_formats(machine),
+        header_page=machine.header_page,
+        version=7,
     )

@@ -203,21 +203,24 @@ class Machine:
         assert len(body) <= room
         return self.pack("QL", time, len(body) if commit is None else commit) + body.ljust(room, b"\0")
 
-    def pack_trace(self, cpus, rename_format=TASK_RENAME, cmdlines=b"", more_formats=None, **about):
-        """A trace.dat of the pages of CPUS, a list of pages for each; MORE_FORMATS has formats by system, ABOUT more of the head."""
+    def make_formats(self, rename_format=TASK_RENAME):
+        """The formats of the kernel's own events by system."""
         formats = {
             "raw_syscalls": [SYS_ENTER, SYS_EXIT],
             "task": [rename_format, TASK_NEWTASK],
             "sched": [SCHED_PROCESS_EXEC],
             "syscalls": [SYS_EXIT_EXECVE],
         }
-        described = {system: [self.describe(text).encode() for text in texts] for system, texts in formats.items()}
+        return {system: [self.describe(text).encode() for text in texts] for system, texts in formats.items()}
+
+    def pack_trace(self, cpus, rename_format=TASK_RENAME, cmdlines=b"", more_formats=None, **about):
+        """A trace.dat of the pages of CPUS, a list of pages for each; MORE_FORMATS has formats by system, ABOUT more of the head."""
         about = {"header_page": b"" if self.word == 8 else self.header_page, **about}
         head = trace_dat.Head(
             page_size=self.page_size,
             header_event=b"",
             ftrace_formats=[],
-            event_formats={**described, **(more_formats or {})},
+            event_formats={**self.make_formats(rename_format), **(more_formats or {})},
             cmdlines=cmdlines,
             order=self.order,
             word_size=self.word,
