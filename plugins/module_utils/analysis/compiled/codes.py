@@ -139,9 +139,9 @@ HINT_TID, HINT_PROCESS, HINT_COMPAT = range(3)
 HINT_COLUMNS = 3
 HAS_EXECUTED, MAY_BE_COMPAT = -1, 2
 # Columns of the table of processes.
-# STATUS is the exit status and one more; 0 where it is not known.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)
-PROCESS_COLUMNS = 8
+# STATUS is the exit status and one more; 0 where it is not known. LIVING is the number of threads that live, as far as they are known.
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS, LIVING = range(9)
+PROCESS_COLUMNS = 9
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)

@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     IS_NAMED,
     KIND,
     LENGTH,
+    LIVING,
     MOMENT,
     NEVER,
     OOM,
@@ -41,6 +42,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SIDE_TIME,
     SIDE_VALUE,
     SIDES,
+    STATUS,
     TASK,
     TASK_PROCESS,
     TID,
@@ -101,6 +103,7 @@ def add_known(state, tid, process, is_guessed):
     if process < 0:
         process = add_process(state, tid, np.int64(-1), np.int64(NEVER))
     task = add_task(state, row, process, np.int64(NEVER), is_guessed)
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
     hint = _find_hint(state, tid)
     if hint >= 0:
         set_name(state, task, state.hint_names[hint], 0, state.hint_names.shape[1])
@@ -144,6 +147,7 @@ def give_birth(state, pages, cpu, row, layout):
     state.threads[child, IS_COMPAT] = state.threads[row, IS_COMPAT]
     task = add_task(state, child, process, time, 0)
     state.tasks[task, IS_BIRTH] = task > 0
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
     _read_name(state, pages, cpu, task, layout[PLACE + 2], layout[PLACE + 3])
 
 
@@ -203,7 +207,10 @@ def take_number(state, pages, cpu, layout):
     end_thread_only(state, pid, time)
     row = rename_thread(state, old, pid)
     state.processes[process, PROCESS_END] = -NEVER
-    copy_name(state, add_task(state, row, process, time, 0), before)
+    state.processes[state.tasks[state.threads[row, TASK], TASK_PROCESS], LIVING] -= 1
+    task = add_task(state, row, process, time, 0)
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
+    copy_name(state, task, before)
     state.threads[row, IS_NAMED] = is_named
 
 
@@ -245,13 +252,17 @@ def judge_exec(state, row):
 
 @compile_part
 def end_thread(state, row, time):
-    """End the thread at ROW: its pending call stays unfinished; with the first thread of a process, its descriptors are gone."""
-    process = state.tasks[state.threads[row, TASK], TASK_PROCESS]
-    if process and state.processes[process, PID] == state.threads[row, TID]:
-        end_pending(state, row, time)
-        state.processes[process, PROCESS_END] = time
-        drop_block(state, process)
+    """End the thread at ROW: its pending call stays unfinished; with the last thread of a process, its descriptors are gone.
+
+    The end of another thread may be missing. After exit_group, the process has ended with its first thread, too.
+    """
+    number = state.tasks[state.threads[row, TASK], TASK_PROCESS]
+    process = state.processes[number]
+    is_first = process[PID] == state.threads[row, TID]
     end_thread_only(state, state.threads[row, TID], time)
+    if number and (process[LIVING] <= 0 or (is_first and process[STATUS])):
+        process[PROCESS_END] = time
+        drop_block(state, number)
 
 
 @compile_part
@@ -260,6 +271,7 @@ def end_thread_only(state, tid, time):
     row = find_thread(state, tid)
     if row >= 0:
         end_pending(state, row, time)
+        state.processes[state.tasks[state.threads[row, TASK], TASK_PROCESS], LIVING] -= 1
         remove_thread(state, tid)
 
 
