@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
 
 UNKNOWN_NAME = "?"
+_IDLE = 0, "<idle>"  # a CPU that has nothing to do, as trace-cmd names it
 
 
 class Histories:
@@ -26,7 +27,7 @@ class Histories:
         self._first, self._last = (
             {one["tid"]: one for one in manifest.get(key) or []} for key in ("first_tasks", "tasks")
         )
-        self._hints = _read_hints(state)
+        self._hints = {**_read_hints(state), _IDLE[0]: _IDLE[1]}
         self._times: dict[int, list[int]] = {}
         self._tasks: dict[int, list[int]] = {}
         self._births: dict[int, list[int]] = {}
@@ -42,6 +43,8 @@ class Histories:
             tasks.append(task)
             if row[codes.IS_BIRTH]:
                 self._births.setdefault(tid, []).append(time)
+        for task in self._tasks.get(_IDLE[0], ()):
+            self.names[task] = _IDLE[1]
         for tasks in self._tasks.values():
             # A name from the trace's end is not that of a thread whose name has changed since.
             if len(tasks) > 1 and rows[tasks[0], codes.IS_NAME_GUESSED]:

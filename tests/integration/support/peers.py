@@ -43,6 +43,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
         os.wait()
 """
 # The buffer, the thread's name and number, the CPU, seconds and nanoseconds, the event and its fields.
+_BYTES, _TEXT = re.compile("[us]8"), re.compile(rb"[\t-\r -~]*(\0|\Z)")
 _NO_NAME = "<...>"
 _LINE = re.compile(r"(?:(\S+): )? *(.*)-(\d+) +\[(\d+)\].*? (\d+)\.(\d{9}): +(\w+): *(.*)")
 
@@ -102,8 +103,14 @@ def _read_field(block: EventBlock, index: int, field: Field) -> object:
         return block.text(index, field).strip()
     if field.is_array or field.size not in (1, 2, 4, 8):
         start = int(block.records[index]) + field.offset
-        return block.data[start : start + field.size].tobytes()
+        return _cut(block.data[start : start + field.size].tobytes(), field)
     return int(block.integers(np.array([index]), field)[0]) & ((1 << 8 * field.size) - 1)
+
+
+def _cut(raw: bytes, field: Field) -> bytes:
+    """Return as much of RAW, the content of FIELD, as trace-cmd always shows: it shows bytes as a text where they may be one."""
+    is_text = _BYTES.search(field.type) is not None and _TEXT.match(raw) is not None
+    return raw.partition(b"\0")[0] if is_text else raw
 
 
 def list_their_events(path: Path | str) -> list[tuple[Event, str]]:
@@ -128,7 +135,9 @@ def _parse_field(text: str, field: Field) -> object:
     if _is_text(field):
         return text
     if text.startswith("ARRAY["):
-        return bytes(int(part, 16) for part in text[6:-1].split(", "))
+        return _cut(bytes(int(part, 16) for part in text[6:-1].split(", ")), field)
+    if field.is_array:
+        return text.encode()
     return int(text, 16 if text.startswith("0x") else 10) & ((1 << 8 * field.size) - 1)
 
 

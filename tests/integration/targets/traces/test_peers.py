@@ -20,7 +20,10 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysi
 
 INSTANCES = {
     "peer-calls": ("sched:sched_switch", "sched:sched_waking", "raw_syscalls:sys_enter", "raw_syscalls:sys_exit"),
-    "peer-files": ("syscalls:sys_enter_openat", "syscalls:sys_exit_openat", "sock:inet_sock_set_state"),
+    "peer-files": (
+        *("syscalls:sys_enter_openat", "syscalls:sys_exit_openat", "sock:inet_sock_set_state"),
+        *("sched:sched_process_fork", "sched:sched_process_exec", "sched:sched_process_exit"),
+    ),
 }
 CONVERSIONS = {
     "version 6": ("--file-version", "6"),

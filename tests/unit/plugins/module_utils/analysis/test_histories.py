@@ -66,6 +66,11 @@ def test_without_any_knowledge():
     assert names.list_changes(5) == []
 
 
+def test_a_cpu_that_has_nothing_to_do():
+    assert feed([]).find_name(0, 100) == "<idle>"
+    assert feed([(100, pages.make_newtask(0, 5, b"x"))]).find_name(0, 100) == "<idle>"
+
+
 def test_what_was_known_before():
     seen = [(900, pages.make_enter(5, 1))]
     names = feed(seen, [], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
