@@ -185,7 +185,7 @@ def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, progr
     # The kernel holds a thread for strace, and then records the entry. A busy machine may keep strace waiting in between.
     assert len(delays) >= 10
     assert min(delays) > -_NEAR_NS
-    assert sorted(delays)[len(delays) * 3 // 4] < _NEAR_NS
+    assert sorted(delays)[len(delays) * 9 // 10] < _NEAR_NS
 
 
 @pytest.fixture
