@@ -15,9 +15,13 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION, has_code, open_cache
 
-# Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names.
+# Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names. Its bytecode
+# is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed.
 _PROGRAM = """\
-import sys, types
+import contextlib, sys, types
+with contextlib.suppress(ImportError):
+    import numba
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[2], False
 path = []
 for name in ("ansible_collections", "crashcart", "fleet"):
     path.append(name)
@@ -41,7 +45,7 @@ def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
             settings["NUMBA_DISABLE_JIT"] = "1"
         done = subprocess.run(
             # Without -P, Python would look for modules in the current folder first, which is anybody's.
-            [sys.executable, "-P", "-c", _PROGRAM, str(COLLECTION)],
+            [sys.executable, "-P", "-c", _PROGRAM, str(COLLECTION), cache],
             input=json.dumps(request).encode("ascii"),
             capture_output=True,
             cwd=folder,
