@@ -11,7 +11,9 @@ module: ftrace_fetch
 short_description: Fetch the traces of containers to the controller
 description:
   - Drains the ring buffers of trace instances and writes the events of each to a C(trace.dat) file on the controller, which
-    M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read. A buffer without events gives no file.
+    M(crashcart.fleet.ftrace_report), C(trace-cmd report) and KernelShark read. A buffer without events gives no file, unless
+    a thread of its container waited from the beginning to the end for something that has a name, such as a lock or a peer, or all of them waited
+    for each other.
   - Also fetches recordings (O(crashcart.fleet.ftrace_instance#module:mode=record)), including those of containers that are gone. Each
     recording gives a capture of its own. A recording that is still running gives what it has so far.
   - Tracing never stops for a fetch. The next fetch brings the events that came later.

@@ -286,11 +286,13 @@ summary:
           type: int
           sample: 0
         start:
-          description: Time of the first event, as UTC in ISO 8601 format. V(null) where the manifest does not have the clock's offset.
+          description: >-
+            Time of the first event, or of the capture's beginning where it has no events, as UTC in ISO 8601 format. V(null) where the manifest
+            does not have the clock's offset.
           type: str
           sample: "2026-11-21T23:15:00.000+00:00"
         duration_s:
-          description: Time between the first and the last event, in seconds.
+          description: Time between the first and the last event, or of the whole capture where it has no events, in seconds.
           type: float
           sample: 30.1
         events:

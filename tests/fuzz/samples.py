@@ -14,6 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines, pages
 
 SECOND = 10**9
+_REAL_NS = 1795302898 * SECOND  # when the trace's clock began
 _CLOCKS = b"local global counter uptime perf [mono] mono_raw boot tai x86-tsc \n\0"
 _HEADER_PAGE = (
     b"\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n"
@@ -220,7 +221,8 @@ def _make_task(tid, tgid, comm):
 
 def make_tables(begin=SECOND):
     """The tables that a host puts into the trace.dat."""
-    times = {"time_ns": {"first": begin, "last": begin + 10 * SECOND}, "left_out": {"first": 1, "last": 0}}
+    looks = {"first": _REAL_NS + begin, "last": _REAL_NS + begin + 10 * SECOND}
+    times = {"time_ns": looks, "left_out": {"first": 1, "last": 0}}
     targets = (
         "/var/log/app.log",
         "tcp 10.0.0.1:80->10.0.0.2:5432",
@@ -263,8 +265,8 @@ def make_manifest(events):
         "arch": "x86_64",
         "container": {"id": "0" * 64, "name": "api", "image": "api:1", "labels": {"a": "b"}},
         "clock": "mono",
-        "clock_offset_ns": 1795302898 * SECOND,
-        "time": {"changed": {"real_time_ns": 1795302898 * SECOND, "offset_ns": 1795302898 * SECOND}},
+        "clock_offset_ns": _REAL_NS,
+        "time": {"changed": {"real_time_ns": _REAL_NS, "offset_ns": _REAL_NS}},
         "specification": {
             "syscalls": {"native": [], "compat": []},
             "events": ["syscalls:sys_enter_read", "syscalls:sys_exit_read"],
@@ -303,6 +305,9 @@ def make_all():
         manifest = {**make_manifest(sum(map(len, cpus))), **make_tables()}
         about = {"header_page": machine.header_page, "formats": machines.make_formats(machine), "machine": machine}
         samples.append(Sample(version, method, cpus=cpus, manifest=manifest, **about))
+    # Threads that waited all the time make a capture without events.
+    still = {**make_manifest(0), **make_tables()}
+    samples.append(Sample(7, compression.NONE, 4096, cpus=[[], []], manifest=still))
     return [json_safe(sample) for sample in samples]
 
 

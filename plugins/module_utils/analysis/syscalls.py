@@ -156,14 +156,20 @@ class TableMaker:
             tables[0],
             tables[1],
             int(scalars[codes.EVENTS]),
-            self._tables.start_ns,
-            self._tables.end_ns,
+            *self._find_times(),
             {by_number.get(number, f"event {number}"): int(state.event_counts[number]) for number in seen},
             name_functions(state.functions[state.functions[:, 1] > 0].tolist(), self._trace.head.kallsyms),
             dict(requests.most_common()),
             bool(scalars[codes.HAS_POLLED]),
             self._damage,
         )
+
+    def _find_times(self) -> tuple[int, int]:
+        """Return the times of the first and the last event; without events, when the capture began and ended."""
+        scalars = self._state.scalars
+        if not scalars[codes.EVENTS]:
+            return self._tables.start_ns, self._tables.end_ns
+        return int(scalars[codes.START]), int(scalars[codes.END])
 
     def _find_kept(self) -> Ints:
         """Return the indices of the entries that count.

@@ -34,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     FCNTL,
     FD_ARGUMENT,
     FIRST_ENTRY,
+    FROM,
     HAS_ENTRY,
     HAS_EVENT,
     HAS_EXIT,
@@ -286,7 +287,7 @@ def _finish(state, row, number, time, result, outcome):
     thing = _find_object(state, thread, info, outcome)
     call = state.out[scalars[OUT]]
     # On damaged pages a clock goes back, and a call ends before it begins.
-    call[OUT_BEGIN] = min(scalars[START] if thread[IS_PENDING] == SEEDED else thread[BEGIN], time)
+    call[OUT_BEGIN] = min(min(scalars[START], scalars[FROM]) if thread[IS_PENDING] == SEEDED else thread[BEGIN], time)
     call[OUT_END], call[OUT_TASK], call[OUT_NUMBER] = time, task, number
     for index in range(6):
         call[OUT_ARGUMENT + index] = thread[ARGUMENT + index]

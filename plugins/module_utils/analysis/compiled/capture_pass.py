@@ -31,6 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trac
 _MEMORY = 64 << 20  # bytes of pages of all CPUs that are in memory at a time
 _MAX_MEMORY = 512 << 20  # bytes of one page of each CPU: 8,192 CPUs with pages of 64 KiB
 _MAX_SLOT = 1 << 20
+_MAX_TIME = 1 << 61  # of a trace's clock, in nanoseconds: 73 years
 _MIN_RECORD = 8  # bytes; events with shorter records do not count
 _BEYOND = 64  # bytes behind the last page: more than a field takes whose format says that it is shorter
 _COMMIT = re.compile(rb"field: local_t commit;\s*offset:([0-9]{1,3});\s*size:([0-9]{1,3});")
@@ -91,6 +92,9 @@ class CapturePass:
         scalars[codes.HEADER_SIZE] = int(data[1]) if data else 8 + head.word_size
         scalars[codes.FACTOR], scalars[codes.SHIFT] = trace.scale
         scalars[codes.SINCE] = find_change(manifest)
+        scalars[codes.FROM], scalars[codes.UNTIL] = find_looks(
+            manifest, has_pages=any(place.size for place in head.cpus)
+        )
         scalars[codes.CHECKS_START] = manifest.get("complete") is not True
         scalars[codes.CAN_TELL] = {"syscalls:sys_exit_execve", "sched:sched_process_exec"} <= set(trace.formats)
         scalars[codes.WANTS_CALLS] = wants_calls
@@ -177,3 +181,17 @@ def find_change(manifest: Mapping[str, Any]) -> int:
     if not isinstance(real, int) or not isinstance(offset, int):
         return codes.NEVER
     return max(codes.NEVER, min(real - offset, -codes.NEVER))  # the values came from a host and may be anything
+
+
+def find_looks(manifest: Mapping[str, Any], *, has_pages: bool) -> tuple[int, int]:
+    """Return when the host looked at the processes before and after the capture, in its clock; -NEVER and NEVER where that is not known.
+
+    A capture that HAS_PAGES, and lacks events, begins with its first event and ends with its last one: nobody knows what was before and after.
+    """
+    looks = (manifest.get("waits") or {}).get("time_ns") or {}
+    offset = manifest.get("clock_offset_ns")
+    first, last = looks.get("first"), looks.get("last")
+    if offset is None or first is None or last is None or (has_pages and manifest.get("complete") is not True):
+        return -codes.NEVER, codes.NEVER
+    start, end = max(first - offset, find_change(manifest)), last - offset
+    return (start, end) if 0 <= start < end < _MAX_TIME else (-codes.NEVER, codes.NEVER)

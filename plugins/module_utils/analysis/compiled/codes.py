@@ -250,5 +250,7 @@ DELIVERED, VICTIM = range(2)
     FUNCTIONS,
     THREAD_ROWS,  # rows of the table of threads that have been in use, which are the first ones
     WANTS_EVENTS,  # 1 if the stream of all events is wanted
-) = range(41)
+    FROM,  # when the host looked at the processes at the capture's beginning; -NEVER where that is not known
+    UNTIL,  # when it looked at its end; NEVER where that is not known
+) = range(43)
 SCALARS = 48

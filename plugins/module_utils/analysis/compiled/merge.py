@@ -69,6 +69,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     THREAD_ROWS,
     TID,
     UNKNOWN_EVENTS,
+    UNTIL,
     WANTED,
     WANTS_EVENTS,
     WANTS_PAGES,
@@ -134,12 +135,13 @@ def run_pass(state, pages):
 def finish_pass(state, first):
     """End the calls of living threads from row FIRST on; return the row to go on with when the block of calls is full, or -1."""
     scalars = state.scalars
+    end = max(scalars[END], scalars[UNTIL])
     for row in range(first, scalars[THREAD_ROWS]):
         if scalars[OUT] + _ROOM > state.out.shape[0]:
             return row
         if state.threads[row, IS_PENDING]:
-            end_wait(state, np.int64(row), scalars[END])
-            end_pending(state, np.int64(row), scalars[END])
+            end_wait(state, np.int64(row), end)
+            end_pending(state, np.int64(row), end)
     return -1
 
 

@@ -69,10 +69,16 @@ def make_tables(
         long_calls=_list_long_calls(state),
         descriptors=_list_descriptors(state, len(processes)),
         signals=_list_signals(state),
-        start_ns=int(scalars[codes.START]) if scalars[codes.EVENTS] else 0,
-        end_ns=int(scalars[codes.END]),
+        start_ns=_find_start(scalars),
+        end_ns=int(max(scalars[codes.END], scalars[codes.UNTIL])),
         left_out=int(scalars[codes.LEFT_OUT]),
     )
+
+
+def _find_start(scalars: Any) -> int:
+    """Return when the capture begins: with its first event, or with the host's look at the processes before; 0 where there is neither."""
+    start = int(min(scalars[codes.START], scalars[codes.FROM]))
+    return 0 if start == -codes.NEVER else start
 
 
 def find_container_pids(processes: Any, manifest: Mapping[str, Any]) -> list[int]:

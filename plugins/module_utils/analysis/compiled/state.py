@@ -83,8 +83,8 @@ def make_state() -> State:
     state.block_free[:] = np.arange(_BLOCKS - 1, -1, -1)
     scalars = state.scalars
     scalars[codes.FIRST_ENTRY] = -codes.NEVER
-    scalars[[codes.LAST_GAP_END, codes.SINCE, codes.LAST_FIRST]] = codes.NEVER
-    scalars[codes.START] = -codes.NEVER
+    scalars[[codes.LAST_GAP_END, codes.SINCE, codes.LAST_FIRST, codes.UNTIL]] = codes.NEVER
+    scalars[[codes.START, codes.FROM]] = -codes.NEVER
     scalars[codes.FACTOR] = 1
     scalars[codes.OBJECTS] = 2  # no object, and others
     state.objects[codes.OTHER_OBJECTS, 0] = codes.OTHERS

@@ -227,8 +227,14 @@ class Capture:
                 Evidence(self.file, self.format_time(_begin(row))) for row in shown[:MAX_EVIDENCE]
             ),
             "missing": self.loss,
+            "image": self._image if _is_about_program(parts.get("object")) else "",
         }
         return Finding(**{**known, **parts})
+
+    @cached_property
+    def _image(self) -> str:
+        """Return the name of the container's image; "" where nobody knows."""
+        return str((self.manifest.get("container") or {}).get("image") or "")
 
     @property
     def threads(self) -> Sequence[Who]:
@@ -237,7 +243,7 @@ class Capture:
 
     @property
     def length_ns(self) -> int:
-        """Return how long the trace is, from its first to its last event."""
+        """Return how long the trace is, from its beginning to its end."""
         return self.tables.end_ns - self.tables.start_ns
 
     @cached_property
@@ -348,6 +354,10 @@ def group(cells: Iterable[Cell], key: Callable[[Cell], Any]) -> Iterator[tuple[A
     for cell in cells:
         found.setdefault(key(cell), []).append(cell)
     yield from found.items()
+
+
+def _is_about_program(thing: Thing | None) -> bool:
+    return thing is None or thing.kind == "program"
 
 
 def _begin(row: Row) -> int:

@@ -64,7 +64,11 @@ class Number:
         """Return the number for people."""
         if self.unit == "ns":
             return format_duration(self.value)
-        return format_bytes(int(self.value)) if self.unit == "bytes" else f"{self.value:g}"
+        if self.unit == "bytes":
+            return format_bytes(int(self.value))
+        # Counts are given in full, as all counts of a report; of a rate below 1000, three digits are.
+        is_whole = self.value >= 1000 or self.value == int(self.value)
+        return f"{self.value:.0f}" if is_whole else f"{self.value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,16 @@ class Finding:
     evidence: tuple[Evidence, ...] = ()
     confidence: str = "certain"
     missing: str | None = None  # the part of the truth that was not recorded, or was lost
+    image: str = (
+        ""  # of the container, for what is about a program alone: another image has another program of that name
+    )
 
     @property
     def key(self) -> Key:
         """Return the key that findings of different captures share when they are about the same thing."""
         thing = (self.object.kind, self.object.text) if self.object else None
         words = tuple(sorted(self.words.items()))
-        return (self.rule, thing, self.program, self.call, self.error, self.template, words)
+        return (self.rule, thing, self.program, self.image, self.call, self.error, self.template, words)
 
     @property
     def statement(self) -> str:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import Any, Mapping, NamedTuple
+from typing import AbstractSet, Any, Mapping, NamedTuple
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Thing
 
 _CONNECTION = re.compile(r"(tcp|udp) (\S+):([0-9]{1,5})->(\S+:([0-9]{1,5}))(?: |\Z)")
 _LISTENER = re.compile(r"tcp \S+:([0-9]{1,5}) LISTEN\Z")
+_MAX_SHARERS = 2  # programs that have a file open; more of them say nothing
 _FIRST_PASSING_PORT = 32768  # ports from here on are those that the kernel gives to clients
 
 
@@ -95,3 +97,20 @@ def describe_target(target: str) -> Thing:
         if target.startswith(f"{kind}:"):
             return Thing("pipe" if kind == "pipe" else "anon", target)
     return Thing("socket", target)
+
+
+def find_sharers(capture: Capture, holdings: Holdings, thing: Thing | None, waiters: AbstractSet[int]) -> str:
+    """Return the programs of CAPTURE that have the file THING open at its end, by HOLDINGS, without the processes WAITERS.
+
+    "" is for none, for more than two, and where nobody knows. No event of the kernel tells which one has a lock of that file.
+    """
+    pids = holdings.list_holders(thing.text) if thing is not None and holdings.is_whole else set()
+    programs = {who.program for who in capture.threads if who.pid in pids - waiters}
+    return " and ".join(sorted(programs)) if len(programs) <= _MAX_SHARERS else ""
+
+
+def say_sharers(sharers: str) -> str:
+    """Return what a template says of SHARERS, which is also one of its words; nothing for ""."""
+    if not sharers:
+        return ""
+    return "; {sharers} have it open, too" if " and " in sharers else "; {sharers} has it open, too"

@@ -100,6 +100,7 @@ class CaptureTables:
     long_calls: LongCalls
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(_NONE, _NONE, _NONE, _NONE, _NONE))
     signals: Signals = field(default_factory=lambda: Signals(_NONE, _NONE, _NONE))
-    start_ns: int = 0  # time of the first event, in the trace's clock
-    end_ns: int = 0  # time of the last event
+    # In the trace's clock: of the first and the last event, or of the host's looks at the processes, which are before and after them.
+    start_ns: int = 0
+    end_ns: int = 0
     left_out: int = 0  # calls that are counted without their thread, for there were too many different ones

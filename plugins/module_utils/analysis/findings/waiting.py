@@ -15,63 +15,24 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import (
     Holdings,
     describe_target,
+    find_sharers,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import (
+    FILE_CALLS,
+    FUTEXES,
+    LOCK_COMMANDS,
+    LOCKS,
+    OPENS,
+    RECEIVES,
+    SENDS,
+    SYNCS,
 )
 
 _SECOND = 1_000_000_000
-_LOCK_COMMANDS = (7, 14, 38)  # F_SETLKW, F_SETLKW64, F_OFD_SETLKW
-_LOCKS = ("flock", "fcntl", "fcntl64")
-_RECEIVES = ("read", "readv", "recvfrom", "recvmsg", "recvmmsg", "recv")
-_SENDS = ("write", "writev", "sendto", "sendmsg", "sendmmsg", "send", "sendfile", "sendfile64")
-_SYNCS = ("fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync")
-_OPENS = ("open", "openat", "openat2", "creat")
-_FILE_CALLS = (
-    *(
-        "stat",
-        "lstat",
-        "newfstatat",
-        "statx",
-        "fstat",
-        "access",
-        "faccessat",
-        "faccessat2",
-        "readlink",
-        "readlinkat",
-        "getdents",
-        "getdents64",
-    ),
-    *(
-        "rename",
-        "renameat",
-        "renameat2",
-        "unlink",
-        "unlinkat",
-        "mkdir",
-        "mkdirat",
-        "rmdir",
-        "link",
-        "linkat",
-        "symlink",
-        "symlinkat",
-    ),
-    *(
-        "truncate",
-        "ftruncate",
-        "fallocate",
-        "statfs",
-        "fstatfs",
-        "chmod",
-        "fchmod",
-        "fchmodat",
-        "chown",
-        "fchown",
-        "fchownat",
-        "utimensat",
-    ),
-    *("pread64", "preadv", "pwrite64", "pwritev", "copy_file_range", "mount", "umount2"),
-)
 _POLLS = ("poll", "ppoll", "select", "pselect6")
 _FUTEX_WAIT, _FUTEX_LOCKS, _FUTEX_COMMAND = 0, (6, 13), 0x7F  # FUTEX_LOCK_PI, FUTEX_LOCK_PI2; without flags
 _CONTENDED = 2  # the value of a mutex of glibc that has waiters
+_HAS_WAITERS = 1 << 31  # in the value of a mutex of musl
 _STANDARD = {1: "its standard output", 2: "its standard error"}
 _DEVICES = ("/dev/", "/proc/", "/sys/")
 _RECENT_NS = 20_000_000  # how long before a poll the request may have been sent for which it waits
@@ -88,6 +49,7 @@ class Wait:
     next: str
     least_ns: int  # what counts as long
     holder: str = ""  # program that has the lock
+    sharers: str = ""  # programs that have the file open of which one may have the lock
     confidence: str = "certain"
     missing: str | None = None
     items: tuple[tuple[str, str], ...] = ()  # further texts of the template
@@ -111,7 +73,7 @@ class Judge:
         """Return what each thread received and sent."""
         found: dict[int, list[Cell]] = defaultdict(list)
         for cell in self._capture.cells:
-            if cell.call in (*_RECEIVES, *_SENDS) and not cell.outcome.error and not cell.outcome.unfinished:
+            if cell.call in (*RECEIVES, *SENDS) and not cell.outcome.error and not cell.outcome.unfinished:
                 found[cell.who.tid].append(cell)
         return found
 
@@ -125,9 +87,14 @@ class Judge:
         found: dict[Thing, list[Cell]] = defaultdict(list)
         for cell in self._capture.cells:
             is_done = not cell.outcome.error and not cell.outcome.unfinished
-            if cell.call in _LOCKS and is_done and cell.object is not None and cell.object.kind == "path":
+            if cell.call in LOCKS and is_done and cell.object is not None and cell.object.kind == "path":
                 found[cell.object].append(cell)
         return found
+
+    @cached_property
+    def _lock_waiters(self) -> set[int]:
+        """Return the processes that wait for a lock at the end."""
+        return {call.who.pid for call in self._capture.long_calls if call.call in LOCKS and call.outcome.unfinished}
 
     def judge(self, call: LongCall) -> Wait | None:
         """Return what CALL waited for; None where its wait is normal, or nobody knows."""
@@ -163,10 +130,13 @@ class Judge:
 
     def is_mutex(self, call: LongCall) -> bool:
         """Return True if CALL waited for a mutex of its process, or of shared memory."""
-        if call.call not in ("futex", "futex_time64") or not call.args:
+        if call.call not in FUTEXES or not call.args:
             return False
         command = call.args[1] & _FUTEX_COMMAND
-        return command in _FUTEX_LOCKS or (command == _FUTEX_WAIT and call.args[2] & 0xFFFFFFFF == _CONTENDED)
+        value = call.args[2] & 0xFFFFFFFF
+        return command in _FUTEX_LOCKS or (
+            command == _FUTEX_WAIT and (value == _CONTENDED or bool(value & _HAS_WAITERS))
+        )
 
     @staticmethod
     def describe_mutex(capture: Capture) -> Wait:
@@ -178,7 +148,7 @@ class Judge:
         """Return the object of CALL, from the trace, or else from what the manifest tells of its descriptor."""
         if call.object is not None and call.object.kind in ("path", "peer"):
             return call.object
-        if not call.args or call.call in (*_OPENS, "sync", "mount", "umount2", "msync", *_POLLS):
+        if not call.args or call.call in (*OPENS, "sync", "mount", "umount2", "msync", *_POLLS):
             return call.object
         fd = call.args[0] & 0x7FFFFFFF
         target = None
@@ -199,7 +169,7 @@ class Judge:
         return Wait(what, thing, severity, command, least_ns, missing=missing)
 
     def _judge_lock(self, call: LongCall, thing: Thing | None) -> Wait | None:
-        if call.call != "flock" and (not call.args or call.args[1] & 0xFFFFFFFF not in _LOCK_COMMANDS):
+        if call.call != "flock" and (not call.args or call.args[1] & 0xFFFFFFFF not in LOCK_COMMANDS):
             return None
         if thing is not None and thing.text.endswith("(deleted)"):
             return None  # how servers such as Apache take turns at accept
@@ -212,7 +182,7 @@ class Judge:
         wait = self._make(what if thing else what.replace("{object}", "a file"), thing, _SEVERITY_LOCK, _SECOND)
         if len({who.pid for who in holders}) == 1:
             return replace(wait, holder=holders[0].program, confidence="likely")
-        return wait
+        return replace(wait, sharers=find_sharers(self._capture, self._holdings, thing, self._lock_waiters))
 
     def _judge_receive(self, call: LongCall, thing: Thing | None) -> Wait | None:
         if thing is None:
@@ -275,12 +245,12 @@ class Judge:
         before = [cell for cell in self._transfers[call.who.tid] if cell.object in (thing, call.object)]
         if not _has_no_end(call) or call.outcome.continued or not before:
             return False
-        return max(before, key=lambda cell: cell.last_ns).call in _SENDS
+        return max(before, key=lambda cell: cell.last_ns).call in SENDS
 
     def _find_asked(self, call: LongCall) -> Thing | None:
         """Return the peer to which the thread of CALL, a poll, sent just before it; None if it did something else."""
         last = max(self._transfers[call.who.tid], key=lambda cell: cell.last_ns, default=None)
-        if last is None or last.call not in _SENDS or last.object is None or last.object.kind != "peer":
+        if last is None or last.call not in SENDS or last.object is None or last.object.kind != "peer":
             return None
         is_recent = 0 <= call.start_ns - last.last_ns <= _RECENT_NS
         return last.object if is_recent and self._is_client(last.object) else None
@@ -297,13 +267,13 @@ _Judging = Callable[[Judge, LongCall, "Thing | None"], "Wait | None"]
 def _list_judges() -> dict[str, _Judging]:
     """Return how the wait of each call is judged, by the call's name."""
     rows: tuple[tuple[tuple[str, ...], _Judging], ...] = (
-        (_LOCKS, Judge._judge_lock),
+        (LOCKS, Judge._judge_lock),
         (("connect",), Judge._judge_connect),
-        (_RECEIVES, Judge._judge_receive),
-        (_SENDS, Judge._judge_send),
-        (_SYNCS, Judge._judge_sync),
-        (_OPENS, Judge._judge_open),
-        (_FILE_CALLS, Judge._judge_file_call),
+        (RECEIVES, Judge._judge_receive),
+        (SENDS, Judge._judge_send),
+        (SYNCS, Judge._judge_sync),
+        (OPENS, Judge._judge_open),
+        (FILE_CALLS, Judge._judge_file_call),
         (_POLLS, Judge._judge_poll),
     )
     return {name: judge for names, judge in rows for name in names}

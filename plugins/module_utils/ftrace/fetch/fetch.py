@@ -58,10 +58,11 @@ def make_home(parameters: Mapping[str, Any], cursor: int = 0) -> Home:
 def foresee(found: Sequence[TraceInstance], home: Home) -> bool:
     """Return True if a fetch of FOUND would bring any capture to HOME."""
     names = {trace.instance.name for trace in found}
-    return any(map(recording.count_entries, found)) or any(
+    is_waiting = any(
         not home.has(segment) and (segment.state != outbox.KEPT or segment.instance in names)
         for segment in outbox.list_segments()
     )
+    return is_waiting or any(map(recording.count_entries, found)) or any(map(recording.has_waits, found))
 
 
 def stage(
@@ -69,7 +70,7 @@ def stage(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Drain FOUND into segments that wait for the next fetch, compressed by one of METHODS. OUTCOME gets the failures.
 
-    Returns the manifests of instances without events, and True if some events found no room on the host.
+    Returns the manifests of instances without events and telling waits, and True if some events found no room on the host.
     """
     with outbox.hold_folder():
         outbox.recover()
@@ -83,8 +84,8 @@ def fetch(
 ) -> dict[str, Any]:
     """Drain FOUND, and offer the segments that HOME lacks as one transfer.
 
-    The result has `changed`, `transfer` (as make_transfer returns it), `empty` (manifests of instances without events), `cursor` (for the
-    next fetch), and `more` (True if some events found no room on the host and need another fetch).
+    The result has `changed`, `transfer` (as make_transfer returns it), `empty` (manifests of instances without events and telling
+    waits), `cursor` (for the next fetch), and `more` (True if some events found no room on the host and need another fetch).
     With CONSUME a segment that HOME has is removed from the host. OUTCOME gets the traces that could not be drained, WARN warnings.
     """
     if not found and not outbox.list_segments():  # a host without captures gets no folder for them

@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.lasting import has_telling_waits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss, Rotated
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
@@ -50,12 +51,12 @@ def list_sources(trace: TraceInstance) -> list[ring.Source]:
     for recording in recordings.list_recordings(trace.instance.name):
         taking = _Taking(recording, trace)
         size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
-        sources.append(ring.Source(trace.instance, size, taking.take, taking.finish))
+        sources.append(ring.Source(trace.instance, size, taking.take, taking.finish, taking.is_telling))
     # The recorder drains the buffers of a recording. Events that are left in them afterwards belong to that recording.
     if trace.instance.exists() and not state.is_recorded(trace.instance):
         size = sum(trace.instance.read_statistics(cpu).bytes for cpu in trace.instance.list_cpus())
         draining = ring.RingDrain(trace)
-        sources.append(ring.Source(trace.instance, size, draining.take, draining.finish))
+        sources.append(ring.Source(trace.instance, size, draining.take, draining.finish, draining.is_telling))
     removed = metadata.read_removed(trace.instance)
     if removed is not None and not sources:
         raise TraceError(
@@ -76,6 +77,19 @@ def count_entries(trace: TraceInstance) -> int:
     return waiting
 
 
+def has_waits(trace: TraceInstance) -> bool:
+    """Return True if a capture of TRACE would tell something even without events."""
+    if trace.instance.exists() and not state.is_recorded(trace.instance) and ring.has_waits(trace):
+        return True
+    for recording in recordings.list_recordings(trace.instance.name):
+        end = recording.read_end()
+        holdings = collect(trace.container) if end is None else end.get(metadata.HOLDINGS) or {}
+        tables = Tables(recording.about["record"].get("tasks", []), [], "", recording.read_holdings(), holdings)
+        if has_telling_waits(tables):
+            return True
+    return False
+
+
 class _Taking:
     """A copy of RECORDING of TRACE into a capture; the recorder removes none of its segments between take() and finish()."""
 
@@ -85,7 +99,7 @@ class _Taking:
         self._stack = ExitStack()
         self._segments: list[Segment] = []
         self._has_ended = False
-        self._holdings: dict[str, Any] | None = None
+        self._tables: Tables | None = None
 
     def take(self, writer: SegmentWriter, room: int) -> dict[str, Any]:
         """Copy the finished segments into WRITER, as many as fit into ROOM bytes, and return the manifest.
@@ -102,19 +116,23 @@ class _Taking:
             is_partial = len(self._segments) < len(finished)
             self._has_ended = end is not None and not is_partial
             touched = [] if was_answered else [client.describe_silence()]
-            manifest, holdings = _copy(
+            manifest, tables = _copy(
                 recording, self._segments, end, self._trace, writer, touched, is_partial=is_partial
             )
-            self._holdings = None if is_partial else holdings
+            self._tables = None if is_partial else tables
             self._stack = stack.pop_all()
         return manifest
 
     def finish(self) -> None:
         """Remove the segments that were copied."""
         with self._stack:
-            if self._holdings is not None:
-                self._recording.note_holdings(self._holdings)
+            if self._tables is not None:
+                self._recording.note_holdings(self._tables.last_holdings)
             recordings.forget_fetched(self._recording, self._segments, has_ended=self._has_ended)
+
+    def is_telling(self) -> bool:
+        """Return True if the capture tells something even without pages."""
+        return self._tables is not None and has_telling_waits(self._tables)
 
 
 def _find_fitting(segments: list[Segment], room: int) -> list[Segment]:
@@ -132,8 +150,8 @@ def _copy(
     touched: Sequence[str],
     *,
     is_partial: bool,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Copy SEGMENTS of RECORDING of TRACE into WRITER, and return the manifest, and what the container's processes hold at the end.
+) -> tuple[dict[str, Any], Tables]:
+    """Copy SEGMENTS of RECORDING of TRACE into WRITER, and return the manifest and the tables.
 
     END is the recording's end; None if it goes on. IS_PARTIAL is True if the recording has more finished segments: then END belongs to the
     last of those. TOUCHED has reasons why events may be missing.
@@ -177,7 +195,7 @@ def _copy(
     writer.write_head(_read_head(recording, loss))
     document = manifest.as_json(loss)
     writer.write_document({**document, **tables.as_json()})
-    return document, holdings
+    return document, tables
 
 
 def _copy_pages(

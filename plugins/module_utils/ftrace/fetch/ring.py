@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capture_file_writer import SegmentWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.head import read_head
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.lasting import has_telling_waits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.loss import CpuLoss, Loss
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import (
     Manifest,
@@ -52,12 +53,14 @@ class Source:
     TAKE: gets a writer and the room in bytes, moves pages to the writer (more than SIZE only as far as the room suffices), and returns the
     manifest.
     FINISH: is called when the pages are safe in a segment.
+    IS_TELLING: is called after TAKE, and returns True if what it has written tells something even without pages.
     """
 
     instance: Instance
     size: int
     take: Callable[[SegmentWriter, int], dict[str, Any]]
     finish: Callable[[], None] = lambda: None
+    is_telling: Callable[[], bool] = lambda: False
 
 
 def count_entries(trace: TraceInstance) -> int:
@@ -73,7 +76,7 @@ def stage(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Move each source that LIST_SOURCES returns for each of FOUND into a segment of its own, compressed by one of METHODS.
 
-    Returns the manifests of the sources without events, and True if pages had no room and have to wait for another fetch.
+    Returns the manifests of the sources without events and telling waits, and True if pages had no room and have to wait for another fetch.
     OUTCOME gets the traces that could not be drained. The caller holds the lock of the segments' folder.
     """
     method = next((name for name in compression.list_available() if name in methods), compression.ZLIB)
@@ -94,7 +97,7 @@ def stage(
 class _Staged:
     """The result of staging with the compression METHOD.
 
-    EMPTY: the manifests of sources without events.
+    EMPTY: the manifests of sources without events and telling waits.
     HAS_MORE: True if some pages had no room.
     """
 
@@ -113,7 +116,7 @@ class _Staged:
         outbox.check_room(source.size)
         with outbox.create_segment(source.instance) as file:
             manifest = source.take(SegmentWriter(file, self._method), room)
-        if manifest["pages"]:
+        if manifest["pages"] or source.is_telling():
             outbox.finish_segment(file)
             self._has_some = True
         else:
@@ -133,14 +136,13 @@ class RingDrain:
         self._trace = trace
         self._stack = ExitStack()
         self._loan: Loan | None = None
-        self._holdings: dict[str, Any] = {}
+        self._tables: Tables | None = None
 
     def take(self, writer: SegmentWriter, _room: int) -> dict[str, Any]:
         """Drain the ring buffers into WRITER, and return the manifest."""
         with ExitStack() as stack:
             self._loan = stack.enter_context(client.borrow(self._trace.instance))
-            self._holdings = _collect(self._trace)
-            manifest = _drain_ring(self._trace, writer, self._loan, self._holdings)
+            manifest, self._tables = _drain_ring(self._trace, writer, self._loan)
             self._stack = stack.pop_all()
         return manifest
 
@@ -149,7 +151,21 @@ class RingDrain:
         with self._stack:
             if self._loan is not None:
                 self._loan.settle()
-        metadata.note_taken(self._trace.instance, self._holdings)
+        metadata.note_taken(self._trace.instance, None if self._tables is None else self._tables.last_holdings)
+
+    def is_telling(self) -> bool:
+        """Return True if the capture tells something even without pages."""
+        return self._tables is not None and has_telling_waits(self._tables)
+
+
+def has_waits(trace: TraceInstance) -> bool:
+    """Return True if a capture of the ring buffers of TRACE would tell something even without pages."""
+    return has_telling_waits(_make_tables(trace, metadata.read_record(trace.instance), []))
+
+
+def _make_tables(trace: TraceInstance, record: dict[str, Any], tasks: list[Task]) -> Tables:
+    """Return the tables of a capture of TRACE that ends now, with TASKS, and without names of threads; RECORD is that of its start."""
+    return Tables(record.get("tasks", []), tasks, "", record.get(metadata.HOLDINGS) or {}, _collect(trace))
 
 
 def _collect(trace: TraceInstance) -> dict[str, Any]:
@@ -160,15 +176,14 @@ def _collect(trace: TraceInstance) -> dict[str, Any]:
     return collect(trace.container)
 
 
-def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan, holdings: dict[str, Any]) -> dict[str, Any]:
-    """Drain the ring buffers of TRACE into WRITER through LOAN, and return the manifest; HOLDINGS are those of the capture's end."""
+def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan) -> tuple[dict[str, Any], Tables]:
+    """Drain the ring buffers of TRACE into WRITER through LOAN, and return the manifest and the tables."""
     instance = trace.instance
     page_size = instance.read_page_size()
     # All that can fail is done before the drain, while the events are still in the kernel.
     record = metadata.read_record(instance)
-    first_tasks, tasks = record.get("tasks", []), list_tasks(trace.container)
-    cmdlines = _read_cmdlines(instance, first_tasks, tasks)
-    tables = Tables(first_tasks, tasks, cmdlines, record.get(metadata.HOLDINGS) or {}, holdings)
+    tables = _make_tables(trace, record, list_tasks(trace.container))
+    tables = replace(tables, cmdlines=_read_cmdlines(instance, tables))
     cpus = instance.list_cpus()
     before = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     # For a stopped trace the clocks' reading at its stop counts, because the clocks drift apart.
@@ -189,7 +204,7 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan, holding
         earlier_syscalls=record.get("earlier_syscalls", []),
         limits=record.get("limits", {}),
         followed=record.get("followed"),
-        has_run=bool(first_tasks or tasks),
+        has_run=bool(tables.first_tasks or tables.tasks),
         tracing=is_tracing,
         stopped=record.get("stopped"),
     )
@@ -203,14 +218,14 @@ def _drain_ring(trace: TraceInstance, writer: SegmentWriter, loan: Loan, holding
     drained.update((cpu, CpuDrain(error=error)) for cpu, error in loan.errors.items())
     try:
         # A thread that was born while one CPU was drained may have events on the next one.
-        tables = replace(tables, cmdlines=_read_cmdlines(instance, first_tasks, tasks))
+        tables = replace(tables, cmdlines=_read_cmdlines(instance, tables))
     except TraceError:
         pass  # the names from before the drain have to do: a capture without some names is better than none
     after = {cpu: instance.read_statistics(cpu) for cpu in cpus}
     loss = summarize_loss(before, after, drained, discarded, loan.account())
     document = manifest.as_json(loss)
     writer.write_document({**document, **tables.as_json()})
-    return document
+    return document, tables
 
 
 def summarize_loss(
@@ -249,8 +264,8 @@ def summarize_loss(
     )
 
 
-def _read_cmdlines(instance: Instance, first_tasks: list[Task], tasks: list[Task]) -> str:
-    return format_cmdlines(first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tasks)
+def _read_cmdlines(instance: Instance, tables: Tables) -> str:
+    return format_cmdlines(tables.first_tasks, Instance(instance.root, "..").read("saved_cmdlines"), tables.tasks)
 
 
 def _describe_gone(trace: TraceInstance, record: dict[str, Any]) -> dict[str, Any]:

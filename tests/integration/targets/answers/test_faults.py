@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 from conftest import IMAGES
-from support import answers, faults, faults_table, parts
+from support import answers, faults, faults_table, host, parts
 
+IDLE = "import time; time.sleep(1e6)"
 SECONDS = 12  # glibc waits 5 s for a name server
 # Of the other faults; `make test-all` tries all of these.
 PAIRS = (
@@ -21,17 +24,28 @@ PAIRS = (
 GROUP = 9  # of other faults are traced at once: a report shows at most twenty findings
 
 
+@pytest.fixture(scope="module")
+def healthy(tool_image):
+    """A container with a C library, whose program does nothing."""
+    name = f"cc-healthy-{os.getpid()}"
+    host.docker("run", "-d", "--name", name, "--network", "none", f"{IMAGES}/python", "/usr/bin/python3", "-c", IDLE)
+    yield name
+    host.docker("rm", "-f", name)
+
+
 @pytest.fixture(scope="module", params=(*faults.LIBCS, *faults.LANGUAGES))
 def broken(request, tool_image):
-    """The kind of programs, a container for each fault, and twenty of one image of which the last is configured differently."""
+    """The kind of programs, and what starts, once, a container for each fault and twenty of one image of which the last differs in a setting."""
     kind = request.param
-    faults.make_images(IMAGES, [kind])
     with ExitStack() as stack:
-        yield (
-            kind,
-            stack.enter_context(faults.run_faults(IMAGES, kind, faults.FAULTS)),
-            stack.enter_context(faults.run_twenty(IMAGES, kind)),
-        )
+
+        @cache
+        def start():
+            faults.make_images(IMAGES, [kind])
+            names = stack.enter_context(faults.run_faults(IMAGES, kind, faults.FAULTS))
+            return names, stack.enter_context(faults.run_twenty(IMAGES, kind))
+
+        yield kind, start
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
@@ -61,9 +75,12 @@ def check(answer, wanted):
 
 
 @pytest.mark.parametrize("way", faults_table.WAYS)
-def test_each_fault_is_named(broken, way, tmp_path):
-    kind, names, twenty = broken
-    paths = answers.choose_paths(way, twenty[0])
+def test_each_fault_is_named(broken, healthy, way, tmp_path):
+    kind, start = broken
+    if (kind, way) == ("static", "uprobe"):
+        pytest.skip("a static program has no C library to put a probe on")
+    paths = answers.choose_paths(way, healthy)
+    names, twenty = start()
     answer = answers.trace([*names.values(), *twenty], tmp_path / "traces", SECONDS, **paths)
     wanted = {container: faults_table.expect(fault, way, kind) for fault, container in names.items()}
     if (kind, way) != ("shell", "none"):  # that script differs by a path alone
@@ -75,7 +92,8 @@ def test_each_fault_is_named(broken, way, tmp_path):
 @pytest.mark.parametrize("group", range(0, len(faults.OTHERS), GROUP))
 def test_others_of_their_kinds_are_named(others, group, tmp_path):
     libc, way, names = others
-    chosen = list(names)[group : group + GROUP]
+    # A probe of a program takes memory of its container. Where there is none left, the kernel may kill the container's first process for that.
+    chosen = [fault for fault in list(names)[group : group + GROUP] if (way, fault) != ("uprobe", "out_of_memory")]
     paths = answers.choose_paths(way, names[chosen[0]])
     answer = answers.trace([names[fault] for fault in chosen], tmp_path / "traces", SECONDS, **paths)
     check(answer, {names[fault]: faults_table.expect(fault, way, libc) for fault in chosen})

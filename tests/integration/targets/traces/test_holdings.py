@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support import host
 from support.fetching import fetch_here
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables, gen_source
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
 
 # Waits in flock for a lock that its parent holds; the parent opens one more file at each SIGUSR1.
@@ -122,3 +124,29 @@ def test_a_container_that_has_ended_holds_nothing(holder, tmp_path):
     whole = fetch(tmp_path / "1", holder)
     assert whole["descriptors"]["first"] and whole["waits"]["first"]
     assert [whole[name]["last"] for name in ("descriptors", "waits", "resource_limits")] == [None] * 3
+
+
+@pytest.mark.parametrize("mode", ["ring", "record"])
+def test_a_wait_for_a_lock_is_found_though_nothing_happens(holder, tmp_path, mode):
+    room = {"min_free": "1MiB"} if mode == "record" else {}
+    host.call_module("ftrace_instance", containers=[holder], syscalls=["flock"], mode=mode, **room)
+    host.pause(2)
+    foreseen = host.call_module("ftrace_fetch", check_mode=True, containers=[holder], dest=str(tmp_path / "none"))
+    assert foreseen["changed"]
+    whole = fetch(tmp_path / "1", holder)
+    assert (whole["entries"], whole["pages"], whole["lost"]) == (0, 0, 0)
+    search = Search()
+    (summary,) = gen_source(str(tmp_path / "1"), [], search=search)
+    assert (summary["events"], summary["duration_s"] > 1.5) == (0, True)
+    (found,) = search.finish()
+    said = r"python3 waits for a lock on /small/lock \(flock\): for all \S+ s of the trace; python3 has it open, too"
+    assert re.fullmatch(said, found.statement), found.statement
+
+
+def test_a_container_that_does_nothing_gives_no_file(container, tmp_path):
+    name = container("busybox", "sleep", "100000")
+    host.call_module("ftrace_instance", containers=[name], syscalls=["flock"])
+    host.pause(2)
+    assert not host.call_module("ftrace_fetch", check_mode=True, containers=[name], dest=str(tmp_path))["changed"]
+    (capture,) = fetch_here(tmp_path, containers=[name])
+    assert capture["path"] is None

@@ -17,6 +17,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import capture_summary
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import search
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
     compression,
@@ -164,6 +165,26 @@ def test_the_same_segment_again_gives_the_same_file(tmp_path):
     first, second = assemble(path, tmp_path), assemble(path, tmp_path)
     assert first == second
     assert len(list_files(tmp_path / "web1")) == 2
+
+
+@pytest.mark.parametrize("version", [6, 7])
+def test_a_segment_without_pages_is_a_capture_of_its_tables(tmp_path, version):
+    times = {"first": 2 * 10**9, "last": 9 * 10**9}
+    wait = {"tid": 4711, "number": 73, "args": [3, 2, 0, 0, 0, 0]}
+    more = {
+        "first_tasks": MANIFEST["tasks"],
+        "syscalls": {"73": "flock"},
+        "waits": {"first": [wait], "last": [wait], "time_ns": times, "left_out": {"first": 0, "last": 0}},
+        "clock_offset_ns": 10**9,
+    }
+    path = write_segment(tmp_path / NAME, compression.ZLIB, {}, {**MANIFEST, **more})
+    target, manifest = assemble(path, tmp_path, version=version, with_text=True)
+    assert manifest["pages"] == 0
+    looking = search.Search()
+    (summary,) = capture_summary.gen_source(target, [], search=looking)
+    assert (summary["events"], summary["duration_s"], summary["start"]) == (0, 7.0, "1970-01-01T00:00:02.000+00:00")
+    (found,) = looking.finish()
+    assert found.statement == "worker waits for a lock on a file (flock): for all 7 s of the trace"
 
 
 def test_the_text_has_every_event_in_the_order_of_time(tmp_path):

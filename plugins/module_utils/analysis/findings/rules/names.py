@@ -84,10 +84,14 @@ def find(capture: Capture) -> Iterator[Finding]:
 
 
 def _is_vain_wait(call: LongCall) -> bool:
-    """Return True if CALL waited in vain for as long as a resolver does, for as few descriptors."""
+    """Return True if CALL waited in vain for as long as a resolver does, for as few descriptors.
+
+    A wait that began before the trace does not count, for what it waited for was sent before the trace, too.
+    """
     return (
         call.call in _POLLS
         and call.outcome.timed_out
+        and not call.outcome.continued
         and _MIN_WAIT_NS <= call.duration_ns <= _MAX_WAIT_NS
         and (not call.args or 0 < call.args[1] <= _MAX_POLLED)
     )
@@ -113,7 +117,9 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
     if refused and not received:
         return "refused", [*refused]
     threads = {cell.who.tid for cell in sent}
-    vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (reads_config or _is_typical(wait))]
+    # A resolver may have other timeouts by resolv.conf.
+    is_resolver = reads_config or (not received and _is_like_glibc(cells, threads))
+    vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
     if vain and len(vain) <= sum(cell.count for cell in sent):
         return "silent", vain
     barred = [cell for cell in on_udp if cell.outcome.error in _UNREACHABLE and cell.call in ("connect", *_SENDS)]

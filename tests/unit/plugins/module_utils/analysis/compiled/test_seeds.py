@@ -171,3 +171,56 @@ def test_a_first_thread_that_forks_gives_its_descriptors():
         (20, "/log"),
         (5, "/log"),
     ]
+
+
+def look_at(first, last, **more):
+    """The manifest of a capture whose host looked at the processes at FIRST and LAST, in the trace's clock."""
+    offset = 5_000_000
+    times = {"first": first and first + offset, "last": last and last + offset}
+    return {**WAITING, "waits": {**WAITING["waits"], "time_ns": times}, "clock_offset_ns": offset, **more}
+
+
+def list_long(script, manifest):
+    tables = script.tables(manifest)
+    calls = tables.long_calls
+    times = zip(calls.number.tolist(), calls.start_ns.tolist(), calls.duration_ns.tolist())
+    return (tables.start_ns, tables.end_ns), sorted(times)
+
+
+POLL, READ, GETPID = NUMBERS["poll"], NUMBERS["read"], NUMBERS["getpid"]
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_a_capture_without_events_is_as_long_as_the_hosts_looks_are_apart(is_complete):
+    bounds, calls = list_long(Script(), look_at(1000, 9000, complete=is_complete))
+    assert bounds == (1000, 9000)
+    assert calls == [(READ, 1000, 8000), (POLL, 1000, 8000)]
+    cells = list_cells(Script().tables(look_at(1000, 9000)))
+    assert [(name, number) for name, number, *_rest in cells] == [("web", POLL), ("worker", READ)]
+
+
+def test_calls_last_from_look_to_look_where_events_are_few():
+    script = Script()
+    script.add(pages.make_exit(5, POLL, 1), time=3000)
+    script.add(pages.make_exit(7, GETPID, 1), time=3010)
+    bounds, calls = list_long(script, look_at(1000, 9000))
+    assert bounds == (1000, 9000)
+    assert [call for call in calls if call[0] in (POLL, READ)] == [(READ, 1000, 8000), (POLL, 1000, 2000)]
+    # Of what was lost nobody knows when it began.
+    bounds, calls = list_long(script, look_at(1000, 9000, complete=False))
+    assert bounds == (3000, 3010)
+    # Earlier events are in an earlier capture.
+    changed = {"time": {"changed": {"real_time_ns": 5_002_000, "offset_ns": 5_000_000}}}
+    assert list_long(script, look_at(1000, 9000, **changed))[0] == (2000, 9000)
+
+
+@pytest.mark.parametrize(("first", "last"), [(None, 9000), (1000, None), (9000, 1000), (-9000, 9000), (0, 1 << 61)])
+def test_looks_that_cannot_be_are_none(first, last):
+    assert list_long(Script(), look_at(first, last))[0] == (0, 0)
+
+
+def test_events_before_and_after_the_looks_count():
+    script = Script()
+    script.add(pages.make_exit(7, GETPID, 1), time=500)
+    script.add(pages.make_exit(7, GETPID, 1), time=9500)
+    assert list_long(script, look_at(1000, 9000))[0] == (500, 9500)

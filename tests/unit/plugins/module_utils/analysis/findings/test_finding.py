@@ -61,6 +61,14 @@ def test_a_statement_is_made_of_its_parts_and_texts_are_no_templates():
     assert [replace(FINDING, of=None, count=count).often for count in (1, 2)] == ["once", "2 times"]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1484200, "1484200"), (1048576.0, "1048576"), (7, "7"), (1600.0, "1600"), (0.333333, "0.333"), (12.25, "12.2")],
+)
+def test_a_number_has_no_exponent(value, text):
+    assert str(Number(value)) == text
+
+
 def test_equal_findings_become_one_that_is_true_of_both():
     assert FINDING.key == OTHER.key
     found = merge(FINDING, OTHER)
@@ -88,6 +96,7 @@ def test_losses_of_several_captures_stay_a_short_text():
     [
         {"rule": "waits"},
         {"program": "db"},
+        {"image": "shop/db"},
         {"call": "open"},
         {"error": "EACCES"},
         {"object": None},

@@ -52,6 +52,20 @@ def test_findings_of_several_captures_become_one_document():
     assert (found["captures"], found["dropped"], found["problems"]) == (3, 0, [])
 
 
+def test_programs_of_one_name_are_others_in_another_image():
+    def count_findings(call, *images):
+        looking = search.Search()
+        for number, image in enumerate(images):
+            looking.add(make_capture(replace(call, count=30), container=f"api{number}", image=image))
+        return len(looking.finish())
+
+    unnamed = Call("openat", error="EACCES", first=1.0, last=9.0)
+    assert (count_findings(unnamed, "web:1", "web:1"), count_findings(unnamed, "web:1", "db:1")) == (1, 2)
+    assert count_findings(unnamed, None, None) == 1
+    # What is about a path, or a peer, is the same whoever says it.
+    assert count_findings(replace(unnamed, object="/etc/x"), "web:1", "db:1") == 1
+
+
 def test_no_findings_are_a_document():
     found = make_document(search.Search())
     Draft202012Validator(SCHEMA).validate(found)

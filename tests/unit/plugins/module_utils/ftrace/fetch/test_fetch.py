@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capt
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
@@ -383,6 +384,47 @@ def test_a_trace_that_was_stopped_tells_what_was_held_then(kernel, monkeypatch):
     metadata.write_record(trace.instance, {"clock": "mono", "end": {}, **held})
     fill(trace, make_page(1))
     assert read_holdings(run([trace])[0]) == {"first": 10, "last": 20}
+
+
+def look(second, *waits):
+    """What processes of a container hold and wait for at SECOND."""
+    return {"time_ns": second * 10**9, "waits": list(waits), "left_out": {}}
+
+
+LOCKED = {"tid": 5, "number": find_number("flock"), "args": [3, 2, 0, 0, 0, 0]}
+
+
+def test_a_wait_for_a_lock_is_a_capture_without_events(kernel, monkeypatch):
+    looks = [look(20, LOCKED), look(20, LOCKED), look(30, LOCKED), look(40)]
+    monkeypatch.setattr(ring, "collect", lambda _container: looks.pop(0))
+    trace = make_trace(kernel)
+    trace.instance.trace_on()
+    metadata.write_record(trace.instance, {"clock": "mono", metadata.HOLDINGS: look(10, LOCKED)})
+    assert fetch.foresee([trace], Home())
+    given, failures, _warnings = run([trace])
+    assert (given["changed"], given["empty"], failures) == (True, [], [])
+    content, document = read(given["transfer"]["path"])
+    assert (content, document["entries"], document["pages"]) == ({}, 0, 0)
+    assert (document["waits"]["first"], document["waits"]["last"]) == ([LOCKED], [LOCKED])
+    # The next one begins where this one ends, and the one after it tells nothing any more.
+    stamp = outbox.list_segments()[-1].stamp_ns
+    given, _failures, _warnings = run([trace], {"cursor": stamp})
+    assert read(given["transfer"]["path"])[1]["waits"]["time_ns"] == {"first": 20 * 10**9, "last": 30 * 10**9}
+    given, _failures, _warnings = run([trace], {"cursor": outbox.list_segments()[-1].stamp_ns})
+    assert (given["changed"], len(given["empty"])) == (False, 1)
+
+
+def test_what_a_trace_that_was_stopped_waited_for_is_told_once(kernel, monkeypatch):
+    monkeypatch.setattr(ring, "collect", lambda _container: look(99, LOCKED))
+    trace = make_trace(kernel)
+    trace.instance.trace_off()
+    held = {metadata.HOLDINGS: look(10, LOCKED), metadata.LAST_HOLDINGS: look(20, LOCKED)}
+    metadata.write_record(trace.instance, {"clock": "mono", "end": {}, **held})
+    given, _failures, _warnings = run([trace])
+    assert given["changed"]
+    assert not fetch.foresee([trace], Home(cursor=outbox.list_segments()[-1].stamp_ns))
+    given, _failures, _warnings = run([trace], {"cursor": outbox.list_segments()[-1].stamp_ns})
+    assert (given["changed"], len(given["empty"])) == (False, 1)
 
 
 def test_of_a_trace_of_an_older_version_the_beginning_is_not_known(kernel):

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
+    CONTINUED,
     TIMED_OUT,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.names import RULE
@@ -42,10 +45,28 @@ def test_glibc_and_a_server_that_does_not_answer():
     assert found.severity >= 80
 
 
+def test_a_wait_that_began_before_the_trace_has_no_request_in_it():
+    before = replace(poll(5000), flags=TIMED_OUT | CONTINUED)
+    (found,) = find(Call("sendto", _UDP, count=2), before, poll(5000), poll(5000))
+    assert found.statement.endswith("did not answer within 5 s, 2 times")
+
+
 def test_without_paths_the_timeout_has_to_be_that_of_a_resolver():
     assert find(Call("sendto", _UDP, count=2), poll(5000))[0].confidence == "inferred"
     assert find(Call("sendto", _UDP, count=2), poll(2500))[0].confidence == "inferred"  # musl
     assert find(Call("sendto", _UDP, count=2), poll(4000)) == []  # NTP
+
+
+def test_a_resolver_with_timeouts_of_its_own_is_known_by_its_other_calls():
+    at_nscd = Call("connect", _NSCD, "ENOENT", count=2)
+    glibc = (at_nscd, Call("sendto", _UDP, count=13), Call("poll", count=26), *[poll(1000)] * 13)
+    (found,) = find(*glibc)
+    assert found.statement == (
+        "web could not resolve names: the name server in /etc/resolv.conf did not answer within 1 s, 13 times"
+    )
+    assert found.confidence == "inferred"
+    # One that gets answers, with a wait now and then that is none.
+    assert find(*glibc, Call("recvfrom", _UDP, count=12)) == []
 
 
 def test_the_address_of_the_server_is_told_where_it_is_known():

@@ -144,7 +144,104 @@ def test_a_mutex_counts_if_several_threads_wait_for_it():
     (found,) = find_in_two_threads(128, 2)
     assert found.statement == "2 threads of web waited for the same mutex, 10 s at most"
     assert find_in_two_threads(393, 0) == []  # a condition variable
-    assert find(whole("futex", args=(0x7F00, 128, 2, 0, 0, 0))) == []
+
+
+_MUTEX, _CONDITION = (0x7F00, 128, 2, 0, 0, 0), (0x7F80, 393, 0, 0, 0, 0)
+_LOCKED = (
+    "web waits for a mutex, and none of its threads does anything that could release it: for all 10 s of the trace"
+)
+
+
+def find_in_threads(*calls, **manifest):
+    """Return what is found of CALLS, each of a thread of process 4711 with a number of its own."""
+    capture = add_lives(make_capture(*calls, **manifest), span=(0, 10))
+    capture.tables.tasks.tid[:] = range(4711, 4711 + len(capture.tables.tasks.tid))
+    return list(RULE.find(capture))
+
+
+@pytest.mark.parametrize("value", [2, 0x80000010])  # of glibc and of musl
+def test_a_mutex_of_one_thread_counts_if_no_other_does_anything(value):
+    mutex = (0x7F00, 128, value, 0, 0, 0)
+    (found,) = find(whole("futex", args=mutex))
+    assert (found.statement, found.confidence) == (_LOCKED, "inferred")
+    others = whole("futex", args=_CONDITION, program="helper")
+    (found,) = find_in_threads(whole("futex", args=mutex), others)
+    assert found.statement == _LOCKED
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        whole("epoll_wait", program="helper"),
+        whole("futex", program="helper", args=(0x7F80, 393, 0, 0x7FF0, 0, 0)),  # with a timeout
+        wait("futex", None, 5.0, UNFINISHED, 5.0, args=_CONDITION, program="helper"),  # it did something before
+        Call("getpid", program="helper"),
+    ],
+)
+def test_a_mutex_of_one_thread_is_normal_where_another_one_may_release_it(other):
+    assert find_in_threads(whole("futex", args=_MUTEX), other) == []
+
+
+def test_a_condition_variable_of_one_thread_is_normal():
+    assert find(whole("futex", args=_CONDITION)) == []
+
+
+_CHILD = (720, 0, 0, 0, 0, 0)  # the number inside the container of process 4720
+
+
+@pytest.mark.parametrize(("call", "args"), [("wait4", _CHILD), ("waitid", (1, *_CHILD[:5]))])
+def test_a_child_that_hangs_is_told_where_nobody_does_anything(call, args):
+    (found,) = find(whole(call, args=args, program="sh"), whole("pause", pid=4720))
+    said = "sh waits for its child web, which does nothing itself (pause): for all 10 s of the trace"
+    assert (found.statement, found.confidence, found.missing) == (said, "inferred", "what the child waits for")
+    (found,) = find(whole(call, args=args, program="sh"), whole("futex", pid=4720, args=_MUTEX))
+    assert found.statement == _LOCKED + "; sh waited for this child"
+
+
+@pytest.mark.parametrize(
+    ("parent", "others"),
+    [
+        (whole("wait4", args=(0xFFFFFFFF, 0, 0, 0, 0, 0)), [whole("pause", pid=4720)]),  # a shell waits for any child
+        (whole("waitid", args=(0, *_CHILD[:5])), [whole("pause", pid=4720)]),
+        (whole("wait4", args=_CHILD), [whole("epoll_wait", pid=4720)]),
+        (whole("wait4", args=_CHILD), [whole("clock_nanosleep", pid=4720)]),
+        # A server's first process waits for signals, and its children for requests.
+        (whole("wait4", args=_CHILD), [whole("rt_sigsuspend", pid=4720), whole("epoll_wait", pid=4721)]),
+        (whole("wait4", args=_CHILD), [whole("pause", pid=4720), Call("write", pid=4721)]),
+        (whole("wait4", args=_CHILD), [whole("pause", pid=4721)]),  # another one
+    ],
+)
+def test_a_wait_for_children_of_a_program_that_is_idle_is_normal(parent, others):
+    assert find(parent, *others) == []
+
+
+def test_a_wait_that_is_another_one_at_the_end_is_not_told():
+    lock = whole("flock", "/x", args=(3, 2, 0, 0, 0, 0))
+
+    def find_with(*waits, left_out=0):
+        return find(lock, waits={"last": list(waits), "left_out": {"last": left_out}})
+
+    same = {"tid": 4711, "number": 73, "args": [3, 2, 0, 0, 0, 0]}
+    assert len(find_with(same)) == 1
+    assert find_with({**same, "args": [4, 2, 0, 0, 0, 0]}) == []
+    assert find_with({**same, "tid": 4712}) == []
+    assert len(find_with(left_out=1)) == 1
+
+
+def test_who_else_has_the_file_of_a_lock_open_is_told():
+    def find_with(*pids):
+        entries = [{"pid": pid, "fd": 3, "target": "/run/x.lock"} for pid in (4711, *pids)]
+        programs = [whole("clock_nanosleep", pid=pid, program=f"helper{pid}") for pid in (4720, 4721, 4722)]
+        calls = (whole("flock", args=(3, 2, 0, 0, 0, 0)), *programs)
+        (found,) = find(*calls, descriptors={"last": entries, "left_out": {"last": 0}})
+        assert found.confidence == "certain"
+        return found.statement
+
+    said = "web waits for a lock on /run/x.lock (flock): for all 10 s of the trace"
+    assert find_with() == said
+    assert find_with(4720) == said + "; helper4720 has it open, too"
+    assert find_with(4720, 4721) == said + "; helper4720 and helper4721 have it open, too"
+    assert find_with(4720, 4721, 4722) == said
 
 
 @pytest.mark.parametrize(
