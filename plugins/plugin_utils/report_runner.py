@@ -16,16 +16,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION, has_code, open_cache
 
 # Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names.
-_PROGRAM = """\
-import sys, types
+PROGRAM = """\
+import sys, types, importlib
 path = []
 for name in ("ansible_collections", "crashcart", "fleet"):
     path.append(name)
     module = sys.modules[".".join(path)] = types.ModuleType(".".join(path))
     module.__path__ = [sys.argv[1]] if name == "fleet" else []
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_process
-report_process.main()
+importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils." + sys.argv[2]).main()
 """
+"""Python's text that runs main() of a module of plugin_utils: its arguments are the collection's folder and the module's name."""
 _MAX_STDERR = 4000  # characters of it in a message
 _SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes five seconds, and compiling twenty
 
@@ -41,7 +41,7 @@ def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
             settings["NUMBA_DISABLE_JIT"] = "1"
         done = subprocess.run(
             # Without -P, Python would look for modules in the current folder first, which is anybody's.
-            [sys.executable, "-P", "-c", _PROGRAM, str(COLLECTION)],
+            [sys.executable, "-P", "-c", PROGRAM, str(COLLECTION), "report_process"],
             input=json.dumps(request).encode("ascii"),
             capture_output=True,
             cwd=folder,
