@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, BinaryIO, Dict, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.lines import format_call
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.stream import LiveStream
@@ -50,7 +50,7 @@ def gen_answers(source: BinaryIO) -> Any:
         yield {"error": "memory ran out"}
 
 
-def _answer(stream: LiveStream, manifest: Dict[str, Any], request: Dict[str, Any], data: bytes) -> Dict[str, Any]:
+def _answer(stream: LiveStream, manifest: dict[str, Any], request: dict[str, Any], data: bytes) -> dict[str, Any]:
     """Return the lines of the calls that REQUEST, with the pages DATA, ended: as many as its key room says, and the number of all calls.
 
     It also has the seconds that this took.

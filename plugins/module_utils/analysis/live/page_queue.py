@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections import deque
-from typing import Deque
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
 
@@ -27,7 +26,7 @@ class PageQueue:
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
-        self._pages: Deque[bytes] = deque()
+        self._pages: deque[bytes] = deque()
 
     def put(self, pages: bytes, *, has_gap: bool) -> None:
         """Add PAGES, whole pages. HAS_GAP says that earlier pages were passed over."""

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zlib
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
@@ -32,7 +32,7 @@ _UNTOLD_NS = 6_000_000_000  # a recorder that cannot be asked drains all buffers
 _NAMED = 5  # containers in a message
 
 
-def prepare(parameters: Dict[str, Any]) -> None:
+def prepare(parameters: dict[str, Any]) -> None:
     """Check PARAMETERS of a trace that is shown, and fill in what it needs. Raises FleetError."""
     if parameters["phase"] == "finish":
         raise FleetError("live: phase=finish ends a trace that is there: leave live out")
@@ -68,7 +68,7 @@ def find_recording(name: str) -> Recording:
     return found[-1]
 
 
-def describe(recording: Recording, container_id: str) -> Dict[str, Any]:
+def describe(recording: Recording, container_id: str) -> dict[str, Any]:
     """Return what the controller needs to look at RECORDING of the container with CONTAINER_ID, and to read its pages."""
     about, record = recording.about, recording.about["record"]
     with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
@@ -95,7 +95,7 @@ def _pack(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data, 1)).decode("ascii")
 
 
-def look(recording: Recording, request: Dict[str, Any]) -> Dict[str, Any]:
+def look(recording: Recording, request: dict[str, Any]) -> dict[str, Any]:
     """Return the pages of RECORDING behind the places that REQUEST names, and until when all events are in them.
 
     The key until_ns is a time of the trace's clock, ended tells why the recording has ended (None: it goes on), pages has CPU and bytes of
@@ -120,7 +120,7 @@ def look(recording: Recording, request: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def drop(root: str, ids: Sequence[str], docker_host: str | None) -> Dict[str, Any]:
+def drop(root: str, ids: Sequence[str], docker_host: str | None) -> dict[str, Any]:
     """Remove the traces of the containers with IDS, with all that they recorded, and return a module's result. ROOT is the tracefs."""
     outcome = Outcome()
     found = finishing.select(root, ids, docker_host)

@@ -8,7 +8,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Mapping, Sequence, Tuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 
@@ -27,10 +27,10 @@ class NewPages:
     SEEN: CPU → the place behind its last page, for the next look.
     """
 
-    pages: Dict[int, bytes] = field(default_factory=dict)
-    gaps: List[int] = field(default_factory=list)
+    pages: dict[int, bytes] = field(default_factory=dict)
+    gaps: list[int] = field(default_factory=list)
     skipped: int = 0
-    seen: Dict[int, Place] = field(default_factory=dict)
+    seen: dict[int, Place] = field(default_factory=dict)
 
 
 def read_new(path: str, cpus: Sequence[int], seen: Mapping[int, Place], page_size: int, most: int) -> NewPages:
@@ -42,7 +42,7 @@ def read_new(path: str, cpus: Sequence[int], seen: Mapping[int, Place], page_siz
     # What is finished does not grow. So the ends are looked for before the sizes.
     finished = {number for number in numbers[-1:] if os.path.exists(_find(path, number, recordings.END))}
     found = NewPages()
-    pieces: Dict[int, List[_Piece]] = {}
+    pieces: dict[int, list[_Piece]] = {}
     for cpu in cpus:
         number, offset = seen.get(cpu, (1, 0))
         if numbers and number < numbers[0]:  # the recorder has made room
@@ -71,7 +71,7 @@ def read_new(path: str, cpus: Sequence[int], seen: Mapping[int, Place], page_siz
     return NewPages(found.pages, found.gaps, skipped, found.seen)
 
 
-def _list_numbers(path: str) -> List[int]:
+def _list_numbers(path: str) -> list[int]:
     with suppress(FileNotFoundError):
         return sorted(int(name) for name in os.listdir(path) if _NUMBER.match(name))
     return []
@@ -87,7 +87,7 @@ def _read_size(path: str) -> int:
     return 0
 
 
-def _cut(pieces: Sequence[_Piece], count: int) -> List[_Piece]:
+def _cut(pieces: Sequence[_Piece], count: int) -> list[_Piece]:
     """Return PIECES without their first COUNT bytes."""
     left = []
     for file, start, end in pieces:
@@ -101,8 +101,7 @@ def _cut(pieces: Sequence[_Piece], count: int) -> List[_Piece]:
 def _read(piece: _Piece) -> bytes:
     """Return the bytes of PIECE; nothing where the recorder has removed the file meanwhile."""
     path, start, end = piece
-    with suppress(FileNotFoundError):
-        with open(path, "rb", buffering=0) as file:
-            file.seek(start)
-            return file.read(end - start) or b""
+    with suppress(FileNotFoundError), open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        return file.read(end - start) or b""
     return b""
