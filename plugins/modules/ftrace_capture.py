@@ -114,7 +114,7 @@ options:
       - O(profile), O(syscalls) and the other options say which calls are recorded, and so shown.
       - Without O(dest) nothing else is kept, and O(max_size) is V(256MiB) of the latest events. With O(dest) the capture is brought home at
         the end as usual.
-      - When nobody looks any more, as after Ctrl-C, the host ends the trace within 15 seconds. It then drops what was recorded, or with
+      - When nobody looks any more, as after Ctrl-C, the host ends the trace within twenty seconds. It then drops what was recorded, or with
         O(dest) keeps it for the next M(crashcart.fleet.ftrace_fetch).
       - It needs O(mode=record), O(existing=refuse), and a O(clock) that programs can read (V(mono), V(mono_raw) or V(boot)).
     type: bool
@@ -363,9 +363,9 @@ def start(module, root, outcome):
     if mine:
         everything = [instance["id"] for instance in result["instances"]]
         paths = [tracefs.Instance(root, instance["name"]).path for instance in mine]
-        recording = live.find_recording(mine[0]["name"]) if parameters["live"] else None
-        answer = make_answer(root, parameters, everything, leave, recording)
         try:
+            recording = live.find_recording(mine[0]["name"]) if parameters["live"] else None
+            answer = make_answer(root, parameters, everything, leave, recording)
             silence_s = live.SILENCE_S if parameters["live"] else None
             guard.start_guard(paths, everything, ttl_s + _LAST_S, answer, silence_s)
         except (OSError, FleetError) as error:

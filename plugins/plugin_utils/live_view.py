@@ -84,9 +84,9 @@ class LiveView:
             cpus = [int(cpu) for cpu in self._live["cpus"]]
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             raise FleetError(f"the host's description of the trace is damaged: {error}") from error
-        next_s = time.monotonic()
-        until_s = next_s + seconds
         with Decoder(head, manifest, cpus) as decoder:
+            next_s = time.monotonic()
+            until_s = next_s + seconds
             most = _FIRST_COMPILED if decoder.is_compiled else _FIRST_BYTES
             is_last = False
             while not is_last and self.ended is None:

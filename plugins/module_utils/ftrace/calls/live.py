@@ -22,7 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 
-SILENCE_S = 15.0
+SILENCE_S = 20.0
 """The guard ends a trace that nobody has looked at so long."""
 MOST_BYTES = 8 << 20
 """Bytes of pages that one look brings, at most."""

@@ -189,12 +189,13 @@ def test_the_process_ends_with_its_parent(tmp_path, cache):
     """It waits for its request, so nothing else ends it."""
     program = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-P', '-c', sys.argv[1], sys.argv[2]], stdin=subprocess.PIPE)\n"
+        "child = subprocess.Popen([sys.executable, '-P', '-c', *sys.argv[1:]], stdin=subprocess.PIPE)\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, report_runner.PROGRAM, str(compiled_cache.COLLECTION)], stdout=subprocess.PIPE
+        [sys.executable, "-c", program, report_runner.PROGRAM, str(compiled_cache.COLLECTION), "report_process"],
+        stdout=subprocess.PIPE,
     )
     child = int(parent.stdout.readline())
     writer = os.open(f"/proc/{parent.pid}/fd", os.O_RDONLY)  # keeps nothing alive, and is there until the parent ends
