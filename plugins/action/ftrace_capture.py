@@ -11,6 +11,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_missing_packages
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.fetching import FetchingAction
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.live_view import Guard, LiveView
 
@@ -64,6 +65,9 @@ class ActionModule(FetchingAction):
             )
         if arguments.get("phase", "whole") != "whole":
             raise AnsibleActionFail("live starts and ends the trace in one task: leave phase out")
+        missing = find_missing_packages(["report"])
+        if missing:
+            raise AnsibleActionFail("; ".join(missing))
         started: dict[str, Any] = self._execute_module(
             module_name="crashcart.fleet.ftrace_capture",
             module_args={**arguments, "phase": _START},
