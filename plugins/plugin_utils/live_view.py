@@ -87,12 +87,14 @@ class LiveView:
         with Decoder(head, manifest, cpus) as decoder:
             next_s = time.monotonic()
             until_s = next_s + seconds
-            most = _FIRST_COMPILED if decoder.is_compiled else _FIRST_BYTES
-            is_last = False
+            is_last = is_compiled = False
+            most = _FIRST_BYTES
             while not is_last and self.ended is None:
                 next_s = min(max(next_s + _PERIOD_S, time.monotonic()), until_s)
                 time.sleep(max(0.0, next_s - time.monotonic()))
                 is_last = time.monotonic() >= until_s
+                if decoder.is_compiled and not is_compiled:
+                    is_compiled, most = True, _FIRST_COMPILED
                 size, spent_s = self._look(decoder, most, is_last=is_last)
                 if size >= _LEAST_BYTES // 4:  # few pages tell little of the speed
                     wanted = int(size / max(spent_s, 0.001) * _DECODING_S)

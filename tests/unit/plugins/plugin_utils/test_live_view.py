@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import requests
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache, live_view
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache, live_decoder, live_view
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.live_view import Guard, LiveView
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.live.test_stream import (
@@ -140,6 +141,37 @@ def test_the_time_ends_the_view_with_what_has_not_ended(tmp_path):
     view.show(1.2)
     assert [line.partition(" ")[2] for line in lines] == ["p101[1] getpid() = ?"]
     assert view.ended is None and len(host.requests) >= 2
+
+
+def decode_until_it_is_compiled(decoder):
+    """Let DECODER take over. The tests' environment has numba compile nothing, so that this takes no minute."""
+    deadline = time.monotonic() + 60
+    while not decoder.is_compiled:
+        assert time.monotonic() < deadline
+        decoder.decode([], [], LATER, 0)
+        time.sleep(0.05)
+
+
+def test_compiled_code_takes_over_with_all_that_came_before(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    with live_decoder.Decoder(HEAD, MANIFEST, [0, 1]) as decoder:
+        assert not decoder.is_compiled
+        found = decoder.decode([(0, make_calls(1000, 3) + page((5000, pages.make_enter(101, 39))))], [], 6000, 9)
+        assert (found["calls"], len(found["lines"])) == (3, 3)
+        decode_until_it_is_compiled(decoder)
+        found = decoder.decode([(1, page((7000, pages.make_exit(101, 39, 8))))], [], None, 9)
+        assert [line.partition(" ")[2] for line in found["lines"]] == ["p101[1] getpid() = 8 in 2 us"]
+
+
+def test_what_is_too_much_to_read_again_is_a_gap_for_compiled_code(monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setattr(live_decoder, "_MAX_PAST", 4096)
+    with live_decoder.Decoder(HEAD, MANIFEST, [0, 1]) as decoder:
+        decoder.decode([(0, make_calls(1000, 5) + page((5000, pages.make_enter(102, 0))))], [], 6000, 0)
+        decoder.decode([(0, make_calls(6000, 7))], [], 9000, 0)
+        decode_until_it_is_compiled(decoder)
+        found = decoder.decode([(1, page((9500, pages.make_exit(102, 0, 8))))], [], None, 9)
+        assert [line.partition(" ")[2] for line in found["lines"]] == ["p102[2] read(…) = 8"]
 
 
 @pytest.mark.parametrize(
