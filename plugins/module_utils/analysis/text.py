@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator, Tuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.arguments import format_arguments
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.tables import find_compat_machine
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_errno, read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
@@ -28,6 +31,10 @@ _RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
 _STACK = "ftrace:kernel_stack"
 _MAX_STACK = 256
 _WORD = 8
+_OF_CALLS = ("id", "args", "ret")
+_ARGUMENTS = 6
+_MAX_ERRNO = 4095
+_RESULTS = frozenset({"rt_sigreturn", "sigreturn"})  # calls whose results are a program's own numbers
 # Event → fields with addresses of the kernel's code.
 _CODE = {
     "ftrace:function": ("ip", "parent_ip"),
@@ -40,8 +47,9 @@ _Row = Tuple[int, int, str]  # time, number in its CPU's order, line
 
 @dataclass(frozen=True)
 class _Names:
-    """The sources of the names in a text: of threads, of system calls and of the kernel's functions."""
+    """The sources of the names in a text: of threads, of system calls, of their arguments on ARCH, and of the kernel's functions."""
 
+    arch: str
     tasks: TaskNames
     compat: CompatTasks
     syscalls: dict[int, str]
@@ -67,7 +75,7 @@ def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
         compat.feed(batch, trace.formats)
     tasks.finish()
     compat.finish()
-    return _Names(tasks, compat, read_names(manifest), Symbols(trace.head.kallsyms))
+    return _Names(str(manifest.get("arch", "")), tasks, compat, read_names(manifest), Symbols(trace.head.kallsyms))
 
 
 def _describe(manifest: dict[str, Any]) -> str:
@@ -108,8 +116,8 @@ def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, name
     for field in known.fields.values():
         if field.name.startswith("common_"):
             continue
-        if name in _RAW_SYSCALLS and field.name == "id":
-            columns.append([f"id={text}" for text in _list_syscalls(batch, events, field, names)])
+        if name in _RAW_SYSCALLS and field.name in _OF_CALLS and "id" in known.fields:
+            columns.append([f"{field.name}={text}" for text in _list_of_calls(batch, events, field, known, names)])
         elif name == _STACK:
             if field.is_array:
                 columns.append(_list_stacks(batch, events, known, field, names.symbols))
@@ -121,11 +129,29 @@ def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, name
     return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
 
 
-def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> list[str]:
-    numbers = batch.integers(events, field)
+def _list_of_calls(batch: Batch, events: Ints, field: Field, known: EventFormat, names: _Names) -> list[str]:
+    """Return the text of FIELD of each of EVENTS, entries or exits of calls: the call, its arguments or its result."""
+    numbers = batch.integers(events, known.field("id"))
     plain = numbers.tolist()
     names.compat.mark(batch.tids[events], batch.times[events], numbers)
-    return [f"{number} ({mask(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
+    calls = [(marked, names.syscalls.get(marked, "?")) for marked in numbers.tolist()]
+    if field.name == "id":
+        return [f"{number} ({mask(call)})" for number, (_marked, call) in zip(plain, calls)]
+    if field.name == "ret":
+        results = batch.integers(events, field).tolist()
+        return [_show_result(result, call) for result, (_marked, call) in zip(results, calls)]
+    places = [
+        Field("", field.offset + _WORD * index, _WORD, False, False, False)
+        for index in range(min(_ARGUMENTS, field.size // _WORD))
+    ]
+    words = zip(*(batch.integers(events, place).tolist() for place in places)) if places else [()] * len(events)
+    archs = names.arch, find_compat_machine(names.arch)
+    return [f"({format_arguments(call, own, archs[marked >= COMPAT])})" for own, (marked, call) in zip(words, calls)]
+
+
+def _show_result(result: int, call: str) -> str:
+    is_error = -_MAX_ERRNO <= result < 0 and call not in _RESULTS
+    return f"{result} ({name_errno(-result)})" if is_error else str(result)
 
 
 def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field, symbols: Symbols) -> list[str]:

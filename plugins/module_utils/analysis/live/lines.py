@@ -10,9 +10,9 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import Call
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import format_duration
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.arguments import format_arguments
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.tables import find_compat_machine
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
-_SHORT = {"x86_64": "i686", "aarch64": "armv7l"}  # the architecture of 32-bit programs
 _ADDRESSES = frozenset({"mmap", "mmap2", "mremap", "brk", "shmat"})
 _FD_POSITIONS = {"mmap": 4, "mmap2": 4}  # of the argument that Call.descriptor is about, where it is not the first
 _UNKNOWN = "…"
@@ -51,7 +51,7 @@ def _show_arguments(call: Call, manifest: Mapping[str, Any]) -> str:
     return format_arguments(
         call.call,
         call.arguments,
-        _SHORT.get(arch, arch) if call.compat else arch,
+        find_compat_machine(arch) if call.compat else arch,
         path=call.path,
         fd_text=lambda number: call.descriptor if number == fd else None,
     )
