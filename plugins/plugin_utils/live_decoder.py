@@ -29,7 +29,7 @@ class _Process:
     def __init__(self, settings: dict[str, str]) -> None:
         self._words = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM, str(COLLECTION), "live_process"],
+            [sys.executable, "-P", "-c", PROGRAM, str(COLLECTION), settings["NUMBA_CACHE_DIR"], "live_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

@@ -157,6 +157,14 @@ def test_reports_at_once_fill_one_cache_and_the_next_one_uses_it(tmp_path, cache
     assert files == {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
 
 
+def test_bytecode_is_kept_beside_compiled_code(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    write_capture(tmp_path / "traces")
+    assert run(tmp_path)["findings"]
+    names = {path.name.split(".")[0] for path in cache.rglob("*.pyc")}
+    assert {"report_process", "capture_summary", "search"} <= names and "dispatcher" not in names  # numba has its own
+
+
 def test_the_process_is_told_where_the_cache_is(tmp_path, cache, monkeypatch):
     program = "import json, os; print(json.dumps({'cache': os.environ['NUMBA_CACHE_DIR']}))"
     monkeypatch.setattr(report_runner, "PROGRAM", program)
@@ -180,7 +188,7 @@ def test_only_the_result_goes_to_standard_output(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(
         report_runner,
         "PROGRAM",
-        report_runner.PROGRAM.replace("import sys", "import sys; print(1, file=sys.stderr)\nimport sys"),
+        report_runner.PROGRAM.replace("import contextlib", "import sys; print(1, file=sys.stderr)\nimport contextlib"),
     )
     assert run(tmp_path)["findings"]
 
@@ -194,7 +202,15 @@ def test_the_process_ends_with_its_parent(tmp_path, cache):
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, report_runner.PROGRAM, str(compiled_cache.COLLECTION), "report_process"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            report_runner.PROGRAM,
+            str(compiled_cache.COLLECTION),
+            str(cache),
+            "report_process",
+        ],
         stdout=subprocess.PIPE,
     )
     child = int(parent.stdout.readline())

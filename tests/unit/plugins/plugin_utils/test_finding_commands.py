@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands in findings can be pasted: no text of a container becomes a word of a shell, or is evaluated by Ansible."""
+"""The commands in findings can be pasted: no text of a container becomes a word of a shell, or is evaluated by Ansible.
+
+These tests are here since Ansible's own parser judges, which ansible-test keeps from the tests of module_utils.
+"""
 
 from __future__ import annotations
 
