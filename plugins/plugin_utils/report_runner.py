@@ -29,7 +29,7 @@ for name in ("ansible_collections", "crashcart", "fleet"):
     module.__path__ = [sys.argv[1]] if name == "fleet" else []
 importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils." + sys.argv[3]).main()
 """
-"""Python's text that runs main() of a module of plugin_utils. Its arguments: the collection's folder, that of compiled code, the module's name."""
+"""Python's text that runs main() of a module of plugin_utils. Its arguments: the collection's folder, the cache, the module's name."""
 _MAX_STDERR = 4000  # characters of it in a message
 _SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes five seconds, and compiling twenty
 
