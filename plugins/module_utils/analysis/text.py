@@ -14,7 +14,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.histories import UNKNOWN_NAME, Histories
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.arguments import format_arguments
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.tables import find_compat_machine
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 _RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
 _STACK = "ftrace:kernel_stack"
 _MAX_STACK = 256
+_OF_CALLS = ("id", "args", "ret")
+_ARGUMENTS = 6
+_MAX_ERRNO = 4095
+_RESULTS = frozenset({"rt_sigreturn", "sigreturn"})  # calls whose results are a program's own numbers
 # Event → fields with addresses of the kernel's code.
 _CODE = {
     "ftrace:function": ("ip", "parent_ip"),
@@ -35,8 +42,12 @@ _CODE = {
 
 @dataclass(frozen=True)
 class _Names:
-    """The sources of the names in a text: of threads, of system calls and of the kernel's functions. WORD_SIZE is the kernel's, in bytes."""
+    """The sources of the names in a text: of threads, of system calls, of their arguments on ARCH, and of the kernel's functions.
 
+    WORD_SIZE is the kernel's, in bytes.
+    """
+
+    arch: str
     histories: Histories
     syscalls: dict[int, str]
     symbols: Symbols
@@ -51,7 +62,13 @@ def write_text(capture: str, manifest: Mapping[str, Any], path: str) -> None:
         # The trace may tell the name that a thread had at first only when the name changes. So one pass comes before the one that writes.
         found = CapturePass(trace, manifest)
         state = found.run()
-        names = _Names(Histories(state, manifest), found.names, Symbols(trace.head.kallsyms), trace.head.word_size)
+        names = _Names(
+            str(manifest.get("arch", "")),
+            Histories(state, manifest),
+            found.names,
+            Symbols(trace.head.kallsyms),
+            trace.head.word_size,
+        )
         for block in gen_event_blocks(trace, manifest, hints=state.hints):
             text.writelines(f"{line}\n" for line in _gen_lines(trace, block, names))
 
@@ -91,8 +108,8 @@ def _list_fields(block: EventBlock, events: Ints, name: str, known: EventFormat,
     for field in known.fields.values():
         if field.name.startswith("common_"):
             continue
-        if name in _RAW_SYSCALLS and field.name == "id":
-            columns.append([f"id={text}" for text in _list_syscalls(block, events, field, names)])
+        if name in _RAW_SYSCALLS and field.name in _OF_CALLS and "id" in known.fields:
+            columns.append([f"{field.name}={text}" for text in _list_of_calls(block, events, field, known, names)])
         elif name == _STACK:
             if field.is_array:
                 columns.append(_list_stacks(block, events, known, field, names))
@@ -104,11 +121,30 @@ def _list_fields(block: EventBlock, events: Ints, name: str, known: EventFormat,
     return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
 
 
-def _list_syscalls(block: EventBlock, events: Ints, field: Field, names: _Names) -> list[str]:
-    numbers = block.integers(events, field)
-    marked = np.where((block.compats[events] != 0) & (numbers >= 0), numbers + COMPAT, numbers)
-    pairs = zip(numbers.tolist(), marked.tolist())
-    return [f"{number} ({mask(names.syscalls.get(own, '?'))})" for number, own in pairs]
+def _list_of_calls(block: EventBlock, events: Ints, field: Field, known: EventFormat, names: _Names) -> list[str]:
+    """Return the text of FIELD of each of EVENTS, entries or exits of calls: the call, its arguments or its result."""
+    numbers = block.integers(events, known.field("id"))
+    marked = np.where((block.compats[events] != 0) & (numbers >= 0), numbers + COMPAT, numbers).tolist()
+    calls = [names.syscalls.get(number, "?") for number in marked]
+    if field.name == "id":
+        return [f"{number} ({mask(call)})" for number, call in zip(numbers.tolist(), calls)]
+    if field.name == "ret":
+        return [_show_result(result, call) for result, call in zip(block.integers(events, field).tolist(), calls)]
+    width = names.word_size
+    places = [
+        Field("", field.offset + width * index, width, False, False, False)
+        for index in range(min(_ARGUMENTS, field.size // width))
+    ]
+    words = zip(*(block.integers(events, place).tolist() for place in places)) if places else [()] * len(events)
+    archs = names.arch, find_compat_machine(names.arch)
+    return [
+        f"({format_arguments(call, own, archs[number >= COMPAT])})" for own, number, call in zip(words, marked, calls)
+    ]
+
+
+def _show_result(result: int, call: str) -> str:
+    is_error = -_MAX_ERRNO <= result < 0 and call not in _RESULTS
+    return f"{result} ({name_errno(-result)})" if is_error else str(result)
 
 
 def _list_stacks(block: EventBlock, events: Ints, known: EventFormat, callers: Field, names: _Names) -> list[str]:

@@ -114,9 +114,14 @@ class CapturePass:
 
         A block is valid until the next one is asked for.
         """
-        state, scalars = self.state, self.state.scalars
+        yield from self.gen_ended()
+        yield from self.gen_pending()
+
+    def gen_ended(self) -> Iterator[Any]:
+        """Yield the calls that end within the pages, as gen_blocks does."""
+        scalars = self.state.scalars
         while True:
-            answer = merge.run_pass(state, self._pages)
+            answer = merge.run_pass(self.state, self._pages)
             if answer == codes.WANTS_PAGES:
                 if scalars[codes.WANTS_EVENTS]:
                     yield from self._take()  # their records are in the pages that others will replace
@@ -124,10 +129,14 @@ class CapturePass:
             elif answer == codes.IS_FULL:
                 yield from self._take()
             else:
+                yield from self._take()
                 break
+
+    def gen_pending(self) -> Iterator[Any]:
+        """Yield the calls that have not ended, as gen_blocks does. It ends the pass."""
         row = 0
         while row >= 0:
-            row = merge.finish_pass(state, row)
+            row = merge.finish_pass(self.state, row)
             yield from self._take()
 
     def _take(self) -> Iterator[Any]:
@@ -145,7 +154,7 @@ class CapturePass:
     def _fill(self, index: int) -> None:
         """Put the next pages of the CPU at INDEX into its slot, or mark it as finished."""
         cursor = self.state.cursors[index]
-        piece = next(self._blocks[index], None)
+        piece = self._find_piece(index)
         if piece is None:
             cursor[codes.CPU_STATE] = codes.IS_FINISHED
             return
@@ -155,6 +164,10 @@ class CapturePass:
         cursor[codes.PAGE] = -self._head.page_size
         cursor[codes.AT] = cursor[codes.PAGE_END] = 0
         cursor[codes.CPU_STATE] = codes.NEEDS_PAGES
+
+    def _find_piece(self, index: int) -> Any:
+        """Return the next pages of the CPU at INDEX, no more than fit into a slot; None if there are no more."""
+        return next(self._blocks[index], None)
 
     def _gen_slots(self, place: CpuPages) -> Iterator[Any]:
         size = self._slot
