@@ -42,6 +42,7 @@ FETCHED = (
     "ftrace.format.ring_pages",
     "ftrace.format.trace_dat",
     "ftrace.format.trace_dat_reader",
+    "ftrace.format.waits",
     "ftrace.head",
     "ftrace.loss",
     "ftrace.manifest",
