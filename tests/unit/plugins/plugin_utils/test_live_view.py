@@ -21,7 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls impor
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import compiled_cache, live_decoder, live_view
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.live_view import Guard, LiveView
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.live.test_stream import (
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.live.test_live_stream import (
     HEAD,
     MANIFEST,
     page,
