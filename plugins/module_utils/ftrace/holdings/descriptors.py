@@ -24,7 +24,7 @@ _SOCKET = re.compile(r"socket:\[(\d{1,19})\]\Z")
 def list_descriptors(members: Members, until: Until) -> tuple[list[dict[str, Any]], int]:
     """Return entries with pid, fd and target for the open descriptors of MEMBERS, and the number of those that are left out.
 
-    Where there are too many, each process keeps its lowest ones.
+    Where there are too many, each process keeps its lowest and its highest ones: those it opened first, and those that a leak has left last.
     """
     numbers: list[tuple[Process, list[int]]] = []
     total = 0
@@ -40,7 +40,7 @@ def list_descriptors(members: Members, until: Until) -> tuple[list[dict[str, Any
     entries: list[dict[str, Any]] = []
     sockets = _Sockets()
     for process, found in numbers:
-        for fd in found[: min(share, MAX_DESCRIPTORS - len(entries))]:
+        for fd in choose(found, min(share, MAX_DESCRIPTORS - len(entries))):
             if until.is_over():
                 break
             try:
@@ -62,6 +62,14 @@ def find_share(counts: Sequence[int], most: int) -> int:
     return max(1, share)
 
 
+def choose(numbers: Sequence[int], most: int) -> list[int]:
+    """Return at most MOST of NUMBERS, which are sorted: half of them the lowest, and half the highest."""
+    if len(numbers) <= most:
+        return list(numbers)
+    high = most // 2
+    return [*numbers[: most - high], *numbers[len(numbers) - high :]]
+
+
 def count_open(process: Process) -> int:
     """Return how many descriptors PROCESS has open; MAX_COUNT if there are as many or more. Raises ProcessGone and OSError."""
     fd = process.open("fd", os.O_RDONLY | os.O_DIRECTORY)
@@ -76,11 +84,11 @@ def count_open(process: Process) -> int:
 
 
 def _list_numbers(process: Process) -> list[int]:
-    """Return the lowest descriptors of PROCESS, which the kernel lists in order."""
+    """Return the lowest and the highest descriptors of PROCESS, which the kernel lists in order; of MAX_COUNT and more, not the highest."""
     fd = process.open("fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with os.scandir(fd) as names:
-            return [int(name.name) for name in islice(names, MAX_DESCRIPTORS_EACH)]
+            return choose([int(name.name) for name in islice(names, MAX_COUNT)], MAX_DESCRIPTORS_EACH)
     finally:
         os.close(fd)
 

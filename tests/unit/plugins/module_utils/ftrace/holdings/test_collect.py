@@ -272,13 +272,23 @@ def test_each_process_has_a_share_of_descriptors(counts, most, share):
     assert descriptors.find_share(counts, most) == share
 
 
+@pytest.mark.parametrize(
+    ("most", "chosen"),
+    [(0, []), (1, [3]), (2, [3, 9]), (5, [3, 4, 5, 8, 9]), (7, [*range(3, 10)]), (9, [*range(3, 10)])],
+)
+def test_of_too_many_descriptors_the_lowest_and_the_highest_are_kept(most, chosen):
+    assert descriptors.choose(range(3, 10), most) == chosen
+
+
 def test_of_too_many_descriptors_the_number_is_said(monkeypatch):
-    monkeypatch.setattr(descriptors, "MAX_DESCRIPTORS_EACH", 5)
-    with opened(*(open("/dev/null", encoding="ascii") for _number in range(20))):
+    monkeypatch.setattr(descriptors, "MAX_DESCRIPTORS_EACH", 20)
+    with opened(*(open("/dev/null", encoding="ascii") for _number in range(30))) as fds:
         entries, left_out = read_here(lambda one: descriptors.list_descriptors(one, LONG))
-        assert len(entries) == 5
-        assert left_out >= 20
-        assert [entry["fd"] for entry in entries] == sorted(entry["fd"] for entry in entries)
+        assert 15 < len(entries) <= 20  # the descriptors by which the folder is listed are gone again
+        assert left_out >= 10
+        numbers = [entry["fd"] for entry in entries]
+        assert numbers == sorted(numbers)
+        assert numbers[0] < min(fds) and numbers[-1] >= max(fds)
     assert read_here(lambda one: descriptors.list_descriptors(one, OVER))[0] == []
 
 
