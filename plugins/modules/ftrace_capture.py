@@ -387,10 +387,11 @@ def make_answer(root, parameters, ids, leave, recording=None):
         chosen = [container_id for container_id in ids if request is not None or container_id not in leave]
         wanted = {**parameters, "leave": [], **(request or {})}
         try:
-            if request is not None and live.LOOK in request:
-                return live.look(recording, request[live.LOOK])
-            if (request is None and parameters["live"] and not parameters["dest"]) or live.DROP in (request or {}):
-                return live.drop(root, ids, parameters["docker_host"])
+            if recording is not None:
+                if live.LOOK in wanted:
+                    return live.look(recording, wanted[live.LOOK])
+                if live.DROP in wanted or (request is None and not parameters["dest"]):
+                    return live.drop(root, ids, parameters["docker_host"])
             found = finishing.select(root, chosen, parameters["docker_host"], warnings.append)
             result = finish(found, wanted, is_alone, warnings.append)
         except FleetError as error:

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trac
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
+_MOST_TASKS, _MOST_TEXT = 50_000, 14 << 20  # of 65,536 tasks, and of 16 MiB of paths; one look brings far fewer
 _CLONES = ("clone", "clone3", "fork", "vfork")
 
 
@@ -51,12 +52,42 @@ class LiveStream(CallStream):
         self._cpus = {cpu: index for index, cpu in enumerate(sorted(set(cpus)))}
         # None of the pages is in the file.
         places = [CpuPages(cpu, 0, found.page_size) for cpu in self._cpus]
-        trace = Trace(file, replace(found, cpus=places))
-        self._live = _LivePass(trace, manifest)
+        self._trace = Trace(file, replace(found, cpus=places))
         self._queues = [PageQueue(found.page_size) for _cpu in places]
-        self._inside: dict[int, int] = {}
-        super().__init__(trace, manifest, self._live)
+        self._begin(manifest)
         self._clones = np.array([number for number, name in self.names.items() if name in _CLONES], np.int64)
+
+    def _begin(self, manifest: Mapping[str, Any]) -> None:
+        """Begin a pass over the pages that come from now on."""
+        self._inside: dict[int, int] = {}
+        self._live = _LivePass(self._trace, manifest)
+        super().__init__(self._trace, manifest, self._live)
+
+    def _begin_anew(self) -> None:
+        """Begin another pass with the threads that live now, before the tables of this one are full. Pending calls lose their beginnings."""
+        state = self._live.state
+        processes = state.processes[: state.scalars[codes.PROCESSES]]
+        inside = self._find_container_pids(processes)
+        tasks = []
+        # Where ends of threads are not recorded, most of them have ended: those with the latest events stay.
+        threads = state.threads[: state.scalars[codes.THREAD_ROWS]]
+        threads = threads[(threads[:, codes.TID] != codes.NO_TID) & (threads[:, codes.TASK] > 0)]
+        for thread in threads[np.argsort(-threads[:, codes.LAST_EVENT])][: _MOST_TASKS // 2]:
+            tid, task = int(thread[codes.TID]), int(thread[codes.TASK])
+            process = int(state.tasks[task, codes.TASK_PROCESS])
+            pid = int(processes[process, codes.PID])
+            name = bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace")
+            own = inside[process] if tid == pid else -1
+            is_compat = bool(thread[codes.IS_COMPAT])
+            tasks.append({"tid": tid, "tgid": pid, "comm": name, "container_tid": own, "compat": is_compat})
+        self._begin({**self._manifest, "first_tasks": tasks, "waits": {}, "descriptors": {}})
+
+    @property
+    def _is_nearly_full(self) -> bool:
+        scalars = self._live.state.scalars
+        return bool(
+            max(scalars[codes.TASKS], scalars[codes.PROCESSES]) > _MOST_TASKS or scalars[codes.ARENA] > _MOST_TEXT
+        )
 
     def add(self, cpu: int, pages: bytes, *, has_gap: bool = False) -> None:
         """Add PAGES of CPU. HAS_GAP says that earlier ones were passed over. Raises TraceFileError for what are no pages of this trace."""
@@ -67,6 +98,8 @@ class LiveStream(CallStream):
 
     def list_ended(self, until_ns: int | None) -> list[CallBlock]:
         """Return the calls that ended before UNTIL_NS, at which the events of all CPUs are there, by its clock; None: all that ended."""
+        if self._is_nearly_full:
+            self._begin_anew()
         for index, queue in enumerate(self._queues):
             self._live.give(index, queue.take(until_ns))
         blocks = [self._make_block(rows.copy()) for rows in self._live.gen_ended()]

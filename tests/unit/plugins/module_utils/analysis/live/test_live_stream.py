@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live import stream as stream_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import PageQueue, split_page
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.stream import LiveStream
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import MISSED_EVENTS
@@ -106,6 +107,32 @@ def test_the_number_that_clone_returns_is_the_childs_inside_the_container():
         (101, 1),
         (150, 9),
     ]
+
+
+def test_before_its_tables_are_full_it_begins_anew_with_the_threads_that_live(monkeypatch):
+    monkeypatch.setattr(stream_module, "_MOST_TASKS", 6)
+    stream = make_stream()
+    found = []
+    for index in range(20):
+        time, child = 10_000 * (index + 1), 200 + index
+        stream.add(
+            0,
+            page(
+                (time, pages.make_enter(101, 56)),
+                (time + 100, pages.make_newtask(101, child, b"child")),
+                (time + 200, pages.make_exit(101, 56, 10 + index)),
+                (time + 300, pages.make_enter(102, 0)),
+            ),
+        )
+        stream.add(1, page((time + 400, pages.make_enter(child, 39)), (time + 500, pages.make_exit(child, 39, 1))))
+        found += [
+            (call.program, call.container_pid, call.call) for call in stream.gen_some(stream.list_ended(time + 600), 10)
+        ]
+        # The threads that live are known, also after the tables were emptied.
+        stream.add(0, page((time + 700, pages.make_exit(102, 0, 5))))
+        (call,) = stream.gen_some(stream.list_ended(time + 800), 10)
+        assert (call.program, call.container_pid, call.result, call.denied) == ("p102", 2, 5, False)
+    assert found == [one for index in range(20) for one in (("p101", 1, "clone"), ("child", 10 + index, "getpid"))]
 
 
 def test_no_more_calls_are_named_than_there_is_room_for():
