@@ -97,7 +97,7 @@ def test_trace_cmd_reads_the_same_fields(container, tmp_path):
     lines = list_lines(capture["path"])
     for event, fields in SCHED.items():
         ours = read_ours(capture["path"], event, fields)
-        assert len(ours) > 10, event
+        assert len(ours) > 3, event  # how often a thread is woken depends on the machine
         assert ours == read_theirs(lines, event, fields), event
     with open(capture["path"], "rb") as file:
         trace = Trace(file)

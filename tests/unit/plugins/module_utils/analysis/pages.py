@@ -281,4 +281,4 @@ make_rename, make_rename_without_pid = HERE.make_rename, HERE.make_rename_withou
 make_exec, make_exit_of_exec = HERE.make_exec, HERE.make_exit_of_exec
 pack_event, pack_long_event, pack_padding = HERE.pack_event, HERE.pack_long_event, HERE.pack_padding
 pack_time_extend, pack_time_stamp, pack_page = HERE.pack_time_extend, HERE.pack_time_stamp, HERE.pack_page
-pack_trace, decode_slowly = HERE.pack_trace, HERE.decode_slowly
+pack_trace, make_formats, decode_slowly = HERE.pack_trace, HERE.make_formats, HERE.decode_slowly
