@@ -21,7 +21,7 @@ options:
         first three cover every call of 64-bit programs. V(uprobe) covers only calls made through the library.
       - V(uprobe) delays each call by about 10 microseconds (measured in a virtual machine), in every container that shares the
         library's file. It also takes a page of memory in each process of the container. Where the container has none left of its limit, the
-        kernel kills one of its processes for that, when the trace begins or ends.
+        kernel kills one of its processes for that, when the trace begins or ends. So a container that has run out of memory is refused.
       - With V(true) the task fails for a container whose paths cannot be recorded, for example a static program where the kernel offers
         V(uprobe) only.
       - With V(auto) the trace starts in any case and never uses V(uprobe), which slows other containers. Where that is the only way, or no

@@ -73,6 +73,11 @@ def hold_members(container: Container) -> Members:
     return Members(members, max(0, len(pids) + 1 - most), container.id, cgroup)
 
 
+def hold_alone(first: Process, container_id: str) -> Members:
+    """Return FIRST, the first process of the container with CONTAINER_ID, as its only member. Raises ProcessGone."""
+    return Members([first], 0, container_id, first.read("cgroup"))
+
+
 def decode(data: bytes) -> str:
     r"""Return DATA, a text of the container, cut after MAX_TEXT bytes; bytes that are no UTF-8 are escaped as \xff."""
     return data[:MAX_TEXT].decode("utf-8", "backslashreplace")

@@ -8,7 +8,7 @@ import errno
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Mapping, Sequence, Tuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     ContainerGoneError,
@@ -16,6 +16,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import TIMEOUT_S, Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import Awaited
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.members import hold_alone
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.resources import read_group
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import (
     Definition,
     ProbeRequest,
@@ -102,9 +104,13 @@ def _look_at_programs(
         root_fds: dict[int, int] = {}
         for number, target in enumerate(targets):
             try:
+                check_memory(target.name, read_group(hold_alone(target.process, target.id)))
                 root_fds[number] = target.process.open("root", os.O_PATH | os.O_DIRECTORY)
             except ProcessGone:
                 found[number] = _make_gone(target)
+                continue
+            except TraceError as error:
+                found[number] = error
                 continue
             roots.callback(os.close, root_fds[number])
         entered = list(root_fds)
@@ -126,6 +132,20 @@ def _look_at_programs(
         except (FleetError, ProcessGone) as error:
             found[number] = error if isinstance(error, FleetError) else _make_gone(targets[number])
     return [found[number] for number in range(len(targets))]
+
+
+def check_memory(name: str, group: Mapping[str, int | None]) -> None:
+    """Raise TraceError if the container NAME has run out of the memory that its control GROUP permits.
+
+    To switch a probe of a program on or off, the kernel takes a page in each process that has the file mapped, at the cost of the container.
+    Where there is none left it kills a process for that, and be it the container's first.
+    """
+    kills = group.get("memory.events.oom_kill") or 0
+    if kills and group.get("memory.max") is not None:
+        raise TraceError(
+            f"container {name} ran out of memory {kills} times, so that a process was killed, and probes of programs need some of it: the"
+            " kernel might kill the container's first process; leave out paths, or record them in another way, and leave out such probes"
+        )
 
 
 def _make_gone(target: Target) -> ContainerGoneError:

@@ -92,7 +92,7 @@ def test_each_fault_is_named(broken, healthy, way, tmp_path):
 @pytest.mark.parametrize("group", range(0, len(faults.OTHERS), GROUP))
 def test_others_of_their_kinds_are_named(others, group, tmp_path):
     libc, way, names = others
-    # A probe of a program takes memory of its container. Where there is none left, the kernel may kill the container's first process for that.
+    # A container without memory gets no probes of programs.
     chosen = [fault for fault in list(names)[group : group + GROUP] if (way, fault) != ("uprobe", "out_of_memory")]
     paths = answers.choose_paths(way, names[chosen[0]])
     answer = answers.trace([names[fault] for fault in chosen], tmp_path / "traces", SECONDS, **paths)

@@ -150,3 +150,30 @@ def test_a_container_that_does_nothing_gives_no_file(container, tmp_path):
     assert not host.call_module("ftrace_fetch", check_mode=True, containers=[name], dest=str(tmp_path))["changed"]
     (capture,) = fetch_here(tmp_path, containers=[name])
     assert capture["path"] is None
+
+
+# Has 700 files open; at each SIGUSR1, thirty more.
+FILES = ("known", "later")
+LEAK = """
+import signal
+held = [open("/small/known", "w") for _number in range(700)]
+signal.signal(signal.SIGUSR1, lambda *_args: held.extend(open("/small/later", "w") for _number in range(30)))
+print("ready", flush=True)
+while True:
+    signal.pause()
+    print("more", len(held), flush=True)
+"""
+
+
+def test_of_many_descriptors_those_that_were_opened_last_are_told(container, tmp_path):
+    options = ("--network", "none", "--tmpfs", "/small:size=1m", "--ulimit", "nofile=2000:2000")
+    name = container("python", "/usr/bin/python3", "-S", "-c", LEAK, options=options)
+    host.wait_until(lambda: "ready" in host.docker("logs", name))
+    host.call_module("ftrace_instance", containers=[name], syscalls=["write"])
+    open_more(name, 730)
+    whole = fetch(tmp_path / "1", name)
+    pid = host.find_pid(name)
+    counts = [[list_targets(whole, when, pid).count(f"/small/{file}") for when in ("first", "last")] for file in FILES]
+    assert counts[1] == [0, 30]
+    assert counts[0][0] > 450 and sum(counts[0]) < 2 * 512
+    assert whole["descriptors"]["left_out"]["last"] > 200

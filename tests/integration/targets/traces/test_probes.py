@@ -358,3 +358,26 @@ def test_paths_of_many_calls_and_of_a_shell(container, tmp_path):
     assert {f"/nonesuch/{one}" for one in wanted} <= failed
     assert any("/nonesuch/mv" in path for path in failed)
     assert any("/nonesuch/ln" in path for path in failed)
+
+
+EATER = """
+import os, time
+child = os.fork()
+if child == 0:
+    held = []
+    while True:
+        held.append(b"x" * (1 << 20))
+os.waitpid(child, 0)
+print("killed", flush=True)
+time.sleep(1e6)
+"""
+
+
+def test_a_container_that_ran_out_of_memory_gets_no_probes_of_programs(container):
+    """To switch one on takes memory of the container, and the kernel would kill its first process where there is none left."""
+    name = container("python", PYTHON, "-S", "-c", EATER, options=("--network", "none", "--memory", "32m"))
+    host.wait_until(lambda: "killed" in host.docker("logs", name))
+    with pytest.raises(host.ModuleFailed, match=r"ran out of memory 1 times"):
+        host.call_module("ftrace_instance", containers=[name], syscalls=["openat"], probes=[OPEN])
+    assert host.list_instances() == []
+    host.call_module("ftrace_instance", containers=[name], syscalls=["openat"])

@@ -34,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     read_connection,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import OPENS
 
 _CONFIG = "/etc/resolv.conf"
 _UDP = "UDP socket"
@@ -43,7 +44,7 @@ _POLLS = ("poll", "ppoll")
 _MIN_WAIT_NS, _MAX_WAIT_NS = 900_000_000, 30_000_000_000
 _TIMEOUTS_MS = ((4980, 5000), (2480, 2500))  # of glibc and musl; a wait that goes on after a signal is a bit shorter
 _MAX_POLLED = 4  # descriptors; musl also waits for the sockets of its requests by TCP
-_DNS = 53
+_DNS, _DNS_PEER = 53, ":53 (udp)"
 _UNREACHABLE = ("ENETUNREACH", "EHOSTUNREACH", "EACCES", "EPERM")
 _SEVERITY = 82
 
@@ -65,17 +66,22 @@ def find(capture: Capture) -> Iterator[Finding]:
     for call in capture.long_calls:
         if _is_vain_wait(call):
             waits[call.who.pid].append(call)
-    has_paths = any(cell.object is not None and cell.object.kind == "path" for cell in capture.cells)
+    # The paths of some descriptors are known without those of calls.
+    has_paths = any(
+        cell.object is not None and cell.object.kind == "path" for cell in capture.cells if cell.call in OPENS
+    )
     holdings = Holdings(capture.manifest)
     found: dict[_Fault, list[Row]] = defaultdict(list)
     certain: set[_Fault] = set()
     for pid, own in cells.items():
         reads_config = any(cell.object is not None and cell.object.text == _CONFIG for cell in own)
-        if has_paths and not reads_config:
+        servers = _list_servers(holdings, pid)
+        if has_paths and not reads_config and not servers:
             continue
-        kind, rows = _judge(own, waits[pid], reads_config=reads_config)
+        kind, rows = _judge(own, waits[pid], reads_config=reads_config, has_server=bool(servers))
         if kind:
-            fault = _Fault(rows[0].who.program, kind, _find_server(holdings, pid))
+            server = f"the name server {servers[0]}" if servers else f"the name server in {_CONFIG}"
+            fault = _Fault(rows[0].who.program, kind, server)
             found[fault] += rows
             if reads_config:
                 certain.add(fault)
@@ -102,12 +108,14 @@ def _is_typical(call: LongCall) -> bool:
     return call.call == "poll" and bool(call.args) and any(low <= call.args[2] <= high for low, high in _TIMEOUTS_MS)
 
 
-def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bool) -> tuple[str, list[Row]]:
+def _judge(
+    cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bool, has_server: bool
+) -> tuple[str, list[Row]]:
     """Return what the lookups in CELLS, of one process, suffer from, and the calls that show it; "" where they do not suffer.
 
-    WAITS are those of the process that were in vain.
+    WAITS are those of the process that were in vain. HAS_SERVER is True if it is connected to a name server.
     """
-    on_udp = [cell for cell in cells if cell.object is not None and cell.object.text.startswith(_UDP)]
+    on_udp = [cell for cell in cells if cell.object is not None and _is_udp(cell.object)]
     # A sender that wants no answer, as those of metrics and logs, hears of a refusal only when it sends again.
     refused = [cell for cell in on_udp if cell.outcome.error == "ECONNREFUSED" and cell.call in _RECEIVES]
     sent = [cell for cell in on_udp if cell.call in _SENDS and not cell.outcome.error]
@@ -118,7 +126,7 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
         return "refused", [*refused]
     threads = {cell.who.tid for cell in sent}
     # A resolver may have other timeouts by resolv.conf.
-    is_resolver = reads_config or (not received and _is_like_glibc(cells, threads))
+    is_resolver = reads_config or (not received and (has_server or _is_like_glibc(cells, threads)))
     vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
     if vain and len(vain) <= sum(cell.count for cell in sent):
         return "silent", vain
@@ -132,6 +140,11 @@ def _judge(cells: Sequence[Cell], waits: Sequence[LongCall], *, reads_config: bo
     if not received and sent and (_is_like_go(on_udp) or _is_like_glibc(cells, threads)):
         return "unanswered", [*sent]
     return "", []
+
+
+def _is_udp(thing: Thing) -> bool:
+    """Return True if THING is a UDP socket that was made in the trace, or one from before it that is connected to a name server."""
+    return thing.text.startswith(_UDP) or thing.text.endswith(_DNS_PEER)
 
 
 def _is_like_go(on_udp: Sequence[Cell]) -> bool:
@@ -158,11 +171,10 @@ def _is_like_glibc(cells: Sequence[Cell], threads: Collection[int]) -> bool:
     return counts["nscd"] > 1 and 0 < counts["sent"] <= counts["poll"]
 
 
-def _find_server(holdings: Holdings, pid: int) -> str:
-    """Return the address of the name server that process PID is connected to at the end, or the place where its address stands."""
+def _list_servers(holdings: Holdings, pid: int) -> list[str]:
+    """Return the addresses of the name servers that process PID is connected to at the trace's beginning or end."""
     connections = filter(None, map(read_connection, holdings.list_targets(pid)))
-    servers = sorted({one.peer for one in connections if one.protocol == "udp" and one.peer_port == _DNS})
-    return f"the name server {servers[0]}" if servers else f"the name server in {_CONFIG}"
+    return sorted({one.peer for one in connections if one.protocol == "udp" and one.peer_port == _DNS})
 
 
 def _make_finding(capture: Capture, fault: _Fault, rows: Sequence[Row], *, is_likely: bool) -> Finding:

@@ -106,6 +106,24 @@ def test_a_pipe_is_not_opened(tmp_path):
         bind(probe(binaries=(str(tmp_path / "pipe"),)))
 
 
+@pytest.mark.parametrize(
+    ("group", "is_short"),
+    [
+        ({}, False),
+        ({"memory.max": 1 << 25, "memory.events.oom_kill": 0}, False),
+        ({"memory.max": 1 << 25, "memory.current": 1 << 25}, False),
+        ({"memory.max": None, "memory.events.oom_kill": 3}, False),  # the host ran out of it
+        ({"memory.max": 1 << 25, "memory.events.oom_kill": 3}, True),
+    ],
+)
+def test_a_container_that_ran_out_of_memory_has_none_for_probes(group, is_short):
+    if not is_short:
+        probe_places.check_memory("web", group)
+        return
+    with pytest.raises(TraceError, match=r"container web ran out of memory 3 times"):
+        probe_places.check_memory("web", group)
+
+
 TABLE = """\
 1 0 0:30 / / rw - overlay overlay rw
 2 1 0:31 / /dev rw - tmpfs tmpfs rw

@@ -69,6 +69,28 @@ def test_a_resolver_with_timeouts_of_its_own_is_known_by_its_other_calls():
     assert find(*glibc, Call("recvfrom", _UDP, count=12)) == []
 
 
+_SERVER = {"descriptors": {"last": [{"pid": 4711, "fd": 5, "target": "udp 172.17.0.2:45000->8.8.8.8:53"}]}}
+
+
+def test_a_resolver_is_known_by_its_server_where_paths_are_not():
+    (found,) = find(Call("sendto", _UDP, count=13), *[poll(1000)] * 13, **_SERVER)
+    said = "web could not resolve names: the name server 8.8.8.8:53 did not answer within 1 s, 13 times"
+    assert (found.statement, found.confidence) == (said, "inferred")
+    # What is open from before the trace has a path, though no call has.
+    before = Call("close", "/opt/app")
+    assert len(find(Call("sendto", _UDP, count=2), before, poll(5000))) == 1
+    assert find(Call("sendto", _UDP, count=2), Call("openat", "/opt/app"), poll(5000)) == []
+    # One that gets answers may also wait for something else.
+    assert find(Call("sendto", _UDP, count=13), Call("recvfrom", _UDP), *[poll(1000)] * 13, **_SERVER) == []
+
+
+def test_a_socket_from_before_the_trace_counts():
+    peer = ("peer", "8.8.8.8:53 (udp)")
+    (found,) = find(Call("sendto", peer), poll(5000), **_SERVER)
+    assert "the name server 8.8.8.8:53 did not answer within 5 s, once" in found.statement
+    assert find(Call("sendto", ("peer", "8.8.8.8:123 (udp)")), poll(5000)) == []
+
+
 def test_the_address_of_the_server_is_told_where_it_is_known():
     entry = {"pid": 4711, "fd": 5, "target": "udp 172.17.0.2:45000->8.8.8.8:53"}
     (found,) = find(_CONFIG, Call("sendto", _UDP), poll(5000), descriptors={"last": [entry]})
