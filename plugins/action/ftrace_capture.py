@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -11,6 +13,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_runner
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_missing_packages
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.fetching import FetchingAction
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.live_view import Guard, LiveView
@@ -99,6 +102,7 @@ class ActionModule(FetchingAction):
             kept = {name: arguments[name] for name in _OF_LATER_CALLS if name in arguments}
             rest = {"phase": _FINISH, "containers": ids, "leave": [], "allow_empty": True}
             result = self.join(started, self.bring({**kept, **rest}, task_vars))
+            result.update(_find(result))
         else:
             result = started
             try:
@@ -140,3 +144,16 @@ class ActionModule(FetchingAction):
         messages = [one["msg"] for one in (earlier, result) if boolean(one.get("failed", False), strict=False)]
         more = {"failed": True, "msg": "; ".join(dict.fromkeys(map(str, messages)))} if messages else {}
         return {**result, **earlier, "failed_containers": failed, **more}
+
+
+def _find(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report finds in the captures of RESULT, and the lines of RESULT with it; nothing where there is no report."""
+    paths = [os.path.abspath(one["path"]) for one in result.get("captures", []) if one.get("path")]
+    if not paths:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        report = report_runner.run({"captures": paths, "dest": folder, "formats": ["json"]}, folder)
+    if report.get("failed"):
+        return {"warnings": [*result.get("warnings", []), escape(f"no report could be made: {report.get('msg')}")]}
+    found = report["findings"]
+    return {"findings": found, "lines": [*result.get("lines", []), *(escape(one["statement"]) for one in found)]}

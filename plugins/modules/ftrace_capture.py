@@ -113,7 +113,7 @@ options:
         can be read meanwhile, a line says how much was passed over.
       - O(profile), O(syscalls) and the other options say which calls are recorded, and so shown.
       - Without O(dest) nothing else is kept, and O(max_size) is V(256MiB) of the latest events. With O(dest) the capture is brought home at
-        the end as usual.
+        the end as usual, and the result says what was found in it.
       - When nobody looks any more, as after Ctrl-C, the host ends the trace within twenty seconds. It then drops what was recorded, or with
         O(dest) keeps it for the next M(crashcart.fleet.ftrace_fetch).
       - It needs O(mode=record), O(existing=refuse), and a O(clock) that programs can read (V(mono), V(mono_raw) or V(boot)).
@@ -241,6 +241,16 @@ shown:
       description: Why the trace ended before its time; V(null) if it did not.
       type: str
       sample: the container ended
+findings:
+  description: What was found in the captures, in the form of RV(crashcart.fleet.ftrace_report#module:findings). RV(lines) has their statements.
+  returned: with O(live) and O(dest), where something was recorded
+  type: list
+  elements: dict
+  contains:
+    statement:
+      description: One plain sentence.
+      type: str
+      sample: "cat could not open /nonesuch: no such file (ENOENT), 12 times"
 captures:
   description:
     - One entry for each capture, also those of the host's earlier traces that no controller has, sorted by container and time, in the form

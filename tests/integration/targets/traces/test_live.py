@@ -92,6 +92,8 @@ def test_with_dest_the_capture_comes_home_as_well(container, tmp_path):
     (one,) = result["captures"]
     assert one["manifest"]["complete"] and "cat" in host.run("trace-cmd", "report", one["path"]).stdout
     assert result["shown"]["lines"] == len(lines)
+    assert any("ENOENT" in one["statement"] and one["program"] in ("cat", "busybox") for one in result["findings"])
+    assert {one["statement"] for one in result["findings"]} <= set(result["lines"])
 
 
 def test_a_container_that_ends_ends_the_view(container):
