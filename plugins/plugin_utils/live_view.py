@@ -7,9 +7,11 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+import signal
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -60,11 +62,25 @@ class Guard:
         self.ask({DROP: True})
 
 
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM until the context ends.
+
+    Ansible ends its workers by these. One that ends while it gives a line to the main process leaves the lock of their queue taken, and the
+    main process then waits for it for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class LiveView:
     """A view of the trace that LIVE describes, through GUARD, on DISPLAY, a function that shows a line."""
 
     def __init__(self, live: dict[str, Any], guard: Guard, display: Callable[[str], None]) -> None:
-        self._live, self._guard, self._display = live, guard, display
+        self._live, self._guard, self._show_line = live, guard, display
         self._seen: dict[str, Any] = {}
         self._second = 0
         self._room = 0
@@ -133,6 +149,10 @@ class LiveView:
                 f"… {format_bytes(skipped)} of events came faster than they can be read here, and were passed over"
             )
         return len(data), found["seconds"]
+
+    def _display(self, line: str) -> None:
+        with hold_signals():
+            self._show_line(line)
 
     def _begin_second(self) -> None:
         """Give room for the lines of this second, if it is another one than that of the last look, after a word about the last one's rest."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,25 @@ def test_more_lines_than_a_second_has_room_for_are_counted(tmp_path, monkeypatch
     assert "… 45 more calls in this second" in lines
     assert "… 3.0 MiB of events came faster than they can be read here, and were passed over" in lines
     assert view.as_result() == {"lines": 5, "others": 45, "skipped": 3 << 20, "ended": "over"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_line_is_shown(tmp_path, number):
+    """Ansible's main process would wait for ever for the lock of a worker that ends within."""
+    order = []
+
+    def show(_line):
+        os.kill(os.getpid(), number)
+        order.append("shown")
+
+    _guard, view = Host(tmp_path, [answer([(0, make_calls(1000, 1))], ended="the container ended")]).view([])
+    view._show_line = show
+    before = signal.signal(number, lambda *_signal: order.append("signal"))
+    try:
+        view.show(600)
+    finally:
+        signal.signal(number, before)
+    assert order == ["shown", "signal"]
 
 
 def test_the_time_ends_the_view_with_what_has_not_ended(tmp_path):
