@@ -31,9 +31,17 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysi
 LATER = 1 << 50
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled_cache, "_find_home", lambda: str(tmp_path))
+def cache(home, monkeypatch):
+    """Let all tests here share a cache, as if it had compiled code. Nothing is compiled, since that takes longer than all of them."""
+    monkeypatch.setattr(compiled_cache, "_find_home", lambda: str(home))
+    monkeypatch.setattr(live_decoder, "has_code", lambda _folder: True)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
 
 
 def pack(data):
@@ -173,7 +181,7 @@ def decode_until_it_is_compiled(decoder):
 
 
 def test_compiled_code_takes_over_with_all_that_came_before(monkeypatch):
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setattr(live_decoder, "has_code", lambda _folder: False)
     with live_decoder.Decoder(HEAD, MANIFEST, [0, 1]) as decoder:
         assert not decoder.is_compiled
         found = decoder.decode([(0, make_calls(1000, 3) + page((5000, pages.make_enter(101, 39))))], [], 6000, 9)
@@ -184,7 +192,7 @@ def test_compiled_code_takes_over_with_all_that_came_before(monkeypatch):
 
 
 def test_what_is_too_much_to_read_again_is_a_gap_for_compiled_code(monkeypatch):
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    monkeypatch.setattr(live_decoder, "has_code", lambda _folder: False)
     monkeypatch.setattr(live_decoder, "_MAX_PAST", 4096)
     with live_decoder.Decoder(HEAD, MANIFEST, [0, 1]) as decoder:
         decoder.decode([(0, make_calls(1000, 5) + page((5000, pages.make_enter(102, 0))))], [], 6000, 0)
