@@ -202,6 +202,7 @@ def test_what_is_too_much_to_read_again_is_a_gap_for_compiled_code(monkeypatch):
         assert [line.partition(" ")[2] for line in found["lines"]] == ["p102[2] read(…) = 8"]
 
 
+@pytest.mark.sweep  # of processes
 @pytest.mark.parametrize(
     "bad",
     [
