@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 import signal
 import time
@@ -69,11 +70,19 @@ def hold_signals() -> Iterator[None]:
     Ansible ends its workers by these. One that ends while it gives a line to the main process leaves the lock of their queue taken, and the
     main process then waits for it for ever.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    held: list[int] = []
+    # Not blocked, since another thread would take them, and Python would then run their handlers in this one all the same.
+    before = {
+        number: signal.signal(number, lambda caught, _frame: held.append(caught))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for got in dict.fromkeys(held):
+            os.kill(os.getpid(), got)
 
 
 class LiveView:
