@@ -15,7 +15,7 @@ options:
     description:
       - What to write. V(dat) writes a C(trace.dat).
       - V(text) also writes C(STAMP.txt) with one line for each event, as C(trace-cmd report) does, and adds the container's process ids to
-        the host's. The controller makes this file and needs numpy for it.
+        the host's. The controller makes this file and needs numpy and numba for it.
     type: str
     choices: [dat, text]
     default: dat

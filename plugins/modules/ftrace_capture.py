@@ -64,7 +64,7 @@ options:
   dest:
     description:
       - Folder on the controller for the captures. They are written to C(DEST/HOST/CONTAINER/STAMP.dat), with their manifests in C(STAMP.json)
-        beside them. Required unless O(phase=start).
+        beside them. Required unless O(phase=start) or O(live).
     type: path
   existing:
     description:
@@ -105,6 +105,20 @@ options:
     type: str
     choices: [whole, start, finish]
     default: whole
+  live:
+    description:
+      - Show the system calls of one container while they happen, a line for each, until O(seconds) are over or Ctrl-C ends it.
+        The controller brings them twice a second.
+      - Two hundred lines a second are shown at most, and the number of the other calls is told. Where a container makes more calls than
+        can be read meanwhile, a line says how much was passed over.
+      - O(profile), O(syscalls) and the other options say which calls are recorded, and so shown.
+      - Without O(dest) nothing else is kept, and O(max_size) is V(256MiB) of the latest events. With O(dest) the capture is brought home at
+        the end as usual, and the result says what was found in it.
+      - When nobody looks any more, as after Ctrl-C, the host ends the trace within twenty seconds. It then drops what was recorded, or with
+        O(dest) keeps it for the next M(crashcart.fleet.ftrace_fetch).
+      - It needs O(mode=record), O(existing=refuse), and a O(clock) that programs can read (V(mono), V(mono_raw) or V(boot)).
+    type: bool
+    default: false
   leave:
     description:
       - Ids of containers among O(containers) whose traces are only fetched, and go on. Only with O(phase=finish).
@@ -128,6 +142,14 @@ EXAMPLES = r"""
 - name: Show where the captures are
   ansible.builtin.debug:
     var: captured.lines
+
+- name: Show which files a container cannot open, for a minute
+  crashcart.fleet.ftrace_capture:
+    containers: api
+    live: true
+    syscalls: ["%file"]
+    seconds: 60
+  become: true
 
 - name: Record the network's calls of two containers for half a minute
   crashcart.fleet.ftrace_capture:
@@ -198,11 +220,42 @@ lines:
   type: list
   elements: str
   sample: ["api: traces/web1/api/20261121T231500.000000Z.dat (1200 events)"]
+shown:
+  description: What O(live) has shown.
+  returned: with O(live), unless the task failed
+  type: dict
+  contains:
+    lines:
+      description: Number of calls that were shown.
+      type: int
+      sample: 312
+    others:
+      description: Number of calls that were counted only.
+      type: int
+      sample: 0
+    skipped:
+      description: Bytes of events that were passed over because they came too fast.
+      type: int
+      sample: 0
+    ended:
+      description: Why the trace ended before its time; V(null) if it did not.
+      type: str
+      sample: the container ended
+findings:
+  description: What was found in the captures, in the form of RV(crashcart.fleet.ftrace_report#module:findings). RV(lines) has their statements.
+  returned: with O(live) and O(dest), where something was recorded
+  type: list
+  elements: dict
+  contains:
+    statement:
+      description: One plain sentence.
+      type: str
+      sample: "cat could not open /nonesuch: no such file (ENOENT), 12 times"
 captures:
   description:
     - One entry for each capture, also those of the host's earlier traces that no controller has, sorted by container and time, in the form
       of RV(crashcart.fleet.ftrace_fetch#module:captures). Empty in check mode.
-  returned: as RV(failed_containers), unless O(phase=start)
+  returned: as RV(failed_containers), unless O(phase=start), or O(live) without O(dest)
   type: list
   elements: dict
   contains:
@@ -252,7 +305,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import (
     run_module,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments, finishing, guard, starting
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import (
+    arguments,
+    finishing,
+    guard,
+    live,
+    starting,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments as fetch_arguments
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
@@ -279,6 +338,8 @@ def prepare(parameters):
     ttl_s = parse_seconds(parameters["ttl"], "ttl")
     if ttl_s < seconds:
         raise FleetError(f"ttl: {parameters['ttl']} is shorter than seconds ({seconds:g}): give more, or leave it out")
+    if parameters["live"]:
+        live.prepare(parameters)
     if parameters["tracer"] == "nop" and not any(parameters[name] for name in _CHOOSING):
         parameters["profile"] = _DEFAULT_PROFILE
     return ttl_s
@@ -304,29 +365,43 @@ def start(module, root, outcome):
     parameters = module.params
     ttl_s = prepare(parameters)
     check_host()
-    result, containers = starting.start_traces(module, root, outcome)
+    check = live.check_one if parameters["live"] else lambda _containers: None
+    result, containers = starting.start_traces(module, root, outcome, check)
     result.update(options.describe_selection(module, containers))
     leave = list_left_alone(parameters, result["instances"])
     mine = [instance for instance in result["instances"] if instance["id"] not in leave]
     if mine:
         everything = [instance["id"] for instance in result["instances"]]
         paths = [tracefs.Instance(root, instance["name"]).path for instance in mine]
-        answer = make_answer(root, parameters, everything, leave)
         try:
-            guard.start_guard(paths, everything, ttl_s + _LAST_S, answer)
+            recording = live.find_recording(mine[0]["name"]) if parameters["live"] else None
+            answer = make_answer(root, parameters, everything, leave, recording)
+            silence_s = live.SILENCE_S if parameters["live"] else None
+            guard.start_guard(paths, everything, ttl_s + _LAST_S, answer, silence_s)
         except (OSError, FleetError) as error:
+            if parameters["live"]:
+                live.drop(root, everything, parameters["docker_host"])
+                raise
             module.warn(f"the host does not finish the traces by itself, they only stop at their ttl: {error}")
     return result, containers, leave
 
 
-def make_answer(root, parameters, ids, leave):
-    """Return the function by which a guard finishes the traces of the containers with IDS, but not those of LEAVE by itself."""
+def make_answer(root, parameters, ids, leave, recording=None):
+    """Return the function by which a guard finishes the traces of the containers with IDS, but not those of LEAVE by itself.
+
+    With RECORDING, the trace's own, it also answers the looks of a controller that shows the trace.
+    """
 
     def answer(request, is_alone):
         warnings = []
         chosen = [container_id for container_id in ids if request is not None or container_id not in leave]
         wanted = {**parameters, "leave": [], **(request or {})}
         try:
+            if recording is not None:
+                if live.LOOK in wanted:
+                    return live.look(recording, wanted[live.LOOK])
+                if live.DROP in wanted or (request is None and not parameters["dest"]):
+                    return live.drop(root, ids, parameters["docker_host"])
             found = finishing.select(root, chosen, parameters["docker_host"], warnings.append)
             result = finish(found, wanted, is_alone, warnings.append)
         except FleetError as error:
@@ -343,6 +418,9 @@ def run_start(module, root):
     result, containers, _leave = start(module, root, outcome)
     result["lines"] = summaries.summarize_traces(result["instances"])
     outcome.check(containers, "traced", **result)
+    if module.params["live"]:
+        for one in result["instances"]:
+            result["live"] = live.describe(live.find_recording(one["name"]), one["id"])
     return {**result, "failed_containers": []}
 
 
@@ -390,6 +468,8 @@ def run_finish(module, root):
 
 def run(module):
     require_root()
+    if module.params["live"] and module.params["phase"] == "whole":
+        raise FleetError("live is the action's: do not call the module by itself")
     if module.params["phase"] != "start" and not module.params["dest"]:
         raise FleetError("dest is missing: name the folder of the controller that the captures go to")
     if module.params["phase"] != "finish" and module.params["leave"]:
@@ -413,6 +493,7 @@ def main():
             dest=dict(type="path"),
             phase=dict(type="str", choices=["whole", "start", "finish"], default="whole"),
             leave=dict(type="list", elements="str", default=[]),
+            live=dict(type="bool", default=False),
         ),
         supports_check_mode=True,
     )

@@ -20,8 +20,8 @@ description:
     with one buffer or several. Each buffer is reported by itself.
   - Files of a folder that cannot be read are named and skipped, and the others are reported. A single capture in O(src) that cannot be read
     is an error.
-  - Not supported are traces of a 32-bit kernel or of another byte order, the text of a latency tracer, and clocks that do not
-    count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). The report names such files.
+  - The traces may be of another machine, of either byte order and with words of 32 or 64 bits. Not supported are the text of a latency tracer,
+    and clocks that do not count time (C(counter), or C(x86-tsc) where the file does not say how long a tick is). The report names such files.
   - Times of the clock C(uptime) are exact to ten milliseconds. C(trace-cmd extract) may name another clock than the instance had. If the real
     one does not count time, the file's statistics show it.
   - A file may not decompress to more than a kernel could have written, which is one page for each four compressed bytes plus 64 MiB.

@@ -28,6 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capt
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import VERSION
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_runner
 
 _BLOCK = 1 << 20
 _MAX_MANIFEST = 4096
@@ -89,11 +90,12 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         with open(files["json"], "w", encoding="utf-8", opener=open_private) as text:
             text.write(tables.format_manifest({**short, **about_file}))
         if with_text:
-            # It imports numpy, which takes a third of a second, and which Ansible's process would import before any task.
-            from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
-
             files["txt"] = os.path.join(work, "trace.txt")
-            write_text(files["dat"], {**shown, **manifest}, files["txt"])
+            # In a process of its own, which finds the code that was compiled for an earlier text or report.
+            request = {"captures": [files["dat"]], "manifest": {**shown, **manifest}, "text": files["txt"]}
+            made = report_runner.run(request, work)
+            if made.get("failed"):
+                raise SegmentError(f"its text cannot be written: {made['msg']}")
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
         # The trace comes last: where there is a trace, its manifest and its text are there, too.
@@ -176,6 +178,6 @@ def gen_trace(segment: Segment, version: int) -> Iterator[bytes]:
     for cpu in cpus:
         chunks = segment.chunks.get(cpu, [])
         if is_copied and chunks:
-            yield trace_dat.pack_count(len(chunks))
+            yield trace_dat.pack_count(len(chunks), head.order)
         for chunk in chunks:
             yield segment.read_packed(chunk) if is_copied else segment.read_chunk(chunk)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
     has_never_started,
     make_file_name,
 )
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_missing_packages
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import tell_transfer
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
@@ -66,10 +66,9 @@ class FetchingAction(ActionBase):
 
     def check(self, arguments: dict[str, Any]) -> None:
         """Raise AnsibleActionFail where ARGUMENTS name no folder of this controller, or it lacks what they ask for."""
-        if arguments.get("format") == "text" and importlib.util.find_spec("numpy") is None:
-            raise AnsibleActionFail(
-                "format: text needs numpy on the controller: install python3-numpy, or use format: dat"
-            )
+        missing = find_missing_packages(["report"]) if arguments.get("format") == "text" else []
+        if missing:
+            raise AnsibleActionFail(f"format: text cannot be written: {'; '.join(missing)}; or use format: dat")
         if not arguments.get("dest"):
             raise AnsibleActionFail("dest is missing: name the folder of this controller that the captures go to")
 

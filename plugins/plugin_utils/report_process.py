@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process that makes a report. It reads a request from standard input and writes the result to standard output, both as JSON.
+"""The process that makes a report, or the text of a capture.
 
+It reads a request from standard input and writes the result to standard output, both as JSON.
 report_runner.py starts it. Its code comes from the collection's folder, so that numba finds what it has compiled for an earlier report.
 """
 
@@ -20,6 +21,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import MAX_SHOWN, Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscalls import set_parent_death_signal
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -38,7 +40,7 @@ def main() -> NoReturn:
     try:
         request = json.load(sys.stdin)
         try:
-            result = make_report(request)
+            result = make_text(request) if "text" in request else make_report(request)
         except FleetError as error:
             result = {**error.result, "failed": True, "msg": str(error)}
         except OSError as error:
@@ -82,6 +84,16 @@ def make_report(request: dict[str, Any]) -> dict[str, Any]:
     }
     reason = choice.explain(report.findings, report.files.get("findings"))
     return {**result, "failed": True, "msg": reason} if reason else result
+
+
+def make_text(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the only capture that REQUEST names as text, to the path that it has as `text`; it has the manifest, too.
+
+    Raises FleetError when the capture cannot be read.
+    """
+    (capture,) = request["captures"]
+    write_text(capture, request["manifest"], request["text"])
+    return {"changed": True}
 
 
 def find_root(captures: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache imp
 
 # Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names. Its bytecode
 # is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed.
-_PROGRAM = """\
-import contextlib, sys, types
+PROGRAM = """\
+import contextlib, importlib, sys, types
 with contextlib.suppress(ImportError):
     import numba
 sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[2], False
@@ -27,15 +27,15 @@ for name in ("ansible_collections", "crashcart", "fleet"):
     path.append(name)
     module = sys.modules[".".join(path)] = types.ModuleType(".".join(path))
     module.__path__ = [sys.argv[1]] if name == "fleet" else []
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_process
-report_process.main()
+importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils." + sys.argv[3]).main()
 """
+"""Python's text that runs main() of a module of plugin_utils. Its arguments: the collection's folder, the cache, the module's name."""
 _MAX_STDERR = 4000  # characters of it in a message
 _SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes five seconds, and compiling twenty
 
 
 def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return the result, as ftrace_report returns it, for REQUEST; relative paths in REQUEST are below FOLDER.
+    """Return the result, as ftrace_report returns it, for REQUEST, a report's or a text's; relative paths in REQUEST are below FOLDER.
 
     The result has `failed` and `msg` where there is no report, also where the process has ended without a result.
     """
@@ -45,7 +45,7 @@ def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
             settings["NUMBA_DISABLE_JIT"] = "1"
         done = subprocess.run(
             # Without -P, Python would look for modules in the current folder first, which is anybody's.
-            [sys.executable, "-P", "-c", _PROGRAM, str(COLLECTION), cache],
+            [sys.executable, "-P", "-c", PROGRAM, str(COLLECTION), cache, "report_process"],
             input=json.dumps(request).encode("ascii"),
             capture_output=True,
             cwd=folder,

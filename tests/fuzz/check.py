@@ -8,12 +8,13 @@ import io
 import json
 import os
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import calls, capture_summary, decode
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import calls, capture_summary, decode, events
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import capture_pass
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat, trace_dat_reader
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 _MIN_EVENT = 12  # bytes: a header and a record with type and thread
 _GROWTH = 1 << 26  # bytes of pages that a small compressed file may hold
@@ -121,7 +122,7 @@ def _check_entry(entry, most, manifest):
 
 
 def _check_stream(data, manifest, entries):
-    """Check the stream of calls, and the events against the other decoder."""
+    """Check the stream of calls, and the events against a slow decoder."""
     try:
         known = capture_summary.read_manifest("/nonexistent") if manifest is None else json.loads(manifest)
     except (ValueError, RecursionError):
@@ -134,12 +135,29 @@ def _check_stream(data, manifest, entries):
         for place, trace in enumerate(traces):
             about = capture_summary.add_tables(known, trace)
             _check_calls(calls.gen_calls(trace, about))
-            if b"offset:16;\tsize:4080" in trace.head.header_page and b"offset:8;\tsize:8;" in trace.head.header_page:
-                events = sum(len(batch.times) for batch in trace.gen_batches())
-                if entries and events != entries[place]["events"]:
-                    raise Fault(f"{entries[place]['events']} events, and by the other decoder {events}")
+            found = sum(len(block.times) for block in events.gen_event_blocks(trace, about))
+            if entries and found != entries[place]["events"]:
+                raise Fault(f"{entries[place]['events']} events, and {found} in the stream of events")
+            slowly = _count_slowly(file, trace)
+            if slowly not in (None, found):
+                raise Fault(f"{found} events, and by the slow decoder {slowly}")
     except trace_dat.TraceFileError as error:
         _check_error(str(error))
+
+
+def _count_slowly(file, trace):
+    """Return the number of events of TRACE, which FILE holds, by a decoder that takes one at a time; None where fields are at other places."""
+    head = trace.head
+    machine = pages.Machine(head.order, head.word_size, head.page_size)
+    commit, content = capture_pass._COMMIT.search(head.header_page), capture_pass._DATA.search(head.header_page)
+    if not commit or not content or int(content[1]) != machine.header_size:
+        return None
+    count = 0
+    for place in head.cpus:
+        for block in trace_dat_reader.gen_page_blocks(file, head, place):
+            starts = range(0, len(block) - head.page_size + 1, head.page_size)
+            count += sum(len(machine.decode_slowly(block[start : start + head.page_size])) for start in starts)
+    return count
 
 
 def _check_calls(stream):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, tables, trace_dat
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines, pages
 
 SECOND = 10**9
 _REAL_NS = 1795302898 * SECOND  # when the trace's clock began
@@ -99,6 +99,7 @@ class Sample:
     tables: dict = field(default_factory=dict)
     parts: dict = field(default_factory=dict)
     options: list = field(default_factory=list)
+    machine: pages.Machine = pages.HERE
 
     def pack(self):
         """Return the bytes of the trace.dat."""
@@ -113,38 +114,42 @@ class Sample:
             options=[(trace_dat.OPTION_TRACECLOCK, _CLOCKS), tables.pack(self.tables, self.parts), *self.options],
             version=self.version,
             compression=self.method if self.version == 7 else compression.NONE,
+            order=self.machine.order,
+            word_size=self.machine.word,
         )
         compress = compression.make_compressor(head.compression)
-        contents = [b"".join(_gen_pages(events, self.page_size)) for events in self.cpus]
+        contents = [b"".join(_gen_pages(events, self.page_size, self.machine)) for events in self.cpus]
         if head.compression != compression.NONE:
             contents = [
-                trace_dat.pack_count(1) + trace_dat.pack_chunk(compress(plain), len(plain)) if plain else b""
+                trace_dat.pack_count(1, head.order) + trace_dat.pack_chunk(compress(plain), len(plain), head.order)
+                if plain
+                else b""
                 for plain in contents
             ]
         return trace_dat.pack_head(head, list(map(len, contents))) + b"".join(contents)
 
 
-def _gen_pages(events, size):
-    """Yield pages of EVENTS, as many in each as fit there."""
+def _gen_pages(events, size, machine):
+    """Yield pages of MACHINE with EVENTS, as many in each as fit there."""
     begin, made, used = 0, [], 0
     last = 0
     for time, record in events:
         delta = time - last if made else 0
-        packed = [] if 0 <= delta < 1 << 27 else [pages.pack_time_stamp(time)]
-        pack = pages.pack_event if 8 <= len(record) <= 112 else pages.pack_long_event
+        packed = [] if 0 <= delta < 1 << 27 else [machine.pack_time_stamp(time)]
+        pack = machine.pack_event if 8 <= len(record) <= 112 else machine.pack_long_event
         packed.append(pack(record, 0 if packed else delta))
-        if made and used + sum(map(len, packed)) > size - 16:
-            yield pages.pack_page(begin & (1 << 64) - 1, made, size=size)
+        if made and used + sum(map(len, packed)) > size - machine.header_size:
+            yield machine.pack_page(begin & (1 << 64) - 1, made, size=size)
             made, used = [], 0
             packed = [pack(record, 0)]
-        if sum(map(len, packed)) > size - 16:
+        if sum(map(len, packed)) > size - machine.header_size:
             continue
         begin = begin if made else time
         made += packed
         used += sum(map(len, packed))
         last = time
     if made:
-        yield pages.pack_page(begin & (1 << 64) - 1, made, size=size)
+        yield machine.pack_page(begin & (1 << 64) - 1, made, size=size)
 
 
 def make_call(tid, number, arguments, result, time, duration):
@@ -293,6 +298,13 @@ def make_all():
         samples.append(
             Sample(version, method, (512, 4096)[place == 3], cpus=cpus, manifest=manifest, tables=known, parts=parts)
         )
+    for number, (order, word) in enumerate(machines.KINDS):
+        machine = pages.Machine(order, word)
+        cpus = machines.make_random_events(machine, number)
+        version, method = methods[number % len(methods)]
+        manifest = {**make_manifest(sum(map(len, cpus))), **make_tables()}
+        about = {"header_page": machine.header_page, "formats": machines.make_formats(machine), "machine": machine}
+        samples.append(Sample(version, method, cpus=cpus, manifest=manifest, **about))
     # Threads that waited all the time make a capture without events.
     still = {**make_manifest(0), **make_tables()}
     samples.append(Sample(7, compression.NONE, 4096, cpus=[[], []], manifest=still))

@@ -73,68 +73,80 @@ class CallBlock:
 
 
 class CallStream:
-    """The calls of TRACE, one buffer of a capture that MANIFEST describes. Use one of the generators, once."""
+    """The calls of TRACE, one buffer of a capture that MANIFEST describes. Use one of the generators, once.
 
-    def __init__(self, trace: Trace, manifest: Mapping[str, Any]) -> None:
+    FOUND is the pass that reads the trace; None makes one.
+    """
+
+    def __init__(self, trace: Trace, manifest: Mapping[str, Any], found: CapturePass | None = None) -> None:
         self._manifest = manifest
-        self._pass = CapturePass(trace, manifest, wants_calls=True)
+        self._pass = found or CapturePass(trace, manifest, wants_calls=True)
         self.names = self._pass.names
+        self._texts = ObjectTexts(self._pass.state, self.names)
 
     def gen_blocks(self) -> Iterator[CallBlock]:
         """Yield the calls in blocks of up to 65,536."""
         for rows in self._pass.gen_blocks():
-            yield CallBlock(
-                starts=rows[:, codes.OUT_BEGIN],
-                ends=rows[:, codes.OUT_END],
-                tasks=rows[:, codes.OUT_TASK],
-                numbers=rows[:, codes.OUT_NUMBER],
-                arguments=rows[:, codes.OUT_ARGUMENT : codes.OUT_ARGUMENT + 6],
-                results=rows[:, codes.OUT_RESULT],
-                outcomes=rows[:, codes.OUT_OUTCOME],
-                objects=rows[:, codes.OUT_OBJECT],
-            )
+            yield self._make_block(rows)
+
+    @staticmethod
+    def _make_block(rows: Ints) -> CallBlock:
+        return CallBlock(
+            starts=rows[:, codes.OUT_BEGIN],
+            ends=rows[:, codes.OUT_END],
+            tasks=rows[:, codes.OUT_TASK],
+            numbers=rows[:, codes.OUT_NUMBER],
+            arguments=rows[:, codes.OUT_ARGUMENT : codes.OUT_ARGUMENT + 6],
+            results=rows[:, codes.OUT_RESULT],
+            outcomes=rows[:, codes.OUT_OUTCOME],
+            objects=rows[:, codes.OUT_OBJECT],
+        )
 
     def gen_calls(self) -> Iterator[Call]:
         """Yield the calls one by one, with names instead of numbers. The name of a thread may be that of a later time until it is known."""
-        state = self._pass.state
-        texts = ObjectTexts(state, self.names)
         for block in self.gen_blocks():
-            objects = texts.list_all()
-            processes = state.processes[: state.scalars[codes.PROCESSES]]
-            inside = find_container_pids(processes, self._manifest)
-            pids = processes[:, codes.PID].tolist()
-            columns = vars(block).values()
-            for start, end, task, number, words, result, outcome, thing in zip(
-                *(column.tolist() for column in columns)
-            ):
-                process = int(state.tasks[task, codes.TASK_PROCESS])
-                error, name = outcome & codes.ERRNO_MASK, name_call(number, self.names)
-                is_path = name in FAMILY_OF_CALL
-                kind, text = objects[thing]
-                has_end = not outcome & (codes.UNFINISHED | codes.ONLY_ENTRY)
-                has_start = not outcome & (codes.CONTINUED | codes.DENIED | codes.ONLY_EXIT)
-                yield Call(
-                    start_ns=start,
-                    duration_ns=end - start if not outcome & codes.ONE_END else None,
-                    tid=int(state.tasks[task, codes.TASK_TID]),
-                    pid=pids[process],
-                    program=bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace") or _UNKNOWN,
-                    container_pid=inside[process] if inside[process] >= 0 else None,
-                    call=name,
-                    arguments=tuple(words) if has_start else (),
-                    result=result if has_end else None,
-                    error=name_errno(error) if error else None,
-                    path=text if kind == "path" and is_path else None,
-                    peer=text if kind == "peer" else None,
-                    descriptor=text if text and not is_path else None,
-                    denied=bool(outcome & codes.DENIED),
-                    trapped=bool(outcome & codes.TRAPPED),
-                    restarted=error in RESTARTS,
-                    unfinished=bool(outcome & codes.UNFINISHED),
-                    continued=bool(outcome & codes.CONTINUED),
-                    compat=number >= codes.COMPAT,
-                    number=number,
-                )
+            yield from self._gen_calls_of(block)
+
+    def _find_container_pids(self, processes: Ints) -> list[int]:
+        """Return for each of PROCESSES its number inside the container, -1 where nobody knows."""
+        return find_container_pids(processes, self._manifest)
+
+    def _gen_calls_of(self, block: CallBlock) -> Iterator[Call]:
+        state = self._pass.state
+        objects = self._texts.list_all()
+        processes = state.processes[: state.scalars[codes.PROCESSES]]
+        inside = self._find_container_pids(processes)
+        pids = processes[:, codes.PID].tolist()
+        columns = vars(block).values()
+        for start, end, task, number, words, result, outcome, thing in zip(*(column.tolist() for column in columns)):
+            process = int(state.tasks[task, codes.TASK_PROCESS])
+            error, name = outcome & codes.ERRNO_MASK, name_call(number, self.names)
+            is_path = name in FAMILY_OF_CALL
+            kind, text = objects[thing]
+            has_end = not outcome & (codes.UNFINISHED | codes.ONLY_ENTRY)
+            has_start = not outcome & (codes.CONTINUED | codes.DENIED | codes.ONLY_EXIT)
+            yield Call(
+                start_ns=start,
+                duration_ns=end - start if not outcome & codes.ONE_END else None,
+                tid=int(state.tasks[task, codes.TASK_TID]),
+                pid=pids[process],
+                program=bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace") or _UNKNOWN,
+                container_pid=inside[process] if inside[process] >= 0 else None,
+                call=name,
+                arguments=tuple(words) if has_start else (),
+                result=result if has_end else None,
+                error=name_errno(error) if error else None,
+                path=text if kind == "path" and is_path else None,
+                peer=text if kind == "peer" else None,
+                descriptor=text if text and not is_path else None,
+                denied=bool(outcome & codes.DENIED),
+                trapped=bool(outcome & codes.TRAPPED),
+                restarted=error in RESTARTS,
+                unfinished=bool(outcome & codes.UNFINISHED),
+                continued=bool(outcome & codes.CONTINUED),
+                compat=number >= codes.COMPAT,
+                number=number,
+            )
 
 
 def gen_calls(trace: Trace, manifest: Mapping[str, Any]) -> Iterator[Call]:

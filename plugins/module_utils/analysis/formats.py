@@ -14,6 +14,7 @@ _FIELD = re.compile(
 )
 
 _MAX_LINE = 512
+_RELATIVE = "__rel_loc"
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,12 @@ class Field:
     offset: int  # bytes from the record's start
     size: int  # bytes
     is_signed: bool
-    is_dynamic: bool  # the field holds offset and length of a text further on in the record
+    is_dynamic: bool  # the field holds offset and length of a text or an array further on in the record
     is_array: bool
     type: str = field(default="", compare=False)  # in C
+    is_relative: bool = (
+        False  # of a dynamic field: the offset counts from the field's end, and not from the record's start
+    )
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ def parse_format(text: str, system: str) -> EventFormat:
                 offset=int(match["offset"]),
                 size=int(match["size"]),
                 is_signed=match["signed"] == "1",
-                is_dynamic=match["type"].startswith("__data_loc"),
+                is_dynamic=match["type"].startswith(("__data_loc", _RELATIVE)),
                 is_array=match["array"] is not None,
                 type=match["type"],
+                is_relative=match["type"].startswith(_RELATIVE),
             )
     if not name or not re.fullmatch(r"[0-9]{1,9}", number):
         raise TraceFileError(f"an event format of system {system!r} has no name or no number")

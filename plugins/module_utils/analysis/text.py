@@ -4,30 +4,33 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterator, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Batch, Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import EventBlock, gen_event_blocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import EventFormat, Field
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import Symbols
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.histories import UNKNOWN_NAME, Histories
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.arguments import format_arguments
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.names.tables import find_compat_machine
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import name_errno
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
-from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
-# Bytes of pages per batch: one batch of each CPU is in memory at a time.
-_BLOCK = 1 << 20
 _RAW_SYSCALLS = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
 _STACK = "ftrace:kernel_stack"
 _MAX_STACK = 256
-_WORD = 8
+_OF_CALLS = ("id", "args", "ret")
+_ARGUMENTS = 6
+_MAX_ERRNO = 4095
+_RESULTS = frozenset({"rt_sigreturn", "sigreturn"})  # calls whose results are a program's own numbers
 # Event → fields with addresses of the kernel's code.
 _CODE = {
     "ftrace:function": ("ip", "parent_ip"),
@@ -35,42 +38,42 @@ _CODE = {
     "ftrace:funcgraph_exit": ("func",),
     "ftrace:funcgraph_retaddr_entry": ("func", "retaddr"),
 }
-_Row = Tuple[int, int, str]  # time, number in its CPU's order, line
 
 
 @dataclass(frozen=True)
 class _Names:
-    """The sources of the names in a text: of threads, of system calls and of the kernel's functions."""
+    """The sources of the names in a text: of threads, of system calls, of their arguments on ARCH, and of the kernel's functions.
 
-    tasks: TaskNames
-    compat: CompatTasks
+    WORD_SIZE is the kernel's, in bytes.
+    """
+
+    arch: str
+    histories: Histories
     syscalls: dict[int, str]
     symbols: Symbols
+    word_size: int
 
 
-def write_text(capture: str, manifest: dict[str, Any], path: str) -> None:
+def write_text(capture: str, manifest: Mapping[str, Any], path: str) -> None:
     """Write the trace.dat CAPTURE, described by MANIFEST, as text to PATH. Raises TraceFileError when CAPTURE is damaged."""
     with open(capture, "rb") as file, open(path, "w", encoding="utf-8", opener=open_private) as text:
         trace = Trace(file)
-        names = _find_names(trace, manifest)
         text.write(_describe(manifest))
-        rows = heapq.merge(*(_gen_rows(trace, place, names) for place in trace.head.cpus))
-        text.writelines(f"{line}\n" for _time, _number, line in rows)
+        # The trace may tell the name that a thread had at first only when the name changes. So one pass comes before the one that writes.
+        found = CapturePass(trace, manifest)
+        state = found.run()
+        names = _Names(
+            str(manifest.get("arch", "")),
+            Histories(state, manifest),
+            found.names,
+            Symbols(trace.head.kallsyms),
+            trace.head.word_size,
+        )
+        for block in gen_event_blocks(trace, manifest, hints=state.hints):
+            text.writelines(f"{line}\n" for line in _gen_lines(trace, block, names))
 
 
-def _find_names(trace: Trace, manifest: dict[str, Any]) -> _Names:
-    first, last = manifest.get("first_tasks") or [], manifest.get("tasks") or []
-    tasks = TaskNames(first, last, trace.head.cmdlines)
-    compat = CompatTasks(first, last)
-    for batch in trace.gen_batches():
-        tasks.feed(batch, trace.formats)
-        compat.feed(batch, trace.formats)
-    tasks.finish()
-    compat.finish()
-    return _Names(tasks, compat, read_names(manifest), Symbols(trace.head.kallsyms))
-
-
-def _describe(manifest: dict[str, Any]) -> str:
+def _describe(manifest: Mapping[str, Any]) -> str:
     why = "; ".join(manifest.get("reasons") or [f"{manifest.get('lost')} events lost"])
     lost = "complete" if manifest.get("complete") else f"INCOMPLETE: {why}"
     container, where = manifest["container"]["name"], manifest["inventory_hostname"]
@@ -78,84 +81,101 @@ def _describe(manifest: dict[str, Any]) -> str:
     return f"# {mask(words)}\n# COMM-TID (TID in the container, or - where nobody knows) [CPU] SECONDS: EVENT: FIELDS\n"
 
 
-def _gen_rows(trace: Trace, place: CpuPages, names: _Names) -> Iterator[_Row]:
+def _gen_lines(trace: Trace, block: EventBlock, names: _Names) -> Iterator[str]:
     by_number = {known.id: (name, known) for name, known in trace.formats.items()}
-    count = 0
-    for batch in trace.gen_cpu_batches(place, _BLOCK):
-        texts: dict[int, str] = {}
-        for number in np.unique(batch.types).tolist():
-            name, known = by_number.get(number, ("", None))
-            events = batch.select(number)
-            found = _list_fields(batch, events, name, known, names) if known else ["?"] * len(events)
-            label = known.name if known else f"event {number}"
-            texts.update((event, f"{label}: {text}") for event, text in zip(events.tolist(), found))
-        for event, (time, tid) in enumerate(zip(batch.times.tolist(), batch.tids.tolist())):
-            seconds, nanoseconds = divmod(time, 10**9)
-            comm = mask(names.tasks.find_name(tid, time))
-            inside = names.tasks.find_container_pid(tid, time)
-            line = (
-                f"{comm:>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{batch.cpu:03d}]"
-                f" {seconds:6d}.{nanoseconds:09d}: {texts[event]}"
-            )
-            # Times do not go back on one CPU. The number keeps the order of events with the same time.
-            count += 1
-            yield time, count, line
+    texts: dict[int, str] = {}
+    for number in np.unique(block.types).tolist():
+        name, known = by_number.get(number, ("", None))
+        events = block.select(number)
+        found = _list_fields(block, events, name, known, names) if known else ["?"] * len(events)
+        label = known.name if known else f"event {number}"
+        texts.update((event, f"{label}: {text}") for event, text in zip(events.tolist(), found))
+    histories = names.histories
+    columns = (block.times, block.cpus, block.tids, block.tasks)
+    for event, (time, cpu, tid, task) in enumerate(zip(*(column.tolist() for column in columns))):
+        seconds, nanoseconds = divmod(time, 10**9)
+        comm = histories.names[task] if task > 0 else histories.find_name(tid, time) if task else UNKNOWN_NAME
+        inside = histories.find_container_pid(tid, time)
+        yield (
+            f"{mask(comm):>16}-{tid:<7} {'(-)' if inside is None else f'({inside})':>8} [{cpu:03d}]"
+            f" {seconds:6d}.{nanoseconds:09d}: {texts[event]}"
+        )
 
 
-def _list_fields(batch: Batch, events: Ints, name: str, known: EventFormat, names: _Names) -> list[str]:
+def _list_fields(block: EventBlock, events: Ints, name: str, known: EventFormat, names: _Names) -> list[str]:
     """Return the text of the fields of each of EVENTS, which are all of the format KNOWN, called NAME."""
     columns = []
     for field in known.fields.values():
         if field.name.startswith("common_"):
             continue
-        if name in _RAW_SYSCALLS and field.name == "id":
-            columns.append([f"id={text}" for text in _list_syscalls(batch, events, field, names)])
+        if name in _RAW_SYSCALLS and field.name in _OF_CALLS and "id" in known.fields:
+            columns.append([f"{field.name}={text}" for text in _list_of_calls(block, events, field, known, names)])
         elif name == _STACK:
             if field.is_array:
-                columns.append(_list_stacks(batch, events, known, field, names.symbols))
+                columns.append(_list_stacks(block, events, known, field, names))
         elif field.name in _CODE.get(name, ()):
-            addresses = batch.integers(events, field).view(np.uint64).tolist()
+            addresses = block.integers(events, field).view(np.uint64).tolist()
             columns.append([f"{field.name}={mask(names.symbols.describe(address))}" for address in addresses])
         else:
-            columns.append([f"{field.name}={value}" for value in _list_values(batch, events, field)])
+            columns.append([f"{field.name}={value}" for value in _list_values(block, events, field, names.word_size)])
     return [" ".join(values) for values in zip(*columns)] if columns else [""] * len(events)
 
 
-def _list_syscalls(batch: Batch, events: Ints, field: Field, names: _Names) -> list[str]:
-    numbers = batch.integers(events, field)
-    plain = numbers.tolist()
-    names.compat.mark(batch.tids[events], batch.times[events], numbers)
-    return [f"{number} ({mask(names.syscalls.get(marked, '?'))})" for number, marked in zip(plain, numbers.tolist())]
+def _list_of_calls(block: EventBlock, events: Ints, field: Field, known: EventFormat, names: _Names) -> list[str]:
+    """Return the text of FIELD of each of EVENTS, entries or exits of calls: the call, its arguments or its result."""
+    numbers = block.integers(events, known.field("id"))
+    marked = np.where((block.compats[events] != 0) & (numbers >= 0), numbers + COMPAT, numbers).tolist()
+    calls = [names.syscalls.get(number, "?") for number in marked]
+    if field.name == "id":
+        return [f"{number} ({mask(call)})" for number, call in zip(numbers.tolist(), calls)]
+    if field.name == "ret":
+        return [_show_result(result, call) for result, call in zip(block.integers(events, field).tolist(), calls)]
+    width = names.word_size
+    places = [
+        Field("", field.offset + width * index, width, False, False, False)
+        for index in range(min(_ARGUMENTS, field.size // width))
+    ]
+    words = zip(*(block.integers(events, place).tolist() for place in places)) if places else [()] * len(events)
+    archs = names.arch, find_compat_machine(names.arch)
+    return [
+        f"({format_arguments(call, own, archs[number >= COMPAT])})" for own, number, call in zip(words, marked, calls)
+    ]
 
 
-def _list_stacks(batch: Batch, events: Ints, known: EventFormat, callers: Field, symbols: Symbols) -> list[str]:
+def _show_result(result: int, call: str) -> str:
+    is_error = -_MAX_ERRNO <= result < 0 and call not in _RESULTS
+    return f"{result} ({name_errno(-result)})" if is_error else str(result)
+
+
+def _list_stacks(block: EventBlock, events: Ints, known: EventFormat, callers: Field, names: _Names) -> list[str]:
     """Return the text of each stack, the innermost function first; the event's size counts, not the length in the format."""
-    sizes = np.minimum(batch.integers(events, known.field("size")), _MAX_STACK)
+    sizes = np.minimum(block.integers(events, known.field("size")), _MAX_STACK)
     stacks: list[list[str]] = [[] for _event in events]
     for depth in range(int(sizes.max(initial=0))):
-        place = Field("", callers.offset + _WORD * depth, _WORD, False, False, False)
+        place = Field("", callers.offset + names.word_size * depth, names.word_size, False, False, False)
         deep = np.flatnonzero(sizes > depth)
-        for number, address in zip(deep.tolist(), batch.integers(events[deep], place).view(np.uint64).tolist()):
+        for number, address in zip(deep.tolist(), block.integers(events[deep], place).view(np.uint64).tolist()):
             if address:
-                stacks[number].append(mask(symbols.describe(address)))
+                stacks[number].append(mask(names.symbols.describe(address)))
     return [" <- ".join(stack) for stack in stacks]
 
 
-def _list_values(batch: Batch, events: Ints, field: Field) -> list[str]:
+def _list_values(block: EventBlock, events: Ints, field: Field, word_size: int) -> list[str]:
     if "char" in field.type and (field.is_array or field.is_dynamic):
-        return [mask(batch.text(event, field).rstrip("\n")) for event in events.tolist()]
+        return [mask(block.text(event, field).rstrip("\n")) for event in events.tolist()]
     if field.is_array or field.size not in (1, 2, 4, 8):
         # The field is shown as words where it consists of them, as the arguments of a system call do, else as bytes.
-        width = 8 if "long" in field.type and field.size % 8 == 0 else 1
+        width = word_size if "long" in field.type and field.size % word_size == 0 else 1
         places = [
             Field("", place, width, False, False, False)
             for place in range(field.offset, field.offset + field.size, width)
         ]
-        parts = [batch.integers(events, place).tolist() for place in places[:64]]
+        parts = [block.integers(events, place).tolist() for place in places[:64]]
         return [f"({', '.join(f'{value & (256**width - 1):x}' for value in values)})" for values in zip(*parts)] or [
             "()"
         ] * len(events)
-    values = batch.integers(events, field).tolist()
-    if field.is_signed or field.size < 8:
+    values = block.integers(events, field).tolist()
+    is_word = field.size == 8 or (field.size == word_size and ("long" in field.type or "*" in field.type))
+    if field.is_signed or not is_word:
         return list(map(str, values))
     return [f"{value & 0xFFFFFFFFFFFFFFFF:#x}" for value in values]

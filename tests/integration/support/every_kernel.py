@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
 from support import compat_program, host
 from support.workload_counts import COUNTS
 
@@ -359,12 +360,12 @@ def read_texts(path: str, event: str, name: str) -> list[tuple[int, int, str]]:
         # An earlier probe of the same name may be in the capture, too.
         fields = {known.id: known.field(name) for known in trace.formats.values() if known.name == event}
         assert fields
-        for batch in trace.gen_batches():
+        for block in gen_event_blocks(trace, {}):
             for number, field in fields.items():
-                events = batch.select(number)
-                read = batch.texts if field.is_dynamic else batch.integers
+                events = block.select(number)
+                read = block.texts if field.is_dynamic else block.integers
                 values = map(str, read(events, field))
-                rows += zip(batch.times[events].tolist(), batch.tids[events].tolist(), values)
+                rows += zip(block.times[events].tolist(), block.tids[events].tolist(), values)
     return sorted(rows)
 
 

@@ -53,6 +53,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric i
 
 _F_DUPFD, _F_SETFD, _F_DUPFD_CLOEXEC = 0, 2, 1030
 _CLOSE_RANGE_CLOEXEC = 4
+_STANDARD_ERROR = 2
 
 
 @compile_part
@@ -79,6 +80,7 @@ def apply_action(state, call, info, thing):
         set_descriptor(state, process, fd, thing, flags, call[OUT_BEGIN])
     elif action == DUP_TO:
         if result != fd:
+            _count_replacement(state, process, result)
             number, flags = find_descriptor(state, process, fd), _find_flags(call, info) & ~IN_TRACE
             set_descriptor(state, process, result, number, flags, call[OUT_BEGIN])
     elif action == FCNTL:
@@ -109,6 +111,20 @@ def _find_flags(call, info):
     bits, position = info[CLOEXEC_BITS], info[CLOEXEC_ARGUMENT]
     is_closed_on_exec = call[OUT_ARGUMENT + position] & bits if position >= 0 else bits
     return np.int64(IN_TRACE | (CLOSES_ON_EXEC if is_closed_on_exec else 0))
+
+
+@compile_part
+def _count_replacement(state, process, fd):
+    """Count that FD of PROCESS becomes a copy of another descriptor, which closes it if it was open.
+
+    Where that is not known, the standard descriptors were open, and the others were not.
+    """
+    if fd < state.blocks.shape[1]:
+        was_open = find_descriptor(state, process, fd) != NO_OBJECT
+        if was_open or fd > _STANDARD_ERROR:
+            state.processes[process, OPENED] += 1
+        if was_open:
+            state.processes[process, CLOSED] += 1
 
 
 @compile_inline

@@ -87,7 +87,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.counting import (
     count_call,
     keep_call,
-    measure_call,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.descriptors import find_descriptor
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_inline, compile_part
@@ -303,8 +302,6 @@ def _finish(state, row, number, time, result, outcome):
     least = scalars[MIN_LATENCY]
     if not info[IS_SELECTED] or (least and (not is_paired or time - call[OUT_BEGIN] < least)):
         return
-    count_call(state, task, number, outcome, thing, call)
-    if is_paired:
-        measure_call(state, task, number, time - call[OUT_BEGIN])
+    count_call(state, task, number, outcome, thing, call, is_paired)
     keep_call(state, call)
     scalars[OUT] += scalars[WANTS_CALLS]

@@ -14,10 +14,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     fill_calls,
     fill_events,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import BIG, NATIVE, Pages
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
+    BIG,
+    LITTLE,
+    NATIVE,
+    Pages,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.seeds import Seeds, plant
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import MAX_CPUS, State, make_state
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace, find_scale
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import read_names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
@@ -34,10 +39,21 @@ _DATA = re.compile(rb"field: char data;\s*offset:([0-9]{1,3});")
 
 
 class CapturePass:
-    """A pass over TRACE, one buffer of a capture that MANIFEST describes. Iterate over `gen_blocks`, then read STATE."""
+    """A pass over TRACE, one buffer of a capture that MANIFEST describes. Iterate over `gen_blocks`, then read STATE.
+
+    The blocks have all calls, or all events, if that is wanted. HINTS: what an earlier pass has learned of threads.
+    CPUS has the numbers of the CPUs of the table of cursors, DATA the pages that records of events are in.
+    """
 
     def __init__(
-        self, trace: Trace, manifest: Mapping[str, Any], *, wants_calls: bool = False, min_latency_ns: int = 0
+        self,
+        trace: Trace,
+        manifest: Mapping[str, Any],
+        *,
+        wants_calls: bool = False,
+        wants_events: bool = False,
+        min_latency_ns: int = 0,
+        hints: Any = None,
     ) -> None:
         head = trace.head
         self.names = read_names(manifest)
@@ -46,22 +62,24 @@ class CapturePass:
         self.state = make_state()
         specification = manifest.get("specification")
         selection = Selection(trace.formats, self.names, specification, manifest.get("earlier_syscalls") or ())
-        fill_events(self.state, trace.formats, 8, selection)
+        fill_events(self.state, trace.formats, head.word_size, selection)
         fill_calls(self.state, self.names, selection)
         self._describe(trace, manifest, wants_calls=wants_calls)
         self.state.scalars[codes.MIN_LATENCY] = min_latency_ns
-        plant(self.state, seeds)
-        self._cpus = [place for place in head.cpus if place.size]
-        count = max(1, len(self._cpus))
+        self.state.scalars[codes.WANTS_EVENTS] = wants_events
+        plant(self.state, seeds, hints)
+        places = [place for place in head.cpus if place.size]
+        self.cpus = np.array([place.cpu for place in places], np.int64)
+        count = max(1, len(places))
         if count > MAX_CPUS or count * head.page_size > _MAX_MEMORY:
             raise TraceFileError(f"pages of {head.page_size} bytes of {count} CPUs are not believable")
         slot = max(head.page_size, min(_MAX_SLOT, _MEMORY // count // head.page_size * head.page_size))
         self._slot = slot
-        data = np.zeros(slot * count + _BEYOND, np.uint8)
-        self._pages = Pages(data, data.view(np.uint32), _find_order())
-        self._blocks = [self._gen_slots(place) for place in self._cpus]
-        self.state.scalars[codes.CPUS] = len(self._cpus)
-        for index in range(len(self._cpus)):
+        self.data = np.zeros(slot * count + _BEYOND, np.uint8)
+        self._pages = Pages(self.data, self.data.view(np.uint32), _find_order(head.order))
+        self._blocks = [self._gen_slots(place) for place in places]
+        self.state.scalars[codes.CPUS] = len(places)
+        for index in range(len(places)):
             cursor = self.state.cursors[index]
             cursor[codes.BASE], cursor[codes.LAST_TIME] = index * slot, codes.NEVER
             self._fill(index)
@@ -70,9 +88,9 @@ class CapturePass:
         scalars, head = self.state.scalars, self._head
         commit, data = _COMMIT.search(head.header_page), _DATA.search(head.header_page)
         scalars[codes.PAGE_SIZE] = head.page_size
-        scalars[codes.COMMIT_SIZE] = int(commit[2]) if commit and commit[2] in (b"4", b"8") else 8
-        scalars[codes.HEADER_SIZE] = int(data[1]) if data else 16
-        scalars[codes.FACTOR], scalars[codes.SHIFT] = find_scale(head)
+        scalars[codes.COMMIT_SIZE] = int(commit[2]) if commit and commit[2] in (b"4", b"8") else head.word_size
+        scalars[codes.HEADER_SIZE] = int(data[1]) if data else 8 + head.word_size
+        scalars[codes.FACTOR], scalars[codes.SHIFT] = trace.scale
         scalars[codes.SINCE] = find_change(manifest)
         scalars[codes.FROM], scalars[codes.UNTIL] = find_looks(
             manifest, has_pages=any(place.size for place in head.cpus)
@@ -90,22 +108,35 @@ class CapturePass:
                 break
 
     def gen_blocks(self) -> Iterator[Any]:
-        """Yield the calls in blocks, in the order of their ends, as rows of columns OUT_…; without `wants_calls`, none.
+        """Yield the calls in blocks, in the order of their ends, as rows of columns OUT_…, or all events, as rows of columns EVENT_….
+
+        Without `wants_calls` and `wants_events` there are none.
 
         A block is valid until the next one is asked for.
         """
-        state, scalars = self.state, self.state.scalars
+        yield from self.gen_ended()
+        yield from self.gen_pending()
+
+    def gen_ended(self) -> Iterator[Any]:
+        """Yield the calls that end within the pages, as gen_blocks does."""
+        scalars = self.state.scalars
         while True:
-            answer = merge.run_pass(state, self._pages)
+            answer = merge.run_pass(self.state, self._pages)
             if answer == codes.WANTS_PAGES:
+                if scalars[codes.WANTS_EVENTS]:
+                    yield from self._take()  # their records are in the pages that others will replace
                 self._fill(int(scalars[codes.WANTED]))
             elif answer == codes.IS_FULL:
                 yield from self._take()
             else:
+                yield from self._take()
                 break
+
+    def gen_pending(self) -> Iterator[Any]:
+        """Yield the calls that have not ended, as gen_blocks does. It ends the pass."""
         row = 0
         while row >= 0:
-            row = merge.finish_pass(state, row)
+            row = merge.finish_pass(self.state, row)
             yield from self._take()
 
     def _take(self) -> Iterator[Any]:
@@ -123,7 +154,7 @@ class CapturePass:
     def _fill(self, index: int) -> None:
         """Put the next pages of the CPU at INDEX into its slot, or mark it as finished."""
         cursor = self.state.cursors[index]
-        piece = next(self._blocks[index], None)
+        piece = self._find_piece(index)
         if piece is None:
             cursor[codes.CPU_STATE] = codes.IS_FINISHED
             return
@@ -134,6 +165,10 @@ class CapturePass:
         cursor[codes.AT] = cursor[codes.PAGE_END] = 0
         cursor[codes.CPU_STATE] = codes.NEEDS_PAGES
 
+    def _find_piece(self, index: int) -> Any:
+        """Return the next pages of the CPU at INDEX, no more than fit into a slot; None if there are no more."""
+        return next(self._blocks[index], None)
+
     def _gen_slots(self, place: CpuPages) -> Iterator[Any]:
         size = self._slot
         for block in trace_dat_reader.gen_page_blocks(self._file, self._head, place, size):
@@ -142,9 +177,11 @@ class CapturePass:
                 yield whole[start : start + size]
 
 
-def _find_order() -> int:
-    """Return the order of bytes in pages: that of this machine, for no other file is read."""
-    return NATIVE if sys.byteorder == "little" else BIG
+def _find_order(order: str) -> int:
+    """Return how the pass reads pages whose bytes are in ORDER, little or big."""
+    if order == "big":
+        return BIG
+    return NATIVE if sys.byteorder == "little" else LITTLE
 
 
 def find_change(manifest: Mapping[str, Any]) -> int:

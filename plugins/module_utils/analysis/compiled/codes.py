@@ -34,6 +34,7 @@ MAX_NUMBER = 1024
     RING_CREATE,
 ) = range(17)
 # Columns of the table of events. The meaning of those from PLACE on depends on the kind, as layouts.py writes them.
+# IS_RELATIVE has a bit for each path: 1 if its offset counts from the end of the word that holds it.
 KIND, PATHS, EVENT_FAMILY, FIRST_PATH, _SECOND_PATH, _THIRD_PATH, IS_RELATIVE, PLACE = range(8)
 EVENT_COLUMNS = 20
 
@@ -128,12 +129,19 @@ SEEDED = 2
 THREAD_COLUMNS = PATH_OBJECT + MAX_FAMILIES
 
 # Columns of the table of tasks: a task is a thread as long as its name and process stay the same.
-TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED = range(4)
-TASK_COLUMNS = 4
+# IS_BIRTH is 1 if the thread was born as this task in the trace.
+TASK_TID, TASK_PROCESS, TASK_BEGIN, IS_NAME_GUESSED, IS_BIRTH = range(5)
+TASK_COLUMNS = 5
+# Columns of the table of hints, threads that are known from elsewhere.
+# HINT_COMPAT is 1 if the thread runs a 32-bit program; MAY_BE_COMPAT if it does at the trace's end, and an exec may have made it so.
+# The pass writes HAS_EXECUTED there when the thread execs.
+HINT_TID, HINT_PROCESS, HINT_COMPAT = range(3)
+HINT_COLUMNS = 3
+HAS_EXECUTED, MAY_BE_COMPAT = -1, 2
 # Columns of the table of processes.
-# STATUS is the exit status and one more; 0 where it is not known.
-PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS = range(8)
-PROCESS_COLUMNS = 8
+# STATUS is the exit status and one more; 0 where it is not known. LIVING is the number of threads that live, as far as they are known.
+PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS, LIVING = range(9)
+PROCESS_COLUMNS = 9
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)
@@ -180,6 +188,19 @@ OCTAVES, STEPS = 40, 16
     OUT_CPU,
 ) = range(14)
 OUT_COLUMNS = 14
+
+# Columns of events in blocks of the stream, where events are wanted instead of calls. EVENT_TASK is -1 for a thread that is not known.
+(
+    EVENT_TIME,
+    EVENT_CPU,
+    EVENT_TYPE,
+    EVENT_TID,
+    EVENT_TASK,
+    EVENT_COMPAT,
+    EVENT_RECORD,
+    EVENT_LENGTH,
+    EVENT_GAP,
+) = range(9)
 
 # Columns of other things that happened to a thread.
 SIDE_KIND, SIDE_TIME, SIDE_TASK, SIDE_VALUE, SIDE_OTHER = range(5)
@@ -228,7 +249,8 @@ DELIVERED, VICTIM = range(2)
     MIN_LATENCY,  # calls that are shorter, or have one end in the trace, are not counted; 0 for none
     FUNCTIONS,
     THREAD_ROWS,  # rows of the table of threads that have been in use, which are the first ones
+    WANTS_EVENTS,  # 1 if the stream of all events is wanted
     FROM,  # when the host looked at the processes at the capture's beginning; -NEVER where that is not known
     UNTIL,  # when it looked at its end; NEVER where that is not known
-) = range(42)
+) = range(43)
 SCALARS = 48

@@ -78,8 +78,11 @@ def _find_cell(state, task, number, outcome, thing):
 
 
 @compile_part
-def count_call(state, task, number, outcome, thing, call):
-    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, then its task, then its number."""
+def count_call(state, task, number, outcome, thing, call, is_measured):
+    """Count the finished CALL, a row of columns OUT_…, in its cell; when cells run short, without its object, then its task, then its number.
+
+    With IS_MEASURED, its duration counts in the histogram of the same task and number.
+    """
     duration = call[OUT_END] - call[OUT_BEGIN]
     used, most = state.scalars[CELLS], state.cells.shape[0]
     if used > most - (most >> 2) and thing > OTHER_OBJECTS:
@@ -98,10 +101,12 @@ def count_call(state, task, number, outcome, thing, call):
     cell[LAST_END] = max(cell[LAST_END], call[OUT_END])
     cell[TOTAL] += min(duration, _MAX_TOTAL - cell[TOTAL])
     cell[LONGEST] = max(cell[LONGEST], duration)
+    if is_measured:
+        _measure_call(state, task, number, duration)
 
 
 @compile_part
-def measure_call(state, task, number, duration):
+def _measure_call(state, task, number, duration):
     """Add DURATION, in nanoseconds, to the histogram of the calls of NUMBER by TASK."""
     mask = state.row_index.size - 1
     place = _mix(task, number, np.int64(0), np.int64(0)) & mask

@@ -12,14 +12,20 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     EXEC_STATE,
     FUNCTION,
     FUNCTIONS,
+    HAS_EXECUTED,
     HAS_POLLED,
     HEAD_TIME,
+    HINT_COMPAT,
+    HINT_PROCESS,
+    HINT_TID,
     HINTS,
+    IS_BIRTH,
     IS_COMPAT,
     IS_NAME_GUESSED,
     IS_NAMED,
     KIND,
     LENGTH,
+    LIVING,
     MOMENT,
     NEVER,
     OOM,
@@ -36,6 +42,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SIDE_TIME,
     SIDE_VALUE,
     SIDES,
+    STATUS,
     TASK,
     TASK_PROCESS,
     TID,
@@ -73,7 +80,7 @@ def find_or_add(state, tid):
     if row >= 0:
         return row
     hint = _find_hint(state, tid)
-    leader = state.hints[hint, 1] if hint >= 0 else np.int64(-1)
+    leader = state.hints[hint, HINT_PROCESS] if hint >= 0 else np.int64(-1)
     process = np.int64(-1)
     if leader >= 0 and leader != tid:
         owner = find_thread(state, leader)
@@ -96,9 +103,11 @@ def add_known(state, tid, process, is_guessed):
     if process < 0:
         process = add_process(state, tid, np.int64(-1), np.int64(NEVER))
     task = add_task(state, row, process, np.int64(NEVER), is_guessed)
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
     hint = _find_hint(state, tid)
     if hint >= 0:
         set_name(state, task, state.hint_names[hint], 0, state.hint_names.shape[1])
+        state.threads[row, IS_COMPAT] = state.hints[hint, HINT_COMPAT] == 1
     return row
 
 
@@ -108,11 +117,11 @@ def _find_hint(state, tid):
     low, high = np.int64(0), state.scalars[HINTS]
     while low < high:
         middle = (low + high) >> 1
-        if state.hints[middle, 0] < tid:
+        if state.hints[middle, HINT_TID] < tid:
             low = middle + 1
         else:
             high = middle
-    return np.int64(low) if low < state.scalars[HINTS] and state.hints[low, 0] == tid else np.int64(-1)
+    return np.int64(low) if low < state.scalars[HINTS] and state.hints[low, HINT_TID] == tid else np.int64(-1)
 
 
 @compile_part
@@ -137,17 +146,19 @@ def give_birth(state, pages, cpu, row, layout):
     state.threads[child, MOMENT] = time
     state.threads[child, IS_COMPAT] = state.threads[row, IS_COMPAT]
     task = add_task(state, child, process, time, 0)
+    state.tasks[task, IS_BIRTH] = task > 0
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
     _read_name(state, pages, cpu, task, layout[PLACE + 2], layout[PLACE + 3])
 
 
 @compile_part
 def _read_name(state, pages, cpu, task, offset, size):
-    """Give TASK the name at OFFSET of the record, of SIZE bytes; of size 0, a word there says where it is."""
+    """Give TASK the name at OFFSET of the record, of SIZE bytes; of size 0 or -1, a word there says where it is, as _place_text tells."""
     record, length = state.cursors[cpu, RECORD], state.cursors[cpu, LENGTH]
     start = record + offset
-    if size == 0:
+    if size <= 0:
         word = read_number(pages, start, 4) if offset + 4 <= length else np.int64(0)
-        start, size = record + (word & 0xFFFF), word >> 16
+        start, size = record + (word & 0xFFFF) + (offset + 4 if size else 0), word >> 16
     set_name(state, task, pages.data, start, max(min(np.int64(size), record + length - start), np.int64(0)))
 
 
@@ -196,7 +207,10 @@ def take_number(state, pages, cpu, layout):
     end_thread_only(state, pid, time)
     row = rename_thread(state, old, pid)
     state.processes[process, PROCESS_END] = -NEVER
-    copy_name(state, add_task(state, row, process, time, 0), before)
+    state.processes[state.tasks[state.threads[row, TASK], TASK_PROCESS], LIVING] -= 1
+    task = add_task(state, row, process, time, 0)
+    state.processes[state.tasks[task, TASK_PROCESS], LIVING] += 1
+    copy_name(state, task, before)
     state.threads[row, IS_NAMED] = is_named
 
 
@@ -209,6 +223,9 @@ def run_program(state, pages, cpu, row, layout):
     close_on_exec(state, process)
     thread[MOMENT] = time
     thread[EXEC_STATE] = state.scalars[CAN_TELL]
+    hint = _find_hint(state, thread[TID])
+    if hint >= 0:
+        state.hints[hint, HINT_COMPAT] = HAS_EXECUTED
     if not thread[IS_NAMED]:
         # The kernel also records an exec as a rename. Here a filter has left that event out. The name is the last part of the path.
         length = state.cursors[cpu, LENGTH]
@@ -235,13 +252,17 @@ def judge_exec(state, row):
 
 @compile_part
 def end_thread(state, row, time):
-    """End the thread at ROW: its pending call stays unfinished; with the first thread of a process, its descriptors are gone."""
-    process = state.tasks[state.threads[row, TASK], TASK_PROCESS]
-    if process and state.processes[process, PID] == state.threads[row, TID]:
-        end_pending(state, row, time)
-        state.processes[process, PROCESS_END] = time
-        drop_block(state, process)
+    """End the thread at ROW: its pending call stays unfinished; with the last thread of a process, its descriptors are gone.
+
+    The end of another thread may be missing. After exit_group, the process has ended with its first thread, too.
+    """
+    number = state.tasks[state.threads[row, TASK], TASK_PROCESS]
+    process = state.processes[number]
+    is_first = process[PID] == state.threads[row, TID]
     end_thread_only(state, state.threads[row, TID], time)
+    if number and (process[LIVING] <= 0 or (is_first and process[STATUS])):
+        process[PROCESS_END] = time
+        drop_block(state, number)
 
 
 @compile_part
@@ -250,6 +271,7 @@ def end_thread_only(state, tid, time):
     row = find_thread(state, tid)
     if row >= 0:
         end_pending(state, row, time)
+        state.processes[state.tasks[state.threads[row, TASK], TASK_PROCESS], LIVING] -= 1
         remove_thread(state, tid)
 
 
@@ -305,8 +327,8 @@ def note_side(state, pages, cpu, row, layout):
 def count_event(state, pages, cpu, layout):
     """Count an event of which only the number matters.
 
-    Places of a function: its address; of a request of io_uring: the operation (two) and the word that says where its name is, or -1;
-    of a new ring: its flags.
+    Places of a function: its address; of a request of io_uring: the operation (two), the word that says where its name is, or -1, and
+    1 if that is relative; of a new ring: its flags.
     """
     record = state.cursors[cpu, RECORD]
     if layout[KIND] == FUNCTION:
@@ -316,6 +338,8 @@ def count_event(state, pages, cpu, layout):
         if not state.ring_counts[operation] and layout[PLACE + 3] >= 0:
             word = read_number(pages, record + layout[PLACE + 3], 4)
             name, start = state.ring_names[operation], record + (word & 0xFFFF)
+            if layout[PLACE + 4]:
+                start += layout[PLACE + 3] + 4
             end = min(start + (word >> 16), record + state.cursors[cpu, LENGTH])
             for index in range(name.size - 1):
                 if start + index >= end or pages.data[start + index] == 0:

@@ -168,7 +168,7 @@ def fill_events(state: State, formats: Mapping[str, EventFormat], word_size: int
             texts = list_fields(known)[:3]
             row[1], row[2] = len(texts), family
             row[3 : 3 + len(texts)] = [text.offset for text in texts]
-            row[6] = int(texts[0].type.startswith("__rel_loc"))
+            row[6] = sum(text.is_relative << index for index, text in enumerate(texts))
             if row[0] == codes.OTHER_EVENT:
                 row[0] = codes.PATH
         if row[0] != codes.OTHER_EVENT and rows < len(state.events) and known.id < state.event_rows.size:
@@ -223,8 +223,8 @@ def _describe_own(name: str, known: EventFormat, word_size: int) -> tuple[int, l
 
 
 def _place_text(field: Field) -> list[int]:
-    """Return offset and size of a name; the size 0 means that a word at OFFSET says where the name is."""
-    return [field.offset, 0 if field.is_dynamic else field.size]
+    """Return offset and size of a name. The sizes 0 and -1 mean that a word there says where it is, from the record's start or its end."""
+    return [field.offset, -int(field.is_relative) if field.is_dynamic else field.size]
 
 
 _Fields = Mapping[str, Field]
@@ -246,11 +246,10 @@ def _describe_rename(fields: _Fields) -> tuple[int, list[Field], list[int]]:
 
 def _describe_exec(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     path, pid, old = fields["filename"], fields["pid"], fields["old_pid"]
-    is_relative = int(path.type.startswith("__rel_loc"))
     return (
         codes.EXEC,
         [_reach(field, 4) for field in (path, pid, old)],
-        [path.offset, pid.offset, old.offset, is_relative],
+        [path.offset, pid.offset, old.offset, int(path.is_relative)],
     )
 
 
@@ -293,8 +292,8 @@ def _describe_request(fields: _Fields) -> tuple[int, list[Field], list[int]]:
     operation, name = fields["opcode"], fields.get("op_str")
     places = [operation.offset, operation.size]
     if name is None or not name.is_dynamic:
-        return codes.RING_REQUEST, [operation], [*places, -1]
-    return codes.RING_REQUEST, [operation, _reach(name, 4)], [*places, name.offset]
+        return codes.RING_REQUEST, [operation], [*places, -1, 0]
+    return codes.RING_REQUEST, [operation, _reach(name, 4)], [*places, name.offset, int(name.is_relative)]
 
 
 def _describe_ring(fields: _Fields) -> tuple[int, list[Field], list[int]]:

@@ -17,7 +17,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     CPU_STATE,
     CPUS,
     END,
+    EVENT_COMPAT,
+    EVENT_CPU,
     EVENT_FAMILY,
+    EVENT_GAP,
+    EVENT_LENGTH,
+    EVENT_RECORD,
+    EVENT_TASK,
+    EVENT_TID,
+    EVENT_TIME,
+    EVENT_TYPE,
     EVENTS,
     EXEC,
     EXEC_EXIT,
@@ -26,6 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     HAS_GAP,
     HEAD_TIME,
     HEAP,
+    IS_COMPAT,
     IS_DONE,
     IS_EXEC_EXIT,
     IS_FULL,
@@ -54,12 +64,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     SIGNAL,
     SOCKET_STATE,
     START,
+    TASK,
     THREAD_EXIT,
     THREAD_ROWS,
     TID,
     UNKNOWN_EVENTS,
     UNTIL,
     WANTED,
+    WANTS_EVENTS,
     WANTS_PAGES,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.happenings import (
@@ -81,10 +93,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import (
+    BIG,
     advance,
     read_number,
     read_signed,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.threads import find_thread
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 
 _ROOM = 8  # rows of the stream that one event may need
@@ -107,6 +121,8 @@ def run_pass(state, pages):
             return IS_FULL
         earliest = np.int64(heap[0])
         _handle(state, pages, earliest)
+        if scalars[WANTS_EVENTS]:
+            _note_event(state, pages, earliest)
         if not advance(cursors, earliest, pages, scalars):
             _pop(heap, scalars, cursors)
             scalars[WANTED] = earliest
@@ -167,6 +183,22 @@ def _sink(heap, scalars, cursors):
         place = below
 
 
+@compile_part
+def _note_event(state, pages, cpu):
+    """Write the event of CPU, which has been handled, to the stream."""
+    cursor, scalars = state.cursors[cpu], state.scalars
+    record = cursor[RECORD]
+    event = state.out[scalars[OUT]]
+    event[EVENT_TIME], event[EVENT_CPU] = cursor[HEAD_TIME], cpu
+    event[EVENT_TYPE] = read_number(pages, record + scalars[COMMON_TYPE], 2)
+    event[EVENT_TID] = read_signed(pages, record + scalars[COMMON_PID], 4)
+    event[EVENT_RECORD], event[EVENT_LENGTH], event[EVENT_GAP] = record, cursor[LENGTH], cursor[HAS_GAP]
+    row = find_thread(state, event[EVENT_TID])
+    event[EVENT_TASK] = state.threads[row, TASK] if row >= 0 else -1
+    event[EVENT_COMPAT] = state.threads[row, IS_COMPAT] if row >= 0 else 0
+    scalars[OUT] += 1
+
+
 @compile_inline
 def _handle(state, pages, cpu):
     """Handle the next event of CPU."""
@@ -208,7 +240,10 @@ def _handle(state, pages, cpu):
 def _handle_call(state, pages, row, layout, record, time):
     """Handle an entry or exit of a call; the number is an int in the kernel, even where the event's field is longer."""
     kind = layout[KIND]
-    number = read_signed(pages, record + layout[PLACE + 1], min(layout[PLACE + 2], 4))
+    at, size = record + layout[PLACE + 1], layout[PLACE + 2]
+    if pages.order == BIG and size > 4:
+        at += size - 4
+    number = read_signed(pages, at, min(size, 4))
     source = 1 if kind in (OWN_ENTER, OWN_EXIT) else 0
     if kind in (RAW_ENTER, OWN_ENTER):
         places = (record + layout[PLACE + 3], np.int64(layout[PLACE + 4]), np.int64(layout[PLACE + 5]), source)
@@ -243,7 +278,7 @@ def _handle_rest(state, pages, cpu, row, layout):
 def _note_path(state, pages, cpu, row, layout):
     """Note the path, or paths, in the event for the next call of its family in the thread; several are joined by ' -> '."""
     record, length = state.cursors[cpu, RECORD], state.cursors[cpu, LENGTH]
-    start, size = find_text(pages, record, length, layout[FIRST_PATH], layout[IS_RELATIVE])
+    start, size = find_text(pages, record, length, layout[FIRST_PATH], layout[IS_RELATIVE] & 1)
     if layout[PATHS] == 1:
         found = number_object(state, PATH_TEXT, pages.data, start, size)
     else:
@@ -254,7 +289,8 @@ def _note_path(state, pages, cpu, row, layout):
                 for mark in (32, 45, 62, 32):
                     joined[used] = mark
                     used += 1
-                start, size = find_text(pages, record, length, layout[FIRST_PATH + index], layout[IS_RELATIVE])
+                is_relative = layout[IS_RELATIVE] >> index & 1
+                start, size = find_text(pages, record, length, layout[FIRST_PATH + index], is_relative)
             for at in range(start, start + min(size, 1300)):
                 joined[used] = pages.data[at]
                 used += 1

@@ -32,6 +32,8 @@ def plant_threads(state, threads, names):
         process = np.int64(-1)
         if tid != pid:
             owner = find_thread(state, pid)
+            if owner < 0:
+                owner = add_known(state, pid, process, 1)
             if owner >= 0:
                 process = state.tasks[state.threads[owner, TASK], TASK_PROCESS]
         if find_thread(state, tid) >= 0:

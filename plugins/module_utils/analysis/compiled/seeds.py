@@ -18,18 +18,20 @@ _MAX_TEXT = 4096
 class Seeds:
     """The knowledge about threads in MANIFEST and in CMDLINES, the kernel's list of names, as tables.
 
-    HINTS has rows of thread and process (-1 where it is not known), sorted, for threads that are not in the trace's first tasks.
+    HINTS has rows of thread, process (-1 where it is not known) and 1 for a 32-bit program, sorted by thread.
     """
 
     def __init__(self, manifest: Mapping[str, Any], cmdlines: bytes) -> None:
         first = manifest.get("first_tasks") or []
-        known: dict[int, tuple[int, str]] = {}
+        known: dict[int, tuple[int, str, int]] = {}
         for line in cmdlines.decode("utf-8", "replace").splitlines():
             tid, _space, name = line.partition(" ")
             if re.fullmatch(r"[0-9]{1,9}", tid):
-                known[int(tid)] = -1, name
-        known.update({task["tid"]: (task["tgid"], task["comm"]) for task in manifest.get("tasks") or []})
-        self.hints = np.array([(tid, known[tid][0]) for tid in sorted(known)], np.int64).reshape(-1, 2)
+                known[int(tid)] = -1, name, 0
+        for task in manifest.get("tasks") or []:
+            known[task["tid"]] = task["tgid"], task["comm"], int(bool(task.get("compat")))
+        rows = [(tid, known[tid][0], known[tid][2]) for tid in sorted(known)]
+        self.hints = np.array(rows, np.int64).reshape(-1, codes.HINT_COLUMNS)
         self.hint_names = _pack_names([known[tid][1] for tid in sorted(known)])
         # The first thread of a process comes before the others.
         first = sorted(first, key=lambda task: (task["tid"] != task["tgid"], task["tid"]))
@@ -70,10 +72,18 @@ def _read_descriptors(descriptors: list[dict[str, Any]]) -> tuple[Any, Any]:
     return np.array(rows, np.int64).reshape(-1, 4), np.frombuffer(b"".join(texts) or b"\0", np.uint8)
 
 
-def plant(state: State, seeds: Seeds) -> None:
-    """Put SEEDS into STATE, which is new."""
+def plant(state: State, seeds: Seeds, hints: Any = None) -> None:
+    """Put SEEDS into STATE, which is new. HINTS are those of an earlier pass over the same trace, which knows who will exec.
+
+    Without them, a thread that the trace's end calls a 32-bit program may have become one by an exec, where the trace has execs.
+    """
     count = min(len(seeds.hints), MAX_HINTS)
     state.hints[:count], state.hint_names[:count] = seeds.hints[:count], seeds.hint_names[:count]
+    compats = state.hints[:count, codes.HINT_COMPAT]
+    if hints is not None:
+        compats[:] = hints[:count, codes.HINT_COMPAT] == codes.MAY_BE_COMPAT
+    elif state.scalars[codes.CAN_TELL]:
+        compats[compats == 1] = codes.MAY_BE_COMPAT
     state.scalars[codes.HINTS] = count
     planting.plant_threads(state, seeds.threads, seeds.thread_names)
     planting.plant_waits(state, seeds.waits)

@@ -45,7 +45,7 @@ def _make_layout() -> Any:
             ("thread_free", np.int32, (_THREADS,)),  # rows of `threads` that are free, as a stack
             ("tasks", np.int64, (_TASKS, codes.TASK_COLUMNS)),
             ("task_names", np.uint8, (_TASKS, NAME_SIZE)),
-            ("hints", np.int64, (MAX_HINTS, 2)),  # threads that are known from elsewhere, by number: thread and process
+            ("hints", np.int64, (MAX_HINTS, codes.HINT_COLUMNS)),  # by number of the thread
             ("hint_names", np.uint8, (MAX_HINTS, NAME_SIZE)),
             ("processes", np.int64, (_PROCESSES, codes.PROCESS_COLUMNS)),
             ("blocks", np.int32, (_BLOCKS, _DESCRIPTORS, 2)),  # of living processes: descriptor → object and flags

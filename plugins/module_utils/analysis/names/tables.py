@@ -26,6 +26,11 @@ _OTHER_NAMES = {
 _ALL_BITS = (1 << 64) - 1
 
 
+def find_compat_machine(arch: str) -> str:
+    """Return the architecture of 32-bit programs on machines of the architecture ARCH; ARCH where it runs none."""
+    return {"x86_64": "i686", "aarch64": "armv7l"}.get(find_machine(arch), arch)
+
+
 def find_machine(arch: str) -> str:
     """Return the architecture ARCH, as `uname -m` or Debian calls it, by the name that the tables have; ARCH when it has no tables."""
     if arch.startswith("arm") and arch != "arm64":

@@ -26,20 +26,28 @@ _LOOK_S = 0.25
 Finish = Callable[[Optional[Dict[str, Any]], Callable[[], bool]], Dict[str, Any]]
 
 
-def start_guard(paths: Collection[str], ids: Collection[str], seconds: float, finish: Finish) -> None:
+def start_guard(
+    paths: Collection[str], ids: Collection[str], seconds: float, finish: Finish, silence_s: float | None = None
+) -> None:
     """Start a process that calls FINISH when asked to, or after SECONDS, and ends when the instances with PATHS in tracefs are removed.
 
     IDS are those of all containers of the call, by which the guard is found. FINISH may import nothing, since Ansible removes the
-    module's files. Raises OSError or FleetError where no process can be started.
+    module's files. With SILENCE_S, the guard also finishes the traces when nobody has asked for anything so long, in seconds.
+    Raises OSError or FleetError where no process can be started.
     """
     inodes = {path: _read_inode(path) for path in paths}
     with requests.listen(ids) as server:
         if os.fork() == 0:
-            _become_guard(inodes, server, boot.read_clock() + seconds, finish)
+            _become_guard(inodes, server, boot.read_clock() + seconds, finish, silence_s)
 
 
-def _become_guard(inodes: dict[str, int | None], server: socket.socket, deadline: float, finish: Finish) -> NoReturn:
-    """Be the guard of the instances INODES (path → inode) until DEADLINE, in seconds of CLOCK_BOOTTIME, with requests through SERVER."""
+def _become_guard(
+    inodes: dict[str, int | None], server: socket.socket, deadline: float, finish: Finish, silence_s: float | None
+) -> NoReturn:
+    """Be the guard of the instances INODES (path → inode) until DEADLINE, in seconds of CLOCK_BOOTTIME, with requests through SERVER.
+
+    With SILENCE_S, a silence of so many seconds is an end, too.
+    """
     try:
         # The objects of the module own descriptors by numbers that belong to the guard's own files from now on.
         gc.freeze()
@@ -50,12 +58,15 @@ def _become_guard(inodes: dict[str, int | None], server: socket.socket, deadline
         os.chdir("/")
         processes.set_title(GUARD_TITLE)
         background.leave_control_groups()
+        asked = boot.read_clock()
         while any(inode is not None and _read_inode(path) == inode for path, inode in inodes.items()):
-            if boot.read_clock() >= deadline:
+            now = boot.read_clock()
+            if now >= deadline or (silence_s is not None and now - asked >= silence_s):
                 finish(None, lambda: True)
                 break
             if select.select([server], [], [], _LOOK_S)[0]:
                 _answer(server, finish)
+                asked = boot.read_clock()
     finally:
         with suppress(OSError):
             os.unlink(server.getsockname())

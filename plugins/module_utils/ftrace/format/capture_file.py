@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The layout of a segment and the documents in it: a segment is a file with the pages that one drain has taken from one instance.
 
-A host writes it (capture_file_writer.py), and a controller reads it (capture_file_reader.py). Its first line names the format and the
-compression. Frames follow: a number, the sizes of the content compressed and plain, and the content. A CPU's number stands before a chunk of
-pages in the form of a trace.dat of version 7. Two other numbers stand before the head of a trace.dat of version 6 without CPUs, and before
-documents in JSON.
+A host writes it (capture_file_writer.py) in the order of its bytes, and a controller reads it (capture_file_reader.py). Its first line names
+the format and the compression. Frames follow: a number, the sizes of the content compressed and plain, and the content. A CPU's number stands
+before a chunk of pages in the form of a trace.dat of version 7. Two other numbers stand before the head of a trace.dat of version 6 without
+CPUs, and before documents in JSON.
 
 A first document is written before the kernel gives up any page, and a last one at the end. So a segment whose writer was killed is still a
 capture of the pages in it.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ LINE = "crashcart segment 1 {}\n"
 LINE_SIZE = 64
 NUMBER = struct.Struct("=I")
 SIZES = struct.Struct("=II")
+_FRAME = "III"  # number and sizes
 HEAD, DOCUMENT = 0xFFFFFFFE, 0xFFFFFFFF
 _MAX_CPU = 65535
 _MAX_FRAME = 64 << 20
@@ -74,7 +76,8 @@ def find_frames(file: BinaryIO) -> Frames:
         raise SegmentError("this is no segment of a trace")
     texts: dict[int, Chunk] = {}
     chunks: dict[int, list[Chunk]] = {}
-    for number, chunk in _list_frames(file, file.seek(0, io.SEEK_END)):
+    end = file.seek(0, io.SEEK_END)
+    for number, chunk in _list_frames(file, end, _find_mark(file, end)):
         if number in (HEAD, DOCUMENT):
             texts[number] = chunk  # the last one counts
         elif number <= _MAX_CPU and 0 < chunk.size <= MAX_CHUNK:
@@ -92,12 +95,25 @@ def read_document(file: BinaryIO) -> dict[str, Any]:
     return parse_document(read_frame(file, frames.document, frames.method))
 
 
-def _list_frames(file: BinaryIO, end: int) -> list[tuple[int, Chunk]]:
+def _find_mark(file: BinaryIO, end: int) -> str:
+    """Return the character by which struct knows the order of the bytes of the host that has written FILE, which ends at END."""
+    other = ">" if sys.byteorder == "little" else "<"
+    file.seek(LINE_SIZE)
+    start = file.read(NUMBER.size + SIZES.size)
+    if len(start) == NUMBER.size + SIZES.size:
+        for mark in ("=", other):
+            number, packed, size = struct.unpack(mark + _FRAME, start)
+            if (number in (HEAD, DOCUMENT) or number <= _MAX_CPU) and max(packed, size) <= _MAX_FRAME and packed <= end:
+                return mark
+    return "="
+
+
+def _list_frames(file: BinaryIO, end: int, mark: str) -> list[tuple[int, Chunk]]:
     frames = []
     place = LINE_SIZE
     while place + NUMBER.size + SIZES.size <= end:
         file.seek(place)
-        number, packed, size = struct.unpack("=III", file.read(NUMBER.size + SIZES.size))
+        number, packed, size = struct.unpack(mark + _FRAME, file.read(NUMBER.size + SIZES.size))
         if max(packed, size) > _MAX_FRAME:
             raise SegmentError(
                 f"a segment has a frame of {max(packed, size)} bytes, more than the {_MAX_FRAME} allowed"

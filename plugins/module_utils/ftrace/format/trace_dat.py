@@ -36,7 +36,7 @@ HEADER_INFO, FTRACE_EVENTS, EVENT_FORMATS, KALLSYMS, PRINTK, CMDLINES = range(16
 COMPRESSED = 1  # a section's flag
 
 MAGIC = b"\x17\x08\x44tracing"
-ENDIAN = b"\0" if sys.byteorder == "little" else b"\1"
+ORDERS = {"little": b"\0", "big": b"\1"}
 OPTIONS = b"options  \0"
 FLYRECORD = b"flyrecord\0"
 # The options with statistics follow each other buffer by buffer; one with the buffer's name precedes those of each buffer but the first.
@@ -44,9 +44,11 @@ _STATISTICS_OF = re.compile(rb"\nBuffer: (.*)\n\n\0")
 _NOW = re.compile(rb"\nnow ts: +([0-9.]+)\n")
 HEADER_PAGE = b"header_page\0"
 HEADER_EVENT = b"header_event\0"
-SECTION = struct.Struct("=HHIQ")  # number, flags, offset of a description in the strings, bytes that follow
-CHUNK = struct.Struct("=II")  # bytes compressed, bytes without compression
-CHUNK_HEADER_SIZE = CHUNK.size
+SECTION = "HHIQ"  # number, flags, offset of a description in the strings, bytes that follow
+CHUNK = "II"  # bytes compressed, bytes without compression
+CHUNK_HEADER_SIZE = struct.calcsize(CHUNK)
+_SECTION_SIZE = struct.calcsize("=" + SECTION)
+_WORD_SIZE = struct.calcsize("P")
 _CLOCK = re.compile(rb"[ \w-]*\[([\w-]{1,32})\]")
 
 
@@ -79,6 +81,8 @@ class Head:
     VERSION, COMPRESSION: the file's version, and its compression, which is none for version 6.
     BUFFER: the name of the buffer in a file that was read; '' for the main one, which other readers show by default.
     CLOCK: the clock of the time stamps in a file that was read; '' if the file names none.
+    ORDER: the order of the bytes of all numbers, in the pages, too: little or big.
+    WORD_SIZE: bytes of a word (long) of the kernel whose pages these are.
     """
 
     page_size: int
@@ -95,6 +99,12 @@ class Head:
     compression: str = compression.NONE
     buffer: str = ""
     clock: str = field(default="", compare=False)
+    order: str = sys.byteorder
+    word_size: int = _WORD_SIZE
+
+    def pack(self, code: str, *values: int) -> bytes:
+        """Return VALUES as struct.pack writes them by CODE, in the order of the file's bytes and without gaps."""
+        return struct.pack(find_mark(self.order) + code, *values)
 
     def find_tsc_factor(self) -> tuple[int, int] | None:
         """Return the factor, and the bits to shift right after it, that turn the processor's ticks into nanoseconds.
@@ -102,7 +112,7 @@ class Head:
         None if the file does not tell.
         """
         found = [data for number, data in self.options if number == _TSC2NSEC and len(data) >= 8]
-        return struct.unpack("II", found[-1][:8]) if found else None
+        return struct.unpack(find_mark(self.order) + "II", found[-1][:8]) if found else None
 
     def has_seconds(self) -> bool | None:
         """Return True if the kernel's statistics of the buffer show seconds; None if there are no statistics.
@@ -120,33 +130,40 @@ class Head:
         return None
 
 
+def find_mark(order: str) -> str:
+    """Return the character by which struct knows ORDER, little or big."""
+    return "<" if order == "little" else ">"
+
+
 def pack_head(head: Head, cpu_sizes: list[int]) -> bytes:
     """Return the bytes of HEAD, padded to whole pages, for CPU_SIZES bytes of pages of CPU 0, 1, … that follow it.
 
     For compressed pages a size is that of a count and as many chunks, as pack_count and pack_chunk return them.
     """
-    start = MAGIC + b"%d\0" % head.version + ENDIAN + bytes([struct.calcsize("P")]) + struct.pack("I", head.page_size)
+    start = (
+        MAGIC + b"%d\0" % head.version + ORDERS[head.order] + bytes([head.word_size]) + head.pack("I", head.page_size)
+    )
     if head.version == 7:
         return _pack_head_7(head, cpu_sizes, start)
     parts = [
         start,
         _pack_header_info(head),
-        _pack_formats(head.ftrace_formats),
+        _pack_formats(head, head.ftrace_formats),
         _pack_events(head),
-        struct.pack("I", len(head.kallsyms)) + head.kallsyms,
-        struct.pack("I", len(head.printk)) + head.printk,
-        struct.pack("Q", len(head.cmdlines)) + head.cmdlines,
-        struct.pack("I", len(cpu_sizes)),
+        head.pack("I", len(head.kallsyms)) + head.kallsyms,
+        head.pack("I", len(head.printk)) + head.printk,
+        head.pack("Q", len(head.cmdlines)) + head.cmdlines,
+        head.pack("I", len(cpu_sizes)),
         OPTIONS,
-        *(_pack_option(number, data) for number, data in head.options),
-        struct.pack("H", DONE),
+        *(_pack_option(head, number, data) for number, data in head.options),
+        head.pack("H", DONE),
         FLYRECORD,
     ]
     packed = b"".join(parts)
     clock = f"[{find_clock(head)}]".encode("ascii")
     size = _round_up(len(packed) + 16 * len(cpu_sizes) + 8 + len(clock), head.page_size)
-    places = b"".join(struct.pack("QQ", *place) for place in _find_places(size, cpu_sizes))
-    return (packed + places + struct.pack("Q", len(clock)) + clock).ljust(size, b"\0")
+    places = b"".join(head.pack("QQ", *place) for place in _find_places(size, cpu_sizes))
+    return (packed + places + head.pack("Q", len(clock)) + clock).ljust(size, b"\0")
 
 
 def _round_up(size: int, page_size: int) -> int:
@@ -161,20 +178,22 @@ def _find_places(offset: int, sizes: list[int]) -> Iterator[tuple[int, int]]:
 
 def _pack_header_info(head: Head) -> bytes:
     page, event = head.header_page, head.header_event
-    return HEADER_PAGE + struct.pack("Q", len(page)) + page + HEADER_EVENT + struct.pack("Q", len(event)) + event
+    return HEADER_PAGE + head.pack("Q", len(page)) + page + HEADER_EVENT + head.pack("Q", len(event)) + event
 
 
 def _pack_events(head: Head) -> bytes:
-    systems = (system.encode("ascii") + b"\0" + _pack_formats(texts) for system, texts in head.event_formats.items())
-    return struct.pack("I", len(head.event_formats)) + b"".join(systems)
+    systems = (
+        system.encode("ascii") + b"\0" + _pack_formats(head, texts) for system, texts in head.event_formats.items()
+    )
+    return head.pack("I", len(head.event_formats)) + b"".join(systems)
 
 
-def _pack_formats(formats: list[bytes]) -> bytes:
-    return struct.pack("I", len(formats)) + b"".join(struct.pack("Q", len(text)) + text for text in formats)
+def _pack_formats(head: Head, formats: list[bytes]) -> bytes:
+    return head.pack("I", len(formats)) + b"".join(head.pack("Q", len(text)) + text for text in formats)
 
 
-def _pack_option(number: int, data: bytes) -> bytes:
-    return struct.pack("=HI", number, len(data)) + data
+def _pack_option(head: Head, number: int, data: bytes) -> bytes:
+    return head.pack("HI", number, len(data)) + data
 
 
 def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
@@ -182,50 +201,50 @@ def _pack_head_7(head: Head, cpu_sizes: list[int], start: bytes) -> bytes:
     start += head.compression.encode("ascii") + b"\0" + (b"\0" if head.compression == compression.NONE else b"1\0")
     contents = {
         HEADER_INFO: _pack_header_info(head),
-        FTRACE_EVENTS: _pack_formats(head.ftrace_formats),
+        FTRACE_EVENTS: _pack_formats(head, head.ftrace_formats),
         EVENT_FORMATS: _pack_events(head),
-        KALLSYMS: struct.pack("I", len(head.kallsyms)) + head.kallsyms,
-        PRINTK: struct.pack("I", len(head.printk)) + head.printk,
-        CMDLINES: struct.pack("Q", len(head.cmdlines)) + head.cmdlines,
+        KALLSYMS: head.pack("I", len(head.kallsyms)) + head.kallsyms,
+        PRINTK: head.pack("I", len(head.printk)) + head.printk,
+        CMDLINES: head.pack("Q", len(head.cmdlines)) + head.cmdlines,
     }
     compress = compression.make_compressor(head.compression)
     options = list(head.options)
     sections = b""
     first = len(start) + 8  # the offset of the options section comes before it
     for number, data in contents.items():
-        options.append((number, struct.pack("Q", first + len(sections))))
+        options.append((number, head.pack("Q", first + len(sections))))
         is_packed = head.compression != compression.NONE
-        body = pack_chunk(compress(data), len(data)) if is_packed else data
-        sections += SECTION.pack(number, COMPRESSED if is_packed else 0, 0, len(body)) + body
-    options.append((CPUCOUNT, struct.pack("I", len(cpu_sizes))))
+        body = pack_chunk(compress(data), len(data), head.order) if is_packed else data
+        sections += head.pack(SECTION, number, COMPRESSED if is_packed else 0, 0, len(body)) + body
+    options.append((CPUCOUNT, head.pack("I", len(cpu_sizes))))
     clock = find_clock(head).encode("ascii")
     options_at = first + len(sections)
 
     def pack_rest(pages_at: int, offset: int) -> bytes:
         # Other readers show the buffer without a name by default.
-        buffer = struct.pack("Q", pages_at) + b"\0" + clock + b"\0" + struct.pack("II", head.page_size, len(cpu_sizes))
+        buffer = head.pack("Q", pages_at) + b"\0" + clock + b"\0" + head.pack("II", head.page_size, len(cpu_sizes))
         for cpu, place in enumerate(_find_places(offset, cpu_sizes)):
-            buffer += struct.pack("=IQQ", cpu, *place)
+            buffer += head.pack("IQQ", cpu, *place)
         all_options = [*options, (BUFFER, buffer), (DONE, bytes(8))]
-        body = b"".join(_pack_option(number, data) for number, data in all_options)
+        body = b"".join(_pack_option(head, number, data) for number, data in all_options)
         flags = 0 if head.compression == compression.NONE else COMPRESSED
-        pages = SECTION.pack(BUFFER, flags, 0, offset - pages_at - SECTION.size + sum(cpu_sizes))
-        return SECTION.pack(DONE, 0, 0, len(body)) + body + pages
+        pages = head.pack(SECTION, BUFFER, flags, 0, offset - pages_at - _SECTION_SIZE + sum(cpu_sizes))
+        return head.pack(SECTION, DONE, 0, 0, len(body)) + body + pages
 
     size = options_at + len(pack_rest(0, 0x1000))
     offset = _round_up(size, head.page_size)
-    packed = start + struct.pack("Q", options_at) + sections + pack_rest(size - SECTION.size, offset)
+    packed = start + head.pack("Q", options_at) + sections + pack_rest(size - _SECTION_SIZE, offset)
     return packed.ljust(offset, b"\0")
 
 
-def pack_count(chunks: int) -> bytes:
-    """Return the count that stands before the CHUNKS of a CPU."""
-    return struct.pack("I", chunks)
+def pack_count(chunks: int, order: str = sys.byteorder) -> bytes:
+    """Return the count that stands before the CHUNKS of a CPU, with its bytes in ORDER (little or big)."""
+    return struct.pack(find_mark(order) + "I", chunks)
 
 
-def pack_chunk(packed: bytes, size: int) -> bytes:
-    """Return a chunk: its two sizes and the bytes PACKED, which are SIZE bytes without compression."""
-    return CHUNK.pack(len(packed), size) + packed
+def pack_chunk(packed: bytes, size: int, order: str = sys.byteorder) -> bytes:
+    """Return a chunk: its two sizes, with bytes in ORDER (little or big), and the bytes PACKED, which are SIZE bytes without compression."""
+    return struct.pack(find_mark(order) + CHUNK, len(packed), size) + packed
 
 
 def find_clock(head: Head) -> str:

@@ -15,11 +15,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format impo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import (
     BUFFER,
     CHUNK,
+    CHUNK_HEADER_SIZE,
     CMDLINES,
     COMPRESSED,
     CPUCOUNT,
     DONE,
-    ENDIAN,
     EVENT_FORMATS,
     FLYRECORD,
     FTRACE_EVENTS,
@@ -29,22 +29,23 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trac
     KALLSYMS,
     MAGIC,
     OPTIONS,
+    ORDERS,
     PRINTK,
     SECTION,
     CpuPages,
     Head,
     TraceFileError,
     find_clock,
+    find_mark,
     read_current_clock,
 )
 
 _BUFFER_TEXT = 22
 _SECTIONS = range(16, 22)
-_ORDERS = {b"\0": "little-endian", b"\1": "big-endian"}
 _LATENCY = b"latency  \0"
 _COMMIT_SIZE = re.compile(rb"field: local_t commit;\s*offset:[0-9]+;\s*size:([0-9]{1,3});")
 _MAX_CLOCKS = 256  # bytes of the kernel's list of clocks
-_WORD_SIZE = 8
+_WORD_SIZES = (4, 8)
 _READ_BY_TRACE_CMD = "read it by trace-cmd report"
 _COUNT_SIZE = 4
 _MAX_SECTION = 64 << 20
@@ -64,9 +65,14 @@ _FREE_GROWTH = 64 << 20
 class _Reader:
     """A reader of the fields of a head in turn, which checks every length before it is used."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, order: str) -> None:
         self._file = file
         self._left = _MAX_HEAD
+        self.order = order  # of the bytes of numbers: little or big
+
+    def enter(self, data: bytes) -> _Reader:
+        """Return a reader of DATA, a part of the head."""
+        return _Reader(io.BytesIO(data), self.order)
 
     def seek(self, offset: int) -> None:
         if offset > self._file.seek(0, io.SEEK_END):
@@ -96,7 +102,12 @@ class _Reader:
             raise TraceFileError(f"the trace is damaged: its head lacks {wanted[:-1].decode('ascii')}")
 
     def number(self, code: str) -> int:
-        return int(struct.unpack(code, self.take(struct.calcsize(code)))[0])
+        return self.numbers(code)[0]
+
+    def numbers(self, codes: str) -> tuple[int, ...]:
+        """Read numbers of the sizes that CODES tell struct, one behind the other."""
+        packed = struct.Struct(find_mark(self.order) + codes)
+        return packed.unpack(self.take(packed.size))
 
     def count(self, what: str, most: int) -> int:
         """Read the number of WHAT; raises TraceFileError for a number above MOST."""
@@ -120,7 +131,7 @@ class _Reader:
 
     def chunk(self, method: str) -> bytes:
         """Return the decompressed content of the chunk that begins here. METHOD is its compression."""
-        packed, size = CHUNK.unpack(self.take(CHUNK.size))
+        packed, size = self.numbers(CHUNK)
         self.spend(size)
         return _decompress(method, self.take(packed), size)
 
@@ -141,17 +152,15 @@ def read_heads(file: BinaryIO) -> list[Head]:
 
     Raises TraceFileError if the file is damaged, or of a kind that is not supported.
     """
-    reader = _Reader(file)
-    head, word_size = _read_start(reader)
+    reader = _Reader(file, sys.byteorder)
+    head = _read_start(reader)
     heads = _read_sections(reader, head) if head.version == 7 else _read_head_6(reader, head)
     found = _COMMIT_SIZE.search(head.header_page)
     # The word size at the file's beginning is that of the program trace-cmd. For the pages that of the kernel counts.
-    word_size = int(found[1]) if found else word_size
-    if word_size != _WORD_SIZE:
-        raise TraceFileError(
-            f"the trace is of a kernel with words of {word_size} bytes, and only those of {_WORD_SIZE} are read here",
-            _READ_BY_TRACE_CMD,
-        )
+    word_size = int(found[1]) if found else head.word_size
+    if word_size not in _WORD_SIZES:
+        raise TraceFileError(f"a kernel with words of {word_size} bytes is not believable")
+    heads = [replace(one, word_size=word_size) for one in heads]
     # trace-cmd writes a buffer without a name into each file, even if it recorded in other buffers only.
     heads = [head for head in heads if head.buffer or any(place.size for place in head.cpus)] or heads[:1]
     if not heads:
@@ -160,8 +169,8 @@ def read_heads(file: BinaryIO) -> list[Head]:
     return heads
 
 
-def _read_start(reader: _Reader) -> tuple[Head, int]:
-    """Read the first bytes; return a head with version and page size only, and the word size in bytes."""
+def _read_start(reader: _Reader) -> Head:
+    """Read the first bytes; return a head with nothing but version, page size, order and word size. READER has the order from then on."""
     magic = reader.look(len(MAGIC))
     if not magic:
         raise TraceFileError("the file is empty", "remove it")
@@ -173,17 +182,15 @@ def _read_start(reader: _Reader) -> tuple[Head, int]:
             f"the file is not a trace.dat of version 6 or 7 (it says {version!r})",
             "let trace-cmd convert --file-version 7 make one of it",
         )
-    order = reader.take(1)
-    if order not in _ORDERS:
+    mark = reader.take(1)
+    found = [order for order, its_mark in ORDERS.items() if its_mark == mark]
+    if not found:
         raise TraceFileError("the trace is damaged: it has no byte order")
-    if order != ENDIAN:
-        raise TraceFileError(
-            f"the trace is of a {_ORDERS[order]} machine, and this one has another byte order", _READ_BY_TRACE_CMD
-        )
+    (reader.order,) = found
     word_size = reader.number("B")
     page_size = reader.number("I")
     _check_page_size(page_size)
-    return Head(page_size, b"", b"", [], {}, version=int(version)), word_size
+    return Head(page_size, b"", b"", [], {}, version=int(version), order=reader.order, word_size=word_size)
 
 
 def _check_page_size(page_size: int) -> None:
@@ -206,14 +213,14 @@ def _read_head_6(reader: _Reader, head: Head) -> list[Head]:
             if number == BUFFER:
                 buffers.append(data)
             elif number == CPUCOUNT:
-                cpus = _Reader(io.BytesIO(data)).count("CPUs", _MAX_CPUS)
+                cpus = reader.enter(data).count("CPUs", _MAX_CPUS)
             else:
                 _add_option(head, number, data)
         section = reader.take(len(FLYRECORD))
     _check_counts(1 + len(buffers), (1 + len(buffers)) * cpus)
     heads = [_read_buffer_6(reader, section, cpus, head)]
     for data in buffers:
-        option = _Reader(io.BytesIO(data))
+        option = reader.enter(data)
         offset, name = option.number("Q"), option.text()
         if offset:  # trace-cmd split leaves options of buffers without a place
             reader.seek(offset)
@@ -232,7 +239,7 @@ def _read_buffer_6(reader: _Reader, section: bytes, cpus: int, head: Head) -> He
         raise TraceFileError("the trace is of a kind other than one whole recording (flyrecord)")
     places = [CpuPages(cpu, reader.number("Q"), reader.number("Q")) for cpu in range(cpus)]
     rest = reader.look(8 + _MAX_CLOCKS)
-    size = int.from_bytes(rest[:8], sys.byteorder)
+    size = int.from_bytes(rest[:8], "little" if reader.order == "little" else "big")
     return replace(head, cpus=places, clock=read_current_clock(rest[8 : 8 + size]) or find_clock(head))
 
 
@@ -291,10 +298,10 @@ def _read_sections(reader: _Reader, head: Head) -> list[Head]:
             if number == _BUFFER_TEXT:
                 raise _make_text_error()
             if number == DONE:
-                offset = _Reader(io.BytesIO(data)).number("Q")
+                offset = reader.enter(data).number("Q")
                 break
             if number in _SECTIONS:
-                sections[number] = _Reader(io.BytesIO(data)).number("Q")
+                sections[number] = reader.enter(data).number("Q")
             elif number == BUFFER:
                 buffers.append(data)
             elif number != CPUCOUNT:
@@ -302,7 +309,7 @@ def _read_sections(reader: _Reader, head: Head) -> list[Head]:
     for number, offset in sections.items():
         _read_section(_open_section(reader, offset, number, head.compression), head, number)
     _check_counts(len(buffers), 0)
-    heads = [_read_buffer_7(reader, _Reader(io.BytesIO(data)), head) for data in buffers]
+    heads = [_read_buffer_7(reader, reader.enter(data), head) for data in buffers]
     places = [place for own in heads for place in own.cpus]
     _check_counts(len(buffers), max([len(places), *(place.cpu for place in places)]))
     return heads
@@ -318,12 +325,12 @@ def _open_section(reader: _Reader, offset: int, wanted: int, method: str) -> _Re
     number, flags, size = _read_section_header(reader, offset)
     if number != wanted or size > _MAX_SECTION:
         raise TraceFileError(f"where section {wanted} of the trace should be is section {number} of {size} bytes")
-    return _Reader(io.BytesIO(reader.chunk(method) if flags & COMPRESSED else reader.take(size)))
+    return reader.enter(reader.chunk(method) if flags & COMPRESSED else reader.take(size))
 
 
 def _read_section_header(reader: _Reader, offset: int) -> tuple[int, int, int]:
     reader.seek(offset)
-    number, flags, _description, size = SECTION.unpack(reader.take(SECTION.size))
+    number, flags, _description, size = reader.numbers(SECTION)
     return number, flags, size
 
 
@@ -368,7 +375,7 @@ def _check_places(file: BinaryIO, heads: list[Head]) -> None:
         reached = place.offset + place.size
         if own.compression != compression.NONE:
             packed += place.size
-            plain += sum(size for _at, _packed, size in _gen_chunks(file, place))
+            plain += sum(size for _at, _packed, size in _gen_chunks(file, place, own.order))
         elif place.size % own.page_size:
             raise TraceFileError(f"the trace is damaged: it holds no whole pages of CPU {place.cpu}")
     check_growth(packed, plain, max(head.page_size for head in heads))
@@ -403,31 +410,34 @@ def gen_page_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int
         yield from _gen_chunk_blocks(file, head, place, block_size)
 
 
-def _gen_chunks(file: BinaryIO, place: CpuPages) -> Iterator[tuple[int, int, int]]:
-    """Yield for each chunk of the CPU at PLACE the offset of its data, and their bytes with and without compression."""
+def _gen_chunks(file: BinaryIO, place: CpuPages, order: str) -> Iterator[tuple[int, int, int]]:
+    """Yield for each chunk of the CPU at PLACE the offset of its data, and their bytes with and without compression.
+
+    ORDER is that of the bytes of its numbers.
+    """
     file.seek(place.offset)
-    count = _Reader(file).number("I")
+    count = _Reader(file, order).number("I")
     at = place.offset + _COUNT_SIZE
     end = at + place.size  # trace-cmd's sizes leave out the count, those of this collection include it
     for _chunk in range(count):
         file.seek(at)
-        packed, size = CHUNK.unpack(_Reader(file).take(CHUNK.size))
+        packed, size = _Reader(file, order).numbers(CHUNK)
         if size > _MAX_CHUNK:
             raise TraceFileError(f"{size} bytes in one chunk of CPU {place.cpu} are not believable")
-        if at + CHUNK.size + packed > end:
+        if at + CHUNK_HEADER_SIZE + packed > end:
             raise TraceFileError(f"the chunks of CPU {place.cpu} reach beyond their end")
-        yield at + CHUNK.size, packed, size
-        at += CHUNK.size + packed
+        yield at + CHUNK_HEADER_SIZE, packed, size
+        at += CHUNK_HEADER_SIZE + packed
 
 
 def _gen_chunk_blocks(file: BinaryIO, head: Head, place: CpuPages, block_size: int) -> Iterator[bytes]:
     # A decoder works best on many pages at once, and a chunk has only a few.
     gathered: list[bytes] = []
-    for at, packed, size in _gen_chunks(file, place):
+    for at, packed, size in _gen_chunks(file, place, head.order):
         if size % head.page_size:
             raise TraceFileError(f"a chunk of CPU {place.cpu} holds no whole pages")
         file.seek(at)
-        gathered.append(_decompress(head.compression, _Reader(file).take(packed), size))
+        gathered.append(_decompress(head.compression, _Reader(file, head.order).take(packed), size))
         if sum(map(len, gathered)) >= block_size:
             yield b"".join(gathered)
             gathered = []

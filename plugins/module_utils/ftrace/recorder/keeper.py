@@ -206,6 +206,13 @@ class Keeper:
         except (FleetError, OSError) as error:
             return f"the recorder met an error: {error}"
 
+    def drain(self) -> None:
+        """Write to the recording, if there is one, what its buffers hold now. What prevents that ends the trace in the next round."""
+        if self.writer is not None:
+            with suppress(Full, Unreadable):
+                self.writer.drain()
+                self._drained_s = time.monotonic()
+
     @property
     def is_gone(self) -> bool:
         """Return True if somebody has removed the instance."""

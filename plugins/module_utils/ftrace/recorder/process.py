@@ -279,6 +279,8 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
                 return {"ok": True, "reasons": reasons, "cpus": list(readers)}, list(readers.values())
             elif what == "account":
                 return {"ok": True, "reasons": keeper.watch.list_reasons()}, []
+            elif what == "drain":
+                keeper.drain()
             elif what == "settle":
                 keeper.watch.settle(_list_peers(host))
             else:

@@ -17,6 +17,12 @@ _CLOCKS = {
 }
 
 
+def read(clock: str) -> int | None:
+    """Return the trace clock CLOCK in nanoseconds, as time stamps have it; None for a clock that user space cannot read."""
+    number = _CLOCKS.get(clock)
+    return None if number is None else time.clock_gettime_ns(number)
+
+
 def measure_offset(clock: str) -> dict[str, Any]:
     """Return offset_ns, which added to a time stamp of the trace clock CLOCK gives real time, as measured at real_time_ns.
 

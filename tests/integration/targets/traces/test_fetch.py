@@ -127,7 +127,7 @@ def test_the_text_has_the_events_of_trace_cmd_and_who_it_was_inside(worker, tmp_
     pid = host.find_pid(worker)
     calls = [line for line in text if "(connect)" in line and "sys_exit" in line]
     assert len(calls) == COUNTS["connect"][0]
-    assert all(re.match(rf" *python3-{pid} +\(1\) ", line) and line.endswith("ret=-2") for line in calls)
+    assert all(re.match(rf" *python3-{pid} +\(1\) ", line) and line.endswith("ret=-2 (ENOENT)") for line in calls)
 
 
 def break_transfer(folder, login, ssh_hosts, after, **arguments):

@@ -15,6 +15,7 @@ from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.capture_summary import add_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 MAX_BYTES = 4096
@@ -44,7 +45,7 @@ def test_a_manifest_has_the_published_form_and_is_small(capture, tmp_path):
     assert manifest["followed"]["exec"] == "descent"
     # As many events as the kernel counted are in the file.
     with open(path, "rb") as file:
-        assert sum(len(batch.types) for batch in Trace(file).gen_batches()) == manifest["entries"] > 0
+        assert sum(len(block.types) for block in gen_event_blocks(Trace(file), manifest)) == manifest["entries"] > 0
 
 
 def test_what_makes_a_manifest_long_is_within_the_trace(container, tmp_path):

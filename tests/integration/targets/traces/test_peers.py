@@ -16,9 +16,14 @@ import pytest
 from support import every_kernel, host, peers
 from support.fetching import fetch_here
 
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines
+
 INSTANCES = {
     "peer-calls": ("sched:sched_switch", "sched:sched_waking", "raw_syscalls:sys_enter", "raw_syscalls:sys_exit"),
-    "peer-files": ("syscalls:sys_enter_openat", "syscalls:sys_exit_openat", "sock:inet_sock_set_state"),
+    "peer-files": (
+        *("syscalls:sys_enter_openat", "syscalls:sys_exit_openat", "sock:inet_sock_set_state"),
+        *("sched:sched_process_fork", "sched:sched_process_exec", "sched:sched_process_exit"),
+    ),
 }
 CONVERSIONS = {
     "version 6": ("--file-version", "6"),
@@ -91,6 +96,29 @@ def test_all_buffers_of_what_trace_cmd_has_extracted_and_converted(extracted, tm
         }
     buffers = [one["buffer"] for one in every_kernel.report(extracted, tmp_path / "report")]
     assert sorted(buffers) == sorted(INSTANCES)
+
+
+def test_every_event_is_shown_as_trace_cmd_shows_it(extracted, tmp_path):
+    names = {event.partition(":")[2] for events in INSTANCES.values() for event in events}
+    for path in (extracted, *convert(extracted, tmp_path).values()):
+        assert peers.check_shows_the_same(path) == names
+
+
+@pytest.mark.parametrize("machine", machines.PEERS_MACHINES, ids=machines.name_machine)
+def test_machines_of_other_byte_orders_and_word_sizes(tmp_path, machine):
+    path = tmp_path / "trace.dat"
+    for seed in range(5):
+        path.write_bytes(machines.pack_random(machine, seed))
+        assert peers.check_shows_the_same(path) >= {
+            "sys_enter",
+            "sys_exit",
+            "task_newtask",
+            "path_openat",
+            "path_rename",
+        }
+    for version in (6, 7):
+        path.write_bytes(machines.pack_story(machine, version))
+        assert "sched_process_exec" in peers.check_shows_the_same(path)
 
 
 def test_a_clock_that_trace_cmd_gives_another_name_is_found_out(tmp_path):

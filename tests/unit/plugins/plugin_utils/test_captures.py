@@ -196,7 +196,7 @@ def test_the_text_has_every_event_in_the_order_of_time(tmp_path):
     assert len(lines) == 2 + 500 * 2 * 2
     assert lines[2] == "          worker-4711        (17) [000]      1.000000100: sys_exit: id=1 (write) ret=0"
     assert lines[3] == "          worker-4711        (17) [002]      1.000000102: sys_exit: id=1 (write) ret=0"
-    assert lines[4] == "           other-4712         (-) [000]      1.000000200: sys_exit: id=9 (?) ret=-2"
+    assert lines[4] == "           other-4712         (-) [000]      1.000000200: sys_exit: id=9 (?) ret=-2 (ENOENT)"
     times = [float(line.split("]")[1].split(":")[0]) for line in lines[2:]]
     assert times == sorted(times)
 
@@ -214,20 +214,28 @@ def test_a_hostile_marker_stays_on_its_line(tmp_path):
     assert "\x1b" not in content
 
 
-def test_arguments_of_a_call_are_words(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "words", "shown"),
+    [
+        (1, (3, 0x7FFF0000, 1, 0, 0, -1), "id=1 (write) args=(3, 0x7fff0000, 1)"),
+        (2, (0x7FFF0000, 0x80041, 0o640, 0, 0, 0), "id=2 (open) args=(0x7fff0000, O_WRONLY|O_CREAT|O_CLOEXEC, 0640)"),
+        # What is not known stays a number.
+        (999, (3, 0x7FFF0000, 1, 0, 0, -1), "id=999 (?) args=(0x3, 0x7fff0000, 0x1, 0, 0, 0xffffffffffffffff)"),
+    ],
+)
+def test_arguments_of_a_call_have_names(tmp_path, number, words, shown):
     enter = SWITCH.replace("name: sys_exit\nID: 442", "name: sys_enter\nID: 443").replace(
         "\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;\n",
         "\tfield:unsigned long args[6];\toffset:16;\tsize:48;\tsigned:0;\n\tfield:u64 flags;\toffset:64;\tsize:8;\tsigned:0;\n",
     )
     head = replace(HEAD, event_formats={"raw_syscalls": [enter.encode()]})
-    event = pack_event(443, 4711, struct.pack("q6QQ", 1, 3, 0x7FFF0000, 1, 0, 0, (1 << 64) - 1, 1 << 63), 1)
-    path = write_segment(tmp_path / NAME, compression.ZSTD, {0: [make_page(1, [event])]}, head=head)
+    event = pack_event(443, 4711, struct.pack("q6qQ", number, *words, 1 << 63), 1)
+    manifest = {**MANIFEST, "syscalls": {"1": "write", "2": "open"}, "arch": "x86_64"}
+    path = write_segment(tmp_path / NAME, compression.ZSTD, {0: [make_page(1, [event])]}, manifest, head=head)
     target, _manifest = assemble(path, tmp_path, with_text=True)
     with open(target[: -len(".dat")] + ".txt", encoding="utf-8") as text:
         line = text.read().splitlines()[-1]
-    assert line.endswith(
-        "sys_enter: id=1 (write) args=(3, 7fff0000, 1, 0, 0, ffffffffffffffff) flags=0x8000000000000000"
-    )
+    assert line.endswith(f"sys_enter: {shown} flags=0x8000000000000000")
 
 
 @pytest.mark.parametrize("name", ["../../../evil", "/etc", "..", "a\0b"])

@@ -167,19 +167,19 @@ def test_bytecode_is_kept_beside_compiled_code(tmp_path, cache, monkeypatch):
 
 def test_the_process_is_told_where_the_cache_is(tmp_path, cache, monkeypatch):
     program = "import json, os; print(json.dumps({'cache': os.environ['NUMBA_CACHE_DIR']}))"
-    monkeypatch.setattr(report_runner, "_PROGRAM", program)
+    monkeypatch.setattr(report_runner, "PROGRAM", program)
     assert run(tmp_path) == {"cache": str(cache / f"numba-{compiled_cache.name_version()}")}
 
 
 def test_a_process_that_is_killed_is_told_apart_from_one_that_fails(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(report_runner, "_PROGRAM", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(report_runner, "PROGRAM", "import os; os.kill(os.getpid(), 9)")
     assert "was killed, most likely because memory ran out" in run(tmp_path)["msg"]
-    monkeypatch.setattr(report_runner, "_PROGRAM", "import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setattr(report_runner, "PROGRAM", "import os; os.kill(os.getpid(), 11)")
     assert "was ended by SIGSEGV before the report was done: it said nothing" in run(tmp_path)["msg"]
-    monkeypatch.setattr(report_runner, "_PROGRAM", "import nonesuch_\x1b")
+    monkeypatch.setattr(report_runner, "PROGRAM", "import nonesuch_\x1b")
     result = run(tmp_path)
     assert "ended with exit code 1" in result["msg"] and result["msg"].isprintable() and "\x1b" not in result["stderr"]
-    monkeypatch.setattr(report_runner, "_PROGRAM", "print('no JSON')")
+    monkeypatch.setattr(report_runner, "PROGRAM", "print('no JSON')")
     assert run(tmp_path)["failed"]
 
 
@@ -187,8 +187,8 @@ def test_only_the_result_goes_to_standard_output(tmp_path, cache, monkeypatch):
     write_capture(tmp_path / "traces")
     monkeypatch.setattr(
         report_runner,
-        "_PROGRAM",
-        report_runner._PROGRAM.replace("import contextlib", "import sys; print(1, file=sys.stderr)\nimport contextlib"),
+        "PROGRAM",
+        report_runner.PROGRAM.replace("import contextlib", "import sys; print(1, file=sys.stderr)\nimport contextlib"),
     )
     assert run(tmp_path)["findings"]
 
@@ -202,7 +202,15 @@ def test_the_process_ends_with_its_parent(tmp_path, cache):
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, report_runner._PROGRAM, str(compiled_cache.COLLECTION), str(cache)],
+        [
+            sys.executable,
+            "-c",
+            program,
+            report_runner.PROGRAM,
+            str(compiled_cache.COLLECTION),
+            str(cache),
+            "report_process",
+        ],
         stdout=subprocess.PIPE,
     )
     child = int(parent.stdout.readline())

@@ -294,6 +294,12 @@ def make_request(code, name):
     return pages.make_record(950, 5, struct.pack("B7xHH", code, place - 4, len(name) + 1) + name + b"\0")
 
 
+def test_the_name_of_a_request_may_count_from_its_field():
+    relative = {"io_uring": [text.replace(b"__data_loc", b"__rel_loc") for text in RING_FORMATS["io_uring"]]}
+    made = [(10, pages.make_record(950, 5, struct.pack("B7xHH", 18, 0, 7) + b"OPENAT\0"))]
+    assert summarize(trace_of(made, relative), MANIFEST).requests == {"OPENAT": 1}
+
+
 def test_requests_by_io_uring_are_counted():
     events = [(10, make_request(18, b"OPENAT")), (20, make_request(0, b"NOP")), (30, make_request(18, b"OPENAT"))]
     table = summarize(trace_of(events, RING_FORMATS), MANIFEST)

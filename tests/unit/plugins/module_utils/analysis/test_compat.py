@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compat import CompatTasks
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import COMPAT
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscalls import summarize
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
@@ -30,32 +28,39 @@ def trace_of(events):
     return Trace(io.BytesIO(pages.pack_trace([made])))
 
 
-def find(events, first=(), last=()):
-    trace = trace_of(events)
-    found = CompatTasks(
-        [{"tid": tid, "compat": compat} for tid, compat in first],
-        [{"tid": tid, "compat": compat} for tid, compat in last],
-    )
-    for batch in trace.gen_batches():
-        found.feed(batch, trace.formats)
-    found.finish()
-    return found
+def find(events, *questions, first=(), last=()):
+    """Return for each of QUESTIONS, a thread and a time, if that thread ran a 32-bit program then; it enters a call to show it."""
+    trace = trace_of(sorted([*events, *((time, tid, "enter", 7) for tid, time in questions)], key=lambda one: one[0]))
+    manifest = {
+        "first_tasks": [make_task(tid, compat) for tid, compat in first],
+        "tasks": [make_task(tid, compat) for tid, compat in last],
+    }
+    hints = CapturePass(trace, manifest).run().hints
+    known = trace.formats["raw_syscalls:sys_enter"].id
+    found = {}
+    for block in gen_event_blocks(trace, manifest, hints=hints):
+        for event in block.select(known).tolist():
+            found[(int(block.tids[event]), int(block.times[event]))] = bool(block.compats[event])
+    return [found[question] for question in questions]
 
 
-def is_compat(found, tid, time):
-    numbers = np.array([7])
-    found.mark(np.array([tid]), np.array([time]), numbers)
-    return {7: False, 7 + COMPAT: True}[int(numbers[0])]
+def make_task(tid, compat):
+    return {"tid": tid, "tgid": tid, "comm": "x", "container_tid": 1, "compat": compat}
 
 
 def test_nothing_is_known():
-    found = find([])
-    assert found.intervals == {}
+    assert find([], (5, 100)) == [False]
 
 
 def test_who_is_there_from_the_start_to_the_end():
-    found = find([], first=[(5, True), (6, False)], last=[(5, True), (6, False), (7, True)])
-    assert [is_compat(found, tid, 100) for tid in (5, 6, 7, 8)] == [True, False, True, False]
+    questions = [(tid, 100 + tid) for tid in (5, 6, 7, 8)]
+    found = find([], *questions, first=[(5, True), (6, False)], last=[(5, True), (6, False), (7, True)])
+    assert found == [True, False, True, False]
+
+
+def test_who_is_another_at_the_end_became_so_by_an_exec():
+    found = find([(100, 5, EXEC, 0)], (5, 99), (5, 101), last=[(5, True)])
+    assert found == [False, True]
 
 
 def test_an_exec_that_nothing_follows_is_of_a_32_bit_program():
@@ -66,19 +71,17 @@ def test_an_exec_that_nothing_follows_is_of_a_32_bit_program():
         (300, 5, EXEC, 0),
         (310, 5, EXIT_OF_EXEC, 0),
     ]
-    found = find(events, last=[(5, False), (6, False)])
-    assert [is_compat(found, 5, time) for time in (99, 100, 299, 300)] == [False, True, True, False]
-    assert not is_compat(found, 6, 250)
+    questions = [(5, 99), (5, 101), (5, 299), (5, 311), (6, 250)]
+    assert find(events, *questions, last=[(5, False), (6, False)]) == [False, True, True, False, False]
 
 
 def test_a_child_is_what_its_parent_is():
     events = [
-        *((100, 5, CLONE, 6), (200, 5, EXEC, 0), (300, 5, CLONE, 7), (400, 7, CLONE, 8)),
+        *((100, 5, CLONE, 6), (200, 5, EXEC, 0), (201, 5, "enter", 1), (300, 5, CLONE, 7), (400, 7, CLONE, 8)),
         *((500, 7, EXEC, 0), (510, 7, EXIT_OF_EXEC, 0), (600, 7, CLONE, 9)),
     ]
-    found = find(events)
-    assert [is_compat(found, tid, 700) for tid in (6, 7, 8, 9)] == [False, False, True, False]
-    assert is_compat(found, 7, 350)
+    questions = [(7, 350), (6, 701), (7, 702), (8, 703), (9, 704)]
+    assert find(events, *questions) == [True, False, False, True, False]
 
 
 def test_calls_are_named_by_their_architecture():

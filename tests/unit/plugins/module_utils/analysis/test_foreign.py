@@ -4,18 +4,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
 import resource
 import struct
 import sys
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import compression, trace_dat
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages, reports
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines, pages, reports
 
 CLOCKS = b"local global counter uptime perf [%s] mono_raw boot tai x86-tsc \n\0"
 HEADER_PAGE = (
@@ -143,7 +148,7 @@ def swap(data, place, value):
     return data[:place] + value + data[place + len(value) :]
 
 
-NARROW = HEADER_PAGE.replace(b"size:8;\tsigned:1", b"size:4;\tsigned:1")
+NARROW = HEADER_PAGE.replace(b"size:8;\tsigned:1", b"size:2;\tsigned:1")
 STATISTICS = b"CPU: 0\nentries: 3\noldest event ts:%s\nnow ts: %s\nread events: 0\n\0"
 OTHER = (trace_dat.OPTION_CPUSTAT, b"\nBuffer: other\n\n\0")
 IN_SECONDS = (trace_dat.OPTION_CPUSTAT, STATISTICS % (b"   189.491412", b"   190.396822"))
@@ -160,9 +165,10 @@ REFUSED = {
     "clock is not 'mono', as the file says": pack(
         make_head(options=[IN_TICKS, OTHER, IN_SECONDS]), [[make_page(1000)]]
     ),
-    "another byte order": swap(GOOD["7"], 12, b"\1" if sys.byteorder == "little" else b"\0"),
-    "words of 4 bytes": pack(make_head(header_page=NARROW), [[make_page(1000)]]),
-    "kernel with words of 4 bytes": swap(pack(make_head(header_page=b""), [[make_page(1000)]]), 13, b"\4"),
+    "a section of it lies behind": swap(GOOD["7"], 12, b"\1" if sys.byteorder == "little" else b"\0"),
+    "no byte order": swap(GOOD["7"], 12, b"\2"),
+    "kernel with words of 2 bytes": pack(make_head(header_page=NARROW), [[make_page(1000)]]),
+    "kernel with words of 5 bytes": swap(pack(make_head(header_page=b""), [[make_page(1000)]]), 13, b"\5"),
     "clock 'counter' does not": pack(make_head(clock=b"counter"), [[make_page(1000)]]),
     "clock 'x86-tsc' does not": pack(make_head(6, clock=b"x86-tsc"), [[make_page(1000)]]),
     "latency tracer's text": GOOD["6"].replace(b"flyrecord\0", b"latency  \0"),
@@ -189,6 +195,59 @@ def test_what_is_not_read_is_named_with_reason_and_next_step(tmp_path, reason):
 def test_the_word_of_a_32_bit_trace_cmd_on_a_64_bit_kernel_is_not_the_kernels(tmp_path):
     (one,) = report_one(tmp_path, swap(GOOD["7"], 13, b"\4"))["captures"]
     assert one["events"] == 6
+
+
+KINDS = [(6, compression.NONE), (7, compression.NONE), *((7, method) for method in compression.list_available())]
+TABLES = {"syscalls": {"56": "clone", "59": "execve", "257": "openat", "3": "close"}, "complete": True}
+
+
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
+@pytest.mark.parametrize(("version", "method"), KINDS)
+def test_machines_of_all_kinds(tmp_path, machine, version, method):
+    (tmp_path / "x.json").write_text(json.dumps(TABLES))
+    (one,) = report_one(tmp_path, machines.pack_story(machine, version, method))["captures"]
+    assert one["events"] == 9
+    rows = [
+        (
+            row["name"],
+            row["pids"],
+            row["syscall"],
+            row["errors"],
+            row["total_ns"],
+            [use["path"] for use in row["paths"]],
+        )
+        for row in one["processes"]
+    ]
+    assert sorted(rows) == [
+        ("web", [5], "openat", {"ENOENT": 1}, 2000, ["/etc/passwd"]),
+        ("worker", [6], "close", {"EBADF": 1}, 1 << 28, []),
+        ("worker", [6], "execve", {}, 0, []),
+    ]
+
+
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
+def test_calls_of_machines_of_all_kinds_have_their_arguments(machine):
+    found = list(gen_calls(Trace(io.BytesIO(machines.pack_story(machine))), TABLES))
+    word = (1 << 32) - 100 if machine.word == 4 else -100
+    assert [(call.call, call.arguments, call.result, call.path) for call in found] == [
+        ("openat", (word, 4096, 0, 0, 0, 0), -2, "/etc/passwd"),
+        ("execve", (), 0, None),
+        ("close", (9, 0, 0, 0, 0, 0), -9, None),
+    ]
+
+
+@pytest.mark.parametrize("machine", machines.MACHINES, ids=machines.name_machine)
+def test_the_text_of_machines_of_all_kinds_is_the_same(tmp_path, machine):
+    texts = []
+    for number, one in enumerate((machine, pages.HERE)):
+        path = tmp_path / f"{number}.dat"
+        path.write_bytes(machines.pack_story(one))
+        about = {**TABLES, "container": {"name": "api"}, "inventory_hostname": "web1", "clock": "mono"}
+        write_text(str(path), about, str(tmp_path / "text"))
+        lines = (tmp_path / "text").read_text().splitlines()
+        texts.append([re.sub(r"args=\(.*\)|clone_flags=\S+", "", line) for line in lines])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 11
 
 
 def fill(folder):

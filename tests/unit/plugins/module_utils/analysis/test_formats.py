@@ -40,6 +40,13 @@ def test_task_rename_with_and_without_pid():
     assert parsed.fields["newcomm"].offset == 24
 
 
+def test_a_text_whose_place_counts_from_the_field():
+    parsed = parse_format(pages.make_path_format("x", 9, "path", kind="__rel_loc").decode(), "crashcart")
+    assert (parsed.fields["path"].is_dynamic, parsed.fields["path"].is_relative) == (True, True)
+    parsed = parse_format(pages.SCHED_PROCESS_EXEC, "sched")
+    assert (parsed.fields["filename"].is_relative, parsed.fields["pid"].is_relative) == (False, False)
+
+
 def test_sched_process_exec_has_a_text_behind_the_record():
     parsed = parse_format(pages.SCHED_PROCESS_EXEC, "sched")
     assert parsed.fields["filename"] == Field("filename", 8, 4, is_signed=False, is_dynamic=True, is_array=False)

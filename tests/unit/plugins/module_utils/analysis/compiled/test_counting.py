@@ -167,3 +167,25 @@ def test_without_room_for_histograms_the_longest_call_stands_in():
 
     rows = make_table(script, fill).processes
     assert sorted((row.calls, row.measured, row.p99_ns) for row in rows if row.calls) == [(1, 0, None), (2, 0, None)]
+
+
+def test_no_more_calls_are_measured_than_counted_when_cells_run_short():
+    script = Script()
+    for tid in range(10, 60):
+        script.call(tid, "getpid", result=tid)
+        script.call(tid, "read", 3, result=1)
+    for share in (2, 3, 4, 5):
+
+        def prepare(state, share=share):
+            state.scalars[codes.CELLS] = len(state.cells) - (len(state.cells) >> share) - 20
+
+        made = script.run(prepare=prepare)
+        first = len(made.state.cells) - (len(made.state.cells) >> share) - 20
+        counts, measures = {}, {}
+        for cell in made.state.cells[first : made.state.scalars[codes.CELLS]].tolist():
+            key = cell[codes.CELL_TASK], cell[codes.CELL_NUMBER]
+            counts[key] = counts.get(key, 0) + cell[codes.COUNT]
+        for row in made.state.rows[: made.state.scalars[codes.ROWS]].tolist():
+            measures[row[codes.ROW_TASK], row[codes.ROW_NUMBER]] = row[codes.MEASURED]
+        assert measures == counts
+        assert sum(counts.values()) == 100

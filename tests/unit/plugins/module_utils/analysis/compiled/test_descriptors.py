@@ -315,3 +315,23 @@ def test_what_is_open_at_the_end_is_counted_by_process_and_object():
     assert left.first_ns[2] == starts["/b"]
     assert tables.processes.opened.tolist()[1:] == [9, 1]
     assert tables.processes.closed.tolist()[1:] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("calls", "counts"),
+    [
+        ([("dup2", 3, 7)], (2, 0)),  # nobody has seen 7 before
+        ([("dup3", 3, 7, O_CLOEXEC), ("close", 7)], (2, 1)),
+        ([("dup2", 3, 7), ("dup2", 3, 7)], (3, 1)),
+        ([("dup2", 3, 1)], (1, 0)),  # the standard output was open, and is as open as before
+        ([("dup2", 3, 3)], (1, 0)),
+        ([("dup2", 3, 300)], (1, 0)),
+    ],
+)
+def test_a_copy_to_a_chosen_number_is_opened_and_closes_what_was_there(calls, counts):
+    script = Script()
+    script.open(5, b"/a", 3)
+    for name, *arguments in calls:
+        script.call(5, name, *arguments, result=arguments[1] if name != "close" else 0)
+    processes = script.tables().processes
+    assert (processes.opened.tolist()[1], processes.closed.tolist()[1]) == counts

@@ -13,6 +13,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled 
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.compiled.scripts import (
     FORMATS,
+    GROUP,
+    MANIFEST,
     NUMBERS,
     Script,
     list_cells,
@@ -126,14 +128,41 @@ def make_relative(number, tid, before, text):
     return pages.make_record(number, tid, bytes(before) + struct.pack("HH", 2, len(text) + 1) + b"??" + text + b"\0")
 
 
-def test_a_text_whose_place_counts_from_the_field():
-    def prepare(state):
-        state.events[state.event_rows[OPENAT], codes.IS_RELATIVE] = 1
+def list_paths(script, kind):
+    """The paths of the calls in SCRIPT, where all paths are fields of KIND."""
+    formats = [
+        pages.make_path_format("path_openat", OPENAT, "path", kind=kind),
+        pages.make_path_format("path_rename", RENAME, "path", "path2", kind=kind),
+    ]
+    return [call.path for call in gen_calls(script.trace(more_formats={**FORMATS, GROUP: formats}), MANIFEST)]
 
+
+def test_a_text_whose_place_counts_from_the_field():
     script = Script()
     script.add(make_relative(OPENAT, 5, 8, b"/relative"))
     script.exit(5, "openat", -2)
-    assert [row[3] for row in list_cells(script.tables(prepare=prepare))] == ["/relative"]
+    assert list_paths(script, "__rel_loc") == ["/relative"]
+
+
+def test_each_of_two_texts_counts_from_its_own_field():
+    script = Script()
+    script.add(pages.make_paths(RENAME, 5, b"/old", b"/new", relative=True))
+    script.exit(5, "rename", -2)
+    assert list_paths(script, "__rel_loc") == ["/old -> /new"]
+    assert list_paths(script, "__data_loc") != ["/old -> /new"]
+
+
+@pytest.mark.parametrize("kind", ["__data_loc", "__rel_loc"])
+def test_names_of_threads_whose_place_is_in_a_word(kind):
+    is_relative = kind == "__rel_loc"
+    fixed = (b"char comm[16];\toffset:12;\tsize:16", b"%s char[] comm;\toffset:12;\tsize:4" % kind.encode())
+    birth = pages.make_formats()["task"][1].replace(*fixed)
+    payload = struct.pack("iI12xQh6x", 6, 6 << 16 | 48 - 16 * is_relative, 0, 0) + b"child\0"
+    script = Script()
+    script.add(pages.make_record(205, 5, payload))
+    script.call(6, "getpid")
+    formats = {**FORMATS, "task": [pages.make_formats()["task"][0], birth]}
+    assert [call.program for call in gen_calls(script.trace(more_formats=formats), MANIFEST)] == ["child"]
 
 
 def test_the_path_of_an_exec_whose_place_counts_from_the_field():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.compiled.scripts import Script
 
 
@@ -59,3 +60,37 @@ def test_the_status_that_a_process_ends_with():
     assert processes.pid.tolist()[1:] == [5, 6, 7]
     assert processes.status.tolist()[1:] == [3, -1, 255]
     assert processes.end_ns.tolist()[1:] == [1020, 0, 1060]
+
+
+def test_a_process_ends_with_its_last_thread():
+    script = Script()
+    script.open(5, b"/a", 3)
+    script.fork(5, 6, pages.CLONE_THREAD)
+    script.fork(5, 7, pages.CLONE_THREAD)
+    script.leave(5)
+    script.call(6, "read", 3, result=1)
+    script.leave(7)
+    script.call(6, "read", 3, result=1)
+    script.leave(6)
+    tables = script.tables()
+    assert (tables.processes.pid.tolist()[1:], tables.processes.end_ns.tolist()[1:]) == ([5], [script.now])
+    assert [call.descriptor for call in script.calls() if call.call == "read"] == ["/a", "/a"]
+    assert tables.descriptors.count == []
+
+
+def test_after_exit_group_a_process_has_ended_though_the_end_of_a_thread_is_missing():
+    script = Script()
+    script.fork(5, 6, pages.CLONE_THREAD)
+    script.fork(5, 7, pages.CLONE_THREAD)
+    script.enter(6, "exit_group", 3)
+    script.leave(6)
+    script.leave(5)
+    processes = script.tables().processes
+    assert (processes.end_ns.tolist()[1:], processes.status.tolist()[1:]) == ([script.now], [3])
+
+
+def test_a_process_whose_first_thread_has_ended_has_not():
+    script = Script()
+    script.fork(5, 6, pages.CLONE_THREAD)
+    script.leave(5)
+    assert script.tables().processes.end_ns.tolist()[1:] == [0]

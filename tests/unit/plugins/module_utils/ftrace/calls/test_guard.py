@@ -36,8 +36,8 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def start(paths, seconds, finish):
-    guard.start_guard([str(path) for path in paths], IDS, seconds, finish)
+def start(paths, seconds, finish, silence_s=None):
+    guard.start_guard([str(path) for path in paths], IDS, seconds, finish, silence_s)
 
 
 def finish_by(paths, note):
@@ -120,3 +120,18 @@ def test_who_has_no_reader_is_alone(monkeypatch):
         os.dup2(kept, 1)
         os.close(kept)
         os.close(writer)
+
+
+def test_it_finishes_them_when_nobody_has_asked_for_anything_for_a_while(traces, tmp_path):
+    def answer(request, is_alone):
+        return {"looked": True} if request is not None else finish_by(traces, tmp_path / "note")(request, is_alone)
+
+    start(traces, 1000, answer, silence_s=2)
+    began = time.monotonic()
+    while time.monotonic() - began < 4:
+        assert requests.ask(IDS, {}) == {"looked": True}
+        time.sleep(0.1)
+    assert all(path.exists() for path in traces)
+    wait_until((tmp_path / "note").exists)
+    assert time.monotonic() - began > 5
+    assert (tmp_path / "note").read_text() == "None True"

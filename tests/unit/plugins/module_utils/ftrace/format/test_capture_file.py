@@ -8,6 +8,7 @@ import io
 import random
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,27 @@ def test_what_is_written_is_read(method):
     segment, found = read(write(method, chunks))
     assert found == {0: b"a" * PAGE + b"c" * PAGE, 7: b"b" * PAGE * 3}
     assert (segment.head, segment.document, segment.compression) == (HEAD, {"a": 2}, method)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("method", METHODS)
+def test_hosts_of_either_byte_order(method, order):
+    head, page = replace(HEAD, order=order), b"a" * PAGE
+    compress = compression.make_compressor(method)
+    data = capture_file.LINE.format(method).encode("ascii").ljust(capture_file.LINE_SIZE, b" ")
+    contents = [
+        (capture_file.HEAD, trace_dat.pack_head(head, [])),
+        (3, page),
+        (258, page * 2),
+        (capture_file.DOCUMENT, b'{"a": 2}'),
+    ]
+    for frames in (contents, contents[::-1]):
+        packed = [
+            number.to_bytes(4, order) + trace_dat.pack_chunk(compress(content), len(content), order)
+            for number, content in frames
+        ]
+        segment, found = read(data + b"".join(packed))
+        assert (segment.head, segment.document, found) == (head, {"a": 2}, {3: page, 258: page * 2})
 
 
 @pytest.mark.sweep

@@ -161,10 +161,10 @@ def test_another_version_is_refused(version):
         read(packed[:10] + version + packed[12:])
 
 
-def test_the_other_byte_order_is_refused():
+def test_a_head_whose_numbers_are_of_the_other_byte_order_than_it_says_is_refused():
     packed = bytearray(trace_dat.pack_head(make_head(), []))
     packed[12] ^= 1
-    with pytest.raises(TraceFileError, match="byte order"):
+    with pytest.raises(TraceFileError, match="not believable"):
         read(bytes(packed))
 
 

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import io
-import struct
+from typing import NamedTuple
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import find_container_pids
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.tasks import TaskNames
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.histories import Histories
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 
 
@@ -18,29 +21,59 @@ def make_task(tid, tgid, comm, container_tid=1):
     return {"tid": tid, "tgid": tgid, "comm": comm, "container_tid": container_tid}
 
 
+class Names:
+    """The histories of threads after a pass, and what the tables of the pass say of their processes."""
+
+    def __init__(self, state, manifest):
+        self._state, self._histories = state, Histories(state, manifest)
+        self._inside = find_container_pids(state.processes[: state.scalars[codes.PROCESSES]], manifest)
+        self.find_name = self._histories.find_name
+        self.find_container_pid = self._histories.find_container_pid
+
+    def find_process(self, tid, time):
+        """The process of thread TID at TIME: its number, and its index in the table; 0 without a thread of that number."""
+        number = int(self._state.tasks[self._histories.find_task(tid, time), codes.TASK_PROCESS])
+        return Process(number, int(self._state.processes[number, codes.PID]), self._inside[number])
+
+    def list_changes(self, tid):
+        """The times at which thread TID became another task."""
+        tasks = self._state.tasks[1 : self._state.scalars[codes.TASKS]]
+        times = tasks[tasks[:, codes.TASK_TID] == tid, codes.TASK_BEGIN]
+        return times[times != codes.NEVER].tolist()
+
+
+class Process(NamedTuple):
+    number: int
+    pid: int
+    container_pid: int
+
+
 def feed(events, first_tasks=(), last_tasks=(), cmdlines=b"", rename_format=pages.TASK_RENAME):
     """Names after EVENTS, each (time, record), one page for each, and the first half of them on another CPU."""
     made = [pages.pack_page(time, [pages.pack_event(record)]) for time, record in events]
-    # Batches come CPU by CPU, so later events may come first.
+    # Later events stand first in the file.
     half = len(made) // 2
-    trace = Trace(io.BytesIO(pages.pack_trace([made[half:], made[:half]], rename_format)))
-    names = TaskNames(first_tasks, last_tasks, cmdlines)
-    for batch in trace.gen_batches():
-        names.feed(batch, trace.formats)
-    names.finish()
-    return names
+    trace = Trace(io.BytesIO(pages.pack_trace([made[half:], made[:half]], rename_format, cmdlines)))
+    manifest = {"first_tasks": list(first_tasks), "tasks": list(last_tasks)}
+    return Names(CapturePass(trace, manifest).run(), manifest)
 
 
 def test_without_any_knowledge():
     names = feed([])
     assert names.find_name(5, 100) == "?"
-    assert names.find_process(5, 0).pid == 5
+    assert names.find_process(5, 0).number == 0
     assert names.find_container_pid(5, 0) is None
     assert names.list_changes(5) == []
 
 
+def test_a_cpu_that_has_nothing_to_do():
+    assert feed([]).find_name(0, 100) == "<idle>"
+    assert feed([(100, pages.make_newtask(0, 5, b"x"))]).find_name(0, 100) == "<idle>"
+
+
 def test_what_was_known_before():
-    names = feed([], [], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
+    seen = [(900, pages.make_enter(5, 1))]
+    names = feed(seen, [], [make_task(5, 4, "worker", 2)], b"4 main\n5 stale\nnonsense\n x\n6 two words\n")
     assert (names.find_name(4, 0), names.find_name(5, 0), names.find_name(6, 0)) == ("main", "worker", "two words")
     assert names.find_process(5, 0).pid == 4
     assert names.find_container_pid(5, 0) == 2
@@ -77,7 +110,7 @@ def test_names_change_in_the_course_of_time(rename_format, make_rename):
             (300, make_rename(5, b"sh", b"env")),
             (400, make_rename(5, b"env", b"ls")),
         ],
-        [make_task(5, 5, "ls")],
+        last_tasks=[make_task(5, 5, "ls")],
         rename_format=rename_format,
     )
     found = [names.find_name(5, time) for time in (0, 99, 100, 299, 300, 399, 400, 10**18)]
@@ -109,17 +142,13 @@ def test_a_line_of_names_whose_number_int_does_not_take_is_passed_over():
     assert feed([], cmdlines="\u00b2 x\n5 y\n".encode()).find_name(5, 0) == "y"
 
 
-def make_exec(pid, path, old_pid=None):
-    return pages.make_record(365, pid, struct.pack("HHii", 20, len(path) + 1, pid, old_pid or pid) + path + b"\0")
-
-
 def test_what_a_thread_that_execs_was_called_is_no_name_of_its_process():
     names = feed(
         [
             (100, pages.make_newtask(5, 6, b"web", pages.CLONE_THREAD)),
             (200, pages.make_rename(6, b"web", b"runner")),
             (300, pages.make_rename(5, b"runner", b"ls")),
-            (310, make_exec(5, b"/bin/ls", 6)),
+            (310, pages.make_exec(5, b"/bin/ls", 6)),
         ],
         [make_task(5, 5, "web")],
         [make_task(5, 5, "ls")],
@@ -144,7 +173,7 @@ def test_a_number_that_is_used_again_is_of_another_process():
     assert [names.find_process(6, time).pid for time in (0, 200, 399, 400, 600)] == [4, 5, 5, 7, 5]
     first, last = names.find_process(6, 200), names.find_process(6, 600)
     assert (first.pid, last.pid, first.number == last.number) == (5, 5, False)
-    assert (first.container_pid, last.container_pid) == (None, 9)
+    assert (first.container_pid, last.container_pid) == (-1, 9)
     assert names.find_process(6, 0).container_pid == 1
     assert [names.find_container_pid(6, time) for time in (0, 300, 600)] == [2, None, None]
     assert names.find_name(6, 0) == "old"
@@ -152,16 +181,17 @@ def test_a_number_that_is_used_again_is_of_another_process():
 
 def test_who_is_in_no_list_is_named_after_his_program():
     # The rename that came with the exec was the runtime's, and is left out of a trace.
-    names = feed([(100, make_exec(5, b"/usr/local/bin/a-very-long-program-name"))], cmdlines=b"")
+    names = feed([(100, pages.make_exec(5, b"/usr/local/bin/a-very-long-program-name"))], cmdlines=b"")
     assert (names.find_name(5, 99), names.find_name(5, 100)) == ("?", "a-very-long-pro")
 
 
 def test_a_rename_is_better_than_a_path():
     # By a descriptor a program has no path: execveat(2).
-    names = feed([(100, pages.make_rename(5, b"sh", b"tool")), (110, make_exec(5, b"/dev/fd/5"))])
+    names = feed([(100, pages.make_rename(5, b"sh", b"tool")), (110, pages.make_exec(5, b"/dev/fd/5"))])
     assert (names.find_name(5, 99), names.find_name(5, 200)) == ("sh", "tool")
 
 
 def test_tasks_that_are_each_others_processes_end():
-    names = feed([], [], [make_task(5, 6, "a"), make_task(6, 5, "b")])
+    seen = [(900, pages.make_enter(5, 1)), (910, pages.make_enter(6, 1))]
+    names = feed(seen, [], [make_task(5, 6, "a"), make_task(6, 5, "b")])
     assert (names.find_process(5, 0).pid, names.find_process(6, 0).pid) == (6, 6)

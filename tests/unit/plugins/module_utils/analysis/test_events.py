@@ -13,7 +13,9 @@ import struct
 import numpy as np
 import pytest
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import decode
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import capture_pass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import EventBlock, gen_event_blocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
@@ -37,63 +39,52 @@ def limit(seconds=120):
         signal.signal(signal.SIGALRM, before)
 
 
-def run(data, size=SIZE):
-    batch = decode.decode_pages(np.frombuffer(data, np.uint8), size, 7)
-    assert batch.cpu == 7
-    return batch
+def open_trace(content, machine=pages.HERE):
+    """The trace of MACHINE whose CPUs have the pages CONTENT."""
+    return Trace(io.BytesIO(machine.pack_trace(content)))
 
 
-def list_events(batch):
+def run(data, machine=pages.HERE):
+    """The events in DATA, which are whole pages of MACHINE's CPU 7, as one block."""
+    trace = open_trace([[], [], [], [], [], [], [], [data]], machine)
+    columns, contents, size = {}, [], 0
+    for block in gen_event_blocks(trace, {}):
+        own = dict(vars(block))
+        content = own.pop("data")
+        contents.append(content[: len(content) // SIZE * SIZE].copy())  # the next block replaces its pages
+        own["records"] = own["records"] + size
+        own["gaps"] = own["gaps"] + sum(map(len, columns.get("times", [])))
+        for name, column in own.items():
+            columns.setdefault(name, []).append(column if name == "mark" else column.copy())
+        size += len(contents[-1])
+    mark = columns.pop("mark", ["<"])[0]
+    if not columns:
+        empty = np.zeros(0, np.int64)
+        return EventBlock(np.zeros(0, np.uint8), mark, *[empty] * 9)
+    whole = EventBlock(
+        data=np.concatenate(contents), mark=mark, **{name: np.concatenate(column) for name, column in columns.items()}
+    )
+    assert set(whole.cpus.tolist()) == {7}
+    return whole
+
+
+def list_events(block):
     """Time, type, thread and record of each event."""
-    data = batch.data.tobytes()
+    data = block.data.tobytes()
     return [
         (int(time), int(number), int(tid), data[record : record + length])
         for time, number, tid, record, length in zip(
-            batch.times, batch.types, batch.tids, batch.records.tolist(), batch.lengths.tolist()
+            block.times, block.types, block.tids, block.records.tolist(), block.lengths.tolist()
         )
     ]
 
 
-def decode_slowly(page):
-    """Return the events of one PAGE, decoded with nothing but struct; every read is checked against the page's own end."""
-    time, commit = struct.unpack_from("QQ", page)
-    end = min(16 + (commit & 0xFFFFF), len(page))
-    place = 16
-    events = []
-    while place + 4 <= end:
-        header = struct.unpack_from("I", page, place)[0]
-        kind, delta = header & 31, header >> 5
-        word = struct.unpack_from("I", page, place + 4)[0] if place + 8 <= end else 0
-        if kind == 29:
-            if delta == 0 or place + 4 + word > end:
-                break
-            time += delta
-            place += (4 + word + 3) & ~3
-            continue
-        if kind in (30, 31):
-            if place + 8 > end:
-                break
-            value = (word << 27) + delta
-            time = time + value if kind == 30 else value | (time & (31 << 59))
-            place += 8
-            continue
-        start, length = (place + 8, word - 4) if kind == 0 else (place + 4, kind * 4)
-        if length < 8 or start + length > end:
-            break
-        time += delta
-        number, _flags, _count, tid = struct.unpack_from("HBBi", page, start)
-        stamp = time & ((1 << 64) - 1)
-        events.append((stamp - (1 << 64) if stamp >> 63 else stamp, number, tid, page[start : start + length]))
-        place = (start + length + 3) & ~3
-    return events
-
-
-def check(data, size=SIZE):
+def check(data, machine=pages.HERE):
     """Both decoders agree on all pages of DATA; the number of events."""
     with limit():
-        found = list_events(run(data, size))
-    starts = range(0, len(data) // size * size, size)
-    assert found == [event for start in starts for event in decode_slowly(data[start : start + size])]
+        found = list_events(run(data, machine))
+    starts = range(0, len(data), SIZE)
+    assert found == [event for start in starts for event in machine.decode_slowly(data[start : start + SIZE])]
     return len(found)
 
 
@@ -103,57 +94,57 @@ C = pages.make_record(13, -1, b"")
 
 
 def test_plain_events():
-    batch = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_event(B, 5), pages.pack_event(C, 100)]))
-    assert list_events(batch) == [(1000, 11, 4242, A), (1005, 12, 4243, B), (1105, 13, -1, C)]
+    block = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_event(B, 5), pages.pack_event(C, 100)]))
+    assert list_events(block) == [(1000, 11, 4242, A), (1005, 12, 4243, B), (1105, 13, -1, C)]
 
 
 def test_an_event_of_every_length_that_fits_its_header():
     for words in range(2, 29):
         record = pages.make_record(11, words, bytes(range(words * 4 - 8)))
-        batch = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(B, 1)]))
-        assert list_events(batch) == [(0, 11, words, record), (1, 12, 4243, B)]
+        block = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(B, 1)]))
+        assert list_events(block) == [(0, 11, words, record), (1, 12, 4243, B)]
 
 
 @pytest.mark.parametrize("length", [8, 9, 10, 11, 12, 113, 200, 401])
 def test_an_event_with_its_length_in_a_word(length):
     record = pages.make_record(11, 4242, bytes(length - 8))
-    batch = run(pages.pack_page(50, [pages.pack_long_event(record, 3), pages.pack_event(B, 1)]))
-    assert list_events(batch) == [(53, 11, 4242, record), (54, 12, 4243, B)]
+    block = run(pages.pack_page(50, [pages.pack_long_event(record, 3), pages.pack_event(B, 1)]))
+    assert list_events(block) == [(53, 11, 4242, record), (54, 12, 4243, B)]
 
 
 def test_padding_without_a_delta_ends_the_page():
-    batch = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(40, 0), pages.pack_event(B)]))
-    assert list_events(batch) == [(0, 11, 4242, A)]
+    block = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(40, 0), pages.pack_event(B)]))
+    assert list_events(block) == [(0, 11, 4242, A)]
 
 
 @pytest.mark.parametrize("length", [8, 12, 40])
 def test_a_discarded_event_is_passed_over_and_its_time_counts(length):
-    batch = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(length, 7), pages.pack_event(B, 1)]))
-    assert list_events(batch) == [(0, 11, 4242, A), (8, 12, 4243, B)]
+    block = run(pages.pack_page(0, [pages.pack_event(A), pages.pack_padding(length, 7), pages.pack_event(B, 1)]))
+    assert list_events(block) == [(0, 11, 4242, A), (8, 12, 4243, B)]
 
 
 @pytest.mark.parametrize("delta", [0, 1, (1 << 27) - 1, 1 << 27, (1 << 27) + 5, 10**15, (1 << 59) - 1])
 def test_time_extend_is_added(delta):
     events = [pages.pack_event(A, 2), pages.pack_time_extend(delta), pages.pack_event(B, 3)]
-    batch = run(pages.pack_page(1000, events))
-    assert [event[0] for event in list_events(batch)] == [1002, 1005 + delta]
+    block = run(pages.pack_page(1000, events))
+    assert [event[0] for event in list_events(block)] == [1002, 1005 + delta]
 
 
 @pytest.mark.parametrize("time", [0, 5, 1 << 27, 123456789012345678, (1 << 59) - 1])
 def test_time_stamp_replaces(time):
-    batch = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_time_stamp(time), pages.pack_event(B, 3)]))
-    assert [event[0] for event in list_events(batch)] == [1000, time + 3]
+    block = run(pages.pack_page(1000, [pages.pack_event(A), pages.pack_time_stamp(time), pages.pack_event(B, 3)]))
+    assert [event[0] for event in list_events(block)] == [1000, time + 3]
 
 
 def test_time_stamp_keeps_the_high_bits_that_it_cannot_hold():
     high = 5 << 59
-    batch = run(pages.pack_page(high + 10, [pages.pack_time_stamp(77), pages.pack_event(A, 1)]))
-    assert [event[0] & ((1 << 64) - 1) for event in list_events(batch)] == [high + 78]
+    block = run(pages.pack_page(high + 10, [pages.pack_time_stamp(77), pages.pack_event(A, 1)]))
+    assert [event[0] & ((1 << 64) - 1) for event in list_events(block)] == [high + 78]
 
 
 def test_a_delta_as_long_as_can_be():
-    batch = run(pages.pack_page(1, [pages.pack_event(A, (1 << 27) - 1)]))
-    assert list_events(batch)[0][0] == 1 << 27
+    block = run(pages.pack_page(1, [pages.pack_event(A, (1 << 27) - 1)]))
+    assert list_events(block)[0][0] == 1 << 27
 
 
 def test_every_page_has_its_own_time_and_events_stay_in_the_order_of_pages():
@@ -229,75 +220,84 @@ def test_an_event_that_begins_in_the_last_word_of_a_page_takes_nothing_from_the_
     assert check(page + tail) == 16
 
 
-def test_nothing_and_less_than_a_page():
-    for data in (b"", b"\0" * (SIZE - 1), pages.pack_page(0, [])):
-        batch = run(data)
-        assert [column.size for column in (batch.times, batch.types, batch.tids, batch.records, batch.lengths)] == [
+def test_nothing():
+    for data in (b"", pages.pack_page(0, [])):
+        block = run(data)
+        assert [column.size for column in (block.times, block.types, block.tids, block.records, block.lengths)] == [
             0
         ] * 5
 
 
-def test_bytes_behind_the_last_whole_page_are_left():
-    assert check(pages.pack_page(0, [pages.pack_event(A)]) + b"\xff" * 100) == 1
+MACHINES = [pages.Machine(order, word) for order in ("little", "big") for word in (4, 8)]
 
 
-def make_good_event(source):
+def name_machine(machine):
+    return f"{machine.order}-{8 * machine.word}"
+
+
+@pytest.fixture(params=MACHINES, ids=name_machine)
+def machine(request):
+    return request.param
+
+
+def make_good_event(source, machine):
     kind = source.randrange(10)
     delta = source.choice([0, 1, source.randrange(1 << 27)])
-    data = pages.make_record(source.randrange(1 << 16), source.randrange(1 << 22), bytes(source.randrange(60)))
+    data = machine.make_record(source.randrange(1 << 16), source.randrange(1 << 22), bytes(source.randrange(60)))
     if kind == 0:
-        return pages.pack_long_event(data, delta)
+        return machine.pack_long_event(data, delta)
     if kind == 1:
-        return pages.pack_padding(source.randrange(8, 40, 4), max(1, delta))
+        return machine.pack_padding(source.randrange(8, 40, 4), max(1, delta))
     if kind == 2:
-        return pages.pack_time_extend(source.randrange(1 << 40))
+        return machine.pack_time_extend(source.randrange(1 << 40))
     if kind == 3:
-        return pages.pack_time_stamp(source.randrange(1 << 59))
-    return pages.pack_event(data, delta)
+        return machine.pack_time_stamp(source.randrange(1 << 59))
+    return machine.pack_event(data, delta)
 
 
-def make_good_page(source):
-    events, left = [], SIZE - 16
+def make_good_page(source, machine=pages.HERE):
+    events, left = [], SIZE - machine.header_size
     while True:
-        event = make_good_event(source)
+        event = make_good_event(source, machine)
         if len(event) > left:
             break
         events.append(event)
         left -= len(event)
-    return pages.pack_page(source.randrange(1 << 60), events)
+    return machine.pack_page(source.randrange(1 << 60), events)
 
 
-def test_good_pages_of_all_kinds_of_events():
+def test_good_pages_of_all_kinds_of_events(machine):
     source = random.Random(11)
-    assert check(b"".join(make_good_page(source) for _page in range(1000))) > 5000
+    assert check(b"".join(make_good_page(source, machine) for _page in range(1000)), machine) > 5000
 
 
-def test_random_pages():
+def test_random_pages(machine):
     source = random.Random(12)
-    assert check(source.randbytes(3000 * SIZE)) > 0
+    assert check(source.randbytes(3000 * SIZE), machine) > 0
 
 
-def test_random_pages_that_claim_to_be_full():
+def test_random_pages_that_claim_to_be_full(machine):
     source = random.Random(13)
     data = b"".join(
-        struct.pack("QQ", source.getrandbits(64), SIZE - 16) + source.randbytes(SIZE - 16) for _page in range(3000)
+        machine.pack_page(source.getrandbits(64), [source.randbytes(SIZE - machine.header_size)])
+        for _page in range(3000)
     )
-    assert check(data) > 1000
+    assert check(data, machine) > 1000
 
 
 @pytest.mark.sweep
-def test_damaged_pages():
+def test_damaged_pages(machine):
     source = random.Random(14)
     damaged = []
     for _page in range(3000):
-        page = bytearray(make_good_page(source))
+        page = bytearray(make_good_page(source, machine))
         for _change in range(source.randrange(1, 12)):
             place = source.randrange(8, SIZE)
             page[place] = source.choice(
                 [0, 0xFF, 29, 30, 31, page[place] ^ 1 << source.randrange(8), source.randrange(256)]
             )
         damaged.append(bytes(page))
-    assert check(b"".join(damaged)) > 5000
+    assert check(b"".join(damaged), machine) > 5000
 
 
 def test_pages_of_one_byte_value():
@@ -311,10 +311,10 @@ def test_the_neighbours_of_a_page_change_nothing_in_it():
     source = random.Random(15)
     for _round in range(50):
         page = source.choice([make_good_page(source), source.randbytes(SIZE)])
-        alone = decode_slowly(page)
+        alone = pages.decode_slowly(page)
         for neighbour in (b"\0" * SIZE, b"\xff" * SIZE, make_good_page(source)):
             found = list_events(run(neighbour + page + neighbour))
-            before = len(decode_slowly(neighbour))
+            before = len(pages.decode_slowly(neighbour))
             assert found[before : len(found) - before] == alone
 
 
@@ -323,11 +323,11 @@ def test_records_lie_in_their_pages():
     data = b"".join(
         struct.pack("QQ", 0, source.randrange(1 << 20)) + source.randbytes(SIZE - 16) for _page in range(2000)
     )
-    batch = run(data)
-    assert batch.records.size > 100
-    assert (batch.lengths >= 8).all()
-    assert (batch.records % SIZE >= 20).all()
-    assert ((batch.records % SIZE) + batch.lengths <= SIZE).all()
+    block = run(data)
+    assert block.records.size > 100
+    assert (block.lengths >= 8).all()
+    assert (block.records % SIZE >= 20).all()
+    assert ((block.records % SIZE) + block.lengths <= SIZE).all()
 
 
 SYS_EXIT = parse_format(pages.SYS_EXIT, "raw_syscalls")
@@ -337,13 +337,13 @@ RENAME = parse_format(pages.TASK_RENAME, "task")
 
 def test_numbers_of_events():
     events = [pages.make_exit(5, 0, -2), pages.make_enter(6, 1), pages.make_exit(7, 257, 1 << 40)]
-    batch = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
-    exits = batch.select(442)
+    block = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
+    exits = block.select(442)
     assert exits.tolist() == [0, 2]
-    assert batch.integers(exits, SYS_EXIT.fields["ret"]).tolist() == [-2, 1 << 40]
-    assert batch.integers(exits, SYS_EXIT.fields["id"]).tolist() == [0, 257]
-    assert batch.integers(exits, SYS_EXIT.fields["common_pid"]).tolist() == [5, 7]
-    assert batch.select(999).tolist() == []
+    assert block.integers(exits, SYS_EXIT.fields["ret"]).tolist() == [-2, 1 << 40]
+    assert block.integers(exits, SYS_EXIT.fields["id"]).tolist() == [0, 257]
+    assert block.integers(exits, SYS_EXIT.fields["common_pid"]).tolist() == [5, 7]
+    assert block.select(999).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -359,26 +359,26 @@ def test_numbers_of_events():
     ],
 )
 def test_signs_and_sizes(size, signed, value):
-    batch = run(pages.pack_page(0, [pages.pack_event(pages.make_record(1, 1, b"\xff" * 8))]))
+    block = run(pages.pack_page(0, [pages.pack_event(pages.make_record(1, 1, b"\xff" * 8))]))
     field = Field("x", 8, size, is_signed=signed, is_dynamic=False, is_array=False)
-    assert batch.integers(np.array([0]), field).tolist() == [value]
+    assert block.integers(np.array([0]), field).tolist() == [value]
 
 
 def test_a_field_behind_the_end_of_its_event_is_zero_and_never_a_neighbours():
     short = pages.make_record(442, 1, b"\x11" * 8)
-    batch = run(pages.pack_page(0, [pages.pack_event(short), pages.pack_event(pages.make_exit(2, 3, 4))]))
-    events = batch.select(442)
-    assert batch.integers(events, SYS_EXIT.fields["ret"]).tolist() == [0, 4]
+    block = run(pages.pack_page(0, [pages.pack_event(short), pages.pack_event(pages.make_exit(2, 3, 4))]))
+    events = block.select(442)
+    assert block.integers(events, SYS_EXIT.fields["ret"]).tolist() == [0, 4]
     for offset in (9, 12, 16, 10000, 1 << 40):
         field = Field("x", offset, 8, is_signed=True, is_dynamic=False, is_array=False)
-        assert batch.integers(events[:1], field).tolist() == [0]
+        assert block.integers(events[:1], field).tolist() == [0]
 
 
 @pytest.mark.parametrize("size", [0, 3, 5, 16, 48, 1 << 40])
 def test_a_number_of_an_odd_size_is_refused(size):
-    batch = run(pages.pack_page(0, [pages.pack_event(A)]))
+    block = run(pages.pack_page(0, [pages.pack_event(A)]))
     with pytest.raises(TraceFileError, match="bytes in an event"):
-        batch.integers(np.array([0]), Field("x", 8, size, is_signed=True, is_dynamic=False, is_array=False))
+        block.integers(np.array([0]), Field("x", 8, size, is_signed=True, is_dynamic=False, is_array=False))
 
 
 def test_texts():
@@ -387,12 +387,12 @@ def test_texts():
         pages.make_exec(5, b"/usr/bin/env"),
         pages.make_rename(5, b"\xff", b""),
     ]
-    batch = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
-    assert batch.text(0, RENAME.fields["oldcomm"]) == "old name"
-    assert batch.text(0, RENAME.fields["newcomm"]) == "sixteen chars..."
-    assert batch.text(1, EXEC.fields["filename"]) == "/usr/bin/env"
-    assert batch.text(2, RENAME.fields["oldcomm"]) == "\ufffd"
-    assert batch.text(2, RENAME.fields["newcomm"]) == ""
+    block = run(pages.pack_page(0, [pages.pack_event(event) for event in events]))
+    assert block.text(0, RENAME.fields["oldcomm"]) == "old name"
+    assert block.text(0, RENAME.fields["newcomm"]) == "sixteen chars..."
+    assert block.text(1, EXEC.fields["filename"]) == "/usr/bin/env"
+    assert block.text(2, RENAME.fields["oldcomm"]) == "\ufffd"
+    assert block.text(2, RENAME.fields["newcomm"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -402,32 +402,53 @@ def test_texts():
 def test_a_text_never_reaches_beyond_its_event(offset, size, text):
     record = pages.make_record(365, 1, struct.pack("HHii", offset, size, 1, 1) + b"abc\0")
     secret = pages.make_record(1, 1, b"secret!!")
-    batch = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(secret)]))
-    assert batch.text(0, EXEC.fields["filename"]) == text
+    block = run(pages.pack_page(0, [pages.pack_event(record), pages.pack_event(secret)]))
+    assert block.text(0, EXEC.fields["filename"]) == text
 
 
 def test_a_text_of_an_event_that_is_too_short_for_it():
-    batch = run(pages.pack_page(0, [pages.pack_event(pages.make_record(204, 1, b"\0\0\0\0name")), pages.pack_event(B)]))
-    assert batch.text(0, RENAME.fields["oldcomm"]) == "name"
-    assert batch.text(0, RENAME.fields["newcomm"]) == ""
+    block = run(pages.pack_page(0, [pages.pack_event(pages.make_record(204, 1, b"\0\0\0\0name")), pages.pack_event(B)]))
+    assert block.text(0, RENAME.fields["oldcomm"]) == "name"
+    assert block.text(0, RENAME.fields["newcomm"]) == ""
 
 
-def test_a_whole_trace_cpu_by_cpu():
-    trace = decode.Trace(io.BytesIO(pages.pack_trace([[], []])))
-    assert list(trace.gen_batches()) == []
+def test_a_whole_trace_in_the_order_of_time():
+    assert list(gen_event_blocks(open_trace([[], []]), {})) == []
     first = [pages.pack_page(100, [pages.pack_event(A)]), pages.pack_page(300, [pages.pack_event(B)])]
-    data = pages.pack_trace([first, [], [pages.pack_page(200, [pages.pack_event(C)])]])
-    trace = decode.Trace(io.BytesIO(data))
+    trace = open_trace([first, [], [pages.pack_page(200, [pages.pack_event(C)])]])
     assert trace.formats["raw_syscalls:sys_exit"].id == 442
-    assert [(batch.cpu, batch.times.tolist()) for batch in trace.gen_batches()] == [(0, [100, 300]), (2, [200])]
+    found = [pair for block in gen_event_blocks(trace, {}) for pair in zip(block.cpus.tolist(), block.times.tolist())]
+    assert found == [(0, 100), (2, 200), (0, 300)]
 
 
-def test_more_pages_than_one_batch_takes():
-    trace = decode.Trace(
-        io.BytesIO(pages.pack_trace([[pages.pack_page(number, [pages.pack_event(A)]) for number in range(5)]]))
-    )
-    batches = list(trace.gen_cpu_batches(trace.head.cpus[0], 2 * SIZE))
-    assert [batch.times.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+def test_more_pages_than_one_block_takes(monkeypatch):
+    monkeypatch.setattr(capture_pass, "_MAX_SLOT", 2 * SIZE)
+    trace = open_trace([[pages.pack_page(number, [pages.pack_event(A)]) for number in range(5)]])
+    assert [block.times.tolist() for block in gen_event_blocks(trace, {})] == [[0, 1], [2, 3], [4]]
+
+
+def test_more_events_than_one_block_takes():
+    events = [pages.pack_event(C, 1)] * 40
+    trace = open_trace([[pages.pack_page(40 * number, events) for number in range(2000)]])
+    sizes, before = [], 0
+    for block in gen_event_blocks(trace, {}):
+        assert block.times.tolist() == list(range(before + 1, before + 1 + len(block.times)))
+        assert set(block.integers(np.arange(len(block.times)), SYS_EXIT.fields["common_type"]).tolist()) == {13}
+        before += len(block.times)
+        sizes.append(len(block.times))
+    assert (before, len(sizes) > 1) == (80000, True)
+
+
+def test_the_thread_of_an_event_is_what_it_is_after_it():
+    first = [
+        pages.make_record(11, 5, b"before"),
+        pages.make_rename(5, b"old", b"new"),
+        pages.make_record(11, 5, b"behind"),
+        pages.make_record(11, 6, b"another"),
+    ]
+    (block,) = gen_event_blocks(open_trace([[pages.pack_page(1, [pages.pack_event(one, 1) for one in first])]]), {})
+    tasks = block.tasks.tolist()
+    assert (tasks[0], tasks[1] == tasks[2], tasks[3]) == (-1, True, -1)
 
 
 def test_a_trace_cut_short_in_its_pages():
@@ -435,16 +456,16 @@ def test_a_trace_cut_short_in_its_pages():
     data = pages.pack_trace([[page, page], [page]])
     for length in range(len(data) - 3 * SIZE, len(data), 97):
         with pytest.raises(TraceFileError, match="cut short: the pages of CPU"):
-            decode.Trace(io.BytesIO(data[:length]))
+            Trace(io.BytesIO(data[:length]))
 
 
 def test_pages_said_to_lie_behind_the_end():
-    trace = decode.Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(0, [])]])))
+    trace = Trace(io.BytesIO(pages.pack_trace([[pages.pack_page(0, [])]])))
     (place,) = trace.head.cpus
     for offset, size in ((1 << 40, SIZE), (place.offset, 1 << 62), (place.offset + 1, SIZE)):
         trace.head.cpus = [type(place)(0, offset, size)]
         with pytest.raises(TraceFileError):
-            list(trace.gen_batches())
+            list(gen_event_blocks(trace, {}))
 
 
 def test_pages_said_to_lie_at_a_place_that_no_file_has(tmp_path):
@@ -454,4 +475,4 @@ def test_pages_said_to_lie_at_a_place_that_no_file_has(tmp_path):
     data[place : place + 8] = struct.pack("Q", 1 << 63)
     path.write_bytes(bytes(data))
     with open(str(path), "rb") as file, pytest.raises(TraceFileError):
-        list(decode.Trace(file).gen_batches())
+        list(gen_event_blocks(Trace(file), {}))
