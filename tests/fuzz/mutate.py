@@ -184,7 +184,9 @@ def _move_events(sample, source):
 
 def _add_calls(sample, source):
     """Put calls with random numbers, arguments and results in."""
-    known = [int(number) for number in (sample.tables.get("syscalls") or {"0": ""}) if number.isdigit()] or [0]
+    names = sample.tables.get("syscalls")  # anything, after another damage
+    known = [int(number) for number in names if number.isdigit()] if isinstance(names, dict) else []
+    known = known or [0]
     for _time in range(source.randrange(1, 20)):
         events = source.choice(sample.cpus)
         number = source.choice(known) if source.random() < 0.8 else pick_number(source)
