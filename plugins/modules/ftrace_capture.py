@@ -365,7 +365,7 @@ def start(module, root, outcome):
     parameters = module.params
     ttl_s = prepare(parameters)
     check_host()
-    check = live.check_one if parameters["live"] else lambda _containers: None
+    check = live.check_one if parameters["live"] else None
     result, containers = starting.start_traces(module, root, outcome, check)
     result.update(options.describe_selection(module, containers))
     leave = list_left_alone(parameters, result["instances"])

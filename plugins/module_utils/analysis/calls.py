@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.object_texts import ObjectTexts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import find_container_pids
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (
     RESTARTS,
@@ -130,7 +131,7 @@ class CallStream:
                 duration_ns=end - start if not outcome & codes.ONE_END else None,
                 tid=int(state.tasks[task, codes.TASK_TID]),
                 pid=pids[process],
-                program=bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace") or _UNKNOWN,
+                program=decode_name(state.task_names[task]) or _UNKNOWN,
                 container_pid=inside[process] if inside[process] >= 0 else None,
                 call=name,
                 arguments=tuple(words) if has_start else (),

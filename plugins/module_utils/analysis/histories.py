@@ -11,7 +11,7 @@ import bisect
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, decode_name
 
 UNKNOWN_NAME = "?"
 _IDLE = 0, "<idle>"  # a CPU that has nothing to do, as trace-cmd names it
@@ -71,7 +71,7 @@ class Histories:
 
 
 def _decode(name: Any) -> str:
-    return bytes(name).split(b"\0", 1)[0].decode("utf-8", "replace") or UNKNOWN_NAME
+    return decode_name(name) or UNKNOWN_NAME
 
 
 def _read_hints(state: State) -> dict[int, str]:

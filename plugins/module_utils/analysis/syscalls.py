@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import make_tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import CaptureTables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import name_functions
@@ -146,8 +147,7 @@ class TableMaker:
         seen = np.flatnonzero(state.event_counts).tolist()
         requests = Counter(
             {
-                bytes(state.ring_names[code]).split(b"\0", 1)[0].decode("utf-8", "replace")
-                or f"operation {code}": count
+                decode_name(state.ring_names[code]) or f"operation {code}": count
                 for code, count in enumerate(state.ring_counts.tolist())
                 if count
             }

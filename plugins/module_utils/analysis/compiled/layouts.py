@@ -26,7 +26,7 @@ _FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 _EBADF, _EFAULT = 9, 14
 _OWN_ERRORS = {"fcntl": _EBADF, "fcntl64": _EBADF, "times": _EFAULT}
 _EXECS = frozenset({"execve", "execveat"})
-_CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
+FORKS = frozenset({"clone", "clone3", "fork", "vfork"})
 _ACTIONS = {
     codes.OPEN: ("open", "openat", "openat2", "creat", "open_by_handle_at"),
     codes.CLOSE: ("close",),
@@ -392,7 +392,7 @@ def _describe_call(number: int, name: str, selection: Selection) -> tuple[int, .
         codes.HAS_EXIT: selection.is_recorded(name, "exit"),
         codes.IS_SELECTED: selection.is_selected(number, name),
         codes.IS_EXEC: name in _EXECS,
-        codes.IS_CLONE: name in _CLONES,
+        codes.IS_CLONE: name in FORKS,
         codes.OWN_ERROR: _OWN_ERRORS.get(name, 0),
         codes.CLOEXEC_ARGUMENT: _CLOEXEC.get(name, (-1, 0))[0],
         codes.CLOEXEC_BITS: _CLOEXEC.get(name, (-1, 0))[1],

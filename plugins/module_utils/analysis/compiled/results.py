@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.object_texts import ObjectTexts
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
     CaptureTables,
     Cells,
@@ -40,7 +40,7 @@ def make_tables(
         outcomes[denied] = outcomes[denied] & ~(codes.DENIED | codes.TRAPPED) | codes.CONTINUED
     return CaptureTables(
         tasks=Tasks(
-            [bytes(name).split(b"\0", 1)[0].decode("utf-8", "replace") for name in state.task_names[: len(tasks)]],
+            [decode_name(name) for name in state.task_names[: len(tasks)]],
             tasks[:, codes.TASK_TID],
             tasks[:, codes.TASK_PROCESS],
             tasks[:, codes.TASK_BEGIN],

@@ -74,6 +74,11 @@ def _make_layout() -> Any:
     )
 
 
+def decode_name(raw: Any) -> str:
+    """Return the name in RAW, bytes up to a zero byte such as a row of `task_names`; bytes that are not UTF-8 are replaced."""
+    return bytes(raw).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
 def make_state() -> State:
     """Return an empty State. The machine gives memory as rows come into use."""
     state = np.zeros(1, _make_layout()).view(np.recarray)[0]

@@ -7,6 +7,7 @@ Sources: the calls' man pages, and what glibc, musl, ld.so, shells, Python, Node
 
 from __future__ import annotations
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import FORKS
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Cell
 
 PATH_CALLS = {
@@ -37,7 +38,6 @@ PATH_CALLS = {
 CHECKS = frozenset(name for name, verb in PATH_CALLS.items() if verb == "find") | {"unlink", "unlinkat", "rmdir"}
 """Calls that ask whether there is a file, or do not mind that there is none."""
 EXECS = frozenset({"execve", "execveat"})
-FORKS = frozenset({"clone", "clone3", "fork", "vfork"})
 TRANSFERS = {
     **dict.fromkeys(("read", "readv", "pread64", "preadv", "preadv2", "recvfrom", "recvmsg", "recvmmsg"), "read from"),
     **dict.fromkeys(("write", "writev", "pwrite64", "pwritev", "pwritev2"), "write to"),

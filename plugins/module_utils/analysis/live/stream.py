@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import Call, CallBlock, CallStream
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.capture_pass import CapturePass
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import FORKS
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import PageQueue
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import Ints
 
 _MOST_TASKS, _MOST_TEXT = 50_000, 14 << 20  # of 65,536 tasks, and of 16 MiB of paths; one look brings far fewer
-_CLONES = ("clone", "clone3", "fork", "vfork")
 
 
 class _LivePass(CapturePass):
@@ -55,7 +56,7 @@ class LiveStream(CallStream):
         self._trace = Trace(file, replace(found, cpus=places))
         self._queues = [PageQueue(found.page_size) for _cpu in places]
         self._begin(manifest)
-        self._clones = np.array([number for number, name in self.names.items() if name in _CLONES], np.int64)
+        self._forks = np.array([number for number, name in self.names.items() if name in FORKS], np.int64)
 
     def _begin(self, manifest: Mapping[str, Any]) -> None:
         """Begin a pass over the pages that come from now on."""
@@ -76,7 +77,7 @@ class LiveStream(CallStream):
             tid, task = int(thread[codes.TID]), int(thread[codes.TASK])
             process = int(state.tasks[task, codes.TASK_PROCESS])
             pid = int(processes[process, codes.PID])
-            name = bytes(state.task_names[task]).split(b"\0", 1)[0].decode("utf-8", "replace")
+            name = decode_name(state.task_names[task])
             own = inside[process] if tid == pid else -1
             is_compat = bool(thread[codes.IS_COMPAT])
             tasks.append({"tid": tid, "tgid": pid, "comm": name, "container_tid": own, "compat": is_compat})
@@ -121,7 +122,7 @@ class LiveStream(CallStream):
     def _note_children(self, block: CallBlock) -> None:
         """Note the numbers inside the container that the calls of BLOCK gave to new processes: a call returns them to its caller."""
         state = self._live.state
-        is_birth = np.isin(block.numbers, self._clones) & (block.results > 0) & (block.outcomes == 0)
+        is_birth = np.isin(block.numbers, self._forks) & (block.results > 0) & (block.outcomes == 0)
         processes = state.processes[: state.scalars[codes.PROCESSES]]
         for row in np.flatnonzero(is_birth).tolist():
             parent = state.tasks[block.tasks[row], codes.TASK_PROCESS]

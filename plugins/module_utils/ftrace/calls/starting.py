@@ -28,19 +28,20 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 
 def start_traces(
-    module: Any, root: str, outcome: Outcome, check: Callable[[Sequence[Container]], None] = lambda _containers: None
+    module: Any, root: str, outcome: Outcome, check: Callable[[Sequence[Container]], None] | None = None
 ) -> tuple[dict[str, Any], list[Container]]:
     """Start a trace of each container that MODULE's options select, and return the module's result and these containers.
 
     ROOT is the tracefs. OUTCOME gets the containers that fail; a trace of which nothing came is removed again.
-    CHECK gets the containers before anything is changed, and may raise FleetError.
+    CHECK, if there is one, gets the containers before anything is changed, and may raise FleetError.
     """
     parameters = profiles.complete(module.params, len(Instance(root, "..").list_cpus()))
     path, files = _find_exposed(parameters)
     wanted, request = _make_request(parameters, root, path, files, check_mode=module.check_mode)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
-    check(containers)
+    if check is not None:
+        check(containers)
     if module.params["existing"] == "refuse":
         for container in containers:
             with outcome.serve(container):

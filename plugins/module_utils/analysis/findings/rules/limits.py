@@ -12,9 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import FORKS
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import Attempts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import FORKS, find_rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.resources import Mount, Resources
