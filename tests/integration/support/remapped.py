@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from ansible_collections.crashcart.fleet.tools import busybox_archive, make_container_image
 from support import host
+from support.accounts import make_account
 
 _ENGINE = os.path.join(os.path.dirname(make_container_image.__file__), "engine.sh")
 _USER = "cc-test-remap"
@@ -24,18 +25,17 @@ def run_remapped(name: str) -> Iterator[str]:
     # The containers' root could not enter pytest's folder.
     folder = tempfile.mkdtemp(prefix="crashcart-remapped-")
     os.chmod(folder, 0o711)
-    host.run("useradd", "--no-create-home", _USER)
     try:
-        url = host.run(_ENGINE, "start", f"{folder}/engine", "--userns-remap", _USER).stdout.strip()
-        try:
-            archive = busybox_archive.make_archive()
-            tag = "crashcart-test/busybox"
-            docker = ["docker", "-H", url]
-            subprocess.run([*docker, "import", "-", tag], input=archive, check=True, stdout=subprocess.DEVNULL)
-            host.run(*docker, "run", "-d", "--name", name, "--network", "none", tag, "/bin/sleep", "100000")
-            yield url
-        finally:
-            host.run(_ENGINE, "stop", f"{folder}/engine")
+        with make_account(_USER, "--no-create-home"):
+            url = host.run(_ENGINE, "start", f"{folder}/engine", "--userns-remap", _USER).stdout.strip()
+            try:
+                archive = busybox_archive.make_archive()
+                tag = "crashcart-test/busybox"
+                docker = ["docker", "-H", url]
+                subprocess.run([*docker, "import", "-", tag], input=archive, check=True, stdout=subprocess.DEVNULL)
+                host.run(*docker, "run", "-d", "--name", name, "--network", "none", tag, "/bin/sleep", "100000")
+                yield url
+            finally:
+                host.run(_ENGINE, "stop", f"{folder}/engine")
     finally:
-        host.run("userdel", "--force", _USER)
         shutil.rmtree(folder)

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
+from support.accounts import make_account
 from support.speed import seconds
 
 USER = "crashcart-test"
@@ -58,20 +59,18 @@ def _user(password: str | None) -> Iterator[None]:
     """Make an unprivileged user who may use sudo, with PASSWORD if there is one, until the context ends."""
     rule = Path("/etc/sudoers.d/crashcart-test")
     is_new = USER not in {entry.pw_name for entry in pwd.getpwall()}
-    if is_new:
-        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER], check=True)
-    if password is not None:
-        subprocess.run(["chpasswd"], input=f"{USER}:{password}\n", text=True, check=True)
-    rule.write_text(
-        f"{USER} ALL=(ALL) {'' if password else 'NOPASSWD: '}ALL\nDefaults:{USER} env_keep += DOCKER_HOST\n"
-    )
-    os.chmod(rule, 0o440)
-    try:
-        yield
-    finally:
-        rule.unlink()
-        if is_new:
-            subprocess.run(["userdel", "--force", "--remove", USER], check=True, capture_output=True)
+    options = ("--create-home", "--shell", "/bin/bash", "--password", "*")
+    with make_account(USER, *options) if is_new else nullcontext():
+        if password is not None:
+            subprocess.run(["chpasswd"], input=f"{USER}:{password}\n", text=True, check=True)
+        rule.write_text(
+            f"{USER} ALL=(ALL) {'' if password else 'NOPASSWD: '}ALL\nDefaults:{USER} env_keep += DOCKER_HOST\n"
+        )
+        os.chmod(rule, 0o440)
+        try:
+            yield
+        finally:
+            rule.unlink()
 
 
 def _configuration(folder: Path, port: int, environment: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 from support import host, runtimes
+from support.accounts import end_processes, list_processes, make_account
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class User:
 
     def list_processes(self) -> list[int]:
         """Return the pids of this user's processes, without zombies."""
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _has_owner(name, self.uid)]
+        return list_processes(self.uid)
 
     @contextmanager
     def unshare(self, *options: str) -> Iterator[int]:
@@ -103,13 +103,6 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
-
-
-def _has_owner(pid: str, uid: int) -> bool:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid == uid and host.read_state(int(pid)) != "Z"
-    except OSError:
-        return False
 
 
 def make_state(identity: str, pid: int, annotations: dict[str, str]) -> dict[str, Any]:
@@ -136,24 +129,24 @@ def make_state(identity: str, pid: int, annotations: dict[str, str]) -> dict[str
 @contextmanager
 def make_user(name: str) -> Iterator[User]:
     """Make an unprivileged user NAME of this host with numbers for a user namespace, until the context ends."""
-    host.run("useradd", "--create-home", name)
-    uid = int(host.run("id", "-u", name).stdout)
-    user = User(uid, name, Path(f"/home/{name}"))
-    os.makedirs(user.folder, mode=0o700)
-    user.give(user.folder)
-    try:
-        yield user
-    finally:
+    with make_account(name, "--create-home") as uid:
+        user = User(uid, name, Path(f"/home/{name}"))
+        os.makedirs(user.folder, mode=0o700)
+        user.give(user.folder)
         try:
-            host.wait_until(lambda: not user.list_processes())
-        except AssertionError as error:
-            left = {pid: _read(f"/proc/{pid}/cmdline").replace("\0", " ") for pid in user.list_processes()}
-            raise AssertionError(f"processes of {name} are left: {left}") from error
-        finally:  # the next test finds no user of that name
-            for pid in user.list_processes():
-                os.kill(pid, signal.SIGKILL)
+            yield user
+            _assert_no_processes(user)
+        finally:
+            end_processes(uid)
             shutil.rmtree(user.folder)
-            host.run("userdel", "--remove", name, check=False)
+
+
+def _assert_no_processes(user: User) -> None:
+    try:
+        host.wait_until(lambda: not user.list_processes())
+    except AssertionError as error:
+        left = {pid: _read(f"/proc/{pid}/cmdline").replace("\0", " ") for pid in user.list_processes()}
+        raise AssertionError(f"processes of {user.name} are left: {left}") from error
 
 
 @contextmanager
@@ -195,5 +188,4 @@ def run_rootless_podman(user: User, name: str, *options: str) -> Iterator[None]:
         user.run("podman", "rm", "-f", "-t", "0", name)
         user.run("podman", "unshare", "rm", "-rf", str(user.home / ".local"))
         # No command of Podman ends the process that holds the user's namespaces for all its commands.
-        for pid in user.list_processes():
-            os.kill(pid, signal.SIGKILL)
+        end_processes(user.uid)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support import host
+from support.accounts import make_account
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import scratch
 
@@ -28,16 +29,15 @@ def passwords():
     known = {"sudo": secrets.token_hex(12), "su": secrets.token_hex(12)}
     old = host.run("getent", "shadow", "root").stdout.split(":")[1]
     rule = Path("/etc/sudoers.d", USER)
-    subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], check=True)
-    try:
-        subprocess.run(["chpasswd"], input=f"{USER}:{known['sudo']}\nroot:{known['su']}\n", text=True, check=True)
-        rule.write_text(f"{USER} ALL=(ALL) ALL\n")
-        rule.chmod(0o440)
-        yield known
-    finally:
-        subprocess.run(["usermod", "--password", old, "root"], check=True)
-        rule.unlink(missing_ok=True)
-        subprocess.run(["userdel", "--force", "--remove", USER], check=True, capture_output=True)
+    with make_account(USER, "--create-home", "--shell", "/bin/bash"):
+        try:
+            subprocess.run(["chpasswd"], input=f"{USER}:{known['sudo']}\nroot:{known['su']}\n", text=True, check=True)
+            rule.write_text(f"{USER} ALL=(ALL) ALL\n")
+            rule.chmod(0o440)
+            yield known
+        finally:
+            subprocess.run(["usermod", "--password", old, "root"], check=True)
+            rule.unlink(missing_ok=True)
 
 
 @pytest.fixture
