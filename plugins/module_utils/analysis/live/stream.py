@@ -14,7 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.layouts import FORKS
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import PageQueue
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import PageForm, PageQueue
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import CpuPages, TraceFileError
@@ -54,8 +54,10 @@ class LiveStream(CallStream):
         # None of the pages is in the file.
         places = [CpuPages(cpu, 0, found.page_size) for cpu in self._cpus]
         self._trace = Trace(file, replace(found, cpus=places))
-        self._queues = [PageQueue(found.page_size) for _cpu in places]
         self._begin(manifest)
+        scalars = self._live.state.scalars
+        form = PageForm(found.page_size, int(scalars[codes.HEADER_SIZE]), int(scalars[codes.COMMIT_SIZE]), found.order)
+        self._queues = [PageQueue(form) for _cpu in places]
         self._forks = np.array([number for number, name in self.names.items() if name in FORKS], np.int64)
 
     def _begin(self, manifest: Mapping[str, Any]) -> None:

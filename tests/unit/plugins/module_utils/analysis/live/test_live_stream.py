@@ -11,11 +11,15 @@ import pytest
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.calls import gen_calls
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live import stream as stream_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import PageQueue, split_page
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.page_queue import (
+    PageForm,
+    PageQueue,
+    split_page,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.live.stream import LiveStream
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import MISSED_EVENTS
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
-from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import machines, pages
 
 MANIFEST = {
     "syscalls": {"0": "read", "39": "getpid", "56": "clone"},
@@ -25,11 +29,12 @@ MANIFEST = {
         {"tid": tid, "tgid": tid, "comm": f"p{tid}", "container_tid": tid - 100, "compat": False} for tid in (101, 102)
     ],
 }
-HEAD = pages.pack_trace([[], []])
+KINDS = [pages.Machine(order, word) for order, word in machines.KINDS]
+FORM = PageForm(pages.PAGE_SIZE, 16, 8, pages.HERE.order)
 
 
-def make_stream():
-    return LiveStream(HEAD, MANIFEST, [0, 1])
+def make_stream(machine=pages.HERE):
+    return LiveStream(machine.pack_trace([[], []]), MANIFEST, [0, 1])
 
 
 def page(*events):
@@ -150,42 +155,43 @@ def test_what_are_no_pages_of_the_trace_is_refused(cpu, data):
         make_stream().add(cpu, data)
 
 
-def make_events(source):
+def make_events(source, machine):
     """Pages of two CPUs: threads that make calls, and move between the CPUs, with time stamps of each kind."""
     events = ([], [])
     time = 1000
     for _index in range(300):
         tid, number = source.choice((101, 102)), source.choice((0, 39))
         time += source.choice((1, 50, 1 << 28))
-        events[source.randrange(2)].append((time, pages.make_enter(tid, number)))
+        events[source.randrange(2)].append((time, machine.make_enter(tid, number)))
         time += source.choice((1, 50))
-        events[source.randrange(2)].append((time, pages.make_exit(tid, number, source.randrange(100))))
-    return [list(gen_pages(source, own)) for own in events]
+        events[source.randrange(2)].append((time, machine.make_exit(tid, number, source.randrange(100))))
+    return [list(gen_pages(source, machine, own)) for own in events]
 
 
-def gen_pages(source, events):
+def gen_pages(source, machine, events):
     while events:
         count = source.randrange(1, 6)
         some, events = events[:count], events[count:]
         last, packed = some[0][0], []
         for time, record in some:
             if time - last >= 1 << 27:
-                packed.append(source.choice((pages.pack_time_extend(time - last), pages.pack_time_stamp(time))))
+                packed.append(source.choice((machine.pack_time_extend(time - last), machine.pack_time_stamp(time))))
                 last = time
-            packed.append(pages.pack_event(record, time - last))
+            packed.append(machine.pack_event(record, time - last))
             last = time
-        yield pages.pack_page(some[0][0], packed)
+        yield machine.pack_page(some[0][0], packed)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_any_parts_give_the_calls_of_the_whole(seed, tmp_path):
+@pytest.mark.parametrize("machine", KINDS, ids=machines.name_machine)
+@pytest.mark.parametrize("seed", range(5))
+def test_any_parts_give_the_calls_of_the_whole(seed, machine, tmp_path):
     source = random.Random(seed)
-    made = make_events(source)
+    made = make_events(source, machine)
     path = tmp_path / "whole.dat"
-    path.write_bytes(pages.pack_trace(made))
+    path.write_bytes(machine.pack_trace(made))
     with path.open("rb") as file:
         whole = list(gen_calls(Trace(file), MANIFEST))
-    stream = make_stream()
+    stream = make_stream(machine)
     found = []
     places = [0, 0]
     until = 0
@@ -194,7 +200,7 @@ def test_any_parts_give_the_calls_of_the_whole(seed, tmp_path):
         for cpu, own in enumerate(made):
             # All pages that begin before the time have come, and some more.
             while places[cpu] < len(own) and (
-                int.from_bytes(own[places[cpu]][:8], "little") < until or source.random() < 0.3
+                int.from_bytes(own[places[cpu]][:8], machine.order) < until or source.random() < 0.3
             ):
                 stream.add(cpu, own[places[cpu]])
                 places[cpu] += 1
@@ -203,30 +209,34 @@ def test_any_parts_give_the_calls_of_the_whole(seed, tmp_path):
     assert len(whole) == 300 and found == whole
 
 
-def test_a_page_is_split_before_the_time_stamp_that_belongs_to_the_next_event():
-    first, second = pages.make_enter(101, 0), pages.make_exit(101, 0, 3)
-    whole = pages.pack_page(
-        1000,
-        [pages.pack_event(first), pages.pack_time_extend(1 << 30), pages.pack_event(second, 5)],
-    )
-    before, after = split_page(whole, 2000)
-    assert before == pages.pack_page(1000, [pages.pack_event(first)])
-    assert after == pages.pack_page(1000, [pages.pack_time_extend(1 << 30), pages.pack_event(second, 5)])
-    assert split_page(whole, 1 << 40) == (whole, b"")
-    assert split_page(after, 1000 + (1 << 30) + 6) == (after, b"")
+@pytest.mark.parametrize("machine", KINDS, ids=machines.name_machine)
+def test_a_page_is_split_before_the_time_stamp_that_belongs_to_the_next_event(machine):
+    form = PageForm(machine.page_size, machine.header_size, machine.word, machine.order)
+    first, second = machine.make_enter(101, 0), machine.make_exit(101, 0, 3)
+    last = [machine.pack_time_extend(1 << 30), machine.pack_event(second, 5)]
+    whole = machine.pack_page(1000, [machine.pack_event(first), *last])
+    before, after = split_page(whole, form, 2000)
+    assert before == machine.pack_page(1000, [machine.pack_event(first)])
+    assert after == machine.pack_page(1000, last)
+    assert split_page(whole, form, 1 << 40) == (whole, b"")
+    assert split_page(after, form, 1000 + (1 << 30) + 6) == (after, b"")
 
 
 def test_random_bytes_are_split_into_no_more_than_they_are():
     source = random.Random(7)
     for _index in range(3000):
         page_of = source.randbytes(8) + source.randrange(1024).to_bytes(8, "little") + source.randbytes(496)
-        before, after = split_page(page_of, source.getrandbits(64))
+        before, after = split_page(page_of, FORM, source.getrandbits(64))
         assert len(before) == 512 and len(after) in (0, 512)
 
 
-def test_pages_behind_a_gap_say_so():
-    queue = PageQueue(512)
-    queue.put(page((1000, pages.make_enter(101, 0))) + page((2000, pages.make_enter(101, 0))), has_gap=True)
+@pytest.mark.parametrize("machine", KINDS, ids=machines.name_machine)
+def test_pages_behind_a_gap_say_so(machine):
+    queue = PageQueue(PageForm(machine.page_size, machine.header_size, machine.word, machine.order))
+    made = [machine.pack_page(time, [machine.pack_event(machine.make_enter(101, 0))]) for time in (1000, 2000)]
+    queue.put(b"".join(made), has_gap=True)
     taken = queue.take(None)
-    marks = [int.from_bytes(taken[at + 8 : at + 16], "little") & MISSED_EVENTS for at in (0, 512)]
-    assert marks == [MISSED_EVENTS, 0]
+    assert machine.unpack("Q", taken) == (1000,) and taken[512:] == made[1]
+    commit = [machine.unpack("Q" if machine.word == 8 else "I", one, 8)[0] for one in (taken, made[0])]
+    assert commit == [MISSED_EVENTS | commit[1], commit[1]]
+    assert taken[machine.header_size : 512] == made[0][machine.header_size :]
