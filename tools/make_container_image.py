@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import closing
+from typing import IO
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.architectures import find_architecture
 from ansible_collections.crashcart.fleet.plugins.module_utils.image.apt import PrivateApt, Repository
@@ -30,9 +31,20 @@ def make_image(
     cmd: list[str] | None = None,
     shells: bool = False,
 ) -> None:
-    """Import an image TAG into the engine of DOCKER_HOST, with PACKAGES, their dependencies and FILES.
+    """Import an image TAG into the engine of DOCKER_HOST, with what write_archive puts into it. CMD is the image's command."""
+    change = ["--change", "CMD [" + ", ".join(f'"{word}"' for word in cmd) + "]"] if cmd else []
+    with tempfile.TemporaryFile() as archive:
+        write_archive(archive, packages=packages, files=files, shells=shells)
+        archive.seek(0)
+        subprocess.run(["docker", "import", *change, "-", tag], stdin=archive, stdout=subprocess.DEVNULL, check=True)
 
-    FILES maps paths in the image to files of this machine. CMD is the image's command. Shells are left out unless SHELLS is set.
+
+def write_archive(
+    archive: IO[bytes], *, packages: list[str] | None = None, files: dict[str, str] | None = None, shells: bool = False
+) -> None:
+    """Write a tar file with PACKAGES, their dependencies and FILES to ARCHIVE, as `docker import` takes it.
+
+    FILES maps paths in the image to files of this machine. Shells are left out unless SHELLS is set.
     Raises ValueError where a path in FILES leads through a symlink.
     """
     with tempfile.TemporaryDirectory() as tree:
@@ -47,13 +59,8 @@ def make_image(
             if os.path.realpath(path) != os.path.join(os.path.realpath(tree), target.lstrip("/")):
                 raise ValueError(f"{target} leads through a symlink: name the file that it leads to")
             shutil.copy(source, path)
-        change = ["--change", "CMD [" + ", ".join(f'"{word}"' for word in cmd) + "]"] if cmd else []
-        with subprocess.Popen(
-            ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."], stdout=subprocess.PIPE
-        ) as tar:
-            subprocess.run(
-                ["docker", "import", *change, "-", tag], stdin=tar.stdout, stdout=subprocess.DEVNULL, check=True
-            )
+        words = ["tar", "-C", tree, "--owner=0", "--group=0", "-cf", "-", "."]
+        subprocess.run(words, stdout=archive, check=True)
 
 
 def _unpack(packages: list[str], tree: str) -> None:

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
+from ansible_collections.crashcart.fleet.tools.make_container_image import make_image, write_archive
 from support import host, images
 
 LIBCS = ("glibc", "musl", "static")
@@ -39,7 +40,7 @@ _SCRIPTS = {"python": "faults_in_python.py", "shell": "faults.sh"}
 _COMMANDS = {"python": ("/usr/bin/python3", "/opt/app/app"), "shell": ("/bin/bash", "/opt/app/app")}
 _MACHINE_OFFSET = 18  # of e_machine in an ELF header, elf(5)
 _MACHINES = {"x86_64": 183, "aarch64": 62}  # EM_AARCH64 and EM_X86_64: each is foreign to the other
-_UNREACHABLE = "192.0.2.0/24"  # RFC 5737: for documentation
+UNREACHABLE = "192.0.2.0/24"  # RFC 5737: for documentation
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,13 @@ def make_images(prefix: str, kinds: Iterable[str] = LIBCS) -> None:
                 make_image(tag, packages=_PACKAGES[kind], files=_make_files(Path(folder), kind), shells=kind == "shell")
 
 
+def write_image(archive: IO[bytes], libc: str) -> None:
+    """Write the image for programs with LIBC, one of LIBCS, to ARCHIVE, for the `docker import` of another host."""
+    images.install_packages("gcc", "libc6-dev", "musl-tools")
+    with tempfile.TemporaryDirectory() as folder:
+        write_archive(archive, packages=_PACKAGES[libc], files=_make_files(Path(folder), libc))
+
+
 @contextmanager
 def run_faults(prefix: str, kind: str, faults: Mapping[str, Fault]) -> Iterator[dict[str, str]]:
     """Start a container of the image PREFIX/faults-KIND for each of FAULTS that KIND has, and give their names by fault.
@@ -159,7 +167,7 @@ def run_containers(prefix: str, kind: str, wanted: Sequence[tuple[str, str, Faul
 
 def lose_packets(name: str) -> None:
     """Give container NAME a route to 192.0.2.0/24 that ends nowhere: its loopback device has no such address, and drops the packets."""
-    host.run("nsenter", "-t", str(host.find_pid(name)), "-n", "ip", "route", "add", _UNREACHABLE, "dev", "lo")
+    host.run("nsenter", "-t", str(host.find_pid(name)), "-n", "ip", "route", "add", UNREACHABLE, "dev", "lo")
 
 
 def _make_files(folder: Path, kind: str) -> dict[str, str]:
