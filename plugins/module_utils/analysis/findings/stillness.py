@@ -13,9 +13,9 @@ from typing import Iterator, NamedTuple
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, LongCall, Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import (
+    AMONG_THEMSELVES,
     CHILD_WAITS,
     FUTEXES,
-    SIGNAL_WAITS,
 )
 
 _FUTEX_WAITS, _FUTEX_COMMAND = (0, 6, 9, 13), 0x7F  # FUTEX_WAIT, LOCK_PI, WAIT_BITSET, LOCK_PI2; without flags
@@ -76,4 +76,4 @@ def _is_endless_futex(call: LongCall) -> bool:
 
 
 def _is_among_themselves(call: LongCall) -> bool:
-    return call.call in (*CHILD_WAITS, *SIGNAL_WAITS) or _is_endless_futex(call)
+    return call.call in AMONG_THEMSELVES and (call.call not in FUTEXES or _is_endless_futex(call))

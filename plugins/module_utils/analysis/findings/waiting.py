@@ -23,13 +23,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.wait
     LOCK_COMMANDS,
     LOCKS,
     OPENS,
+    POLLS,
     RECEIVES,
     SENDS,
     SYNCS,
 )
 
 _SECOND = 1_000_000_000
-_POLLS = ("poll", "ppoll", "select", "pselect6")
 _FUTEX_WAIT, _FUTEX_LOCKS, _FUTEX_COMMAND = 0, (6, 13), 0x7F  # FUTEX_LOCK_PI, FUTEX_LOCK_PI2; without flags
 _CONTENDED = 2  # the value of a mutex of glibc that has waiters
 _HAS_WAITERS = 1 << 31  # in the value of a mutex of musl
@@ -148,7 +148,7 @@ class Judge:
         """Return the object of CALL, from the trace, or else from what the manifest tells of its descriptor."""
         if call.object is not None and call.object.kind in ("path", "peer"):
             return call.object
-        if not call.args or call.call in (*OPENS, "sync", "mount", "umount2", "msync", *_POLLS):
+        if not call.args or call.call in (*OPENS, "sync", "mount", "umount2", "msync", *POLLS):
             return call.object
         fd = call.args[0] & 0x7FFFFFFF
         target = None
@@ -274,7 +274,7 @@ def _list_judges() -> dict[str, _Judging]:
         (SYNCS, Judge._judge_sync),
         (OPENS, Judge._judge_open),
         (FILE_CALLS, Judge._judge_file_call),
-        (_POLLS, Judge._judge_poll),
+        (POLLS, Judge._judge_poll),
     )
     return {name: judge for names, judge in rows for name in names}
 

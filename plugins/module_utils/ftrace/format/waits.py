@@ -25,3 +25,7 @@ FOR_SOMETHING = frozenset((*LOCKS, "connect", *RECEIVES, *SENDS, *SYNCS, *OPENS,
 FUTEXES = ("futex", "futex_time64")
 CHILD_WAITS = ("wait4", "waitid", "waitpid")
 SIGNAL_WAITS = ("pause", "rt_sigsuspend", "sigsuspend")
+AMONG_THEMSELVES = frozenset((*FUTEXES, *CHILD_WAITS, *SIGNAL_WAITS))
+"""Calls in which a thread waits for other threads of its container, or for a signal."""
+POLLS = ("poll", "ppoll", "select", "pselect6")
+EPOLLS = ("epoll_wait", "epoll_pwait", "epoll_pwait2")

@@ -7,16 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import (
-    CHILD_WAITS,
+    AMONG_THEMSELVES,
     FOR_SOMETHING,
-    FUTEXES,
     SIGNAL_WAITS,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import Tables
 
 _LEAST_NS = 1_000_000_000
-# In these a thread waits for other threads of the container, or for a signal.
-_AMONG_THEMSELVES = frozenset((*FUTEXES, *CHILD_WAITS, *SIGNAL_WAITS))
 
 
 def has_telling_waits(tables: Tables) -> bool:
@@ -35,7 +32,7 @@ def has_telling_waits(tables: Tables) -> bool:
     names = {_name(wait, tables, is_compat=wait["tid"] in compat) for wait in lasting}
     if names & FOR_SOMETHING:
         return True
-    return len(lasting) == len(waits) and names <= _AMONG_THEMSELVES and not names <= frozenset(SIGNAL_WAITS)
+    return len(lasting) == len(waits) and names <= AMONG_THEMSELVES and not names <= frozenset(SIGNAL_WAITS)
 
 
 def _name(wait: dict[str, Any], tables: Tables, *, is_compat: bool) -> str:

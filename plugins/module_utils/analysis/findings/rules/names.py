@@ -34,13 +34,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     read_connection,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import OPENS
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import OPENS, RECEIVES, SENDS
 
 _CONFIG = "/etc/resolv.conf"
 _UDP = "UDP socket"
-_SENDS = ("sendto", "sendmsg", "sendmmsg", "write", "send")
-_RECEIVES = ("recvfrom", "recvmsg", "recvmmsg", "read", "recv")
-_POLLS = ("poll", "ppoll")
 _MIN_WAIT_NS, _MAX_WAIT_NS = 900_000_000, 30_000_000_000
 _TIMEOUTS_MS = ((4980, 5000), (2480, 2500))  # of glibc and musl; a wait that goes on after a signal is a bit shorter
 _MAX_POLLED = 4  # descriptors; musl also waits for the sockets of its requests by TCP
@@ -95,7 +92,7 @@ def _is_vain_wait(call: LongCall) -> bool:
     A wait that began before the trace does not count, for what it waited for was sent before the trace, too.
     """
     return (
-        call.call in _POLLS
+        call.call in ("poll", "ppoll")
         and call.outcome.timed_out
         and not call.outcome.continued
         and _MIN_WAIT_NS <= call.duration_ns <= _MAX_WAIT_NS
@@ -117,10 +114,10 @@ def _judge(
     """
     on_udp = [cell for cell in cells if cell.object is not None and _is_udp(cell.object)]
     # A sender that wants no answer, as those of metrics and logs, hears of a refusal only when it sends again.
-    refused = [cell for cell in on_udp if cell.outcome.error == "ECONNREFUSED" and cell.call in _RECEIVES]
-    sent = [cell for cell in on_udp if cell.call in _SENDS and not cell.outcome.error]
+    refused = [cell for cell in on_udp if cell.outcome.error == "ECONNREFUSED" and cell.call in RECEIVES]
+    sent = [cell for cell in on_udp if cell.call in SENDS and not cell.outcome.error]
     received = [
-        cell for cell in on_udp if cell.call in _RECEIVES and not cell.outcome.error and not cell.outcome.unfinished
+        cell for cell in on_udp if cell.call in RECEIVES and not cell.outcome.error and not cell.outcome.unfinished
     ]
     if refused and not received:
         return "refused", [*refused]
@@ -130,7 +127,7 @@ def _judge(
     vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
     if vain and len(vain) <= sum(cell.count for cell in sent):
         return "silent", vain
-    barred = [cell for cell in on_udp if cell.outcome.error in _UNREACHABLE and cell.call in ("connect", *_SENDS)]
+    barred = [cell for cell in on_udp if cell.outcome.error in _UNREACHABLE and cell.call in ("connect", *SENDS)]
     # A connect over IPv6 that fails is how getaddrinfo sorts the addresses that it has found.
     barred = [
         cell for cell in barred if cell.call != "connect" or "IPv6" not in (cell.object.text if cell.object else "")

@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.lives import Life, list_lives
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rules.programs import EXECS
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.waits import EPOLLS, POLLS
 
 _SECOND = 1_000_000_000
 _MIN_BIRTH_RATE, _MIN_BIRTH_SPAN_NS = 50, 2 * _SECOND
@@ -37,7 +38,7 @@ _MIN_TIGHT_RATE, _MIN_TIGHT_SHARE = (
     0.2,
 )  # of a loop that does not sleep: calls per second, and share of the thread's calls
 _MIN_POLL_RATE, _MIN_POLL_SPAN_NS = 10_000, _SECOND
-_POLLS = ("poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2")
+_POLLS = (*POLLS, *EPOLLS)
 _READS = ("read", "recvfrom", "recvmsg", "accept", "accept4", "readv", "recvmmsg")
 _SLEEPS = ("nanosleep", "clock_nanosleep")
 # Errors that are answers: nothing is there yet, or the call is made again by the kernel.
