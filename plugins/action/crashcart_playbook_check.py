@@ -54,4 +54,4 @@ class ActionModule(ActionBase):
         return str(self._templar.template(given)) if given else "traces"
 
 
-_NEEDS = ("containers", "command", "report", "build", "terminal")
+_NEEDS = ("containers", "command", "report", "build", "cron", "terminal")

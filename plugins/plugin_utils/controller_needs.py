@@ -14,7 +14,11 @@ from collections.abc import Iterable
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import NoTerminalError, open_terminal
 
 # Need → Python's modules and their packages, as in requirements.txt.
-_MODULES = {"report": {"numba": "numba", "numpy": "numpy"}, "build": {"elftools": "pyelftools"}}
+_MODULES = {
+    "report": {"numba": "numba", "numpy": "numpy"},
+    "build": {"elftools": "pyelftools"},
+    "cron": {"cronsim": "cronsim"},
+}
 # Need → programs and their Debian packages, as in meta/ee-bindep.txt.
 _PROGRAMS = {
     "build": {
@@ -27,7 +31,7 @@ _PROGRAMS = {
 
 
 def find_missing(needs: Iterable[str], dest: str) -> list[str]:
-    """Return a sentence with the next step for each thing that this machine lacks for NEEDS: report, build or terminal.
+    """Return a sentence with the next step for each thing that this machine lacks for NEEDS: report, build, cron or terminal.
 
     Other needs are ignored. DEST is the folder for a report and its captures.
     """

@@ -15,6 +15,21 @@ NAMES = frozenset(
     (
         *SELECTION,
         *("allow_empty", "docker_host", "hosts", "serial", "dest"),
+        # schedule, and what it gives to the playbooks that it runs
+        *(
+            "name",
+            "state",
+            "what",
+            "on_calendar",
+            "cron",
+            "offset",
+            "time_limit",
+            "forks",
+            "inventory",
+            "limit",
+            "run_as",
+        ),
+        *("textfile", "run", "host_timeout", "keep_age", "keep_count", "keep_size", "keep_total", "keep_free"),
         # install, attach, detach, exec
         *("image", "image_src", "method", "ttl", "busy", "busy_timeout"),
         *("command", "argv", "env", "stdin", "chdir", "user", "timeout", "rights", "trust_container", "confined"),

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Note, for a schedule, what came of each host of a run of ansible-playbook."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: run_record
+type: notification
+short_description: Notes what came of each host
+description:
+  - Writes, at the end of C(ansible-playbook), a JSON file with the state of each host (V(ok), V(failed) or V(unreachable)) and the first
+    message of those that failed, and with the message of a task that failed for all hosts.
+  - The schedules that the role C(crashcart.fleet.schedule) sets up use it. By itself it does nothing.
+author:
+  - crashcart.fleet contributors (@crashcart-fleet)
+version_added: 0.1.0
+options:
+  path:
+    description: The file to write. Without it, nothing is written.
+    type: path
+    env:
+      - name: CRASHCART_RUN_RECORD
+"""
+_MAX_MESSAGE = 500  # characters
+
+
+class CallbackModule(CallbackBase):
+    """The callback plugin `run_record`."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "crashcart.fleet.run_record"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._messages: dict[str, str] = {}
+        self._problem = ""
+
+    def _note(self, result: Any, text: Any) -> None:
+        message = " ".join(str(text).split())[:_MAX_MESSAGE]
+        if result.task.run_once:
+            self._problem = self._problem or f"{result.task.get_name()}: {message}"
+        else:
+            self._messages.setdefault(result.host.get_name(), message)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Note why a host failed, unless that does not matter."""
+        if not ignore_errors:
+            self._note(result, result.result.get("msg", "it failed"))
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Note why a host could not be reached."""
+        self._messages.setdefault(
+            result.host.get_name(), " ".join(str(result.result.get("msg", "")).split())[:_MAX_MESSAGE]
+        )
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Write what was noted."""
+        path = self.get_option("path")
+        if not path:
+            return
+        hosts = {}
+        for name in stats.processed:
+            found = stats.summarize(name)
+            state = "unreachable" if found["unreachable"] else "failed" if name in self._messages else "ok"
+            hosts[name] = {"state": state, "message": self._messages.get(name, "")}
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump({"hosts": hosts, "problem": self._problem}, file)
+        os.rename(path + ".new", path)
