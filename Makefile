@@ -19,7 +19,7 @@ ALL := $(filter all,$(CRASHCART_TESTS))
 TARGET_PYTHONS := $(if $(ALL),3.8 3.9 3.10 3.11 3.12 3.13,3.8 3.13)
 OWN_PYTHON = $$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 MYPY = cd $(COLLECTIONS) && MYPYPATH=$(COLLECTIONS) mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(BUILD)/mypy \
-    $(foreach folder,module_utils action connection filter inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
+    $(foreach folder,module_utils plugin_utils action callback connection filter inventory,-p ansible_collections.crashcart.fleet.plugins.$(folder))
 export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1

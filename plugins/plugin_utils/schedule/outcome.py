@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What came of a run of a schedule, and the records of it: JSON for programs, and metrics for node_exporter."""
+"""Records of what came of a run of a schedule: JSON for programs, and metrics for node_exporter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORD = "last-run.json"
 
 @dataclass(frozen=True)
 class Host:
-    """What came of a run on one host. STATE: ok, failed or unreachable. MESSAGE: why, '' for ok."""
+    """A host of a run. STATE: ok, failed or unreachable. MESSAGE: why, '' for ok."""
 
     state: str
     message: str = ""
@@ -138,15 +138,10 @@ def format_metrics(run: Run) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Make TEXT the content of the file PATH, which others may read at any time."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        new = Path(folder, path.name)
+        with open(new, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
-            os.rename(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.rename(new, path)

@@ -60,8 +60,8 @@ def read_plan(path: str) -> Plan:
     next_step = "write it again by ansible-playbook crashcart.fleet.schedule"
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        lists = {name: tuple(document.pop(name, ())) for name in ("playbooks", "inventory")}
-        plan = Plan(**document, **lists)
+        document.update({name: tuple(document.get(name, ())) for name in ("playbooks", "inventory")})
+        plan = Plan(**document)
     except OSError as error:
         raise FleetError(f"the schedule's plan {path} cannot be read: {error.strerror}; {next_step}") from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -15,4 +15,5 @@ for NAME in ("ansible_collections", "crashcart", "fleet"):
     MODULE.__path__ = [str(Path(__file__).resolve().parents[3])] if NAME == "fleet" else []
 
 if __name__ == "__main__":
-    sys.exit(importlib.import_module(".".join((*PATH, "plugins.plugin_utils.schedule.running"))).main(sys.argv[1:]))
+    RUNNING = importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.running")
+    sys.exit(RUNNING.main(sys.argv[1:]))

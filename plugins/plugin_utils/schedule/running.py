@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -212,29 +212,30 @@ def _run_for(
     words: list[str], limit_s: float, environment: dict[str, str], log: Any, locks: tuple[int, ...]
 ) -> tuple[int, bool]:
     """Run WORDS for at most LIMIT_S seconds, and return the exit status, and True if the time was over. The process ends with this one."""
-    with subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=environment,
-        start_new_session=True,
-        pass_fds=locks,
-        preexec_fn=lambda: set_parent_death_signal(signal.SIGTERM),  # noqa: PLW1509 - there are no threads
-    ) as process:
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                pass_fds=locks,
+                preexec_fn=lambda: set_parent_death_signal(signal.SIGTERM),  # noqa: PLW1509 - there are no threads
+            )
+        )
+        stack.callback(_end_group, process)
         try:
             return process.wait(limit_s), False
         except subprocess.TimeoutExpired:
             return _end_group(process), True
-        except BaseException:
-            _end_group(process)
-            raise
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> int:
     """End PROCESS and all that it has started, by force after half a minute, and return its exit status."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
+        if process.poll() is None:
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_ENDING_S)

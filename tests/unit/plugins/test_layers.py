@@ -43,13 +43,14 @@ SHARED_LAYERS = (
     ("summaries", "image", "analysis"),
 )
 # What Ansible or a user starts, which nothing imports.
-STARTED = ("action", "connection", "doc_fragments", "filter", "inventory", "modules")
+STARTED = ("action", "callback", "connection", "doc_fragments", "filter", "inventory", "modules")
 LAYERS = (*(tuple(f"module_utils.{name}" for name in layer) for layer in SHARED_LAYERS), ("plugin_utils",), STARTED)
 ON_THE_CONTROLLER = (
     "module_utils.analysis",
     "module_utils.image",
     "plugin_utils",
     "action",
+    "callback",
     "connection",
     "doc_fragments",
     "filter",
