@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A schedule on this machine, by cron: what its playbook sets up, what its runs bring home, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import host, parts
+
+ENGINE = os.environ.get("DOCKER_HOST", "")
+LOOP = ("/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
+NAME = f"test-{os.getpid()}"
+CRONTAB = Path(f"/etc/cron.d/crashcart-{NAME}")
+FOLDER = Path(f"/var/lib/crashcart-schedules/{NAME}")
+PACKAGES = Path(__file__).resolve().parents[4] / "tools/install_packages.sh"
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    """Return what sets a schedule up that records failing calls of containers; it is taken away at the end."""
+
+    def play(*options, **variables):
+        chosen = {
+            "name": NAME,
+            "cron": "* * * * *",
+            "offset": "1s",
+            "time_limit": "10m",
+            "limit": "localhost",
+            "profile": "errors",
+            "docker_host": ENGINE,
+            "dest": str(tmp_path / "store"),
+            "textfile": str(tmp_path),
+        }
+        return host.playbook("schedule", *options, **{**chosen, **variables})
+
+    yield play
+    play(state="absent")
+
+
+def run_its_line(word):
+    """Run the command of the schedule's line for cron that has WORD, as cron does, and return the ended process."""
+    (line,) = [line for line in CRONTAB.read_text().splitlines() if word in line]
+    command = re.sub(r"^(@reboot|(\S+ ){5})\s*root ", "", line)
+    return subprocess.run(
+        ["env", "-i", f"PATH={os.environ['PATH']}", "/bin/sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def read_record():
+    return json.loads((FOLDER / "last-run.json").read_text())
+
+
+def list_captures(folder):
+    return sorted(folder.rglob("*.dat"))
+
+
+def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, tmp_path):
+    name = container("busybox", *LOOP)
+    shown = schedule("--check", "--diff", containers=[name])
+    assert "+* * * * * root " in shown.stdout and f'"crashcart_containers": ["{name}"]' in " ".join(
+        shown.stdout.replace("+", "").split()
+    ).replace("[ ", "[").replace(" ]", "]")
+    assert not CRONTAB.exists() and not FOLDER.exists()
+    schedule(containers=[name])
+    assert "changed=0" in schedule(containers=[name]).stdout
+
+    first = run_its_line("--timer")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert [instance["container"] for instance in host.call_module("ftrace_info")["instances"]] == [name]
+    host.pause(1)
+    second = run_its_line("--timer")
+    assert second.returncode == 0, second.stdout + second.stderr
+    (capture,) = list_captures(tmp_path / "store")
+    assert capture.parent == tmp_path / "store/localhost" / name
+    assert json.loads(capture.with_suffix(".json").read_text())["complete"]
+    assert re.search(rf"cat .* could not open|{name} .*ENOENT", second.stdout), second.stdout
+    record = read_record()
+    assert (record["outcome"], record["hosts"], record["missed"]) == (
+        "success",
+        {"localhost": {"state": "ok", "message": ""}},
+        [],
+    )
+    metrics = (tmp_path / f"crashcart_schedule_{NAME}.prom").read_text()
+    assert f'crashcart_schedule_last_run_hosts{{schedule="{NAME}",state="ok"}} 1\n' in metrics
+
+    # Anew under its name, as after an update: the old recording comes home, and the new container is traced.
+    host.docker("rm", "-f", name)
+    host.docker("run", "-d", "--name", name, "--network", "none", "crashcart-test/busybox", *LOOP)
+    third = run_its_line("--timer")
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert len(list_captures(tmp_path / "store")) == 2
+    host.pause(1)
+    assert run_its_line("--timer").returncode == 0
+    found = [json.loads(path.with_suffix(".json").read_text()) for path in list_captures(tmp_path / "store")]
+    assert len({manifest["container"]["id"] for manifest in found}) == 2 and len(found) >= 3
+
+    # Nothing was missed, so there is nothing to catch up.
+    assert run_its_line("--catch-up").returncode == 0
+    assert len(list_captures(tmp_path / "store")) == len(found)
+    said = schedule(state="absent").stdout
+    assert f"The captures stay in {tmp_path}/store." in said
+    assert not CRONTAB.exists() and not FOLDER.exists() and not list(tmp_path.glob("*.prom"))
+    assert len(list_captures(tmp_path / "store")) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"containers": ["x"], "cron": "61 * * * *"}, "are not the five fields of crontab"),
+        ({"containers": ["x"], "name": "No"}, "A schedule has a name of small letters"),
+        ({}, "say which containers"),
+        ({"containers": ["x"], "what": "everything"}, "record, capture or collect"),
+        ({"containers": ["x"], "time_limit": "soon"}, "'soon' is not a time"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_with_the_next_step(schedule, variables, words):
+    done = schedule(check=False, **variables)
+    assert done.returncode != 0
+    assert words in " ".join(done.stdout.split()), done.stdout
+    assert not CRONTAB.exists()
+
+
+@pytest.mark.skipif(not parts.IS_ALL, reason="cron begins its runs at full minutes: make test-all waits for them")
+def test_crons_own_daemon_starts_the_runs(container, schedule, tmp_path):
+    host.run(str(PACKAGES), "cron")
+    name = container("busybox", *LOOP)
+    schedule(containers=[name])
+    # This machine's own tables stay out of it.
+    script = (
+        "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
+    )
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE) as daemon:
+        try:
+            daemon.stdin.write(CRONTAB.read_bytes())
+            daemon.stdin.close()
+            host.wait_until(lambda: list_captures(tmp_path / "store"), 200)
+        finally:
+            daemon.kill()
+    assert read_record()["outcome"] == "success"
