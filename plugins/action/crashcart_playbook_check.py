@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, playbook_variables
 
@@ -46,7 +47,9 @@ class ActionModule(ActionBase):
         ] + controller_needs.find_missing(needs, self._find_dest(variables))
         if messages:
             return {**result, "failed": True, "msg": "; ".join(messages)}
-        return {**result, "changed": False}
+        given = load_extra_vars(self._loader)
+        prefix = playbook_variables.PREFIX
+        return {**result, "changed": False, "given": {name: given[name] for name in given if name.startswith(prefix)}}
 
     def _find_dest(self, variables: dict[str, Any]) -> str:
         """Return the controller's folder for captures."""

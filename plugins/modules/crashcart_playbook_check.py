@@ -63,4 +63,10 @@ EXAMPLES = r"""
   run_once: true
 """
 
-RETURN = r""" # """
+RETURN = r"""
+given:
+  description: The variables with C(crashcart_) that the command line gives. Those of the inventory are not among them.
+  returned: success
+  type: dict
+  sample: {crashcart_containers: api}
+"""
