@@ -29,7 +29,7 @@ NAMES = frozenset(
             "limit",
             "run_as",
         ),
-        *("textfile", "run", "host_timeout", "keep_age", "keep_count", "keep_size", "keep_total", "keep_free"),
+        *("textfile", "host_timeout"),
         # install, attach, detach, exec
         *("image", "image_src", "method", "ttl", "busy", "busy_timeout"),
         *("command", "argv", "env", "stdin", "chdir", "user", "timeout", "rights", "trust_container", "confined"),
