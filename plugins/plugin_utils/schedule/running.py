@@ -27,7 +27,6 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome i
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
 
 CALLBACK = "crashcart.fleet.run_record"
-LOCK = ".crashcart.lock"
 _ENDING_S = 30.0  # for ansible-playbook to end its workers and to remove its files
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
 _LOG = "last-run.log"
@@ -98,7 +97,7 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
     Raises BusyError if another run of this schedule, or for all its time one of the same store, goes on.
     """
     os.makedirs(plan.store, exist_ok=True)
-    with _hold(Path(plan.state, "lock"), f"another run of the schedule {plan.name} goes on", 0) as own:
+    with _hold(plan.state, f"another run of the schedule {plan.name} goes on", 0) as own:
         last = outcome.read_record(plan.state)
         began = time.time()
         missed = _list_missed(plan, last, began)
@@ -111,7 +110,7 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
         found.last_success = _read_count(last, "last_success")
         try:
             busy = f"another run on {plan.store} has gone on for {plan.time_limit_s:g} s"
-            with _hold(Path(plan.store, LOCK), busy, plan.time_limit_s) as store:
+            with _hold(plan.store, busy, plan.time_limit_s) as store:
                 hosts, problem = _play(plan, found, (own, store))
             found.hosts = hosts
             found.end(*outcome.judge(hosts, problem), time.time())
@@ -166,9 +165,12 @@ def _list_missed(plan: Plan, last: dict[str, Any], now: float) -> list[float]:
 
 
 @contextmanager
-def _hold(path: Path, busy: str, wait_s: float) -> Iterator[int]:
-    """Hold the lock of the file PATH, and give its descriptor. Raises BusyError with the text BUSY when it is not free after WAIT_S seconds."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _hold(folder: str, busy: str, wait_s: float) -> Iterator[int]:
+    """Hold the lock of FOLDER, and give its descriptor. Raises BusyError with the text BUSY when it is not free after WAIT_S seconds.
+
+    A lock that is the folder's own leaves no file behind. Where the file system has none, as NFS, nothing is locked.
+    """
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + wait_s
         while True:
@@ -179,6 +181,12 @@ def _hold(path: Path, busy: str, wait_s: float) -> Iterator[int]:
                 if time.monotonic() >= deadline:
                     raise BusyError(busy) from None
                 time.sleep(0.2)
+            except OSError as error:
+                print(
+                    escape(f"{folder} cannot be locked ({error.strerror}): let no other run work on it"),
+                    file=sys.stderr,
+                )
+                break
         yield file
     finally:
         os.close(file)
