@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import errors
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.playbook_variables import NAMES, PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import STATE
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.playbook_variables import NAMES, PREFIX, SELECTION
 
 # The checkout, its staged copy and the built archive all have docs/ and tests/ beside plugins/.
 TOP = Path(errors.__file__).parents[2]
@@ -158,3 +159,13 @@ def test_pods_and_playbooks_have_the_store_at_the_same_place():
         (play,) = yaml.safe_load(read(EXAMPLES / f"awx/{name}.yml"))
         assert play["vars"]["crashcart_dest"].startswith(mount["mountPath"] + "/")
     assert container["env"][0]["value"].startswith(mount["mountPath"] + "/")
+
+
+def test_a_host_that_pulls_collects_all_and_names_containers_only_to_start():
+    plays = yaml.safe_load(read(EXAMPLES / "pull/local.yml"))
+    collect, start = (play["vars"] for play in plays)
+    assert [play["import_playbook"] for play in plays] == ["crashcart.fleet.collect", "crashcart.fleet.start"]
+    assert not {f"{PREFIX}{name}" for name in SELECTION} & set(collect)
+    assert start["crashcart_containers"] == "*"
+    # A cleanup of the host removes what is below STATE.
+    assert not f"{collect['crashcart_dest']}/".startswith(f"{STATE}/")
