@@ -20,6 +20,21 @@ grep -q '"features"' info.txt
 ansible-playbook --syntax-check -i localhost, crashcart.fleet.{install,attach,exec,shell,detach,trace,start,stop,collect,report,cleanup} >/dev/null
 mapfile -t modules < <(find installed -path '*/plugins/modules/*.py' -printf 'crashcart.fleet.%f\n' | sed 's/\.py$//')
 ansible-doc "${modules[@]}" >/dev/null
+# ansible-builder reads from the installed collection what an execution environment needs, and accepts the definitions of the examples.
+builder=$root/.venvs/builder/bin
+[ -x "$builder/ansible-builder" ] || {
+    python -m venv "$root/.venvs/builder"
+    "$builder/python" -m pip install --quiet --disable-pip-version-check 'ansible-builder~=3.2'
+}
+"$builder/ansible-builder" introspect --write-pip python.txt --write-bindep system.txt installed >introspect.txt
+diff <(sort "$root/meta/ee-requirements.txt") <(sed 's/ *#.*//' python.txt | sort)
+diff <(sort "$root/meta/ee-bindep.txt") <(sed 's/ *#.*//' system.txt | sort)
+mkdir -p images/capture
+touch images/capture/any.dat
+cp "$root"/docs/examples/execution-environment*.yml images/
+for definition in images/*.yml; do
+    "$builder/ansible-builder" create -f "$definition" -c "${definition%.yml}" >"${definition%.yml}.txt"
+done
 # The importer needs other versions of our packages, so it has an environment of its own.
 [ -x "$root/.venvs/importer/bin/python" ] || {
     python -m venv "$root/.venvs/importer"
