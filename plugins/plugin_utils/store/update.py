@@ -88,7 +88,8 @@ def check(request: Request) -> dict[str, Any]:
     if asked is not None and free < asked:
         raise FleetError(
             f"{store}: {format_bytes(free)} are free, and {request.limits.explain('keep_free')} asks for {format_bytes(asked)}: remove"
-            " captures (ftrace_store with keep_age, keep_count, keep_size or keep_total does), or choose a folder with more room",
+            f" captures, for example by: ansible localhost -m crashcart.fleet.ftrace_store -a 'path={store} keep_age=7d', or choose a folder"
+            " with more room",
             free=free,
         )
     if request.run is not None and not request.check_mode:
