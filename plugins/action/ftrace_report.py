@@ -48,6 +48,6 @@ class ActionModule(ActionBase):
             # As for any task of this machine, relative paths are below the playbook's folder.
             return selection.report(request, self._loader.get_basedir())
         except FleetError as error:
-            raise AnsibleActionFail(str(error)) from error
+            raise AnsibleActionFail(str(error)) from None  # Ansible would show the causes behind it
         except OSError as error:
-            raise AnsibleActionFail(explain(error)) from error
+            raise AnsibleActionFail(explain(error)) from None

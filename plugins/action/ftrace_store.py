@@ -42,6 +42,6 @@ class ActionModule(ActionBase):
             request = update.make_request(arguments, self._loader.get_basedir(), check_mode=bool(self._task.check_mode))
             return update.check(request) if arguments["phase"] == "check" else update.update(request)
         except FleetError as error:
-            raise AnsibleActionFail(str(error), result=error.result) from error
+            raise AnsibleActionFail(str(error), result=error.result) from None  # Ansible would show the causes behind it
         except OSError as error:
-            raise AnsibleActionFail(explain(error)) from error
+            raise AnsibleActionFail(explain(error)) from None
