@@ -47,7 +47,7 @@ class ActionModule(ActionBase):
         try:
             # As for any task of this machine, relative paths are below the playbook's folder.
             return selection.report(request, self._loader.get_basedir())
-        except FleetError as error:
-            raise AnsibleActionFail(str(error)) from None  # Ansible would show the causes behind it
+        except FleetError as error:  # Ansible would show the causes, too, which the message has
+            raise AnsibleActionFail(str(error)) from None
         except OSError as error:
             raise AnsibleActionFail(explain(error)) from None

@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
             # As for any task of this machine, relative paths are below the playbook's folder.
             request = update.make_request(arguments, self._loader.get_basedir(), check_mode=bool(self._task.check_mode))
             return update.check(request) if arguments["phase"] == "check" else update.update(request)
-        except FleetError as error:
-            raise AnsibleActionFail(str(error), result=error.result) from None  # Ansible would show the causes behind it
+        except FleetError as error:  # Ansible would show the causes, too, which the message has
+            raise AnsibleActionFail(str(error), result=error.result) from None
         except OSError as error:
             raise AnsibleActionFail(explain(error)) from None

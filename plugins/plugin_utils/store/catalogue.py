@@ -38,6 +38,7 @@ _COLUMNS = tuple(one.name for one in fields(Record))
 _THERE = "removed_ns IS NULL AND removed_why IS NULL"
 _INSERT = f"INSERT OR REPLACE INTO captures ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # forgets a removal
 _UPDATES = 10  # that are kept: the rule about clocks that jump takes two
+MAX_REMOVED = 100_000  # captures that were removed and are remembered
 _SHORT_ID = 12  # characters of a container's id, as engines show it
 _MAX_TEXT = 1000
 
@@ -167,6 +168,16 @@ class Catalogue:
             self._connection.execute(
                 "DELETE FROM updates WHERE number <= (SELECT max(number) FROM updates) - ?", [_UPDATES]
             )
+
+    def forget(self) -> None:
+        """Forget the captures that were removed first, with their findings, where there are more than MAX_REMOVED, so that it does not grow."""
+        with self.transaction():
+            removed = "SELECT path FROM captures WHERE removed_ns IS NOT NULL ORDER BY removed_ns DESC, path"
+            done = self._connection.execute(
+                f"DELETE FROM captures WHERE path IN ({removed} LIMIT -1 OFFSET ?)", [MAX_REMOVED]
+            )
+            if done.rowcount:
+                self._connection.execute("DELETE FROM findings WHERE capture NOT IN (SELECT path FROM captures)")
 
     def plan_removal(self, reasons: Mapping[str, str]) -> None:
         """Note that the captures of REASONS, path → why, will be removed, before any file is."""

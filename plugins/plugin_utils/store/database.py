@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
@@ -17,6 +18,7 @@ NAME = "catalogue.sqlite"
 VERSION = 1
 _DAMAGED = ".damaged"  # behind the name of a file that is set aside
 _BUSY_SECONDS = 300.0  # the first look at 100,000 captures takes some tens of seconds
+_OPEN_SECONDS, _POLL_SECONDS = 20.0, 0.02
 # A name that is no UTF-8 is a blob, which is why the columns of paths have no type: SQLite's texts cannot hold such names.
 _TABLES = """
 CREATE TABLE runs (id TEXT PRIMARY KEY, began_ns INTEGER, ended_ns INTEGER);
@@ -174,7 +176,12 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
-    connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {VERSION};COMMIT;")
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):  # another process may have made them by now
+            for statement in filter(str.strip, _TABLES.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _quote(path: str) -> str:
@@ -187,11 +194,21 @@ def _quote(path: str) -> str:
 
 @contextmanager
 def _alone(store: str) -> Iterator[None]:
-    """Let one process at a time open the catalogue of STORE, so that none sets aside what another has just made."""
+    """Let one process at a time open the catalogue of STORE, so that none sets aside what another has just made.
+
+    A lock that stays is somebody else's, who works on the folder: do without it then.
+    """
     folder = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _OPEN_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
+            except OSError:  # some network file systems lock no folders
+                break
         yield
     finally:
         os.close(folder)

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import report_runner
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import open_catalogue
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import NAME
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import SECOND_NS
 
 _TIMES, _LISTS = ("since", "until"), ("hosts", "containers", "runs")
@@ -78,7 +79,7 @@ def select_captures(folder: str, selection: Selection, warnings: list[str], *, c
 
     Its catalogue is brought up to date first, in memory in CHECK_MODE or where it cannot be written. WARNINGS names what cannot be read.
     """
-    in_memory = check_mode or not _is_writable(folder)
+    in_memory = check_mode or not is_writable(folder)
     with open_catalogue(folder, warnings, in_memory=in_memory) as catalogue:
         found = catalogue.sync()
         chosen = catalogue.select(
@@ -124,5 +125,7 @@ def _add_warnings(result: dict[str, Any], warnings: Sequence[str]) -> dict[str, 
     return result
 
 
-def _is_writable(folder: str) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
+def is_writable(folder: str) -> bool:
+    """Return True if this user can write the catalogue in FOLDER, or make one there."""
+    path = os.path.join(folder, NAME)
+    return os.access(folder, os.W_OK | os.X_OK) and (not os.path.lexists(path) or os.access(path, os.R_OK | os.W_OK))

@@ -134,6 +134,7 @@ def update(request: Request) -> dict[str, Any]:
             chosen = {} if clock else _choose(there, request.limits, found)
             catalogue.plan_removal(chosen)
             catalogue.note_update(found.now_ns)
+            catalogue.forget()
         removed, unremoved = {**found.unfinished, **chosen}, {}
         if not request.check_mode:
             removed, unremoved = remove_captures(catalogue, removed, found.now_ns)
@@ -190,6 +191,11 @@ def make_lines(result: Mapping[str, Any], limits: Limits, clock: str | None) -> 
     lines = [f"{', '.join([*parts, kept])}; {format_bytes(result['free'])} are free"]
     if clock:
         lines.append(clock)
+    elif limits.total is not None and result["bytes"] > limits.total:
+        lines.append(
+            f"that is more than {limits.explain('keep_total')}: what is left is the newest of a container, came less than a day ago, or"
+            " could not be removed"
+        )
     if limits.free is not None and result["free"] < limits.free:
         lines.append(
             f"that is less than {limits.explain('keep_free')}: the next collection fails unless there is more room"

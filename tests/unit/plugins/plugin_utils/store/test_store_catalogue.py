@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import catalogue as catalogue_module
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import database, records
 from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.stores import (
     DAY,
@@ -383,6 +385,33 @@ def test_findings_are_noted_with_the_captures_of_their_evidence(tmp_path):
         assert [catalogue.note_findings(other) for other in ([], None, {}, {"findings": 5})] == [0] * 4
     rows = query(tmp_path, "SELECT rule, severity, statement FROM findings")
     assert rows == [("failures", 80, "it failed")] * 2
+
+
+def test_the_captures_that_were_removed_first_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue_module, "MAX_REMOVED", 2)
+    paths = [write_capture(tmp_path, f"{number}") for number in range(5)]
+    finding = {"rule": "r", "statement": "s", "severity": 1}
+    with open_store(tmp_path, Clock()) as catalogue:
+        catalogue.sync()
+        evidence = [{"file": f"web1/api/{number}.dat"} for number in range(5)]
+        assert catalogue.note_findings({"findings": [{**finding, "evidence": evidence}]}) == 5
+        for number, path in enumerate(paths[:4]):
+            path.unlink()
+            catalogue._clock.now = NOW + number
+            catalogue.sync()
+        catalogue.forget()
+        assert query(tmp_path, "SELECT path FROM captures ORDER BY 1") == [(f"web1/api/{n}.dat",) for n in (2, 3, 4)]
+        assert query(tmp_path, "SELECT count(*) FROM findings") == [(3,)]
+
+
+def test_a_folder_that_somebody_has_locked_is_opened_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "_OPEN_SECONDS", 0.1)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    write_capture(tmp_path, "a")
+    with open_store(tmp_path) as catalogue:
+        assert catalogue.sync().added == ["web1/api/a.dat"]
+    os.close(folder)
 
 
 @pytest.mark.sweep

@@ -81,7 +81,7 @@ def test_runs_are_selected_from_a_store_that_nobody_may_write(tmp_path, monkeypa
         catalogue.sync("run-1")
     write_capture(tmp_path, "b")
     before = (tmp_path / "catalogue.sqlite").read_bytes()
-    monkeypatch.setattr(selection, "_is_writable", lambda _folder: False)  # root may write anywhere
+    monkeypatch.setattr(selection, "is_writable", lambda _folder: False)  # root may write anywhere
     assert choose(tmp_path, runs=["run-1"])[0] == ["web1/api/a.dat"]
     assert choose(tmp_path, containers=["api"])[0] == ["web1/api/a.dat", "web1/api/b.dat"]
     assert (tmp_path / "catalogue.sqlite").read_bytes() == before

@@ -182,6 +182,7 @@ def test_files_that_are_no_captures_of_ours_stay_and_are_named(tmp_path, clock):
         result = run(tmp_path, keep_age="1s", keep_total="1B")
         removed += [(hours, one["path"]) for one in result["removed"]]
     assert removed == [(25, "web1/api/08.dat")]
+    assert "that is more than keep_total=1B: what is left is the newest of a container" in result["lines"][1]
     assert len(result["problems"]) == 2 and all(
         any(name in line for line in result["lines"]) for name in ("09.", "trace.dat")
     )
