@@ -306,16 +306,19 @@ def gen_findings(document: Any) -> Iterator[tuple[str, str, int, str]]:
     for finding in findings if isinstance(findings, list) else ():
         if not isinstance(finding, dict):
             continue
-        rule, severity, statement = (finding.get(name) for name in ("rule", "severity", "statement"))
         evidence = finding.get("evidence")
-        is_sound = isinstance(rule, str) and isinstance(statement, str) and isinstance(severity, int)
-        if not is_sound or not 0 <= severity <= 100 or not isinstance(evidence, list):
+        rule, severity, statement = finding.get("rule"), finding.get("severity"), finding.get("statement")
+        if not isinstance(rule, str) or not isinstance(statement, str) or not isinstance(evidence, list):
             continue
-        texts = (escape_surrogates(text[:_MAX_TEXT]) for text in (rule, statement))
-        known_rule, known_statement = texts
+        if not isinstance(severity, int) or not 0 <= severity <= 100:
+            continue
         files = (one.get("file") for one in evidence if isinstance(one, dict))
         for file in dict.fromkeys(file for file in files if isinstance(file, str)):
-            yield file, known_rule, int(severity), known_statement
+            yield file, _shorten_text(rule), int(severity), _shorten_text(statement)
+
+
+def _shorten_text(text: str) -> str:
+    return escape_surrogates(text[:_MAX_TEXT])
 
 
 def _tell(error: CaptureError) -> str:

@@ -49,7 +49,8 @@ def parse_selection(arguments: Mapping[str, Any], now_ns: int) -> Selection | No
     if since_ns is not None and until_ns is not None and since_ns > until_ns:
         raise FleetError(f"since={given['since']} is later than until={given['until']}: exchange them")
     shown = (f"{name}={value if name in _TIMES else ','.join(value)}" for name, value in given.items())
-    return Selection(since_ns, until_ns, *(given.get(name, []) for name in _LISTS), escape(" ".join(shown)))
+    hosts, containers, runs = (given.get(name, []) for name in _LISTS)
+    return Selection(since_ns, until_ns, hosts, containers, runs, escape(" ".join(shown)))
 
 
 def parse_moment(text: str, option: str, now_ns: int) -> int:

@@ -135,7 +135,8 @@ def update(request: Request) -> dict[str, Any]:
             catalogue.plan_removal(chosen)
             catalogue.note_update(found.now_ns)
             catalogue.forget()
-        removed, unremoved = {**found.unfinished, **chosen}, {}
+        removed = {**found.unfinished, **chosen}
+        unremoved: dict[str, str] = {}
         if not request.check_mode:
             removed, unremoved = remove_captures(catalogue, removed, found.now_ns)
     found.problems.update(unremoved)
