@@ -87,10 +87,12 @@ def find_clock_problem(now_ns: int, times: Sequence[int], latest_ns: int = 0) ->
     gap = now_ns - times[-1]
     before = times[-1] - times[-2] if len(times) > 1 else 0
     if gap > DAY_NS and gap > 2 * before:
-        return (
-            f"the last run was {gap / DAY_NS:.1f} days ago, more than twice the time between the runs before it, so the controller's clock"
-            " may have jumped: nothing is removed this time"
+        known = (
+            "more than twice the time between the two runs before"
+            if before
+            else "and nothing tells whether that is usual"
         )
+        return f"the last run was {gap / DAY_NS:.1f} days ago, {known}, so the controller's clock may have jumped: nothing is removed this time"
     return None
 
 

@@ -296,6 +296,67 @@ def test_an_update_that_is_killed_in_its_removals_is_finished_by_the_next_one(tm
     ]
 
 
+KILLED_AT = """
+import os, signal, sys
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import catalogue, removal, update
+left = int(sys.argv[2])
+def count(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+os.unlink, os.rmdir = count(os.unlink), count(os.rmdir)
+catalogue.Catalogue.note_removed = count(catalogue.Catalogue.note_removed)
+catalogue.Catalogue.plan_removal = count(catalogue.Catalogue.plan_removal)
+catalogue.Catalogue.note_update = count(catalogue.Catalogue.note_update)
+update.update(update.make_request({"path": sys.argv[1], "keep_count": "1"}, "/", check_mode=False))
+"""
+
+
+def test_a_kill_before_any_step_of_an_update_is_made_good(tmp_path, clock):
+    ends = []
+    for step in range(12):
+        store = tmp_path / f"{step}/s"
+        for number in range(3):
+            write_capture(store, f"{number}", text="x", begin=NOW, end=NOW + number)
+        clock.now = time.time_ns() - 2 * DAY
+        run(store.parent)
+        clock.now = time.time_ns() - HOUR
+        run(store.parent)
+        command = [sys.executable, "-c", KILLED_AT, str(store), str(step)]
+        ends.append(subprocess.run(command, check=False, timeout=120).returncode)
+        clock.now = time.time_ns()
+        result = run(store.parent, keep_count="1")
+        assert result["kept"] == 1 and result["gone"] == [] and result["added"] == [] and result["problems"] == []
+        assert list_files(store) == ["catalogue.sqlite", "web1/api/2.dat", "web1/api/2.json", "web1/api/2.txt"]
+        rows = query(store.parent, "SELECT count(*), removed_why FROM captures GROUP BY 2")
+        assert rows == [(1, None), (2, "keep_count=1")]
+    assert ends[0] == -signal.SIGKILL and ends[-1] == 0 and ends == sorted(ends)
+
+
+def name_tasks(tasks):
+    """The parts of the role trace that TASKS use, in their order, with the phase of the store."""
+    for task in tasks:
+        for part in ("block", "always"):
+            yield from name_tasks(task.get(part, []))
+        used = task.get("ansible.builtin.import_role", {}).get("tasks_from") or task.get(
+            "ansible.builtin.import_tasks", ""
+        )
+        phase = task.get("vars", {}).get("trace_phase")
+        if used:
+            yield " ".join(filter(None, (used.removesuffix(".yml"), phase)))
+
+
+def test_the_store_is_checked_before_a_collection_and_kept_in_order_after_the_report():
+    (play,) = yaml_load((TOP / "playbooks/collect.yml").read_text(encoding="utf-8"))
+    assert list(name_tasks(play["tasks"])) == ["store check", "fetch", "report", "store", "failures"]
+    tasks = yaml_load((TOP / "roles/trace/tasks/main.yml").read_text(encoding="utf-8"))
+    assert list(name_tasks(tasks)) == ["store check", "capture_start", "capture_finish", "report", "store", "failures"]
+
+
 def test_the_options_are_those_of_the_page():
     options = yaml_load(ftrace_store.DOCUMENTATION)["options"]
     assert set(options) == set(action.ARGUMENTS)
