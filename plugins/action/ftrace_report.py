@@ -9,7 +9,9 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, report_runner
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import selection
 
 ARGUMENTS = {
     "src": {"type": "path"},
@@ -18,6 +20,11 @@ ARGUMENTS = {
     "formats": {"type": "list", "elements": "str", "choices": ["json", "text"], "default": ["json", "text"]},
     "min_latency": {"type": "str"},
     "fail_on": {"type": "list", "elements": "str", "default": []},
+    "since": {"type": "str"},
+    "until": {"type": "str"},
+    "hosts": {"type": "list", "elements": "str", "default": []},
+    "containers": {"type": "list", "elements": "str", "default": []},
+    "runs": {"type": "list", "elements": "str", "default": []},
 }
 REQUIRED_ONE_OF = [("src", "captures")]
 
@@ -36,5 +43,11 @@ class ActionModule(ActionBase):
         missing = controller_needs.find_missing_packages(["report"])
         if missing:
             raise AnsibleActionFail("; ".join(missing))
-        # As for any task of this machine, relative paths are below the playbook's folder.
-        return report_runner.run({**arguments, "check_mode": self._task.check_mode}, self._loader.get_basedir())
+        request = {**arguments, "check_mode": bool(self._task.check_mode)}
+        try:
+            # As for any task of this machine, relative paths are below the playbook's folder.
+            return selection.report(request, self._loader.get_basedir())
+        except FleetError as error:  # Ansible would show the causes, too, which the message has
+            raise AnsibleActionFail(str(error)) from None
+        except OSError as error:
+            raise AnsibleActionFail(explain(error)) from None

@@ -93,10 +93,43 @@ options:
     type: list
     elements: str
     default: []
+  since:
+    description:
+      - Report only on captures that ended at this time or later, for example V(2h) or V(3d) (ago), V(2026-11-29) or V(2026-11-29T10:00:00Z).
+        A time in ISO 8601 format without a zone is UTC.
+      - This and the other options of a selection - O(until), O(hosts), O(containers), O(runs) - select captures from the catalogue of O(src), a
+        folder then, see M(crashcart.fleet.ftrace_store). The catalogue is brought up to date first, in memory where the folder cannot be
+        written. Captures without a manifest are not in it.
+      - Where nothing matches, RV(lines) says so, and no report is written.
+      - Where O(src) is a single capture, a selection has no effect, and a warning says so. With O(captures) it is an error.
+    type: str
+  until:
+    description:
+      - Report only on captures that began at this time or earlier. It is written as O(since).
+    type: str
+  hosts:
+    description:
+      - Report only on captures of these hosts, by their names in the inventory, or globs such as V(web*).
+    type: list
+    elements: str
+    default: []
+  containers:
+    description:
+      - Report only on captures of these containers, by their names, globs such as V(api-*), or the first 12 or more characters of an id.
+    type: list
+    elements: str
+    default: []
+  runs:
+    description:
+      - Report only on captures that came with these runs, by their ids (O(crashcart.fleet.ftrace_store#module:run)).
+    type: list
+    elements: str
+    default: []
 requirements:
   - Python 3.11 or later, numpy and numba, on the controller
 seealso:
   - module: crashcart.fleet.ftrace_fetch
+  - module: crashcart.fleet.ftrace_store
 """
 
 EXAMPLES = r"""
@@ -117,6 +150,14 @@ EXAMPLES = r"""
     captures: >-
       {{ ansible_play_hosts_all | map('extract', hostvars) | selectattr('fetched', 'defined') | map(attribute='fetched')
       | map(attribute='captures', default=[]) | flatten | map(attribute='path') | select }}
+    dest: traces/report
+  run_once: true
+
+- name: Report on the last two hours of a group of hosts
+  crashcart.fleet.ftrace_report:
+    src: traces
+    since: 2h
+    hosts: [web*]
     dest: traces/report
   run_once: true
 

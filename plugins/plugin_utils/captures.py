@@ -35,14 +35,20 @@ _MAX_MANIFEST = 4096
 _ROOM_FOR_FILE = 128  # for the trace's hash, of 64 characters, and its size in the manifest
 _MAX_NAME = 200  # file systems take 255
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+# Names of devices on Windows, with any ending, and dots at the end, which Windows drops: a store may be on a share, or be copied there.
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNORECASE)
 
 
 def make_file_name(text: str) -> str:
-    """Return TEXT as the name of a file: it cannot lead to another folder, and has 200 characters at most."""
+    """Return TEXT as the name of a file, also on Windows: it cannot lead to another folder, and has 200 characters at most."""
     name = _UNFIT.sub("_", text)
+    kept = name.rstrip(".")
+    name = kept + "_" * (len(name) - len(kept))
+    if not name or _DEVICE.match(name):
+        name = "_" + name
     if len(name) > _MAX_NAME:
         name = name[: _MAX_NAME - 17] + "-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-    return name if name.strip(".") else "_" + name
+    return name
 
 
 def assemble(path: str, folder: str, host: str, *, version: int, with_text: bool) -> tuple[str, dict[str, Any]]:

@@ -50,6 +50,9 @@ NAMES = frozenset(
         *("buffer_size", "mode", "max_rate", "max_loss", "max_size", "max_age", "rotate_size", "rotate_time"),
         *("when_full", "min_free", "clock", "follow_exec", "follow_tools", "follow_restarts", "probes", "paths"),
         *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "fail_on", "src"),
+        *("since", "until", "of_hosts", "runs"),
+        # the store
+        *("run", "keep_age", "keep_count", "keep_size", "keep_total", "keep_free"),
     )
 )
 # The variables that are lists. A text that begins with a bracket is meant to be a list, but Ansible has not parsed it.
@@ -65,6 +68,8 @@ LISTS = (
     "probes",
     "formats",
     "fail_on",
+    "of_hosts",
+    "runs",
 )
 # Prefix of a role's variables → their names after the prefix.
 ROLES = {
@@ -79,6 +84,10 @@ ROLES = {
         "fetched",
         "removed",
         "report",
+        "hosts",
+        "phase",
+        "limits",
+        "stored",
     },
     "install_": frozenset(
         {

@@ -27,6 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome i
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
 
 CALLBACK = "crashcart.fleet.run_record"
+_LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
 _ENDING_S = 30.0  # for ansible-playbook to end its workers and to remove its files
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
 _LOG = "last-run.log"
@@ -168,9 +169,9 @@ def _list_missed(plan: Plan, last: dict[str, Any], now: float) -> list[float]:
 def _hold(folder: str, busy: str, wait_s: float) -> Iterator[int]:
     """Hold the lock of FOLDER, and give its descriptor. Raises BusyError with the text BUSY when it is not free after WAIT_S seconds.
 
-    A lock that is the folder's own leaves no file behind. Where the file system has none, as NFS, nothing is locked.
+    Where the file system has no locks, nothing is locked.
     """
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    file = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
         while True:

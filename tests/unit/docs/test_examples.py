@@ -27,8 +27,6 @@ _SHOWN = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE |
 _BLOCK = re.compile(r"^```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _VARIABLE = re.compile(rf"(?<![\w./]){PREFIX}(\w+)")
 _OURS = re.compile(r"(?<![\w.])crashcart\.fleet\.(\w+)")
-# The variables of the store of captures, whose playbook_variables come with it.
-_OF_STORE = {"run", "keep_age", "keep_count", "keep_size", "keep_total", "keep_free"}
 # Words of pages that begin like a variable and are modules.
 _MODULES = {path.stem.removeprefix(PREFIX) for path in (TOP / "plugins/modules").glob(f"{PREFIX}*.py")}
 
@@ -45,7 +43,7 @@ def read(path: Path) -> str:
 
 def find_unknown_names(text: str) -> list[str]:
     """Return the variables and playbooks of ours in TEXT that there are not."""
-    known = NAMES | _OF_STORE | _MODULES
+    known = NAMES | _MODULES
     playbooks = {path.stem for path in (TOP / "playbooks").glob("*.yml")}
     return [PREFIX + name for name in _VARIABLE.findall(text) if name not in known] + [
         f"crashcart.fleet.{name}" for name in _OURS.findall(text) if name not in playbooks

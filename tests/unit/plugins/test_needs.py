@@ -107,6 +107,7 @@ NEEDS = {
     "ftrace_info": DESCRIBED,
     "ftrace_instance": STARTED,
     "ftrace_report": (),
+    "ftrace_store": (),
 }
 # What must not come back, even where somebody writes it into NEEDS.
 _ATTACHING = [f"cart.attach.{name}" for name in ("removal", "mounting", "methods", "volumes", "tool_users")]

@@ -292,9 +292,9 @@ def test_damage_anywhere_gives_a_trace_or_an_error_of_ours_and_leaves_nothing(tm
         ("../../etc/passwd", ".._.._etc_passwd"),
         ("/etc", "_etc"),
         ("a/b\\c", "a_b_c"),
-        ("..", "_.."),
-        (".", "_."),
-        ("...", "_..."),
+        ("..", "__"),
+        (".", "_"),
+        ("...", "___"),
         ("", "_"),
         ("a\0b\nc", "a_b_c"),
         ("größe", "gr__e"),
@@ -311,6 +311,28 @@ def test_long_names_stay_apart():
     assert len(names) == 210
     assert max(map(len, names)) == 200
     assert captures.make_file_name("x" * 200) == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("CON", "_CON"),
+        ("nul", "_nul"),
+        ("aux.txt", "_aux.txt"),
+        ("Com1.a.b", "_Com1.a.b"),
+        ("lpt9", "_lpt9"),
+        ("prn.", "prn_"),
+        ("web1..", "web1__"),
+        ("web ", "web_"),
+        ("a:b", "a_b"),
+        ("console", "console"),
+        ("com10", "com10"),
+        ("my.con", "my.con"),
+        ("v1.2", "v1.2"),
+    ],
+)
+def test_a_file_name_is_one_on_windows_too(text, name):
+    assert captures.make_file_name(text) == name
 
 
 def test_no_file_name_leads_to_another_folder():
