@@ -30,6 +30,7 @@ MANIFEST = {
     ],
 }
 KINDS = [pages.Machine(order, word) for order, word in machines.KINDS]
+HEAD = pages.pack_trace([[], []])
 FORM = PageForm(pages.PAGE_SIZE, 16, 8, pages.HERE.order)
 
 
