@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from contextlib import contextmanager
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import open_catalogue
 
 SECOND = 10**9
 HOUR, DAY = 3600 * SECOND, 86400 * SECOND
+# A process of its own finds the collection as this one does.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 NOW = 1_795_302_900 * SECOND  # 2026-11-21T23:15:00Z
 
 

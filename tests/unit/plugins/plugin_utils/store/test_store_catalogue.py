@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import catal
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import database, records
 from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.stores import (
     DAY,
+    ENVIRONMENT,
     HOUR,
     NOW,
     SECOND,
@@ -49,7 +50,8 @@ def query(store, text):
 
 
 def start_sync(store, run):
-    return subprocess.Popen([sys.executable, "-c", SYNC, str(store), run], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SYNC, str(store), run]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def test_what_a_manifest_says_is_in_the_catalogue(tmp_path):

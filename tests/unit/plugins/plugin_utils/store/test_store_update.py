@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import catal
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import update
 from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.stores import (
     DAY,
+    ENVIRONMENT,
     HOUR,
     NOW,
     Clock,
@@ -277,7 +278,7 @@ def test_an_update_that_is_killed_in_its_removals_is_finished_by_the_next_one(tm
     run(tmp_path)
     clock.now = time.time_ns() - HOUR
     run(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(store)], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(store)], stdout=subprocess.PIPE, env=ENVIRONMENT)
     process.stdout.readline()
     while (store / "web1/api/005.dat").exists():
         assert process.poll() is None
@@ -327,7 +328,7 @@ def test_a_kill_before_any_step_of_an_update_is_made_good(tmp_path, clock):
         clock.now = time.time_ns() - HOUR
         run(store.parent)
         command = [sys.executable, "-c", KILLED_AT, str(store), str(step)]
-        ends.append(subprocess.run(command, check=False, timeout=120).returncode)
+        ends.append(subprocess.run(command, check=False, timeout=120, env=ENVIRONMENT).returncode)
         clock.now = time.time_ns()
         result = run(store.parent, keep_count="1")
         assert result["kept"] == 1 and result["gone"] == [] and result["added"] == [] and result["problems"] == []
@@ -342,9 +343,9 @@ def name_tasks(tasks):
     for task in tasks:
         for part in ("block", "always"):
             yield from name_tasks(task.get(part, []))
-        used = task.get("ansible.builtin.import_role", {}).get("tasks_from") or task.get(
-            "ansible.builtin.import_tasks", ""
-        )
+        roles = (task.get(f"ansible.builtin.{word}_role", {}).get("tasks_from") for word in ("import", "include"))
+        files = (task.get(f"ansible.builtin.{word}_tasks") for word in ("import", "include"))
+        used = next(filter(None, (*roles, *files)), "")
         phase = task.get("vars", {}).get("trace_phase")
         if used:
             yield " ".join(filter(None, (used.removesuffix(".yml"), phase)))
