@@ -22,6 +22,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     FD_FLAGS,
     FD_OBJECT,
     HAS_TRANSFERRED,
+    HIGH_COUNT,
+    HIGH_FIRST,
+    HIGH_LAST,
+    HIGH_SHIFT,
+    HIGH_TIMES,
     IN_TRACE,
     IS_CONNECTING,
     MADE,
@@ -127,6 +132,19 @@ def _count_replacement(state, process, fd):
             state.processes[process, CLOSED] += 1
 
 
+@compile_part
+def _count_opened(state, process, call):
+    """Count the descriptor that CALL of PROCESS has returned, and note when, if its number is too high to be followed."""
+    row, time = state.processes[process], call[OUT_BEGIN]
+    row[OPENED] += 1
+    if call[OUT_RESULT] >= state.blocks.shape[1]:
+        if not row[HIGH_COUNT]:
+            row[HIGH_FIRST] = time
+        row[HIGH_COUNT] += 1
+        row[HIGH_LAST] = time
+        row[HIGH_TIMES] += (time - row[HIGH_FIRST]) >> HIGH_SHIFT
+
+
 @compile_inline
 def _pack_number(number):
     """Return the NUMBER of a call in 32 bits: the highest one stands for a 32-bit program."""
@@ -146,7 +164,7 @@ def _add_descriptor(state, process, call, info, thing):
         thing = number_pair(state, MADE, _pack_number(number), thing)
     if thing == NO_OBJECT or action == MAKE:
         thing = number_pair(state, MADE, _pack_number(number), np.int64(0))
-    state.processes[process, OPENED] += 1
+    _count_opened(state, process, call)
     set_descriptor(state, process, call[OUT_RESULT], thing, _find_flags(call, info), call[OUT_BEGIN])
 
 
@@ -160,7 +178,7 @@ def _control(state, process, call):
     elif command in (_F_DUPFD, _F_DUPFD_CLOEXEC):
         flags = IN_TRACE | (CLOSES_ON_EXEC if command == _F_DUPFD_CLOEXEC else 0)
         number = find_descriptor(state, process, fd)
-        state.processes[process, OPENED] += 1
+        _count_opened(state, process, call)
         set_descriptor(state, process, call[OUT_RESULT], number, flags, call[OUT_BEGIN])
 
 

@@ -140,8 +140,12 @@ HINT_COLUMNS = 3
 HAS_EXECUTED, MAY_BE_COMPAT = -1, 2
 # Columns of the table of processes.
 # STATUS is the exit status and one more; 0 where it is not known. LIVING is the number of threads that live, as far as they are known.
+# HIGH_… are of the descriptors that it has opened with numbers too high to be followed: how many, when the first and the last one, and the sum
+# of the times since the first, in units of 1024 ns.
 PID, PARENT, PROCESS_BEGIN, FD_BLOCK, PROCESS_END, OPENED, CLOSED, STATUS, LIVING = range(9)
-PROCESS_COLUMNS = 9
+HIGH_COUNT, HIGH_FIRST, HIGH_LAST, HIGH_TIMES = range(9, 13)
+HIGH_SHIFT = 10
+PROCESS_COLUMNS = 13
 
 # Kinds of objects.
 NOTHING, OTHERS, PATH_TEXT, PEER, SOCKET_KIND, MADE, TARGET = range(7)

@@ -68,6 +68,7 @@ def make_tables(
         ),
         long_calls=_list_long_calls(state),
         descriptors=_list_descriptors(state, len(processes)),
+        high_descriptors=_list_high_descriptors(processes),
         signals=_list_signals(state),
         start_ns=_find_start(scalars),
         end_ns=int(max(scalars[codes.END], scalars[codes.UNTIL])),
@@ -138,6 +139,18 @@ def _list_descriptors(state: State, count: int) -> Descriptors:
         [found[0] for found in times],
         [found[-1] for found in times],
         [found[len(found) // 2] for found in times],
+    )
+
+
+def _list_high_descriptors(processes: Any) -> Descriptors:
+    """Return what the processes of the table PROCESSES have opened with numbers too high to be followed."""
+    rows = np.flatnonzero(processes[:, codes.HIGH_COUNT])
+    chosen = processes[rows]
+    means = (chosen[:, codes.HIGH_TIMES] // np.maximum(chosen[:, codes.HIGH_COUNT], 1)) << codes.HIGH_SHIFT
+    columns = (chosen[:, codes.HIGH_COUNT], chosen[:, codes.HIGH_FIRST], chosen[:, codes.HIGH_LAST])
+    middles = chosen[:, codes.HIGH_FIRST] + means
+    return Descriptors(
+        rows.tolist(), [codes.NO_OBJECT] * len(rows), *(column.tolist() for column in columns), middles.tolist()
     )
 
 

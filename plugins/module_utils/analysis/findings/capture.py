@@ -35,7 +35,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     Thing,
     choose_evidence,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import CaptureTables, Column
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+    CaptureTables,
+    Column,
+    Descriptors,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.real_time import format_real_time
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (
     RESTARTS,
@@ -249,7 +253,14 @@ class Capture:
     @cached_property
     def left_open(self) -> list[LeftOpen]:
         """Return the descriptors that were opened in the capture and are open at its end, by process and object."""
-        rows = self.tables.descriptors
+        return self._list_opened(self.tables.descriptors)
+
+    @cached_property
+    def high_opened(self) -> dict[int, LeftOpen]:
+        """Return the descriptors that were opened with numbers too high to be followed, by the number of the process on the host."""
+        return {row.who.pid: row for row in self._list_opened(self.tables.high_descriptors)}
+
+    def _list_opened(self, rows: Descriptors) -> list[LeftOpen]:
         pids = _list_numbers(self.tables.processes.pid)
         columns = (rows.process, rows.object, rows.count, rows.first_ns, rows.last_ns, rows.middle_ns or rows.last_ns)
         return [

@@ -99,6 +99,9 @@ class CaptureTables:
     cells: Cells
     long_calls: LongCalls
     descriptors: Descriptors = field(default_factory=lambda: Descriptors(_NONE, _NONE, _NONE, _NONE, _NONE))
+    # Those that were opened with numbers too high for the table above, whether they are open at the end or not: a row for each process. Their
+    # middle is the mean of the times.
+    high_descriptors: Descriptors = field(default_factory=lambda: Descriptors(_NONE, _NONE, _NONE, _NONE, _NONE))
     signals: Signals = field(default_factory=lambda: Signals(_NONE, _NONE, _NONE))
     # In the trace's clock: of the first and the last event, or of the host's looks at the processes, which are before and after them.
     start_ns: int = 0

@@ -58,6 +58,7 @@ _SEVERITY, _SEVERITY_AGAIN, _SEVERITY_UNNAMED = 40, 60, 30
 _NOT_FOUND = frozenset({"ENOENT", "ENOTDIR"})
 _OFTEN = 3  # failures from which on something fails again and again
 _OFTEN_UNNAMED = 20
+_STEADY = 0.8  # of the intervals between such calls, which are between half and twice the usual one
 _MIN_POLLS, _MIN_POLL_NS = 5, 20_000_000  # calls at steady intervals, and the shortest interval
 _SPAN_NS = 1_000_000_000  # from which on a statement says how long
 _VERBS = {**PATH_CALLS, **TRANSFERS, "bind": "bind", "listen": "listen at", "flock": "lock", "connect": "connect to"}
@@ -207,7 +208,9 @@ def _list_polls(capture: Capture, attempts: Attempts, cell: Cell) -> list[LongCa
     if len(calls) < _MIN_POLLS or calls[-1].start_ns - calls[0].start_ns < _SPAN_NS:
         return []
     middle = gaps[len(gaps) // 2]
-    return calls if middle >= _MIN_POLL_NS and gaps[-1] <= 2 * middle and gaps[0] >= middle // 2 else []
+    # Some come late where the processors are busy.
+    steady = sum(middle // 2 <= gap <= 2 * middle for gap in gaps)
+    return calls if middle >= _MIN_POLL_NS and steady >= _STEADY * len(gaps) else []
 
 
 def _make_unnamed(capture: Capture, rows: Sequence[Cell | LongCall], template: str, **parts: Any) -> Finding:

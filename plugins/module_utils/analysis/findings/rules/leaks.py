@@ -16,7 +16,6 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import (
     Capture,
     LeftOpen,
-    LongCall,
     Process,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in
@@ -32,35 +31,8 @@ _MIDDLE = (0.2, 0.8)  # of that span, in which half of them were open
 _MIN_TIME_NS = 1_000_000_000
 _MIN_SHARE = 0.25  # of the openings that stay open
 _NAMED = 0.8  # of the new descriptors
-_FOLLOWED = 256  # the pass follows the descriptors below this one
 _SEVERITY, _SEVERITY_NEAR = 60, 80
 _NEAR_S = 3600.0  # to the limit
-_OPENINGS = frozenset(
-    (
-        *(
-            "open",
-            "openat",
-            "openat2",
-            "creat",
-            "socket",
-            "accept",
-            "accept4",
-            "dup",
-            "fcntl",
-            "epoll_create1",
-            "eventfd2",
-        ),
-        *(
-            "timerfd_create",
-            "memfd_create",
-            "inotify_init1",
-            "pidfd_open",
-            "signalfd4",
-            "userfaultfd",
-            "perf_event_open",
-        ),
-    )
-)
 _PEER = re.compile(r"(.+):\d+( \(\w+\))?\Z")
 _NUMBERS = re.compile(r"\d+")
 
@@ -88,10 +60,12 @@ def find(capture: Capture) -> Iterator[Finding]:
             continue
         rows = by_process.get(process.pid, [])
         balance = process.opened - process.closed
-        hidden = _list_hidden(capture, process) if balance - sum(row.count for row in rows) >= _MIN_COUNT else []
-        growth = _measure(capture, process, rows, hidden, told)
+        high = capture.high_opened.get(process.pid)
+        if balance - sum(row.count for row in rows) < _MIN_COUNT:
+            high = None
+        growth = _measure(capture, process, rows, high, told)
         if growth:
-            yield _make_finding(capture, process, [*rows, *hidden], growth, resources)
+            yield _make_finding(capture, process, [*rows, *([high] if high else [])], growth, resources)
 
 
 def _records_closes(capture: Capture) -> bool:
@@ -114,36 +88,23 @@ def _find_told(capture: Capture, process: Process, resources: Resources) -> int 
     return found.growth if is_older and found.first is not None and found.last is not None else None
 
 
-def _list_hidden(capture: Capture, process: Process) -> list[LongCall]:
-    """Return calls that opened descriptors of PROCESS with numbers that the pass does not follow, as far as CAPTURE has them one by one."""
-    calls = (
-        call
-        for call in capture.long_calls
-        if call.who.pid == process.pid
-        and call.call in _OPENINGS
-        and call.result >= _FOLLOWED
-        and not call.outcome.error
-    )
-    return sorted(calls, key=lambda call: call.start_ns)
-
-
 def _measure(
-    capture: Capture, process: Process, rows: Sequence[LeftOpen], hidden: Sequence[LongCall], told: int | None
+    capture: Capture, process: Process, rows: Sequence[LeftOpen], high: LeftOpen | None, told: int | None
 ) -> _Growth | None:
-    """Return what PROCESS, which left ROWS and more that is HIDDEN open, has more than at its beginning; None where that does not grow.
+    """Return what PROCESS, which left ROWS and some of HIGH open, has more than at its beginning; None where that does not grow.
 
-    TOLD is the growth that the host has counted, or None.
+    HIGH are descriptors that were not followed. TOLD is the growth that the host has counted, or None.
     """
     start, end = max(capture.tables.start_ns, process.begin_ns), capture.tables.end_ns
     left, balance = sum(row.count for row in rows), process.opened - process.closed
-    count = balance if hidden else min(left, balance)
+    count = balance if high else min(left, balance)
     count = count if told is None else min(count, told)
     if count < max(_MIN_COUNT, _MIN_SHARE * process.opened) or end - start < _MIN_TIME_NS:
         return None
-    grown = _find_grown(rows, start, end, is_full=bool(hidden))
-    if hidden:
-        times = [call.start_ns for call in hidden]
-        if not _is_spread(times[0], times[len(times) // 2], times[-1], end - (rows[0].last_ns if rows else start)):
+    grown = _find_grown(rows, start, end, is_full=bool(high))
+    if high:
+        since = high.first_ns if left >= _MIN_COUNT else start  # the lower numbers were used up first
+        if not _is_spread(high.first_ns, high.middle_ns, high.last_ns, end - since):
             return None
     elif grown is None:
         return None
@@ -204,7 +165,7 @@ def _generalize(thing: Thing | None) -> Thing:
 
 
 def _make_finding(
-    capture: Capture, process: Process, rows: Sequence[LeftOpen | LongCall], growth: _Growth, resources: Resources
+    capture: Capture, process: Process, rows: Sequence[LeftOpen], growth: _Growth, resources: Resources
 ) -> Finding:
     seconds = (capture.tables.end_ns - max(capture.tables.start_ns, process.begin_ns)) / 1e9
     rate = growth.left / seconds

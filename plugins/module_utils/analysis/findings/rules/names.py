@@ -7,7 +7,8 @@ waits a second or more in vain. How that looks depends on the C library:
 
 - glibc connects the socket, sends by sendto or sendmmsg, and waits by poll for 5 s (`options timeout:` in /etc/resolv.conf). If the server
   refuses, poll returns at once, and glibc closes the socket without reading. Before all that it asks for nscd at a UNIX socket, in vain.
-- musl binds the socket, sends by sendto, and waits by poll for 2.5 s at a time. It does not hear of a refusal.
+- musl opens /etc/hosts and /etc/resolv.conf, binds the socket, sends by sendto, and waits by poll for 2.5 s at a time (`options timeout:` and
+  `attempts:`). It does not hear of a refusal.
 - A static Go program connects, writes, reads EAGAIN, and waits for 5 s by its own timers; it closes the socket without an answer, or reads
   ECONNREFUSED. No call of it times out. So silence counts if it made a socket for each question, and nothing came over any.
 
@@ -123,7 +124,8 @@ def _judge(
         return "refused", [*refused]
     threads = {cell.who.tid for cell in sent}
     # A resolver may have other timeouts by resolv.conf.
-    is_resolver = reads_config or (not received and (has_server or _is_like_glibc(cells, threads)))
+    is_like_libc = _is_like_glibc(cells, threads) or _is_like_musl(cells, threads)
+    is_resolver = reads_config or (not received and (has_server or is_like_libc))
     vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
     if vain and len(vain) <= sum(cell.count for cell in sent):
         return "silent", vain
@@ -166,6 +168,16 @@ def _is_like_glibc(cells: Sequence[Cell], threads: Collection[int]) -> bool:
         elif cell.object.text.startswith(_UDP) and cell.call in ("sendto", "sendmmsg") and not cell.outcome.error:
             counts["sent"] += cell.count
     return counts["nscd"] > 1 and 0 < counts["sent"] <= counts["poll"]
+
+
+def _is_like_musl(cells: Sequence[Cell], threads: Collection[int]) -> bool:
+    """Return True if CELLS of THREADS, which sent, are those of musl's resolver: two files, and a socket that is bound, for each question."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        if cell.who.tid in threads and not cell.outcome.error:
+            on_udp = cell.object is not None and cell.object.text.startswith(_UDP)
+            counts["open" if cell.call in OPENS else cell.call if on_udp else ""] += cell.count
+    return 1 < counts["bind"] <= counts["sendto"] and 2 * counts["bind"] <= counts["open"]
 
 
 def _list_servers(holdings: Holdings, pid: int) -> list[str]:

@@ -255,6 +255,18 @@ def test_of_descriptors_above_the_table_nothing_is_known():
     assert script.tables().processes.opened.tolist()[1] == 5
 
 
+def test_of_descriptors_above_the_table_it_is_known_when_they_were_opened():
+    script = Script()
+    script.open(5, b"/a", 255)
+    for fd in (256, 300, 1 << 20):
+        script.open(5, b"/a", fd)
+        script.call(5, "fcntl", 255, 0, 10, result=fd + 1)  # F_DUPFD
+    high = script.tables().high_descriptors
+    times = [call.start_ns for call in script.calls() if call.result > 255]
+    assert (high.process, high.count, high.first_ns, high.last_ns) == ([1], [6], [times[0]], [times[-1]])
+    assert abs(high.middle_ns[0] - sum(times) / 6) <= 1 << codes.HIGH_SHIFT
+
+
 def test_a_process_that_ends_leaves_its_room_to_others():
     script = Script()
     script.open(5, b"/a", 3)

@@ -35,11 +35,13 @@ class Call:
     is_long: bool = False  # a row of the long calls, and not of the cells
 
 
-def make_capture(*calls, host="web1", container="api", file=None, left_open=(), processes=None, **manifest):
+def make_capture(
+    *calls, host="web1", container="api", file=None, left_open=(), high_opened=(), processes=None, **manifest
+):
     """Return the Capture that holds CALLS.
 
-    LEFT_OPEN has (pid, object, count) of descriptors, and when the first, the last and half of them were opened. PROCESSES has by pid what is
-    known of a process: begin, end (seconds), status, opened, closed.
+    LEFT_OPEN has (pid, object, count) of descriptors, and when the first, the last and half of them were opened. HIGH_OPENED has
+    the same of those with high numbers. PROCESSES has by pid what is known of a process: begin, end (seconds), status, opened, closed.
     """
     builder = _Builder()
     for call in calls:
@@ -53,7 +55,7 @@ def make_capture(*calls, host="web1", container="api", file=None, left_open=(), 
     }
     return Capture(
         file=file or f"{host}/{container}/x.dat",
-        tables=builder.build(left_open, processes or {}),
+        tables=builder.build(left_open, high_opened, processes or {}),
         calls=dict(enumerate(builder.numbers)),
         manifest=about,
         reasons=manifest.get("reasons", ()),
@@ -90,11 +92,14 @@ class _Builder:
         pair = ("path", thing) if isinstance(thing, str) else thing or ("", "")
         return self.objects.setdefault(pair, len(self.objects))
 
-    def build(self, left_open, processes):
-        rows = [
+    def list_opened(self, rows):
+        return [
             (self.pids[pid], self.find(thing), count, *(round(time * SECOND) for time in times or (1, 2, 2)))
-            for pid, thing, count, *times in left_open
+            for pid, thing, count, *times in rows
         ]
+
+    def build(self, left_open, high_opened, processes):
+        rows, high = self.list_opened(left_open), self.list_opened(high_opened)
         known = [
             {"begin": None, "end": 0, "status": -1, "opened": 0, "closed": 0, **processes.get(pid, {})}
             for pid in self.pids
@@ -115,6 +120,7 @@ class _Builder:
             tables.Cells(*transpose(self.cells, 9)),
             tables.LongCalls(*transpose(self.long_calls, 8)),
             tables.Descriptors(*transpose(rows, 6)),
+            tables.Descriptors(*transpose(high, 6)),
             start_ns=0,
             end_ns=10 * SECOND,
         )

@@ -209,6 +209,8 @@ def test_a_file_that_is_looked_for_at_steady_intervals():
         found.statement
         == "web looks for a file by newfstatat all the time: no such file (ENOENT), 5 times within 2.1 s"
     )
+    # One that came late.
+    assert len(find(*make_polls(1, 1.5, 2, 2.5, 3, 3.5, 6))) == 1
     # As requests come.
     assert find(*make_polls(1, 1.01, 2, 2.5, 3.1)) == []
     assert find(*make_polls(*(1 + 0.002 * index for index in range(1000)))) == []

@@ -52,23 +52,18 @@ def test_many_objects_of_one_folder_or_host_are_told_by_their_pattern():
     assert found.object.text == "10.0.0.7:* (tcp)"
 
 
-def make_opens(*times):
-    return [
-        Call("openat", "/etc/passwd", first=time, is_long=True, result=300 + index) for index, time in enumerate(times)
-    ]
-
-
 def test_more_descriptors_than_are_followed():
     known = {"left_open": [(4711, "/etc/passwd", 250, 1, 2, 1.5)], "processes": {4711: {"opened": 3000, "closed": 5}}}
-    (found,) = find(CLOSE, *make_opens(2, 4, 6, 8, 9), **known)
+    (found,) = find(CLOSE, high_opened=[(4711, None, 2745, 2, 9, 5.5)], **known)
     assert found.statement == "web leaves descriptors of /etc/passwd and others open: 2995 in this trace, 300 a second"
-    assert find(CLOSE, *make_opens(2, 2.1, 2.2, 2.3, 2.4), **known) == []  # all at the start
+    assert find(CLOSE, high_opened=[(4711, None, 2745, 2, 2.4, 2.2)], **known) == []  # all at the start
+    assert find(CLOSE, high_opened=[(4711, None, 2745, 2, 9, 2.1)], **known) == []  # a pool, and one more
     assert find(CLOSE, **known) == []  # nobody knows when
 
 
 def test_descriptors_none_of_which_is_followed():
     known = {"processes": {4711: {"opened": 100}}, "resource_limits": make_limits(300, 400)}
-    (found,) = find(*make_opens(2, 4, 6, 8, 9), **known)
+    (found,) = find(Call("openat", "/etc/passwd"), high_opened=[(4711, None, 100, 0.1, 9.9, 5)], **known)
     assert found.statement.startswith("web leaves descriptors open: 100 in this trace, 10 a second; its limit of 1024")
 
 

@@ -69,6 +69,17 @@ def test_a_resolver_with_timeouts_of_its_own_is_known_by_its_other_calls():
     assert find(*glibc, Call("recvfrom", _UDP, count=12)) == []
 
 
+def test_musls_resolver_with_timeouts_of_its_own_is_known_by_its_other_calls():
+    musl = [Call("open", count=26), Call("bind", _UDP, count=13), Call("sendto", _UDP, count=13), *[poll(1000)] * 13]
+    (found,) = find(*musl)
+    assert "the name server in /etc/resolv.conf did not answer within 1 s, 13 times" in found.statement
+    assert found.confidence == "inferred"
+    # One that gets answers, and a client of another protocol, which opens no files for each request.
+    assert find(*musl, Call("recvfrom", _UDP, count=12)) == []
+    assert find(Call("open", count=3), *musl[1:]) == []
+    assert find(Call("open", "/opt/app", count=26), *musl[1:]) == []
+
+
 _SERVER = {"descriptors": {"last": [{"pid": 4711, "fd": 5, "target": "udp 172.17.0.2:45000->8.8.8.8:53"}]}}
 
 
