@@ -147,10 +147,13 @@ def _list_high_descriptors(processes: Any) -> Descriptors:
     rows = np.flatnonzero(processes[:, codes.HIGH_COUNT])
     chosen = processes[rows]
     means = (chosen[:, codes.HIGH_TIMES] // np.maximum(chosen[:, codes.HIGH_COUNT], 1)) << codes.HIGH_SHIFT
-    columns = (chosen[:, codes.HIGH_COUNT], chosen[:, codes.HIGH_FIRST], chosen[:, codes.HIGH_LAST])
-    middles = chosen[:, codes.HIGH_FIRST] + means
     return Descriptors(
-        rows.tolist(), [codes.NO_OBJECT] * len(rows), *(column.tolist() for column in columns), middles.tolist()
+        rows.tolist(),
+        [codes.NO_OBJECT] * len(rows),
+        chosen[:, codes.HIGH_COUNT].tolist(),
+        chosen[:, codes.HIGH_FIRST].tolist(),
+        chosen[:, codes.HIGH_LAST].tolist(),
+        (chosen[:, codes.HIGH_FIRST] + means).tolist(),
     )
 
 
