@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ class Plan:
 
 
 def read_plan(path: str) -> Plan:
-    """Return the plan in the file PATH. Raises FleetError where there is none, or it is none that the role writes."""
+    """Return the plan in the file PATH, or in the standard input for '-'. Raises FleetError where there is none that the role writes."""
     next_step = "write it again by ansible-playbook crashcart.fleet.schedule"
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = json.loads(sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8"))
         document.update({name: tuple(document.get(name, ())) for name in ("playbooks", "inventory")})
         plan = Plan(**document)
     except OSError as error:

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     --timer waits the schedule's offset first. --catch-up does nothing unless a run was missed. --check only looks at the plan.
     """
     options = set(arguments[:-1])
-    if not arguments or arguments[-1].startswith("-") or options - {"--timer", "--catch-up", "--check"}:
+    if not arguments or arguments[-1].startswith("--") or options - {"--timer", "--catch-up", "--check"}:
         print("usage: run.py [--timer | --catch-up | --check] PLAN", file=sys.stderr)
         return outcome.STATUSES[outcome.FAILURE]
     signal.signal(signal.SIGTERM, _end)

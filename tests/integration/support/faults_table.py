@@ -22,11 +22,13 @@ class Texts:
     """Regular expressions that a finding's statement matches.
 
     KNOWN: with the paths of calls. UNKNOWN: without. MUSL: of programs with musl, with and without, where these make other calls.
+    IS_RUN: True for the path of a program that is run right after a fork. The kernel may not have that text in memory yet when it looks.
     """
 
     known: str
     unknown: str
     musl: str = ""
+    is_run: bool = False
 
 
 def _always(text: str, musl: str = "") -> Texts:
@@ -48,7 +50,9 @@ TABLE: Mapping[str, Texts] = {
         r"name server 192\.0\.2\.53:53 did not answer", musl="name server in /etc/resolv.conf did not answer"
     ),
     "architecture": Texts(
-        r"cannot run /opt/app/worker\b.* another architecture", "cannot run a program.* another architecture"
+        r"cannot run /opt/app/worker\b.* another architecture",
+        "cannot run a program.* another architecture",
+        is_run=True,
     ),
     "full": _always(r"/var/spool/app\b.* full.*ENOSPC"),
     "configured": _always(r"1 of 20 containers differs: .*(staging\.conf|127\.0\.0\.1:5433)"),
@@ -66,10 +70,16 @@ TABLE: Mapping[str, Texts] = {
     "leak_of_sockets": _always(r"leaves descriptors (of 127\.0\.0\.1:\S+ .*)?open: \d+ in this trace"),
     "descriptors_used_up": _always(rf"limit of {NOFILE_LIMIT} open descriptors.*nofile.*EMFILE"),
     "threads_used_up": _always(rf"limit of {PIDS_LIMIT} processes.*pids\.max"),
-    "no_interpreter": Texts(r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter"),
-    "carriage_return": Texts(r"cannot run /opt/app/edited\b.* interpreter", "cannot run a program.* interpreter"),
-    "not_executable": Texts(r"cannot run /opt/app/data\b.*EACCES", "cannot run a program.*EACCES"),
-    "no_loader": Texts(r"cannot run /opt/app/foreign\b.* interpreter", "cannot run a program.* interpreter"),
+    "no_interpreter": Texts(
+        r"cannot run /opt/app/script\b.* interpreter", "cannot run a program.* interpreter", is_run=True
+    ),
+    "carriage_return": Texts(
+        r"cannot run /opt/app/edited\b.* interpreter", "cannot run a program.* interpreter", is_run=True
+    ),
+    "not_executable": Texts(r"cannot run /opt/app/data\b.*EACCES", "cannot run a program.*EACCES", is_run=True),
+    "no_loader": Texts(
+        r"cannot run /opt/app/foreign\b.* interpreter", "cannot run a program.* interpreter", is_run=True
+    ),
     "file_too_large": _always("limit of a file's size.*EFBIG"),
     "crash": _always("died of SIGSEGV"),
     "out_of_memory": _always("killed by the OOM killer"),
@@ -101,6 +111,8 @@ def expect(fault: str, way: str, kind: str) -> Expected:
     if kind == "musl" and texts.musl:
         return Expected(texts.musl, is_lacking=False)
     is_known = way in ("event", "eprobe", "kprobe") or (way == "uprobe" and kind != "static")
+    if texts.is_run and is_known and way != "uprobe":
+        return Expected(f"{texts.known}|{texts.unknown}", is_lacking=False)
     return Expected(
         texts.known if is_known else texts.unknown, is_lacking=not is_known and texts.known != texts.unknown
     )

@@ -226,7 +226,7 @@ def run_task(
     return result
 
 
-def playbook(name: str, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
+def playbook(name: str, /, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Run the collection's playbook NAME by its full name. VARIABLES are given without their prefix crashcart_."""
     extra = ["-e", json.dumps({f"crashcart_{key}": value for key, value in variables.items()})] if variables else []
     environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml"}

@@ -49,6 +49,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     LENGTH,
     NEEDS_PAGES,
     NEVER,
+    NO_OBJECT,
     OOM,
     OTHER_EVENT,
     OUT,
@@ -276,11 +277,14 @@ def _handle_rest(state, pages, cpu, row, layout):
 
 @compile_part
 def _note_path(state, pages, cpu, row, layout):
-    """Note the path, or paths, in the event for the next call of its family in the thread; several are joined by ' -> '."""
+    """Note the path, or paths, in the event for the next call of its family in the thread; several are joined by ' -> '.
+
+    The kernel gives an empty path where it could not read one, as of an execve right after a fork, whose memory is not there yet.
+    """
     record, length = state.cursors[cpu, RECORD], state.cursors[cpu, LENGTH]
     start, size = find_text(pages, record, length, layout[FIRST_PATH], layout[IS_RELATIVE] & 1)
     if layout[PATHS] == 1:
-        found = number_object(state, PATH_TEXT, pages.data, start, size)
+        found = number_object(state, PATH_TEXT, pages.data, start, size) if size else np.int64(NO_OBJECT)
     else:
         joined = state.scratch
         used = 0

@@ -75,7 +75,9 @@ def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, t
 
     first = run_its_line("--timer")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert [instance["container"] for instance in host.call_module("ftrace_info")["instances"]] == [name]
+    assert [
+        instance["container"] for instance in host.call_module("ftrace_info", gather=["instances"])["instances"]
+    ] == [name]
     host.pause(1)
     second = run_its_line("--timer")
     assert second.returncode == 0, second.stdout + second.stderr
@@ -126,7 +128,7 @@ def test_a_schedule_that_cannot_be_is_refused_with_the_next_step(schedule, varia
     done = schedule(check=False, **variables)
     assert done.returncode != 0
     assert words in " ".join(done.stdout.split()), done.stdout
-    assert not CRONTAB.exists()
+    assert not CRONTAB.exists() and not FOLDER.exists()
 
 
 @pytest.mark.skipif(not parts.IS_ALL, reason="cron begins its runs at full minutes: make test-all waits for them")

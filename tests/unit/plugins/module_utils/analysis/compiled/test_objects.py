@@ -87,6 +87,13 @@ def test_a_descriptor_of_other_objects():
     assert found == [(NUMBERS[name], "") for name in ("openat", "read", "accept")]
 
 
+def test_a_path_that_the_kernel_could_not_read_is_none():
+    script = Script()
+    script.open(5, b"", 3)
+    script.open(5, b"/a", 3)
+    assert [call.path for call in script.calls()] == [None, "/a"]
+
+
 def test_paths_of_one_call_are_joined():
     script = Script()
     script.rename(5, b"/old", b"/new")
