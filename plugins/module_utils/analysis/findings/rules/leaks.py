@@ -29,7 +29,8 @@ _MIN_COUNT = 20
 _MIN_SPAN = 0.5  # of the trace's time, or of the process's in it, within which the descriptors were opened
 _MIDDLE = (0.2, 0.8)  # of that span, in which half of them were open
 _MIN_TIME_NS = 1_000_000_000
-_MIN_SHARE = 0.25  # of the openings that stay open
+_MIN_SHARE = 0.1  # of the openings that stay open: a shell makes five others for each redirection
+_MIN_SHARE_UNSEEN = 0.25  # where nobody knows which of them stay open
 _NAMED = 0.8  # of the new descriptors
 _SEVERITY, _SEVERITY_NEAR = 60, 80
 _NEAR_S = 3600.0  # to the limit
@@ -99,7 +100,8 @@ def _measure(
     left, balance = sum(row.count for row in rows), process.opened - process.closed
     count = balance if high else min(left, balance)
     count = count if told is None else min(count, told)
-    if count < max(_MIN_COUNT, _MIN_SHARE * process.opened) or end - start < _MIN_TIME_NS:
+    least = _MIN_SHARE_UNSEEN if high and told is None else _MIN_SHARE
+    if count < max(_MIN_COUNT, least * process.opened) or end - start < _MIN_TIME_NS:
         return None
     grown = _find_grown(rows, start, end, is_full=bool(high))
     if high:
