@@ -84,7 +84,7 @@ def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, t
     (capture,) = list_captures(tmp_path / "store")
     assert capture.parent == tmp_path / "store/localhost" / name
     assert json.loads(capture.with_suffix(".json").read_text())["complete"]
-    assert re.search(rf"cat .* could not open|{name} .*ENOENT", second.stdout), second.stdout
+    assert re.search(r"cat .*ENOENT \d+", second.stdout), second.stdout
     record = read_record()
     assert (record["outcome"], record["hosts"], record["missed"]) == (
         "success",
