@@ -1,14 +1,10 @@
+# Copyright: The crashcart.fleet contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Note, for a schedule, what came of each host of a run of ansible-playbook."""
 
 from __future__ import annotations
-
-import json
-import os
-from typing import Any
-
-from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = """
 name: run_record
@@ -28,6 +24,13 @@ options:
     env:
       - name: CRASHCART_RUN_RECORD
 """
+
+import json
+import os
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
 _MAX_MESSAGE = 500  # characters
 
 
