@@ -29,7 +29,7 @@ NAMES = frozenset(
             "limit",
             "run_as",
         ),
-        *("textfile", "host_timeout"),
+        *("textfile", "collect_all", "host_timeout"),
         # install, attach, detach, exec
         *("image", "image_src", "method", "ttl", "busy", "busy_timeout"),
         *("command", "argv", "env", "stdin", "chdir", "user", "timeout", "rights", "trust_container", "confined"),

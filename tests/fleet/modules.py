@@ -31,7 +31,9 @@ class ModuleServer:
 
     def __enter__(self) -> ModuleServer:
         self._host.run(f"mkdir -p {_PLACE} && tar -xz -C {_PLACE}", _pack())
-        command = f"cd {_PLACE} && exec env DOCKER_TIMEOUT=600 python3 -m support.module_server"  # emulated engines are slow
+        command = (
+            f"cd {_PLACE} && exec env DOCKER_TIMEOUT=600 python3 -m support.module_server"  # emulated engines are slow
+        )
         self._process = processes.start([*self._host.make_ssh_command(), command], stdin=subprocess.PIPE)
         return self
 
