@@ -47,23 +47,19 @@ class CallbackModule(CallbackBase):
         self._messages: dict[str, str] = {}
         self._problem = ""
 
-    def _note(self, result: Any, text: Any) -> None:
-        message = " ".join(str(text).split())[:_MAX_MESSAGE]
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Note why a host failed, unless that does not matter."""
+        if ignore_errors:
+            return
+        message = _read_message(result)
         if result.task.run_once:
             self._problem = self._problem or f"{result.task.get_name()}: {message}"
         else:
             self._messages.setdefault(result.host.get_name(), message)
 
-    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Note why a host failed, unless that does not matter."""
-        if not ignore_errors:
-            self._note(result, result.result.get("msg", "it failed"))
-
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Note why a host could not be reached."""
-        self._messages.setdefault(
-            result.host.get_name(), " ".join(str(result.result.get("msg", "")).split())[:_MAX_MESSAGE]
-        )
+        self._messages.setdefault(result.host.get_name(), _read_message(result))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write what was noted."""
@@ -78,3 +74,8 @@ class CallbackModule(CallbackBase):
         with open(path + ".new", "w", encoding="utf-8") as file:
             json.dump({"hosts": hosts, "problem": self._problem}, file)
         os.rename(path + ".new", path)
+
+
+def _read_message(result: Any) -> str:
+    """Return the message of RESULT in one line."""
+    return " ".join(str(result.result.get("msg", "it failed")).split())[:_MAX_MESSAGE]

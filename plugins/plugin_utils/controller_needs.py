@@ -38,7 +38,8 @@ def find_missing(needs: Iterable[str], dest: str) -> list[str]:
     needs = tuple(needs)
     found = []
     if "report" in needs:
-        found += _find_obstacle(dest)
+        obstacle = find_obstacle(find_place(dest))
+        found += [f"the captures cannot go to {dest}: {obstacle}; choose another crashcart_dest"] if obstacle else []
     if "terminal" in needs:
         found += _find_no_terminal()
     return found + find_missing_packages(needs)
@@ -63,17 +64,22 @@ def find_missing_packages(needs: Iterable[str]) -> list[str]:
     return found
 
 
-def _find_obstacle(dest: str) -> list[str]:
-    """Return the reason why the folder DEST can neither be written nor made, or an empty list."""
-    place = os.path.abspath(os.path.expanduser(dest))
+def find_place(folder: str) -> str:
+    """Return the path of FOLDER, or of the deepest of the folders above it that is there."""
+    place = os.path.abspath(os.path.expanduser(folder))
     while not os.path.lexists(place):
         place = os.path.dirname(place)
+    return place
+
+
+def find_obstacle(place: str) -> str | None:
+    """Return the reason why nothing can be made in the folder PLACE, which is there, without trying it; None if there is none."""
     if not os.path.isdir(place):
-        return [f"the captures cannot go to {dest}: {place} is no folder; choose another crashcart_dest"]
+        return f"{place} is no folder"
     # os.access calls /proc writable for root, but nobody can make a file there.
     if not os.access(place, os.W_OK | os.X_OK) or f"{place}/".startswith("/proc/"):
-        return [f"the captures cannot go to {dest}: {place} is not writable here; choose another crashcart_dest"]
-    return []
+        return f"{place} is not writable here"
+    return None
 
 
 def _find_no_terminal() -> list[str]:

@@ -94,12 +94,8 @@ def write_record(run: Run, state: str) -> None:
 
 def write_metrics(run: Run, folder: str) -> None:
     """Write the metrics of RUN to FOLDER, from which node_exporter's textfile collector reads."""
-    _replace(Path(folder, find_metrics_name(run.schedule)), format_metrics(run))
-
-
-def find_metrics_name(schedule: str) -> str:
-    """Return the name of the file with the metrics of SCHEDULE."""
-    return f"crashcart_schedule_{schedule}.prom"
+    # The role removes the file by this name.
+    _replace(Path(folder, f"crashcart_schedule_{run.schedule}.prom"), format_metrics(run))
 
 
 def format_metrics(run: Run) -> str:

@@ -15,6 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_surrogates
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_bytes
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_obstacle, find_place
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import Catalogue, Found, open_catalogue
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.removal import remove_captures
@@ -65,20 +66,19 @@ def make_request(arguments: Mapping[str, Any], base: str, *, check_mode: bool) -
 def check(request: Request) -> dict[str, Any]:
     """Return the result of the phase check; raise FleetError where the store cannot be written, or has too little room."""
     store = request.store
-    place = store
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
+    place = find_place(store)
     changed = place != store
-    if not os.path.isdir(place):
-        raise FleetError(f"the captures cannot go to {store}: {place} is no folder; choose another folder")
+    obstacle = find_obstacle(place)
+    if obstacle:
+        raise FleetError(
+            f"the captures cannot go to {store}: {obstacle}; let this user write there, or choose another folder"
+        )
     try:
         if not request.check_mode:
             make_missing(store)
             with tempfile.NamedTemporaryFile(prefix=".crashcart-", dir=store) as file:
                 file.write(b"\0")
                 file.flush()
-        elif not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(None, "permission denied")
     except OSError as error:
         raise FleetError(
             f"the captures cannot go to {store}: {error.strerror or error}; let this user write there, or choose another folder"
