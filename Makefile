@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench bench release clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench soak bench bench-fleet release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -123,6 +123,9 @@ readme: setup ## Run the README's commands, and compare their output with the RE
 fleet: setup ## Run the tests on three real hosts: Debian guests with their own kernels, engines and ssh
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
 
+soak: setup ## Run a schedule over three guests for ten minutes in which much goes wrong; CRASHCART_SOAK_MINUTES=60 runs it for longer
+	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini -s test_soak.py
+
 fleet-up: setup ## Start guests for experiments; N=3 sets their number
 	python tests/fleet/fleet.py up $(or $(N),3)
 
@@ -135,8 +138,8 @@ fleet-down: ## End the guests
 fleet-clean: ## End the guests and remove the snapshot that they are cloned from
 	python3 tests/fleet/fleet.py clean
 
-fleet-bench: setup ## Measure the fleet: start, memory, a ping compared with crashcart_info
-	python tests/benchmarks/fleet.py
+fleet-bench: setup ## Measure the guests: start, memory, a ping compared with crashcart_info
+	python tests/benchmarks/guests.py
 
 # In `make fleet-ssh HOST` the second word is a host's name, and not a target.
 fleet-ssh: ## Open a root shell on a guest: make fleet-ssh host2
@@ -147,6 +150,9 @@ host%:
 
 bench: setup ## Measure ratios within one run, and print tables; BENCH="push calls" runs some measurements
 	tests/integration/with_engine.sh $(BUILD)/bench-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/benchmarks/run.py $(BENCH)
+
+bench-fleet: ## Measure playbooks on 1, 10, 50 and 200 hosts, which are names of this machine, compared with a ping
+	$(MAKE) --no-print-directory bench BENCH=hosts
 
 release: setup ## Make a release of the committed state, commit and tag it: make release VERSION=1.2.3
 	tools/release.sh $(BUILD) "$(VERSION)"

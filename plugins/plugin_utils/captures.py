@@ -84,7 +84,6 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
         manifest["in_trace"] = {}
         short, parts = tables.split(manifest, _MAX_MANIFEST - _ROOM_FOR_FILE)
         segment.head.options.append(tables.pack(shown, parts))
-        stamp = find_stamp(os.path.basename(path))
         files = {"dat": os.path.join(work, "trace.dat")}
         digest = hashlib.sha256()
         with open(files["dat"], "wb", opener=open_private) as trace:
@@ -104,10 +103,26 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
                 raise SegmentError(f"its text cannot be written: {made['msg']}")
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
+        place = _find_place(os.path.join(target, find_stamp(os.path.basename(path))), about_file["sha256"])
         # The trace comes last: where there is a trace, its manifest and its text are there, too.
         for ending in sorted(files, key="dat".__eq__):
-            os.rename(files[ending], os.path.join(target, f"{stamp}.{ending}"))
-        return os.path.join(target, stamp + ".dat"), {**manifest, **about_file}
+            os.rename(files[ending], f"{place}.{ending}")
+        return f"{place}.dat", {**manifest, **about_file}
+
+
+def _find_place(wanted: str, sha256: str) -> str:
+    """Return WANTED, a path without ending, or with a number after it where another capture than that with the hash SHA256 is there.
+
+    Two captures of one time have been on hosts whose names give the same folder, or one's host sends what it likes.
+    """
+    place, number = wanted, 1
+    while os.path.lexists(f"{place}.dat"):
+        with open(f"{place}.dat", "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                break
+        number += 1
+        place = f"{wanted}-{number}"
+    return place
 
 
 def has_never_started(manifest: dict[str, Any]) -> bool:

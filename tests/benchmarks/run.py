@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the collection and its rivals in one run, since machines differ and are noisy; `make bench` runs this program.
 
-Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report,
-huge_report.
+Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report, hosts,
+huge_report. Without a name it runs all but the last two, which take long.
 Prints tables in Markdown.
 """
 
@@ -378,11 +378,15 @@ def read_peak_mib(pid: int) -> float:
 
 
 class PeakMemory:
-    """A watch on all processes whose command line matches a pattern. PEAK_MIB is the highest resident size of one of them."""
+    """A watch on all processes whose command line matches a pattern, with a look every PERIOD_S seconds.
 
-    def __init__(self, pattern: str) -> None:
-        self.peak_mib = 0.0
+    PEAK_MIB is the highest resident size of one of them, and FORK_MIB that of one whose parent is another of them.
+    """
+
+    def __init__(self, pattern: str, period_s: float = 0.02) -> None:
+        self.peak_mib = self.fork_mib = 0.0
         self._pattern = re.compile(pattern)
+        self._period_s = period_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -395,16 +399,20 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.02):
+        while not self._ended.wait(self._period_s):
+            found = {}
             for pid in os.listdir("/proc"):
                 try:
                     if not pid.isdigit() or not self._pattern.search(
                         Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
                     ):
                         continue
-                    self.peak_mib = max(self.peak_mib, read_peak_mib(int(pid)))
+                    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                    found[pid] = (parent, read_peak_mib(int(pid)))
                 except OSError:
                     continue
+            self.peak_mib = max([self.peak_mib, *(size for _parent, size in found.values())])
+            self.fork_mib = max([self.fork_mib, *(size for parent, size in found.values() if parent in found)])
 
 
 def bench_fetch(inventory: Path) -> None:
@@ -628,6 +636,90 @@ def _measure_process(argv: Sequence[str]) -> tuple[float, float, float]:
     return usage.ru_utime + usage.ru_stime, time.perf_counter() - begun, usage.ru_maxrss / 1024
 
 
+def bench_hosts(inventory: Path) -> None:
+    """Measure calls on up to 200 hosts with equal forks, compared with a ping, and the controller's memory.
+
+    The hosts are names of this machine, each with a container and an ssh session of its own, so this machine does all the hosts' work, too.
+    """
+    counts, forks = {1: ROUNDS, 10: 3, 50: 1, 200: 1}, 10
+    loop = "while /bin/true; do /bin/sleep 0.5; done"
+    with containers(max(counts), "/bin/sh", "-c", loop) as names, tempfile.TemporaryDirectory() as work:
+        sessions = [f"{work}/{number}" for number in range(len(names))]
+        hosts = {
+            f"h{number}": {"ansible_user": "root", "crashcart_containers": name, "ansible_control_path": session}
+            for number, (name, session) in enumerate(zip(names, sessions))
+        }
+        Path(work, "many.json").write_text(json.dumps({"all": {"children": {"many": {"hosts": hosts}}}}))
+        Path(work, "ping.yml").write_text(
+            json.dumps(
+                [{"hosts": "all", "gather_facts": False, "become": True, "tasks": [{"ansible.builtin.ping": {}}]}]
+            )
+        )
+        os.environ["ANSIBLE_SSH_ARGS"] = "-C -o ControlMaster=auto -o ControlPersist=1h"
+        rows: list[list[Any]] = []
+        for count, rounds in counts.items():
+            some = names[:count]
+            options = ("-i", str(inventory), "-i", f"{work}/many.json", "-f", str(forks), "-l", f"many[0:{count - 1}]")
+            ways = _list_ways(work, options)
+            host.run(*ways["a playbook of one ping"])  # opens the sessions
+            figures: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
+            for number in range(rounds):
+                for way, command in ways.items():
+                    if way == COLLECTION:
+                        _record(some)
+                    figures[way].append(_watch(*command, "-e", f"crashcart_dest={work}/{count}-{number}"))
+                host.call_module("ftrace_instance", containers=some, state="absent")
+            medians = {way: [statistics.median(column) for column in zip(*found)] for way, found in figures.items()}
+            first = medians["a playbook of one ping"][0]
+            rows += [
+                [count, way, taken, taken / count, taken / first, main, fork]
+                for way, (taken, main, fork) in medians.items()
+            ]
+            print(rows[-len(ways) :], file=sys.stderr)
+        del os.environ["ANSIBLE_SSH_ARGS"]
+        for session in sessions:
+            host.run("ssh", "-O", "exit", "-o", f"ControlPath={session}", "none", check=False)
+    headings = ["hosts", "", "s", "s per host", "times ping", "controller, peak MiB", "a fork of it, peak MiB"]
+    print_table(f"Playbooks for many hosts over ssh with {forks} forks, this machine being all of them", headings, rows)
+
+
+COLLECTION = "collect"
+
+
+def _list_ways(work: str, options: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the commands that are compared on many hosts. WORK has the playbook of a ping, and OPTIONS choose the hosts."""
+    names = ("attach", "exec", "detach")
+    once = ("-e", json.dumps({"crashcart_command": "true"}))
+    return {
+        "a playbook of one ping": ("ansible-playbook", *options, f"{work}/ping.yml"),
+        "attach, exec and detach": (
+            "ansible-playbook",
+            *options,
+            *once,
+            *(f"crashcart.fleet.{name}" for name in names),
+        ),
+        "a capture of a second": ("ansible-playbook", *options, "-e", "crashcart_seconds=1", "crashcart.fleet.trace"),
+        COLLECTION: ("ansible-playbook", *options, "-e", "crashcart_consume=false", "crashcart.fleet.collect"),
+    }
+
+
+def _record(names: Sequence[str]) -> None:
+    """Make a stopped trace of each container of NAMES that a collection finds. Its event is a rare one: a thread pays for all traces."""
+    chosen: dict[str, Any] = {"containers": names}
+    host.call_module("ftrace_instance", **chosen, events=["sched:sched_process_exec"], buffer_size="64KiB")
+    time.sleep(1)
+    host.call_module("ftrace_instance", **chosen, state="stopped")
+
+
+def _watch(*command: str) -> tuple[float, float, float]:
+    """Run COMMAND of Ansible, and return the seconds that it took, and the peak sizes in MiB of the controller and of one of its forks."""
+    with PeakMemory(r"ansible-playbook ", 0.5) as memory:
+        start = time.perf_counter()
+        host.run(*command)
+        taken = time.perf_counter() - start
+    return taken, memory.peak_mib, memory.fork_mib
+
+
 def bench_images(_inventory: Path) -> None:
     """Measure builds without and with a cache, sizes, and the first start of a program from an image that is not in the page cache."""
     rows: list[list[Any]] = []
@@ -689,13 +781,15 @@ BENCHMARKS = {
     "slowdown": bench_slowdown,
     "record": bench_record,
     "report": bench_report,
+    "hosts": bench_hosts,
     "huge_report": bench_huge_report,
 }
+LONG = ("hosts", "huge_report")
 
 
 def main() -> None:
     """Run the benchmarks on the command line, or all of them but the longest."""
-    wanted = sys.argv[1:] or [name for name in BENCHMARKS if name != "huge_report"]
+    wanted = sys.argv[1:] or [name for name in BENCHMARKS if name not in LONG]
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "hosts")
         local.write_text(

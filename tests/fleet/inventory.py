@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -19,26 +20,32 @@ import fleet
 import guest
 
 
-def main() -> None:
-    """Print the inventory as JSON."""
-    hosts = fleet.list_hosts()
-    variables = {
-        host.name: {"ansible_port": host.port, "ansible_ssh_private_key_file": str(host.base / "key")} for host in hosts
-    }
-    known_hosts = f"-o UserKnownHostsFile={fleet.FOLDER / 'known_hosts'} -o GlobalKnownHostsFile=/dev/null"
+def list_groups() -> dict[str, Any]:
+    """Return the groups of an inventory in the form of Ansible's YAML inventories, which has the hosts' variables in `fleet`."""
     common = {
         "ansible_host": "127.0.0.1",
         "ansible_user": guest.USER,
-        "ansible_ssh_common_args": known_hosts,
+        "ansible_ssh_common_args": f"-o UserKnownHostsFile={fleet.FOLDER / 'known_hosts'} -o GlobalKnownHostsFile=/dev/null",
         "ansible_python_interpreter": "/usr/bin/python3",
     }
-    names = list(variables)
-    groups = {
-        "fleet": {"hosts": names, "vars": common},
-        "canary": {"hosts": names[:1]},
-        "rest": {"hosts": names[1:]},
+    hosts = {
+        host.name: {"ansible_port": host.port, "ansible_ssh_private_key_file": str(host.base / "key")}
+        for host in fleet.list_hosts()
     }
-    print(json.dumps({"_meta": {"hostvars": variables}, **groups}))
+    names = list(hosts)
+    return {
+        "fleet": {"hosts": hosts, "vars": common},
+        "canary": {"hosts": dict.fromkeys(names[:1])},
+        "rest": {"hosts": dict.fromkeys(names[1:])},
+    }
+
+
+def main() -> None:
+    """Print the inventory as JSON, in the form that Ansible wants of a program."""
+    groups = list_groups()
+    variables = groups["fleet"]["hosts"]
+    listed = {name: {**group, "hosts": list(group["hosts"])} for name, group in groups.items()}
+    print(json.dumps({"_meta": {"hostvars": variables}, **listed}))
 
 
 if __name__ == "__main__":

@@ -12,51 +12,27 @@ from pathlib import Path
 
 import pytest
 from support import host, parts
+from support.schedules import Schedule
 
 ENGINE = os.environ.get("DOCKER_HOST", "")
 LOOP = ("/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
 NAME = f"test-{os.getpid()}"
-CRONTAB = Path(f"/etc/cron.d/crashcart-{NAME}")
-FOLDER = Path(f"/var/lib/crashcart-schedules/{NAME}")
 PACKAGES = Path(__file__).resolve().parents[4] / "tools/install_packages.sh"
 
 
 @pytest.fixture
 def schedule(tmp_path):
-    """Return what sets a schedule up that records failing calls of containers; it is taken away at the end."""
-
-    def play(*options, **variables):
-        chosen = {
-            "name": NAME,
-            "cron": "* * * * *",
-            "offset": "1s",
-            "time_limit": "10m",
-            "limit": "localhost",
-            "profile": "errors",
-            "docker_host": ENGINE,
-            "dest": str(tmp_path / "store"),
-            "textfile": str(tmp_path),
-        }
-        return host.playbook("schedule", *options, **{**chosen, **variables})
-
-    yield play
-    play(state="absent")
-
-
-def run_its_line(word):
-    """Run the command of the schedule's line for cron that has WORD, as cron does, and return the ended process."""
-    (line,) = [line for line in CRONTAB.read_text().splitlines() if word in line]
-    command = re.sub(r"^(@reboot|(\S+ ){5})\s*root ", "", line)
-    return subprocess.run(
-        ["env", "-i", f"PATH={os.environ['PATH']}", "/bin/sh", "-c", command],
-        capture_output=True,
-        text=True,
-        check=False,
+    """A schedule that records failing calls of containers once it is set up; it is taken away at the end."""
+    made = Schedule(
+        NAME,
+        limit="localhost",
+        profile="errors",
+        docker_host=ENGINE,
+        dest=str(tmp_path / "store"),
+        textfile=str(tmp_path),
     )
-
-
-def read_record():
-    return json.loads((FOLDER / "last-run.json").read_text())
+    yield made
+    made.take_away()
 
 
 def list_captures(folder):
@@ -65,27 +41,27 @@ def list_captures(folder):
 
 def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, tmp_path):
     name = container("busybox", *LOOP)
-    shown = schedule("--check", "--diff", containers=[name])
+    shown = schedule.play("--check", "--diff", containers=[name])
     assert "+* * * * * root " in shown.stdout and f'"crashcart_containers": ["{name}"]' in " ".join(
         shown.stdout.replace("+", "").split()
     ).replace("[ ", "[").replace(" ]", "]")
-    assert not CRONTAB.exists() and not FOLDER.exists()
-    schedule(containers=[name])
-    assert "changed=0" in schedule(containers=[name]).stdout
+    assert not schedule.crontab.exists() and not schedule.folder.exists()
+    schedule.play(containers=[name])
+    assert "changed=0" in schedule.play(containers=[name]).stdout
 
-    first = run_its_line("--timer")
+    first = schedule.run()
     assert first.returncode == 0, first.stdout + first.stderr
     assert [
         instance["container"] for instance in host.call_module("ftrace_info", gather=["instances"])["instances"]
     ] == [name]
     host.pause(1)
-    second = run_its_line("--timer")
+    second = schedule.run()
     assert second.returncode == 0, second.stdout + second.stderr
     (capture,) = list_captures(tmp_path / "store")
     assert capture.parent == tmp_path / "store/localhost" / name
     assert json.loads(capture.with_suffix(".json").read_text())["complete"]
     assert re.search(r"cat .*ENOENT \d+", second.stdout), second.stdout
-    record = read_record()
+    record = schedule.read_record()
     assert (record["outcome"], record["hosts"], record["missed"]) == (
         "success",
         {"localhost": {"state": "ok", "message": ""}},
@@ -97,20 +73,20 @@ def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, t
     # Anew under its name, as after an update: the old recording comes home, and the new container is traced.
     host.docker("rm", "-f", name)
     host.docker("run", "-d", "--name", name, "--network", "none", "crashcart-test/busybox", *LOOP)
-    third = run_its_line("--timer")
+    third = schedule.run()
     assert third.returncode == 0, third.stdout + third.stderr
     assert len(list_captures(tmp_path / "store")) == 2
     host.pause(1)
-    assert run_its_line("--timer").returncode == 0
+    assert schedule.run().returncode == 0
     found = [json.loads(path.with_suffix(".json").read_text()) for path in list_captures(tmp_path / "store")]
     assert len({manifest["container"]["id"] for manifest in found}) == 2 and len(found) >= 3
 
     # Nothing was missed, so there is nothing to catch up.
-    assert run_its_line("--catch-up").returncode == 0
+    assert schedule.run("--catch-up").returncode == 0
     assert len(list_captures(tmp_path / "store")) == len(found)
-    said = schedule(state="absent").stdout
+    said = schedule.take_away()
     assert f"The captures stay in {tmp_path}/store." in said
-    assert not CRONTAB.exists() and not FOLDER.exists() and not list(tmp_path.glob("*.prom"))
+    assert not schedule.crontab.exists() and not schedule.folder.exists() and not list(tmp_path.glob("*.prom"))
     assert len(list_captures(tmp_path / "store")) == len(found)
 
 
@@ -125,26 +101,26 @@ def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, t
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_with_the_next_step(schedule, variables, words):
-    done = schedule(check=False, **variables)
+    done = schedule.play(check=False, **variables)
     assert done.returncode != 0
     assert words in " ".join(done.stdout.split()), done.stdout
-    assert not CRONTAB.exists() and not FOLDER.exists()
+    assert not schedule.crontab.exists() and not schedule.folder.exists()
 
 
 @pytest.mark.skipif(not parts.IS_ALL, reason="cron begins its runs at full minutes: make test-all waits for them")
 def test_crons_own_daemon_starts_the_runs(container, schedule, tmp_path):
     host.run(str(PACKAGES), "cron")
     name = container("busybox", *LOOP)
-    schedule(containers=[name])
+    schedule.play(containers=[name])
     # This machine's own tables stay out of it.
     script = (
         "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
     )
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE) as daemon:
         try:
-            daemon.stdin.write(CRONTAB.read_bytes())
+            daemon.stdin.write(schedule.crontab.read_bytes())
             daemon.stdin.close()
             host.wait_until(lambda: list_captures(tmp_path / "store"), 200)
         finally:
             daemon.kill()
-    assert read_record()["outcome"] == "success"
+    assert schedule.read_record()["outcome"] == "success"

@@ -167,6 +167,15 @@ def test_the_same_segment_again_gives_the_same_file(tmp_path):
     assert len(list_files(tmp_path / "web1")) == 2
 
 
+def test_another_segment_of_the_time_overwrites_nothing(tmp_path):
+    found = [
+        assemble(write_segment(tmp_path / NAME, compression.ZSTD, make_pages(count)), tmp_path) for count in (10, 5, 10)
+    ]
+    assert [os.path.basename(path) for path, _manifest in found] == [f"{STAMP}.dat", f"{STAMP}-2.dat", f"{STAMP}.dat"]
+    assert [manifest["pages"] for _path, manifest in found] == [20, 10, 20]
+    assert len(list_files(tmp_path / "web1")) == 4
+
+
 @pytest.mark.parametrize("version", [6, 7])
 def test_a_segment_without_pages_is_a_capture_of_its_tables(tmp_path, version):
     times = {"first": 2 * 10**9, "last": 9 * 10**9}

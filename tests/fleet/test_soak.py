@@ -1,0 +1,201 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check a schedule of one minute over three hosts for ten minutes in which much goes wrong; `make soak` runs this file.
+
+Lost is only what manifests count as lost, nothing comes twice, the catalogue agrees with the files, and nothing is left. The short form, on
+this machine alone, is in tests/integration/targets/playbooks/test_soak.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from contextlib import contextmanager
+
+import inventory
+import pytest
+from conftest import CENSUS, call, on_all, play, start_play
+from fleet import start_containers
+from machine import seconds
+from support import soak
+from support.schedules import Schedule
+
+MINUTES = float(os.environ.get("CRASHCART_SOAK_MINUTES", "10"))
+IMAGE = "crashcart-test/busybox"
+NAME = "soak"
+# This machine's own tables stay out of it, and the daemon ends with its mounts.
+CRON = "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
+
+
+@pytest.fixture
+def counting(hosts):
+    """Run a container on each host whose calls are numbered."""
+    command = f"docker run -d --name {NAME} --network none {IMAGE} /bin/sh -c {shlex.quote(soak.COUNTER)}"
+    on_all(lambda host: host.run(command), hosts)
+    yield
+    on_all(lambda host: host.run(f"docker rm -f {NAME}"), hosts)
+
+
+@pytest.fixture
+def schedule(counting, tmp_path):
+    """A schedule of one minute over all hosts."""
+    path = tmp_path / "hosts.json"
+    path.write_text(json.dumps({"all": {"children": inventory.list_groups()}}))
+    made = Schedule(
+        f"soak-{os.getpid()}",
+        inventory=[str(path)],
+        limit="fleet",
+        dest=str(tmp_path / "store"),
+        containers=NAME,
+        host_timeout=round(seconds(120)),
+        min_free="32MiB",
+        **soak.TRACED,
+    )
+    yield made
+    made.take_away()
+
+
+@contextmanager
+def cron(schedule):
+    """Run a daemon that begins the runs of SCHEDULE until the context ends, and wait for the end of a run then."""
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", CRON], stdin=subprocess.PIPE) as daemon:
+        try:
+            assert daemon.stdin is not None
+            daemon.stdin.write(schedule.crontab.read_bytes())
+            daemon.stdin.close()
+            yield
+        finally:
+            daemon.kill()
+            wait(lambda: not list_runs(schedule))
+
+
+def wait(condition, limit_s=600):
+    """Return the first result of CONDITION() that is true. Raises AssertionError where there is none within LIMIT_S of a usual machine."""
+    deadline = time.monotonic() + seconds(limit_s)
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "what was waited for has not come"
+        time.sleep(0.2)
+    return found
+
+
+def list_runs(schedule):
+    found = subprocess.run(
+        ["pgrep", "-f", f"run.py --timer {schedule.folder}"], capture_output=True, text=True, check=False
+    )
+    return [pid for pid in found.stdout.split() if b"sh\0-c" not in read_command(pid)]
+
+
+def read_command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def wait_for_run(schedule):
+    """Return the outcome of the next run of SCHEDULE that begins from now on, and the state of each host."""
+    begun = time.time()
+
+    def find():
+        try:
+            record = schedule.read_record()
+        except (OSError, ValueError):  # there was no run, or it is being written
+            return None
+        return record if record["began"] > begun and record["ended"] else None
+
+    record = wait(find)
+    print(
+        time.strftime("%X"),
+        record["outcome"],
+        record["message"],
+        f"{record['ended'] - record['began']:.0f} s",
+        flush=True,
+    )
+    return record["outcome"], {name: about["state"] for name, about in record["hosts"].items()}
+
+
+def wait_for_fetch(schedule):
+    """Return the pid of a run of SCHEDULE as soon as it fetches."""
+    log = schedule.folder / "last-run.log"
+    before = log.stat().st_mtime
+
+    def find():
+        runs = list_runs(schedule)
+        text = log.read_text(errors="replace")
+        return runs and log.stat().st_mtime > before and ": Fetch]" in text and ": Report]" not in text and runs[0]
+
+    return int(wait(find))
+
+
+def kill_with_children(pid):
+    found = [str(pid)]
+    for parent in found:
+        found += subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True, check=False).stdout.split()
+    subprocess.run(["kill", "-KILL", *found], check=False)
+
+
+def read_now(host):
+    return int(host.run(f"docker exec {NAME} cat /now"))
+
+
+def test_ten_minutes_in_which_much_goes_wrong(hosts, schedule, tmp_path):
+    store = tmp_path / "store"
+    one, two, three = hosts
+    fine = ("success", {host.name: "ok" for host in hosts})
+    begun_s = time.monotonic()
+    schedule.play()
+    with cron(schedule):
+        assert wait_for_run(schedule) == fine
+        begun = {host.name: read_now(host) for host in hosts}
+        assert wait_for_run(schedule) == fine
+
+        cut = read_now(two)
+        two.machine.cut_power()
+        assert wait_for_run(schedule) == ("hosts_missing", {"host1": "ok", "host2": "unreachable", "host3": "ok"})
+        two.boot()
+        two.wait_until_up()
+        start_containers(two, [NAME])
+        assert wait_for_run(schedule) == fine
+        again = read_now(two)
+
+        three.run("fallocate -l $(($(stat -f -c '%a * %S' /var/lib) - 4000000)) /var/lib/filler")
+        outcome, states = wait_for_run(schedule)
+        print(outcome, states)
+        three.run("rm /var/lib/filler")
+        assert wait_for_run(schedule) == fine
+
+        kill_with_children(wait_for_fetch(schedule))
+        assert wait_for_run(schedule) == fine
+
+        wait_for_fetch(schedule)
+        other = start_play("collect", dest=str(store), run="by-hand")
+        assert wait_for_run(schedule) == fine
+        output, errors = other.communicate()
+        assert other.returncode == 0, output + errors
+
+        while time.monotonic() - begun_s < MINUTES * 60:
+            assert wait_for_run(schedule) == fine
+    ended = {host.name: read_now(host) for host in hosts}
+    schedule.take_away()
+    assert play("stop", dest=str(store), run="last", containers=NAME).count("failures") == dict.fromkeys(fine[1], 0)
+
+    seen = {host.name: soak.read(NAME, store, host=host.name) for host in hosts}
+    for name, found in seen.items():
+        missing = sum(found.count_missing(*ends) for ends in found.list_ends())
+        print(name, len(found.manifests), found.list_ends(), missing, found.count_lost(), found.list_reasons())
+    for host in (one, three):
+        found = seen[host.name]
+        assert found.count_missing(begun[host.name], ended[host.name]) <= found.count_lost()
+    assert (seen["host1"].count_lost(), seen["host1"].list_reasons()) == (0, [])
+    first, second = seen["host2"].list_ends()
+    assert first[0] <= begun["host2"] and second[0] <= again and second[1] >= ended["host2"]
+    assert first[1] >= cut or seen["host2"].list_reasons()
+    assert sum(seen["host2"].count_missing(*ends) for ends in (first, second)) <= seen["host2"].count_lost()
+    soak.check_catalogue(store)
+    on_all(lambda host: call(host.name, "ftrace_instance", {"state": "absent", "everything": True}), hosts)
+    assert play("cleanup").count("failures") == dict.fromkeys(fine[1], 0)
+    assert on_all(lambda host: host.run(CENSUS), hosts) == [""] * 3

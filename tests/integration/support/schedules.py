@@ -1,0 +1,46 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A schedule on this machine by cron, whose runs a test begins itself, as cron begins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from support import host
+
+
+class Schedule:
+    """A schedule called NAME. VARIABLES are those of its playbook, without their prefix crashcart_. `take_away` ends it."""
+
+    def __init__(self, name: str, **variables: Any) -> None:
+        self.crontab = Path(f"/etc/cron.d/crashcart-{name}")
+        self.folder = Path(f"/var/lib/crashcart-schedules/{name}")
+        self._variables = {"name": name, "cron": "* * * * *", "offset": "1s", "time_limit": "10m", **variables}
+
+    def play(self, *options: str, check: bool = True, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run the playbook with OPTIONS, and with VARIABLES beside those of the schedule."""
+        return host.playbook("schedule", *options, check=check, **{**self._variables, **variables})
+
+    def take_away(self) -> str:
+        """Run the playbook that takes the schedule away, and return what it prints."""
+        return self.play(state="absent").stdout
+
+    def list_words(self, word: str = "--timer") -> list[str]:
+        """Return the command of the schedule's line for cron that has WORD, for a process with cron's environment."""
+        (line,) = [line for line in self.crontab.read_text().splitlines() if word in line]
+        command = re.sub(r"^(@reboot|(\S+ ){5})\s*root ", "", line)
+        return ["env", "-i", f"PATH={os.environ['PATH']}", "/bin/sh", "-c", f"exec {command}"]
+
+    def run(self, word: str = "--timer") -> subprocess.CompletedProcess[str]:
+        """Run the schedule once and return the ended process, whatever has come of it."""
+        return host.run(*self.list_words(word), check=False)
+
+    def read_record(self) -> dict[str, Any]:
+        """Return the record of the last run."""
+        record: dict[str, Any] = json.loads((self.folder / "last-run.json").read_text())
+        return record
