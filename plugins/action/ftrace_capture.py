@@ -21,8 +21,8 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.live_view import G
 _START = "start"
 _FINISH = "finish"
 _DEFAULT_S = 10.0
-_OF_GUARD = ("containers", "leave", "_parts", "_broken", "_stamps", "_methods", "_owned")
-_OF_LATER_CALLS = ("dest", "docker_host", "format", "dat_version", "_owned", "_methods")
+_OF_GUARD = ("containers", "leave", "_parts", "_broken", "_stamps", "_methods")
+_OF_LATER_CALLS = ("dest", "docker_host", "format", "dat_version", "_methods")
 
 
 class ActionModule(FetchingAction):

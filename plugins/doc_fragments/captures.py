@@ -48,8 +48,4 @@ options:
     type: list
     elements: str
     default: []
-  _owned:
-    description:
-      - Internal. A folder on the host that the login user has created.
-    type: path
 """

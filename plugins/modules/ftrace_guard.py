@@ -66,9 +66,6 @@ options:
     type: list
     elements: str
     default: []
-  _owned:
-    description: Internal, as for M(crashcart.fleet.ftrace_fetch).
-    type: path
 seealso:
   - module: crashcart.fleet.ftrace_capture
 """

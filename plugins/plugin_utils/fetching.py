@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shlex
@@ -52,9 +53,6 @@ class FetchingAction(ActionBase):
         made: list[str] = []
         if not self._task.check_mode:
             made = _make_folder(folder)
-            # The transfer file belongs to the owner of this folder, the login user. Then the connection reads the file without become,
-            # and nothing has to hold the whole file in memory.
-            arguments["_owned"] = self._make_tmp_path()
         arguments["_methods"] = compression.list_available()
         result = self._fetch_parts(arguments, folder, host, task_vars)
         if result.get("failed"):
@@ -167,8 +165,13 @@ class FetchingAction(ActionBase):
         with tempfile.TemporaryDirectory(prefix=".crashcart-", dir=folder) as work:
             local = os.path.join(work, "transfer")
             try:
-                with uncompressed(self._connection):
-                    self._connection.fetch_file(transfer["path"], local)
+                if "content" in transfer:
+                    with open(local, "wb", opener=open_private) as file:
+                        file.write(base64.b64decode(transfer["content"], validate=True))
+                else:
+                    self._give_to_login(transfer["path"])
+                    with uncompressed(self._connection):
+                        self._connection.fetch_file(transfer["path"], local)
             finally:
                 # The bytes of a broken transfer stay here, too, and the next fetch continues after them.
                 open(local, "ab", opener=open_private).close()
@@ -176,6 +179,14 @@ class FetchingAction(ActionBase):
         if len(whole) != len(transfer["segments"]):
             raise ArrivalError("the transfer is cut short")
         return whole
+
+    def _give_to_login(self, path: str) -> None:
+        """Make PATH the login user's. Then the connection reads it without become, and nothing has to hold all of it in memory."""
+        folder = self._make_tmp_path()  # as the login user
+        command = f'chown "$(stat -c %u:%g {shlex.quote(folder)})" {shlex.quote(path)}'
+        done = self._low_level_execute_command(command)
+        if done["rc"] != 0:
+            raise ArrivalError(f"{path} cannot be given to the login user: {done['stderr'].strip()}")
 
     def _assemble(self, whole: list[str], folder: str, host: str) -> tuple[list[dict[str, Any]], list[str]]:
         """Make captures of the segments WHOLE, and return them and a sentence for each damaged segment, which is kept as it came."""

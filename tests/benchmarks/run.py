@@ -642,7 +642,7 @@ def bench_hosts(inventory: Path) -> None:
     The hosts are names of this machine, each with a container and an ssh session of its own, so this machine does all the hosts' work, too.
     """
     counts, forks = {1: ROUNDS, 10: 3, 50: 1, 200: 1}, 10
-    loop = "while /bin/true; do /bin/sleep 0.5; done"
+    loop = "while /bin/true; do /bin/sleep 3; done"
     with containers(max(counts), "/bin/sh", "-c", loop) as names, tempfile.TemporaryDirectory() as work:
         sessions = [f"{work}/{number}" for number in range(len(names))]
         hosts = {
@@ -675,7 +675,6 @@ def bench_hosts(inventory: Path) -> None:
                 [count, way, taken, taken / count, taken / first, main, fork]
                 for way, (taken, main, fork) in medians.items()
             ]
-            print(rows[-len(ways) :], file=sys.stderr)
         del os.environ["ANSIBLE_SSH_ARGS"]
         for session in sessions:
             host.run("ssh", "-O", "exit", "-o", f"ControlPath={session}", "none", check=False)
@@ -707,7 +706,7 @@ def _record(names: Sequence[str]) -> None:
     """Make a stopped trace of each container of NAMES that a collection finds. Its event is a rare one: a thread pays for all traces."""
     chosen: dict[str, Any] = {"containers": names}
     host.call_module("ftrace_instance", **chosen, events=["sched:sched_process_exec"], buffer_size="64KiB")
-    time.sleep(1)
+    time.sleep(4)
     host.call_module("ftrace_instance", **chosen, state="stopped")
 
 

@@ -15,10 +15,10 @@ import subprocess
 import time
 from contextlib import contextmanager
 
+import fleet
 import inventory
 import pytest
 from conftest import CENSUS, call, on_all, play, start_play
-from fleet import start_containers
 from machine import seconds
 from support import soak
 from support.schedules import Schedule
@@ -61,6 +61,7 @@ def schedule(counting, tmp_path):
 @contextmanager
 def cron(schedule):
     """Run a daemon that begins the runs of SCHEDULE until the context ends, and wait for the end of a run then."""
+    subprocess.run([fleet.ROOT / "tools/install_packages.sh", "cron"], check=True)
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", CRON], stdin=subprocess.PIPE) as daemon:
         try:
             assert daemon.stdin is not None
@@ -139,7 +140,7 @@ def kill_with_children(pid):
 
 
 def read_now(host):
-    return int(host.run(f"docker exec {NAME} cat /now"))
+    return int(wait(lambda: host.run(f"docker exec {NAME} cat /now").strip()))  # it is empty for a moment
 
 
 def test_ten_minutes_in_which_much_goes_wrong(hosts, schedule, tmp_path):
@@ -158,7 +159,7 @@ def test_ten_minutes_in_which_much_goes_wrong(hosts, schedule, tmp_path):
         assert wait_for_run(schedule) == ("hosts_missing", {"host1": "ok", "host2": "unreachable", "host3": "ok"})
         two.boot()
         two.wait_until_up()
-        start_containers(two, [NAME])
+        fleet.start_containers(two, [NAME])
         assert wait_for_run(schedule) == fine
         again = read_now(two)
 

@@ -17,5 +17,4 @@ HOME_ARGUMENTS: dict[str, dict[str, Any]] = {
     "_broken": {"type": "str", "default": ""},
     "_stamps": {"type": "list", "elements": "str", "default": []},
     "_methods": {"type": "list", "elements": "str", "default": []},
-    "_owned": {"type": "path"},
 }

@@ -28,7 +28,6 @@ class Home:
     STAMPS: the stamps of the captures that the controller has.
     CURSOR: nanoseconds of real time; segments up to it are fetched already, or not wanted.
     METHODS: the compressions that the controller reads.
-    OWNER: the user and group of the login user.
     """
 
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -36,7 +35,6 @@ class Home:
     stamps: Sequence[str] = ()
     cursor: int = 0
     methods: Sequence[str] = ()
-    owner: tuple[int, int] = (0, 0)
 
     def has(self, segment: Staged) -> bool:
         """Return True if the controller has all of SEGMENT, or does not want it."""
@@ -51,7 +49,6 @@ def make_home(parameters: Mapping[str, Any], cursor: int = 0) -> Home:
         stamps=parameters["_stamps"],
         cursor=cursor,
         methods=parameters["_methods"],
-        owner=outbox.find_owner(parameters["_owned"]),
     )
 
 
@@ -130,7 +127,7 @@ def fetch(
                 os.unlink(segment.path)
             elif segment.state == outbox.NEW:  # it arrived at the controller, but the confirmation did not arrive here
                 os.rename(segment.path, segment.path[: -len(outbox.NEW)] + outbox.KEPT)
-        transfer = outbox.make_transfer(chosen, home.parts, home.owner)
+        transfer = outbox.make_transfer(chosen, home.parts)
     return {
         "changed": bool(chosen),
         "transfer": transfer,

@@ -5,18 +5,18 @@
 NAME.part    is being written, or its writer was killed
 NAME.new     no controller has it yet, and every fetch is offered it
 NAME.kept    a controller has it, and it stays for others (consume=false)
-transfer-…   is read by one fetch, as the login user; all other files are root's
+transfer-…   is read by one fetch; it is the login user's while that one reads it, and all other files are root's
 
 A fetch holds the folder's lock while it writes. So a .part that a later fetch finds has no writer any more.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
 import secrets
-import stat
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -45,6 +45,7 @@ MAX_KEPT = 1 << 30
 MAX_KEPT_CAPTURES = 256  # of one instance; a controller names up to as many captures that it has
 _BLOCK = 1 << 20
 _RESERVE = 1 << 20  # for heads and documents
+_MAX_CONTENT = 64 << 10  # of a transfer that the module returns itself, which saves a second connection
 
 
 @dataclass(frozen=True)
@@ -235,12 +236,13 @@ def _is_open(status: os.stat_result) -> bool:
     return False
 
 
-def make_transfer(chosen: Sequence[Staged], have: Mapping[str, int], owner: tuple[int, int]) -> dict[str, Any] | None:
-    """Make one file of the CHOSEN segments for OWNER (user and group) to read; return its description, or None for no segments.
+def make_transfer(chosen: Sequence[Staged], have: Mapping[str, int]) -> dict[str, Any] | None:
+    """Make one file of the CHOSEN segments, which root may read, and return its description, or None for no segments.
 
     HAVE tells for a segment's name how many of its first bytes the controller has; these are left out.
     The description has `path`, `size`, `folder`, and for each of `segments` name, state, size, sha256, and start: the first byte of
-    the segment that the file holds.
+    the segment that the file holds. A small file's has `content` as well, in base64. The file is there all the same: other fetches see
+    by it that these segments are on their way.
     """
     if not chosen:
         return None
@@ -259,8 +261,11 @@ def make_transfer(chosen: Sequence[Staged], have: Mapping[str, int], owner: tupl
             about = {"name": staged.name, "state": staged.state, "size": staged.size, "start": start, "sha256": digest}
             segments.append(about)
             place += staged.size - start
-        os.fchown(fd, *owner)
-    return {"path": path, "size": place, "folder": FOLDER, "segments": segments}
+    description = {"path": path, "size": place, "folder": FOLDER, "segments": segments}
+    if place <= _MAX_CONTENT:
+        with open(path, "rb") as small:
+            description["content"] = base64.b64encode(small.read()).decode("ascii")
+    return description
 
 
 def _copy(path: str, start: int, to: BinaryIO | None) -> str:
@@ -276,16 +281,3 @@ def _copy(path: str, start: int, to: BinaryIO | None) -> str:
             if to is not None and place + len(block) > start:
                 to.write(block[max(0, start - place) :])
             place += len(block)
-
-
-def find_owner(folder: str | None) -> tuple[int, int]:
-    """Return user and group of FOLDER, which the login user has made; root's if FOLDER is None.
-
-    Raises TraceError if FOLDER is no folder, and OSError if it does not exist.
-    """
-    if folder is None:
-        return 0, 0
-    found = os.stat(folder, follow_symlinks=False)
-    if not stat.S_ISDIR(found.st_mode):
-        raise TraceError(f"{folder} is no folder of the login user")
-    return found.st_uid, found.st_gid

@@ -100,7 +100,8 @@ def schedule(fleet, ssh_hosts, store, tmp_path):
 
 
 def read_now(name):
-    return int(host.docker("exec", f"cc-soak-{name}", "/bin/cat", "/now"))
+    # It is empty for a moment.
+    return int(host.wait_until(lambda: host.docker("exec", f"cc-soak-{name}", "/bin/cat", "/now", check=False).strip()))
 
 
 def run(schedule):
@@ -179,7 +180,6 @@ def test_what_was_recorded_while_no_controller_came_is_brought_by_one_collection
     host.docker("restart", "--time", "0", names[0])
     host.docker("rm", "--force", names[1])
     host.call_module("ftrace_instance", containers=[names[2]], state="stopped")
-    host.wait_until(lambda: host.docker("exec", names[0], "/bin/cat", "/now", check=False))
     again = read_now(NAMES[0])
     host.pause(1)
     yesterday = time.time() - 86400

@@ -21,7 +21,7 @@ def test_the_next_call_finishes_what_is_left():
         "seconds": 9,
         "dest": "d",
         "format": "text",
-        "_owned": "o",
+        "_methods": ["zstd"],
     }
     result = {"left": ["a" * 64], "leave": ["b" * 64]}
     assert ACTION.list_next(result, arguments) == {
@@ -31,7 +31,7 @@ def test_the_next_call_finishes_what_is_left():
         "allow_empty": True,
         "dest": "d",
         "format": "text",
-        "_owned": "o",
+        "_methods": ["zstd"],
     }
 
 

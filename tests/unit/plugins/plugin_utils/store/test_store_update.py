@@ -350,10 +350,18 @@ def name_tasks(tasks):
 
 
 def test_the_store_is_checked_before_a_collection_and_kept_in_order_after_the_report():
-    (play,) = yaml_load((TOP / "playbooks/collect.yml").read_text(encoding="utf-8"))
-    assert list(name_tasks(play["tasks"])) == ["store check", "fetch", "report", "store", "failures"]
-    tasks = yaml_load((TOP / "roles/trace/tasks/main.yml").read_text(encoding="utf-8"))
-    assert list(name_tasks(tasks)) == ["store check", "capture_start", "capture_finish", "report", "store", "failures"]
+    parts = {
+        name: list(name_tasks(yaml_load((TOP / f"roles/trace/tasks/{name}.yml").read_text(encoding="utf-8"))))
+        for name in ("main", "room", "conclude")
+    }
+    assert parts == {
+        "main": ["room", "capture_start", "capture_finish", "conclude"],
+        "room": ["store check"],
+        "conclude": ["report", "store", "failures"],
+    }
+    for name, between in (("collect", ["fetch"]), ("stop", ["stop", "remove"])):
+        play, *_others = yaml_load((TOP / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
+        assert list(name_tasks(play["tasks"])) == ["room", *between, "conclude"]
 
 
 def test_the_options_are_those_of_the_page():

@@ -26,7 +26,6 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysi
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace import kernel as kernels
 
 SIZE = kernels.PAGE_SIZE
-OWNER = (os.getuid(), os.getgid())
 CONTAINER = Container("0123456789ab" + "c" * 52, "web", "gone", 0, "image", {"a": "b"})
 NAME = "crashcart-0123456789ab"
 
@@ -53,7 +52,7 @@ def fill(trace, *contents):
 def run(found, home=None, *, consume=True):
     """A fetch: its result, the messages of what failed, and its warnings."""
     outcome, warnings = Outcome(), []
-    given = fetch.fetch(found, outcome, Home(**{"owner": OWNER, **(home or {})}), warnings.append, consume=consume)
+    given = fetch.fetch(found, outcome, Home(**(home or {})), warnings.append, consume=consume)
     return given, [one["msg"] for one in outcome.as_result()], warnings
 
 
@@ -322,7 +321,7 @@ def test_where_too_much_waits_nothing_is_drained_and_what_waits_is_offered(kerne
     waiting = put(10)
     monkeypatch.setattr(outbox, "MAX_WAITING", 99)
     outcome = Outcome()
-    given = fetch.fetch([trace], outcome, Home(owner=OWNER), lambda _text: None, consume=True)
+    given = fetch.fetch([trace], outcome, Home(), lambda _text: None, consume=True)
     assert list_offered(given) == [waiting]
     with pytest.raises(Exception, match="wait in .* to be fetched"):
         outcome.check()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import stat
@@ -19,7 +20,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.capt
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 NAME = "crashcart-0123456789ab"
-OWNER = (os.getuid(), os.getgid())
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ CONTENTS = {1: b"a" * 50, 2: b"b" * 60, 3: b"c" * 70}
 def offer(have, stamps=(1, 2, 3)):
     for stamp in stamps:
         put(stamp, content=CONTENTS[stamp])
-    transfer = outbox.make_transfer(outbox.list_segments(), have, OWNER)
+    transfer = outbox.make_transfer(outbox.list_segments(), have)
     with open(transfer["path"], "rb") as file:
         return transfer, file.read()
 
@@ -185,8 +185,15 @@ def test_one_whole_segment_is_not_copied():
     assert data == CONTENTS[1][20:]
 
 
+def test_what_is_small_is_in_the_description(monkeypatch):
+    transfer, data = offer({})
+    assert base64.b64decode(transfer["content"]) == data
+    monkeypatch.setattr(outbox, "_MAX_CONTENT", len(data) - 1)
+    assert "content" not in outbox.make_transfer(outbox.list_segments(), {})
+
+
 def test_no_transfer_of_nothing():
-    assert outbox.make_transfer([], {}, OWNER) is None
+    assert outbox.make_transfer([], {}) is None
     assert list_files() == []
 
 
@@ -212,15 +219,6 @@ def test_a_transfer_that_broke_is_removed_at_its_readers_word_and_nothing_else_i
     outbox.drop_transfer(transfer["path"])
     outbox.drop_transfer(transfer["path"])
     assert list_files() == [name for name in before if not name.startswith("transfer")]
-
-
-def test_the_owner_is_that_of_a_folder(tmp_path):
-    assert outbox.find_owner(None) == (0, 0)
-    assert outbox.find_owner(str(tmp_path)) == OWNER
-    link = tmp_path / "link"
-    link.symlink_to("/")
-    with pytest.raises(TraceError, match="no folder"):
-        outbox.find_owner(str(link))
 
 
 def test_what_is_home_is_known_by_its_stamp_or_by_the_cursor():

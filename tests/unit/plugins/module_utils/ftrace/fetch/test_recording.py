@@ -85,9 +85,7 @@ def record(trace, *contents, end=None, lost=0):
 def run(trace, home=None):
     """A fetch of TRACE: its result, what each segment holds, and messages of what failed."""
     outcome = Outcome()
-    given = fetch.fetch(
-        [trace], outcome, Home(owner=(os.getuid(), os.getgid()), **(home or {})), lambda _text: None, consume=True
-    )
+    given = fetch.fetch([trace], outcome, Home(**(home or {})), lambda _text: None, consume=True)
     return given, [read(one.path) for one in outbox.list_segments()], [one["msg"] for one in outcome.as_result()]
 
 
