@@ -103,7 +103,7 @@ def _assemble(path: str, folder: str, host: str, version: int, with_text: bool) 
                 raise SegmentError(f"its text cannot be written: {made['msg']}")
         target = os.path.join(folder, make_file_name(container["name"]))
         make_missing(target)
-        place = _find_place(os.path.join(target, find_stamp(os.path.basename(path))), about_file["sha256"])
+        place = _find_place(os.path.join(target, find_stamp(os.path.basename(path))), digest.hexdigest())
         # The trace comes last: where there is a trace, its manifest and its text are there, too.
         for ending in sorted(files, key="dat".__eq__):
             os.rename(files[ending], f"{place}.{ending}")

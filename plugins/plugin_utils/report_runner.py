@@ -16,9 +16,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.printable import e
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION, has_code, open_cache
 
 # Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names. Its bytecode
-# is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed.
+# is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed. What is
+# imported stays, so nothing looks through it for garbage.
 PROGRAM = """\
-import contextlib, importlib, sys, types
+import contextlib, gc, importlib, sys, types
+gc.disable()
 with contextlib.suppress(ImportError):
     import numba
 sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[2], False
@@ -27,7 +29,10 @@ for name in ("ansible_collections", "crashcart", "fleet"):
     path.append(name)
     module = sys.modules[".".join(path)] = types.ModuleType(".".join(path))
     module.__path__ = [sys.argv[1]] if name == "fleet" else []
-importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils." + sys.argv[3]).main()
+main = importlib.import_module("ansible_collections.crashcart.fleet.plugins.plugin_utils." + sys.argv[3]).main
+gc.freeze()
+gc.enable()
+main()
 """
 """Python's text that runs main() of a module of plugin_utils. Its arguments: the collection's folder, the cache, the module's name."""
 _MAX_STDERR = 4000  # characters of it in a message
@@ -40,7 +45,10 @@ def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
     The result has `failed` and `msg` where there is no report, also where the process has ended without a result.
     """
     with open_cache() as cache:
-        settings = {"NUMBA_CACHE_DIR": cache}
+        settings = {
+            "NUMBA_CACHE_DIR": cache,
+            "OPENBLAS_NUM_THREADS": "1",
+        }  # of numpy's library for matrices, which is not used
         if not has_code(cache) and are_small(request, folder):
             settings["NUMBA_DISABLE_JIT"] = "1"
         done = subprocess.run(
