@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make quick`: style and types, and beside them the unit tests without long sweeps. On each core (four at most) pytest runs a part of the
-# test files. The first part prints as it goes, the others when it has ended. pytest-xdist would take a third more processor time: each
+# test files, which take equally long by what they took last. The first part prints as it goes, the others when it has ended. pytest-xdist would take a third more processor time: each
 # of its workers collects all files, and one more process reads all results.
 # TYPES is the command that checks types. EXPRESSION says which tests are meant, as pytest's -k.
 # Usage: quick.sh BUILD TYPES [EXPRESSION]
@@ -21,10 +21,20 @@ if [ -w /dev/shm ] && [ "$(df --output=avail --block-size=1M /dev/shm | tail -n 
     scratch=/dev/shm
 fi
 
-run_part() { # NUMBER: run the unit tests of every so many-th file, from this one on
+# The files of each part: the file that took longest goes to the part with the least to do. A file that was not run before counts as half a second.
+{
+    cat "$logs"/seconds.* 2>/dev/null | sed 's/^/took /' || true
+    find tests/unit -name 'test_*.py' | sort
+} | awk '$1 == "took" { seconds[$3] = $2; next } { print $1 in seconds ? seconds[$1] : 0.5, $1 }' | sort -rn |
+    awk -v n="$parts" '{ least = 0; for (part = 1; part < n; part++) if (total[part] < total[least]) least = part
+        total[least] += $1; print least, $2 }' >"$logs/files"
+record=
+[ -n "$expression" ] || record=$logs/seconds
+
+run_part() { # NUMBER: run the unit tests of this part's files
     local files
-    mapfile -t files < <(find tests/unit -name 'test_*.py' | LC_ALL=C sort | awk -v n="$parts" -v part="$1" 'NR % n == part')
-    TMPDIR=$scratch PYTHONPYCACHEPREFIX=$build/pycache env -u PYTHONDONTWRITEBYTECODE python -m pytest -q --no-header \
+    mapfile -t files < <(awk -v part="$1" '$1 == part { print $2 }' "$logs/files")
+    CRASHCART_TEST_SECONDS=${record:+$record.$1} TMPDIR=$scratch PYTHONPYCACHEPREFIX=$build/pycache env -u PYTHONDONTWRITEBYTECODE python -m pytest -q --no-header \
         -p no:cacheprovider -p no:xdist -o tmp_path_retention_policy=failed -m 'not sweep' -k "$expression" "${files[@]}"
 }
 

@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def kernel(tmp_path, monkeypatch):
     from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.ftrace.kernel import install
 
     return install(str(tmp_path), monkeypatch)
+
+
+_SECONDS: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report):
+    """Count how long the tests of each file take."""
+    _SECONDS[report.nodeid.partition("::")[0]] += report.duration
+
+
+def pytest_sessionfinish():
+    """Write these times for the next `make quick`."""
+    if path := os.environ.get("CRASHCART_TEST_SECONDS"):
+        Path(path).write_text("".join(f"{seconds:.2f} {name}\n" for name, seconds in _SECONDS.items()))
 
 
 def pytest_collection_finish():
