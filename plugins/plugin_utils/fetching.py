@@ -182,7 +182,7 @@ class FetchingAction(ActionBase):
 
     def _give_to_login(self, path: str) -> None:
         """Make PATH the login user's. Then the connection reads it without become, and nothing has to hold all of it in memory."""
-        folder = self._make_tmp_path()  # as the login user
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()  # which the login user makes
         command = f'chown "$(stat -c %u:%g {shlex.quote(folder)})" {shlex.quote(path)}'
         done = self._low_level_execute_command(command)
         if done["rc"] != 0:

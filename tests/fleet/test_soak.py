@@ -109,13 +109,8 @@ def wait_for_run(schedule):
         return record if record["began"] > begun and record["ended"] else None
 
     record = wait(find)
-    print(
-        time.strftime("%X"),
-        record["outcome"],
-        record["message"],
-        f"{record['ended'] - record['began']:.0f} s",
-        flush=True,
-    )
+    told = [f"{name}: {about['message']}" for name, about in record["hosts"].items() if about["message"]]
+    print(time.strftime("%X"), record["message"], f"{record['ended'] - record['began']:.0f} s", *told, flush=True)
     return record["outcome"], {name: about["state"] for name, about in record["hosts"].items()}
 
 
@@ -145,7 +140,7 @@ def read_now(host):
 
 def test_ten_minutes_in_which_much_goes_wrong(hosts, schedule, tmp_path):
     store = tmp_path / "store"
-    one, two, three = hosts
+    _one, two, three = hosts
     fine = ("success", {host.name: "ok" for host in hosts})
     begun_s = time.monotonic()
     schedule.play()

@@ -8,10 +8,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +31,7 @@ _LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the s
 _ENDING_S = 30.0  # for ansible-playbook to end its workers and to remove its files
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
 _LOG = "last-run.log"
+_WORK = "run"
 
 
 class BusyError(FleetError):
@@ -198,13 +199,14 @@ def _play(plan: Plan, found: Run, locks: tuple[int, ...]) -> tuple[dict[str, Hos
 
     The process has the LOCKS, too: should this one be killed, no other run begins before the playbooks have ended.
     """
-    with tempfile.TemporaryDirectory(prefix="crashcart-schedule-") as folder:
+    with _make_work_folder(plan) as folder:
         record, variables = Path(folder, "record.json"), Path(folder, "variables.json")
         variables.write_text(json.dumps({**plan.variables, "crashcart_dest": plan.store, "crashcart_run": found.run}))
         enabled = plan.environment.get("ANSIBLE_CALLBACKS_ENABLED") or os.environ.get("ANSIBLE_CALLBACKS_ENABLED")
         environment = {
             **os.environ,
             "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_LOCAL_TEMP": folder,
             **plan.environment,
             "ANSIBLE_CALLBACKS_ENABLED": ",".join(filter(None, (enabled, CALLBACK))),
             "CRASHCART_RUN_RECORD": str(record),
@@ -215,6 +217,18 @@ def _play(plan: Plan, found: Run, locks: tuple[int, ...]) -> tuple[dict[str, Hos
         with open(found.log, "wb") as log:
             status, was_late = _run_for(words, plan.time_limit_s, environment, log, locks)
         return _read_play(record, status, was_late=was_late, plan=plan)
+
+
+@contextmanager
+def _make_work_folder(plan: Plan) -> Iterator[str]:
+    """Yield the path of a new folder for the files of one run of PLAN, and remove it at the end. One that a killed run has left goes first."""
+    folder = os.path.join(plan.state, _WORK)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder, 0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_for(

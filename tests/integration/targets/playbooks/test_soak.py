@@ -144,6 +144,12 @@ def test_nothing_is_lost_and_nothing_comes_twice(schedule, fleet, store, ssh_hos
 
     kill_while_it_fetches(schedule)
     assert run(schedule) == OK
+    assert {path.name for path in schedule.folder.iterdir()} == {
+        "plan.json",
+        "last-run.json",
+        "last-run.log",
+        ".crashcart-run",
+    }
 
     hosts = ("-i", str(ssh_hosts), "-i", str(tmp_path / "hosts.json"), "-l", "soak")
     variables = json.dumps({"crashcart_dest": str(store), "crashcart_run": "by-hand"})
