@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import describe
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import MAX_SHOWN, Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_files import ReportWriter
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import describe_skipped
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_tables import describe_skipped
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.text import write_text
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscalls import set_parent_death_signal

@@ -18,7 +18,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.page import format_findings
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.search import Search
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_page import Page
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_text import format_capture, format_skipped
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.report_tables import (
+    format_capture,
+    format_skipped,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report_text
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis import report_tables
 
 _WHOLE_LINES = 60  # a text of up to so many lines is shown whole
 _BRIEF_LINES = 28  # several captures share so many lines, but each has at least one row
@@ -19,7 +19,7 @@ class Page:
 
     def __init__(self) -> None:
         self._text: list[str] = []
-        self._briefs: list[report_text.Brief] = []
+        self._briefs: list[report_tables.Brief] = []
         self._count = 0
 
     def add(self, entry: dict[str, Any], text: str) -> None:
@@ -28,7 +28,7 @@ class Page:
         if len(self._text) <= _WHOLE_LINES:
             self._text += ([""] if self._text else []) + text.splitlines()
         if self._count <= _MAX_CAPTURES:
-            self._briefs.append(report_text.describe_briefly(entry, _MAX_ROWS))
+            self._briefs.append(report_tables.describe_briefly(entry, _MAX_ROWS))
 
     def finish(self, skipped: str, path: str | None) -> list[str]:
         """Return the lines of the page, which end with the text SKIPPED; PATH is the file of the report's text, None without one."""
@@ -39,7 +39,7 @@ class Page:
             lines = self._text[:_WHOLE_LINES]
         else:
             rows = max(1, (_BRIEF_LINES - self._count) // self._count)
-            lines = report_text.format_briefs(self._briefs, rows)
+            lines = report_tables.format_briefs(self._briefs, rows)
             if self._count > _MAX_CAPTURES:
                 lines.append(f"and {self._count - _MAX_CAPTURES} more captures")
         where = f"all of it is in {path}" if path is not None else "formats=text writes all of it to a file"

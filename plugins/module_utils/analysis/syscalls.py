@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.results import make_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import decode_name
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import CaptureTables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture_columns import CaptureTables
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.functions import name_functions
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.actions import close_on_exec
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import end_pending
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     CAN_TELL,
     DELIVERED,
@@ -55,6 +54,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.jit import compile_part
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.objects import number_object
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pages import read_number, read_signed
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pairing import end_pending
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.threads import (
     add_process,
     add_task,

@@ -4,12 +4,6 @@
 
 from __future__ import annotations
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.calls import (
-    end_pending,
-    end_wait,
-    enter_call,
-    exit_call,
-)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import (
     BIRTH,
     COMMON_PID,
@@ -98,6 +92,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     advance,
     read_number,
     read_signed,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.pairing import (
+    end_pending,
+    end_wait,
+    enter_call,
+    exit_call,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.threads import find_thread
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.numeric import np

@@ -9,7 +9,7 @@ from typing import Any, Mapping
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.object_texts import ObjectTexts
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.state import State, decode_name
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture_columns import (
     CaptureTables,
     Cells,
     Descriptors,

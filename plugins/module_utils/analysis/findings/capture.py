@@ -26,6 +26,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.
     TRAPPED,
     UNFINISHED,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture_columns import (
+    CaptureTables,
+    Column,
+    Descriptors,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import (
     MAX_EVIDENCE,
     MAX_PIDS,
@@ -34,11 +39,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.
     Place,
     Thing,
     choose_evidence,
-)
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import (
-    CaptureTables,
-    Column,
-    Descriptors,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.real_time import format_real_time
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.syscall_names import (

@@ -9,7 +9,7 @@ from typing import Iterator, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import NEVER
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Moment, Who
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.tables import Column
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture_columns import Column
 
 OOM_KILLER = 0
 """The number of a signal that stands for the choice of the OOM killer."""

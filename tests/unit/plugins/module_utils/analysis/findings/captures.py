@@ -8,7 +8,7 @@ import errno
 from dataclasses import dataclass
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import capture_columns
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture
 
 OFFSET_NS = 1795302898 * 10**9  # the clock began at 2026-11-21T23:14:58Z
@@ -104,9 +104,9 @@ class _Builder:
             {"begin": None, "end": 0, "status": -1, "opened": 0, "closed": 0, **processes.get(pid, {})}
             for pid in self.pids
         ]
-        return tables.CaptureTables(
-            tables.Tasks(*transpose(self.tasks, 3), list(self.begins.values())),
-            tables.Processes(
+        return capture_columns.CaptureTables(
+            capture_columns.Tasks(*transpose(self.tasks, 3), list(self.begins.values())),
+            capture_columns.Processes(
                 list(self.pids),
                 [pid % 1000 for pid in self.pids],
                 [-1] * len(self.pids),
@@ -117,10 +117,10 @@ class _Builder:
                 [one["status"] for one in known],
             ),
             [(kind or "", text or "") for kind, text in self.objects],
-            tables.Cells(*transpose(self.cells, 9)),
-            tables.LongCalls(*transpose(self.long_calls, 8)),
-            tables.Descriptors(*transpose(rows, 6)),
-            tables.Descriptors(*transpose(high, 6)),
+            capture_columns.Cells(*transpose(self.cells, 9)),
+            capture_columns.LongCalls(*transpose(self.long_calls, 8)),
+            capture_columns.Descriptors(*transpose(rows, 6)),
+            capture_columns.Descriptors(*transpose(high, 6)),
             start_ns=0,
             end_ns=10 * SECOND,
         )

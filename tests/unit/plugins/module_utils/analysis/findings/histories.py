@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled import codes
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import tables
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings import capture_columns
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.findings.captures import SECOND
 
 
@@ -52,9 +52,9 @@ def add_lives(capture, *lives, signals=(), span=(0, 10)):
     parents, begins, ends, states = (list(column) for column in zip(*(rows[pid] for pid in pids)))
     made = replace(
         known,
-        tasks=tables.Tasks(names, tids, owners),
-        processes=tables.Processes(pids, inside, parents, begins, end_ns=ends, status=states),
-        signals=tables.Signals(
+        tasks=capture_columns.Tasks(names, tids, owners),
+        processes=capture_columns.Processes(pids, inside, parents, begins, end_ns=ends, status=states),
+        signals=capture_columns.Signals(
             [owners.index(pids.index(pid)) for pid, _number, _time in signals],
             [round(time * SECOND) for _pid, _number, time in signals],
             [number for _pid, number, _time in signals],
