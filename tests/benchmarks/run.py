@@ -656,12 +656,11 @@ def bench_hosts(inventory: Path) -> None:
             )
         )
         os.environ["ANSIBLE_SSH_ARGS"] = "-C -o ControlMaster=auto -o ControlPersist=1h"
-        rows: list[list[Any]] = []
         for count, rounds in counts.items():
             some = names[:count]
-            options = ("-i", str(inventory), "-i", f"{work}/many.json", "-f", str(forks), "-l", f"many[0:{count - 1}]")
-            ways = _list_ways(work, options)
-            host.run(*ways["a playbook of one ping"])  # opens the sessions
+            options = ("-i", str(inventory), "-i", f"{work}/many.json", "-f", str(forks))
+            ways = _list_ways(work, options, f"many[0:{count - 1}]")
+            host.run(*ways[PING])  # opens the sessions
             figures: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
             for number in range(rounds):
                 for way, command in ways.items():
@@ -670,35 +669,39 @@ def bench_hosts(inventory: Path) -> None:
                     figures[way].append(_watch(*command, "-e", f"crashcart_dest={work}/{count}-{number}"))
                 host.call_module("ftrace_instance", containers=some, state="absent")
             medians = {way: [statistics.median(column) for column in zip(*found)] for way, found in figures.items()}
-            first = medians["a playbook of one ping"][0]
-            rows += [
-                [count, way, taken, taken / count, taken / first, main, fork]
+            rows: list[list[Any]] = [
+                [way, taken, taken / count, taken / medians[PING][0], main, fork]
                 for way, (taken, main, fork) in medians.items()
             ]
+            headings = ["", "s", "s per host", "times ping", "controller, peak MiB", "a fork of it, peak MiB"]
+            print_table(f"{count} hosts over ssh with {forks} forks, this machine being all of them", headings, rows)
         del os.environ["ANSIBLE_SSH_ARGS"]
         for session in sessions:
             host.run("ssh", "-O", "exit", "-o", f"ControlPath={session}", "none", check=False)
-    headings = ["hosts", "", "s", "s per host", "times ping", "controller, peak MiB", "a fork of it, peak MiB"]
-    print_table(f"Playbooks for many hosts over ssh with {forks} forks, this machine being all of them", headings, rows)
 
 
-COLLECTION = "collect"
+PING, COLLECTION = "a playbook of one ping", "collect"
 
 
-def _list_ways(work: str, options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the commands that are compared on many hosts. WORK has the playbook of a ping, and OPTIONS choose the hosts."""
-    names = ("attach", "exec", "detach")
-    once = ("-e", json.dumps({"crashcart_command": "true"}))
+def _list_ways(work: str, options: Sequence[str], chosen: str) -> dict[str, tuple[str, ...]]:
+    """Return the commands that are compared on the hosts CHOSEN, with OPTIONS. WORK has the playbook of a ping.
+
+    The capture is not the playbook's, which traces everywhere at once: here each call of any process would pay for all traces.
+    """
+    play = ("ansible-playbook", *options, "-l", chosen)
+    words = {"containers": "{{ crashcart_containers }}", "seconds": 1, "dest": "{{ crashcart_dest }}"}
+    capture = (
+        "-m",
+        "crashcart.fleet.ftrace_capture",
+        "-a",
+        json.dumps({**words, "docker_host": os.environ["DOCKER_HOST"]}),
+    )
+    all_three = (f"crashcart.fleet.{name}" for name in ("attach", "exec", "detach"))
     return {
-        "a playbook of one ping": ("ansible-playbook", *options, f"{work}/ping.yml"),
-        "attach, exec and detach": (
-            "ansible-playbook",
-            *options,
-            *once,
-            *(f"crashcart.fleet.{name}" for name in names),
-        ),
-        "a capture of a second": ("ansible-playbook", *options, "-e", "crashcart_seconds=1", "crashcart.fleet.trace"),
-        COLLECTION: ("ansible-playbook", *options, "-e", "crashcart_consume=false", "crashcart.fleet.collect"),
+        "attach, exec and detach": (*play, "-e", json.dumps({"crashcart_command": "true"}), *all_three),
+        "ftrace_capture of a second, ad hoc": ("ansible", *options, chosen, "-b", *capture),
+        PING: (*play, f"{work}/ping.yml"),
+        COLLECTION: (*play, "-e", "crashcart_consume=false", "crashcart.fleet.collect"),
     }
 
 
@@ -712,7 +715,7 @@ def _record(names: Sequence[str]) -> None:
 
 def _watch(*command: str) -> tuple[float, float, float]:
     """Run COMMAND of Ansible, and return the seconds that it took, and the peak sizes in MiB of the controller and of one of its forks."""
-    with PeakMemory(r"ansible-playbook ", 0.5) as memory:
+    with PeakMemory(r"bin/ansible", 0.5) as memory:
         start = time.perf_counter()
         host.run(*command)
         taken = time.perf_counter() - start
