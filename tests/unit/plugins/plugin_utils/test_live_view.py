@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from typing import ClassVar
 
 import pytest
 
@@ -51,6 +52,8 @@ def pack(data):
 class Host:
     """A host whose guard gives ANSWERS one after the other, the last one again and again. REQUESTS has what it was asked for."""
 
+    servers: ClassVar[list[socket.socket]] = []  # which listen
+
     def __init__(self, folder, answers):
         self.path = str(folder / "guard")
         self.requests = []
@@ -58,11 +61,15 @@ class Host:
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(self.path)
         self._server.listen(1)
+        self.servers.append(self._server)
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self):
         while True:
-            connection, _address = self._server.accept()
+            try:
+                connection, _address = self._server.accept()
+            except OSError:
+                return  # the test is over
             with connection:
                 self.requests.append(json.loads(requests.receive(connection)))
                 answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
@@ -83,6 +90,15 @@ class Host:
         }
         guard = Guard(live, self.execute)
         return guard, LiveView(live, guard, lines.append)
+
+
+@pytest.fixture(autouse=True)
+def no_server_stays():
+    yield
+    while Host.servers:
+        server = Host.servers.pop()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
 
 
 def answer(cpu_pages=(), until_ns=LATER, ended=None, **more):
