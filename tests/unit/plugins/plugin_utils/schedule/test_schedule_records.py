@@ -19,9 +19,9 @@ crashcart_schedule_last_run_timestamp_seconds{schedule="nightly"} 1790000000.5
 # HELP crashcart_schedule_last_run_duration_seconds How long the last run took.
 # TYPE crashcart_schedule_last_run_duration_seconds gauge
 crashcart_schedule_last_run_duration_seconds{schedule="nightly"} 60
-# HELP crashcart_schedule_last_run_status Exit status of the last run: 0 success, 1 failure, 2 hosts missing.
+# HELP crashcart_schedule_last_run_status Exit status of the last run: 0 success, 1 failure, 3 hosts missing.
 # TYPE crashcart_schedule_last_run_status gauge
-crashcart_schedule_last_run_status{schedule="nightly"} 2
+crashcart_schedule_last_run_status{schedule="nightly"} 3
 # HELP crashcart_schedule_last_success_timestamp_seconds When a run without missing hosts last ended.
 # TYPE crashcart_schedule_last_success_timestamp_seconds gauge
 crashcart_schedule_last_success_timestamp_seconds{schedule="nightly"} 1789990000
