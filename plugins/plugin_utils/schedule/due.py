@@ -17,7 +17,10 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan impo
 
 MOST = 1000
 """No more times are listed; a schedule of a minute reaches it in seventeen hours."""
-_ELAPSE = re.compile(r"^\s*(?:Next elapse|Iter\. #\d+): \w{3} (\S+ \S+) UTC$", re.M)
+# systemd 252 says "Iter. #2", later versions say "Iteration #2".
+_FIELD = r"^\s*(?:Next elapse|Iter(?:\.|ation) #\d+): "
+_ELAPSE = re.compile(_FIELD + r"\w{3} (\S+ \S+) UTC$", re.M)
+_LOCAL = re.compile(_FIELD + r".*\n\s*\(in UTC\): ", re.M)
 _LIMIT_S = 60
 
 
@@ -50,9 +53,15 @@ def _ask_systemd(expression: str, after: float) -> list[float]:
         raise FleetError(f"systemd-analyze cannot be asked when the schedule was due: {error}") from error
     if done.returncode != 0:
         raise FleetError(f"{expression!r} is no calendar expression of systemd: {done.stderr.strip()[:200]}")
+    return parse_times(done.stdout)
+
+
+def parse_times(text: str) -> list[float]:
+    """Return the times, in seconds since the epoch, that TEXT, the output of `systemd-analyze calendar`, lists."""
     # In a time zone that is not UTC, a line of its own has each time in UTC.
-    text = re.sub(r"^\s*(?:Next elapse|Iter\. #\d+): .*\n\s*\(in UTC\): ", "Next elapse: ", done.stdout, flags=re.M)
-    found = (datetime.strptime(time, "%Y-%m-%d %H:%M:%S") for time in _ELAPSE.findall(text))
+    found = (
+        datetime.strptime(time, "%Y-%m-%d %H:%M:%S") for time in _ELAPSE.findall(_LOCAL.sub("Next elapse: ", text))
+    )
     return [time.replace(tzinfo=timezone.utc).timestamp() for time in found]
 
 

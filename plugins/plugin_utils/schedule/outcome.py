@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 SUCCESS, FAILURE, HOSTS_MISSING, SKIPPED = "success", "failure", "hosts_missing", "skipped"
-STATUSES: Mapping[str, int] = {SUCCESS: 0, FAILURE: 1, HOSTS_MISSING: 2, SKIPPED: 75}
-"""Outcome → exit status. 75 is EX_TEMPFAIL of sysexits.h: another run of the schedule, or of its store, goes on."""
+STATUSES: Mapping[str, int] = {SUCCESS: 0, FAILURE: 1, HOSTS_MISSING: 3, SKIPPED: 75}
+"""Outcome → exit status. 75 is EX_TEMPFAIL of sysexits.h: another run of the schedule, or of its store, goes on.
+
+Python itself ends with 1 or 2, as where the program is gone, and systemd should count that as a failure.
+"""
 _STATES = ("ok", "failed", "unreachable")  # of a host
 RECORD = "last-run.json"
 
@@ -107,7 +110,7 @@ def format_metrics(run: Run) -> str:
         (
             "last_run_status",
             "gauge",
-            "Exit status of the last run: 0 success, 1 failure, 2 hosts missing.",
+            "Exit status of the last run: 0 success, 1 failure, 3 hosts missing.",
             [("", run.status)],
         ),
         (

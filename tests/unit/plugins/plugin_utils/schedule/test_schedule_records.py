@@ -19,9 +19,9 @@ crashcart_schedule_last_run_timestamp_seconds{schedule="nightly"} 1790000000.5
 # HELP crashcart_schedule_last_run_duration_seconds How long the last run took.
 # TYPE crashcart_schedule_last_run_duration_seconds gauge
 crashcart_schedule_last_run_duration_seconds{schedule="nightly"} 60
-# HELP crashcart_schedule_last_run_status Exit status of the last run: 0 success, 1 failure, 2 hosts missing.
+# HELP crashcart_schedule_last_run_status Exit status of the last run: 0 success, 1 failure, 3 hosts missing.
 # TYPE crashcart_schedule_last_run_status gauge
-crashcart_schedule_last_run_status{schedule="nightly"} 2
+crashcart_schedule_last_run_status{schedule="nightly"} 3
 # HELP crashcart_schedule_last_success_timestamp_seconds When a run without missing hosts last ended.
 # TYPE crashcart_schedule_last_success_timestamp_seconds gauge
 crashcart_schedule_last_success_timestamp_seconds{schedule="nightly"} 1789990000
@@ -60,6 +60,38 @@ def test_a_record_that_cannot_be_read_is_none(tmp_path):
 
 def at(text):
     return datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp()
+
+
+# As systemd 252 prints it, and as versions after it do.
+OF_252 = """\
+  Original form: hourly
+Normalized form: *-*-* *:00:00
+    Next elapse: Sun 2026-03-01 10:00:00 UTC
+       From now: 8 months 2 days ago
+       Iter. #2: Sun 2026-03-01 11:00:00 UTC
+       From now: 8 months 2 days ago
+"""
+LATER = """\
+  Original form: hourly
+Normalized form: *-*-* *:00:00
+    Next elapse: Sun 2026-03-01 11:00:00 CET
+       (in UTC): Sun 2026-03-01 10:00:00 UTC
+       From now: 8 months ago
+   Iteration #2: Sun 2026-03-01 12:00:00 CET
+       (in UTC): Sun 2026-03-01 11:00:00 UTC
+       From now: 8 months ago
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [OF_252, OF_252.replace("Iter.", "Iteration"), LATER, LATER.replace("Iteration", "Iter.")]
+)
+def test_times_of_systemd_are_read_from_each_version_in_each_time_zone(text):
+    assert due.parse_times(text) == [at("2026-03-01 10:00"), at("2026-03-01 11:00")]
+
+
+def test_an_expression_of_systemd_that_is_never_due_has_no_times():
+    assert due.parse_times("Normalized form: 2020-01-01 00:00:00\n    Next elapse: never\n") == []
 
 
 @pytest.mark.parametrize(

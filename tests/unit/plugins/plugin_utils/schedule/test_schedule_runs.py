@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import running
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, running
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan
 
 pytestmark = pytest.mark.sweep  # a run takes seconds
@@ -90,8 +90,8 @@ def wait_until(condition):
     ("tasks", "hosts", "status", "words"),
     [
         (["ok", "ignore"], ("first", "second"), 0, "2 hosts"),
-        (["fail", "ok"], ("first", "second"), 2, "1 of 2 hosts are missing"),
-        (["reach"], ("first", "away"), 2, "1 of 2 hosts are missing"),
+        (["fail", "ok"], ("first", "second"), 3, "1 of 2 hosts are missing"),
+        (["reach"], ("first", "away"), 3, "1 of 2 hosts are missing"),
         (["reach"], ("away",), 1, "1 of 1 hosts are missing"),
         (["once"], ("first", "second"), 1, "the store is full"),
         (["ok"], (), 1, "no host of the inventory was meant"),
@@ -104,7 +104,7 @@ def test_the_exit_status_and_the_record_say_what_came_of_the_hosts(schedule, tas
     record = read(state)
     assert (record["status"], words in record["message"]) == (status, True), record
     assert words in done.stdout.splitlines()[-1]
-    if "second" in hosts and status == 2:
+    if "second" in hosts and status == 3:
         assert record["hosts"] == {
             "first": {"state": "ok", "message": ""},
             "second": {"state": "failed", "message": "no room"},
@@ -112,6 +112,11 @@ def test_the_exit_status_and_the_record_say_what_came_of_the_hosts(schedule, tas
     if "away" in hosts:
         assert record["hosts"]["away"]["state"] == "unreachable" and "away: unreachable (" in done.stdout
     assert record["last_success"] == (record["ended"] if status == 0 else 0)
+
+
+def test_a_program_that_is_gone_ends_with_a_status_of_no_outcome_but_failure(tmp_path):
+    done = subprocess.run([sys.executable, "-P", tmp_path / "run.py"], capture_output=True, check=False)
+    assert done.returncode not in {status for name, status in outcome.STATUSES.items() if name != outcome.FAILURE}
 
 
 def test_a_run_that_takes_too_long_is_ended_with_all_that_it_has_started(schedule):
