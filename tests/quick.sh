@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # `make quick`: style and types, and beside them the unit tests without long sweeps. On each core (four at most) pytest runs a part of the
-# test files, which take equally long by what they took last. The first part prints as it goes, the others when it has ended. pytest-xdist would take a third more processor time: each
-# of its workers collects all files, and one more process reads all results.
+# test files, which take equally long by what they took last. The first part prints as it goes, the others when it has ended. pytest-xdist
+# would take a third more processor time: each of its workers collects all files, and one more process reads all results.
 # TYPES is the command that checks types. EXPRESSION says which tests are meant, as pytest's -k.
 # Usage: quick.sh BUILD TYPES [EXPRESSION]
 set -euo pipefail
@@ -34,8 +34,8 @@ record=
 run_part() { # NUMBER: run the unit tests of this part's files
     local files
     mapfile -t files < <(awk -v part="$1" '$1 == part { print $2 }' "$logs/files")
-    CRASHCART_TEST_SECONDS=${record:+$record.$1} TMPDIR=$scratch PYTHONPYCACHEPREFIX=$build/pycache env -u PYTHONDONTWRITEBYTECODE python -m pytest -q --no-header \
-        -p no:cacheprovider -p no:xdist -o tmp_path_retention_policy=failed -m 'not sweep' -k "$expression" "${files[@]}"
+    CRASHCART_TEST_SECONDS=${record:+$record.$1} TMPDIR=$scratch PYTHONPYCACHEPREFIX=$build/pycache env -u PYTHONDONTWRITEBYTECODE \
+        python -m pytest -q --no-header -p no:cacheprovider -p no:xdist -o tmp_path_retention_policy=failed -m 'not sweep' -k "$expression" "${files[@]}"
 }
 
 check() { # check all that needs no test

@@ -45,10 +45,8 @@ def run(request: dict[str, Any], folder: str) -> dict[str, Any]:
     The result has `failed` and `msg` where there is no report, also where the process has ended without a result.
     """
     with open_cache() as cache:
-        settings = {
-            "NUMBA_CACHE_DIR": cache,
-            "OPENBLAS_NUM_THREADS": "1",
-        }  # of numpy's library for matrices, which is not used
+        # numpy's library for matrices, which is not used, would start threads.
+        settings = {"NUMBA_CACHE_DIR": cache, "OPENBLAS_NUM_THREADS": "1"}
         if not has_code(cache) and are_small(request, folder):
             settings["NUMBA_DISABLE_JIT"] = "1"
         done = subprocess.run(

@@ -639,15 +639,20 @@ def _measure_process(argv: Sequence[str]) -> tuple[float, float, float]:
 def bench_hosts(inventory: Path) -> None:
     """Measure calls on up to 200 hosts with equal forks, compared with a ping, and the controller's memory.
 
-    The hosts are names of this machine, each with a container and an ssh session of its own, so this machine does all the hosts' work, too.
+    The hosts are names of this machine, each with an ssh session of its own, so this machine does all the hosts' work, too. As many
+    containers as a host may have are theirs in turn: with one for each name, each call would look at hundreds.
     """
     counts, forks = {1: 3, 10: 2, 50: 1, 200: 1}, 10
     loop = "while /bin/true; do /bin/sleep 3; done"
-    with containers(max(counts), "/bin/sh", "-c", loop) as names, tempfile.TemporaryDirectory() as work:
-        sessions = [f"{work}/{number}" for number in range(len(names))]
+    with containers(20, "/bin/sh", "-c", loop) as names, tempfile.TemporaryDirectory() as work:
+        sessions = [f"{work}/{number}" for number in range(max(counts))]
         hosts = {
-            f"h{number}": {"ansible_user": "root", "crashcart_containers": name, "ansible_control_path": session}
-            for number, (name, session) in enumerate(zip(names, sessions))
+            f"h{number}": {
+                "ansible_user": "root",
+                "crashcart_containers": names[number % len(names)],
+                "ansible_control_path": session,
+            }
+            for number, session in enumerate(sessions)
         }
         Path(work, "many.json").write_text(json.dumps({"all": {"children": {"many": {"hosts": hosts}}}}))
         Path(work, "ping.yml").write_text(
@@ -689,7 +694,12 @@ def _list_ways(work: str, options: Sequence[str], chosen: str) -> dict[str, tupl
     The capture is not the playbook's, which traces everywhere at once: here each call of any process would pay for all traces.
     """
     play = ("ansible-playbook", *options, "-l", chosen)
-    words = {"containers": "{{ crashcart_containers }}", "seconds": 1, "dest": "{{ crashcart_dest }}"}
+    words = {
+        "containers": "{{ crashcart_containers }}",
+        "seconds": 1,
+        "existing": "change",
+        "dest": "{{ crashcart_dest }}",
+    }
     capture = (
         "-m",
         "crashcart.fleet.ftrace_capture",

@@ -21,13 +21,11 @@ import pytest
 from conftest import CENSUS, call, on_all, play, start_play
 from machine import seconds
 from support import soak
-from support.schedules import Schedule
+from support.schedules import Schedule, kill_with_children
 
 MINUTES = float(os.environ.get("CRASHCART_SOAK_MINUTES", "10"))
 IMAGE = "crashcart-test/busybox"
 NAME = "soak"
-# This machine's own tables stay out of it, and the daemon ends with its mounts.
-CRON = "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
 
 
 @pytest.fixture
@@ -60,17 +58,12 @@ def schedule(counting, tmp_path):
 
 @contextmanager
 def cron(schedule):
-    """Run a daemon that begins the runs of SCHEDULE until the context ends, and wait for the end of a run then."""
-    subprocess.run([fleet.ROOT / "tools/install_packages.sh", "cron"], check=True)
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", CRON], stdin=subprocess.PIPE) as daemon:
-        try:
-            assert daemon.stdin is not None
-            daemon.stdin.write(schedule.crontab.read_bytes())
-            daemon.stdin.close()
+    """Let cron begin the runs of SCHEDULE until the context ends, and wait for the end of a run then."""
+    try:
+        with schedule.cron():
             yield
-        finally:
-            daemon.kill()
-            wait(lambda: not list_runs(schedule))
+    finally:
+        wait(lambda: not list_runs(schedule))
 
 
 def wait(condition, limit_s=600):
@@ -125,13 +118,6 @@ def wait_for_fetch(schedule):
         return runs and log.stat().st_mtime > before and ": Fetch]" in text and ": Report]" not in text and runs[0]
 
     return int(wait(find))
-
-
-def kill_with_children(pid):
-    found = [str(pid)]
-    for parent in found:
-        found += subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True, check=False).stdout.split()
-    subprocess.run(["kill", "-KILL", *found], check=False)
 
 
 def read_now(host):

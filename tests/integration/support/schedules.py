@@ -8,10 +8,26 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from support import host
+
+PACKAGES = Path(__file__).resolve().parents[3] / "tools/install_packages.sh"
+# This machine's own tables stay out of it.
+_DAEMON = (
+    "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
+)
+
+
+def kill_with_children(pid: int) -> None:
+    """Kill process PID, and all processes that it and they have started, whichever sessions they have made."""
+    found = [str(pid)]
+    for parent in found:
+        found += host.run("pgrep", "-P", parent, check=False).stdout.split()
+    host.run("kill", "-KILL", *found, check=False)
 
 
 class Schedule:
@@ -39,6 +55,15 @@ class Schedule:
     def run(self, word: str = "--timer") -> subprocess.CompletedProcess[str]:
         """Run the schedule once and return the ended process, whatever has come of it."""
         return host.run(*self.list_words(word), check=False)
+
+    @contextmanager
+    def cron(self) -> Iterator[None]:
+        """Run cron's own daemon, which begins the runs, until the context ends."""
+        host.run(str(PACKAGES), "cron")
+        with host.start("unshare", "--mount", "sh", "-c", _DAEMON, stdin=subprocess.PIPE) as daemon:
+            daemon.stdin.write(self.crontab.read_bytes())
+            daemon.stdin.close()
+            yield
 
     def read_record(self) -> dict[str, Any]:
         """Return the record of the last run."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 from support import host, parts
@@ -17,7 +15,6 @@ from support.schedules import Schedule
 ENGINE = os.environ.get("DOCKER_HOST", "")
 LOOP = ("/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
 NAME = f"test-{os.getpid()}"
-PACKAGES = Path(__file__).resolve().parents[4] / "tools/install_packages.sh"
 
 
 @pytest.fixture
@@ -109,18 +106,8 @@ def test_a_schedule_that_cannot_be_is_refused_with_the_next_step(schedule, varia
 
 @pytest.mark.skipif(not parts.IS_ALL, reason="cron begins its runs at full minutes: make test-all waits for them")
 def test_crons_own_daemon_starts_the_runs(container, schedule, tmp_path):
-    host.run(str(PACKAGES), "cron")
     name = container("busybox", *LOOP)
     schedule.play(containers=[name])
-    # This machine's own tables stay out of it.
-    script = (
-        "mount -t tmpfs none /etc/cron.d; cat >/etc/cron.d/schedule; mount --bind /dev/null /etc/crontab; exec cron -f"
-    )
-    with subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE) as daemon:
-        try:
-            daemon.stdin.write(schedule.crontab.read_bytes())
-            daemon.stdin.close()
-            host.wait_until(lambda: list_captures(tmp_path / "store"), 200)
-        finally:
-            daemon.kill()
+    with schedule.cron():
+        host.wait_until(lambda: list_captures(tmp_path / "store"), 200)
     assert schedule.read_record()["outcome"] == "success"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from support import host, soak
-from support.schedules import Schedule
+from support.schedules import Schedule, kill_with_children
 
 NAMES = ("one", "two", "three")
 ROOM = 64 << 20  # of the store's file system
@@ -49,14 +49,6 @@ class Sshd:
         """Kill it with all its sessions."""
         kill_with_children(self._process.pid)
         self._process.wait()
-
-
-def kill_with_children(pid):
-    """Kill process PID, and all processes that it and they have started, whichever sessions they have made."""
-    found = [str(pid)]
-    for parent in found:
-        found += host.run("pgrep", "-P", parent, check=False).stdout.split()
-    host.run("kill", "-KILL", *found, check=False)
 
 
 @pytest.fixture
