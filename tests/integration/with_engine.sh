@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs a command with a private Docker engine and a mounted tracefs: with_engine.sh DIR COMMAND… With KEEP in the environment the
-# engine keeps running afterwards, and the next call uses it. The command runs in the staged collection beside DIR, if there is one.
+# engine keeps running afterwards, and the next call uses it. ansible-test runs in the staged collection beside DIR. All others stay where they
+# are, since the next `make lint` stages the collection anew.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 dir=$1
@@ -36,7 +37,7 @@ elif ! docker -H "$DOCKER_HOST" version >/dev/null 2>&1; then
     DOCKER_HOST=$("$root/tools/engine.sh" start "$dir")
 fi
 export DOCKER_HOST CRASHCART_CHECKOUT=$root
-if [ -d "$(dirname "$dir")/ansible_collections/crashcart/fleet" ]; then
+if [ "$1" = ansible-test ]; then
     cd "$(dirname "$dir")/ansible_collections/crashcart/fleet"
     mkdir -p tests/output
     # Variables that ansible-test does not hand down.

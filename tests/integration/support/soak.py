@@ -38,8 +38,11 @@ class Seen:
     manifests: list[dict[str, Any]] = field(default_factory=list)
 
     def count_missing(self, first: int, last: int) -> int:
-        """Return how many numbers from FIRST to LAST, which one start of the container has counted, are not there."""
-        return last - first + 1 - sum(first <= number <= last for number in self.numbers)
+        """Return how many numbers after FIRST, up to LAST, which one start of the container has counted, are not there.
+
+        FIRST, if it was read after a trace had begun, may have been counted before that.
+        """
+        return last - first - sum(first < number <= last for number in self.numbers)
 
     def list_ends(self) -> list[tuple[int, int]]:
         """Return the first and the last number for each start of the container."""
