@@ -21,7 +21,8 @@ if [ -w /dev/shm ] && [ "$(df --output=avail --block-size=1M /dev/shm | tail -n 
     scratch=/dev/shm
 fi
 
-# The files of each part: the file that took longest goes to the part with the least to do. A file that was not run before counts as half a second.
+# The files of each part: the file that took longest goes to the part with the least to do. A file that was not run before counts as half a second,
+# as all do before the first run.
 {
     cat "$logs"/seconds.* 2>/dev/null | sed 's/^/took /' || true
     find tests/unit -name 'test_*.py' | sort

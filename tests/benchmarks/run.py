@@ -694,18 +694,9 @@ def _list_ways(work: str, options: Sequence[str], chosen: str) -> dict[str, tupl
     The capture is not the playbook's, which traces everywhere at once: here each call of any process would pay for all traces.
     """
     play = ("ansible-playbook", *options, "-l", chosen)
-    words = {
-        "containers": "{{ crashcart_containers }}",
-        "seconds": 1,
-        "existing": "change",
-        "dest": "{{ crashcart_dest }}",
-    }
-    capture = (
-        "-m",
-        "crashcart.fleet.ftrace_capture",
-        "-a",
-        json.dumps({**words, "docker_host": os.environ["DOCKER_HOST"]}),
-    )
+    words: dict[str, Any] = {"containers": "{{ crashcart_containers }}", "seconds": 1, "dest": "{{ crashcart_dest }}"}
+    words["docker_host"] = os.environ["DOCKER_HOST"]
+    capture = ("-m", "crashcart.fleet.ftrace_capture", "-a", json.dumps(words))
     all_three = (f"crashcart.fleet.{name}" for name in ("attach", "exec", "detach"))
     return {
         "attach, exec and detach": (*play, "-e", json.dumps({"crashcart_command": "true"}), *all_three),

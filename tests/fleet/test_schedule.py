@@ -46,12 +46,12 @@ sys.exit({function}())
 LEFT = (
     f"systemctl list-units --all --plain --no-legend 'crashcart-*'; systemctl list-timers --all --no-legend 'crashcart-*'; "
     f"ls -d {FOLDER.rpartition('/')[0]} /etc/systemd/system/crashcart-* /etc/systemd/system/*.wants/crashcart-* "
-    "/var/lib/systemd/timers/stamp-crashcart-* /root/crashcart_schedule_* /tmp/crashcart-schedule-* 2>/dev/null; true"
+    "/var/lib/systemd/timers/stamp-crashcart-* /root/crashcart_schedule_* 2>/dev/null; true"
 )
 """The command that prints what a schedule leaves, but for its captures."""
 AWAY = {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_connection": "ssh"}  # nothing listens there
 SILENT = {"ansible_ssh_common_args": "-o 'ProxyCommand=sleep 86399'", "ansible_timeout": 3600}
-SLEEPERS = "pgrep -f '[s]leep 86399' || true"
+SLEEPERS = "pgrep -f '[s]leep 86399' || true"  # pgrep fails where there is none, and no output says that
 
 
 @pytest.fixture
@@ -145,6 +145,7 @@ def play(host, *options, **variables):
 
 def read_record(host):
     """Return the record of the last run on HOST; {} where none has ended."""
+    # Before the first run there is no file, and then the text is empty.
     text = host.run(f"cat {FOLDER}/last-run.json 2>/dev/null || true")
     return json.loads(text) if text else {}
 

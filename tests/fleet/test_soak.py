@@ -67,7 +67,10 @@ def cron(schedule):
 
 
 def wait(condition, limit_s=600):
-    """Return the first result of CONDITION() that is true. Raises AssertionError where there is none within LIMIT_S of a usual machine."""
+    """Return the first result of CONDITION() that is true. Raises AssertionError where there is none within LIMIT_S of a usual machine.
+
+    It looks less often than the support's wait_until, since the emulated guests need the processors.
+    """
     deadline = time.monotonic() + seconds(limit_s)
     while not (found := condition()):
         assert time.monotonic() < deadline, "what was waited for has not come"

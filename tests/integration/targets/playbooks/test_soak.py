@@ -106,10 +106,10 @@ def run(schedule):
 
 def kill_while_it_fetches(schedule):
     """Begin a run of SCHEDULE, and kill all its processes as soon as it fetches."""
+    log = schedule.folder / "last-run.log"
+    before = log.read_text()
     with subprocess.Popen(schedule.list_words(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        log = schedule.folder / "last-run.log"
-        before = log.stat().st_ino, log.read_text()
-        host.wait_until(lambda: log.read_text() != before[1] and ": Fetch]" in log.read_text())
+        host.wait_until(lambda: before != (text := log.read_text()) and ": Fetch]" in text)
         kill_with_children(process.pid)
 
 

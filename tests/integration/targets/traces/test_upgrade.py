@@ -98,9 +98,8 @@ def test_what_an_older_version_has_drained_and_not_brought_home_comes_with_the_n
     older("ftrace_instance", containers=[busy], syscalls=SYSCALLS)
     host.wait_until(lambda: sum(cpu["entries"] for cpu in info(busy)["cpus"]) > 100)
     transfer = older("ftrace_fetch", containers=[busy], dest=str(tmp_path), _methods=["zstd"])["transfer"]
-    for path in Path(transfer["path"]).parent.glob(
-        "transfer-*"
-    ):  # else it, or one that another test has broken, is on its way for a minute
+    # Else it, or one that another test has broken, is on its way for a minute.
+    for path in Path(transfer["path"]).parent.glob("transfer-*"):
         path.unlink()
     host.wait_until(lambda: sum(cpu["entries"] for cpu in info(busy)["cpus"]) > 100)
     first, second = (one["manifest"] for one in fetch_here(tmp_path, containers=[busy]))

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import random
-import signal
 import struct
 
 import numpy as np
@@ -19,24 +17,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events im
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.formats import Field, parse_format
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.trace_dat import TraceFileError
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.time_limit import limit
 
 SIZE = pages.PAGE_SIZE
-
-
-@contextlib.contextmanager
-def limit(seconds=120):
-    """Fails what does not end in time, instead of hanging with it."""
-
-    def fail(_signal, _frame):
-        raise AssertionError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def open_trace(content, machine=pages.HERE):

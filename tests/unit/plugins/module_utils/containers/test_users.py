@@ -6,29 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import users
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.users import User, find_users
-
-
-@contextlib.contextmanager
-def limit(seconds=120):
-    """Fails what does not end in time, instead of hanging with it."""
-
-    def fail(_signal, _frame):
-        raise AssertionError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.time_limit import limit
 
 
 @contextlib.contextmanager
