@@ -127,7 +127,8 @@ def _judge(
     is_like_libc = _is_like_glibc(cells, threads) or _is_like_musl(cells, threads)
     is_resolver = reads_config or (not received and (has_server or is_like_libc))
     vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
-    if vain and len(vain) <= sum(cell.count for cell in sent):
+    asked = [cell for cell in cells if cell.who.tid in threads and cell.call in SENDS and not cell.outcome.error]
+    if vain and len(vain) <= sum(cell.count for cell in asked if _may_be_udp(cell.object)):
         return "silent", vain
     barred = [cell for cell in on_udp if cell.outcome.error in _UNREACHABLE and cell.call in ("connect", *SENDS)]
     # A connect over IPv6 that fails is how getaddrinfo sorts the addresses that it has found.
@@ -144,6 +145,11 @@ def _judge(
 def _is_udp(thing: Thing) -> bool:
     """Return True if THING is a UDP socket that was made in the trace, or one from before it that is connected to a name server."""
     return thing.text.startswith(_UDP) or thing.text.endswith(_DNS_PEER)
+
+
+def _may_be_udp(thing: Thing | None) -> bool:
+    """Return True if THING is a UDP socket, or may be one: musl's sockets have no peer, so one from before the trace is not known better."""
+    return thing is None or _is_udp(thing) or thing.text.startswith("udp ")
 
 
 def _is_like_go(on_udp: Sequence[Cell]) -> bool:
