@@ -53,7 +53,8 @@ def test_a_wait_that_began_before_the_trace_has_no_request_in_it():
 
 @pytest.mark.parametrize("before", [None, ("socket", "udp 0.0.0.0:45000")])
 def test_a_question_over_a_socket_from_before_the_trace_counts_where_the_socket_is_not_known(before):
-    lookups = (Call("sendto", _UDP, count=4), *[poll(2500)] * 5)  # of musl; the fifth wait is for the first lookup's second question
+    # Of musl. The fifth wait is for the second question of a lookup that began before the trace.
+    lookups = (Call("sendto", _UDP, count=4), *[poll(2500)] * 5)
     (found,) = find(Call("sendto", before), *lookups)
     assert found.statement.endswith("did not answer within 2.5 s, 5 times")
     assert find(Call("sendto", ("peer", "10.0.0.7:5432 (tcp)")), *lookups) == []
