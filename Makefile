@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench soak bench bench-fleet release clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean soak bench bench-fleet release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -123,11 +123,17 @@ readme: setup ## Run the README's commands, and compare their output with the RE
 fleet: setup ## Run the tests on three real hosts: Debian guests with their own kernels, engines and ssh
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
 
+engines: setup ## Run the tests of three generations of engines: those of Debian 12, 13 and unstable, with their Pythons
+	cd tests/engines && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini $(if $(K),-k "$(K)")
+
+engines-clean: ## End what tests of engines that were killed have left, and remove the archives that their hosts are made from
+	python3 tests/engines/clean.py
+
 soak: setup ## Run a schedule over three guests for ten minutes in which much goes wrong; CRASHCART_SOAK_MINUTES=60 runs it for longer
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini -s test_soak.py
 
-fleet-up: setup ## Start guests for experiments; N=3 sets their number
-	python tests/fleet/fleet.py up $(or $(N),3)
+fleet-up: setup ## Start guests for experiments; N=3 sets their number, RELEASES="bookworm trixie sid" the release of each
+	python tests/fleet/fleet.py up $(or $(N),3) $(RELEASES)
 
 fleet-ping: setup ## Print a line with `pong` for each guest that runs
 	python tests/fleet/fleet.py ping

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run a fleet of hosts for tests: Debian guests with their own kernels, engines and sshd, cloned from one golden guest.
+"""Run a fleet of hosts for tests: Debian guests with their own kernels, engines and sshd, cloned from a golden guest of each release.
 
-Usage: fleet.py up [N] | ping | ssh HOST [COMMAND…] | down | clean
-The hosts are called host1, host2, …, and their files are in build/fleet of the checkout.
+Usage: fleet.py up [N [RELEASE…]] | ping | ssh HOST [COMMAND…] | down | clean
+The hosts are called host1, host2, …, and their files are in build/fleet of the checkout. Without RELEASE the third host has another release
+than the others.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from machine import seconds
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "fleet"
 INVENTORY = Path(__file__).with_name("inventory.py")
+RELEASES = ("bookworm", "bookworm", "trixie")  # of host1, host2, …; the last one is that of all further hosts
 _START_S = 60
 _PING_S = 60
 # All clones begin as the same host. Clock, names, ids, random state and ssh keys are changed before a test uses a clone.
@@ -119,7 +121,7 @@ class Host:
 
     def run(self, command: str, stdin: bytes = b"", user: str = "root", limit_s: float = 300) -> str:
         """Run COMMAND on the guest as USER and return its output. Raises MachineError when it fails or takes more than LIMIT_S."""
-        return golden.Shell(self.base, user, self.port, self.host_key, _make_socket_folder()).run(
+        return golden.Shell(self.base, user, self.port, self.host_key, make_socket_folder()).run(
             command, stdin, limit_s
         )
 
@@ -135,7 +137,7 @@ class Host:
 
 
 @functools.cache
-def _make_socket_folder() -> str:
+def make_socket_folder() -> str:
     """Make a folder for the sockets of shared ssh sessions of this process. FOLDER would not do: paths of sockets must be short."""
     folder = tempfile.mkdtemp(prefix="crashcart-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -148,25 +150,29 @@ def list_hosts() -> list[Host]:
     return [Host(name) for name in names]
 
 
-def up(count: int) -> list[Host]:
-    """Start those of host1 to hostCOUNT that do not run, and return all of them. When one fails, end those that this call has started."""
+def up(count: int, releases: Sequence[str] = RELEASES) -> list[Host]:
+    """Start those of host1 to hostCOUNT that do not run, and return all of them. When one fails, end those that this call has started.
+
+    RELEASES of Debian are those of the hosts in turn, and the last one is that of all further hosts.
+    """
     if count < 1:
         raise machine.MachineError(f"{count} guests are none: give a number from 1 on, as in make fleet-up N=3")
-    base = golden.prepare()
+    chosen = [releases[min(number, len(releases) - 1)] for number in range(count)]
+    bases = {release: golden.prepare(release) for release in dict.fromkeys(chosen)}
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with open(FOLDER.parent / "fleet.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        hosts = [Host(f"host{number}") for number in range(1, count + 1)]
-        new = [host for host in hosts if not (host.is_running and host.base == base)]
+        wanted = {Host(f"host{number}"): bases[release] for number, release in enumerate(chosen, 1)}
+        new = {host: base for host, base in wanted.items() if not (host.is_running and host.base == base)}
         try:
             with ThreadPoolExecutor(count) as pool:
-                list(pool.map(lambda host: host.clone(base), new))
+                list(pool.map(Host.clone, new, new.values()))
             write_known_hosts()
         except BaseException:
             for host in new:
                 host.shut_off()
             raise
-    return hosts
+    return list(wanted)
 
 
 def write_known_hosts() -> None:
@@ -209,7 +215,7 @@ def main(arguments: list[str]) -> int:
         count = rest[0] if rest else "3"
         if not count.lstrip("-").isdigit():
             raise machine.MachineError(f"{count!r} is no number of guests: give one as in make fleet-up N=3")
-        hosts = up(int(count))
+        hosts = up(int(count), rest[1:] or RELEASES)
         for host in hosts:
             print(f"{host.name}  127.0.0.1:{host.port}  {time.monotonic() - start:.1f} s")
     elif command == "ping":

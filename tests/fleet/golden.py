@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(_TOOLS))
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
 
 import busybox_archive
 import guest
@@ -43,7 +43,7 @@ _WARMTH = f"""\
 set -e
 systemctl start docker
 podman run --rm --network none {IMAGE} true
-rm -r /run/libpod  # as on a host where Podman was not used since the boot, so that modules do not ask Podman
+rm -rf /run/libpod  # as on a host where Podman was not used since the boot, so that modules do not ask Podman
 sudo -u {guest.USER} sudo true
 # This loads into the page cache what modules import.
 python3 -c 'import docker, jmespath, zipfile, ctypes, hashlib, json, selectors, subprocess, tempfile, platform, syslog, zlib'
@@ -54,13 +54,13 @@ sync
 
 def install_packages() -> None:
     """Install the Debian packages that the fleet needs."""
-    subprocess.run([_TOOLS / "install_packages.sh", *_PACKAGES], check=True)
+    subprocess.run([TOOLS / "install_packages.sh", *_PACKAGES], check=True)
 
 
-def prepare() -> Path:
-    """Return the folder of the golden guest, and make the guest first where the cache lacks it."""
+def prepare(release: str = guest.RELEASE) -> Path:
+    """Return the folder of the golden guest of RELEASE, and make the guest first where the cache lacks it."""
     install_packages()
-    return keep(CACHE, _find_key(), _make)
+    return keep(CACHE, f"{release}-{_find_key(release)}", lambda folder: _make(folder, release))
 
 
 def keep(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
@@ -73,7 +73,7 @@ def keep(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
             machine.Machine(stale / "golden", stale).cut_power()
             shutil.rmtree(stale)
         if folder.exists() and not _is_whole(folder):
-            print("the golden guest is damaged and is built anew", file=sys.stderr)
+            print(f"{folder} is damaged and is built anew", file=sys.stderr)
             shutil.rmtree(folder)
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=cache, prefix="new-") as new:
@@ -98,22 +98,22 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _find_key() -> str:
+def _find_key(release: str) -> str:
     sources = [Path(module.__file__) for module in (guest, machine, busybox_archive)]
     parts = [path.read_text() for path in (Path(__file__), *sources)]
     version = subprocess.run([machine.QEMU, "--version"], capture_output=True, text=True, check=True).stdout
-    return hashlib.sha256("\0".join([*parts, version, *guest.list_sources()]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([*parts, version, *guest.list_sources(release)]).encode()).hexdigest()[:16]
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, release: str) -> None:
     start = time.monotonic()
 
     def tell(what: str) -> None:
         print(f"{time.monotonic() - start:5.0f} s  {what}", file=sys.stderr)
 
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleet", "-f", folder / "key"], check=True)
-    tell("building a guest from Debian's packages")
-    guest.build(folder, (folder / "key.pub").read_text())
+    tell(f"building a guest from the packages of Debian {release}")
+    guest.build(folder, (folder / "key.pub").read_text(), release)
     golden = machine.Machine(folder / "golden", folder)
     try:
         tell("booting it")

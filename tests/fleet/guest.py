@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make the disk, the kernel and the initial ramdisk of a Debian 12 guest from packages. This needs root, and mounts nothing here.
+"""Make the disk, the kernel and the initial ramdisk of a guest with a release of Debian from packages. This needs root, and mounts nothing here.
 
 The packages come from the sources of this machine's apt, by a separate apt of the guest.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -17,7 +19,9 @@ from pathlib import Path
 import processes
 
 USER = "crashcart-test"  # the unprivileged login, which may use sudo
-_RELEASE = "bookworm"
+RELEASE = "bookworm"  # of this machine, whose sources of packages serve for the other releases
+UNSTABLE = "sid"
+CLIENTS: dict[str, tuple[str, ...]] = {RELEASE: ()}  # later releases have Docker's client in a package of its own
 _PACKAGES = (
     *(
         "systemd-sysv",
@@ -35,7 +39,12 @@ _PACKAGES = (
     # For rootless Podman in a session of its user; runtimes without an engine; the program that loads Docker's AppArmor profile.
     *("uidmap", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
 )
-_KERNEL = "linux-image-cloud-amd64"
+_DOWNLOAD = """\
+cd /var/tmp
+kernel=$(apt-cache depends linux-image-cloud-amd64 | grep -o "linux-image-[0-9].*")
+# Later releases have parts of the kernel in packages of their own.
+apt-get download $kernel $(apt-cache depends $kernel | grep -oE "linux-(base|binary|modules)-[0-9].*")
+"""
 # The guest needs these modules before it has its disk. Modules that these depend on are added.
 _EARLY_MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
 # These units take time in an emulated guest and help no test. Units that a role or a test may need (udev, logind, tmpfiles) stay.
@@ -109,7 +118,6 @@ _FILES = {
     "etc/systemd/journald.conf.d/fleet.conf": "[Journal]\nStorage=volatile\n",
     "etc/ssh/sshd_config.d/fleet.conf": "UsePAM no\nUseDNS no\nPasswordAuthentication no\nMaxStartups 100\n"
     "HostKey /etc/ssh/ssh_host_ed25519_key\n",
-    "etc/python3.11/sitecustomize.py": _KEEP_CODE,
 }
 _INIT = """\
 #!/bin/sh
@@ -127,15 +135,15 @@ exec busybox switch_root /root /sbin/init
 """
 
 
-def build(folder: Path, public_key: str) -> None:
-    """Make disk.qcow2, vmlinuz, initrd and host_key.pub in FOLDER, for a guest that the owner of PUBLIC_KEY can log in to."""
+def build(folder: Path, public_key: str, release: str = RELEASE) -> None:
+    """Make disk.qcow2, vmlinuz, initrd and host_key.pub in FOLDER, for a guest of RELEASE that the owner of PUBLIC_KEY can log in to."""
     tree = folder / "tree"
     try:
-        _unpack_packages(tree)
-        release = _take_kernel(tree, folder)
+        _unpack_packages(tree, release)
+        kernel = _take_kernel(tree, folder)
         _configure(tree, public_key)
         shutil.copy(tree / "etc/ssh/ssh_host_ed25519_key.pub", folder / "host_key.pub")
-        _make_initrd(tree, release, folder)
+        _make_initrd(tree, kernel, folder)
         _make_disk(tree, folder)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
@@ -148,53 +156,57 @@ def _run(*command: str | Path, stdin: str = "") -> str:
     return str(done.stdout)
 
 
-def list_sources() -> list[str]:
-    """Return the lines of the guest's sources.list: this machine's sources of the guest's release. Raises RuntimeError for none."""
+def list_sources(release: str = RELEASE) -> list[str]:
+    """Return the lines of a sources.list for RELEASE: this machine's sources with that name. Raises RuntimeError for none."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN) $(CODENAME)"
     lines = []
     for line in _run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").splitlines():
         uri, suite, component, origin, codename = line.split(" ")
-        if origin == "Debian" and codename.startswith(_RELEASE) and "backports" not in codename:
-            lines.append(f"deb {uri} {suite} {component}")
+        has_suite = suite == RELEASE or release != UNSTABLE  # which has no updates
+        if origin == "Debian" and codename.startswith(RELEASE) and "backports" not in codename and has_suite:
+            lines.append(f"deb {uri} {suite.replace(RELEASE, release)} {component}")
     if not lines:
-        raise RuntimeError(f"apt knows no source of Debian {_RELEASE} on this machine: run apt-get update")
+        raise RuntimeError(f"apt knows no source of Debian {RELEASE} on this machine: run apt-get update")
     return lines
 
 
-def _unpack_packages(tree: Path) -> None:
-    # The kernel's package is not installed, since its maintainer scripts would build an initrd that the guest does not use.
-    kernel = f'$(apt-cache depends {_KERNEL} | grep -o "linux-image-6.*")'
-    # The namespaces hide mmdebstrap's mounts, and end it with all its processes should this process be killed.
-    _run(
+def make_bootstrap_command(release: str, packages: Sequence[str], target: Path, *options: str) -> list[str | Path]:
+    """Return the command that makes the root folder TARGET, or an archive of it, of RELEASE with PACKAGES; its stdin is a sources.list."""
+    client = CLIENTS.get(release, ("docker-cli",))
+    return [
+        # The namespaces hide mmdebstrap's mounts, and end it with all its processes should this process be killed.
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-        "mmdebstrap",
-        "--mode=root",
-        "--variant=minbase",
-        "--format=directory",
-        "--quiet",
-        f"--include={','.join(_PACKAGES)}",
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        f"--customize-hook=chroot \"$1\" sh -c 'cd /var/tmp && apt-get download {kernel}'",
-        _RELEASE,
-        tree,
-        "-",
-        stdin="\n".join(list_sources()) + "\n",
-    )
+        *("mmdebstrap", "--mode=root", "--variant=minbase", "--quiet", f"--include={','.join((*packages, *client))}"),
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")),
+        # A mirror may be some weeks behind, and the unstable release's index is valid for one.
+        *(('--aptopt=Acquire::Check-Valid-Until "false"',) if release == UNSTABLE else ()),
+        *(*options, release, target, "-"),
+    ]
+
+
+def _unpack_packages(tree: Path, release: str) -> None:
+    # The kernel's package is not installed, since its maintainer scripts would build an initrd that the guest does not use.
+    download = f"--customize-hook=chroot \"$1\" sh -c '{_DOWNLOAD}'"
+    command = make_bootstrap_command(release, _PACKAGES, tree, "--format=directory", download)
+    _run(*command, stdin="\n".join(list_sources(release)) + "\n")
 
 
 def _take_kernel(tree: Path, folder: Path) -> str:
     """Move the downloaded kernel's image to FOLDER and its modules into TREE, and return its release."""
-    (package,) = (tree / "var/tmp").glob("linux-image-*.deb")
     unpacked = folder / "kernel"
-    _run("dpkg-deb", "-x", package, unpacked)
-    package.unlink()
-    (image,) = (unpacked / "boot").glob("vmlinuz-*")
-    shutil.copy(image, folder / "vmlinuz")
-    release = image.name[len("vmlinuz-") :]
-    shutil.move(unpacked / "lib/modules", tree / "usr/lib/modules")
-    shutil.copy(next((unpacked / "boot").glob("config-*")), tree / "boot")
+    for package in (tree / "var/tmp").glob("linux-*.deb"):
+        _run("dpkg-deb", "-x", package, unpacked)
+        package.unlink()
+    (modules,) = (path for top in ("lib", "usr/lib") for path in (unpacked / top / "modules").glob("*"))
+    release = modules.name
+    boot = unpacked / "boot"
+    if boot.exists():
+        shutil.copy(boot / f"vmlinuz-{release}", folder / "vmlinuz")
+        shutil.copy(boot / f"config-{release}", tree / "boot")
+    else:
+        shutil.copy(modules / "vmlinuz", folder / "vmlinuz")
+    (tree / "usr/lib/modules").mkdir(exist_ok=True)
+    shutil.move(modules, tree / "usr/lib/modules")
     shutil.rmtree(unpacked)
     _run("chroot", tree, "depmod", release)
     return release
@@ -207,6 +219,8 @@ def _configure(tree: Path, public_key: str) -> None:
         path.unlink(missing_ok=True)
         path.write_text(text)
     (tree / "etc/sudoers.d/fleet").chmod(0o440)
+    (python,) = (tree / "etc").glob("python3.*")
+    (python / "sitecustomize.py").write_text(_KEEP_CODE)
     # An empty file would mean a first boot, at which systemd applies presets.
     (tree / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     (tree / _CODE[1:]).mkdir()
@@ -231,9 +245,12 @@ def _make_initrd(tree: Path, release: str, folder: Path) -> None:
     assert busybox, "install busybox-static"
     shutil.copy(busybox, top / "bin/busybox")
     (top / "bin/sh").symlink_to("busybox")
+    # busybox's insmod reads no compressed module.
     for path in order:
-        shutil.copy(modules / path, top / "modules")
-    (top / "modules/order").write_text(" ".join(os.path.basename(path) for path in order))
+        opened = lzma.open(modules / path) if path.endswith(".xz") else open(modules / path, "rb")
+        with opened as source, open(top / "modules" / _name(path), "wb") as target:
+            shutil.copyfileobj(source, target)
+    (top / "modules/order").write_text(" ".join(map(_name, order)))
     (top / "init").write_text(_INIT)
     (top / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(top)) for path in sorted(top.rglob("*")))
@@ -251,16 +268,20 @@ def order_modules(modules: Path, names: Sequence[str]) -> list[str]:
     for line in (modules / "modules.dep").read_text().splitlines():
         path, _colon, rest = line.partition(":")
         needs[path] = rest.split()
-    builtin = {os.path.basename(line) for line in (modules / "modules.builtin").read_text().split()}
+    builtin = {_name(line) for line in (modules / "modules.builtin").read_text().split()}
     order: list[str] = []
     for name in names:
-        file = name.replace("_", "-") + ".ko"
-        if {file, f"{name}.ko"} & builtin:
+        if f"{name}.ko" in builtin:
             continue
-        (path,) = (path for path in needs if os.path.basename(path).replace("-", "_") == f"{name}.ko")
+        (path,) = (path for path in needs if _name(path) == f"{name}.ko")
         # depmod lists the module that has to be loaded first at the end.
         order += [one for one in [*reversed(needs[path]), path] if one not in order]
     return order
+
+
+def _name(path: str) -> str:
+    """Return the name of the module in the file PATH, in the one form of several, with the ending .ko."""
+    return re.sub(r"\.xz\Z", "", os.path.basename(path)).replace("-", "_")
 
 
 def _make_disk(tree: Path, folder: Path) -> None:

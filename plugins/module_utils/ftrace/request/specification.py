@@ -24,14 +24,21 @@ SYS_EXIT = "raw_syscalls:sys_exit"
 # These events tell a reader the process of each event. The last one comes only after an exec of a 64-bit program, and so tells
 # 64-bit programs from 32-bit ones, whose system calls have other numbers.
 PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename", "syscalls:sys_exit_execve")
-# `docker exec` starts its program below the container's shim, where the runtime's own processes start, too. runc is called
-# runc:[2:INIT] until it becomes the program; "exe" is its copy of itself. crun starts within the container's control group.
-_RUNTIME_NOISE = '!(COMM ~ "containerd-shim*") && !(COMM ~ "runc*") && COMM != "crun" && COMM != "exe"'
+# `docker exec` starts its program below the container's shim, where the runtime's own processes start, too. crun starts within the container's
+# control group. runc is called runc:[2:INIT] until it becomes the program. Before that both run a copy of themselves (CVE-2019-5736), whose
+# name tells how it was started: "exe" for /proc/self/exe, the number of a descriptor for /proc/self/fd/6 and for fexecve(3), and since
+# Linux 6.14 the file's own name for the latter.
+_RUNTIME_NAMES = ('~ "containerd-shim*"', '~ "runc*"', '== "crun"')
+_COPY_NAMES = ('== "exe"', '~ "[0-9]"', '~ "[0-9][0-9]"', '~ "memfd:runc*"', '~ "memfd:crun*"')
+
+
+def _exclude(field_name: str, names: tuple[str, ...]) -> str:
+    return " && ".join(f"!({field_name} {name})" for name in names)
+
+
+_RUNTIME_NOISE = _exclude("COMM", (*_RUNTIME_NAMES, *_COPY_NAMES))
 # Busybox's shell starts applets as "exe", too. The rename from "exe" to the applet's own name has to be recorded: it names the process.
-_RENAME_NOISE = (
-    '!(oldcomm ~ "containerd-shim*") && !(oldcomm ~ "runc*") && oldcomm != "crun" && '
-    '!(newcomm ~ "containerd-shim*") && !(newcomm ~ "runc*") && newcomm != "crun" && newcomm != "exe"'
-)
+_RENAME_NOISE = f"{_exclude('oldcomm', _RUNTIME_NAMES)} && {_exclude('newcomm', (*_RUNTIME_NAMES, *_COPY_NAMES))}"
 # Every process of the host sets off a trigger without a condition; only the instance's processes set off one with a condition.
 _ANYBODY_OF_OURS = "common_pid >= 0"
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page

@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures for the tests of engines: hosts with the engines of three releases of Debian, and a small tool image on each."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path[1:1] = [str(Path(__file__).parents[1] / name) for name in ("fleet", "integration")]
+
+import engines
+import machine
+import modules
+import place
+import releases
+from support import images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone() -> Iterator[None]:
+    """Wait until no other tests trace on this machine: all use one kernel."""
+    with open("/run/lock/crashcart-fleet-tests", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a small tool image and return its path."""
+    path = tmp_path_factory.mktemp("image") / "small.squashfs"
+    images.build(path, packages=["bash", "coreutils", "iproute2", "python3-minimal", "strace"])
+    return path
+
+
+class Station:
+    """A host with its engines, and ways to use the collection on it."""
+
+    def __init__(self, host: place.Place, server: modules.ModuleServer, inventory: Path) -> None:
+        self.name = host.name
+        self.run = host.run
+        self.engines = {kind: engines.choose(kind, host) for kind in engines.KINDS}
+        self._server = server
+        self._inventory = inventory
+
+    def call(self, module: str, **arguments: Any) -> dict[str, Any]:
+        """Return the result of a module of the collection. Raises ModuleFailed when it fails."""
+        return self._server.call(module, arguments)
+
+    def fetch(self, dest: Path, **selection: Any) -> list[dict[str, Any]]:
+        """Return the captures of ftrace_fetch, whose files are in DEST."""
+        return self._server.fetch(dest, selection)
+
+    def ansible(self, *words: str, check: bool = True) -> str:
+        """Run a program of Ansible, the first of WORDS, with this host and its containers as its inventory, and return its output."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "DOCKER_HOST"},
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_INVENTORY": str(self._inventory),
+            "ANSIBLE_TIMEOUT": str(round(machine.seconds(60))),
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+        }
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+        assert not check or done.returncode == 0, f"{words}: rc {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="session", params=releases.RELEASES)
+def station(request: pytest.FixtureRequest, alone: None, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a host of each release in turn, and install the tool image there by the playbook."""
+    with place.start(request.param) as host:
+        inventory = tmp_path_factory.mktemp(host.name)
+        (inventory / "1-hosts.json").write_text(json.dumps({"all": {"hosts": {host.name: host.make_variables()}}}))
+        (inventory / "2-containers.yml").write_text("plugin: crashcart.fleet.containers\n")
+        with modules.ModuleServer(host) as server:  # type: ignore[arg-type]
+            station = Station(host, server, inventory)
+            station.ansible("ansible-playbook", "crashcart.fleet.install", "-e", f"crashcart_image_src={image}")
+            yield station
+
+
+@pytest.fixture(params=engines.KINDS)
+def engine(request: pytest.FixtureRequest, station: Station) -> engines.Engine:
+    """Give each engine of the host in turn."""
+    return station.engines[request.param]

@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make archives of the root folders of three releases of Debian, each with that release's engines, Python and sshd.
+
+They are kept in the user's cache, in folders that are named by the hashes of their sources. Nothing is installed on this machine but the
+program that makes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import golden
+import guest
+import processes
+
+# The oldest and the newest one have engines that differ most. Debian's unstable release changes from day to day.
+RELEASES = ("bookworm", "trixie", "sid")
+CACHE = golden.CACHE.parent / "engines"
+_ARCHIVE = "root.tar"
+_PACKAGES = (
+    *("docker.io", "containerd", "runc", "crun", "podman"),
+    *(
+        "ca-certificates",
+        "iproute2",
+        "openssh-server",
+        "procps",
+        "python3",
+        "python3-docker",
+        "python3-jmespath",
+        "sudo",
+    ),
+)
+
+
+def prepare(release: str) -> Path:
+    """Return the archive of RELEASE's root folder, and make it first where the cache lacks it."""
+    subprocess.run([golden.TOOLS / "install_packages.sh", "mmdebstrap"], check=True)
+    sources = "\n".join(guest.list_sources(release))
+    key = hashlib.sha256("\0".join([Path(__file__).read_text(), sources]).encode()).hexdigest()[:16]
+    return golden.keep(CACHE, f"{release}-{key}", lambda folder: _make(folder, release, sources)) / _ARCHIVE
+
+
+def _make(folder: Path, release: str, sources: str) -> None:
+    command = guest.make_bootstrap_command(release, _PACKAGES, folder / _ARCHIVE)
+    done = subprocess.run(processes.bind(command), input=sources, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"mmdebstrap {release}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")

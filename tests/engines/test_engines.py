@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Test each engine of each release: attach, commands with each right, connection, inventory, traces, and that nothing is left."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support import every_kernel, images
+from support.rights import LOOK
+
+# A loop in which a program fails twice a second, under a name of its own.
+LOOP = "while true; do cat /nonesuch/loop; sleep 0.5; done 2>/dev/null"
+PROGRAMS = {"sh", "cat", "sleep", "busybox"}
+
+
+@pytest.fixture
+def app(station, engine):
+    """Run a container of the engine, and give its name."""
+    name = engine.choose_name("app")
+    engine.run(name, LOOP)
+    yield name
+    station.call("ftrace_instance", state="absent", everything=True)
+    station.call("crashcart_attach", state="detached", everything=True)
+    engine.remove(name)
+
+
+def test_attach_and_detach(station, engine, app):
+    attached = station.call("crashcart_attach", containers=[app])
+    (one,) = attached["attachments"]
+    assert (attached["changed"], one["container"]) == (True, app)
+    assert not station.call("crashcart_attach", containers=[app])["changed"]
+    said = engine.exec(app, "/dev/crashcart/bin/bash -c 'echo $BASH_VERSINFO'")
+    assert int(said) >= 4
+    assert station.call("crashcart_attach", containers=[app], state="detached")["changed"]
+    assert "crashcart" not in station.run(f"cat /proc/{one['pid']}/mountinfo")
+
+
+@pytest.mark.parametrize("rights", ["container", "tools", "host"])
+def test_commands_with_each_right(station, app, rights):
+    argv = ["bash", "-c", "tr '\\0' ' ' </proc/1/cmdline"]
+    (ran,) = station.call("crashcart_exec", containers=[app], argv=argv, rights=rights)["results"]
+    assert (ran["rc"], ran["rights"], ran["stdout"].startswith("/bin/sh -c while")) == (0, rights, True), ran
+
+
+def test_a_confined_command_has_the_rights_of_the_engines_own(station, engine, app):
+    (ran,) = station.call("crashcart_exec", containers=[app], argv=["/bin/sh", "-c", LOOK], rights="container")[
+        "results"
+    ]
+    assert ran["stdout"].splitlines() == engine.exec(app, LOOK).splitlines()
+
+
+def test_containers_as_hosts(station, engine, app):
+    listed = json.loads(station.ansible("ansible-inventory", "--list"))
+    name = f"{app}@{station.name}"
+    assert name in listed["crashcart_containers"]["hosts"]
+    assert name in listed[f"runtime_{engine.runtime}"]["hosts"]
+    said = station.ansible("ansible", name, "-m", "ansible.builtin.command", "-a", "tr '\\0' ' ' </proc/1/cmdline")
+    assert "CHANGED" in said
+
+
+def find_programs(capture):
+    """Return the names of all processes that made a call in CAPTURE, of a report's summary."""
+    return {row["name"] for row in capture["processes"]}
+
+
+def test_a_trace_has_what_is_execed_and_nothing_of_the_runtime(station, engine, app, tmp_path):
+    (instance,) = station.call("ftrace_instance", containers=[app], buffer_size="4MiB")["instances"]
+    assert instance["container"] == app
+    for number in range(3):
+        engine.exec(app, f"cat /nonesuch/{number} 2>/dev/null; sleep 0.3; rmdir /nonesuch/{number} 2>/dev/null; true")
+    station.call("ftrace_instance", containers=[app], state="stopped")
+    (capture,) = station.fetch(tmp_path, containers=[app])
+    assert (capture["manifest"]["complete"], capture["manifest"]["lost"]) == (True, 0)
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    calls = every_kernel.count(summary)
+    assert calls["rmdir"] == {"calls": 3, "errors": {"ENOENT": 3}}
+    assert find_programs(summary) <= PROGRAMS | {"rmdir"}, find_programs(summary)
+
+
+def test_an_awaited_start_is_traced_from_its_first_program_on(station, engine, app, tmp_path):
+    wish = {"containers": [app], "profile": "startup", "buffer_size": "4MiB", "paths": False}
+    (instance,) = station.call("ftrace_instance", **wish)["instances"]
+    assert instance["followed"]["restarts"]
+    engine.restart(app)
+    station.run("sleep 1.5")
+    station.fetch(tmp_path, containers=[app])
+    (summary,) = every_kernel.report(tmp_path, tmp_path / "report")
+    first = [row for row in summary["processes"] if row["container_pid"] == 1]
+    assert "execve" in {row["syscall"] for row in first}
+    assert find_programs(summary) <= PROGRAMS, find_programs(summary)
+
+
+def test_the_playbook_of_a_trace_names_the_failure(station, app, tmp_path):
+    said = station.ansible(
+        *("ansible-playbook", "crashcart.fleet.trace", "-l", station.name),
+        *("-e", json.dumps({"crashcart_containers": [app], "crashcart_seconds": 3, "crashcart_dest": str(tmp_path)})),
+    )
+    assert re.search(r"cat ended with status 1 after it could not open a file", said), said
+    assert find_programs(json.loads((tmp_path / "report/summary.json").read_text())["captures"][0]) <= PROGRAMS
+
+
+def test_every_kernel_by_this_releases_docker(station, tmp_path):
+    """Run the checks of all kernels by the release's Docker and Python, in a container that uses the release's Python."""
+    station.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    station.run(
+        f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
+        "crashcart-test/busybox /usr/bin/python3 /workload.py"
+    )
+    every_kernel.wait_for_worker(station, "worker")
+    for check in every_kernel.CHECKS:
+        check(station, "worker", tmp_path / check.__name__)
+    station.call("ftrace_instance", containers=["worker"], state="absent")
+    station.run("docker rm -f worker")
