@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean soak bench bench-fleet release clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean matrix soak bench bench-fleet release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -128,6 +128,9 @@ engines: setup ## Run the tests of three generations of engines: those of Debian
 
 engines-clean: ## End what tests of engines that were killed have left, and remove the archives that their hosts are made from
 	python3 tests/engines/clean.py
+
+matrix: setup ## Run the tests of kernels and runtimes on guests of Debian 13 and unstable
+	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini test_releases.py
 
 soak: setup ## Run a schedule over three guests for ten minutes in which much goes wrong; CRASHCART_SOAK_MINUTES=60 runs it for longer
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini -s test_soak.py

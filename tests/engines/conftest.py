@@ -38,7 +38,7 @@ def alone() -> Iterator[None]:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a small tool image and return its path."""
     path = tmp_path_factory.mktemp("image") / "small.squashfs"
-    images.build(path, packages=["bash", "coreutils", "iproute2", "python3-minimal", "strace"])
+    images.build(path, packages=["bash", "coreutils", "iproute2", "python3", "strace"])
     return path
 
 

@@ -174,6 +174,7 @@ def main() -> None:
         sys.stdin.read()
     finally:
         end_all(lambda: [os.getpid()], Kernel(before))
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

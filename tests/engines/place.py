@@ -47,7 +47,7 @@ _FILES = {
     # Root may not raise its limits on the machines of these tests, and crun refuses control groups of both versions.
     "etc/containers/containers.conf": """\
 [containers]
-default_ulimits = ["nofile=1024:4096", "nproc=1024:4096"]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 netns = "none"
 [engine]
 cgroup_manager = "cgroupfs"
@@ -129,7 +129,6 @@ def start(release: str) -> Iterator[Place]:
     finally:
         keeper.stdin.close()
         keeper.wait(machine.seconds(_END_S))
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_files(folder: Path, name: str, port: int) -> None:

@@ -342,7 +342,7 @@ PROBES: tuple[dict[str, Any], ...] = (
     {"type": "uprobe", "binary": LIBC, "symbol": "open64", "arguments": {"path": "+0(%di):ustring"}},
     {"type": "uretprobe", "binary": LIBC, "symbol": "open64", "arguments": {"result": "$retval:s32"}},
     {"type": "kprobe", "function": "do_sys_openat2", "arguments": {"path": "+0($arg2):ustring"}},
-    {"type": "kretprobe", "function": "do_sys_openat2", "arguments": {"result": "$retval:s64"}},
+    {"type": "kretprobe", "function": "do_sys_openat2", "arguments": {"result": "$retval:s32"}},
     {"type": "eprobe", "event": "syscalls:sys_enter_openat", "arguments": {"path": "+0($filename):ustring"}},
 )
 
