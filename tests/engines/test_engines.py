@@ -47,10 +47,13 @@ def test_commands_with_each_right(station, app, rights):
 
 
 def test_a_confined_command_has_the_rights_of_the_engines_own(station, engine, app):
-    (ran,) = station.call("crashcart_exec", containers=[app], argv=["/bin/sh", "-c", LOOK], rights="container")[
-        "results"
-    ]
-    assert ran["stdout"].splitlines() == engine.exec(app, LOOK).splitlines()
+    wish = {"containers": [app], "argv": ["/bin/sh", "-c", LOOK], "rights": "container"}
+    (ran,) = station.call("crashcart_exec", **wish)["results"]
+    theirs = engine.exec(app, LOOK)
+    if engine.runtime == "podman" and "Groups:\t0 " in theirs:
+        # Podman 5.8 gives what it execs a group that the container's first process, whose rights ours are, does not have.
+        theirs = theirs.replace("Groups:\t0 ", "Groups:\t ")
+    assert ran["stdout"].splitlines() == theirs.splitlines()
 
 
 def test_containers_as_hosts(station, engine, app):
@@ -58,8 +61,8 @@ def test_containers_as_hosts(station, engine, app):
     name = f"{app}@{station.name}"
     assert name in listed["crashcart_containers"]["hosts"]
     assert name in listed[f"runtime_{engine.runtime}"]["hosts"]
-    said = station.ansible("ansible", name, "-m", "ansible.builtin.command", "-a", "tr '\\0' ' ' </proc/1/cmdline")
-    assert "CHANGED" in said
+    said = station.ansible("ansible", name, "-m", "ansible.builtin.command", "-a", "cat /proc/1/cmdline")
+    assert "/nonesuch/loop" in said
 
 
 def find_programs(capture):
