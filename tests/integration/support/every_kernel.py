@@ -289,11 +289,25 @@ def check_tracers(machine: Machine, worker: str, folder: Path) -> None:
     ):
         if tracer not in tracers:
             assert option in refuse(machine, containers=[worker], tracer=tracer)
-    if "function_graph" in tracers and machine.run("uname -r") < "6.11":
-        assert "before Linux 6.11" in refuse(machine, containers=[worker], tracer="function_graph")
+    if "function_graph" in tracers:
+        wish = {"containers": [worker], "tracer": "function_graph", "functions": ["vfs_write"]}
+        if _read_version(machine) < (6, 11):
+            assert "before Linux 6.11" in refuse(machine, **wish)
+        else:
+            (made,) = machine.call("ftrace_instance", **wish)["instances"]
+            assert made["tracer"] == "function_graph"
+            run_workload(machine, worker)
+            (capture,) = machine.fetch(folder / "graph", containers=[worker])
+            (summary,) = report(folder / "graph", folder / "graph-report")
+            assert summary["functions"]["vfs_write"] == COUNTS["write"][0]
     assert "are for the tracers" in refuse(machine, containers=[worker], functions=["vfs_write"])
     machine.call("ftrace_instance", containers=[worker], state="absent")
     assert machine.run(f"cat {host.TRACEFS}/current_tracer; ls {host.TRACEFS}/instances").split() == ["nop"]
+
+
+def _read_version(machine: Machine) -> tuple[int, ...]:
+    """Return the first two numbers of the kernel's version."""
+    return tuple(map(int, machine.run("uname -r").split(".")[:2]))
 
 
 def check_denials(machine: Machine, worker: str, folder: Path) -> None:
