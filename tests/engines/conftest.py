@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -23,14 +22,13 @@ import machine
 import modules
 import place
 import releases
-from support import images
+from support import alone, images
 
 
 @pytest.fixture(scope="session", autouse=True)
-def alone() -> Iterator[None]:
+def held_kernel() -> Iterator[None]:
     """Wait until no other tests trace on this machine: all use one kernel."""
-    with open("/run/lock/crashcart-fleet-tests", "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with alone.hold_kernel():
         yield
 
 
@@ -60,7 +58,7 @@ class Station:
         """Return the captures of ftrace_fetch, whose files are in DEST."""
         return self._server.fetch(dest, selection)
 
-    def ansible(self, *words: str, check: bool = True) -> str:
+    def ansible(self, *words: str) -> str:
         """Run a program of Ansible, the first of WORDS, with this host and its containers as its inventory, and return its output."""
         environment = {
             **{name: value for name, value in os.environ.items() if name != "DOCKER_HOST"},
@@ -70,18 +68,20 @@ class Station:
             "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
         }
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-        assert not check or done.returncode == 0, f"{words}: rc {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{words}: rc {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
 
 @pytest.fixture(scope="session", params=releases.RELEASES)
-def station(request: pytest.FixtureRequest, alone: None, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def station(
+    request: pytest.FixtureRequest, held_kernel: None, image: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """Run a host of each release in turn, and install the tool image there by the playbook."""
     with place.start(request.param) as host:
         inventory = tmp_path_factory.mktemp(host.name)
         (inventory / "1-hosts.json").write_text(json.dumps({"all": {"hosts": {host.name: host.make_variables()}}}))
         (inventory / "2-containers.yml").write_text("plugin: crashcart.fleet.containers\n")
-        with modules.ModuleServer(host) as server:  # type: ignore[arg-type]
+        with modules.ModuleServer(host) as server:
             station = Station(host, server, inventory)
             station.ansible("ansible-playbook", "crashcart.fleet.install", "-e", f"crashcart_image_src={image}")
             yield station

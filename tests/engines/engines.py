@@ -9,8 +9,8 @@ import shlex
 from typing import Protocol
 
 import place
+from keeper import NAMESPACE
 
-NAMESPACE = "cc-engines"  # of containerd
 _IMAGE = f"docker.io/{place.IMAGE}:latest"
 
 
@@ -68,9 +68,8 @@ class _Containerd:
         self._host = host
 
     def choose_name(self, word: str) -> str:
-        return hashlib.sha256(
-            word.encode()
-        ).hexdigest()  # an id as Kubernetes and nerdctl give them, who have names elsewhere
+        # An id as Kubernetes and nerdctl give them, who have names elsewhere.
+        return hashlib.sha256(word.encode()).hexdigest()
 
     def _ctr(self, words: str) -> str:
         return self._host.run(f"ctr -n {NAMESPACE} {words}")

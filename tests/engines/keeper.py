@@ -29,11 +29,12 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 _CGROUPS = Path("/sys/fs/cgroup")
 _TRACEFS = Path("/sys/kernel/tracing")
 _BEFORE = "before.json"
+NAMESPACE = "cc-engines"  # of containerd
 _CGROUP_PARENTS = (
     "docker",
     "libpod_parent",
-    "cc-engines",
-)  # of Docker, of Podman, and of the tests' namespace of containerd
+    NAMESPACE,
+)  # in which Docker, Podman and containerd make those of containers
 # Everything is in a mount namespace, and goes with its last process. The old root is not reachable any more.
 _ENTER = """\
 set -e
@@ -156,7 +157,7 @@ def _list_members(folder: Path) -> list[int]:
 
 
 def main() -> None:
-    """Start the place, print the number of its first process, and end it when stdin ends."""
+    """Start the place, and end it when stdin ends."""
     folder, archive = map(Path, sys.argv[1:])
     # stdin ends with the tests, which may have more to do before. Ignored signals would be ignored by all processes of the place, too.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -167,10 +168,7 @@ def main() -> None:
     try:
         command = ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", _ENTER, "sh", folder, archive]
         with open(folder / "log", "wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        print(process.pid, flush=True)
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         sys.stdin.read()
     finally:
         end_all(lambda: [os.getpid()], Kernel(before))

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import fleet
 import golden
+import keeper
 import machine
 import releases
 
 FOLDER = fleet.ROOT / "build" / "engines"
 IMAGE = golden.IMAGE
-_KEEPER = Path(__file__).with_name("keeper.py")
 _START_S = 60
 _END_S = 60
 # Containers have no network, as an engine with a bridge needs this machine's. The engines' own network namespace keeps them from
@@ -77,10 +77,9 @@ Subsystem sftp internal-sftp
 class Place:
     """A running host with the engines of a release. Commands are run there by ssh, as root."""
 
-    def __init__(self, name: str, folder: Path, port: int, pid: int) -> None:
+    def __init__(self, name: str, folder: Path, port: int) -> None:
         self.name = name
         self.port = port
-        self.pid = pid  # of the first process
         self.folder = folder
         self._host_key = (folder / "files/etc/ssh/place_key.pub").read_text()
         (folder / "known_hosts").write_text(golden.describe_host_key(port, self._host_key))
@@ -115,20 +114,15 @@ def start(release: str) -> Iterator[Place]:
     shutil.rmtree(folder, ignore_errors=True)
     port = machine.find_free_port()
     _write_files(folder, release, port)
-    keeper = subprocess.Popen(
-        [sys.executable, str(_KEEPER), str(folder), str(archive)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert keeper.stdin is not None and keeper.stdout is not None
+    process = subprocess.Popen([sys.executable, keeper.__file__, str(folder), str(archive)], stdin=subprocess.PIPE)
+    assert process.stdin is not None
     try:
-        place = Place(release, folder, port, int(keeper.stdout.readline()))
-        _wait(keeper, place)
+        place = Place(release, folder, port)
+        _wait(process, place)
         yield place
     finally:
-        keeper.stdin.close()
-        keeper.wait(machine.seconds(_END_S))
+        process.stdin.close()
+        process.wait(machine.seconds(_END_S))
 
 
 def _write_files(folder: Path, name: str, port: int) -> None:
@@ -148,12 +142,12 @@ def _write_files(folder: Path, name: str, port: int) -> None:
     shutil.copy(folder / "key.pub", keys)
 
 
-def _wait(keeper: subprocess.Popen[str], place: Place) -> None:
+def _wait(process: subprocess.Popen[bytes], place: Place) -> None:
     """Wait until all engines of PLACE answer."""
     archive = golden.busybox_archive.make_archive()
     deadline = time.monotonic() + machine.seconds(_START_S)
     while not machine.has_banner(place.port):
-        if keeper.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise machine.MachineError(f"{place.name} does not start: {(place.folder / 'log').read_text()}")
         time.sleep(0.1)
     place.run(
@@ -161,4 +155,4 @@ def _wait(keeper: subprocess.Popen[str], place: Place) -> None:
     )
     place.run(f"docker import - {IMAGE}", archive)
     place.run(f"podman import - {IMAGE}", archive)
-    place.run(f"docker save {IMAGE} | ctr -n cc-engines images import -")
+    place.run(f"docker save {IMAGE} | ctr -n {keeper.NAMESPACE} images import -")

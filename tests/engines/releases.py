@@ -14,7 +14,6 @@ from pathlib import Path
 
 import golden
 import guest
-import processes
 
 # The oldest and the newest one have engines that differ most. Debian's unstable release changes from day to day.
 RELEASES = ("bookworm", "trixie", "sid")
@@ -39,12 +38,10 @@ def prepare(release: str) -> Path:
     """Return the archive of RELEASE's root folder, and make it first where the cache lacks it."""
     subprocess.run([golden.TOOLS / "install_packages.sh", "mmdebstrap"], check=True)
     sources = "\n".join(guest.list_sources(release))
-    key = hashlib.sha256("\0".join([Path(__file__).read_text(), sources]).encode()).hexdigest()[:16]
-    return golden.keep(CACHE, f"{release}-{key}", lambda folder: _make(folder, release, sources)) / _ARCHIVE
 
+    def list_words(folder: Path) -> list[str | Path]:
+        return guest.make_bootstrap_command(release, _PACKAGES, folder / _ARCHIVE)
 
-def _make(folder: Path, release: str, sources: str) -> None:
-    command = guest.make_bootstrap_command(release, _PACKAGES, folder / _ARCHIVE)
-    done = subprocess.run(processes.bind(command), input=sources, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"mmdebstrap {release}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
+    key = hashlib.sha256("\0".join([*map(str, list_words(CACHE)), sources]).encode()).hexdigest()[:16]
+    kept = golden.keep(CACHE, f"{release}-{key}", lambda folder: guest.run(*list_words(folder), stdin=sources))
+    return kept / _ARCHIVE

@@ -63,7 +63,7 @@ def prepare(release: str = guest.RELEASE) -> Path:
     return keep(CACHE, f"{release}-{_find_key(release)}", lambda folder: _make(folder, release))
 
 
-def keep(cache: Path, key: str, make: Callable[[Path], None]) -> Path:
+def keep(cache: Path, key: str, make: Callable[[Path], object]) -> Path:
     """Return the folder KEY in CACHE. Where it is missing or damaged, MAKE(folder) fills it first, and other processes wait."""
     folder = cache / key
     cache.mkdir(parents=True, exist_ok=True)

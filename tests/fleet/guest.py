@@ -21,7 +21,6 @@ import processes
 USER = "crashcart-test"  # the unprivileged login, which may use sudo
 RELEASE = "bookworm"  # of this machine, whose sources of packages serve for the other releases
 UNSTABLE = "sid"
-CLIENTS: dict[str, tuple[str, ...]] = {RELEASE: ()}  # later releases have Docker's client in a package of its own
 _PACKAGES = (
     *(
         "systemd-sysv",
@@ -149,7 +148,8 @@ def build(folder: Path, public_key: str, release: str = RELEASE) -> None:
         shutil.rmtree(tree, ignore_errors=True)
 
 
-def _run(*command: str | Path, stdin: str = "") -> str:
+def run(*command: str | Path, stdin: str = "") -> str:
+    """Run COMMAND, which ends with the calling thread, and return its output. Raises RuntimeError when it fails."""
     done = subprocess.run(processes.bind([*command]), capture_output=True, text=True, check=False, input=stdin)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}: rc {done.returncode}\n{done.stdout}\n{done.stderr}")
@@ -160,7 +160,7 @@ def list_sources(release: str = RELEASE) -> list[str]:
     """Return the lines of a sources.list for RELEASE: this machine's sources with that name. Raises RuntimeError for none."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN) $(CODENAME)"
     lines = []
-    for line in _run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").splitlines():
+    for line in run("apt-get", "indextargets", "--format", fields, "Created-By: Packages").splitlines():
         uri, suite, component, origin, codename = line.split(" ")
         has_suite = suite == RELEASE or release != UNSTABLE  # which has no updates
         if origin == "Debian" and codename.startswith(RELEASE) and "backports" not in codename and has_suite:
@@ -172,7 +172,7 @@ def list_sources(release: str = RELEASE) -> list[str]:
 
 def make_bootstrap_command(release: str, packages: Sequence[str], target: Path, *options: str) -> list[str | Path]:
     """Return the command that makes the root folder TARGET, or an archive of it, of RELEASE with PACKAGES; its stdin is a sources.list."""
-    client = CLIENTS.get(release, ("docker-cli",))
+    client = () if release == RELEASE else ("docker-cli",)  # which docker.io of this machine's release holds itself
     return [
         # The namespaces hide mmdebstrap's mounts, and end it with all its processes should this process be killed.
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -188,14 +188,14 @@ def _unpack_packages(tree: Path, release: str) -> None:
     # The kernel's package is not installed, since its maintainer scripts would build an initrd that the guest does not use.
     download = f"--customize-hook=chroot \"$1\" sh -c '{_DOWNLOAD}'"
     command = make_bootstrap_command(release, _PACKAGES, tree, "--format=directory", download)
-    _run(*command, stdin="\n".join(list_sources(release)) + "\n")
+    run(*command, stdin="\n".join(list_sources(release)) + "\n")
 
 
 def _take_kernel(tree: Path, folder: Path) -> str:
     """Move the downloaded kernel's image to FOLDER and its modules into TREE, and return its release."""
     unpacked = folder / "kernel"
     for package in (tree / "var/tmp").glob("linux-*.deb"):
-        _run("dpkg-deb", "-x", package, unpacked)
+        run("dpkg-deb", "-x", package, unpacked)
         package.unlink()
     (modules,) = (path for top in ("lib", "usr/lib") for path in (unpacked / top / "modules").glob("*"))
     release = modules.name
@@ -208,7 +208,7 @@ def _take_kernel(tree: Path, folder: Path) -> str:
     (tree / "usr/lib/modules").mkdir(exist_ok=True)
     shutil.move(modules, tree / "usr/lib/modules")
     shutil.rmtree(unpacked)
-    _run("chroot", tree, "depmod", release)
+    run("chroot", tree, "depmod", release)
     return release
 
 
@@ -224,15 +224,15 @@ def _configure(tree: Path, public_key: str) -> None:
     # An empty file would mean a first boot, at which systemd applies presets.
     (tree / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
     (tree / _CODE[1:]).mkdir()
-    _run("chroot", tree, "systemctl", "mask", "--quiet", *_MASKED)
-    _run("chroot", tree, "systemctl", "disable", "--quiet", *_DISABLED)
-    _run("chroot", tree, "update-alternatives", "--set", "iptables", "/usr/sbin/iptables-legacy")
-    _run("chroot", tree, "useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER)
+    run("chroot", tree, "systemctl", "mask", "--quiet", *_MASKED)
+    run("chroot", tree, "systemctl", "disable", "--quiet", *_DISABLED)
+    run("chroot", tree, "update-alternatives", "--set", "iptables", "/usr/sbin/iptables-legacy")
+    run("chroot", tree, "useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER)
     for home, owner in (("root", "root"), (f"home/{USER}", USER)):
         keys = tree / home / ".ssh/authorized_keys"
         keys.parent.mkdir(mode=0o700, exist_ok=True)
         keys.write_text(public_key)
-        _run("chroot", tree, "chown", "-R", f"{owner}:", f"/{home}/.ssh")
+        run("chroot", tree, "chown", "-R", f"{owner}:", f"/{home}/.ssh")
 
 
 def _make_initrd(tree: Path, release: str, folder: Path) -> None:
@@ -288,6 +288,6 @@ def _make_disk(tree: Path, folder: Path) -> None:
     raw = folder / "disk.raw"
     with open(raw, "wb") as file:
         file.truncate(4 << 30)
-    _run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", tree, raw)
-    _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
+    run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", tree, raw)
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
     raw.unlink()

@@ -10,7 +10,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ansible
 import fleet
@@ -22,10 +22,22 @@ _PLACE = "/run/modules"
 _SUPPORT = fleet.ROOT / "tests/integration/support"
 
 
+class Host(Protocol):
+    """A host that ssh reaches: a guest of the fleet, or a host with engines of another release."""
+
+    name: str
+
+    def run(self, command: str, stdin: bytes = b"") -> str:
+        """Run the shell command COMMAND there as root and return its output."""
+
+    def make_ssh_command(self) -> list[str]:
+        """Return the ssh command for a root shell there."""
+
+
 class ModuleServer:
     """A process on HOST that runs modules, one at a time. Use as a context manager."""
 
-    def __init__(self, host: fleet.Host) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._process: subprocess.Popen[str] | None = None
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import NOISY, each, play, same
 from fleet import start_containers
 from modules import ModuleServer
-from support import every_kernel, images
+from support import every_kernel
 from support.rights import LOOK
 
 HOLD = "/bin/sleep 1000"
@@ -74,17 +74,7 @@ def tell(host, *stories):
 
 def check_kernel(host, folder):
     """Run the checks for every kernel on HOST, in a container that uses the host's Python."""
-    host.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
-    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
-    host.run(
-        f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
-        f"{golden.IMAGE} /usr/bin/python3 /workload.py"
-    )
-    every_kernel.wait_for_worker(host, "worker")
-    for check in every_kernel.CHECKS:
-        check(host, "worker", folder / check.__name__)
-    host.call("ftrace_instance", containers=["worker"], state="absent")
-    host.run("docker rm -f worker")
+    every_kernel.check_all(host, golden.IMAGE, folder)
 
 
 def check_remapped_docker(host):

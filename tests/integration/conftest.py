@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from support import host, images, parts, sshd
+from support import alone, host, images, parts, sshd
 
 IMAGES = "crashcart-test"
 
@@ -40,15 +39,14 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def alone() -> Iterator[None]:
+def held_kernel() -> Iterator[None]:
     """Wait until no other run of these tests is on this machine. Runs share a kernel, and each removes everything of ours at its end."""
-    with open("/run/lock/crashcart-fleet-tests", "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with alone.hold_kernel():
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tool_image(controller: None, alone: None) -> Iterator[str]:
+def tool_image(controller: None, held_kernel: None) -> Iterator[str]:
     """Put the default tool image into this host's store and give its name; check after all tests that a cleanup leaves the host clean."""
     assert os.environ.get("DOCKER_HOST"), "tests run by `make integration`, which starts an engine for them"
     images.make(IMAGES, "busybox", "static", "python", "redis", "nginx")

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
-from support import compat_program, host
+from support import compat_program, host, images
 from support.workload_counts import COUNTS
 
 
 class Machine(Protocol):
     """A host with containers, seen from the controller."""
 
-    def run(self, command: str) -> str:
+    def run(self, command: str, stdin: bytes = b"") -> str:
         """Run the shell command COMMAND as root and return its output."""
 
     def call(self, module: str, **arguments: Any) -> dict[str, Any]:
@@ -594,3 +594,18 @@ CHECKS = (
     check_loss,
     check_starts,
 )
+
+
+def check_all(machine: Machine, image: str, folder: Path) -> None:
+    """Run all checks on MACHINE by its Docker, in a container of IMAGE that uses the machine's own Python. FOLDER is for captures."""
+    machine.run("cat >/root/workload.py", Path(images.WORKLOAD).read_bytes())
+    shared = " ".join(f"-v {path}:{path}:ro" for path in ("/usr", "/lib", "/lib64"))
+    machine.run(
+        f"docker run -d --name worker --network none {shared} -v /root/workload.py:/workload.py:ro "
+        f"{image} /usr/bin/python3 /workload.py"
+    )
+    wait_for_worker(machine, "worker")
+    for check in CHECKS:
+        check(machine, "worker", folder / check.__name__)
+    machine.call("ftrace_instance", containers=["worker"], state="absent")
+    machine.run("docker rm -f worker")
