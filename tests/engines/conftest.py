@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,27 @@ import modules
 import place
 import releases
 from support import alone, images
+from support import host as support_host
 
 
 @pytest.fixture(scope="session", autouse=True)
 def held_kernel() -> Iterator[None]:
     """Wait until no other tests trace on this machine: all use one kernel."""
-    with alone.hold_kernel():
+    with alone.hold_kernel(), _mount_tracefs():
         yield
+
+
+@contextmanager
+def _mount_tracefs() -> Iterator[None]:
+    """Mount tracefs where a machine without systemd has not, until the context ends. The hosts share this machine's /sys."""
+    if os.path.ismount(support_host.TRACEFS):
+        yield
+        return
+    support_host.run("mount", "-t", "tracefs", "tracefs", support_host.TRACEFS)
+    try:
+        yield
+    finally:
+        support_host.run("umount", support_host.TRACEFS)
 
 
 @pytest.fixture(scope="session")
