@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean matrix soak bench bench-fleet release clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean matrix controllers soak bench bench-fleet bench-engines release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -129,8 +129,12 @@ engines: setup ## Run the tests of three generations of engines: those of Debian
 engines-clean: ## End what tests of engines that were killed have left, and remove the archives that their hosts are made from
 	python3 tests/engines/clean.py
 
-matrix: setup ## Run the tests of kernels and runtimes on guests of Debian 13 and unstable
-	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini test_releases.py
+matrix: setup controllers ## Run the tests of later controllers, kernels and runtimes, and of hardened hosts
+	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini test_hardened.py test_releases.py
+
+controllers: setup ## Run unit tests, sanity tests and playbooks with later versions of ansible-core and Python; K=expression runs some
+	tests/integration/with_engine.sh $(BUILD)/controllers-engine env -C $(CURDIR)/tests/controllers PYTHONPATH=$(COLLECTIONS) \
+	    python -m pytest -c pytest.ini $(if $(K),-k "$(K)")
 
 soak: setup ## Run a schedule over three guests for ten minutes in which much goes wrong; CRASHCART_SOAK_MINUTES=60 runs it for longer
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini -s test_soak.py
@@ -162,6 +166,9 @@ bench: setup ## Measure ratios within one run, and print tables; BENCH="push cal
 
 bench-fleet: ## Measure playbooks on 1, 10, 50 and 200 hosts, which are names of this machine, compared with a ping
 	$(MAKE) --no-print-directory bench BENCH=hosts
+
+bench-engines: setup ## Measure three generations of engines: what a container costs beside the engine's own exec
+	PYTHONPATH=$(COLLECTIONS) python tests/benchmarks/engines.py
 
 release: setup ## Make a release of the committed state, commit and tag it: make release VERSION=1.2.3
 	tools/release.sh $(BUILD) "$(VERSION)"

@@ -335,6 +335,12 @@ results:
       description: Whether O(timeout) killed the command. The task fails then.
       type: bool
       sample: false
+    oom_killed:
+      description:
+        - Whether the kernel killed the command because the memory that it may use was used up. The task fails then, and says whose limit it was.
+        - A command dies before the processes of the container do, and counts against the container's memory.
+      type: bool
+      sample: false
     rights:
       description: The O(rights) that the command had.
       type: str

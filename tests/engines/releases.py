@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make archives of the root folders of three releases of Debian, each with that release's engines, Python and sshd.
+"""Make archives of root folders of releases of Debian, with that release's engines, Python and sshd, or with other packages.
 
 They are kept in the user's cache, in folders that are named by the hashes of their sources. Nothing is installed on this machine but the
 program that makes them.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import golden
@@ -19,7 +20,7 @@ import guest
 RELEASES = ("bookworm", "trixie", "sid")
 CACHE = golden.CACHE.parent / "engines"
 _ARCHIVE = "root.tar"
-_PACKAGES = (
+HOST_PACKAGES = (
     *("docker.io", "containerd", "runc", "crun", "podman"),
     *(
         "ca-certificates",
@@ -34,13 +35,13 @@ _PACKAGES = (
 )
 
 
-def prepare(release: str) -> Path:
-    """Return the archive of RELEASE's root folder, and make it first where the cache lacks it."""
+def prepare(release: str, packages: Sequence[str] = HOST_PACKAGES) -> Path:
+    """Return the archive of a root folder of RELEASE with PACKAGES, and make it first where the cache lacks it."""
     subprocess.run([golden.TOOLS / "install_packages.sh", "mmdebstrap"], check=True)
     sources = "\n".join(guest.list_sources(release))
 
     def list_words(folder: Path) -> list[str | Path]:
-        return guest.make_bootstrap_command(release, _PACKAGES, folder / _ARCHIVE)
+        return guest.make_bootstrap_command(release, packages, folder / _ARCHIVE)
 
     key = hashlib.sha256("\0".join([*map(str, list_words(CACHE)), sources]).encode()).hexdigest()[:16]
     kept = golden.keep(CACHE, f"{release}-{key}", lambda folder: guest.run(*list_words(folder), stdin=sources))

@@ -187,10 +187,10 @@ def start_play(names: str, *arguments: str, **variables: Any) -> subprocess.Pope
     )
 
 
-def build(path: Path, packages: list[str]) -> None:
-    """Make the tool image PATH of PACKAGES."""
+def build(path: Path, packages: list[str], **options: str) -> None:
+    """Make the tool image PATH of PACKAGES with OPTIONS of crashcart_build."""
     # Other tests may build at the same time, so these have a cache of their own.
-    arguments = {"dest": str(path), "packages": packages, "cache": str(golden.CACHE / "build")}
+    arguments = {"dest": str(path), "packages": packages, "cache": str(golden.CACHE / "build"), **options}
     call("localhost", "crashcart_build", arguments, become=False)
 
 

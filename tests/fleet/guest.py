@@ -35,8 +35,8 @@ _PACKAGES = (
         "ca-certificates",
     ),
     *("docker.io", "podman", "crun", "python3", "python3-docker", "python3-jmespath"),
-    # For rootless Podman in a session of its user; runtimes without an engine; the program that loads Docker's AppArmor profile.
-    *("uidmap", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
+    # For rootless Podman and Docker in a session of their user; runtimes without an engine; the program that loads Docker's AppArmor profile.
+    *("uidmap", "rootlesskit", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
 )
 _DOWNLOAD = """\
 cd /var/tmp

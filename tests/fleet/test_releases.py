@@ -9,9 +9,11 @@ import pytest
 from conftest import play
 from test_runtimes import (
     check_apparmor,
+    check_foreign_architecture,
     check_kernel,
     check_podman,
     check_remapped_docker,
+    check_rootless_docker,
     check_without_engine,
     tell,
 )
@@ -33,6 +35,16 @@ def test_every_kernel(later, tmp_path):
     tell(later, lambda guest: check_kernel(guest, tmp_path))
 
 
-@pytest.mark.parametrize("check", [check_podman, check_remapped_docker, check_without_engine, check_apparmor])
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_podman,
+        check_remapped_docker,
+        check_rootless_docker,
+        check_without_engine,
+        check_apparmor,
+        check_foreign_architecture,
+    ],
+)
 def test_runtimes(later, check):
     tell(later, check)

@@ -5,18 +5,29 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import golden
 import guest
 import pytest
-from conftest import NOISY, each, play, same
+from conftest import NOISY, build, each, play, same
 from fleet import start_containers
 from modules import ModuleServer
 from support import every_kernel
 from support.rights import LOOK
 
 HOLD = "/bin/sleep 1000"
+_QEMU = "/usr/bin/qemu-aarch64-static"
+_BINFMT = "/proc/sys/fs/binfmt_misc"
+# The first bytes of programs of arm64, in the kernel's form: admin-guide/binfmt-misc.rst. With F the kernel holds QEMU open, so that containers
+# need not have it.
+_ARM64 = (
+    rb":crashcart-arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:"
+    rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:" + f"{_QEMU}:F".encode()
+)
 # Prints the command line of the container's first process, and the host's user that is root there.
 WHERE = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
 
@@ -103,6 +114,43 @@ def check_remapped_docker(host):
         host.run(f"{docker} rm -f mapped later; systemctl stop remapped")
 
 
+def check_rootless_docker(host):
+    """Check a user's own Docker engine in the user's own namespaces, as dockerd-rootless.sh starts it, but for the network."""
+    with user_session(host) as (uid, session):
+        socket = f"unix:///run/user/{uid}/docker.sock"
+        docker = f"docker -H {socket}"
+        host.run(
+            f"systemd-run -q --collect --unit rootless --uid {guest.USER} -p Delegate=yes "
+            f"{' '.join(f'-E {pair}' for pair in session)} -E HOME=/home/{guest.USER} rootlesskit --net=none "
+            f"--state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run --propagation=rslave "
+            f"dockerd --rootless -H {socket} --bridge=none --iptables=false --ip6tables=false --storage-driver vfs; "
+            f"until {docker} version >/dev/null 2>&1; do sleep 0.2; done; "
+            f"tar -c -C {golden.TREE} . | {docker} import - {golden.IMAGE}; "
+            f"{docker} run -d --name rootless --network none {golden.IMAGE} {HOLD}"
+        )
+        chosen = {"docker_host": socket, "containers": "rootless"}
+        try:
+            check_all(host, chosen, {"rootless": uid})
+            check_contained(host, docker, chosen)
+            (traced,) = host.call("ftrace_instance", **chosen)["instances"]
+            trace = f"{every_kernel.host.TRACEFS}/instances/{traced['name']}/trace"
+            host.run(f"{docker} exec rootless cat /nonesuch; grep ' cat-.* sys_exit: NR 257 = -2$' {trace}")
+            host.call("ftrace_instance", **chosen, state="absent")
+        finally:
+            host.run(f"{docker} rm -f rootless; systemctl stop rootless")
+
+
+@contextmanager
+def user_session(host):
+    """Let a session of the guest's user run on HOST until the context ends, and give the user's number and the session's variables."""
+    uid = host.run(f"id -u {guest.USER}").strip()
+    host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
+    try:
+        yield uid, (f"XDG_RUNTIME_DIR=/run/user/{uid}", f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus")
+    finally:
+        host.run(f"loginctl disable-linger {guest.USER}")
+
+
 def check_contained(host, docker, chosen):
     """Check in the containers that CHOSEN selects that a command with rights=container has the rights of `docker exec`."""
     results = host.call("crashcart_exec", **chosen, argv=["/bin/sh", "-c", LOOK], rights="container")["results"]
@@ -138,10 +186,14 @@ def check_podman(host):
 
     One container is in a crash loop, and a trace awaits its next start.
     """
-    uid = host.run(f"id -u {guest.USER}").strip()
-    host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
-    session = f"XDG_RUNTIME_DIR=/run/user/{uid} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus"
-    podman = f"cd / && runuser -u {guest.USER} -- env {session} HOME=/home/{guest.USER} podman"
+    with user_session(host) as (uid, session):
+        _check_podman(
+            host, uid, f"cd / && runuser -u {guest.USER} -- env {' '.join(session)} HOME=/home/{guest.USER} podman"
+        )
+
+
+def _check_podman(host, uid, podman):
+    """Check root's Podman, and that of the user UID, whose command is PODMAN."""
     host.run(f"tar -c -C {golden.TREE} . | ({podman} import - busybox)")
     run = "run -d --network none --name"
     host.run(f"{podman} {run} own-web localhost/busybox {HOLD}")
@@ -170,9 +222,36 @@ def check_podman(host):
         assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
     finally:
         host.run(f"podman rm -f -t 0 pod-web pod-map pod-loop; {podman} rm -f -t 0 own-web")
-        host.run(
-            f"systemctl stop podman.socket podman.service; loginctl disable-linger {guest.USER}; rm -r /run/libpod"
+        host.run("systemctl stop podman.socket podman.service; rm -r /run/libpod")
+
+
+def check_foreign_architecture(host):
+    """Check a container of arm64, whose programs QEMU's user emulation runs. The tools are of the host's architecture, and run natively."""
+    subprocess.run([golden.TOOLS / "install_packages.sh", "qemu-user-static", "squashfs-tools"], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder, "image"), ["coreutils"], arch="arm64", prefix="/opt/arm")
+        top = Path(folder, "tree")
+        top.joinpath("opt").mkdir(parents=True)
+        subprocess.run(
+            ["unsquashfs", "-quiet", "-no-progress", "-d", top / "opt/arm", Path(folder, "image")], check=True
         )
+        archive = subprocess.run(["tar", "-c", "-C", top, "."], check=True, capture_output=True).stdout
+    host.run(f"cat >{_QEMU} && chmod 755 {_QEMU}", Path(_QEMU).read_bytes())
+    host.run(
+        f"modprobe binfmt_misc; mountpoint -q {_BINFMT} || mount -t binfmt_misc binfmt_misc {_BINFMT}; cat >{_BINFMT}/register",
+        _ARM64,
+    )
+    host.run("docker import - foreign", archive)
+    uname = ["/opt/arm/bin/uname", "-m"]
+    try:
+        host.run(f"docker run -d --name foreign --network none foreign /opt/arm{HOLD}")
+        assert host.run(f"docker exec foreign {' '.join(uname)}") == "aarch64\n"
+        check_all(host, {"containers": "foreign"}, {"foreign": "0"})
+        for argv, machine in ((uname, "aarch64"), (["uname", "-m"], "x86_64")):
+            (ran,) = host.call("crashcart_exec", containers="foreign", argv=argv)["results"]
+            assert (ran["rc"], ran["stdout"]) == (0, f"{machine}\n"), ran
+    finally:
+        host.run(f"docker rm -f foreign; docker rmi foreign; echo -1 >{_BINFMT}/crashcart-arm64; rm {_QEMU}")
 
 
 # Makes a bundle for OCI runtimes in the folder $1 with the annotations $2 and the command $3….

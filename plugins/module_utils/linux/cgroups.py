@@ -18,6 +18,8 @@ ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # the id that an engine gives to a co
 # One hierarchy of version 1 is enough to list processes; every runtime uses these.
 _V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
 
+NO_LIMIT = 1 << 60  # version 1 has no word for it, and prints a number of about 2 ** 63
+
 
 @dataclass(frozen=True)
 class Membership:
@@ -163,3 +165,17 @@ def cut_after(path: str, container_id: str) -> str:
     place = path.find(container_id)
     end = path.find("/", place) if place >= 0 else -1
     return path[:end] if end >= 0 else path
+
+
+def parse_number(word: bytes) -> int | None:
+    """Return the number in WORD, the text of a file with a limit; None for max, unlimited, or another word."""
+    try:
+        return int(word)
+    except ValueError:
+        return None
+
+
+def parse_flat(text: bytes) -> dict[str, int]:
+    """Return name → number of TEXT, a file of a control group with a name and a number in each line."""
+    pairs = (line.split() for line in text.decode("ascii", "replace").split("\n"))
+    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}

@@ -9,16 +9,22 @@ the descriptor fails with ESRCH, even if a new process has the number.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Container, Iterator
+from typing import Callable, Container, Iterator, TypeVar
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
 
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
 _NS_GET_OWNER_UID = 0xB704
+# What the kernel answers about an ended thread: none, no such file (of its namespaces and its root), and for its mounts an invalid one.
+_OF_ENDED_THREADS = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
+_ENDED_STATES = (b"Z", b"X", b"x")
+_Result = TypeVar("_Result")
 
 
 class ProcessGone(Exception):
@@ -52,17 +58,20 @@ def parse_status(status: bytes) -> dict[str, str]:
 class Process:
     """A process that is held by a descriptor of its /proc/PID. Use as a context manager.
 
-    The methods that read raise ProcessGone when the process has ended, and so does Process(PID) itself.
+    The methods that read raise ProcessGone when the process has ended, and so does Process(PID) itself. Where only the first thread
+    has ended, which then has neither namespaces nor a root, they read of another thread.
     """
 
     def __init__(self, pid: int) -> None:
         if pid <= 1:
             raise ProcessGone(pid)  # Docker gives 0 for a stopped container; 1 is the init process of the host
         self.pid = pid
+        self.tid = pid  # of the thread that is read of
         try:
             self._fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ProcessGone(pid) from error
+        self._choose_next_thread()
 
     def __enter__(self) -> Process:
         return self
@@ -78,10 +87,7 @@ class Process:
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
         """Open /proc/PID/NAME and return the descriptor; the kernel's links for namespaces and root are followed."""
-        try:
-            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
-        except (ProcessLookupError, FileNotFoundError) as error:
-            raise ProcessGone(self.pid) from error
+        return self._look(name, lambda path: os.open(path, flags | os.O_CLOEXEC, dir_fd=self._fd))
 
     def read(self, name: str) -> bytes:
         """Return the bytes of /proc/PID/NAME."""
@@ -102,10 +108,48 @@ class Process:
 
     def read_link(self, name: str) -> str:
         """Return the target of the link /proc/PID/NAME."""
+        return self._look(name, lambda path: os.readlink(path, dir_fd=self._fd))
+
+    def _look(self, name: str, function: Callable[[str], _Result]) -> _Result:
+        """Return what FUNCTION(path) returns for the file NAME of the thread that is read of, and of the next one where that has ended."""
+        while True:
+            try:
+                return function(self._find_path(name))
+            except OSError as error:
+                if error.errno not in _OF_ENDED_THREADS:
+                    raise
+                if self._choose_next_thread():
+                    continue
+                if error.errno == errno.EINVAL and self._lives():
+                    raise
+                raise ProcessGone(self.pid) from error
+
+    def _find_path(self, name: str) -> str:
+        return name if self.tid == self.pid else f"task/{self.tid}/{name}"
+
+    def _lives(self) -> bool:
+        """Return True if the thread that is read of has not ended."""
         try:
-            return os.readlink(name, dir_fd=self._fd)
-        except (ProcessLookupError, FileNotFoundError) as error:
-            raise ProcessGone(self.pid) from error
+            return _read_state(self._fd, self._find_path("stat")) not in _ENDED_STATES
+        except OSError:
+            return False  # it is not even a zombie any more
+
+    def _choose_next_thread(self) -> bool:
+        """Read of another thread from now on and return True; return False where this one lives, or no other does."""
+        if self._lives():
+            return False
+        with suppress(OSError):
+            fd = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                names = os.listdir(fd)
+            finally:
+                os.close(fd)
+            for name in names:
+                with suppress(OSError):
+                    if _read_state(self._fd, f"task/{name}/stat") not in _ENDED_STATES:
+                        self.tid = int(name)
+                        return True
+        return False
 
     def namespace(self, kind: str) -> str:
         """Return the identity of its namespace of KIND, a name in /proc/PID/ns; the form is mnt:[4026531841]."""
@@ -113,7 +157,10 @@ class Process:
 
     def read_start_ticks(self) -> int:
         """Return its start time in clock ticks since boot (proc(5)): with the pid, this identifies the process until the next boot."""
-        return parse_start_ticks(self.read("stat"))
+        try:
+            return parse_start_ticks(_read_at(self._fd, "stat"))
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise ProcessGone(self.pid) from error
 
     def read_owner(self) -> int:
         """Return the number of the user who made its user namespace; 0 for the host's own namespace."""
@@ -137,6 +184,19 @@ class Process:
             return _read_owner(user_fd)
         finally:
             os.close(user_fd)
+
+
+def _read_at(folder_fd: int, name: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        return read_all(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_state(folder_fd: int, name: str) -> bytes:
+    """Return the state, such as b"S", in the file NAME, the `stat` of a thread in proc(5)."""
+    return _read_at(folder_fd, name).rpartition(b") ")[2][:1]
 
 
 def open_owner(namespace_fd: int) -> int:

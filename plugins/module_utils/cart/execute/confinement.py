@@ -87,7 +87,9 @@ def read_rights(target: Target, user: User | None) -> Rights:
         limits=limits,
         label=labels.find_transition(target.process),
         filters=FilterSource(
-            target.process.pid, target.process.read_start_ticks(), int(status.get("Seccomp_filters", 0))
+            target.process.tid,
+            processes.parse_start_ticks(target.process.read("stat")),
+            int(status.get("Seccomp_filters", 0)),
         )
         if status.get("Seccomp") == _SECCOMP_FILTER
         else None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs 
     Output,
     Result,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.memory import MemoryWatch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.programs import (
     find_program,
     is_in_image,
@@ -96,13 +98,23 @@ def execute(
             return []
         with open_jobs(places, outcome, command) as jobs:
             sinks = open_sinks([job.target.container for job in jobs], output)
-            reports = {report["id"]: report for report in report_results(run_jobs(jobs, sinks, server), sinks, output)}
+            results = run_jobs(jobs, sinks, server)
+            for job, result in zip(jobs, results):
+                _explain_kill(job, result)
+            reports = {report["id"]: report for report in report_results(results, sinks, output)}
     for failure in outcome.as_result():
         refused = Result(failure["container"], failure["id"], rights=command.rights)
         reports[failure["id"]] = describe_result(refused, [failure["msg"]])
     ordered = [reports[container.id] for container in containers]
     note_failures(ordered, outcome, command)
     return ordered
+
+
+def _explain_kill(job: Job, result: Result) -> None:
+    """Note in RESULT, the end of JOB, that the kernel has killed the command for want of memory."""
+    if result.rc == 128 + signal.SIGKILL and not result.error:
+        result.error = job.memory.explain_kill()
+        result.oom_killed = bool(result.error)
 
 
 @dataclass(frozen=True)
@@ -183,9 +195,11 @@ def _open_job(
     if "mnt" in command.namespaces:
         command = _adapt(command, program, mount_fd, prefix, is_sealed=_is_sealed(source))
     rights = choose_rights(place.target, place.user, command, place.shared)
-    groups = stack.enter_context(_open_groups(place.target, own_groups, host_mounts))
+    wanted_groups = cgroups.parse_cgroup(place.target.process.read("cgroup"))
+    groups = stack.enter_context(_open_groups(wanted_groups, own_groups, host_mounts))
+    memory = MemoryWatch(wanted_groups, host_mounts, place.target.id)
     environment = {"HOME": place.target.container.home or place.home, **variables, **command.env}
-    return Job(place.target, command, rights, mount_fd, prefix, program, environment, groups)
+    return Job(place.target, command, rights, mount_fd, prefix, program, environment, groups, memory)
 
 
 def _is_sealed(source: store.StoredImage | Attachment) -> bool:
@@ -213,9 +227,10 @@ def _adapt(command: Command, program: str, mount_fd: int, prefix: str, *, is_sea
 
 
 @contextmanager
-def _open_groups(target: Target, own: list[cgroups.Membership], host_mounts: list[Mount]) -> Iterator[dict[str, int]]:
-    """Yield descriptors to join the control groups of TARGET's first process, by hierarchy, without the OWN ones of this process."""
-    wanted = cgroups.parse_cgroup(target.process.read("cgroup"))
+def _open_groups(
+    wanted: list[cgroups.Membership], own: list[cgroups.Membership], host_mounts: list[Mount]
+) -> Iterator[dict[str, int]]:
+    """Yield descriptors to join the WANTED control groups, by hierarchy, without the OWN ones of this process."""
     with ExitStack() as stack:
         groups = {}
         for membership, path in cgroups.gen_joins(wanted, own, host_mounts):

@@ -8,6 +8,7 @@ A file is named after the process and its number of filters. So a later start of
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -82,10 +83,23 @@ def _read_process(pid: int) -> list[bytes]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the seccomp filter of its first process ({pid}) cannot be read ({error.strerror}): that takes a kernel with"
-            " CONFIG_CHECKPOINT_RESTORE, and nobody else who traces that process; without it attach the tools with"
-            " crashcart_attach and use the runtime's own exec",
+            f"the seccomp filter of its first process ({pid}) cannot be read ({_explain(pid, error)}): use rights=host, or attach the tools"
+            " with crashcart_attach and use the runtime's own exec",
         ) from error
+
+
+def _explain(pid: int, error: OSError) -> str:
+    """Return why ERROR has come of reading the filters of thread PID."""
+    if error.errno == errno.EINVAL:
+        return "the kernel has no CONFIG_CHECKPOINT_RESTORE"
+    with suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+        if file.read().strip() == "3":
+            return "kernel.yama.ptrace_scope is 3, so nobody may trace a process until the next boot"
+    with suppress(processes.ProcessGone), processes.Process(pid) as process:
+        tracer = int(processes.parse_status(process.read("status")).get("TracerPid", 0))
+        if tracer:
+            return f"process {tracer} of the host, {processes.read_comm(tracer)}, traces it"
+    return str(error.strerror)
 
 
 def _remove_ended(folder_fd: int) -> None:

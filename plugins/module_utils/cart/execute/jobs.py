@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.memory import MemoryWatch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -68,7 +69,7 @@ class Job:
     """A command for one container.
 
     MOUNT_FD: a detached mount of the image for PREFIX. PROGRAM, ENVIRONMENT: as seen with the image at PREFIX.
-    GROUPS: the control groups to join, descriptors of their files by names of hierarchies.
+    GROUPS: the control groups to join, descriptors of their files by names of hierarchies. MEMORY: tells of the kernel's kills.
     """
 
     target: Target
@@ -79,6 +80,7 @@ class Job:
     program: str
     environment: dict[str, str]
     groups: dict[str, int]
+    memory: MemoryWatch
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Result:
     """The end of a command.
 
     RC: the exit code, or 128 + n after signal n. START, END: seconds since the epoch. Sizes: bytes that the command wrote.
+    ERROR: why the command could not be run, was killed by the kernel, or its output cannot be kept.
     """
 
     container: str
@@ -96,6 +99,7 @@ class Result:
     stdout_truncated: bool = False
     stderr_truncated: bool = False
     timed_out: bool = False
+    oom_killed: bool = False
     rights: str = TOOLS
     start: float = 0.0
     end: float = 0.0

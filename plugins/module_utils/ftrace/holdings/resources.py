@@ -18,7 +18,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes im
 _MAX_BYTES = 4096
 _LIMITS = {"nofile": b"Max open files", "nproc": b"Max processes"}
 _NAME_WIDTH = 26  # of the column of names
-_NO_LIMIT = 1 << 60  # version 1 has no word for it, and prints a number of about 2 ** 63
 
 
 def parse_limits(text: bytes) -> dict[str, int | None]:
@@ -27,22 +26,12 @@ def parse_limits(text: bytes) -> dict[str, int | None]:
     for line in text.split(b"\n"):
         for name, title in _LIMITS.items():
             if line[:_NAME_WIDTH].rstrip() == title:
-                found[name] = parse_number(line[_NAME_WIDTH:].split()[0])
+                found[name] = _bound(cgroups.parse_number(line[_NAME_WIDTH:].split()[0]))
     return found
 
 
-def parse_number(word: bytes) -> int | None:
-    """Return the number in WORD; None for max, unlimited, or another word."""
-    try:
-        return min(int(word), MAX_NUMBER - 1)
-    except ValueError:
-        return None
-
-
-def parse_flat(text: bytes) -> dict[str, int]:
-    """Return name → number of TEXT, a file of a control group with a name and a number in each line."""
-    pairs = (line.split() for line in text.decode("ascii", "replace").split("\n"))
-    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}
+def _bound(number: int | None) -> int | None:
+    return None if number is None else min(number, MAX_NUMBER - 1)
 
 
 def list_limits(members: Members, until: Until) -> tuple[list[dict[str, Any]], int]:
@@ -88,12 +77,12 @@ _Read = Callable[[str], "bytes | None"]
 def _pick(read: _Read, names: Mapping[str, str]) -> dict[str, int | None]:
     """Return name → number for NAMES (name → file), as far as READ finds them; None is for no limit."""
     texts = {name: read(file) for name, file in names.items()}
-    return {name: parse_number(text) for name, text in texts.items() if text is not None}
+    return {name: _bound(cgroups.parse_number(text)) for name, text in texts.items() if text is not None}
 
 
 def _pick_flat(read: _Read, file: str, names: Mapping[str, str]) -> dict[str, int | None]:
     """Return name → number for NAMES (name → name in FILE), as far as READ finds them."""
-    found = parse_flat(read(file) or b"")
+    found = cgroups.parse_flat(read(file) or b"")
     return {name: min(found[word], MAX_NUMBER - 1) for name, word in names.items() if word in found}
 
 
@@ -125,9 +114,9 @@ def _read_memory_v1(read: _Read) -> dict[str, int | None]:
     for name in ("max", "current"):
         both, memory = found.pop(f"both.{name}", None), found.get(f"memory.{name}")
         if both is not None and memory is not None:
-            found[f"memory.swap.{name}"] = both if both >= _NO_LIMIT else max(0, both - memory)
+            found[f"memory.swap.{name}"] = both if both >= cgroups.NO_LIMIT else max(0, both - memory)
     for name in ("memory.max", "memory.swap.max"):
-        if (found.get(name) or 0) >= _NO_LIMIT:
+        if (found.get(name) or 0) >= cgroups.NO_LIMIT:
             found[name] = None
     return {**found, **_pick_flat(read, "memory.oom_control", {"memory.events.oom_kill": "oom_kill"})}
 

@@ -173,6 +173,73 @@ def test_a_hostile_name_does_not_change_what_is_read_of_a_process(comm):
         end(child)
 
 
+HEADLESS = """
+import ctypes, platform, sys, threading
+threading.Thread(target=sys.stdin.readline).start()
+exit_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+ctypes.CDLL(None).syscall(exit_thread, 0)
+"""
+
+
+@pytest.fixture(name="headless")
+def start_headless():
+    """Start a process whose first thread ends, and whose second one ends with the process's stdin."""
+    child = subprocess.Popen([sys.executable, "-c", HEADLESS], stdin=subprocess.PIPE)
+    while _read_state(child.pid) != "Z":
+        pass
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def _read_state(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return file.read().rpartition(") ")[2][0]
+
+
+def test_a_process_whose_first_thread_has_ended_is_read_of_another_one(headless):
+    with Process(headless.pid) as process:
+        assert process.pid == headless.pid
+        assert str(process.tid) in os.listdir(f"/proc/{headless.pid}/task")
+        assert process.namespace("mnt") == os.readlink("/proc/self/ns/mnt")
+        assert process.read_link("root") == "/"
+        assert process.read("mountinfo")
+        assert processes.parse_status(process.read("status"))["Tgid"] == str(headless.pid)
+        assert process.read_start_ticks() == processes.read_start_ticks(headless.pid)
+
+
+def test_a_first_thread_that_ends_while_its_process_is_held():
+    child = subprocess.Popen([sys.executable, "-c", f"input()\n{HEADLESS}"], stdin=subprocess.PIPE)
+    try:
+        with Process(child.pid) as process:
+            assert process.tid == child.pid
+            ticks = process.read_start_ticks()
+            child.stdin.write(b"go\n")
+            child.stdin.flush()
+            while _read_state(child.pid) != "Z":
+                pass
+            assert process.namespace("mnt") == os.readlink("/proc/self/ns/mnt")
+            assert process.tid != child.pid
+            assert process.read_start_ticks() == ticks
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_process_without_a_living_thread_has_ended(child):
+    child.kill()
+    with Process(child.pid) as process:
+        while _read_state(child.pid) != "Z":
+            pass
+        for look in (
+            lambda: process.namespace("mnt"),
+            lambda: process.read_link("root"),
+            lambda: process.read("mountinfo"),
+        ):
+            with pytest.raises(ProcessGone):
+                look()
+
+
 def test_the_number_in_the_innermost_namespace_is_the_last(child):
     task = processes.read_task(child.pid)
     with open(f"/proc/{child.pid}/status", "rb") as file:

@@ -18,6 +18,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import sessions
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.memory import MemoryWatch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sinks import Sink
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
@@ -115,6 +116,7 @@ def run():
                         "/bin/prog",
                         {},
                         {},
+                        MemoryWatch([], [], container.id),
                     )
                 )
             playing = player(*plays)

@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute import server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs import Command, Job
+from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.memory import MemoryWatch
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.rights import Rights
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.sessions import run_jobs
@@ -29,7 +30,17 @@ def test_a_container_that_has_just_ended_is_an_error_and_no_hang(monkeypatch, tm
         container = Container("a" * 64, "gone", "running", child.pid, "image", {})
         rights = Rights(0, 0, (), None, no_new_privileges=False)
         program = "/dev/crashcart/bin/true"
-        job = Job(Target(container, process), Command(("true",)), rights, -1, "/dev/crashcart", program, {}, {})
+        job = Job(
+            Target(container, process),
+            Command(("true",)),
+            rights,
+            -1,
+            "/dev/crashcart",
+            program,
+            {},
+            {},
+            MemoryWatch([], [], ""),
+        )
         sinks = {stream: Sink(1) for stream in STREAMS}
         signal.alarm(120)  # a hang ends the test run
         try:
