@@ -24,7 +24,7 @@ export PATH := $(VENV)/bin:$(PYTHON_FOLDERS):$(PATH)
 export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean matrix controllers soak bench bench-fleet bench-engines release clean
+.PHONY: help setup demo quick test test-all lint format unit sanity integration builds package readme fleet fleet-up fleet-ping fleet-ssh fleet-down fleet-clean fleet-bench engines engines-clean matrix matrix-page controllers soak bench bench-fleet bench-engines release clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -131,6 +131,9 @@ engines-clean: ## End what tests of engines that were killed have left, and remo
 
 matrix: setup controllers ## Run the tests of later controllers, kernels and runtimes, and of hardened hosts
 	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini test_hardened.py test_releases.py
+
+matrix-page: ## Write docs/matrix.md from what the last runs of engines, matrix and controllers have seen
+	python3 tools/write_matrix.py
 
 controllers: setup ## Run unit tests, sanity tests and playbooks with later versions of ansible-core and Python; K=expression runs some
 	tests/integration/with_engine.sh $(BUILD)/controllers-engine env -C $(CURDIR)/tests/controllers PYTHONPATH=$(COLLECTIONS) \

@@ -77,9 +77,6 @@ def list_trace_features() -> list[Feature]:
         return [make_missing("tracefs", str(error))]
     if not os.access(root, os.R_OK | os.X_OK):
         return [make_missing("tracefs", f"{root} needs root: use become")]
-    refusal = _try_to_read(os.path.join(root, "available_tracers"))
-    if refusal:
-        return [make_missing("tracefs", refusal)]
     needed = {
         "trace_instances": ("instances", "the kernel has no tracing instances (CONFIG_TRACING)"),
         "syscall_events": ("events/raw_syscalls", "the kernel has no syscall events (CONFIG_FTRACE_SYSCALLS)"),
@@ -98,34 +95,11 @@ def list_trace_features() -> list[Feature]:
         checks.append(make_feature("function_graph", "function_graph" in file.read().split(), reason))
     functions = os.path.join(root, "available_filter_functions")
     reason = (
-        _try_to_read(functions)
+        tracefs.find_refusal(functions)
         if os.path.exists(functions)
         else "the kernel cannot trace its functions (CONFIG_FUNCTION_TRACER, CONFIG_DYNAMIC_FTRACE)"
     )
     return [Feature("tracefs", True, ""), *checks, make_feature("function", not reason, reason)]
-
-
-def _try_to_read(path: str) -> str:
-    """Return why PATH of tracefs cannot be read; '' when it can."""
-    try:
-        with open(path, "rb") as file:
-            file.read(1)
-        return ""
-    except OSError as error:
-        if error.errno != errno.EPERM:
-            return f"{path}: {error.strerror}"
-    if _read_lockdown() == "confidentiality":
-        return f"{path}: the kernel is locked down (lockdown=confidentiality on its command line, or secure boot)"
-    return f"{path}: Operation not permitted, by a security module or by whoever runs this virtual machine"
-
-
-def _read_lockdown() -> str:
-    """Return the kernel's lockdown mode (none, integrity or confidentiality); '' when it is not known."""
-    try:
-        with open("/sys/kernel/security/lockdown", encoding="ascii") as file:
-            return tracefs.parse_selected(file.read())
-    except OSError:
-        return ""
 
 
 def _check_syscall_names() -> Feature:

@@ -9,3 +9,5 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / name) for name in ("controllers", "engines", "fleet", "integration")]
+
+pytest_plugins = ("support.matrix",)

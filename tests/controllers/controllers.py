@@ -39,6 +39,7 @@ _ENTER = """\
 set -e
 root=$1
 shift
+mount --bind "$root" "$root"  # `unshare --mount` wants a mount at its root
 for folder in $SHARED; do mkdir -p "$root$folder"; mount --rbind "$folder" "$root$folder"; done
 exec chroot "$root" env -C "$FOLDER" "$@"
 """

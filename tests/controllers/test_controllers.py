@@ -13,7 +13,7 @@ from pathlib import Path
 import fleet
 import pytest
 from controllers import Controller, Pair
-from support import alone, host, images, sshd
+from support import alone, host, images, matrix, sshd
 
 PAIRS = [
     Pair("2.19", "3.11"),
@@ -22,6 +22,11 @@ PAIRS = [
     Pair("2.21", "3.14"),
     Pair("2.22", "3.13", is_candidate=True),
 ]
+SHOWN = {
+    "test_unit": "unit tests",
+    "test_sanity": "ansible-test's sanity tests",
+    "test_playbooks": "playbooks over ssh: install, attach, exec, trace, cleanup",
+}
 # A container that looks for a file that is not there, and says nothing.
 LOOP = ["/bin/sh", "-c", "while true; do busybox cat /etc/api/database.conf 2>/dev/null; busybox sleep 0.2; done"]
 
@@ -39,6 +44,14 @@ def controller(request: pytest.FixtureRequest) -> Controller:
     if request.param.is_candidate:
         request.applymarker(pytest.mark.xfail(reason="a release candidate", strict=False))
     return Controller(request.param)
+
+
+@pytest.fixture(autouse=True)
+def shown(request: pytest.FixtureRequest, controller: Controller) -> None:
+    """Note what a test shows."""
+    pair = controller.pair
+    column = f"ansible-core {pair.core}{' (candidate)' if pair.is_candidate else ''}, Python {pair.python}"
+    matrix.note(request.node, "controllers", column, SHOWN[request.function.__name__])
 
 
 def test_unit(controller):

@@ -19,8 +19,10 @@ sys.path[1:1] = [str(Path(__file__).parents[1] / name) for name in ("fleet", "in
 import engines
 import releases
 import stations
-from support import alone, images
+from support import alone, images, matrix
 from support import host as support_host
+
+pytest_plugins = ("support.matrix",)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,3 +66,13 @@ def station(
 def engine(request: pytest.FixtureRequest, station: stations.Station) -> engines.Engine:
     """Give each engine of the host in turn."""
     return station.engines[request.param]
+
+
+@pytest.fixture(autouse=True)
+def shown(request: pytest.FixtureRequest) -> None:
+    """Note what a test of an engine shows: the first line of its docstring, and its parameter."""
+    if "engine" in request.fixturenames:
+        station, engine = request.getfixturevalue("station"), request.getfixturevalue("engine")
+        rights = getattr(request.node, "callspec", None) and request.node.callspec.params.get("rights", "")
+        row = " ".join(filter(None, (request.function.__doc__.splitlines()[0].rstrip("."), rights)))
+        matrix.note(request.node, "engines", f"{engine.title} {station.find_version(engine.runtime)}", row)

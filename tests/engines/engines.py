@@ -18,6 +18,7 @@ class Engine(Protocol):
     """An engine on one host. All commands are run there."""
 
     runtime: str  # as crashcart_info calls it
+    title: str  # as people call it
 
     def choose_name(self, word: str) -> str:
         """Return a name for a container that is called WORD in a test."""
@@ -40,6 +41,7 @@ class _Client:
 
     def __init__(self, host: place.Place, runtime: str) -> None:
         self.runtime = runtime
+        self.title = runtime.title()
         self._host = host
 
     def choose_name(self, word: str) -> str:
@@ -63,6 +65,7 @@ class _Containerd:
     """containerd by `ctr`, which has no word for a restart."""
 
     runtime = "containerd"
+    title = "ctr of containerd"
 
     def __init__(self, host: place.Place) -> None:
         self._host = host

@@ -17,6 +17,12 @@ import machine
 import modules
 import place
 
+_VERSIONS = {
+    "docker": "docker version --format '{{.Server.Version}}'",
+    "podman": "podman version --format '{{.Client.Version}}'",
+    "containerd": "containerd --version | awk '{print $3}'",
+}
+
 
 class Station:
     """A host with its engines, and ways to use the collection on it."""
@@ -27,6 +33,10 @@ class Station:
         self.engines = {kind: engines.choose(kind, host) for kind in engines.KINDS}
         self._server = server
         self._inventory = inventory
+
+    def find_version(self, runtime: str) -> str:
+        """Return the version of the engine that crashcart_info calls RUNTIME."""
+        return self.run(_VERSIONS[runtime]).strip()
 
     def call(self, module: str, **arguments: Any) -> dict[str, Any]:
         """Return the result of a module of the collection. Raises ModuleFailed when it fails."""

@@ -28,6 +28,7 @@ def app(station, engine):
 
 
 def test_attach_and_detach(station, engine, app):
+    """Attach and detach."""
     attached = station.call("crashcart_attach", containers=[app])
     (one,) = attached["attachments"]
     assert (attached["changed"], one["container"]) == (True, app)
@@ -39,13 +40,15 @@ def test_attach_and_detach(station, engine, app):
 
 
 @pytest.mark.parametrize("rights", ["container", "tools", "host"])
-def test_commands_with_each_right(station, app, rights):
+def test_commands_with_each_right(station, engine, app, rights):
+    """A command with `rights`:"""
     argv = ["bash", "-c", "tr '\\0' ' ' </proc/1/cmdline"]
     (ran,) = station.call("crashcart_exec", containers=[app], argv=argv, rights=rights)["results"]
     assert (ran["rc"], ran["rights"], ran["stdout"].startswith("/bin/sh -c while")) == (0, rights, True), ran
 
 
 def test_a_confined_command_has_the_rights_of_the_engines_own(station, engine, app):
+    """rights=container is what the engine's own exec gives."""
     wish = {"containers": [app], "argv": ["/bin/sh", "-c", LOOK], "rights": "container"}
     (ran,) = station.call("crashcart_exec", **wish)["results"]
     theirs = engine.exec(app, LOOK)
@@ -56,6 +59,7 @@ def test_a_confined_command_has_the_rights_of_the_engines_own(station, engine, a
 
 
 def test_containers_as_hosts(station, engine, app):
+    """Containers as hosts: inventory and connection."""
     listed = json.loads(station.ansible("ansible-inventory", "--list"))
     name = f"{app}@{station.name}"
     assert name in listed["crashcart_containers"]["hosts"]
@@ -70,6 +74,7 @@ def find_programs(capture):
 
 
 def test_a_trace_has_what_is_execed_and_nothing_of_the_runtime(station, engine, app, tmp_path):
+    """A trace has what is exec'ed, and nothing of the runtime."""
     (instance,) = station.call("ftrace_instance", containers=[app], buffer_size="4MiB")["instances"]
     assert instance["container"] == app
     for number in range(3):
@@ -84,6 +89,7 @@ def test_a_trace_has_what_is_execed_and_nothing_of_the_runtime(station, engine, 
 
 
 def test_an_awaited_start_is_traced_from_its_first_program_on(station, engine, app, tmp_path):
+    """An awaited start is traced from its first program on."""
     wish = {"containers": [app], "profile": "startup", "buffer_size": "4MiB", "paths": False}
     (instance,) = station.call("ftrace_instance", **wish)["instances"]
     assert instance["followed"]["restarts"]
@@ -96,7 +102,8 @@ def test_an_awaited_start_is_traced_from_its_first_program_on(station, engine, a
     assert find_programs(summary) <= PROGRAMS, find_programs(summary)
 
 
-def test_the_playbook_of_a_trace_names_the_failure(station, app, tmp_path):
+def test_the_playbook_of_a_trace_names_the_failure(station, engine, app, tmp_path):
+    """The playbook `trace` names a failure."""
     said = station.ansible(
         *("ansible-playbook", "crashcart.fleet.trace", "-l", station.name),
         *("-e", json.dumps({"crashcart_containers": [app], "crashcart_seconds": 3, "crashcart_dest": str(tmp_path)})),

@@ -27,6 +27,7 @@ import golden
 import processes
 from machine import seconds
 
+pytest_plugins = ("support.matrix",)
 NAMES = tuple(golden.CONTAINERS)
 NOISY = "shop-web"  # the container whose loop fails again and again
 CENSUS = (
@@ -55,6 +56,12 @@ def each(hosts: list[fleet.Host], *functions: Callable[[fleet.Host], Any]) -> No
 def same(value: Any) -> dict[str, Any]:
     """Return VALUE for each of the three hosts, by the host's name."""
     return {"host1": value, "host2": value, "host3": value}
+
+
+def find_title(host: fleet.Host) -> str:
+    """Return the release and the kernel of HOST in words."""
+    name, kernel = host.run(". /etc/os-release; echo ${PRETTY_NAME%% (*}; uname -r").splitlines()
+    return f"{name.replace(' GNU/Linux', '')}, Linux {'.'.join(kernel.split('.')[:2])}"
 
 
 def list_captures(folder: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import fleet
 import pytest
-from conftest import play
+from conftest import find_title, play
+from support import matrix
 from test_runtimes import (
     check_apparmor,
     check_foreign_architecture,
@@ -31,20 +32,22 @@ def later(request, image):
         fleet.down()
 
 
+# What each check shows.
+CHECKS = {
+    check_podman: "Podman of root, rootless, and with `--uidmap`, by crun; a crash loop",
+    check_remapped_docker: "Docker with userns-remap",
+    check_rootless_docker: "rootless Docker",
+    check_without_engine: "systemd-nspawn, LXC, annotations of CRI-O, a container in a container",
+    check_apparmor: "AppArmor",
+    check_foreign_architecture: "a container of arm64 by QEMU's user emulation, on amd64",
+}
+
+
 def test_every_kernel(later, tmp_path):
     tell(later, lambda guest: check_kernel(guest, tmp_path))
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        check_podman,
-        check_remapped_docker,
-        check_rootless_docker,
-        check_without_engine,
-        check_apparmor,
-        check_foreign_architecture,
-    ],
-)
-def test_runtimes(later, check):
+@pytest.mark.parametrize("check", CHECKS)
+def test_runtimes(request, later, check):
+    matrix.note(request.node, "hosts", find_title(later), CHECKS[check])
     tell(later, check)

@@ -36,7 +36,7 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
         "loop_devices": [_describe_loop_device(device) for device in ImageFinder().loop_devices],
         "mounts": describe_users(users, {}),
         "scratch": scratch.list_mounts(),
-        "instances": _list_instances(),
+        "instances": tracefs.list_own_instances(),
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
         "recorders": [f"pid {pid}" for pid in (locks.find_holder(RECORDER_LOCK),) if pid is not None],
@@ -129,14 +129,6 @@ def describe_users(users: list[MountUser], names: dict[str, str]) -> list[str]:
         owner = f"container {name}" if user.container_id else f"process {user.comm!r} (pid {user.pid})"
         phrases.append(escape(f"{owner} at {user.path}"))
     return phrases
-
-
-def _list_instances() -> list[str]:
-    try:
-        folder = os.path.join(tracefs.find_tracefs(), "instances")
-        return sorted(name for name in os.listdir(folder) if name.startswith("crashcart"))
-    except (tracefs.TraceError, OSError):
-        return []
 
 
 def _list_probes() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.decode import Trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.events import gen_event_blocks
-from support import compat_program, host, images
+from support import compat_program, host, images, matrix
 from support.workload_counts import COUNTS
 
 
@@ -609,3 +609,12 @@ def check_all(machine: Machine, image: str, folder: Path) -> None:
         check(machine, "worker", folder / check.__name__)
     machine.call("ftrace_instance", containers=["worker"], state="absent")
     machine.run("docker rm -f worker")
+    _note_features(machine)
+
+
+def _note_features(machine: Machine) -> None:
+    """Note what the kernel of MACHINE can do, and why not more, as the checks have seen it."""
+    features = machine.call("crashcart_info", gather=["features"])["features"]
+    column = f"Linux {'.'.join(map(str, _read_version(machine)[:2]))}"
+    seen = [("kernels", column, f"`{one['name']}`", matrix.WORKS if one["ok"] else one["reason"]) for one in features]
+    matrix.write(seen)

@@ -59,7 +59,16 @@ def _folder(event: str) -> str:
 
 
 def find_tracefs() -> str:
-    """Return the mount point of tracefs, by preference /sys/kernel/tracing; raises TraceError when tracefs is not mounted."""
+    """Return the mount point of tracefs. Raises TraceError when tracefs is not mounted, or when the kernel does not let root read it."""
+    root = find_mount_point()
+    refusal = find_refusal(os.path.join(root, "available_tracers"))
+    if refusal and os.geteuid() == 0:
+        raise TraceError(refusal)
+    return root
+
+
+def find_mount_point() -> str:
+    """Return the mount point of tracefs, by preference /sys/kernel/tracing. Raises TraceError when tracefs is not mounted."""
     found = read_mounts("self", " - tracefs ")
     points = [mount.mount_point for mount in found if mount.filesystem == "tracefs" and mount.root == "/"]
     if not points:
@@ -67,6 +76,38 @@ def find_tracefs() -> str:
             f"tracefs is not mounted: apply the role crashcart.fleet.install, or 'mount -t tracefs tracefs {MOUNT_POINT}'"
         )
     return MOUNT_POINT if MOUNT_POINT in points else points[0]
+
+
+def list_own_instances() -> list[str]:
+    """Return the names of this collection's trace instances, also where the kernel lets nobody read them; [] where tracefs is not mounted."""
+    try:
+        names = os.listdir(os.path.join(find_mount_point(), "instances"))
+    except (TraceError, OSError):
+        return []
+    return sorted(name for name in names if name.startswith("crashcart"))
+
+
+def find_refusal(path: str) -> str:
+    """Return why the file PATH of tracefs cannot be read; '' when it can."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+        return ""
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            return f"{path}: {error.strerror}"
+    if _read_lockdown() == "confidentiality":
+        return f"{path}: the kernel is locked down (lockdown=confidentiality on its command line, or secure boot), which forbids all tracing"
+    return f"{path}: Operation not permitted, by a security module or by whoever runs this virtual machine"
+
+
+def _read_lockdown() -> str:
+    """Return the kernel's lockdown mode (none, integrity or confidentiality); '' when it is not known."""
+    try:
+        with open("/sys/kernel/security/lockdown", encoding="ascii") as file:
+            return parse_selected(file.read())
+    except OSError:
+        return ""
 
 
 def parse_selected(text: str) -> str:
