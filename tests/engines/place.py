@@ -40,10 +40,14 @@ unshare --net sh -c '
     exec dockerd --containerd /run/containerd/containerd.sock >/var/log/dockerd 2>&1' &
 wait
 """
+_DOCKER = {"bridge": "none", "iptables": False, "ip6tables": False}
+# Docker keeps its images itself, or leaves that to containerd, as later versions do where they are installed anew.
+_STORES: dict[str, dict[str, object]] = {
+    "bookworm": {"storage-driver": "overlay2"},
+    "trixie": {"storage-driver": "overlay2"},
+    "sid": {"features": {"containerd-snapshotter": True}},
+}
 _FILES = {
-    "etc/docker/daemon.json": json.dumps(
-        {"bridge": "none", "iptables": False, "ip6tables": False, "storage-driver": "overlay2"}
-    ),
     # Root may not raise its limits on the machines of these tests, and crun refuses control groups of both versions.
     "etc/containers/containers.conf": """\
 [containers]
@@ -128,7 +132,12 @@ def start(release: str) -> Iterator[Place]:
 def _write_files(folder: Path, name: str, port: int) -> None:
     files = folder / "files"
     (folder / "root").mkdir(parents=True)
-    for path, text in {**_FILES, "etc/hostname": f"{name}\n", "first": _FIRST.replace("{name}", name)}.items():
+    own = {
+        "etc/hostname": f"{name}\n",
+        "first": _FIRST.replace("{name}", name),
+        "etc/docker/daemon.json": json.dumps({**_DOCKER, **_STORES[name]}),
+    }
+    for path, text in {**_FILES, **own}.items():
         (files / path).parent.mkdir(parents=True, exist_ok=True)
         (files / path).write_text(text)
     (files / "first").chmod(0o755)
