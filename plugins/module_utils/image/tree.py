@@ -84,6 +84,12 @@ def _is_left_out(place: str) -> bool:
     return is_below or _RARE_ENCODING.match(place) is not None
 
 
+_HEADER_TYPES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
 class _Member(tarfile.TarInfo):
     """A member of an archive that has to be complete. tarfile by itself takes a damaged or missing header for the archive's end."""
 
@@ -96,15 +102,11 @@ class _Member(tarfile.TarInfo):
         except HeaderError as error:
             raise ReadError(str(error)) from error
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        found = super().frombuf(buf, encoding, errors)
-        is_header = found.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        if (
-            is_header or found.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-        ) and found.size > _MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {found.size} bytes")
-        return found
+    # tarfile calls it for each header once that is read, and says that classes like this one may change it.
+    def _proc_member(self, tarfile: TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADER_TYPES and self.size > _MAX_HEADER:
+            raise ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tarfile)  # type: ignore[misc,no-any-return]
 
 
 def is_archive(path: str) -> bool:
