@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/integration"))
 
-from support import sshd
+from support import alone, sshd
 
 from ansible_collections.crashcart.fleet.tools.make_container_image import make_image
 
@@ -205,7 +205,7 @@ def main() -> None:
     try:
         for check in (check_checkout, check_installed):
             start = time.monotonic()
-            with has_container():
+            with alone.hold_kernel(), has_container():
                 wrong += check(folder)
             print(f"{check.__name__}: {time.monotonic() - start:.0f} s", flush=True)
     finally:

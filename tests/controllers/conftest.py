@@ -10,4 +10,6 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / name) for name in ("controllers", "engines", "fleet", "integration")]
 
-pytest_plugins = ("support.matrix",)
+from support import matrix
+
+pytest_runtest_logreport = matrix.pytest_runtest_logreport  # writes down what tests have shown

@@ -89,7 +89,7 @@ class Controller:
             command += ["-r", fleet.ROOT / path]
         core = f"ansible-core~={self.pair.core}.0{'rc1' if self.pair.is_candidate else ''}"
         subprocess.run([*command, "--quiet", "--disable-pip-version-check", "pytest", "PyYAML", core], check=True)
-        for script in () if self.can_install else (packages / "bin").iterdir():
+        for script in () if self.can_install else (packages / "bin").glob("ansible*"):
             lines = script.read_text(encoding="utf-8").splitlines(keepends=True)
             script.write_text("".join([f"#!{environment}/bin/python\n", *lines[1:]]), encoding="utf-8")
             shutil.move(script, environment / "bin")

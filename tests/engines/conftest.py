@@ -22,7 +22,7 @@ import stations
 from support import alone, images, matrix
 from support import host as support_host
 
-pytest_plugins = ("support.matrix",)
+pytest_runtest_logreport = matrix.pytest_runtest_logreport  # writes down what tests have shown
 
 
 @pytest.fixture(scope="session", autouse=True)

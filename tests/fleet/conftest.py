@@ -26,8 +26,9 @@ import fleet
 import golden
 import processes
 from machine import seconds
+from support import matrix
 
-pytest_plugins = ("support.matrix",)
+pytest_runtest_logreport = matrix.pytest_runtest_logreport  # writes down what tests have shown
 NAMES = tuple(golden.CONTAINERS)
 NOISY = "shop-web"  # the container whose loop fails again and again
 CENSUS = (

@@ -36,7 +36,7 @@ _PACKAGES = (
     ),
     *("docker.io", "podman", "crun", "python3", "python3-docker", "python3-jmespath"),
     # For rootless Podman and Docker in a session of their user; runtimes without an engine; the program that loads Docker's AppArmor profile.
-    *("uidmap", "rootlesskit", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
+    *("uidmap", "rootlesskit", "slirp4netns", "dbus-user-session", "systemd-container", "lxc", "apparmor"),
 )
 _DOWNLOAD = """\
 cd /var/tmp

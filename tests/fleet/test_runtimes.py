@@ -115,16 +115,21 @@ def check_remapped_docker(host):
 
 
 def check_rootless_docker(host):
-    """Check a user's own Docker engine in the user's own namespaces, as dockerd-rootless.sh starts it, but for the network."""
+    """Check a user's own Docker engine in the user's own namespaces, as dockerd-rootless.sh starts it."""
     with user_session(host) as (uid, session):
         socket = f"unix:///run/user/{uid}/docker.sock"
         docker = f"docker -H {socket}"
+        # /run is a copy whose links lead to root's own folders.
+        inside = (
+            "rm -f /run/docker /run/containerd /run/xtables.lock; "
+            f"exec dockerd --rootless -H {socket} --bridge=none --iptables=false --ip6tables=false --storage-driver vfs"
+        )
         host.run(
             f"systemd-run -q --collect --unit rootless --uid {guest.USER} -p Delegate=yes "
-            f"{' '.join(f'-E {pair}' for pair in session)} -E HOME=/home/{guest.USER} rootlesskit --net=none "
-            f"--state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run --propagation=rslave "
-            f"dockerd --rootless -H {socket} --bridge=none --iptables=false --ip6tables=false --storage-driver vfs; "
-            f"until {docker} version >/dev/null 2>&1; do sleep 0.2; done; "
+            f"{' '.join(f'-E {pair}' for pair in session)} -E HOME=/home/{guest.USER} rootlesskit --net=slirp4netns --disable-host-loopback "
+            f"--state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run --propagation=rslave sh -c '{inside}'; "
+            f"for try in $(seq 300); do {docker} version >/dev/null 2>&1 && break; sleep 0.2; done; "
+            f"{docker} version >/dev/null || {{ journalctl -n 20 -u rootless; exit 1; }}; "
             f"tar -c -C {golden.TREE} . | {docker} import - {golden.IMAGE}; "
             f"{docker} run -d --name rootless --network none {golden.IMAGE} {HOLD}"
         )
@@ -229,7 +234,7 @@ def check_foreign_architecture(host):
     """Check a container of arm64, whose programs QEMU's user emulation runs. The tools are of the host's architecture, and run natively."""
     subprocess.run([golden.TOOLS / "install_packages.sh", "qemu-user-static", "squashfs-tools"], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder, "image"), ["coreutils"], arch="arm64", prefix="/opt/arm")
+        build(Path(folder, "image"), ["coreutils"], arch="arm64", prefix="/opt/crashcart-arm")
         top = Path(folder, "tree")
         top.joinpath("opt").mkdir(parents=True)
         subprocess.run(
@@ -242,9 +247,9 @@ def check_foreign_architecture(host):
         _ARM64,
     )
     host.run("docker import - foreign", archive)
-    uname = ["/opt/arm/bin/uname", "-m"]
+    uname = ["/opt/crashcart-arm/bin/uname", "-m"]
     try:
-        host.run(f"docker run -d --name foreign --network none foreign /opt/arm{HOLD}")
+        host.run(f"docker run -d --name foreign --network none foreign /opt/crashcart-arm{HOLD}")
         assert host.run(f"docker exec foreign {' '.join(uname)}") == "aarch64\n"
         check_all(host, {"containers": "foreign"}, {"foreign": "0"})
         for argv, machine in ((uname, "aarch64"), (["uname", "-m"], "x86_64")):

@@ -44,7 +44,9 @@ def finish_by(paths, note):
     """A function that removes PATHS, and writes down how it was called."""
 
     def finish(request, is_alone):
-        note.write_text(f"{request} {is_alone()}")
+        new = note.with_suffix(".new")  # who finds the note finds it whole
+        new.write_text(f"{request} {is_alone()}")
+        new.rename(note)
         for path in paths:
             path.rmdir()
         return {"got": request}
