@@ -20,7 +20,8 @@ PAGE = ROOT / "docs" / "matrix.md"
 TABLES = {
     "engines": (
         "Engines",
-        "`make engines`, on the kernel of the machine of the tests. `ctr` is containerd without another engine.",
+        "`make engines`, on the kernel of the machine of the tests. `ctr` is containerd without another engine. Docker 28.5 keeps its images"
+        " with containerd, the others themselves. Podman runs containers by runc here, and by crun on guests (below).",
     ),
     "kernels": (
         "Kernels",

@@ -45,7 +45,7 @@ _SHOWN = {
     ),
     "test_no_process_may_be_traced": (0, "ptrace_scope 3: `rights: host` only, the others are refused by name"),
     "test_a_kernel_in_lockdown": (0, "lockdown=confidentiality: traces are refused by name, all else works"),
-    "test_other_ways_by_ssh": (1, "without pipelining, ControlPersist off, files through a pipe"),
+    "test_other_ways_by_ssh": (1, "by ssh: {way}"),
     "test_through_a_jump_host": (1, "ssh through a jump host"),
 }
 _TMP = {"remote_tmp": "/tmp/.ansible"}
@@ -68,7 +68,8 @@ def hosts(image):
 def shown(request, hosts):
     """Note what a test shows."""
     number, row = _SHOWN[request.function.__name__]
-    matrix.note(request.node, "hosts", find_title(hosts[number]), row)
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    matrix.note(request.node, "hosts", find_title(hosts[number]), row.format(**parameters))
 
 
 @pytest.fixture(scope="module")

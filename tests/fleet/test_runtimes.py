@@ -124,12 +124,13 @@ def check_rootless_docker(host):
             "rm -f /run/docker /run/containerd /run/xtables.lock; "
             f"exec dockerd --rootless -H {socket} --bridge=none --iptables=false --ip6tables=false --storage-driver vfs"
         )
+        own = f"cd / && runuser -u {guest.USER} -- env {' '.join(session)} HOME=/home/{guest.USER}"
         host.run(
-            f"systemd-run -q --collect --unit rootless --uid {guest.USER} -p Delegate=yes "
-            f"{' '.join(f'-E {pair}' for pair in session)} -E HOME=/home/{guest.USER} rootlesskit --net=slirp4netns --disable-host-loopback "
-            f"--state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run --propagation=rslave sh -c '{inside}'; "
+            f"({own} systemd-run --user -q --collect --unit rootless -p Delegate=yes rootlesskit --net=slirp4netns "
+            f"--disable-host-loopback --state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run "
+            f"--propagation=rslave sh -c '{inside}'); "
             f"for try in $(seq 300); do {docker} version >/dev/null 2>&1 && break; sleep 0.2; done; "
-            f"{docker} version >/dev/null || {{ journalctl -n 20 -u rootless; exit 1; }}; "
+            f"{docker} version >/dev/null || {{ journalctl -n 20 _UID={uid}; exit 1; }}; "
             f"tar -c -C {golden.TREE} . | {docker} import - {golden.IMAGE}; "
             f"{docker} run -d --name rootless --network none {golden.IMAGE} {HOLD}"
         )
@@ -142,7 +143,7 @@ def check_rootless_docker(host):
             host.run(f"{docker} exec rootless cat /nonesuch; grep ' cat-.* sys_exit: NR 257 = -2$' {trace}")
             host.call("ftrace_instance", **chosen, state="absent")
         finally:
-            host.run(f"{docker} rm -f rootless; systemctl stop rootless")
+            host.run(f"{docker} rm -f rootless; ({own} systemctl --user stop rootless)")
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def check_foreign_architecture(host):
         top = Path(folder, "tree")
         top.joinpath("opt").mkdir(parents=True)
         subprocess.run(
-            ["unsquashfs", "-quiet", "-no-progress", "-d", top / "opt/arm", Path(folder, "image")], check=True
+            ["unsquashfs", "-quiet", "-no-progress", "-d", top / "opt/crashcart-arm", Path(folder, "image")], check=True
         )
         archive = subprocess.run(["tar", "-c", "-C", top, "."], check=True, capture_output=True).stdout
     host.run(f"cat >{_QEMU} && chmod 755 {_QEMU}", Path(_QEMU).read_bytes())
