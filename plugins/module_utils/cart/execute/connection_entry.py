@@ -201,6 +201,9 @@ def _run_job(job: Job, order: Order, server: Server) -> int:
         for pump in pumps:
             pump.start()
         rc = _wait(channel)
+        why = job.explain_kill(rc)
+        if why:
+            print(f"crashcart: {why}", file=sys.stderr)
         for pump in pumps:
             pump.finish()
         return rc

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import signal
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
@@ -112,8 +111,8 @@ def execute(
 
 def _explain_kill(job: Job, result: Result) -> None:
     """Note in RESULT, the end of JOB, that the kernel has killed the command for want of memory."""
-    if result.rc == 128 + signal.SIGKILL and not result.error:
-        result.error = job.memory.explain_kill()
+    if not result.error:
+        result.error = job.explain_kill(result.rc)
         result.oom_killed = bool(result.error)
 
 

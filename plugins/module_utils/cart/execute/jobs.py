@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.memory import MemoryWatch
@@ -81,6 +82,10 @@ class Job:
     environment: dict[str, str]
     groups: dict[str, int]
     memory: MemoryWatch
+
+    def explain_kill(self, rc: int) -> str:
+        """Return why the kernel has killed the command, which has ended with RC; '' where nothing says that it has."""
+        return self.memory.explain_kill() if rc == 128 + signal.SIGKILL else ""
 
 
 @dataclass

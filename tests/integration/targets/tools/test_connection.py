@@ -85,6 +85,18 @@ def test_raw_exit_codes_and_output_come_through(inside, code):
     assert result["stderr"].strip() == "err"
 
 
+def test_a_command_that_the_kernel_kills_for_want_of_memory_says_so(inside):
+    host.docker("update", "--memory", "64m", "--memory-swap", "64m", inside.name)
+    command = "exec /dev/crashcart/bin/python3 -c 'bytearray(200 << 20)'"
+    with pytest.raises(host.ModuleFailed) as failed:
+        inside("ansible.builtin.raw", {"_raw_params": command})
+    assert failed.value.result["rc"] == 137
+    assert (
+        "crashcart: the kernel has killed it, since the container has reached its memory limit of 64.0 MiB"
+        in (failed.value.result["stderr"])
+    )
+
+
 @pytest.mark.parametrize(("inside", "size"), [("as_user", 0), ("as_user", 3 << 20), ("local", 5)], indirect=["inside"])
 def test_files_travel_there_and_back(inside, tmp_path, size):
     source = tmp_path / "source"
