@@ -58,8 +58,9 @@ ip link set eth0 address {mac}
 rm /etc/ssh/ssh_host_*
 ssh-keygen -q -t ed25519 -N '' -C {name} -f /etc/ssh/ssh_host_ed25519_key
 kill -HUP $(cat /run/sshd.pid)
-# logind has noted the boot id, and would not know the sessions' managers by another.
+# logind and Podman have noted the boot id, and would not go on with another.
 systemctl try-restart systemd-logind
+rm -rf /run/libpod /run/containers/storage
 cat /etc/ssh/ssh_host_ed25519_key.pub
 """
 

@@ -29,11 +29,22 @@ PROCESS_RUNTIME = "process"
 # The hierarchy of cgroup version 2, and the two of version 1 in which both LXC and systemd-nspawn have groups.
 _HIERARCHIES = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/pids")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
+# Below the top of a hierarchy: where containers have their groups, and the name in the path of one. Later versions of systemd put no
+# "machine-" before the name of a scope. Podman's scopes are in the same slice, and Podman lists them.
 _PLACES = (
     ("lxc", "lxc.payload.*", re.compile(r"lxc\.payload\.(.+)")),
-    ("lxc", "lxc/*", re.compile(r"([^.].*)")),
-    ("systemd-nspawn", "machine.slice/machine-*.scope", re.compile(r"machine-(.+)\.scope")),
-    ("systemd-nspawn", "machine.slice/systemd-nspawn@*.service", re.compile(r"systemd-nspawn@(.+)\.service")),
+    ("lxc", "lxc/*", re.compile(r"lxc/([^.].*)")),
+    ("systemd-nspawn", "machine.slice/machine-*.scope", re.compile(r"machine\.slice/machine-(.+)\.scope")),
+    (
+        "systemd-nspawn",
+        "machine.slice/*.scope/payload",
+        re.compile(r"machine\.slice/(?!machine-|libpod-)(.+)\.scope/payload"),
+    ),
+    (
+        "systemd-nspawn",
+        "machine.slice/systemd-nspawn@*.service",
+        re.compile(r"machine\.slice/systemd-nspawn@(.+)\.service"),
+    ),
 )
 
 
@@ -49,7 +60,7 @@ class Machines:
         for runtime, pattern, name_pattern in _PLACES:
             for hierarchy in _HIERARCHIES:
                 for folder in sorted(glob.glob(f"{hierarchy}/{pattern}/")):
-                    match = name_pattern.fullmatch(os.path.basename(folder.rstrip("/")))
+                    match = name_pattern.fullmatch(os.path.relpath(folder, hierarchy))
                     name = _unescape(match.group(1)) if match else ""
                     if name and f"{runtime}:{name}" not in found:
                         leader = _find_leader(folder)

@@ -51,6 +51,7 @@ def put(tmp_path, monkeypatch):
         ("lxc.payload.web", "lxc", "web"),
         ("lxc/db", "lxc", "db"),
         (r"machine.slice/machine-my\x2dbox.scope", "systemd-nspawn", "my-box"),
+        (r"machine.slice/my\x2dbox.scope/payload", "systemd-nspawn", "my-box"),
         ("machine.slice/systemd-nspawn@box.service", "systemd-nspawn", "box"),
     ],
 )
@@ -66,7 +67,13 @@ def test_a_container_is_called_by_its_control_group(put, inside, group, runtime,
         Machines().refresh(replace(found, start_ticks=1))
 
 
-@pytest.mark.parametrize("group", ["lxc/.hidden", "lxc.monitor.web", "machine.slice/other.service", "docker/abc"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        *("lxc/.hidden", "lxc.monitor.web", "machine.slice/other.service", "docker/abc"),
+        *("machine.slice/box.scope/supervisor", "machine.slice/libpod-ab.scope/payload"),
+    ],
+)
 def test_other_control_groups_are_none(put, inside, group):
     put(f"one/{group}", inside)
     assert Machines().list_containers() == []
