@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-from typing import Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import Mount
@@ -21,8 +20,8 @@ class MemoryWatch:
     HOST_MOUNTS: the host's mounts of control groups. Where no memory group is to be found, no kill is.
     """
 
-    def __init__(self, memberships: list[cgroups.Membership], host_mounts: Sequence[Mount], container_id: str) -> None:
-        place = cgroups.find_controller_directory(memberships, list(host_mounts), "memory", container_id)
+    def __init__(self, memberships: list[cgroups.Membership], host_mounts: list[Mount], container_id: str) -> None:
+        place = cgroups.find_controller_directory(memberships, host_mounts, "memory", container_id)
         self._folder, is_v1 = place or ("", False)
         self._kills_file, self._limit_file = _FILES[is_v1]
         self._before = self._count_kills()
@@ -33,8 +32,11 @@ class MemoryWatch:
             return ""
         limit = cgroups.parse_number(self._read(self._limit_file))
         if limit is None or limit >= cgroups.NO_LIMIT:
-            return "the kernel has killed it, since the memory of the host, or of a control group above the container, is used up"
-        return f"the kernel has killed it, since the container has reached its memory limit of {format_bytes(limit)}"
+            return "the kernel has killed the command, since the memory of the host, or of a control group above the container, is used up"
+        return (
+            f"the kernel has killed the command, since the container has reached its memory limit of {format_bytes(limit)}:"
+            " raise the limit, or use a tool that needs less"
+        )
 
     def _count_kills(self) -> int:
         return cgroups.parse_flat(self._read(self._kills_file)).get("oom_kill", 0)

@@ -58,6 +58,15 @@ def test_the_main_job(container, where, tmp_path):
     assert f"report: {tmp_path}/report" in done.stdout
 
 
+def test_exec_shows_what_a_command_said_before_the_kernel_killed_it(container):
+    name = container(options=("--network", "none", "--memory", "64m"))
+    argv = ["python3", "-c", "print('soon', flush=True); bytearray(200 << 20)"]
+    failed = host.playbook("exec", check=False, containers=name, argv=argv)
+    assert failed.returncode != 0
+    assert f"container {name}: the kernel has killed the command" in failed.stdout + failed.stderr
+    assert re.search(r"msg:\n *- soon\n *- exit code 137\n", failed.stdout), failed.stdout
+
+
 def test_one_container_that_fails_costs_no_other(container, tmp_path):
     """The playbook serves the other containers and shows their results; it fails with one message that has both."""
     good, stopped = container(*LOOP), container()

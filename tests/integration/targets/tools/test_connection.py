@@ -92,7 +92,7 @@ def test_a_command_that_the_kernel_kills_for_want_of_memory_says_so(inside):
         inside("ansible.builtin.raw", {"_raw_params": command})
     assert failed.value.result["rc"] == 137
     assert (
-        "crashcart: the kernel has killed it, since the container has reached its memory limit of 64.0 MiB"
+        "crashcart: the kernel has killed the command, since the container has reached its memory limit of 64.0 MiB"
         in (failed.value.result["stderr"])
     )
 

@@ -44,8 +44,9 @@ def test_kills_from_before_are_not_the_commands(group):
 def test_a_kill_at_the_containers_limit(group):
     watch, write = group
     write(4, 64 << 20)
-    assert (
-        watch.explain_kill() == "the kernel has killed it, since the container has reached its memory limit of 64.0 MiB"
+    assert watch.explain_kill() == (
+        "the kernel has killed the command, since the container has reached its memory limit of 64.0 MiB:"
+        " raise the limit, or use a tool that needs less"
     )
 
 
