@@ -93,7 +93,8 @@ def main() -> None:
     cells = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     if SEEN.exists():
         cells = merge(cells, json.loads(SEEN.read_text(encoding="utf-8")))
-    KEPT.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    text = re.sub(r"\[\s+(.+),\s+(.+)\s+\]", r"[\1, \2]", json.dumps(cells, indent=1))  # a line for each cell
+    KEPT.write_text(text + "\n", encoding="utf-8")
     PAGE.write_text(render(cells), encoding="utf-8")
 
 

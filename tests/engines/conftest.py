@@ -73,6 +73,6 @@ def shown(request: pytest.FixtureRequest) -> None:
     """Note what a test of an engine shows: the first line of its docstring, and its parameter."""
     if "engine" in request.fixturenames:
         station, engine = request.getfixturevalue("station"), request.getfixturevalue("engine")
-        rights = getattr(request.node, "callspec", None) and request.node.callspec.params.get("rights", "")
+        rights = matrix.read_parameters(request.node).get("rights", "")
         row = " ".join(filter(None, (request.function.__doc__.splitlines()[0].rstrip("."), rights)))
         matrix.note(request.node, "engines", f"{engine.title} {station.find_version(engine.runtime)}", row)

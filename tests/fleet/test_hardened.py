@@ -53,8 +53,8 @@ _TMP_WORDS = json.dumps({"ansible_remote_tmp": "/tmp/.ansible"})
 
 
 @pytest.fixture(scope="module")
-def hosts(image):
-    """Run a guest of Debian 13, which is hardened, and one of Debian 12, by which the first can be reached."""
+def hosts():
+    """Run a guest of Debian 13, which is hardened, and one of Debian 12, which is reached in several ways."""
     fleet.down()
     try:
         both = fleet.up(2, ["trixie", "bookworm"])
@@ -68,8 +68,8 @@ def hosts(image):
 def shown(request, hosts):
     """Note what a test shows."""
     number, row = _SHOWN[request.function.__name__]
-    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    matrix.note(request.node, "hosts", find_title(hosts[number]), row.format(**parameters))
+    title = find_title(hosts[number])
+    matrix.note(request.node, "hosts", title, row.format(**matrix.read_parameters(request.node)))
 
 
 @pytest.fixture(scope="module")

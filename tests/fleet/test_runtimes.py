@@ -116,7 +116,7 @@ def check_remapped_docker(host):
 
 def check_rootless_docker(host):
     """Check a user's own Docker engine in the user's own namespaces, as dockerd-rootless.sh starts it."""
-    with user_session(host) as (uid, session):
+    with user_session(host) as (uid, own):
         socket = f"unix:///run/user/{uid}/docker.sock"
         docker = f"docker -H {socket}"
         # /run is a copy whose links lead to root's own folders.
@@ -124,7 +124,6 @@ def check_rootless_docker(host):
             "rm -f /run/docker /run/containerd /run/xtables.lock; "
             f"exec dockerd --rootless -H {socket} --bridge=none --iptables=false --ip6tables=false --storage-driver vfs"
         )
-        own = f"cd / && runuser -u {guest.USER} -- env {' '.join(session)} HOME=/home/{guest.USER}"
         host.run(
             f"({own} systemd-run --user -q --collect --unit rootless -p Delegate=yes rootlesskit --net=slirp4netns "
             f"--disable-host-loopback --state-dir=/run/user/{uid}/rootlesskit --copy-up=/etc --copy-up=/run "
@@ -148,11 +147,12 @@ def check_rootless_docker(host):
 
 @contextmanager
 def user_session(host):
-    """Let a session of the guest's user run on HOST until the context ends, and give the user's number and the session's variables."""
+    """Let a session of the guest's user run on HOST until the context ends, and give the user's number and the words before a command of it."""
     uid = host.run(f"id -u {guest.USER}").strip()
     host.run(f"loginctl enable-linger {guest.USER}; until test -S /run/user/{uid}/bus; do sleep 0.2; done")
     try:
-        yield uid, (f"XDG_RUNTIME_DIR=/run/user/{uid}", f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus")
+        session = f"XDG_RUNTIME_DIR=/run/user/{uid} DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{uid}/bus"
+        yield uid, f"cd / && runuser -u {guest.USER} -- env {session} HOME=/home/{guest.USER}"
     finally:
         host.run(f"loginctl disable-linger {guest.USER}")
 
@@ -192,10 +192,8 @@ def check_podman(host):
 
     One container is in a crash loop, and a trace awaits its next start.
     """
-    with user_session(host) as (uid, session):
-        _check_podman(
-            host, uid, f"cd / && runuser -u {guest.USER} -- env {' '.join(session)} HOME=/home/{guest.USER} podman"
-        )
+    with user_session(host) as (uid, own):
+        _check_podman(host, uid, f"{own} podman")
 
 
 def _check_podman(host, uid, podman):

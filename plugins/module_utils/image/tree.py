@@ -102,7 +102,7 @@ class _Member(tarfile.TarInfo):
         except HeaderError as error:
             raise ReadError(str(error)) from error
 
-    # tarfile calls it for each header once that is read, and says that classes like this one may change it.
+    # tarfile calls it for each header once that is read, and says that classes like this one may change it. Its type stubs lack it.
     def _proc_member(self, tarfile: TarFile) -> tarfile.TarInfo:
         if self.type in _HEADER_TYPES and self.size > _MAX_HEADER:
             raise ReadError(f"a header of {self.size} bytes")

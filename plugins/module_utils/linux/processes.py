@@ -59,7 +59,7 @@ class Process:
     """A process that is held by a descriptor of its /proc/PID. Use as a context manager.
 
     The methods that read raise ProcessGone when the process has ended, and so does Process(PID) itself. Where only the first thread
-    has ended, which then has neither namespaces nor a root, they read of another thread.
+    has ended, which then has neither namespaces nor a root, the first look at one of these makes all later ones read of another thread.
     """
 
     def __init__(self, pid: int) -> None:
@@ -71,7 +71,6 @@ class Process:
             self._fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ProcessGone(pid) from error
-        self._choose_next_thread()
 
     def __enter__(self) -> Process:
         return self

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Note what tests have seen working, and on what, for the pages of docs/matrix.md. A plugin of pytest, which conftest.py names.
+"""Note what tests have seen working, and on what, for docs/matrix.md. A conftest.py takes pytest_runtest_logreport from here.
 
 A test says what it shows by `note`. Its outcome goes to build/matrix.json of the checkout, and `make matrix-page` takes it from there.
 """
@@ -25,9 +25,14 @@ def note(item: pytest.Item, table: str, column: str, row: str) -> None:
     item.user_properties.append((_PROPERTY, [table, column, row]))
 
 
+def read_parameters(item: pytest.Item) -> dict[str, Any]:
+    """Return the parameters of the test ITEM by name; {} where it has none."""
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Write down the outcome of a test that shows something."""
-    # A test that a fixture kept from beginning, or that was skipped, has shown nothing.
+    # A test that a fixture kept from beginning, or that was skipped, has shown nothing. To pytest a failure that is allowed is skipped, too.
     if report.when != "call" or (report.skipped and not hasattr(report, "wasxfail")):
         return
     shown = [value for name, value in report.user_properties if name == _PROPERTY]

@@ -16,6 +16,7 @@ from typing import Any, Iterable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mounts import read_mounts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import gen_holders, read_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
 MOUNT_POINT = "/sys/kernel/tracing"
 _REMOVE_TIMEOUT_S = 3.0
@@ -84,7 +85,7 @@ def list_own_instances() -> list[str]:
         names = os.listdir(os.path.join(find_mount_point(), "instances"))
     except (TraceError, OSError):
         return []
-    return sorted(name for name in names if name.startswith("crashcart"))
+    return sorted(name for name in names if name.startswith(INSTANCE_PREFIX))
 
 
 def find_refusal(path: str) -> str:
