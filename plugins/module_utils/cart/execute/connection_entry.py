@@ -203,7 +203,7 @@ def _run_job(job: Job, order: Order, server: Server) -> int:
         rc = _wait(channel)
         why = job.explain_kill(rc)
         if why:
-            print(f"crashcart: {why}", file=sys.stderr)
+            sys.stderr.write(f"crashcart: {why}\n")
         for pump in pumps:
             pump.finish()
         return rc
