@@ -26,6 +26,8 @@ def kill_with_children(pid: int) -> None:
     """Kill process PID, and all processes that it and they have started, whichever sessions they have made."""
     found = [str(pid)]
     for parent in found:
+        # A process that is stopped starts no other one between the look at its children and its end.
+        host.run("kill", "-STOP", parent, check=False)
         found += host.run("pgrep", "-P", parent, check=False).stdout.split()
     host.run("kill", "-KILL", *found, check=False)
 
