@@ -83,7 +83,25 @@ def summarize_attachment(attachment: Mapping[str, Any]) -> str:
 
 def summarize_traces(traces: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one line for each of TRACES, as ftrace_instance returns them."""
-    return [escape(f"trace of {trace['container']}: {_describe_trace(trace)}") for trace in traces]
+    return [escape(f"{_name_trace(trace)}: {_describe_trace(trace)}") for trace in traces]
+
+
+def _name_trace(trace: Mapping[str, Any]) -> str:
+    return f"trace of {trace['container']}" if trace["rule"] is None else f"rule {trace['container']}"
+
+
+def _gen_rule(rule: Mapping[str, Any]) -> Iterator[str]:
+    """Yield phrases that say what RULE awaits, and what has started."""
+    labels = [name if value is None else f"{name}={value}" for name, value in rule["labels"].items()]
+    wanted = [", ".join(rule["patterns"])] if rule["patterns"] is not None else []
+    wanted += [f"label {label}" for label in labels]
+    yield f"awaits {' with '.join(wanted)}"
+    yield f"{rule['traced']} containers have started, {rule['running']} are traced now"
+    if rule["unmeant"]:
+        yield f"{rule['unmeant']} others have started"
+    if rule["refused"]:
+        yield f"{rule['refused']} were not traced, as max_containers ({rule['max_containers']}) were traced already"
+    yield from rule["troubles"]
 
 
 def _describe_trace(trace: Mapping[str, Any]) -> str:
@@ -91,6 +109,8 @@ def _describe_trace(trace: Mapping[str, Any]) -> str:
 
 
 def _gen_trace(trace: Mapping[str, Any]) -> Iterator[str]:
+    if trace["rule"] is not None:
+        yield from _gen_rule(trace["rule"])
     yield trace["summary"]
     if trace["mode"] == "record":
         size = sum(recording["size"] for recording in trace["recordings"])

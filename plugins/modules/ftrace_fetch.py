@@ -263,7 +263,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments, outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments, distribute, outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
@@ -279,6 +279,10 @@ def run(module):
         )
     home = fetching.make_home(parameters, int(cursor))
     root = tracefs.find_tracefs()
+    outcome = Outcome()
+    if not module.check_mode:
+        with outcome.complaining():
+            distribute.distribute_all(root)
     found = selection.select_instances(module, root, untraced_ok=bool(outbox.list_segments()))
     if module.check_mode:
         return {
@@ -291,7 +295,6 @@ def run(module):
         client.ensure_recorder()  # somebody may have killed it
     except FleetError as error:
         module.warn(str(error))  # a fetch needs no recorder
-    outcome = Outcome()
     result = fetching.fetch(found, outcome, home, module.warn, consume=parameters["consume"])
     outcome.check([trace.who for trace in found], "drained", **result)
     return {**result, "failed_containers": []}

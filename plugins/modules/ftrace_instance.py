@@ -57,13 +57,33 @@ options:
     elements: str
   state:
     description:
-      - The state that the traces should have. V(started) records events. V(stopped) stops recording and keeps what was recorded. V(absent)
+      - The state that the traces should have. V(started) records events. V(awaiting) makes a standing rule - whatever container starts on
+        this host from now on and is meant by the selection is traced from its first instruction, also a container that does not exist yet,
+        or that lives for a moment only. V(stopped) stops recording and keeps what was recorded. V(absent)
         removes the instance with what it holds.
       - With V(absent) a name that matches no container is a warning, not an error, because nothing of it is traced. It is an error where
         one of the host's runtimes does not answer.
     type: str
-    choices: [started, stopped, absent]
+    choices: [started, awaiting, stopped, absent]
     default: started
+  rule:
+    description:
+      - Name of the standing rule, for O(state=awaiting). The default is what O(containers) and O(labels) select, as text.
+      - With O(state=stopped) and O(state=absent) it selects the rule in place of containers.
+    type: str
+    version_added: 0.1.0
+  max_containers:
+    description:
+      - How many containers a rule traces at once. What starts beyond that is not traced, and counted. Only with O(state=awaiting), where the
+        default is V(100).
+    type: int
+    version_added: 0.1.0
+  max_time:
+    description:
+      - How long a rule traces each container from its start on, for example V(30s). By default it does so until the container ends. Only
+        with O(state=awaiting).
+    type: str
+    version_added: 0.1.0
   everything:
     description:
       - Stop or remove every trace instance of this collection on the host. With V(absent) also remove files that killed tasks have left exposed
@@ -201,6 +221,20 @@ EXAMPLES = r"""
     containers: api
     profile: startup
     ttl: 1h
+  become: true
+
+- name: Trace whatever is called shop-something from its first instruction, also containers that do not exist yet
+  crashcart.fleet.ftrace_instance:
+    state: awaiting
+    rule: shop
+    containers: shop-*
+    ttl: 8h
+  become: true
+
+- name: End that rule, with what it has recorded and nobody has fetched
+  crashcart.fleet.ftrace_instance:
+    state: absent
+    rule: shop
   become: true
 
 - name: Let the application write its own lines into its trace, with echo done >/dev/crashcart-trace/trace_marker
@@ -379,6 +413,13 @@ instances:
       type: list
       elements: dict
       sample: [{recording: true, segments: 3, size: 200000000, rotated: 0, stopped: null}]
+    rule:
+      description:
+        - The standing rule, with its selection (C(patterns), C(labels)) and bounds (C(max_containers), C(max_time_s)), and what has started
+          since it began. C(traced) containers were meant, C(unmeant) were not, C(refused) were beyond C(max_containers), C(running) are
+          traced now. C(troubles) says in words why starts may have been missed. V(null) for the trace of one container.
+      type: dict
+      sample: {name: shop, patterns: ["shop-*"], labels: {}, max_containers: 100, traced: 3, unmeant: 0, refused: 0, running: 1}
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -390,17 +431,22 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, selection
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments, starting
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments, awaiting, starting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 # What a message says was done for the containers that did not fail, by state.
-_DONE = {"started": "traced", "stopped": "stopped", "absent": "removed"}
+_DONE = {"started": "traced", "awaiting": "awaited", "stopped": "stopped", "absent": "removed"}
 
 
 def run_started(module, root, outcome):
     options.refuse_everything(module, "state=stopped and state=absent")
     return starting.start_traces(module, root, outcome)
+
+
+def run_awaiting(module, root, outcome):
+    options.refuse_everything(module, "state=stopped and state=absent")
+    return awaiting.await_containers(module, root, outcome)
 
 
 def remove(module, found, outcome):
@@ -410,7 +456,7 @@ def remove(module, found, outcome):
     warning and keeps no instance.
     """
     names = {trace.instance.name for trace in found}
-    holders = {trace.container.id: trace.container for trace in found if trace.container is not None}
+    holders = {trace.container.id: trace.container for trace in found if trace.container and trace.container.pid}
     others = []
     if module.params["everything"]:
         names = None
@@ -432,8 +478,11 @@ def remove(module, found, outcome):
 
 def run_ended(module, root, outcome):
     state = module.params["state"]
-    options.require_selection(module, "every trace of this collection on the host")
-    found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
+    if module.params["rule"] is not None:
+        found = awaiting.select_rule(module, root)
+    else:
+        options.require_selection(module, "every trace of this collection on the host")
+        found = selection.select_instances(module, root, untraced_ok=True, missing_ok=state == "absent")
     before = {trace.instance.name: trace.find_state() for trace in found}
     left = []
     leftovers = False
@@ -465,7 +514,7 @@ def run(module):
             raise
         return {"changed": False, "instances": [], "lines": [], "failed_containers": []}
     outcome = Outcome()
-    run_state = run_started if module.params["state"] == "started" else run_ended
+    run_state = {"started": run_started, "awaiting": run_awaiting}.get(module.params["state"], run_ended)
     result, containers = run_state(module, root, outcome)
     result["lines"] = summaries.summarize_traces(result["instances"])
     result.update(options.describe_selection(module, containers))
@@ -480,8 +529,9 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             options.ARGUMENTS,
-            state=dict(type="str", choices=["started", "stopped", "absent"], default="started"),
+            state=dict(type="str", choices=["started", "awaiting", "stopped", "absent"], default="started"),
             everything=dict(type="bool", default=False),
+            **awaiting.ARGUMENTS,
             **arguments.ARGUMENTS,
         ),
         supports_check_mode=True,

@@ -185,7 +185,7 @@ def _move_events(sample, source):
 def _add_calls(sample, source):
     """Put calls with random numbers, arguments and results in."""
     names = sample.tables.get("syscalls")  # anything, after another damage
-    known = [int(number) for number in names if number.isdigit()] if isinstance(names, dict) else []
+    known = [int(number) for number in names if number.isdecimal()] if isinstance(names, dict) else []
     known = known or [0]
     for _time in range(source.randrange(1, 20)):
         events = source.choice(sample.cpus)

@@ -24,8 +24,10 @@ import time
 import traceback
 
 _FOUND = 3  # exit code of a process whose cases showed faults; Python itself ends with 1 for an exception
-_LIMIT_S = 20  # of a case, which takes some milliseconds
-_START_S = 600  # until the first case: the pass is compiled
+_LIMIT_S = (
+    20  # of processor time for a case, which takes some milliseconds: the machine may be busy with something else
+)
+_STUCK_S = 600  # for a case that waits for something, and until the first case: the pass is compiled
 _MEMORY = 1 << 30  # bytes beyond what the process has after the first capture
 _MAX_FAULTS = 20
 _STATE = struct.Struct("qqqq")  # cases begun, reports, faults, and the current case's seed
@@ -117,7 +119,13 @@ class _Worker:
         self._process = subprocess.Popen(
             [*words, *(["--bounds"] if self._options.bounds else [])], env=self._environment
         )
-        self._seen, self._since = -1, time.monotonic()
+        self._seen, self._since, self._used_s = -1, time.monotonic(), 0.0
+
+    def _read_used(self):
+        """Return the seconds of processor time that the process has used (proc(5))."""
+        with open(f"/proc/{self._process.pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def poll(self):
         """Return True while there is something to do."""
@@ -127,8 +135,9 @@ class _Worker:
         code = self._process.poll()
         if code is None:
             if begun != self._seen:
-                self._seen, self._since = begun, time.monotonic()
-            if time.monotonic() - self._since > (_LIMIT_S if begun else _START_S):
+                self._seen, self._since, self._used_s = begun, time.monotonic(), self._read_used()
+            is_slow = begun and self._read_used() - self._used_s > _LIMIT_S
+            if is_slow or time.monotonic() - self._since > _STUCK_S:
                 self._process.kill()
                 self._process.wait()
                 code = "it takes too long" if begun else "the first capture takes too long"

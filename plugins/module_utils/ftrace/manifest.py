@@ -84,6 +84,7 @@ class Manifest:
     LIMITS, FOLLOWED: the limits of the trace; how the container's processes were followed.
     HAS_RUN: True if the container ran when the trace began, or when it was fetched or ended.
     TRACING, STOPPED: True if the trace goes on; why it ended by itself, or None.
+    RULE: the name of the rule by which the container was traced; None if it was traced by itself.
     FETCHED: when the manifest was made, in seconds since the epoch.
     """
 
@@ -104,6 +105,7 @@ class Manifest:
     has_run: bool
     tracing: bool
     stopped: str | None
+    rule: str | None = None
     fetched: float = field(default_factory=time.time)
 
     def as_json(self, loss: Loss) -> dict[str, Any]:
@@ -125,6 +127,7 @@ class Manifest:
             "has_run": self.has_run,
             "tracing": self.tracing,
             "stopped": self.stopped,
+            **({} if self.rule is None else {"rule": self.rule}),
             "buffer_kb": self.buffer_kb,
             "events": self.events,
             **loss.as_json(),

@@ -33,68 +33,35 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import hist
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import (
     Awaited,
-    Following,
-    find_following,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.pid_lists import PidLists, make_pid_lists
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest import describe_container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import (
+    Plan,
+    Present,
+    TraceRequest,
+    make_plan,
+    read_present,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import NO_LIMITS, Limits
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeRequest, ProbeSet
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import Settings, add_probes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import ProbeSet
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes, probe_places
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup.configure import (
     check_possible,
     configure,
     read_settings,
-    with_all_cpus,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
 _MAX_EARLIER = 50
 _AWAITABLE = ("docker", "podman")
-
-
-@dataclass(frozen=True)
-class Exposing:
-    """The functions that show files of a trace in its container, and take them away again.
-
-    ENSURE returns True if it had anything to do.
-    """
-
-    ensure: Callable[[TraceInstance], bool]
-    remove: Callable[[TraceInstance], Any]
-
-
-NO_EXPOSING = Exposing(lambda _trace: False, lambda _trace: None)
-
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """A request for traces, the same for all containers of a call.
-
-    SETTINGS, PROBES: what is traced.
-    FOLLOW_EXEC: True if programs that the runtime starts in the container later are followed.
-    FOLLOW_TOOLS: True if this collection's tools in the container are followed.
-    LIMITS: when a trace ends, and what of a recording is kept.
-    EXPOSING: how the container sees files of its trace.
-    DESCRIBED: the request in the form of the manifest; None if there is none.
-    """
-
-    settings: Settings
-    follow_exec: bool
-    follow_tools: bool = False
-    probes: Sequence[ProbeRequest] = ()
-    limits: Limits = NO_LIMITS
-    exposing: Exposing = NO_EXPOSING
-    described: dict[str, Any] | None = None
 
 
 @dataclass
@@ -110,62 +77,6 @@ class Started:
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     made: list[TraceInstance] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The decisions for one container, made before anything is changed.
-
-    TRACE: the trace to make or change.
-    SUBJECT: the running container, or one whose start is awaited.
-    GROUP: the folder of its control group; '' if that is not known.
-    SETTINGS, PROBES: the settings, with the events of the container's probes; these probes.
-    FOLLOWING: how the container's processes are followed.
-    LIMITS: the requested limits as they apply to this container.
-    PID_LISTS: the threads to record.
-    DESCRIBED: the request in the form of the manifest.
-    """
-
-    trace: TraceInstance
-    subject: Target | Awaited
-    group: str
-    settings: Settings
-    probes: ProbeSet
-    following: Following
-    limits: Limits
-    pid_lists: PidLists
-    described: dict[str, Any] | None
-
-    @property
-    def instance(self) -> Instance:
-        """Return the trace's instance."""
-        return self.trace.instance
-
-    def as_diff(self) -> dict[str, Any]:
-        """Return the planned state, for a diff."""
-        return {"state": "started", **vars(self.settings), "limits": state.describe_limits(self.limits, self.group)}
-
-
-@dataclass(frozen=True)
-class Present:
-    """The present state of an instance.
-
-    SETTINGS: its settings; None if it does not exist.
-    IS_TRACING: True if tracing is on.
-    LIMITS: the limits that the recorder applies, for a diff.
-    EXPIRES: when its ttl ends, in seconds since the epoch; None if it has none.
-    """
-
-    settings: Settings | None
-    is_tracing: bool
-    limits: dict[str, Any]
-    expires: float | None
-
-    def as_diff(self) -> dict[str, Any] | None:
-        """Return the present state, for a diff; None if the instance does not exist."""
-        if self.settings is None:
-            return None
-        return {"state": "started" if self.is_tracing else "stopped", **vars(self.settings), "limits": self.limits}
 
 
 @dataclass(frozen=True)
@@ -228,6 +139,27 @@ def ensure_started(
     return call.started
 
 
+def ensure_awaiting(
+    rule: Rule, outcome: Outcome, begun: ExitStack, root: str, request: TraceRequest, *, check_mode: bool
+) -> Started:
+    """Have the containers that RULE means traced from their starts on as REQUEST says, and return what was done.
+
+    The arguments and exceptions are those of ensure_started. What runs already is not traced.
+    """
+    container = rule.as_container()
+    call = _Call(root, request, lambda _container: None, begun, Started(), check_mode)
+    check_possible(root, request.settings, [find_instance(root, container).instance.name])
+    handover.check_possible(request.limits, root, int(request.settings.files["buffer_size_kb"]))
+    probe_places.check_possible(root, request.probes)
+    awaited = Awaited(container, "", has_shim=True, rule=rule)
+    with outcome.serve(container), ExitStack() as binaries:
+        (probes,) = probe_places.bind_all([awaited], request.probes, binaries)
+        if isinstance(probes, FleetError):
+            raise probes
+        _ensure(call, make_plan(root, awaited, probes, request))
+    return call.started
+
+
 def _check_running(container: Container) -> None:
     try:
         check_running(container)
@@ -265,47 +197,6 @@ def _serve(call: _Call, subject: Target | Awaited, probes: ProbeSet) -> None:
         if not call.request.limits.restarts or isinstance(subject, Awaited):
             raise
         _ensure(call, make_plan(call.root, _await(call, subject.container), probes, call.request))
-
-
-def make_plan(root: str, subject: Target | Awaited, probes: ProbeSet, request: TraceRequest) -> Plan:
-    """Return the plan that traces SUBJECT, with the container's own PROBES, as REQUEST says. ROOT is the tracefs."""
-    trace = find_instance(root, subject.container)
-    group = _find_group(subject)
-    following = find_following(subject, follow_exec=request.follow_exec, tools=request.follow_tools)
-    following = replace(following, restarts=request.limits.restarts and _bears_id(group, subject.container))
-    limits = replace(
-        request.limits,
-        watch=following.is_watched,
-        tools=following.tools,
-        restarts=following.restarts,
-        descends=following.restarts and following.descends,
-    )
-    settings = add_probes(request.settings, probes.list_events(), follow_exec=request.follow_exec)
-    pid_lists = make_pid_lists(trace.instance, subject, request.settings, following)
-    return Plan(trace, subject, group, with_all_cpus(settings), probes, following, limits, pid_lists, request.described)
-
-
-def _find_group(subject: Target | Awaited) -> str:
-    """Return the folder of the control group of SUBJECT; '' if it is not known."""
-    if isinstance(subject, Awaited):
-        return subject.group
-    return cgroups.find_container_directory(subject.process.read("cgroup"), subject.container.id) or ""
-
-
-def _bears_id(group: str, container: Container) -> bool:
-    """Return True if GROUP has CONTAINER's id in its name: no other container uses it then, and each start of this one does."""
-    return bool(cgroups.ENGINE_ID.match(container.id)) and container.id in group
-
-
-def read_present(plan: Plan) -> Present:
-    """Return the present state of the instance that PLAN is for."""
-    name, exists = plan.instance.name, plan.instance.exists()
-    return Present(
-        read_settings(plan.instance, plan.settings) if exists else None,
-        exists and plan.instance.is_tracing(),
-        state.describe_order(name),
-        state.find_end(name),
-    )
 
 
 def _ensure(call: _Call, plan: Plan) -> None:
@@ -389,7 +280,7 @@ def _set_up(change: client.Change, plan: Plan, present: Present, known: dict[str
         # The record is written before anything is traced, so that it tells the threads that are killed from now on.
         record = _describe_start(plan)
         metadata.write_record(instance, record)
-        handover.begin(change, instance, plan.subject.container, plan.group, plan.limits, record)
+        handover.begin(change, instance, plan.subject.container, plan.group, plan.limits, record, plan.rule)
 
     def restore() -> None:
         with suppress(FleetError, OSError):  # the reason of the refusal must not be hidden by a second error
@@ -442,6 +333,7 @@ def _describe_start(plan: Plan) -> dict[str, Any]:
         or collect(plan.subject.container),
         "events": {**before.get("events", {}), **settings.switched, **settings.events},
         "limits": plan.limits.describe(),
+        **({} if plan.rule is None else {"rule": plan.rule.describe()}),
         "followed": plan.following.describe(),
         "discarded": before.get("discarded"),
     }

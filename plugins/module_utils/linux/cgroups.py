@@ -88,6 +88,13 @@ def _is_v2_top(mount: Mount) -> bool:
     return mount.filesystem == "cgroup2" and mount.root == "/"
 
 
+def find_top() -> str | None:
+    """Return the folder of the root group, in the hierarchy that find_directory chooses; None when no usable hierarchy is mounted."""
+    mounts = read_mounts("self", " - cgroup")
+    found = (_find_v1_mount_point(controller, mounts) for controller in _V1_PREFERRED)
+    return next(filter(None, found), None) or next((mount.mount_point for mount in mounts if _is_v2_top(mount)), None)
+
+
 def find_common_directory(path: str) -> str | None:
     """Return the folder of the group that has PATH in all hierarchies; None when no usable hierarchy is mounted.
 
@@ -134,12 +141,17 @@ def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
 def gen_pids(directory: str) -> Iterator[int]:
     """Yield the pids of all processes in the group at DIRECTORY and in the groups below."""
     for folder, _children, _files in os.walk(directory):
-        try:
-            with open(os.path.join(folder, "cgroup.procs"), encoding="ascii") as file:
-                for line in file:
-                    yield int(line)
-        except OSError:
-            continue  # the group was removed, or is threaded: the members of a threaded group show in its parent
+        yield from gen_own_pids(folder)
+
+
+def gen_own_pids(directory: str) -> Iterator[int]:
+    """Yield the pids of all processes in the group at DIRECTORY, without those in the groups below."""
+    try:
+        with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            for line in file:
+                yield int(line)
+    except OSError:
+        return  # the group was removed, or is threaded: the members of a threaded group show in its parent
 
 
 def find_container_directory(process_cgroup: bytes, container_id: str = "") -> str | None:

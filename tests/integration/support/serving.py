@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.jobs 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart.execute.server import Server
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan, start
 from support import host
 
 
@@ -41,7 +41,7 @@ def execute(containers: list[Container], command: Command, server: Server) -> li
     return results
 
 
-def start_traces(containers: list[Container], wish: start.TraceRequest, **more: Any) -> start.Started:
+def start_traces(containers: list[Container], wish: plan.TraceRequest, **more: Any) -> start.Started:
     """Start traces of CONTAINERS by WISH."""
     outcome = Outcome()
     with ExitStack() as begun:

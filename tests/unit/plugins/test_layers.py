@@ -35,9 +35,11 @@ SHARED_LAYERS = (
     ("ftrace.follow", "ftrace.holdings"),
     ("ftrace.setup",),
     ("ftrace.head", "ftrace.drain"),
+    ("ftrace.rules",),
     ("ftrace.recorder",),
     ("ftrace.fetch",),
     ("ftrace.describe", "ftrace.end"),
+    ("ftrace.plan",),
     ("ftrace.selection", "ftrace.start"),
     ("ftrace.calls",),  # what a module does for its options
     ("summaries", "image", "analysis"),

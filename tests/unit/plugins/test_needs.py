@@ -24,6 +24,7 @@ DESCRIBED = (
     "ftrace.recorder.recordings",
     "ftrace.recorder.state",
     "ftrace.request",
+    "ftrace.rule",
     "ftrace.selection",
     "ftrace.setup.configure",
     "ftrace.setup.installed_probes",
@@ -52,6 +53,8 @@ FETCHED = (
     "ftrace.recorder.keeper",
     "ftrace.recorder.process",
     "ftrace.recorder.writer",
+    "ftrace.fetch.distribute",
+    "ftrace.rules",
 )
 CENSUS = (
     "cart.attach.expiry",
@@ -73,6 +76,7 @@ STARTED = (
     "ftrace.calls.arguments",
     "ftrace.calls.starting",
     "ftrace.end",
+    "ftrace.plan",
     "ftrace.recorder.handover",
     "ftrace.setup.probe_places",
     "ftrace.start",
@@ -105,7 +109,7 @@ NEEDS = {
     "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
     "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
     "ftrace_info": DESCRIBED,
-    "ftrace_instance": STARTED,
+    "ftrace_instance": (*STARTED, "ftrace.calls.awaiting"),
     "ftrace_report": (),
     "ftrace_store": (),
 }

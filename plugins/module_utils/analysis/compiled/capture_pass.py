@@ -57,7 +57,7 @@ class CapturePass:
     ) -> None:
         head = trace.head
         self.names = read_names(manifest)
-        self._file, self._head = trace.file, head
+        self._head = head
         seeds = Seeds(manifest, head.cmdlines)
         self.state = make_state()
         specification = manifest.get("specification")
@@ -77,7 +77,7 @@ class CapturePass:
         self._slot = slot
         self.data = np.zeros(slot * count + _BEYOND, np.uint8)
         self._pages = Pages(self.data, self.data.view(np.uint32), _find_order(head.order))
-        self._blocks = [self._gen_slots(place) for place in places]
+        self._blocks = [_gen_slots(trace, place, slot) for place in places]
         self.state.scalars[codes.CPUS] = len(places)
         for index in range(len(places)):
             cursor = self.state.cursors[index]
@@ -169,12 +169,17 @@ class CapturePass:
         """Return the next pages of the CPU at INDEX, no more than fit into a slot; None if there are no more."""
         return next(self._blocks[index], None)
 
-    def _gen_slots(self, place: CpuPages) -> Iterator[Any]:
-        size = self._slot
-        for block in trace_dat_reader.gen_page_blocks(self._file, self._head, place, size):
-            whole = np.frombuffer(block, np.uint8)
-            for start in range(0, len(whole), size):
-                yield whole[start : start + size]
+
+def _gen_slots(trace: Trace, place: CpuPages, size: int) -> Iterator[Any]:
+    """Yield the pages of PLACE of TRACE in pieces of at most SIZE bytes.
+
+    It is no method: a pass that holds an iterator that holds the pass would stay in memory, hundreds of megabytes of addresses, until
+    Python looks for such circles.
+    """
+    for block in trace_dat_reader.gen_page_blocks(trace.file, trace.head, place, size):
+        whole = np.frombuffer(block, np.uint8)
+        for start in range(0, len(whole), size):
+            yield whole[start : start + size]
 
 
 def _find_order(order: str) -> int:

@@ -17,7 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, plan, start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import limits, profiles, specification
@@ -37,7 +37,7 @@ def start_traces(
     """
     parameters = profiles.complete(module.params, len(Instance(root, "..").list_cpus()))
     path, files = _find_exposed(parameters)
-    wanted, request = _make_request(parameters, root, path, files, check_mode=module.check_mode)
+    wanted, request = make_request(parameters, root, path, files, check_mode=module.check_mode)
     host = options.open_host(module)
     containers = options.select(module, host, required=True, refuse=outcome.fail)
     if check is not None:
@@ -76,9 +76,9 @@ def start_traces(
     }, containers
 
 
-def _make_request(
+def make_request(
     parameters: Mapping[str, Any], root: str, path: str | None, files: Sequence[str], *, check_mode: bool
-) -> tuple[Specification, start.TraceRequest]:
+) -> tuple[Specification, plan.TraceRequest]:
     """Return the event specification that PARAMETERS ask for, and the request made of it, which exposes FILES at PATH."""
     wanted = trace_options.find_specification(parameters, root)
     restarts = parameters["follow_restarts"]
@@ -90,13 +90,13 @@ def _make_request(
             trace.container, trace.instance.name, root, path, files, check_mode=check_mode
         )
 
-    return wanted, start.TraceRequest(
+    return wanted, plan.TraceRequest(
         settings=specification.find_settings(wanted),
         follow_exec=parameters["follow_exec"],
         follow_tools=parameters["follow_tools"],
         probes=wanted.list_probes(),
         limits=replace(limits.parse_limits(parameters), restarts=restarts),
-        exposing=start.Exposing(expose, lambda trace: conceal([trace.container], {trace.instance.name})),
+        exposing=plan.Exposing(expose, lambda trace: conceal([trace.container], {trace.instance.name})),
         described=trace_options.describe(parameters, wanted),
     )
 

@@ -17,6 +17,7 @@ from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import ring
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.distribute import is_of_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.tasks import format_cmdlines, list_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import (
     ring_pages,
@@ -49,6 +50,8 @@ def list_sources(trace: TraceInstance) -> list[ring.Source]:
     """
     sources = []
     for recording in recordings.list_recordings(trace.instance.name):
+        if is_of_rule(recording):
+            continue  # its containers have recordings of their own (distribute.py)
         taking = _Taking(recording, trace)
         size = next((sum(segment.sizes.values()) for segment in recording.list_segments()), 0)
         sources.append(ring.Source(trace.instance, size, taking.take, taking.finish, taking.is_telling))
@@ -82,6 +85,8 @@ def has_waits(trace: TraceInstance) -> bool:
     if trace.instance.exists() and not state.is_recorded(trace.instance) and ring.has_waits(trace):
         return True
     for recording in recordings.list_recordings(trace.instance.name):
+        if is_of_rule(recording):
+            continue
         end = recording.read_end()
         holdings = collect(trace.container) if end is None else end.get(metadata.HOLDINGS) or {}
         tables = Tables(recording.about["record"].get("tasks", []), [], "", recording.read_holdings(), holdings)
@@ -188,9 +193,11 @@ def _copy(
         earlier_syscalls=record.get("earlier_syscalls", []),
         limits=about["limits"],
         followed=record.get("followed"),
-        has_run=bool(first_tasks or tasks),
-        tracing=end is None,
+        has_run=bool(first_tasks or tasks)
+        or "rule" in about,  # a rule's container may end before its threads are listed
+        tracing=end is None or bool(end.get("goes_on")),
         stopped=last["why"] if last else None,
+        rule=about.get("rule"),
     )
     writer.write_head(_read_head(recording, loss))
     document = manifest.as_json(loss)

@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import SUPERVISOR_TITLE, TITLE_LENGTH
 
@@ -77,11 +78,13 @@ class Awaited:
 
     GROUP: the folder that its control group will have.
     HAS_SHIM: True if all exec'ed programs will descend from a shim.
+    RULE: the rule whose containers are awaited; CONTAINER stands for it then, and GROUP is ''. None for one container.
     """
 
     container: Container
     group: str
     has_shim: bool
+    rule: Rule | None = None
 
 
 def find_following(target: Target | Awaited, *, follow_exec: bool, tools: bool) -> Following:

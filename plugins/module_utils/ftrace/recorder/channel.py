@@ -24,7 +24,7 @@ from typing import Any, Dict, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 
 # The number is the protocol's version. A recorder of another version listens elsewhere.
-NAME = ".socket-1"
+NAME = ".socket-2"
 MAX_FDS = 200
 _MAX_BYTES = 1 << 16
 _TIMEOUT_S = 20.0

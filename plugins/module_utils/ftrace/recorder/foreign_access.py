@@ -89,7 +89,8 @@ class Watch:
 
     EVENTS (system:name) are those that the trace needs.
     WAS_WATCHED is True if a recorder that is gone has watched the trace before. WANTED are the settings that this recorder has given to its
-    REMEMBER; None if there are none. REMEMBER stores the wanted settings for the next recorder.
+    REMEMBER; None if there are none. REMEMBER stores the wanted settings for the next recorder. UNCOMPARED are files whose content the
+    kernel changes by itself.
     HAS_GAP: True if something may have been missed since it was last set to False.
     """
 
@@ -102,10 +103,12 @@ class Watch:
         was_watched: bool,
         wanted: Mapping[str, str] | None = None,
         remember: Callable[[dict[str, str]], None] = lambda _settings: None,
+        uncompared: Container[str] = (),
     ) -> None:
         self._watcher = watcher
         self._instance = instance
         self._remember = remember
+        self._uncompared = uncompared
         self._reasons: dict[str, str] = {}
         self._unwatched: list[str] = []
         self._altered: set[str] = set()
@@ -179,7 +182,7 @@ class Watch:
     def _read_settings(self, names: Iterable[str] = ()) -> dict[str, str]:
         """Return file → content for the files called NAMES, or for all files that are compared."""
         found = {}
-        for name in names or _COMPARED:
+        for name in names or [name for name in _COMPARED if name not in self._uncompared]:
             with suppress(TraceError):  # older kernels lack some
                 found[name] = self._instance.read(name)
         for event in () if names else sorted(self._events):

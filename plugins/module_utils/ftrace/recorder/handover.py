@@ -17,6 +17,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.manifest im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, orders, recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.client import Change
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits, check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
 
 
@@ -39,11 +40,18 @@ def check_possible(limits: Limits, root: str, buffer_kb: int) -> None:
 
 
 def begin(
-    change: Change, instance: Instance, container: Container, group: str, limits: Limits, record: dict[str, Any]
+    change: Change,
+    instance: Instance,
+    container: Container,
+    group: str,
+    limits: Limits,
+    record: dict[str, Any],
+    rule: Rule | None = None,
 ) -> None:
     """Hand INSTANCE, which is set up and does not trace yet, over to the recorder with LIMITS.
 
-    GROUP is the folder of the control group of CONTAINER ('' if not known), RECORD the record of the trace's start.
+    GROUP is the folder of the control group of CONTAINER ('' if not known), RECORD the record of the trace's start. RULE is the rule that
+    CONTAINER stands for; None for one container.
     Raises FleetError if the recorder does not take it on.
     """
     run = ""
@@ -63,6 +71,7 @@ def begin(
             orders.find_deadline(limits),
             run,
             group,
+            rule=rule,
         )
         change.place(order)
         undo.pop_all()

@@ -26,6 +26,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.fo
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.orders import Order
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.writer import Full, RecordingWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Brake, Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.starts import NOTRACE_PIDS, RuleStarts
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, cgroups, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
@@ -67,6 +68,7 @@ class Keeper:
                 was_watched=order.watched is not None,
                 wanted=None if order.watched is None else metadata.read_wanted(self._instance),
                 remember=partial(metadata.write_wanted, self._instance),
+                uncompared=(NOTRACE_PIDS,) if order.rule else (),
             )
             if watch is None:
                 failing.callback(self.watch.close)
@@ -79,7 +81,8 @@ class Keeper:
                 # The folder above the control group is watched from now on, so that no start is missed.
                 self._start_fd = syscalls.inotify_watch(os.path.dirname(order.group), syscalls.IN_CREATE)
                 stack.callback(os.close, self._start_fd)
-            if order.run or self._limits.restarts:
+            self._rule_starts = self._follow_rule(stack)
+            if (order.run or self._limits.restarts) and order.rule is None:
                 try:
                     process = stack.enter_context(open_process(order.container))
                     self._container_fd = syscalls.pidfd_open(process.pid)
@@ -91,8 +94,9 @@ class Keeper:
             if order.run:
                 about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
                 with self.watch.ours():
+                    begun = self._rule_starts.begin_segment if self._rule_starts else lambda _folder: None
                     self.writer = RecordingWriter(
-                        self._instance, order.run, self._limits, about["page_size"], self.watch
+                        self._instance, order.run, self._limits, about["page_size"], self.watch, begun
                     )
             self._known: set[int] = set()
             self._stirred_s = time.monotonic()
@@ -105,6 +109,25 @@ class Keeper:
             self._stack = stack.pop_all()
             failing.pop_all()
         orders.note_watched(order.name)
+
+    def _follow_rule(self, stack: ExitStack) -> RuleStarts | None:
+        """Return the starts of the rule's containers, which STACK closes; None for the trace of one container, or one that has ended."""
+        if self.order.rule is None or self.order.ended:
+            return None
+        clock, descends = self._instance.read_clock(), self._limits.descends
+        starts = RuleStarts(self.order.rule, self._instance, clock, can_descend=descends)
+        stack.callback(starts.close)
+        self._told: dict[str, Any] = {}
+        return starts
+
+    def _look_for_rule(self, starts: RuleStarts) -> None:
+        with self.watch.ours():
+            starts.look()
+        told = starts.describe()
+        if told != self._told:
+            with suppress(OSError):
+                recordings.write_json(os.path.join(self.order.run, recordings.STARTS), told)
+            self._told = told
 
     def _list_events(self) -> list[str]:
         """Return the events that the trace needs, also those that a trigger switches on."""
@@ -119,6 +142,8 @@ class Keeper:
     @property
     def look_s(self) -> float:
         """Return the seconds between two looks at the trace."""
+        if self._rule_starts is not None:
+            return min(_LOOK_S, self._rule_starts.look_s)
         if self.is_awaiting and time.monotonic() - self._stirred_s < _START_S and os.path.isdir(self.order.group):
             return following.START_LOOK_S
         if self._limits.watch:
@@ -134,8 +159,10 @@ class Keeper:
     def turn_fd(self) -> int | None:
         """Return a descriptor that is readable when the container ends, or when its next start may have begun.
 
-        None if restarts are not followed.
+        None if neither restarts nor a rule are followed.
         """
+        if self._rule_starts is not None:
+            return self._rule_starts.fd
         if not self._limits.restarts:
             return None
         return self._start_fd if self.is_awaiting else self._container_fd
@@ -196,7 +223,9 @@ class Keeper:
                     self._drained_s = time.monotonic()
                 if is_due:
                     self.writer.tend()
-            if is_due and self.is_awaiting:
+            if is_due and self._rule_starts is not None:
+                self._look_for_rule(self._rule_starts)
+            elif is_due and self.is_awaiting:
                 self._look_for_start()
             elif is_due and self._limits.watch:
                 self._follow(self.order.group)

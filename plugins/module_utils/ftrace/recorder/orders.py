@@ -17,7 +17,9 @@ from typing import Any, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS, RECORDER_LOCK, RUN
@@ -39,6 +41,7 @@ class Order:
     WATCHED: since when the recorder watches it, in seconds of CLOCK_BOOTTIME; None if it does not yet.
     ENDED: why the trace ended; after that its ring is only watched, and no limit applies. '' before.
     ERROR: why the recorder could not take the order on; '' if it could.
+    RULE: the standing rule whose containers the instance records; None for the trace of one container.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Order:
     watched: float | None = None
     ended: str = ""
     error: str = ""
+    rule: Rule | None = None
 
     @property
     def expires(self) -> float | None:
@@ -85,8 +89,9 @@ def read_order(name: str) -> Order | None:
     with suppress(OSError, ValueError, TypeError, KeyError), open(os.path.join(FOLDER, name), encoding="utf-8") as file:
         record: dict[str, Any] = json.load(file)
         container, limits = Container(**record["container"]), Limits(**record["limits"])
+        rule = None if record.get("rule") is None else rules.from_json(record["rule"])
         # Orders from before version 0.2 have no `watched`, because the recorder did not watch then.
-        return Order(**{"watched": 0.0, **record, "container": container, "limits": limits})
+        return Order(**{"watched": 0.0, **record, "container": container, "limits": limits, "rule": rule})
     return None
 
 
@@ -129,7 +134,7 @@ def note_ended(name: str, why: str) -> None:
 def _write(order: Order) -> None:
     temporary = os.path.join(FOLDER, "." + order.name)
     with open(temporary, "w", encoding="utf-8", opener=open_private) as file:
-        json.dump(asdict(order), file)
+        json.dump({**asdict(order), "rule": order.rule and order.rule.describe()}, file)
     os.rename(temporary, os.path.join(FOLDER, order.name))
 
 

@@ -155,7 +155,7 @@ def _follow(host: _Host, name: str) -> None:
 
 def _describe(order: Order) -> tuple[Any, ...]:
     """Return the parts of ORDER whose change makes a new keeper necessary."""
-    return order.run, order.inode, order.limits.describe(), order.ended, order.group
+    return order.run, order.inode, order.limits.describe(), order.ended, order.group, order.rule
 
 
 def _take(order: Order, host: _Host, watch: Watch | None = None) -> None:

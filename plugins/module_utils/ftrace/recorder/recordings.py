@@ -7,6 +7,7 @@
     INSTANCE/STAMP/00000001/*.json    the counters at the segment's beginning and, once it is finished, at its end
     INSTANCE/STAMP/rotated.json       sums over the segments that were removed to make room
     INSTANCE/STAMP/holdings.json      what the processes held at the last fetch, where the next capture begins
+    INSTANCE/STAMP/starts.json        of a rule's recording: how many containers have started
     INSTANCE/STAMP/begun              exists if a recorder has taken the recording on
     INSTANCE/STAMP/end.json           why the recording ended
 
@@ -34,6 +35,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 
 FOLDER = f"{STATE}/traces"
 ABOUT, HEAD, BEGIN, END = "about.json", "head", "begin.json", "end.json"
+STARTS = "starts.json"
 _ROTATED, _BEGUN, _FINISH, _LOCK = "rotated.json", "begun", "finish", "lock"
 _HOLDINGS = "holdings.json"
 _RESERVE = "reserve"

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import history, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time
 
@@ -27,7 +29,7 @@ def describe_order(name: str) -> dict[str, Any]:
     Empty if the recorder does not, or if it only watches the ring of a trace that has ended.
     """
     order = find_order(name)
-    return describe_limits(order.limits, order.group) if order and not order.ended else {}
+    return describe_limits(order.limits, order.group, order.rule) if order and not order.ended else {}
 
 
 def find_end(name: str) -> float | None:
@@ -36,9 +38,10 @@ def find_end(name: str) -> float | None:
     return None if order is None else order.expires
 
 
-def describe_limits(limits: Limits, group: str) -> dict[str, Any]:
-    """Return LIMITS for a diff; if restarts are awaited, with the folder GROUP of the control group."""
-    return {**limits.describe(), **({"group": group} if limits.restarts else {})}
+def describe_limits(limits: Limits, group: str, rule: Rule | None) -> dict[str, Any]:
+    """Return LIMITS for a diff; if restarts are awaited, with the folder GROUP of the control group; with RULE, if there is one."""
+    more = {"group": group} if limits.restarts else {}
+    return {**limits.describe(), **more, **({} if rule is None else {"rule": rule.describe()})}
 
 
 def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, Any]:
@@ -65,7 +68,20 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
         "expires": expires,
         "expires_at": None if expires is None else format_time(expires),
         "recordings": [recording.as_result() for recording in found],
+        "rule": _describe_rule(record.get("rule"), found),
     }
+
+
+def _describe_rule(described: dict[str, Any] | None, found: Sequence[recordings.Recording]) -> dict[str, Any] | None:
+    """Return the rule that a record has DESCRIBED, with what has started since it began; None for the trace of one container.
+
+    FOUND are the recordings of the trace.
+    """
+    if described is None:
+        return None
+    nothing = {"traced": 0, "unmeant": 0, "refused": 0, "running": 0, "troubles": []}
+    starts = recordings.read_json(os.path.join(found[-1].path, recordings.STARTS)) if found else None
+    return {**described, **(starts or nothing)}
 
 
 def _find_history(

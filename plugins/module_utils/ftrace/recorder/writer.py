@@ -12,7 +12,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.drain import PageReader, Unreadable
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
@@ -41,12 +41,22 @@ class _Finished:
 class RecordingWriter:
     """A writer that drains INSTANCE to the recording in folder PATH. While it is open, tracing stops if this process ends (free_buffer).
 
-    WATCH tells of foreign access, which is noted in each segment. PAGE_SIZE is that of the ring buffer in bytes.
+    WATCH tells of foreign access, which is noted in each segment. PAGE_SIZE is that of the ring buffer in bytes. BEGUN gets the folder of
+    each segment that begins.
     SOURCES: CPU → descriptor of trace_pipe_raw, for poll.
     """
 
-    def __init__(self, instance: Instance, path: str, limits: Limits, page_size: int, watch: Watch) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        path: str,
+        limits: Limits,
+        page_size: int,
+        watch: Watch,
+        begun: Callable[[str], None] = lambda _folder: None,
+    ) -> None:
         self._watch = watch
+        self._begun = begun
         self._instance = instance
         self.path = path
         self._limits = limits
@@ -109,6 +119,7 @@ class RecordingWriter:
         self._folder = os.path.join(self.path, recordings.format_number(self._number))
         os.mkdir(self._folder, 0o700)
         self._write_begin()
+        self._begun(self._folder)
         self._begun_s = time.monotonic()
         self._sizes = {}
 

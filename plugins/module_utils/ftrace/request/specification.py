@@ -23,7 +23,8 @@ SYS_ENTER = "raw_syscalls:sys_enter"
 SYS_EXIT = "raw_syscalls:sys_exit"
 # These events tell a reader the process of each event. The last one comes only after an exec of a 64-bit program, and so tells
 # 64-bit programs from 32-bit ones, whose system calls have other numbers.
-PROCESS_EVENTS = ("sched:sched_process_exec", "task:task_newtask", "task:task_rename", "syscalls:sys_exit_execve")
+_NEW_TASK, _RENAME = "task:task_newtask", "task:task_rename"
+PROCESS_EVENTS = ("sched:sched_process_exec", _NEW_TASK, _RENAME, "syscalls:sys_exit_execve")
 # `docker exec` starts its program below the container's shim, where the runtime's own processes start, too. crun starts within the container's
 # control group. runc is called runc:[2:INIT] until it becomes the program. Before that both run a copy of themselves (CVE-2019-5736), whose
 # name tells how it was started: "exe" for /proc/self/exe, the number of a descriptor for /proc/self/fd/6 and for fexecve(3), and since
@@ -60,6 +61,7 @@ class Specification:
     TRACER, PROBES: the tracer, and the user's probes.
     PATHS: how the paths of system calls are recorded; None if they are not.
     IS_RECORDED: True if a recorder drains the buffers to files.
+    IS_SHARED: True if the instance records several containers, whose threads are told apart by who has made them.
     """
 
     events: Mapping[str, EventRequest] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Specification:
     probes: tuple[ProbeRequest, ...] = ()
     paths: PathPlan | None = None
     is_recorded: bool = False
+    is_shared: bool = False
 
     def list_probes(self) -> tuple[ProbeRequest, ...]:
         """Return all probes: the user's, then those for the paths of system calls."""
@@ -116,6 +119,9 @@ def find_settings(specification: Specification) -> Settings:
     triggers = {event: request.triggers for event, request in sorted(requests.items()) if request.triggers}
     targets = {parse_trigger(text).target for texts in triggers.values() for text in texts}
     noise = _RUNTIME_NOISE if specification.follow_exec else ""
+    noises = {**dict.fromkeys(events, noise), _RENAME: _RENAME_NOISE if noise else ""}
+    if specification.is_shared:
+        noises[_NEW_TASK] = ""  # the runtime makes a container's processes, too
     settings = Settings(
         files={
             "trace_clock": specification.clock,
@@ -126,10 +132,7 @@ def find_settings(specification: Specification) -> Settings:
             "options/disable_on_free": "1" if specification.is_recorded else "0",
             **specification.tracer.find_files(),
         },
-        events={
-            event: _join(_RENAME_NOISE if noise and event == "task:task_rename" else noise, own)
-            for event, own in events.items()
-        },
+        events={event: _join(noises[event], own) for event, own in events.items()},
         triggers={
             event: tuple(format_trigger(text, noise or _ANYBODY_OF_OURS) for text in texts)
             for event, texts in triggers.items()

@@ -17,7 +17,7 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import remove
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.probes import parse_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import (
@@ -237,7 +237,7 @@ def test_a_container_that_ends_meanwhile_leaves_no_probe(worker, monkeypatch):
     with pytest.raises(FleetError, match="has just ended"):
         serving.start_traces(
             [found],
-            start.TraceRequest(
+            plan.TraceRequest(
                 find_settings(Specification(syscalls=None)), follow_exec=True, probes=[parse_request(OPEN)]
             ),
         )
@@ -290,7 +290,7 @@ def test_kill_9_at_every_system_call_leaves_nothing_that_the_next_does_not_find(
         host_module = json.dumps({"containers": [worker], "probes": [OPEN]})
         serving.start_traces(
             [find_record(worker)],
-            start.TraceRequest(
+            plan.TraceRequest(
                 find_settings(Specification(syscalls=None)),
                 follow_exec=True,
                 probes=[parse_request(OPEN)],

@@ -21,7 +21,7 @@ from support.records import find_record
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan, start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import configure as configuration
@@ -682,7 +682,7 @@ def test_a_change_that_fails_since_the_container_ends_lets_nobody_else_in(contai
     monkeypatch.setattr(start, "configure", configure_later)
     settings = specification.find_settings(specification.Specification(buffer_kb=64))
     with pytest.raises(FleetError, match="has just ended"):
-        serving.start_traces([record], start.TraceRequest(settings, follow_exec=True, described={}))
+        serving.start_traces([record], plan.TraceRequest(settings, follow_exec=True, described={}))
     host.wait_until(lambda: info(name)["pids"] == 0)  # its shim lives a moment longer
     before = info(name)
     assert (before["state"], before["buffer_kb"] > 1024) == ("started", True)
@@ -757,7 +757,7 @@ def test_a_start_that_fails_keeps_what_was_recorded_before(storm, monkeypatch, t
         configure(instance, present, settings, *others)
 
     monkeypatch.setattr(start, "configure", configure_one)
-    wish = start.TraceRequest(
+    wish = plan.TraceRequest(
         specification.find_settings(specification.Specification(is_recorded=True, buffer_kb=256)),
         follow_exec=False,
         limits=Limits(is_recorded=True, max_bytes=1 << 30, rotate_bytes=1 << 26, rotate_s=60.0),
@@ -794,7 +794,7 @@ def test_a_container_that_ends_while_its_trace_is_set(container, monkeypatch, re
 
     monkeypatch.setattr(start, "configure", configure_meanwhile)
     settings = specification.find_settings(specification.Specification())
-    wish = start.TraceRequest(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
+    wish = plan.TraceRequest(settings, follow_exec=False, limits=Limits(restarts=restarts), described={})
 
     def begin():
         return serving.start_traces([record], wish, predict_place=DockerEngine(None).predict_place)

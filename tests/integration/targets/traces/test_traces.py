@@ -24,7 +24,7 @@ from support.records import find_record
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.events import parse_triggers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
@@ -215,7 +215,7 @@ def test_a_refused_change_leaves_the_trace_as_it_was(worker):
     settings = specification.find_settings(specification.Specification(clock="mono", follow_exec=False))
     settings.events["sched:sched_switch"] = "nonesuch == 1"
     with pytest.raises(FleetError, match="nonesuch"):
-        serving.start_traces([record], start.TraceRequest(settings, follow_exec=False))
+        serving.start_traces([record], plan.TraceRequest(settings, follow_exec=False))
     assert host.read_host_state()["instances"] == before
 
 

@@ -26,6 +26,7 @@ IDLE = {
     "stopped": None,
     "mode": "ring",
     "recordings": [],
+    "rule": None,
     "cpus": [{"entries": 3, "overrun": 0, "dropped": 0}, {"entries": 4, "overrun": 0, "dropped": 0}],
 }
 
@@ -78,6 +79,30 @@ def test_what_is_recorded_and_what_waits_is_told_by_its_size():
         "captures: 1 (5 B) are fetched and kept for others",
     ]
     assert summaries.summarize_captures([]) == []
+
+
+def test_a_rule_says_what_it_awaits_and_what_has_started():
+    rule = {
+        "name": "shop",
+        "patterns": ["shop-*", "web"],
+        "labels": {"tier": "front", "x": None},
+        "max_containers": 2,
+        "max_time_s": None,
+        "traced": 3,
+        "running": 2,
+        "unmeant": 4,
+        "refused": 1,
+        "troubles": ["too many watches"],
+    }
+    (line,) = summaries.summarize_traces([{**IDLE, "container": "shop", "rule": rule}])
+    assert line == (
+        "rule shop: awaits shop-*, web with label tier=front with label x, 3 containers have started, 2 are traced now, 4 others have"
+        " started, 1 were not traced, as max_containers (2) were traced already, too many watches, begun 2026-09-21 13:13:20 UTC by"
+        " root, records without a ttl, 7 events in its buffers"
+    )
+    quiet = {**rule, "patterns": None, "labels": {"a": "b"}, "unmeant": 0, "refused": 0, "troubles": []}
+    (line,) = summaries.summarize_traces([{**IDLE, "container": "shop", "rule": quiet}])
+    assert line.startswith("rule shop: awaits label a=b, 3 containers have started, 2 are traced now, begun")
 
 
 def test_of_features_those_are_told_that_are_missing_and_needed():

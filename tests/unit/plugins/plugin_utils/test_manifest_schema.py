@@ -90,7 +90,10 @@ def test_both_modes_have_the_published_form_and_the_same_keys(validator):
     validator.validate(ring)
     validator.validate(recorded)
     assert list(ring) == list(recorded)
-    assert set(ring) == set(find_schema()["properties"])
+    assert set(ring) == set(find_schema()["properties"]) - {"rule"}
+    by_rule = make(rule="shop")
+    validator.validate(by_rule)
+    assert by_rule["rule"] == "shop"
     assert (ring["complete"], recorded["complete"]) == (True, False)
 
 

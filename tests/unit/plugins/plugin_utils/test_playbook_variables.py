@@ -147,18 +147,19 @@ def test_the_known_variables_are_those_that_playbooks_and_role_read():
     assert read - (modules - {"image"}) == playbook_variables.NAMES
 
 
+_OF_RULES = {"rule", "max_containers", "max_time"}  # a standing rule is a task of its own
 _OF_TASKS = {"host_timeout"}  # of the tasks, and no option of a module
 
 
 def test_the_role_has_every_option_of_a_trace():
     options = read_options("ftrace_instance")
     passed = list_passed("start")
-    assert set(passed) == set(options) - {"everything"}  # a playbook has a selection
+    assert set(passed) == set(options) - _OF_RULES - {"everything"}  # a playbook has a selection
     # The trace of the entry point main is asked for in the same words.
     of_capture = list_passed("capture_start")
     assert {**of_capture, "state": "started"} == {**passed, "phase": "start", "seconds": "{{ trace_seconds }}"}
     spec = {name.removeprefix("trace_"): one for name, one in read_specs()["start"]["options"].items()}
-    assert set(spec) == set(options) - {"everything", "state"} | _OF_TASKS | {"default_ttl"}
+    assert set(spec) == set(options) - _OF_RULES - {"everything", "state"} | _OF_TASKS | {"default_ttl"}
     for name in set(spec) - _OF_TASKS - {"default_ttl"}:
         for key in ("type", "elements", "choices"):
             assert spec[name].get(key) == options[name].get(key, "str" if key == "type" else None), name

@@ -18,6 +18,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.control
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Target
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import Exposing, TraceRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.events import EventRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import Limits
@@ -26,7 +27,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.spe
     Specification,
     find_settings,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import Exposing, TraceRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, cgroups
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder

@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Begin and end standing rules as a module's options say."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import starting
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import profiles, specification
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "rule": {"type": "str"},
+    "max_containers": {"type": "int"},
+    "max_time": {"type": "str"},
+}
+_DEFAULTS = {
+    "mode": "record",
+    "ttl": "1h",
+    "max_size": "256MiB",
+    "when_full": "rotate",
+    "paths": "auto",
+    "max_containers": 100,
+}
+_ASK_FOR_EVENTS = ("profile", "syscalls", "events", "probes")
+_CLOCKS = ("mono", "mono_raw", "boot")
+# What belongs to one container's files or mounts, or to a start of one that is known.
+_OF_ONE_CONTAINER = {
+    "expose": "the files of a rule's trace are of several containers",
+    "probes": "a probe belongs to a file of one container",
+    "query": "an engine answers a query only when the start is over",
+    "docker_host": "a rule is for all engines of the host",
+    "follow_restarts": "a rule follows every start",
+}
+
+
+def await_containers(module: Any, root: str, outcome: Outcome) -> tuple[dict[str, Any], list[Any]]:
+    """Begin the rule that MODULE's options describe, and return the module's result and the rule in place of containers.
+
+    ROOT is the tracefs. OUTCOME gets the failure. Raises FleetError for options that a rule cannot have.
+    """
+    parameters = _complete(module.params, root)
+    rule = make_rule(parameters)
+    request = _make_request(parameters, root)
+    container = rule.as_container()
+    with ExitStack() as begun:
+        started = start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=module.check_mode)
+        made = {trace.instance.name for trace in started.made}
+        found = [find_instance(root, one) for one in outcome.list_left([container])]
+        results = [] if module.check_mode else starting.describe(found)
+        begun.pop_all()
+    return {
+        "changed": started.changed,
+        "instances": [{**result, "created": result["name"] in made, "paths": None} for result in results],
+        "diff": {"before": started.before, "after": started.after},
+    }, [container]
+
+
+def _complete(parameters: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """Return PARAMETERS with the values that a rule has by default; raises FleetError for options that it cannot have."""
+    found = dict(parameters)
+    for name, why in _OF_ONE_CONTAINER.items():
+        if found[name]:
+            raise FleetError(f"{name} cannot be used with state=awaiting: {why}")
+    if found["mode"] == "ring":
+        raise FleetError(
+            "mode=ring cannot be used with state=awaiting: a ring is not sorted by container; leave mode out"
+        )
+    if found["tracer"] != "nop":
+        raise FleetError(f"tracer={found['tracer']} cannot be used with state=awaiting: tracers do not follow a start")
+    if found["clock"] not in _CLOCKS:
+        raise FleetError(f"clock={found['clock']} cannot be used with state=awaiting: take one of {', '.join(_CLOCKS)}")
+    if not found["follow_exec"]:
+        raise FleetError(
+            "follow_exec=false cannot be used with state=awaiting: a start is followed through the runtime"
+        )
+    if not any(found[name] for name in _ASK_FOR_EVENTS) and not found["errors_only"]:
+        found["profile"] = "startup"
+    found.update({name: value for name, value in _DEFAULTS.items() if found[name] is None})
+    return profiles.complete(found, len(Instance(root, "..").list_cpus()))
+
+
+def make_rule(parameters: Mapping[str, Any]) -> Rule:
+    """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that means nothing or cannot be."""
+    patterns, labels = parameters["containers"], parameters["labels"]
+    if not patterns and not labels:
+        raise FleetError(
+            "say which containers to await: give containers or labels (containers='*' means all that start)"
+        )
+    if parameters["max_containers"] < 1:
+        raise FleetError(f"max_containers: {parameters['max_containers']} is too small")
+    pairs = tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
+    return Rule(
+        name=parameters["rule"] or _make_name(patterns or (), pairs),
+        patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),
+        labels=pairs,
+        max_containers=parameters["max_containers"],
+        max_time_s=parse_seconds(parameters["max_time"], "max_time"),
+    )
+
+
+def _make_name(patterns: Any, labels: Any) -> str:
+    """Return the name of a rule that was given none: what it selects."""
+    return ",".join([*patterns, *(name if value is None else f"{name}={value}" for name, value in labels)])
+
+
+def _make_request(parameters: Mapping[str, Any], root: str) -> plan.TraceRequest:
+    wanted, request = starting.make_request(parameters, root, None, (), check_mode=True)
+    return replace(
+        request,
+        settings=specification.find_settings(replace(wanted, is_shared=True)),
+        exposing=plan.NO_EXPOSING,
+        limits=replace(request.limits, restarts=False),
+        described=trace_options.describe(parameters, wanted),
+    )
+
+
+def select_rule(module: Any, root: str) -> list[TraceInstance]:
+    """Return the trace of the rule that MODULE's options name. ROOT is the tracefs. Raises FleetError where there is none."""
+    name = module.params["rule"]
+    if options.is_selecting(module) or module.params["everything"]:
+        raise FleetError("rule cannot be combined with a selection of containers: give one of them")
+    trace = find_instance(root, Rule(name).as_container())
+    return [trace] if trace.instance.exists() else []

@@ -1,0 +1,305 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn the recording of a rule into recordings of the containers that it has traced, from which everything else goes on as usual.
+
+Whatever ends this process, each event comes into exactly one recording: the new ones are made beside the rule's, a note says that they are
+complete, and only then they get to their places and the rule's segments are removed. The next fetch carries out what the note says.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording, Segment
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import is_rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import split, starts_log
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.starts_log import Started
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
+
+_MADE, _NOTE = "made", "made.json"
+# A container of which the recorder did not find out whether the rule means it is kept.
+_KEPT = (starts_log.TRACED, starts_log.OVER, starts_log.UNDECIDED)
+_LATE = "its start was seen too late, so its first instructions are missing"
+_NO_COUNTERS = dict.fromkeys(("entries", "overrun", "commit_overrun", "bytes", "dropped", "read"), 0)
+
+
+def is_of_rule(recording: Recording) -> bool:
+    """Return True if RECORDING is a rule's, with the events of several containers."""
+    return is_rule(recording.about.get("container"))
+
+
+def distribute_all(root: str) -> None:
+    """Distribute the recordings of all rules. ROOT is the tracefs."""
+    for name in recordings.list_names():
+        for recording in recordings.list_recordings(name):
+            if is_of_rule(recording):
+                _distribute(Instance(root, name), recording)
+
+
+def _distribute(instance: Instance, recording: Recording) -> None:
+    """Distribute the finished segments of RECORDING of INSTANCE, which may be gone."""
+    if recording.is_running:
+        recordings.ask_to_finish(recording)
+    with recordings.hold(recording.path):
+        _carry_out(recording)
+        end = recording.read_end()
+        segments = [part for part in recording.list_segments() if part.end is not None or end is not None]
+        if segments:
+            _make(instance, _Part(recording, segments, end))
+            _carry_out(recording)
+        if end is not None and not recording.list_segments():
+            recordings.remove(recording.path)
+
+
+def _carry_out(recording: Recording) -> None:
+    """Put the recordings that were made from RECORDING to their places, and remove its segments that they are made from."""
+    made = os.path.join(recording.path, _MADE)
+    note = recordings.read_json(os.path.join(recording.path, _NOTE))
+    if note is not None:
+        for name, stamp in note["recordings"]:
+            source = os.path.join(made, name, stamp)
+            if os.path.isdir(source):
+                make_folder(os.path.join(recordings.FOLDER, name))
+                os.rename(source, os.path.join(recordings.FOLDER, name, stamp))
+        segments = [part for part in recording.list_segments() if part.number <= note["through"]]
+        recordings.forget_fetched(recording, segments, has_ended=False)
+        os.unlink(os.path.join(recording.path, _NOTE))
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The SEGMENTS of RECORDING that are distributed now; END is why and when the recording ended, None if it goes on."""
+
+    recording: Recording
+    segments: list[Segment]
+    end: dict[str, Any] | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return the description of the rule's recording."""
+        return self.recording.about
+
+    @property
+    def rule(self) -> str:
+        """Return the name of the rule."""
+        return str(self.about["container"]["name"])
+
+    @property
+    def last_s(self) -> float:
+        """Return when the last segment was finished, in seconds since the epoch; now if it was not."""
+        return float((self.segments[-1].end or {}).get("time") or time.time())
+
+    @property
+    def unwritten(self) -> int:
+        """Return how many events the recorder had read and could not write."""
+        return sum((segment.end or {}).get("unwritten", 0) for segment in self.segments)
+
+    def count_lost(self) -> dict[str, int]:
+        """Return CPU → events lost while the segments were written."""
+        sums = dict.fromkeys(map(str, self.about["cpus"]), 0)
+        for segment in self.segments:
+            for cpu, count in segment.count(recordings.LOST).items():
+                sums[str(cpu)] += count
+        return sums
+
+    def list_reasons(self, strange: int) -> list[str]:
+        """Return, in words, why events of any container may be missing; STRANGE is the number of events that belong to nobody."""
+        found = [reason for segment in self.segments for reason in (segment.end or {}).get("touched", ())]
+        lost = sum(self.count_lost().values()) + self.unwritten
+        if lost:
+            found.append(f"{lost} events of all containers of rule {self.rule} were lost; they may be this one's")
+        rotated = self.recording.read_rotated()
+        deleted = rotated["events"] + rotated["lost"]
+        if deleted:
+            found.append(f"{deleted} earlier events of all containers of rule {self.rule} were deleted to make room")
+        if strange:
+            found.append(f"{strange} events of rule {self.rule} are of threads whose container is not known")
+        if any(segment.end is None for segment in self.segments):
+            found.append("the recorder died, and tracing stopped with it")
+        return list(dict.fromkeys(found))
+
+
+@dataclass
+class _Output:
+    """The recording that is made for one container, called NAME in FOLDERs of its instance and of STAMP.
+
+    STARTS: what is known of the container's starts. COUNTS: CPU → events. LATE: True if a start's first event is not its execve.
+    """
+
+    name: str
+    stamp: str
+    folder: str
+    starts: list[Started]
+    counts: dict[int, int] = field(default_factory=dict)
+    late: bool = False
+
+    def write(self, cpu: int, page: bytes) -> None:
+        """Append PAGE of CPU."""
+        path = os.path.join(self.folder, f"cpu{cpu}")
+        # With hundreds of containers and processors not all files can be open.
+        with open(path, "ab", buffering=0, opener=open_private) as file:
+            done = 0
+            while done < len(page):
+                done += file.write(page[done:])
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """Return what is known of the container's last start."""
+        return self.starts[-1].about
+
+
+def _make(instance: Instance, part: _Part) -> None:
+    """Make recordings of containers from PART, of INSTANCE, and the note that they are complete."""
+    made = os.path.join(part.recording.path, _MADE)
+    started = starts_log.read(segment.path for segment in part.segments)
+    number_of_last = part.segments[-1].number
+    stamp = os.path.basename(part.recording.path)[:-1] + f"-{recordings.format_number(number_of_last)}Z"
+    outputs: dict[str, _Output] = {}
+    by_number: dict[int, _Output] = {}
+    try:
+        for number, one in started.items():
+            container = one.about.get("container")
+            if container is None or one.about.get("verdict") not in _KEPT:
+                continue
+            name = INSTANCE_PREFIX + Container(**{**container, "state": "", "pid": 0}).short_id
+            if name not in outputs:
+                folder = os.path.join(made, name, stamp, recordings.format_number(1))
+                os.makedirs(folder, 0o700)
+                outputs[name] = _Output(name, stamp, folder, [])
+            outputs[name].starts.append(one)
+            by_number[number] = outputs[name]
+        strange = _split(instance, part, started, by_number)
+        saved = Instance(instance.root, "..").read("saved_cmdlines") if outputs else ""
+        for output in outputs.values():
+            late = [_LATE] if output.late else []
+            _describe(part, output, [*late, *part.list_reasons(strange)], saved)
+        note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last}
+        recordings.write_json(os.path.join(part.recording.path, _NOTE), note)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise FleetError(
+            f"the events of rule {part.rule} cannot be sorted by container: {error.strerror} in {recordings.FOLDER}; make room there,"
+            " and fetch again"
+        ) from error
+
+
+def _split(instance: Instance, part: _Part, started: dict[int, Started], outputs: dict[int, _Output]) -> int:
+    """Write the events of PART, of INSTANCE, to OUTPUTS (number of a start → output), and return how many belong to nobody.
+
+    STARTED: number → what is known of each start, also of those that are not kept.
+    """
+    page_size, recording = part.about["page_size"], part.recording
+    with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
+        head = trace_dat_reader.read_head(file)
+    new_task = split.parse_new_task(_find_format(head.event_formats, "task", "task_newtask"))
+    rest = instance if part.end == {"why": recordings.DIED} and recording.is_of(instance) else None
+    pages = {cpu: _read_pages(part.segments, cpu, page_size, rest) for cpu in part.about["cpus"]}
+    roots = [(time_ns, tid, number) for number, one in started.items() for time_ns, tid in one.threads]
+    owners = split.find_owners(roots, (page for found in pages.values() for page in found()), page_size, new_task)
+    execve = split.parse_number(_find_format(head.event_formats, "sched", "sched_process_exec"))
+    first: dict[int, tuple[int, int]] = {}
+    strange = 0
+    for cpu, gen_pages in pages.items():
+        splitter = split.Splitter(owners, new_task, page_size, lambda owner: owner in outputs)
+        for page in gen_pages():
+            for owner, full in splitter.split(page):
+                outputs[owner].write(cpu, full)
+        for owner, last in splitter.finish():
+            outputs[owner].write(cpu, last)
+        for owner, count in splitter.counts.items():
+            outputs[owner].counts[cpu] = outputs[owner].counts.get(cpu, 0) + count
+        for owner, event in splitter.first.items():
+            first[owner] = min(event, first.get(owner, event))
+        strange += splitter.strange
+    begin_ns = part.segments[0].begin["time"] * 1e9
+    for owner, (_time, kind) in first.items():
+        # What runs on from an earlier segment does not begin here.
+        is_start = started[owner].about["start"]["real_time_ns"] >= begin_ns
+        outputs[owner].late |= is_start and kind != execve
+    return strange
+
+
+def _find_format(formats: dict[str, list[bytes]], system: str, event: str) -> str:
+    for text in formats.get(system, ()):
+        if text.startswith(f"name: {event}\n".encode()):
+            return text.decode("utf-8", "replace")
+    raise FleetError(f"the recording does not describe the event {event}: it is damaged")
+
+
+def _read_pages(
+    segments: list[Segment], cpu: int, page_size: int, instance: Instance | None
+) -> Callable[[], Iterator[bytes]]:
+    """Return a function that yields the pages of CPU in SEGMENTS, then those left in the buffers of INSTANCE, which it reads once."""
+    rest: list[bytes] = []
+    with suppress(drain.Unreadable):
+        rest += drain.gen_pages(instance, cpu, page_size) if instance is not None else ()
+
+    def gen_pages() -> Iterator[bytes]:
+        for piece in recordings.gen_pages(segments, cpu):
+            for start in range(0, len(piece) - page_size + 1, page_size):
+                yield piece[start : start + page_size]
+        yield from rest
+
+    return gen_pages
+
+
+def _describe(part: _Part, output: _Output, reasons: list[str], saved: str) -> None:
+    """Write all files but the pages of OUTPUT, the recording of one container that is made from PART.
+
+    REASONS say in words why events may be missing, SAVED is the kernel's saved_cmdlines.
+    """
+    path = os.path.dirname(output.folder)
+    begun = output.starts[0].about.get("start") or part.about["record"]["start"]
+    # What an earlier segment had of a container that runs on is in an earlier capture.
+    first_s = part.segments[0].begin["time"]
+    changed = begun if begun["real_time_ns"] >= first_s * 1e9 else _at(begun, first_s)
+    record = {
+        **{name: value for name, value in part.about["record"].items() if name != "rule"},
+        "container": output.last["container"],
+        "start": begun,
+        "changed": changed,
+        "tasks": [task for one in output.starts for task in one.about.get("tasks") or []],
+        metadata.HOLDINGS: {},
+    }
+    more = {"container": output.last["container"], "instance": output.name, "record": record, "rule": part.rule}
+    recordings.write_json(os.path.join(path, recordings.ABOUT), {**part.about, **more, "started": time.time()})
+    shutil.copyfile(os.path.join(part.recording.path, recordings.HEAD), os.path.join(path, recordings.HEAD))
+    lost = part.count_lost()
+    begin = {"time": first_s, "cpus": dict.fromkeys(lost, _NO_COUNTERS), "exact": True}
+    recordings.write_json(os.path.join(output.folder, recordings.BEGIN), begin)
+    ended_s = output.last.get("ended") or part.last_s
+    after = {
+        cpu: {**_NO_COUNTERS, "read": output.counts.get(int(cpu), 0), "overrun": count} for cpu, count in lost.items()
+    }
+    segments_end: dict[str, Any] = {"time": ended_s, "cpus": after, "unwritten": 0, "touched": []}
+    recordings.write_json(os.path.join(output.folder, recordings.END), segments_end)
+    has_ended = "ended" in output.last or "stopped" in output.last
+    end = {
+        "why": output.last.get("stopped") or (None if has_ended else (part.end or {}).get("why")),
+        "time": _at(begun, ended_s),
+        "tasks": [],
+        "saved_cmdlines": saved,
+        "lost": part.unwritten,
+        "touched": reasons,
+        "goes_on": part.end is None and not has_ended,
+    }
+    recordings.write_json(os.path.join(path, recordings.END), end)
+    recordings.begin(path)
+
+
+def _at(reading: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return READING, one of the clocks, as it is at SECONDS since the epoch."""
+    return {**reading, "real_time_ns": int(seconds * 1e9)}

@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Learn of control groups as they come into being, anywhere on the host, by inotify on all folders of one hierarchy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import suppress
+from typing import Iterator
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+
+_EVENTS = syscalls.IN_CREATE | syscalls.IN_DELETE
+# A group with an engine's id in its name is a container's. What it makes below is the container's own, and is not watched.
+_CONTAINERS_GROUP = re.compile(r"(?:^|[^0-9a-f])([0-9a-f]{64})(?:$|[^0-9a-f])")
+# conmon, the process that watches over a container of Podman or CRI-O, has a group with the container's id.
+_MONITOR = "conmon"
+_NO_ROOM = "the host's limit of watches is reached (sysctl fs.inotify.max_user_watches): containers in new control groups may be missed"
+
+
+def find_engine_id(name: str) -> str | None:
+    """Return the engine's id in NAME, the last part of a control group's path; None if it has none or is a monitor's."""
+    match = _CONTAINERS_GROUP.search(name)
+    return match.group(1) if match and _MONITOR not in name else None
+
+
+class GroupWatcher:
+    """A watch of all control groups below the folder TOP that exist now or come into being.
+
+    TROUBLES: what prevents that groups are seen, in words.
+    """
+
+    def __init__(self, top: str) -> None:
+        self.troubles: list[str] = []
+        self._folders: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        self.fd = syscalls.inotify_init()
+        for _path in self._watch(top):
+            pass  # what is there already does not start
+
+    def _watch(self, path: str) -> Iterator[str]:
+        """Watch the group PATH and all below it, except within containers, and yield those below it."""
+        try:
+            number = syscalls.inotify_add_watch(self.fd, path, _EVENTS)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and _NO_ROOM not in self.troubles:
+                self.troubles.append(_NO_ROOM)
+            return  # or the group is gone
+        self._folders[number] = path
+        self._numbers[path] = number
+        # A group may have come into being before its parent was watched, so the parent's folder is read after that.
+        for name in self._list_children(path):
+            below = os.path.join(path, name)
+            yield below
+            if not is_container(name):
+                yield from self._watch(below)
+
+    @staticmethod
+    def _list_children(path: str) -> list[str]:
+        try:
+            with os.scandir(path) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            return []  # gone
+
+    def read(self) -> Iterator[tuple[str, bool]]:
+        """Yield (path, True) for each group that is new since the last call, and (path, False) for each that is gone.
+
+        A group that came into being just now may be yielded twice.
+        """
+        for number, events, name in syscalls.inotify_read(self.fd):
+            folder = self._folders.get(number)
+            if events & syscalls.IN_IGNORED:
+                self._folders.pop(number, None)
+                if folder is not None and self._numbers.get(folder) == number:
+                    del self._numbers[folder]
+            elif events & syscalls.IN_Q_OVERFLOW:
+                self.troubles.append("more control groups came into being at once than could be watched")
+            elif folder is not None and name:
+                path = os.path.join(folder, name)
+                if events & syscalls.IN_DELETE:
+                    yield path, False
+                elif os.path.isdir(path):
+                    yield path, True
+                    if not is_container(name):
+                        for below in self._watch(path):
+                            yield below, True
+
+    def forget_below(self, path: str) -> None:
+        """Stop watching the group PATH, which was found to be a container's, and all below it."""
+        for below in [known for known in self._numbers if known == path or known.startswith(path + "/")]:
+            number = self._numbers.pop(below)
+            self._folders.pop(number, None)
+            with suppress(OSError):
+                syscalls.inotify_rm_watch(self.fd, number)
+
+    def close(self) -> None:
+        """End the watch."""
+        os.close(self.fd)
+
+
+def is_container(name: str) -> bool:
+    """Return True if NAME, the last part of a control group's path, shows that the group is a container's or its monitor's."""
+    return bool(_CONTAINERS_GROUP.search(name))

@@ -1,0 +1,340 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put the containers that start on the host into a rule's trace instance, and take those out again that the rule does not mean.
+
+A container's control group comes into being tens of milliseconds before its program is executed. The runtime's process in it is put into
+the list of recorded threads at once, with those of other containers in one write, which takes the kernel some 20 ms and has its effect at
+the beginning. Children of a recorded thread are recorded, too. Which container it is is found out after that: a container that is not
+meant is put into the list of threads that are not recorded, and its events are never fetched.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import (
+    GroupWatcher,
+    find_engine_id,
+    is_container,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks, word_size
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+
+NOTRACE_PIDS = "set_event_notrace_pid"  # Linux 5.7
+_IDLE_LOOK_S = 1.0
+_EMPTY_S = 10.0  # a new control group has its first process within this time
+_UNKNOWN_S = 2.0  # an engine has written its files about a container within this time
+_ROUNDS = 10
+_MAX_TROUBLES = 20
+_RUNTIMES = re.compile(r"(runc.*|crun|conmon|exe|[0-9]{1,2}|memfd:.*)\Z")
+_TIME_IS_OVER = "the rule traces each container no longer than its max_time"
+
+
+@dataclass
+class _Member:
+    """A control group that may be of a container of the rule.
+
+    NUMBER: counts the containers of the recording; 0 while it is not known whether the group is a container's.
+    SINCE_S: when it came into being, by time.monotonic().
+    TIDS: the threads that were put into the list for it.
+    SOURCE: what knows the container; None if nothing of root's does.
+    FIRST: its first process; None if not known. FOLLOWS_SHIM is True when the shim is in the list.
+    VERDICT: one of starts_log; '' before there is one.
+    START: readings of the clocks when its first thread was put into the list.
+    """
+
+    group: str
+    since_s: float
+    number: int = 0
+    tids: set[int] = field(default_factory=set)
+    source: Source | None = None
+    first: int | None = None
+    follows_shim: bool = False
+    container: Container | None = None
+    verdict: str = ""
+    start: dict[str, Any] | None = None
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def shim(self) -> int | None:
+        """Return the pid of its shim; None if it has none."""
+        return self.source.shim if self.source else None
+
+    @property
+    def is_traced(self) -> bool:
+        """Return True if its threads are, or are to be, in the list."""
+        return self.verdict in ("", starts_log.UNDECIDED, starts_log.TRACED)
+
+    @property
+    def is_settled(self) -> bool:
+        """Return True if nothing is left to find out about it."""
+        return self.first is not None and self.verdict != "" and (self.shim is None or self.follows_shim)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the log has of it."""
+        found: dict[str, Any] = {"verdict": self.verdict, "group": self.group, "start": self.start, "tasks": self.tasks}
+        if self.container is not None:
+            names = ("id", "name", "image", "labels", "runtime")
+            found["container"] = {name: getattr(self.container, name) for name in names}
+        return found
+
+
+@dataclass
+class Counts:
+    """How many containers have started since the rule began: those TRACED, those not MEANT, and those REFUSED beyond max_containers."""
+
+    traced: int = 0
+    unmeant: int = 0
+    refused: int = 0
+
+
+class RuleStarts:
+    """The starts of containers that RULE means, in INSTANCE with the trace clock CLOCK; CAN_DESCEND says if shims are followed.
+
+    FD is readable when a control group has come into being or is gone. Raises FleetError where no control groups can be watched.
+    """
+
+    def __init__(self, rule: Rule, instance: Instance, clock: str, *, can_descend: bool) -> None:
+        top = cgroups.find_top()
+        if top is None:
+            raise FleetError("no hierarchy of control groups is mounted, by which containers that start are found")
+        self._rule = rule
+        self._matches = rule.make_matcher()
+        self._instance = instance
+        self._clock = clock
+        self._can_descend = can_descend
+        self._members: dict[str, _Member] = {}
+        self._last = 0
+        self._sources = Sources()
+        self._log = starts_log.StartsLog()
+        self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
+        self.counts = Counts()
+        self._groups = GroupWatcher(top)
+        self.fd = self._groups.fd
+
+    @property
+    def troubles(self) -> list[str]:
+        """Return, in words, why starts may have been missed."""
+        return self._groups.troubles[:_MAX_TROUBLES]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the numbers of containers, and the troubles, for results."""
+        return {**vars(self.counts), "running": self.running, "troubles": self.troubles}
+
+    @property
+    def running(self) -> int:
+        """Return how many containers are traced now."""
+        return sum(member.number > 0 and member.is_traced for member in self._members.values())
+
+    @property
+    def look_s(self) -> float:
+        """Return the seconds until the next look at the containers, at most."""
+        live = [member for member in self._members.values() if member.is_traced]
+        if any(member.first is None for member in live):
+            return following.START_LOOK_S
+        if any(not member.is_settled or (member.shim is None and self._can_descend) for member in live):
+            return following.LOOK_S
+        return _IDLE_LOOK_S
+
+    def begin_segment(self, folder: str) -> None:
+        """Note the containers that run now in the new segment FOLDER of the recording."""
+        self._log.begin(folder)
+        now = clocks.read(self._clock) or 0
+        for member in self._members.values():
+            if member.number and member.verdict != starts_log.REFUSED:
+                member.tids = {tid for tid in self._list_threads(member) | member.tids if processes.is_alive(tid)}
+                self._log.write(member.number, **member.describe())
+                self._log.write_threads(member.number, now, member.tids)
+
+    def look(self) -> None:
+        """Look for containers that have started or ended, and put their threads into the lists."""
+        now_s = time.monotonic()
+        for path, is_there in self._groups.read():
+            if is_there:
+                self._members.setdefault(path, _Member(path, now_s))
+            else:
+                self._end(path)
+        # A group that was found to be a container's is not watched any more, so its end is looked for.
+        for path, member in list(self._members.items()):
+            if not os.path.isdir(path) or (not member.tids and not member.number and now_s - member.since_s > _EMPTY_S):
+                self._end(path)
+        self._join()
+        for member in list(self._members.values()):
+            if member.number and member.is_traced:
+                self._find_out(member, now_s)
+
+    def _end(self, path: str) -> None:
+        member = self._members.pop(path, None)
+        if member is not None and member.number:
+            if member.verdict == "":
+                self._decide(member, math.inf)
+            self._log.write(member.number, ended=time.time())
+
+    def _join(self) -> None:
+        """Put the threads of new containers, and what was exec'ed into those without a shim, into the list."""
+        live = [member for member in self._members.values() if member.is_traced and self._is_looked_at(member)]
+        for member in live:
+            if not member.number:
+                self._judge_group(member)
+        chosen = [member for member in live if member.number and member.is_traced]
+        if not chosen:
+            return
+        found: dict[int, set[int]] = {}
+        now = clocks.read(self._clock) or 0
+
+        def list_tids() -> set[int]:
+            for member in chosen:
+                found.setdefault(member.number, set()).update(self._list_threads(member))
+            return set().union(*found.values())
+
+        pid_lists.add_missing(self._instance, list_tids, rounds=_ROUNDS)
+        for member in chosen:
+            new = found.get(member.number, set()) - member.tids
+            member.tids |= new
+            self._log.write_threads(member.number, now, new)
+
+    def _is_looked_at(self, member: _Member) -> bool:
+        return member.first is None or (member.shim is None and self._can_descend)
+
+    def _list_threads(self, member: _Member) -> set[int]:
+        pids = following.list_members(member.group, tools=False)
+        if member.follows_shim and member.shim is not None:
+            pids.add(member.shim)
+        return {tid for pid in pids for tid in processes.read_threads(pid)}
+
+    def _judge_group(self, member: _Member) -> None:
+        """Find out whether the group of MEMBER is a container's, as soon as it has a process."""
+        name = os.path.basename(member.group)
+        has_id = find_engine_id(name) is not None
+        # A group above those of containers has no process of its own.
+        pids = list(cgroups.gen_pids(member.group) if has_id else cgroups.gen_own_pids(member.group))
+        if not pids:
+            return
+        comms = {processes.read_comm(pid) for pid in pids}
+        if not has_id and (is_container(name) or not any(map(_RUNTIMES.match, comms))):
+            del self._members[member.group]  # a monitor's, a service's, or a user's
+            return
+        member.source = self._sources.find(member.group, pids[0])
+        if member.source is None and not has_id:
+            return  # the runtime has not written its state yet
+        if not _is_roots(pids[0]):
+            del self._members[member.group]
+            return
+        if not has_id:
+            self._groups.forget_below(member.group)
+        self._last += 1
+        member.number = self._last
+        member.start = clocks.measure_offset(self._clock)
+        if self.running > self._rule.max_containers:
+            self._refuse(member)
+
+    def _refuse(self, member: _Member) -> None:
+        """Leave MEMBER out, which is one too many if the rule means it."""
+        found = identify(member.group, member.source) if member.source else None
+        member.container = found.container if found else None
+        if found is None or not found.has_labels or self._matches(found.container):
+            self.counts.refused += 1
+            self._set_verdict(member, starts_log.REFUSED)
+        else:
+            self.counts.unmeant += 1
+            self._set_verdict(member, starts_log.UNMEANT)
+
+    def _find_out(self, member: _Member, now_s: float) -> None:
+        """Find out who MEMBER is, and follow its shim when its program runs."""
+        if member.first is None:
+            member.first, _shim = following.find_starting(member.group, 0)
+            if member.first is not None:
+                member.tasks = _describe_tasks(member.first)
+        if member.verdict in ("", starts_log.UNDECIDED):
+            self._decide(member, now_s)
+        most_s = self._rule.max_time_s
+        if member.verdict == starts_log.TRACED and most_s is not None and now_s - member.since_s > most_s:
+            self._leave_out(member)
+            member.verdict = starts_log.OVER
+            self._log.write(member.number, verdict=member.verdict, stopped=_TIME_IS_OVER)
+        if self._can_descend and member.is_traced and member.shim is not None and not member.follows_shim:
+            # Before its program runs, the shim starts nothing but the runtime and its helpers.
+            comm = processes.read_comm(member.first) if member.first is not None else ""
+            if comm and not _RUNTIMES.match(comm):
+                self._follow_shim(member)
+
+    def _decide(self, member: _Member, now_s: float) -> None:
+        """Find out which container MEMBER is, and whether the rule means it."""
+        found = identify(member.group, member.source) if member.source else None
+        if found is None:
+            if now_s - member.since_s > _UNKNOWN_S and member.verdict == "":
+                member.container = _make_unknown(member.group)
+                self._set_verdict(member, starts_log.UNDECIDED)
+            return
+        member.container = found.container
+        if self._rule.needs_labels and not found.has_labels:
+            self._set_verdict(member, starts_log.UNDECIDED)
+        elif self._matches(found.container):
+            self._set_verdict(member, starts_log.TRACED)
+            self.counts.traced += 1
+        else:
+            self._leave_out(member)
+            self._set_verdict(member, starts_log.UNMEANT)
+            self.counts.unmeant += 1
+
+    def _set_verdict(self, member: _Member, verdict: str) -> None:
+        member.verdict = verdict
+        self._log.write(member.number, **member.describe())
+
+    def _follow_shim(self, member: _Member) -> None:
+        member.follows_shim = True
+        shim = member.shim
+        now = clocks.read(self._clock) or 0
+        threads: set[int] = set()
+
+        def list_tids() -> set[int]:
+            threads.update(processes.read_threads(shim) if shim is not None else ())
+            return threads
+
+        pid_lists.add_missing(self._instance, list_tids, rounds=_ROUNDS)
+        member.tids |= threads
+        self._log.write_threads(member.number, now, threads)
+
+    def _leave_out(self, member: _Member) -> None:
+        """Have the kernel record nothing of MEMBER from now on."""
+        if self._can_leave_out:
+            with suppress(TraceError):
+                pid_lists.add_missing(self._instance, lambda: self._list_threads(member), NOTRACE_PIDS, rounds=_ROUNDS)
+
+    def close(self) -> None:
+        """End the watch and the log."""
+        self._groups.close()
+        self._log.close()
+
+
+def _is_roots(pid: int) -> bool:
+    """Return True if process PID is in a user namespace of root's: users of the host choose names of their containers."""
+    try:
+        with processes.Process(pid) as process:
+            return process.read_owner() == 0
+    except processes.ProcessGone:
+        return True  # it has ended already, and has events
+
+
+def _make_unknown(group: str) -> Container:
+    """Return a container of which only the control group GROUP is known."""
+    name = os.path.basename(group)
+    return Container(find_engine_id(name) or name, name, "running", 0, "", {}, runtime="unknown")
+
+
+def _describe_tasks(pid: int) -> list[dict[str, Any]]:
+    task = processes.read_task(pid)
+    return [] if task is None else [{**vars(task), "compat": word_size.is_compat(task.tid)}]

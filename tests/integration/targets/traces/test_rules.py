@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Test standing rules: whatever starts and is meant is traced from its first instruction, and comes home as a capture of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support import host, killing, runtimes
+from support.fetching import fetch_here
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.distribute import distribute_all
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
+
+IMAGES = "crashcart-test"
+RULE = "cc-rule"
+RUNTIMES = ("runc", "crun", "containerd-shim", "conmon", "dockerd", "exe")
+FAILS = ("/bin/busybox", "cat", "/etc/nope")
+
+
+@pytest.fixture
+def rule():
+    """Make a rule with the options that are given."""
+
+    def make(**arguments):
+        wish = {"containers": ["cc-new-*"], "rule": RULE, "buffer_size": "4MiB", **arguments}
+        (instance,) = host.call_module("ftrace_instance", state="awaiting", **wish)["instances"]
+        return instance
+
+    yield make
+    host.call_module("ftrace_instance", state="absent", everything=True)
+
+
+def read_lines(path):
+    """Return the lines of trace-cmd report of the capture PATH, without the one that counts CPUs."""
+    return [line for line in host.run("trace-cmd", "report", str(path)).stdout.splitlines() if " [0" in line]
+
+
+def run(name, *command, options=()):
+    """Run a container called NAME until it ends, which leaves nothing of it."""
+    words = ("run", "--rm", "--network", "none", "--name", name, *options, f"{IMAGES}/busybox", *(command or FAILS))
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+
+
+def fetch(tmp_path, number=0):
+    """Return container → its capture of a fetch."""
+    captures = fetch_here(tmp_path / str(number))
+    names = [capture["manifest"]["container"]["name"] for capture in captures]
+    assert len(set(names)) == len(names), names
+    return dict(zip(names, captures))
+
+
+def check_from_the_first_instruction(capture, program="/bin/busybox"):
+    """Check that a CAPTURE begins with the execve of PROGRAM, is complete, has the failure, and nothing of a runtime."""
+    manifest = capture["manifest"]
+    assert manifest["complete"], manifest["reasons"]
+    assert (manifest["rule"], manifest["has_run"]) == (RULE, True)
+    lines = read_lines(capture["path"])
+    assert f"sched_process_exec:   filename={program}" in lines[0], lines[:3]
+    assert any("sys_exit" in line and line.endswith("= -2") for line in lines), lines
+    assert not [line for line in lines[1:] if f"comm={RUNTIMES[0]}" in line]
+    return lines
+
+
+def find_state():
+    (instance,) = host.call_module("ftrace_info", gather=["instances"])["instances"]
+    return instance["rule"]
+
+
+def test_a_container_that_did_not_exist_is_traced_from_its_first_instruction(rule, tmp_path):
+    made = rule()
+    assert (made["created"], made["rule"]["patterns"], made["mode"]) == (True, ["cc-new-*"], "record")
+    done = run("cc-new-one", options=("--label", "tier=front"))
+    assert done.returncode == 1
+    run("cc-other")
+    captures = fetch(tmp_path)
+    assert captures.keys() == {"cc-new-one"}
+    about = captures["cc-new-one"]["manifest"]["container"]
+    assert (about["labels"], about["image"], about["runtime"]) == ({"tier": "front"}, f"{IMAGES}/busybox", "docker")
+    lines = check_from_the_first_instruction(captures["cc-new-one"])
+    assert not [line for line in lines if "cc-other" in line]
+    found = find_state()
+    assert (found["traced"], found["unmeant"], found["refused"], found["running"], found["troubles"]) == (
+        1,
+        1,
+        0,
+        0,
+        [],
+    )
+    assert fetch(tmp_path, 1) == {}
+
+
+def test_the_same_rule_again_changes_nothing(rule):
+    rule()
+    again = host.call_module(
+        "ftrace_instance", state="awaiting", containers=["cc-new-*"], rule=RULE, buffer_size="4MiB"
+    )
+    assert not again["changed"]
+    other = host.call_module(
+        "ftrace_instance", state="awaiting", containers=["cc-new-*"], rule=RULE, buffer_size="4MiB", max_containers=3
+    )
+    assert other["changed"]
+
+
+def test_labels_choose(rule, tmp_path):
+    rule(containers=None, labels={"tier": "front"})
+    run("cc-new-front", options=("--label", "tier=front"))
+    run("cc-new-back", options=("--label", "tier=back"))
+    assert fetch(tmp_path).keys() == {"cc-new-front"}
+
+
+def start(name, *command):
+    """Start a container called NAME that runs until it is removed, and its program COMMAND."""
+    host.docker("run", "-d", "--rm", "--network", "none", "--name", name, f"{IMAGES}/busybox", *command)
+
+
+def read_time(line):
+    return float(line.split("]")[1].split(":")[0])
+
+
+def test_what_is_forked_and_execed_later_is_of_its_container(rule, tmp_path):
+    rule()
+    start("cc-new-long", "/bin/sh", "-c", "while true; do cat /nope/in; sleep 0.2; done")
+    try:
+        run("cc-new-short")
+        host.wait_until(lambda: find_state()["running"] == 1)
+        time.sleep(0.3)
+        host.docker("exec", "cc-new-long", "/bin/ls", "/nope/exec", check=False)
+        first = fetch(tmp_path)
+        assert first.keys() == {"cc-new-long", "cc-new-short"}
+        assert first["cc-new-long"]["manifest"]["tracing"]
+        lines = read_lines(first["cc-new-long"]["path"])
+        assert {"ls", "cat", "sleep"} <= {line.split("-")[0].strip() for line in lines}
+        time.sleep(0.5)
+        second = fetch(tmp_path, 1)
+        assert second.keys() == {"cc-new-long"}
+        more = read_lines(second["cc-new-long"]["path"])
+        assert read_time(lines[-1]) < read_time(more[0])
+    finally:
+        host.docker("rm", "-f", "cc-new-long")
+
+
+def test_a_hundred_at_once_are_complete(rule, tmp_path):
+    rule()
+    names = [f"cc-new-{number}" for number in range(100)]
+    words = ["docker", "run", "--rm", "--network", "none"]
+    started = [
+        subprocess.Popen([*words, "--name", name, f"{IMAGES}/busybox", *FAILS], stderr=subprocess.DEVNULL)
+        for name in names
+    ]
+    for process in started:
+        process.wait()
+    captures = fetch(tmp_path)
+    assert captures.keys() == set(names)
+    for capture in captures.values():
+        check_from_the_first_instruction(capture)
+
+
+def test_beyond_max_containers_the_number_is_told(rule, tmp_path):
+    rule(max_containers=2)
+    for number in range(4):
+        words = ("run", "-d", "--network", "none", "--name", f"cc-new-{number}", f"{IMAGES}/busybox", "/bin/sleep")
+        host.docker(*words, "60")
+    try:
+        run("cc-other")
+        found = find_state()
+        assert (found["traced"], found["refused"], found["unmeant"], found["running"]) == (2, 2, 1, 2)
+        line = host.call_module("ftrace_info")["summary"][0]
+        assert "2 were not traced, as max_containers (2) were traced already" in line
+        assert fetch(tmp_path).keys() == {"cc-new-0", "cc-new-1"}
+    finally:
+        host.docker("rm", "-f", *(f"cc-new-{number}" for number in range(4)))
+
+
+def test_a_full_buffer_makes_the_captures_incomplete_with_the_number(rule, tmp_path):
+    rule(buffer_size="8KiB", max_size="1MiB")
+    run("cc-new-loud", "/bin/sh", "-c", "i=0; while [ $i -lt 3000 ]; do [ -e /nope ]; i=$((i+1)); done")
+    manifest = fetch(tmp_path)["cc-new-loud"]["manifest"]
+    assert not manifest["complete"] and manifest["lost"] > 0
+    assert any(f"of rule {RULE} were lost" in reason for reason in manifest["reasons"]), manifest["reasons"]
+
+
+def test_a_container_is_traced_no_longer_than_max_time(rule, tmp_path):
+    rule(max_time="1s")
+    run("cc-new-timed", "/bin/sh", "-c", "i=0; while [ $i -lt 30 ]; do [ -e /nope ]; sleep 0.1; i=$((i+1)); done")
+    capture = fetch(tmp_path)["cc-new-timed"]
+    assert "no longer than its max_time" in capture["manifest"]["stopped"]
+    lines = read_lines(capture["path"])
+    assert 0.5 < read_time(lines[-1]) - read_time(lines[0]) < 2.5
+
+
+def test_one_that_is_created_anew_again_and_again_is_caught_each_time(rule, tmp_path):
+    rule()
+    for _number in range(10):
+        run("cc-new-again")
+    captures = fetch_here(tmp_path)
+    assert Counter(capture["manifest"]["container"]["name"] for capture in captures) == {"cc-new-again": 10}
+    for capture in captures:
+        check_from_the_first_instruction(capture)
+
+
+def test_runc_podman_and_ctr(rule, tmp_path):
+    rule(containers=["cc-new-*", "cc-runc*"])
+    bundle = tmp_path / "bundle"
+    with runtimes.run_runc(bundle, "cc-runc-rule"), runtimes.run_ctr("cc-new-ctr", "cc-test"), runtimes.run_podman(
+        "cc-new-podman"
+    ):
+        found = {capture["manifest"]["container"]["name"]: capture for capture in fetch_here(tmp_path)}
+    assert {name: capture["manifest"]["container"]["runtime"] for name, capture in found.items()} == {
+        "cc-runc-rule": "runc",
+        "cc-new-ctr": "containerd",
+        "cc-new-podman": "podman",
+    }
+    for capture in found.values():
+        lines = read_lines(capture["path"])
+        assert "sched_process_exec" in lines[0], lines[:3]
+        assert capture["manifest"]["complete"], capture["manifest"]["reasons"]
+
+
+def test_a_killed_recorder_ends_the_rule_and_no_container(rule, tmp_path):
+    rule()
+    run("cc-new-before")
+    host.docker(
+        "run", "-d", "--rm", "--network", "none", "--name", "cc-new-long", f"{IMAGES}/busybox", "/bin/sleep", "60"
+    )
+    host.wait_until(lambda: find_state()["running"] == 1)
+    os.kill(orders.find_recorder(), signal.SIGKILL)
+    try:
+        assert run("cc-new-after").returncode == 1
+        assert host.docker("inspect", "-f", "{{.State.Running}}", "cc-new-long").strip() == "true"
+        captures = fetch(tmp_path)
+        assert captures.keys() == {"cc-new-before", "cc-new-long"}
+        for capture in captures.values():
+            assert not capture["manifest"]["complete"]
+            assert any("recorder died" in reason for reason in capture["manifest"]["reasons"])
+        # The same rule, asked for again, goes on.
+        rule()
+        run("cc-new-after")
+        assert fetch(tmp_path, 1).keys() == {"cc-new-after"}
+    finally:
+        host.docker("rm", "-f", "cc-new-long")
+
+
+def test_kill_9_of_a_fetch_at_every_system_call_loses_nothing_and_brings_nothing_twice(rule, tmp_path):
+    rule()
+    expected = Counter()
+
+    def check(number):
+        captures = fetch_here(tmp_path / str(number))
+        assert Counter(capture["manifest"]["container"]["name"] for capture in captures) == expected, number
+        for capture in captures:
+            check_from_the_first_instruction(capture)
+        assert not list(Path(recordings.FOLDER).glob("*/*/made*")), number
+        start_some()
+
+    def start_some():
+        expected.clear()
+        expected.update(("cc-new-one", "cc-new-two"))
+        run("cc-new-one")
+        run("cc-new-two")
+
+    start_some()
+    assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS), check, own_calls=True, step=23) > 3
+
+
+def test_nothing_is_left(rule, tmp_path):
+    rule()
+    run("cc-new-one")
+    fetch(tmp_path)
+    assert host.call_module("ftrace_instance", state="absent", rule=RULE)["changed"]
+    assert not host.call_module("ftrace_instance", state="absent", rule=RULE)["changed"]
+    assert host.list_instances() == []
+    assert not os.path.exists(recordings.FOLDER)
+
+
+@pytest.mark.parametrize(
+    "wish, message",
+    [
+        ({"containers": None}, "say which containers to await"),
+        ({"mode": "ring"}, "mode=ring"),
+        ({"query": "Id != ''"}, "query cannot be used"),
+        ({"clock": "global"}, "clock=global"),
+        ({"max_containers": 0}, "max_containers: 0 is too small"),
+        ({"everything": True}, "everything can be used with"),
+    ],
+)
+def test_what_a_rule_cannot_be_is_refused_by_name(wish, message):
+    with pytest.raises(host.ModuleFailed, match=re.escape(message)):
+        host.call_module("ftrace_instance", state="awaiting", **{"containers": ["cc-x"], **wish})
+    assert host.list_instances() == []

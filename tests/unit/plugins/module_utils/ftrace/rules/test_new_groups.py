@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Folders stand for control groups here: inotify tells of both in the same way."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import new_groups
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import GroupWatcher
+
+ID = "3f4e" * 16
+
+
+@pytest.fixture
+def watch(tmp_path):
+    (tmp_path / "old" / "below").mkdir(parents=True)
+    watcher = GroupWatcher(str(tmp_path))
+    yield watcher
+    watcher.close()
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        (ID, ID),
+        (f"docker-{ID}.scope", ID),
+        (f"libpod-{ID}.scope", ID),
+        (f"libpod-conmon-{ID}.scope", None),
+        (f"crio-conmon-{ID}", None),
+        (ID + "0", None),
+        ("web", None),
+    ],
+)
+def test_an_engines_id_is_found_in_a_groups_name(name, found):
+    assert new_groups.find_engine_id(name) == found
+
+
+def test_what_is_there_already_is_not_new(watch):
+    assert list(watch.read()) == []
+
+
+def test_a_group_is_told_when_it_comes_and_when_it_goes(watch, tmp_path):
+    path = tmp_path / "old" / "below" / "new"
+    path.mkdir()
+    assert list(watch.read()) == [(str(path), True)]
+    path.rmdir()
+    assert list(watch.read()) == [(str(path), False)]
+
+
+def test_groups_below_a_parent_that_did_not_exist_are_told(watch, tmp_path):
+    path = tmp_path / "parent" / "slice" / ID
+    path.mkdir(parents=True)
+    found = {group for group, is_there in watch.read() if is_there}
+    assert found == {str(tmp_path / "parent"), str(tmp_path / "parent" / "slice"), str(path)}
+
+
+def test_groups_that_come_while_it_looks_are_not_missed(watch, tmp_path):
+    def make():
+        for number in range(300):
+            (tmp_path / f"a{number}" / "b" / "c").mkdir(parents=True)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    found = set()
+    while thread.is_alive():
+        found |= {group for group, _is_there in watch.read()}
+    thread.join()
+    found |= {group for group, _is_there in watch.read()}
+    assert {f"{tmp_path}/a{number}/b/c" for number in range(300)} <= found
+
+
+def test_what_a_container_makes_within_its_group_is_its_own(watch, tmp_path):
+    path = tmp_path / "old" / ID
+    path.mkdir()
+    list(watch.read())
+    (path / "init.scope").mkdir()
+    assert list(watch.read()) == []
+
+
+def test_a_group_that_was_found_to_be_a_containers_is_watched_no_more(watch, tmp_path):
+    path = tmp_path / "old" / "web"
+    path.mkdir()
+    list(watch.read())
+    watch.forget_below(str(path))
+    (path / "inner").mkdir()
+    assert [group for group, is_there in watch.read() if is_there] == []
+
+
+def test_a_file_is_no_group(watch, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert [group for group, is_there in watch.read() if is_there] == []
+    assert watch.troubles == []
+    assert os.path.exists(tmp_path / "file")
