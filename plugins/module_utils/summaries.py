@@ -101,6 +101,8 @@ def _gen_rule(rule: Mapping[str, Any]) -> Iterator[str]:
         yield f"{rule['unmeant']} others have started"
     if rule["refused"]:
         yield f"{rule['refused']} were not traced, as max_containers ({rule['max_containers']}) were traced already"
+    if rule["missed"]:
+        yield f"{rule['missed']} were over before they were seen"
     yield from rule["troubles"]
 
 

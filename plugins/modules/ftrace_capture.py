@@ -119,6 +119,13 @@ options:
       - It needs O(mode=record), O(existing=refuse), and a O(clock) that programs can read (V(mono), V(mono_raw) or V(boot)).
     type: bool
     default: false
+  wait_for_start:
+    description:
+      - Trace the containers that start within O(seconds), each from its first instruction on, in place of those that run. They need not
+        exist yet, and may end at once. O(crashcart.fleet.ftrace_instance#module:state=awaiting) describes which containers can be meant.
+      - A warning says so where none of them has started, and which others have.
+    type: bool
+    default: false
   leave:
     description:
       - Ids of containers among O(containers) whose traces are only fetched, and go on. Only with O(phase=finish).
@@ -289,6 +296,7 @@ instances:
       sample: true
 """
 
+import os
 import signal
 import time
 from contextlib import suppress
@@ -307,6 +315,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import (
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import (
     arguments,
+    awaiting,
     finishing,
     guard,
     live,
@@ -345,6 +354,13 @@ def prepare(parameters):
     return ttl_s
 
 
+def check_waiting(parameters):
+    """Check PARAMETERS of a capture of containers that are yet to start, and fill in what makes it a rule of this call alone."""
+    if parameters["live"]:
+        raise FleetError("live cannot be used with wait_for_start: name a container that runs")
+    parameters.update(rule=f"start-{os.urandom(4).hex()}", max_containers=None, max_time=None, follow_restarts=None)
+
+
 def check_host():
     """Raise FleetError, which names all that is missing, where the host cannot trace containers."""
     found = [feature for feature in features.list_trace_features() if feature.name in _NEEDED and not feature.ok]
@@ -365,8 +381,12 @@ def start(module, root, outcome):
     parameters = module.params
     ttl_s = prepare(parameters)
     check_host()
-    check = live.check_one if parameters["live"] else None
-    result, containers = starting.start_traces(module, root, outcome, check)
+    if parameters["wait_for_start"]:
+        check_waiting(parameters)
+        result, containers = awaiting.await_containers(module, root, outcome)
+    else:
+        check = live.check_one if parameters["live"] else None
+        result, containers = starting.start_traces(module, root, outcome, check)
     result.update(options.describe_selection(module, containers))
     leave = list_left_alone(parameters, result["instances"])
     mine = [instance for instance in result["instances"] if instance["id"] not in leave]
@@ -494,6 +514,7 @@ def main():
             phase=dict(type="str", choices=["whole", "start", "finish"], default="whole"),
             leave=dict(type="list", elements="str", default=[]),
             live=dict(type="bool", default=False),
+            wait_for_start=dict(type="bool", default=False),
         ),
         supports_check_mode=True,
     )

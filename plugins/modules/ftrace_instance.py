@@ -416,8 +416,10 @@ instances:
     rule:
       description:
         - The standing rule, with its selection (C(patterns), C(labels)) and bounds (C(max_containers), C(max_time_s)), and what has started
-          since it began. C(traced) containers were meant, C(unmeant) were not, C(refused) were beyond C(max_containers), C(running) are
-          traced now. C(troubles) says in words why starts may have been missed. V(null) for the trace of one container.
+          since it began. V(null) for the trace of one container.
+        - C(traced) containers were meant, C(unmeant) were not, C(refused) were beyond C(max_containers), C(missed) were gone before they
+          were seen, and C(running) are traced now. C(latest) names the last twenty. C(troubles) says in words why starts may have been
+          missed.
       type: dict
       sample: {name: shop, patterns: ["shop-*"], labels: {}, max_containers: 100, traced: 3, unmeant: 0, refused: 0, running: 1}
 """

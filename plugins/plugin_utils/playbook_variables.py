@@ -37,6 +37,7 @@ NAMES = frozenset(
         # trace, start, stop, collect, report
         *(
             "seconds",
+            "wait_for_start",
             "existing",
             "profile",
             "syscalls",

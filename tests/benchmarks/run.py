@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measure the collection and its rivals in one run, since machines differ and are noisy; `make bench` runs this program.
 
-Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report, hosts,
-huge_report. Without a name it runs all but the last two, which take long.
+Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report,
+rules, hosts, huge_report. Without a name it runs all but the last two, which take long.
 Prints tables in Markdown.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "integration"))
+import starts
 import workloads
 from support import host, images, serving, sshd
 from support.stops import count_stops
@@ -723,6 +724,11 @@ def _watch(*command: str) -> tuple[float, float, float]:
     return taken, memory.peak_mib, memory.fork_mib
 
 
+def bench_rules(inventory: Path) -> None:
+    """Measure what a standing rule costs a start."""
+    starts.measure_rules(inventory.parent)
+
+
 def bench_images(_inventory: Path) -> None:
     """Measure builds without and with a cache, sizes, and the first start of a program from an image that is not in the page cache."""
     rows: list[list[Any]] = []
@@ -784,6 +790,7 @@ BENCHMARKS = {
     "slowdown": bench_slowdown,
     "record": bench_record,
     "report": bench_report,
+    "rules": bench_rules,
     "hosts": bench_hosts,
     "huge_report": bench_huge_report,
 }

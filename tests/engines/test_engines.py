@@ -102,6 +102,32 @@ def test_an_awaited_start_is_traced_from_its_first_program_on(station, engine, a
     assert find_programs(summary) <= PROGRAMS, find_programs(summary)
 
 
+def test_a_rule_traces_a_container_that_did_not_exist(station, engine, tmp_path):
+    """A rule traces a container that did not exist from its first program on."""
+    name = engine.choose_name("new")
+    wish = {"state": "awaiting", "rule": "new", "containers": [name], "buffer_size": "4MiB", "paths": False}
+    station.call("ftrace_instance", **wish)
+    try:
+        for _number in range(3):
+            engine.run(name, "cat /nonesuch/new; true")
+            station.run("sleep 0.5")
+            engine.remove(name)
+        (found,) = station.call("ftrace_info", gather=["instances"])["instances"]
+        assert (found["rule"]["traced"], found["rule"]["troubles"]) == (3, [])
+        captures = station.fetch(tmp_path)
+        assert {capture["manifest"]["container"]["name"] for capture in captures} == {name}
+        assert all(capture["manifest"]["complete"] for capture in captures), captures
+        starts = 0
+        for summary in every_kernel.report(tmp_path, tmp_path / "report"):
+            assert find_programs(summary) <= PROGRAMS, find_programs(summary)
+            calls = every_kernel.count(summary)
+            assert calls["execve"]["calls"] >= 1
+            starts += calls["open"]["errors"]["ENOENT"] if "open" in calls else calls["openat"]["errors"]["ENOENT"]
+        assert starts >= 3
+    finally:
+        station.call("ftrace_instance", state="absent", everything=True)
+
+
 def test_the_playbook_of_a_trace_names_the_failure(station, engine, app, tmp_path):
     """The playbook `trace` names a failure."""
     said = station.ansible(

@@ -104,6 +104,20 @@ def inspect_as(account: Account, ids: Sequence[str], until: float) -> dict[str, 
         raise ContainerError(f"{label} gives an answer of the wrong form: {error!r}") from error
 
 
+def read_history(since_s: float) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return id → image and labels of the containers that root's Podman has started since SINCE_S (seconds since the epoch), removed ones, too.
+
+    Raises ContainerError where Podman does not answer as it should. Source: podman-events(1).
+    """
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since_s))
+    words = ("events", "--stream=false", "--since", since, "--filter", "type=container", "--format", "json")
+    try:
+        entries = [parse_json(line) for line in _ask_for_text(Podman.label, words).splitlines()]
+        return {str(entry["ID"]): (str(entry["Image"]), dict(entry.get("Attributes") or {})) for entry in entries}
+    except WRONG_FORM as error:
+        raise ContainerError(f"{Podman.label} gives an answer of the wrong form: {error!r}") from error
+
+
 def _parse_listed(entry: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a container as `podman ps` lists it; raises one of WRONG_FORM."""
     return {
@@ -126,6 +140,17 @@ def _ask(
     some_ok: bool = False,
 ) -> Any:
     """Return the answer of Podman, called LABEL in messages, to WORDS; with SOME_OK also where it refuses a part of WORDS."""
+    return parse_json(_ask_for_text(label, words, until, environment, some_ok=some_ok) or b"[]")
+
+
+def _ask_for_text(
+    label: str,
+    words: Sequence[str],
+    until: float | None = None,
+    environment: dict[str, str] | None = None,
+    *,
+    some_ok: bool = False,
+) -> bytes:
     try:
         done = run(
             ["podman", *words], time.monotonic() + read_engine_timeout() if until is None else until, environment
@@ -138,7 +163,7 @@ def _ask(
         text = done.stderr.lower()
         is_gone = "no such container" in text or "no such object" in text
         raise (_NoSuchContainer if is_gone else ContainerError)(f"{label} does not answer as it should: {done.stderr}")
-    return parse_json(done.stdout or b"[]")
+    return done.stdout
 
 
 class _NoSuchContainer(ContainerError):

@@ -7,7 +7,7 @@ A rule has one trace instance, which all its containers share. Its events are so
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Callable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
@@ -58,6 +58,9 @@ class Rule:
         return described
 
 
+NAMES = tuple(field.name for field in fields(Rule))  # of what describe() returns
+
+
 def from_json(document: Mapping[str, Any]) -> Rule:
     """Return the rule that describe() has returned as DOCUMENT. Raises KeyError, TypeError or ValueError for another form."""
     patterns = document["patterns"]
@@ -68,6 +71,12 @@ def from_json(document: Mapping[str, Any]) -> Rule:
             "labels": tuple((name, value) for name, value in document["labels"].items()),
         }
     )
+
+
+def name_selection(rule: Rule) -> str:
+    """Return what RULE selects, as text."""
+    labels = [name if value is None else f"{name}={value}" for name, value in rule.labels]
+    return ",".join([*(rule.patterns or ()), *labels])
 
 
 def is_rule(description: Mapping[str, Any] | None) -> bool:

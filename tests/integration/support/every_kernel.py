@@ -574,6 +574,26 @@ def check_starts(machine: Machine, worker: str, folder: Path) -> None:
     machine.call("ftrace_instance", containers=[worker], state="absent")
 
 
+def check_rules(machine: Machine, worker: str, folder: Path) -> None:
+    """Check that a rule traces containers that did not exist, and live for a moment only, from their first instruction on."""
+    image = machine.run(f"docker inspect -f '{{{{.Config.Image}}}}' {worker}").strip()
+    machine.call("ftrace_instance", state="awaiting", rule="ruled", containers=["ruled-*"], paths=False)
+    for number in range(3):
+        machine.run(f"docker run --rm --network none --name ruled-{number} {image} cat /nonesuch/ruled || true")
+    found = {capture["manifest"]["container"]["name"]: capture for capture in machine.fetch(folder)}
+    caught = {name: capture for name, capture in found.items() if name.startswith("ruled-")}
+    assert caught.keys() == {f"ruled-{number}" for number in range(3)}
+    for capture in caught.values():
+        assert capture["manifest"]["complete"], capture["manifest"]["reasons"]
+        text = subprocess.run(
+            ["trace-cmd", "report", capture["path"]], capture_output=True, text=True, check=True
+        ).stdout
+        lines = [line for line in text.splitlines() if " [0" in line]
+        assert "sched_process_exec" in lines[0], lines[:3]
+        assert any(line.endswith("= -2") for line in lines), lines
+    machine.call("ftrace_instance", state="absent", rule="ruled")
+
+
 # In this order all checks can use one container: a check may leave an instance and a pinned process.
 CHECKS = (
     check_what_is_missing_is_named,
@@ -593,6 +613,7 @@ CHECKS = (
     check_profiles,
     check_loss,
     check_starts,
+    check_rules,
 )
 
 

@@ -29,20 +29,26 @@ def unpack_busybox(folder: Path) -> None:
         archive.extractall(folder, filter="fully_trusted")
 
 
+def make_bundle(folder: Path, *command: str, **annotations: str) -> Path:
+    """Make the bundle of a container that runs COMMAND in FOLDER, and return that. In names of ANNOTATIONS "__" stands for "."."""
+    unpack_busybox(folder / "rootfs")
+    os.chmod(folder / "rootfs", 0o755)  # for other users than root
+    subprocess.run(["runc", "spec"], cwd=folder, check=True)
+    path = folder / "config.json"
+    specification: dict[str, Any] = json.loads(path.read_text())
+    specification["process"].update(terminal=False, args=command)
+    specification["annotations"] = {key.replace("__", "."): value for key, value in annotations.items()}
+    path.write_text(json.dumps(specification))
+    return folder
+
+
 @contextmanager
 def run_runc(folder: Path, name: str, root: str = "/run/runc", **annotations: str) -> Iterator[None]:
     """Run a container NAME of plain runc with its bundle in FOLDER until the context ends.
 
     ROOT is runc's folder of states. In names of ANNOTATIONS "__" stands for ".".
     """
-    unpack_busybox(folder / "rootfs")
-    os.chmod(folder / "rootfs", 0o755)  # for other users than root
-    subprocess.run(["runc", "spec"], cwd=folder, check=True)
-    path = folder / "config.json"
-    specification: dict[str, Any] = json.loads(path.read_text())
-    specification["process"].update(terminal=False, args=SLEEP)
-    specification["annotations"] = {key.replace("__", "."): value for key, value in annotations.items()}
-    path.write_text(json.dumps(specification))
+    make_bundle(folder, *SLEEP, **annotations)
     command = ["runc", "--root", root]
     with open(folder / "log", "wb") as log:
         subprocess.run([*command, "run", "--detach", "--bundle", str(folder), name], check=True, stdout=log, stderr=log)

@@ -74,6 +74,7 @@ STARTED = (
     "cart.image_mounts",
     "cart.store",
     "ftrace.calls.arguments",
+    "ftrace.calls.awaiting",
     "ftrace.calls.starting",
     "ftrace.end",
     "ftrace.plan",
@@ -109,7 +110,7 @@ NEEDS = {
     "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
     "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
     "ftrace_info": DESCRIBED,
-    "ftrace_instance": (*STARTED, "ftrace.calls.awaiting"),
+    "ftrace_instance": STARTED,
     "ftrace_report": (),
     "ftrace_store": (),
 }

@@ -6,18 +6,22 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import plan, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, plan, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import starting
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import distribute as distributing
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import profiles, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -91,6 +95,34 @@ def _complete(parameters: Mapping[str, Any], root: str) -> dict[str, Any]:
     return profiles.complete(found, len(Instance(root, "..").list_cpus()))
 
 
+def distribute(traces: Sequence[TraceInstance], outcome: Outcome, warn: Callable[[str], None]) -> list[TraceInstance]:
+    """Return traces of the containers that the rules among TRACES have traced; WARN is told of each rule for which none has started.
+
+    OUTCOME gets the rules that fail.
+    """
+    found = []
+    for trace in traces:
+        record = metadata.read_record(trace.instance) if trace.instance.exists() else {}
+        if "rule" not in record:
+            continue
+        with outcome.serve(trace.who):
+            described = state.describe_state(trace.instance)["rule"]
+            started = distributing.distribute(trace.instance)
+            found += [find_instance(trace.instance.root, container) for container in started]
+            if not started:
+                warn(escape(_tell_missing(described)))
+    return found
+
+
+def _tell_missing(rule: Mapping[str, Any]) -> str:
+    """Return a sentence that says that nothing has started that RULE, as described in results, means, and what else has."""
+    wanted = rules.name_selection(rules.from_json({name: rule[name] for name in rules.NAMES}))
+    others = list(dict.fromkeys(one["name"] for one in rule["latest"]))
+    meanwhile = f"started have meanwhile: {', '.join(others)}" if others else "no container has started meanwhile"
+    troubles = "".join(f"; {trouble}" for trouble in rule["troubles"])
+    return f"nothing has started that is meant by {wanted}: {meanwhile}{troubles}"
+
+
 def make_rule(parameters: Mapping[str, Any]) -> Rule:
     """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that means nothing or cannot be."""
     patterns, labels = parameters["containers"], parameters["labels"]
@@ -101,18 +133,14 @@ def make_rule(parameters: Mapping[str, Any]) -> Rule:
     if parameters["max_containers"] < 1:
         raise FleetError(f"max_containers: {parameters['max_containers']} is too small")
     pairs = tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
-    return Rule(
-        name=parameters["rule"] or _make_name(patterns or (), pairs),
+    rule = Rule(
+        name=parameters["rule"] or "",
         patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),
         labels=pairs,
         max_containers=parameters["max_containers"],
         max_time_s=parse_seconds(parameters["max_time"], "max_time"),
     )
-
-
-def _make_name(patterns: Any, labels: Any) -> str:
-    """Return the name of a rule that was given none: what it selects."""
-    return ",".join([*patterns, *(name if value is None else f"{name}={value}" for name, value in labels)])
+    return rule if rule.name else replace(rule, name=rules.name_selection(rule))
 
 
 def _make_request(parameters: Mapping[str, Any], root: str) -> plan.TraceRequest:

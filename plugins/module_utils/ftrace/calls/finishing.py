@@ -13,6 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import end, selection
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import awaiting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import recording
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
@@ -60,6 +61,7 @@ def finish(
         warn(str(error))  # neither a stop nor a fetch needs a recorder
     was_there = any(trace.instance.exists() for trace in mine)
     end.stop(mine, outcome)
+    found = [*found, *awaiting.distribute(mine, outcome, warn)]
     result = _stage(found, outcome, home) if is_alone else fetching.fetch(found, outcome, home, warn, consume=True)
     held = [trace for trace in found if not outcome.has_failed(trace.who) and _holds_events(trace)]
     holding = {trace.short_id for trace in held}

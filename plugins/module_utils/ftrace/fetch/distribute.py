@@ -13,11 +13,13 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers import podman
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording, Segment
@@ -31,6 +33,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 _MADE, _NOTE = "made", "made.json"
 # A container of which the recorder did not find out whether the rule means it is kept.
 _KEPT = (starts_log.TRACED, starts_log.OVER, starts_log.UNDECIDED)
+_BEFORE_S = 60.0
+_STARTED = "started"
 _LATE = "its start was seen too late, so its first instructions are missing"
 _NO_COUNTERS = dict.fromkeys(("entries", "overrun", "commit_overrun", "bytes", "dropped", "read"), 0)
 
@@ -43,24 +47,31 @@ def is_of_rule(recording: Recording) -> bool:
 def distribute_all(root: str) -> None:
     """Distribute the recordings of all rules. ROOT is the tracefs."""
     for name in recordings.list_names():
-        for recording in recordings.list_recordings(name):
-            if is_of_rule(recording):
-                _distribute(Instance(root, name), recording)
+        distribute(Instance(root, name))
 
 
-def _distribute(instance: Instance, recording: Recording) -> None:
-    """Distribute the finished segments of RECORDING of INSTANCE, which may be gone."""
+def distribute(instance: Instance) -> list[Container]:
+    """Distribute the recordings of INSTANCE, if it is a rule's, and return the containers that have recordings of their own now."""
+    found: dict[str, Container] = {}
+    for recording in recordings.list_recordings(instance.name):
+        if is_of_rule(recording):
+            found.update((one.id, one) for one in _distribute(instance, recording))
+    return list(found.values())
+
+
+def _distribute(instance: Instance, recording: Recording) -> list[Container]:
+    """Distribute the finished segments of RECORDING of INSTANCE, which may be gone, and return the containers of this time."""
     if recording.is_running:
         recordings.ask_to_finish(recording)
     with recordings.hold(recording.path):
-        _carry_out(recording)
+        _carry_out(recording)  # of a fetch that was killed
         end = recording.read_end()
         segments = [part for part in recording.list_segments() if part.end is not None or end is not None]
-        if segments:
-            _make(instance, _Part(recording, segments, end))
-            _carry_out(recording)
+        found = _make(instance, _Part(recording, segments, end)) if segments else []
+        _carry_out(recording)
         if end is not None and not recording.list_segments():
             recordings.remove(recording.path)
+    return found
 
 
 def _carry_out(recording: Recording) -> None:
@@ -161,8 +172,8 @@ class _Output:
         return self.starts[-1].about
 
 
-def _make(instance: Instance, part: _Part) -> None:
-    """Make recordings of containers from PART, of INSTANCE, and the note that they are complete."""
+def _make(instance: Instance, part: _Part) -> list[Container]:
+    """Make recordings of containers from PART, of INSTANCE, and the note that they are complete; return these containers."""
     made = os.path.join(part.recording.path, _MADE)
     started = starts_log.read(segment.path for segment in part.segments)
     number_of_last = part.segments[-1].number
@@ -170,11 +181,12 @@ def _make(instance: Instance, part: _Part) -> None:
     outputs: dict[str, _Output] = {}
     by_number: dict[int, _Output] = {}
     try:
+        _ask_podman(part, started)
         for number, one in started.items():
             container = one.about.get("container")
             if container is None or one.about.get("verdict") not in _KEPT:
                 continue
-            name = INSTANCE_PREFIX + Container(**{**container, "state": "", "pid": 0}).short_id
+            name = INSTANCE_PREFIX + _read_container(container).short_id
             if name not in outputs:
                 folder = os.path.join(made, name, stamp, recordings.format_number(1))
                 os.makedirs(folder, 0o700)
@@ -188,12 +200,41 @@ def _make(instance: Instance, part: _Part) -> None:
             _describe(part, output, [*late, *part.list_reasons(strange)], saved)
         note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last}
         recordings.write_json(os.path.join(part.recording.path, _NOTE), note)
+        return [_read_container(output.last["container"]) for output in outputs.values()]
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
         raise FleetError(
             f"the events of rule {part.rule} cannot be sorted by container: {error.strerror} in {recordings.FOLDER}; make room there,"
             " and fetch again"
         ) from error
+
+
+def _read_container(described: Mapping[str, Any]) -> Container:
+    """Return the container that the log of starts has DESCRIBED; its present state is not known."""
+    return Container(**{**described, "state": _STARTED, "pid": 0})
+
+
+def _ask_podman(part: _Part, started: Mapping[int, Started]) -> None:
+    """Complete what is known of Podman's containers among STARTED: only Podman knows their images and labels, also of removed ones.
+
+    Where it does not answer, a container that may be meant is kept.
+    """
+    asked = [one for one in started.values() if (one.about.get("container") or {}).get("runtime") == podman.Podman.name]
+    if not asked:
+        return
+    # An event of Podman comes some time before the control group.
+    since_s = min(one.about["start"]["real_time_ns"] for one in asked) / 1e9 - _BEFORE_S
+    history: dict[str, tuple[str, dict[str, str]]] = {}
+    with suppress(ContainerError):
+        history = podman.read_history(since_s)
+    matches = rules.from_json(part.about["record"]["rule"]).make_matcher()
+    for one in asked:
+        container = one.about["container"]
+        if container["id"] in history:
+            container["image"], container["labels"] = history[container["id"]]
+            if one.about["verdict"] == starts_log.UNDECIDED:
+                is_meant = matches(_read_container(container))
+                one.about["verdict"] = starts_log.TRACED if is_meant else starts_log.UNMEANT
 
 
 def _split(instance: Instance, part: _Part, started: dict[int, Started], outputs: dict[int, _Output]) -> int:

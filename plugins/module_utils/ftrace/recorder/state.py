@@ -79,7 +79,7 @@ def _describe_rule(described: dict[str, Any] | None, found: Sequence[recordings.
     """
     if described is None:
         return None
-    nothing = {"traced": 0, "unmeant": 0, "refused": 0, "running": 0, "troubles": []}
+    nothing = {"traced": 0, "unmeant": 0, "refused": 0, "missed": 0, "running": 0, "latest": [], "troubles": []}
     starts = recordings.read_json(os.path.join(found[-1].path, recordings.STARTS)) if found else None
     return {**described, **(starts or nothing)}
 

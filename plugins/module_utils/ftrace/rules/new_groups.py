@@ -29,11 +29,12 @@ def find_engine_id(name: str) -> str | None:
 class GroupWatcher:
     """A watch of all control groups below the folder TOP that exist now or come into being.
 
-    TROUBLES: what prevents that groups are seen, in words.
+    TROUBLES: what prevents that groups are seen, in words. MISSED: the number of containers' groups that were gone before they were seen.
     """
 
     def __init__(self, top: str) -> None:
         self.troubles: list[str] = []
+        self.missed = 0
         self._folders: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self.fd = syscalls.inotify_init()
@@ -82,7 +83,9 @@ class GroupWatcher:
                 path = os.path.join(folder, name)
                 if events & syscalls.IN_DELETE:
                     yield path, False
-                elif os.path.isdir(path):
+                elif not os.path.isdir(path):
+                    self.missed += find_engine_id(name) is not None
+                else:
                     yield path, True
                     if not is_container(name):
                         for below in self._watch(path):

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,10 +36,12 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 
 NOTRACE_PIDS = "set_event_notrace_pid"  # Linux 5.7
 _IDLE_LOOK_S = 1.0
+_PARTS = 20
 _EMPTY_S = 10.0  # a new control group has its first process within this time
 _UNKNOWN_S = 2.0  # an engine has written its files about a container within this time
 _ROUNDS = 10
 _MAX_TROUBLES = 20
+_MAX_LATEST = 20
 _RUNTIMES = re.compile(r"(runc.*|crun|conmon|exe|[0-9]{1,2}|memfd:.*)\Z")
 _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 
@@ -78,11 +81,6 @@ class _Member:
         """Return True if its threads are, or are to be, in the list."""
         return self.verdict in ("", starts_log.UNDECIDED, starts_log.TRACED)
 
-    @property
-    def is_settled(self) -> bool:
-        """Return True if nothing is left to find out about it."""
-        return self.first is not None and self.verdict != "" and (self.shim is None or self.follows_shim)
-
     def describe(self) -> dict[str, Any]:
         """Return what the log has of it."""
         found: dict[str, Any] = {"verdict": self.verdict, "group": self.group, "start": self.start, "tasks": self.tasks}
@@ -94,11 +92,16 @@ class _Member:
 
 @dataclass
 class Counts:
-    """How many containers have started since the rule began: those TRACED, those not MEANT, and those REFUSED beyond max_containers."""
+    """How many containers have started since the rule began.
+
+    TRACED, UNMEANT: those that the rule means, or may mean, and others. REFUSED: those beyond max_containers.
+    MISSED: those that were gone before they were seen, or before it was known which they were.
+    """
 
     traced: int = 0
     unmeant: int = 0
     refused: int = 0
+    missed: int = 0
 
 
 class RuleStarts:
@@ -122,6 +125,7 @@ class RuleStarts:
         self._log = starts_log.StartsLog()
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
         self.counts = Counts()
+        self._latest: deque[dict[str, str]] = deque(maxlen=_MAX_LATEST)
         self._groups = GroupWatcher(top)
         self.fd = self._groups.fd
 
@@ -131,8 +135,10 @@ class RuleStarts:
         return self._groups.troubles[:_MAX_TROUBLES]
 
     def describe(self) -> dict[str, Any]:
-        """Return the numbers of containers, and the troubles, for results."""
-        return {**vars(self.counts), "running": self.running, "troubles": self.troubles}
+        """Return the numbers of containers, the names of the latest ones, and the troubles, for results."""
+        latest = list(self._latest)
+        counts = {**vars(self.counts), "missed": self.counts.missed + self._groups.missed}
+        return {**counts, "running": self.running, "latest": latest, "troubles": self.troubles}
 
     @property
     def running(self) -> int:
@@ -143,9 +149,11 @@ class RuleStarts:
     def look_s(self) -> float:
         """Return the seconds until the next look at the containers, at most."""
         live = [member for member in self._members.values() if member.is_traced]
-        if any(member.first is None for member in live):
-            return following.START_LOOK_S
-        if any(not member.is_settled or (member.shim is None and self._can_descend) for member in live):
+        ages = [time.monotonic() - member.since_s for member in live if member.first is None]
+        if ages:
+            # A group may stay empty, so what is seen late is late by a small part of its time only.
+            return min(following.LOOK_S, max(following.START_LOOK_S, min(ages) / _PARTS))
+        if any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live):
             return following.LOOK_S
         return _IDLE_LOOK_S
 
@@ -155,8 +163,11 @@ class RuleStarts:
         now = clocks.read(self._clock) or 0
         for member in self._members.values():
             if member.number and member.verdict != starts_log.REFUSED:
+                is_over = member.verdict == starts_log.OVER
                 member.tids = {tid for tid in self._list_threads(member) | member.tids if processes.is_alive(tid)}
-                self._log.write(member.number, **member.describe())
+                # From here on nothing of one that was traced long enough is wanted.
+                about = {**member.describe(), **({"verdict": starts_log.UNMEANT} if is_over else {})}
+                self._log.write(member.number, **about)
                 self._log.write_threads(member.number, now, member.tids)
 
     def look(self) -> None:
@@ -178,10 +189,14 @@ class RuleStarts:
 
     def _end(self, path: str) -> None:
         member = self._members.pop(path, None)
-        if member is not None and member.number:
+        if member is None:
+            return
+        if member.number:
             if member.verdict == "":
                 self._decide(member, math.inf)
             self._log.write(member.number, ended=time.time())
+        elif find_engine_id(os.path.basename(path)):
+            self.counts.missed += 1
 
     def _join(self) -> None:
         """Put the threads of new containers, and what was exec'ed into those without a shim, into the list."""
@@ -207,7 +222,16 @@ class RuleStarts:
             self._log.write_threads(member.number, now, new)
 
     def _is_looked_at(self, member: _Member) -> bool:
-        return member.first is None or (member.shim is None and self._can_descend)
+        return member.first is None or (self._can_descend and not self._has_own_shim(member))
+
+    def _awaits_shim(self, member: _Member) -> bool:
+        """Return True if the shim of MEMBER is to be followed as soon as its program runs."""
+        return self._can_descend and member.is_traced and not member.follows_shim and self._has_own_shim(member)
+
+    def _has_own_shim(self, member: _Member) -> bool:
+        """Return True if all that is exec'ed into MEMBER descends from a shim of its own; the containers of a pod share one."""
+        others = (other for other in self._members.values() if other is not member and other.is_traced)
+        return member.shim is not None and member.shim not in {other.shim for other in others}
 
     def _list_threads(self, member: _Member) -> set[int]:
         pids = following.list_members(member.group, tools=False)
@@ -258,14 +282,14 @@ class RuleStarts:
             member.first, _shim = following.find_starting(member.group, 0)
             if member.first is not None:
                 member.tasks = _describe_tasks(member.first)
-        if member.verdict in ("", starts_log.UNDECIDED):
+        if member.verdict == "":
             self._decide(member, now_s)
         most_s = self._rule.max_time_s
         if member.verdict == starts_log.TRACED and most_s is not None and now_s - member.since_s > most_s:
             self._leave_out(member)
             member.verdict = starts_log.OVER
             self._log.write(member.number, verdict=member.verdict, stopped=_TIME_IS_OVER)
-        if self._can_descend and member.is_traced and member.shim is not None and not member.follows_shim:
+        if self._awaits_shim(member):
             # Before its program runs, the shim starts nothing but the runtime and its helpers.
             comm = processes.read_comm(member.first) if member.first is not None else ""
             if comm and not _RUNTIMES.match(comm):
@@ -274,17 +298,19 @@ class RuleStarts:
     def _decide(self, member: _Member, now_s: float) -> None:
         """Find out which container MEMBER is, and whether the rule means it."""
         found = identify(member.group, member.source) if member.source else None
-        if found is None:
-            if now_s - member.since_s > _UNKNOWN_S and member.verdict == "":
-                member.container = _make_unknown(member.group)
-                self._set_verdict(member, starts_log.UNDECIDED)
+        if found is None and now_s - member.since_s <= _UNKNOWN_S:
             return
-        member.container = found.container
-        if self._rule.needs_labels and not found.has_labels:
+        member.container = found.container if found else _make_unknown(member.group)
+        if found and self._rule.needs_labels and not found.has_labels:
             self._set_verdict(member, starts_log.UNDECIDED)
-        elif self._matches(found.container):
+            self.counts.traced += 1
+        elif self._matches(member.container):
             self._set_verdict(member, starts_log.TRACED)
             self.counts.traced += 1
+        elif found is None:
+            self._leave_out(member)
+            self._set_verdict(member, starts_log.UNMEANT)
+            self.counts.missed += 1
         else:
             self._leave_out(member)
             self._set_verdict(member, starts_log.UNMEANT)
@@ -293,6 +319,8 @@ class RuleStarts:
     def _set_verdict(self, member: _Member, verdict: str) -> None:
         member.verdict = verdict
         self._log.write(member.number, **member.describe())
+        if member.container is not None:
+            self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})
 
     def _follow_shim(self, member: _Member) -> None:
         member.follows_shim = True

@@ -75,6 +75,8 @@ def read(folders: Iterable[str]) -> dict[int, Started]:
             if "tids" in line:
                 started.threads += [(line["time"], tid) for tid in line["tids"]]
             else:
+                if started.about.get("verdict") == OVER:
+                    line.pop("verdict", None)  # a later segment has it as one that is not meant any more
                 started.about.update(line)
     return found
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,17 @@ def test_runc_podman_and_ctr(rule, tmp_path):
         assert capture["manifest"]["complete"], capture["manifest"]["reasons"]
 
 
+def test_labels_of_podman_are_asked_for_at_the_fetch(rule, tmp_path):
+    rule(containers=None, labels={"tier": "front"})
+    with runtimes.run_podman("cc-new-front", "--label", "tier=front"), runtimes.run_podman("cc-new-back", "--rm"):
+        pass
+    captures = fetch(tmp_path)
+    assert captures.keys() == {"cc-new-front"}
+    about = captures["cc-new-front"]["manifest"]["container"]
+    assert about["labels"] == {"tier": "front"}
+    assert "crashcart-test/busybox" in about["image"]
+
+
 def test_a_killed_recorder_ends_the_rule_and_no_container(rule, tmp_path):
     rule()
     run("cc-new-before")
@@ -268,6 +280,54 @@ def test_kill_9_of_a_fetch_at_every_system_call_loses_nothing_and_brings_nothing
 
     start_some()
     assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS), check, own_calls=True, step=23) > 3
+
+
+def capture(tmp_path, containers, seconds=3, **arguments):
+    """Return the result of ftrace_capture, with its action, while a container called cc-new-one starts."""
+    wish = {"containers": containers, "wait_for_start": True, "seconds": seconds, "dest": str(tmp_path), **arguments}
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(host.ad_hoc, "localhost", "ftrace_capture", wish)
+        host.wait_until(host.list_instances)
+        time.sleep(0.5)
+        run("cc-new-one")
+        return asked.result()
+
+
+def test_a_capture_waits_for_a_start(tmp_path):
+    result = capture(tmp_path, ["cc-new-*"])
+    (one,) = result["captures"]
+    assert (one["manifest"]["container"]["name"], one["manifest"]["complete"]) == ("cc-new-one", True)
+    assert "sched_process_exec" in read_lines(one["path"])[0]
+    assert not result.get("warnings")
+    assert host.list_instances() == []
+    assert not os.path.exists(recordings.FOLDER)
+
+
+def test_a_capture_says_what_has_started_instead(tmp_path):
+    result = capture(tmp_path, ["cc-else"])
+    assert result["captures"] == []
+    (warning,) = result["warnings"]
+    assert warning == "nothing has started that is meant by cc-else: started have meanwhile: cc-new-one"
+    assert host.list_instances() == []
+
+
+def test_the_playbook_waits_for_a_start(tmp_path):
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(
+            host.playbook,
+            "trace",
+            containers=["cc-new-*"],
+            wait_for_start=True,
+            seconds=4,
+            dest=str(tmp_path),
+        )
+        host.wait_until(host.list_instances, 60)
+        time.sleep(1)
+        run("cc-new-one")
+        said = asked.result().stdout
+    assert ("cat" in said and "/etc/nope" in said) or "could not open a file" in said, said
+    assert list(tmp_path.glob("localhost/cc-new-one/*.dat"))
+    assert host.list_instances() == []
 
 
 def test_nothing_is_left(rule, tmp_path):

@@ -157,6 +157,8 @@ def test_the_role_has_every_option_of_a_trace():
     assert set(passed) == set(options) - _OF_RULES - {"everything"}  # a playbook has a selection
     # The trace of the entry point main is asked for in the same words.
     of_capture = list_passed("capture_start")
+    waits = "{{ trace_wait_for_start | default(crashcart_wait_for_start) | default(omit) }}"
+    assert of_capture.pop("wait_for_start") == waits
     assert {**of_capture, "state": "started"} == {**passed, "phase": "start", "seconds": "{{ trace_seconds }}"}
     spec = {name.removeprefix("trace_"): one for name, one in read_specs()["start"]["options"].items()}
     assert set(spec) == set(options) - _OF_RULES - {"everything", "state"} | _OF_TASKS | {"default_ttl"}

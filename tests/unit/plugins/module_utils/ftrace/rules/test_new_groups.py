@@ -90,6 +90,14 @@ def test_a_group_that_was_found_to_be_a_containers_is_watched_no_more(watch, tmp
     assert [group for group, is_there in watch.read() if is_there] == []
 
 
+def test_a_containers_group_that_is_gone_already_is_counted(watch, tmp_path):
+    for name in (ID, "web"):
+        (tmp_path / "old" / name).mkdir()
+        (tmp_path / "old" / name).rmdir()
+    assert [group for group, is_there in watch.read() if is_there] == []
+    assert watch.missed == 1
+
+
 def test_a_file_is_no_group(watch, tmp_path):
     (tmp_path / "file").write_text("")
     assert [group for group, is_there in watch.read() if is_there] == []

@@ -39,6 +39,13 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path):
     assert starts_log.read([folder]).keys() == {1}
 
 
+def test_one_that_was_traced_long_enough_stays_so(tmp_path):
+    first = write(tmp_path / "1", lambda log: log.write(1, verdict=starts_log.OVER, stopped="long enough"))
+    second = write(tmp_path / "2", lambda log: log.write(1, verdict=starts_log.UNMEANT))
+    assert starts_log.read([first, second])[1].about == {"verdict": starts_log.OVER, "stopped": "long enough"}
+    assert starts_log.read([second])[1].about == {"verdict": starts_log.UNMEANT}
+
+
 def test_a_segment_without_a_log_has_no_containers(tmp_path):
     assert starts_log.read([str(tmp_path)]) == {}
 
