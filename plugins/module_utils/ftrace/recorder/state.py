@@ -68,20 +68,22 @@ def describe_state(instance: Instance, *, is_gone: bool = False) -> dict[str, An
         "expires": expires,
         "expires_at": None if expires is None else format_time(expires),
         "recordings": [recording.as_result() for recording in found],
-        "rule": _describe_rule(record.get("rule"), found),
+        "rule": _describe_rule(record.get("rule"), found, is_on=is_on),
     }
 
 
-def _describe_rule(described: dict[str, Any] | None, found: Sequence[recordings.Recording]) -> dict[str, Any] | None:
+def _describe_rule(
+    described: dict[str, Any] | None, found: Sequence[recordings.Recording], *, is_on: bool
+) -> dict[str, Any] | None:
     """Return the rule that a record has DESCRIBED, with what has started since it began; None for the trace of one container.
 
-    FOUND are the recordings of the trace.
+    FOUND are the recordings of the trace. IS_ON is True if it traces now.
     """
     if described is None:
         return None
     nothing = {"traced": 0, "unmeant": 0, "refused": 0, "missed": 0, "running": 0, "latest": [], "troubles": []}
     starts = recordings.read_json(os.path.join(found[-1].path, recordings.STARTS)) if found else None
-    return {**described, **(starts or nothing)}
+    return {**described, **(starts or nothing), **({} if is_on else {"running": 0})}
 
 
 def _find_history(

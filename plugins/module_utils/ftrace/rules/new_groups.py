@@ -17,6 +17,8 @@ _EVENTS = syscalls.IN_CREATE | syscalls.IN_DELETE
 _CONTAINERS_GROUP = re.compile(r"(?:^|[^0-9a-f])([0-9a-f]{64})(?:$|[^0-9a-f])")
 # conmon, the process that watches over a container of Podman or CRI-O, has a group with the container's id.
 _MONITOR = "conmon"
+# Users make as many groups as they like below the group of their own service manager, and their containers are not awaited.
+_USERS_GROUP = re.compile(r"user@[1-9][0-9]*\.service\Z")
 _NO_ROOM = "the host's limit of watches is reached (sysctl fs.inotify.max_user_watches): containers in new control groups may be missed"
 
 
@@ -27,7 +29,7 @@ def find_engine_id(name: str) -> str | None:
 
 
 class GroupWatcher:
-    """A watch of all control groups below the folder TOP that exist now or come into being.
+    """A watch of all control groups below the folder TOP that exist now or come into being, except within containers and of users.
 
     TROUBLES: what prevents that groups are seen, in words. MISSED: the number of containers' groups that were gone before they were seen.
     """
@@ -42,7 +44,7 @@ class GroupWatcher:
             pass  # what is there already does not start
 
     def _watch(self, path: str) -> Iterator[str]:
-        """Watch the group PATH and all below it, except within containers, and yield those below it."""
+        """Watch the group PATH and all below it, and yield those below it."""
         try:
             number = syscalls.inotify_add_watch(self.fd, path, _EVENTS)
         except OSError as error:
@@ -55,7 +57,7 @@ class GroupWatcher:
         for name in self._list_children(path):
             below = os.path.join(path, name)
             yield below
-            if not is_container(name):
+            if not _is_closed(name):
                 yield from self._watch(below)
 
     @staticmethod
@@ -87,7 +89,7 @@ class GroupWatcher:
                     self.missed += find_engine_id(name) is not None
                 else:
                     yield path, True
-                    if not is_container(name):
+                    if not _is_closed(name):
                         for below in self._watch(path):
                             yield below, True
 
@@ -102,6 +104,11 @@ class GroupWatcher:
     def close(self) -> None:
         """End the watch."""
         os.close(self.fd)
+
+
+def _is_closed(name: str) -> bool:
+    """Return True if nothing is awaited below a group called NAME."""
+    return is_container(name) or bool(_USERS_GROUP.match(name))
 
 
 def is_container(name: str) -> bool:

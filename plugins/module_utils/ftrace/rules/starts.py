@@ -318,6 +318,8 @@ class RuleStarts:
 
     def _set_verdict(self, member: _Member, verdict: str) -> None:
         member.verdict = verdict
+        if member.source is not None:
+            member.source = Source(member.source.shim)  # the texts are long, and a container may live for years
         self._log.write(member.number, **member.describe())
         if member.container is not None:
             self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import host, killing, runtimes
+from support import host, killing, parts, runtimes
 from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.distribute import distribute_all
@@ -199,10 +199,11 @@ def test_a_container_is_traced_no_longer_than_max_time(rule, tmp_path):
 
 def test_one_that_is_created_anew_again_and_again_is_caught_each_time(rule, tmp_path):
     rule()
-    for _number in range(10):
+    count = 60 if parts.IS_ALL else 10
+    for _number in range(count):
         run("cc-new-again")
     captures = fetch_here(tmp_path)
-    assert Counter(capture["manifest"]["container"]["name"] for capture in captures) == {"cc-new-again": 10}
+    assert Counter(capture["manifest"]["container"]["name"] for capture in captures) == {"cc-new-again": count}
     for capture in captures:
         check_from_the_first_instruction(capture)
 

@@ -81,6 +81,17 @@ def test_what_a_container_makes_within_its_group_is_its_own(watch, tmp_path):
     assert list(watch.read()) == []
 
 
+def test_groups_of_users_are_not_watched(watch, tmp_path):
+    for name in ("user@0.service", "user@1000.service"):
+        (tmp_path / "old" / name).mkdir()
+        list(watch.read())
+        (tmp_path / "old" / name / "app").mkdir()
+    assert [group for group, _is_there in watch.read()] == []
+    (tmp_path / "old" / "user@0.service" / "app" / "b").mkdir()
+    (tmp_path / "old" / "user@1000.service" / "app" / "b").mkdir()
+    assert [group for group, _is_there in watch.read()] == [str(tmp_path / "old" / "user@0.service" / "app" / "b")]
+
+
 def test_a_group_that_was_found_to_be_a_containers_is_watched_no_more(watch, tmp_path):
     path = tmp_path / "old" / "web"
     path.mkdir()
