@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import Following
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording, Segment
@@ -313,6 +314,7 @@ def _describe(part: _Part, output: _Output, reasons: list[str], saved: str) -> N
         "start": begun,
         "changed": changed,
         "tasks": [task for one in output.starts for task in one.about.get("tasks") or []],
+        "followed": _describe_following(part, output.last),
         metadata.HOLDINGS: {},
     }
     more = {"container": output.last["container"], "instance": output.name, "record": record, "rule": part.rule}
@@ -339,6 +341,13 @@ def _describe(part: _Part, output: _Output, reasons: list[str], saved: str) -> N
     }
     recordings.write_json(os.path.join(path, recordings.END), end)
     recordings.begin(path)
+
+
+def _describe_following(part: _Part, start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the processes of the container with START were followed, as its manifest says it."""
+    can_descend = bool(part.about["limits"].get("descends"))
+    has_shim = bool(start.get("has_shim"))
+    return Following(descends=can_descend and has_shim, watch_exec=can_descend and not has_shim).describe()
 
 
 def _at(reading: dict[str, Any], seconds: float) -> dict[str, Any]:

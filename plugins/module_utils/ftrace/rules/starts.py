@@ -83,7 +83,8 @@ class _Member:
 
     def describe(self) -> dict[str, Any]:
         """Return what the log has of it."""
-        found: dict[str, Any] = {"verdict": self.verdict, "group": self.group, "start": self.start, "tasks": self.tasks}
+        own = ("verdict", "group", "start", "tasks")
+        found: dict[str, Any] = {**{name: getattr(self, name) for name in own}, "has_shim": self.shim is not None}
         if self.container is not None:
             names = ("id", "name", "image", "labels", "runtime")
             found["container"] = {name: getattr(self.container, name) for name in names}

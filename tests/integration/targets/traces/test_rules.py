@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -220,6 +221,11 @@ def test_runc_podman_and_ctr(rule, tmp_path):
         "cc-new-ctr": "containerd",
         "cc-new-podman": "podman",
     }
+    assert {name: capture["manifest"]["followed"]["exec"] for name, capture in found.items()} == {
+        "cc-runc-rule": "watch",
+        "cc-new-ctr": "descent",
+        "cc-new-podman": "watch",
+    }
     for capture in found.values():
         lines = read_lines(capture["path"])
         assert "sched_process_exec" in lines[0], lines[:3]
@@ -283,32 +289,34 @@ def test_kill_9_of_a_fetch_at_every_system_call_loses_nothing_and_brings_nothing
     assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS), check, own_calls=True, step=23) > 3
 
 
-def capture(tmp_path, containers, seconds=3, **arguments):
-    """Return the result of ftrace_capture, with its action, while a container called cc-new-one starts."""
-    wish = {"containers": containers, "wait_for_start": True, "seconds": seconds, "dest": str(tmp_path), **arguments}
+def capture(tmp_path, containers):
+    """Return what `ansible -m crashcart.fleet.ftrace_capture` prints, while a container called cc-new-one starts."""
+    wish = {"containers": containers, "wait_for_start": True, "seconds": 3, "dest": str(tmp_path)}
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(host.ad_hoc, "localhost", "ftrace_capture", wish)
+        words = ("ansible", "localhost", "-m", "crashcart.fleet.ftrace_capture", "-a", json.dumps(wish))
+        asked = pool.submit(host.run, *words)
         host.wait_until(host.list_instances)
         time.sleep(0.5)
         run("cc-new-one")
-        return asked.result()
+        done = asked.result()
+        return done.stdout + done.stderr
 
 
 def test_a_capture_waits_for_a_start(tmp_path):
-    result = capture(tmp_path, ["cc-new-*"])
-    (one,) = result["captures"]
-    assert (one["manifest"]["container"]["name"], one["manifest"]["complete"]) == ("cc-new-one", True)
-    assert "sched_process_exec" in read_lines(one["path"])[0]
-    assert not result.get("warnings")
+    said = capture(tmp_path, ["cc-new-*"])
+    (path,) = tmp_path.glob("localhost/*/*.dat")
+    assert path.parent.name == "cc-new-one"
+    assert "sched_process_exec" in read_lines(path)[0]
+    assert "nothing has started" not in said
+    assert json.loads(path.with_suffix(".json").read_text())["complete"]
     assert host.list_instances() == []
     assert not os.path.exists(recordings.FOLDER)
 
 
 def test_a_capture_says_what_has_started_instead(tmp_path):
-    result = capture(tmp_path, ["cc-else"])
-    assert result["captures"] == []
-    (warning,) = result["warnings"]
-    assert warning == "nothing has started that is meant by cc-else: started have meanwhile: cc-new-one"
+    said = capture(tmp_path, ["cc-else"])
+    assert "nothing has started that is meant by cc-else: started have meanwhile: cc-new-one" in " ".join(said.split())
+    assert not list(tmp_path.glob("localhost/*/*.dat"))
     assert host.list_instances() == []
 
 
