@@ -215,6 +215,8 @@ class Keeper:
         if is_due and self.is_gone:
             return REMOVED
         try:
+            if is_due and self._rule_starts is not None:
+                self._look_for_rule(self._rule_starts)  # first of all: a container may live for some milliseconds only
             if is_due:
                 self._look_for_others()
             if self.writer is not None:
@@ -223,9 +225,7 @@ class Keeper:
                     self._drained_s = time.monotonic()
                 if is_due:
                     self.writer.tend()
-            if is_due and self._rule_starts is not None:
-                self._look_for_rule(self._rule_starts)
-            elif is_due and self.is_awaiting:
+            if is_due and self.is_awaiting:
                 self._look_for_start()
             elif is_due and self._limits.watch:
                 self._follow(self.order.group)

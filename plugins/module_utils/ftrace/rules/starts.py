@@ -248,8 +248,7 @@ class RuleStarts:
         pids = list(cgroups.gen_pids(member.group) if has_id else cgroups.gen_own_pids(member.group))
         if not pids:
             return
-        comms = {processes.read_comm(pid) for pid in pids}
-        if not has_id and (is_container(name) or not any(map(_RUNTIMES.match, comms))):
+        if not has_id and (is_container(name) or not self._may_start(member.group, pids)):
             del self._members[member.group]  # a monitor's, a service's, or a user's
             return
         member.source = self._sources.find(member.group, pids[0])
@@ -265,6 +264,13 @@ class RuleStarts:
         member.start = clocks.measure_offset(self._clock)
         if self.running > self._rule.max_containers:
             self._refuse(member)
+
+    @staticmethod
+    def _may_start(group: str, pids: list[int]) -> bool:
+        """Return True if one of PIDS, the processes in GROUP, is a runtime's or a container's first one."""
+        comms = {processes.read_comm(pid) for pid in pids} - {""}
+        # Of those that have ended since the look nothing is known.
+        return not comms or any(map(_RUNTIMES.match, comms)) or following.find_starting(group, 0)[0] is not None
 
     def _refuse(self, member: _Member) -> None:
         """Leave MEMBER out, which is one too many if the rule means it."""
