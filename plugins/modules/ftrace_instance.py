@@ -508,6 +508,7 @@ def run_ended(module, root, outcome):
 
 def run(module):
     require_root()
+    awaiting.check_options(module.params)
     try:
         root = tracefs.find_tracefs()
     except tracefs.TraceError:

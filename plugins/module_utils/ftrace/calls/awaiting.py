@@ -15,7 +15,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import meta
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import starting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import distribute as distributing
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import state
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import profiles, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
@@ -46,6 +46,7 @@ _OF_ONE_CONTAINER = {
     "query": "an engine answers a query only when the start is over",
     "docker_host": "a rule is for all engines of the host",
     "follow_restarts": "a rule follows every start",
+    "follow_tools": "our tools run in containers that are there already",
 }
 
 
@@ -155,9 +156,24 @@ def _make_request(parameters: Mapping[str, Any], root: str) -> plan.TraceRequest
 
 
 def select_rule(module: Any, root: str) -> list[TraceInstance]:
-    """Return the trace of the rule that MODULE's options name. ROOT is the tracefs. Raises FleetError where there is none."""
+    """Return the trace of the rule that MODULE's options name, also if only its recording is left. ROOT is the tracefs.
+
+    Raises FleetError where there is none that could be stopped.
+    """
     name = module.params["rule"]
     if options.is_selecting(module) or module.params["everything"]:
         raise FleetError("rule cannot be combined with a selection of containers: give one of them")
     trace = find_instance(root, Rule(name).as_container())
-    return [trace] if trace.instance.exists() else []
+    if trace.instance.exists() or recordings.list_folders(trace.instance.name):
+        return [trace]
+    if module.params["state"] == "stopped":
+        raise FleetError(f"no rule here is called {name!r}: ftrace_info shows the rules of this host")
+    return []
+
+
+def check_options(parameters: Mapping[str, Any]) -> None:
+    """Raise FleetError for options of a rule among PARAMETERS of ftrace_instance that its state has no use for."""
+    names = {"started": tuple(ARGUMENTS), "awaiting": ()}.get(parameters["state"], ("max_containers", "max_time"))
+    for name in names:
+        if parameters[name] is not None:
+            raise FleetError(f"{name} cannot be used with state={parameters['state']}: it is for state=awaiting")

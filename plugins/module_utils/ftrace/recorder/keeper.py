@@ -56,6 +56,7 @@ class Keeper:
         self._stack = ExitStack()
         self.writer: RecordingWriter | None = None
         self._drained_s = time.monotonic()
+        self._told: dict[str, Any] = {}  # what the files of a rule's recording tell of its starts
         with ExitStack() as failing, ExitStack() as stack:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
             if os.stat(self._instance.path).st_ino != order.inode:
@@ -83,14 +84,7 @@ class Keeper:
                 stack.callback(os.close, self._start_fd)
             self._rule_starts = self._follow_rule(stack)
             if (order.run or self._limits.restarts) and order.rule is None:
-                try:
-                    process = stack.enter_context(open_process(order.container))
-                    self._container_fd = syscalls.pidfd_open(process.pid)
-                    process.read_start_ticks()  # raises if another process has the pid by now
-                except (ContainerGoneError, processes.ProcessGone):
-                    if not self._limits.restarts:
-                        raise
-                    self._let_go()
+                self._hold_process(stack)
             if order.run:
                 about = recordings.read_json(os.path.join(order.run, recordings.ABOUT))
                 with self.watch.ours():
@@ -100,15 +94,27 @@ class Keeper:
                     )
             self._known: set[int] = set()
             self._stirred_s = time.monotonic()
-            events, self._lost_before = self._count()
-            self._first_events = events
+            self._first_events, self._lost_before = self._count()
             self._was_on = False
-            self._brake = Brake(self._limits.max_rate, time.monotonic(), events) if self._limits.max_rate else None
+            self._brake = (
+                Brake(self._limits.max_rate, time.monotonic(), self._first_events) if self._limits.max_rate else None
+            )
             stack.callback(os.ftruncate, lock_fd, 0)
             locks.tell_holder(lock_fd)
             self._stack = stack.pop_all()
             failing.pop_all()
         orders.note_watched(order.name)
+
+    def _hold_process(self, stack: ExitStack) -> None:
+        """Hold the container's first process until STACK is closed; raises ContainerGoneError or ProcessGone if no next start is awaited."""
+        try:
+            process = stack.enter_context(open_process(self.order.container))
+            self._container_fd = syscalls.pidfd_open(process.pid)
+            process.read_start_ticks()  # raises if another process has the pid by now
+        except (ContainerGoneError, processes.ProcessGone):
+            if not self._limits.restarts:
+                raise
+            self._let_go()
 
     def _follow_rule(self, stack: ExitStack) -> RuleStarts | None:
         """Return the starts of the rule's containers, which STACK closes; None for the trace of one container, or one that has ended."""
@@ -117,7 +123,6 @@ class Keeper:
         clock, descends = self._instance.read_clock(), self._limits.descends
         starts = RuleStarts(self.order.rule, self._instance, clock, can_descend=descends)
         stack.callback(starts.close)
-        self._told: dict[str, Any] = {}
         return starts
 
     def _look_for_rule(self, starts: RuleStarts) -> None:

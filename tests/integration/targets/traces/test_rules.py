@@ -358,9 +358,18 @@ def test_nothing_is_left(rule, tmp_path):
         ({"clock": "global"}, "clock=global"),
         ({"max_containers": 0}, "max_containers: 0 is too small"),
         ({"everything": True}, "everything can be used with"),
+        ({"follow_tools": True}, "follow_tools cannot be used"),
+        (
+            {"state": "started", "max_time": "1s"},
+            "max_time cannot be used with state=started: it is for state=awaiting",
+        ),
+        ({"state": "started", "rule": "x"}, "rule cannot be used with state=started"),
+        ({"state": "absent", "max_containers": 3}, "max_containers cannot be used with state=absent"),
+        ({"state": "stopped", "containers": None, "rule": "x"}, "no rule here is called 'x'"),
+        ({"state": "stopped", "rule": "x"}, "rule cannot be combined with a selection"),
     ],
 )
 def test_what_a_rule_cannot_be_is_refused_by_name(wish, message):
     with pytest.raises(host.ModuleFailed, match=re.escape(message)):
-        host.call_module("ftrace_instance", state="awaiting", **{"containers": ["cc-x"], **wish})
+        host.call_module("ftrace_instance", **{"state": "awaiting", "containers": ["cc-x"], **wish})
     assert host.list_instances() == []
