@@ -87,7 +87,7 @@ def summarize_traces(traces: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _name_trace(trace: Mapping[str, Any]) -> str:
-    return f"trace of {trace['container']}" if trace["rule"] is None else f"rule {trace['container']}"
+    return f"trace of {trace['container']}" if trace["rule"] is None else f"rule {trace['rule']['name']}"
 
 
 def _gen_rule(rule: Mapping[str, Any]) -> Iterator[str]:

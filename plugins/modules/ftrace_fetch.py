@@ -262,11 +262,24 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments, distribute, outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
+
+
+def make_matcher(parameters):
+    """Return a function that is true for the containers that the options PARAMETERS mean, as far as names and labels tell."""
+    if parameters["containers"] is None and parameters["labels"] is None:
+        return lambda _container: True
+    patterns = parameters["containers"]
+    return rules.Rule(
+        "",
+        None if patterns is None else tuple(pattern.strip() for pattern in patterns),
+        tuple((name, None if value is None else str(value)) for name, value in (parameters["labels"] or {}).items()),
+    ).make_matcher()
 
 
 def run(module):
@@ -281,8 +294,7 @@ def run(module):
     root = tracefs.find_tracefs()
     outcome = Outcome()
     if not module.check_mode:
-        with outcome.complaining():
-            distribute.distribute_all(root)
+        distribute.distribute_all(root, outcome, make_matcher(parameters))
     found = selection.select_instances(module, root, untraced_ok=bool(outbox.list_segments()))
     if module.check_mode:
         return {

@@ -473,6 +473,7 @@ def remove(module, found, outcome):
             )
             holders = {container.id: container for container in holders.values() if container.owner_uid is None}
     left = exposure.remove(holders.values(), outcome, names)
+    awaiting.remove_made(found)
     end.remove([trace for trace in found if not outcome.has_failed(trace.who)], outcome)
     left += [phrase for phrases in others for phrase in phrases]
     return left

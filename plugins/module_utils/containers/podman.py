@@ -112,8 +112,16 @@ def read_history(since_s: float) -> dict[str, tuple[str, dict[str, str]]]:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since_s))
     words = ("events", "--stream=false", "--since", since, "--filter", "type=container", "--format", "json")
     try:
-        entries = [parse_json(line) for line in _ask_for_text(Podman.label, words).splitlines()]
-        return {str(entry["ID"]): (str(entry["Image"]), dict(entry.get("Attributes") or {})) for entry in entries}
+        found: dict[str, tuple[str, dict[str, str]]] = {}
+        for line in _ask_for_text(Podman.label, words).splitlines():
+            entry = parse_json(line)
+            # Not each event has the labels, and some have attributes of their own.
+            image, labels = found.get(str(entry["ID"]), ("", {}))
+            found[str(entry["ID"])] = (
+                image or str(entry.get("Image") or ""),
+                {**labels, **(entry.get("Attributes") or {})},
+            )
+        return found
     except WRONG_FORM as error:
         raise ContainerError(f"{Podman.label} gives an answer of the wrong form: {error!r}") from error
 

@@ -24,6 +24,7 @@ RUNTIMES = frozenset(
     ("docker", "podman", "containerd", "cri-o", "runc", "crun", "lxc", "systemd-nspawn")
 )  # the prefixes that a name may have, before a colon
 _OF_USER = re.compile(r"([0-9]{1,10})/(.+)", re.DOTALL)  # a user's container: UID/NAME, or UID/ID
+GONE = "gone"  # the state of containers that are known by their traces only; many may have had one name
 _GLOB_CHARACTERS = frozenset("*?[")
 _ID_DIGITS = frozenset("0123456789abcdef")
 
@@ -167,12 +168,15 @@ def _match(pattern: str, own: list[Container], others: list[Container], running_
 
 
 def _find(pattern: str, containers: list[Container]) -> list[Container]:
-    """Return the container that has PATTERN as its name, its id, or the beginning of its id, as a list; empty where none has it."""
+    """Return the container that has PATTERN as its name, its id, or the beginning of its id, as a list; empty where none has it.
+
+    All that are gone and had the name are meant together.
+    """
     found = [container for container in containers if pattern == container.name or _is_id(pattern, container)]
     if ENGINE_ID.match(pattern):
         # A container's name must not hide another one's id.
         found = [container for container in found if container.id == pattern] or found
-    if len(found) > 1:
+    if len(found) > 1 and any(container.state != GONE for container in found):
         # Several runtimes may use the name, and a pod may have replaced a container that has ended.
         choices = ", ".join(f"{container.full_name} ({container.state})" for container in found)
         raise ContainerError(f"{pattern!r} is ambiguous: it may mean {choices}; give one of these")

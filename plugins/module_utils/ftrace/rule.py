@@ -47,8 +47,9 @@ class Rule:
         )
 
     def as_container(self) -> Container:
-        """Return the rule in the form in which a trace names its container."""
-        return Container(id=self.name, name=self.name, state=_STATE, pid=0, image="", labels={}, runtime=RUNTIME)
+        """Return the rule in the form in which a trace names its container; no container has such a name or id."""
+        name = f"{RUNTIME}:{self.name}"
+        return Container(id=name, name=name, state=_STATE, pid=0, image="", labels={}, runtime=RUNTIME)
 
     def describe(self) -> dict[str, Any]:
         """Return the rule for results and manifests, and for from_json."""

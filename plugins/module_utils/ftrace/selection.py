@@ -16,7 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
     ContainerGoneError,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import GONE, Selector
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import read_container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
@@ -24,8 +24,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
-
-_GONE = "gone"
 
 
 def select_instances(
@@ -94,12 +92,12 @@ def _list_gone(root: str, present: Sequence[Container]) -> list[Container]:
     for trace in list_instances(root, present):
         about = read_container(trace) if trace.container is None else None
         if about is not None and taken.isdisjoint((about.get("owner_uid"), about[word]) for word in ("id", "name")):
-            found[about["id"]] = Container(state=_GONE, pid=0, **about)
+            found[about["id"]] = Container(state=GONE, pid=0, **about)
     return list(found.values())
 
 
 def _refresh(trace: TraceInstance, host: Host | None) -> TraceInstance:
-    if trace.container is None or trace.container.state == _GONE or host is None:
+    if trace.container is None or trace.container.state == GONE or host is None:
         return trace
     try:
         return TraceInstance(trace.instance, host.refresh(trace.container))

@@ -18,6 +18,7 @@ ENGINE_ID = re.compile(r"[0-9a-f]{64}\Z")  # the id that an engine gives to a co
 # One hierarchy of version 1 is enough to list processes; every runtime uses these.
 _V1_PREFERRED = ("pids", "devices", "freezer", "memory", "cpu", "name=systemd")
 
+MAX_DEPTH = 64  # of groups below a group that are looked at
 NO_LIMIT = 1 << 60  # version 1 has no word for it, and prints a number of about 2 ** 63
 
 
@@ -140,8 +141,30 @@ def _find_v1_mount_point(controller: str, mounts: list[Mount]) -> str | None:
 
 def gen_pids(directory: str) -> Iterator[int]:
     """Yield the pids of all processes in the group at DIRECTORY and in the groups below."""
-    for folder, _children, _files in os.walk(directory):
+    for folder in gen_below(directory):
         yield from gen_own_pids(folder)
+
+
+def gen_below(directory: str) -> Iterator[str]:
+    """Yield the folder of the group at DIRECTORY, and those of the groups below, down to MAX_DEPTH.
+
+    Whoever may make groups can make them as deep as a path is long, so this is no recursion, as os.walk is before Python 3.12.
+    """
+    left = [(directory, 0)]
+    while left:
+        folder, depth = left.pop()
+        yield folder
+        if depth < MAX_DEPTH:
+            left += [(os.path.join(folder, name), depth + 1) for name in list_children(folder)]
+
+
+def list_children(directory: str) -> list[str]:
+    """Return the names of the groups right below the group at DIRECTORY; empty if that is gone."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def gen_own_pids(directory: str) -> Iterator[int]:

@@ -115,6 +115,18 @@ def distribute(traces: Sequence[TraceInstance], outcome: Outcome, warn: Callable
     return found
 
 
+def remove_made(traces: Sequence[TraceInstance]) -> None:
+    """Remove what the rules among TRACES have recorded and nobody has fetched, also what is sorted by container already."""
+    for trace in traces:
+        described = metadata.read_record(trace.instance).get("rule") if trace.instance.exists() else None
+        found = [described["name"]] if described else []
+        found += map(
+            distributing.find_rule, filter(distributing.is_of_rule, recordings.list_recordings(trace.instance.name))
+        )
+        for name in set(found):
+            distributing.remove_made(name)
+
+
 def _tell_missing(rule: Mapping[str, Any]) -> str:
     """Return a sentence that says that nothing has started that RULE, as described in results, means, and what else has."""
     wanted = rules.name_selection(rules.from_json({name: rule[name] for name in rules.NAMES}))

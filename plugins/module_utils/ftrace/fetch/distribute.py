@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.following import Following
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import trace_dat_reader
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, recordings
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.recordings import Recording, Segment
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import is_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import split, starts_log
@@ -30,8 +32,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.start
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_bytes
 
-_MADE, _NOTE = "made", "made.json"
+_MADE, _NOTE, _OWNERS = "made", "made.json", "owners.json"
+_MAX_OWNERS = 65536
 # A container of which the recorder did not find out whether the rule means it is kept.
 _KEPT = (starts_log.TRACED, starts_log.OVER, starts_log.UNDECIDED)
 _BEFORE_S = 60.0
@@ -45,34 +49,69 @@ def is_of_rule(recording: Recording) -> bool:
     return is_rule(recording.about.get("container"))
 
 
-def distribute_all(root: str) -> None:
-    """Distribute the recordings of all rules. ROOT is the tracefs."""
+def distribute_all(root: str, outcome: Outcome, means: Callable[[Container], bool] = lambda _container: True) -> None:
+    """Distribute the recordings of all rules that have traced a container for which MEANS is true. ROOT is the tracefs.
+
+    OUTCOME gets the rules that fail. What nobody fetches stays with its rule, whose bounds hold it.
+    """
     for name in recordings.list_names():
-        distribute(Instance(root, name))
+        found = [one for one in recordings.list_recordings(name) if is_of_rule(one)]
+        if any(means(container) for recording in found for container in _list_started(recording)):
+            about = found[-1].about["container"]
+            with outcome.serve(Who(about["name"], about["id"])):
+                distribute(Instance(root, name))
+
+
+def _list_started(recording: Recording) -> list[Container]:
+    """Return the containers of which the finished and unfinished segments of a rule's RECORDING tell."""
+    started = starts_log.read(segment.path for segment in recording.list_segments()).values()
+    return [_read_container(one.about["container"]) for one in started if one.about.get("container")]
 
 
 def distribute(instance: Instance) -> list[Container]:
-    """Distribute the recordings of INSTANCE, if it is a rule's, and return the containers that have recordings of their own now."""
-    found: dict[str, Container] = {}
+    """Distribute the recordings of INSTANCE, if it is a rule's, and return the containers that have recordings of their own by now."""
+    names = set()
     for recording in recordings.list_recordings(instance.name):
         if is_of_rule(recording):
-            found.update((one.id, one) for one in _distribute(instance, recording))
-    return list(found.values())
+            _distribute(instance, recording)
+            names.add(find_rule(recording))
+    found = {path: about["container"] for path, about in _gen_made() if about["rule"] in names}
+    return list({described["id"]: _read_container(described) for described in found.values()}.values())
 
 
-def _distribute(instance: Instance, recording: Recording) -> list[Container]:
-    """Distribute the finished segments of RECORDING of INSTANCE, which may be gone, and return the containers of this time."""
-    if recording.is_running:
-        recordings.ask_to_finish(recording)
+def remove_made(rule: str) -> None:
+    """Remove the recordings of containers that were made from those of RULE."""
+    for path, about in list(_gen_made()):
+        if about["rule"] == rule:
+            recordings.remove(path)
+
+
+def _gen_made() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the folder and the description of each recording that was made from a rule's."""
+    for name in recordings.list_names():
+        for recording in recordings.list_recordings(name):
+            if "rule" in recording.about:
+                yield recording.path, recording.about
+
+
+def find_rule(recording: Recording) -> str:
+    """Return the name of the rule whose RECORDING it is."""
+    return str(recording.about["record"]["rule"]["name"])
+
+
+def _distribute(instance: Instance, recording: Recording) -> None:
+    """Distribute the finished segments of RECORDING of INSTANCE, which may be gone."""
+    was_answered = not recording.is_running or recordings.ask_to_finish(recording)
     with recordings.hold(recording.path):
         _carry_out(recording)  # of a fetch that was killed
         end = recording.read_end()
         segments = [part for part in recording.list_segments() if part.end is not None or end is not None]
-        found = _make(instance, _Part(recording, segments, end)) if segments else []
-        _carry_out(recording)
+        if segments:
+            silence = [] if was_answered else [client.describe_silence()]
+            _make(instance, _Part(recording, segments, end, silence))
+            _carry_out(recording)
         if end is not None and not recording.list_segments():
             recordings.remove(recording.path)
-    return found
 
 
 def _carry_out(recording: Recording) -> None:
@@ -87,17 +126,22 @@ def _carry_out(recording: Recording) -> None:
                 os.rename(source, os.path.join(recordings.FOLDER, name, stamp))
         segments = [part for part in recording.list_segments() if part.number <= note["through"]]
         recordings.forget_fetched(recording, segments, has_ended=False)
+        recordings.write_json(os.path.join(recording.path, _OWNERS), note["owners"])
         os.unlink(os.path.join(recording.path, _NOTE))
     shutil.rmtree(made, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The SEGMENTS of RECORDING that are distributed now; END is why and when the recording ended, None if it goes on."""
+    """The SEGMENTS of RECORDING that are distributed now.
+
+    END is why and when the recording ended, None if it goes on. SILENCE has reasons why the last segment may not be finished.
+    """
 
     recording: Recording
     segments: list[Segment]
     end: dict[str, Any] | None
+    silence: list[str]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -107,7 +151,7 @@ class _Part:
     @property
     def rule(self) -> str:
         """Return the name of the rule."""
-        return str(self.about["container"]["name"])
+        return find_rule(self.recording)
 
     @property
     def last_s(self) -> float:
@@ -141,6 +185,7 @@ class _Part:
             found.append(f"{strange} events of rule {self.rule} are of threads whose container is not known")
         if any(segment.end is None for segment in self.segments):
             found.append("the recorder died, and tracing stopped with it")
+        found += self.silence
         return list(dict.fromkeys(found))
 
 
@@ -173,8 +218,9 @@ class _Output:
         return self.starts[-1].about
 
 
-def _make(instance: Instance, part: _Part) -> list[Container]:
-    """Make recordings of containers from PART, of INSTANCE, and the note that they are complete; return these containers."""
+def _make(instance: Instance, part: _Part) -> None:
+    """Make recordings of containers from PART, of INSTANCE, and the note that they are complete."""
+    _check_room(part)
     made = os.path.join(part.recording.path, _MADE)
     started = starts_log.read(segment.path for segment in part.segments)
     number_of_last = part.segments[-1].number
@@ -194,20 +240,37 @@ def _make(instance: Instance, part: _Part) -> list[Container]:
                 outputs[name] = _Output(name, stamp, folder, [])
             outputs[name].starts.append(one)
             by_number[number] = outputs[name]
-        strange = _split(instance, part, started, by_number)
+        strange, owners = _split(instance, part, started, by_number)
         saved = Instance(instance.root, "..").read("saved_cmdlines") if outputs else ""
         for output in outputs.values():
             late = [_LATE] if output.late else []
             _describe(part, output, [*late, *part.list_reasons(strange)], saved)
-        note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last}
+        note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last, "owners": owners}
         recordings.write_json(os.path.join(part.recording.path, _NOTE), note)
-        return [_read_container(output.last["container"]) for output in outputs.values()]
     except OSError as error:
         shutil.rmtree(made, ignore_errors=True)
         raise FleetError(
-            f"the events of rule {part.rule} cannot be sorted by container: {error.strerror} in {recordings.FOLDER}; make room there,"
-            " and fetch again"
+            f"the events of rule {part.rule} cannot be sorted by container ({error.strerror} in {recordings.FOLDER}): see that there is"
+            " room, and fetch again"
         ) from error
+    except (ValueError, struct.error) as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise FleetError(
+            f"the recording of rule {part.rule} in {part.recording.path} is damaged ({error}): keep a copy if it matters, and remove the"
+            f" rule (state=absent, rule={part.rule})"
+        ) from error
+
+
+def _check_room(part: _Part) -> None:
+    """Raise FleetError if a second copy of PART's events, which exists for a moment, would leave less room than other recordings need."""
+    size = sum(sum(segment.sizes.values()) for segment in part.segments)
+    left = recordings.find_free(part.recording.path) - size
+    least = int(part.about["limits"].get("min_free") or 0)
+    if left < least:
+        raise FleetError(
+            f"sorting the {format_bytes(size)} of rule {part.rule} by container would leave {format_bytes(max(0, left))} in"
+            f" {recordings.FOLDER}, less than its min_free ({format_bytes(least)}): make room there, and fetch again"
+        )
 
 
 def _read_container(described: Mapping[str, Any]) -> Container:
@@ -238,10 +301,13 @@ def _ask_podman(part: _Part, started: Mapping[int, Started]) -> None:
                 one.about["verdict"] = starts_log.TRACED if is_meant else starts_log.UNMEANT
 
 
-def _split(instance: Instance, part: _Part, started: dict[int, Started], outputs: dict[int, _Output]) -> int:
-    """Write the events of PART, of INSTANCE, to OUTPUTS (number of a start → output), and return how many belong to nobody.
+def _split(
+    instance: Instance, part: _Part, started: dict[int, Started], outputs: dict[int, _Output]
+) -> tuple[int, dict[str, int]]:
+    """Write the events of PART, of INSTANCE, to OUTPUTS (number of a start → output).
 
     STARTED: number → what is known of each start, also of those that are not kept.
+    Returns how many events belong to nobody, and thread → number for the latest threads, of which later segments have events.
     """
     page_size, recording = part.about["page_size"], part.recording
     with open(os.path.join(recording.path, recordings.HEAD), "rb") as file:
@@ -250,6 +316,9 @@ def _split(instance: Instance, part: _Part, started: dict[int, Started], outputs
     rest = instance if part.end == {"why": recordings.DIED} and recording.is_of(instance) else None
     pages = {cpu: _read_pages(part.segments, cpu, page_size, rest) for cpu in part.about["cpus"]}
     roots = [(time_ns, tid, number) for number, one in started.items() for time_ns, tid in one.threads]
+    # The births of threads that live on are in segments that are gone.
+    earlier = recordings.read_json(os.path.join(recording.path, _OWNERS)) or {}
+    roots += [(0, int(tid), number) for tid, number in earlier.items()]
     owners = split.find_owners(roots, (page for found in pages.values() for page in found()), page_size, new_task)
     execve = split.parse_number(_find_format(head.event_formats, "sched", "sched_process_exec"))
     first: dict[int, tuple[int, int]] = {}
@@ -269,9 +338,10 @@ def _split(instance: Instance, part: _Part, started: dict[int, Started], outputs
     begin_ns = part.segments[0].begin["time"] * 1e9
     for owner, (_time, kind) in first.items():
         # What runs on from an earlier segment does not begin here.
-        is_start = started[owner].about["start"]["real_time_ns"] >= begin_ns
+        begun = started[owner].about.get("start") if owner in started else None
+        is_start = begun is not None and begun["real_time_ns"] >= begin_ns
         outputs[owner].late |= is_start and kind != execve
-    return strange
+    return strange, {str(tid): number for tid, number in owners.list_last(_MAX_OWNERS).items()}
 
 
 def _find_format(formats: dict[str, list[bytes]], system: str, event: str) -> str:

@@ -27,7 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import proce
 
 _SHIM, _MONITOR = "containerd-shim", "conmon"
 _DOCKERS_FILE = "config.v2.json"
-_HOST_NAME = "/etc/hostname"
+_DOCKERS_MOUNTS = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 _STATE_FOLDERS = ("/run/runc", "/run/crun")
 _MAX_ANCESTORS = 4
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -89,27 +89,33 @@ class Sources:
 
     def _find_shim(self, shim: int, group: str) -> Source:
         """Return what is in the folder in which SHIM runs, the container's bundle, and in Docker's file; raises one of _Errors."""
-        bundle = os.readlink(f"/proc/{shim}/cwd")
-        spec = _read(f"/proc/{shim}/cwd", "config.json")
-        identity = find_engine_id(os.path.basename(group))
+        bundle, here = os.readlink(f"/proc/{shim}/cwd"), f"/proc/{shim}/cwd"
+        identity = find_engine_id(group)
         if identity is None:
-            return Source(shim, bundle, spec)
-        if not self._dockers_folder:
-            self._dockers_folder = _find_dockers_folder(parse_json(spec))
-        dockers = None
-        if self._dockers_folder:
+            return Source(shim, bundle, _read(here, "config.json"))
+        if os.path.basename(bundle) != identity:
+            here = (
+                f"{here}/../{identity}"  # the containers of a pod have one shim, which runs in the bundle of the first
+            )
+        spec = _read(here, "config.json")
+        folders = [self._dockers_folder] if self._dockers_folder else _list_dockers_folders(parse_json(spec))
+        for folder in folders:
             with suppress(*_Errors):
-                dockers = _read(f"/proc/{shim}/root{self._dockers_folder}/{identity}", _DOCKERS_FILE)
-        return Source(shim, bundle, spec, dockers)
+                dockers = _read(f"/proc/{shim}/root{folder}/{identity}", _DOCKERS_FILE)
+                if self._dockers_folder or parse_json(dockers)["ID"] == identity:
+                    self._dockers_folder = folder
+                    return Source(shim, bundle, spec, dockers)
+        return Source(shim, bundle, spec)
 
 
-def _find_dockers_folder(spec: Mapping[str, Any]) -> str:
-    """Return where Docker keeps its containers' files, by the configuration SPEC of one of them; '' if it is not Docker's.
+def _list_dockers_folders(spec: Mapping[str, Any]) -> list[str]:
+    """Return where Docker may keep its containers' files, by the configuration SPEC of a container.
 
-    The container's host name is a file beside Docker's own about the container, or about the one whose network it uses.
+    Docker makes these files of a container beside its own about it, or about the one whose network the container uses. A user may have
+    put others in their place.
     """
-    sources = [str(mount["source"]) for mount in spec["mounts"] if mount["destination"] == _HOST_NAME]
-    return os.path.dirname(os.path.dirname(sources[0])) if sources else ""
+    sources = [str(mount["source"]) for mount in spec["mounts"] if mount["destination"] in _DOCKERS_MOUNTS]
+    return list(dict.fromkeys(os.path.dirname(os.path.dirname(source)) for source in sources))
 
 
 def _find_monitor(monitor: int) -> Source:
@@ -130,7 +136,7 @@ def identify(group: str, source: Source) -> Identity | None:
         }
         if source.words:
             return _ask_monitor(source.words, annotations)
-        identity = find_engine_id(os.path.basename(group)) or os.path.basename(source.bundle)
+        identity = find_engine_id(group) or os.path.basename(source.bundle)
         if source.dockers is not None:
             return Identity(_ask_docker(parse_json(source.dockers), identity))
         return Identity(_make(identity, annotations, "containerd"))

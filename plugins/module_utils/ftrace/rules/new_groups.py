@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from typing import Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscalls
 
 _EVENTS = syscalls.IN_CREATE | syscalls.IN_DELETE
 # A group with an engine's id in its name is a container's. What it makes below is the container's own, and is not watched.
@@ -19,13 +19,25 @@ _CONTAINERS_GROUP = re.compile(r"(?:^|[^0-9a-f])([0-9a-f]{64})(?:$|[^0-9a-f])")
 _MONITOR = "conmon"
 # Users make as many groups as they like below the group of their own service manager, and their containers are not awaited.
 _USERS_GROUP = re.compile(r"user@[1-9][0-9]*\.service\Z")
+_PODMANS_GROUP = "libpod_parent"
+_OVERFLOW = "more control groups came into being at once than could be watched"
 _NO_ROOM = "the host's limit of watches is reached (sysctl fs.inotify.max_user_watches): containers in new control groups may be missed"
 
 
-def find_engine_id(name: str) -> str | None:
-    """Return the engine's id in NAME, the last part of a control group's path; None if it has none or is a monitor's."""
+def find_engine_id(path: str) -> str | None:
+    """Return the engine's id in the last part of PATH, a control group's; None if it has none, or is a monitor's or a pod's."""
+    name = os.path.basename(path)
     match = _CONTAINERS_GROUP.search(name)
-    return match.group(1) if match and _MONITOR not in name else None
+    return match.group(1) if match and _MONITOR not in name and not _is_pod(path) else None
+
+
+def _is_pod(path: str) -> bool:
+    """Return True if PATH is a group of Podman that has an id, too, and the groups of containers below it.
+
+    systemd puts processes into scopes and services only. Without it the containers of Podman have a prefix.
+    """
+    folder, name = os.path.split(path)
+    return name.endswith(".slice") or (os.path.basename(folder) == _PODMANS_GROUP and not name.startswith("libpod-"))
 
 
 class GroupWatcher:
@@ -37,6 +49,7 @@ class GroupWatcher:
     def __init__(self, top: str) -> None:
         self.troubles: list[str] = []
         self.missed = 0
+        self._top = top
         self._folders: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self.fd = syscalls.inotify_init()
@@ -44,29 +57,34 @@ class GroupWatcher:
             pass  # what is there already does not start
 
     def _watch(self, path: str) -> Iterator[str]:
-        """Watch the group PATH and all below it, and yield those below it."""
+        """Watch the group PATH and all below it that may have containers, and yield those below it that were not watched."""
+        left = [path]
+        while left:
+            folder = left.pop()
+            if folder.count("/") - self._top.count("/") > cgroups.MAX_DEPTH or not self._watch_one(folder):
+                continue
+            # A group may have come into being before its parent was watched, so the parent's folder is read after that.
+            for name in cgroups.list_children(folder):
+                below = os.path.join(folder, name)
+                if below not in self._numbers:
+                    yield below
+                if not _is_closed(below):
+                    left.append(below)
+
+    def _watch_one(self, path: str) -> bool:
         try:
             number = syscalls.inotify_add_watch(self.fd, path, _EVENTS)
         except OSError as error:
-            if error.errno == errno.ENOSPC and _NO_ROOM not in self.troubles:
-                self.troubles.append(_NO_ROOM)
-            return  # or the group is gone
+            if error.errno == errno.ENOSPC:
+                self._tell(_NO_ROOM)
+            return False  # or the group is gone
         self._folders[number] = path
         self._numbers[path] = number
-        # A group may have come into being before its parent was watched, so the parent's folder is read after that.
-        for name in self._list_children(path):
-            below = os.path.join(path, name)
-            yield below
-            if not _is_closed(name):
-                yield from self._watch(below)
+        return True
 
-    @staticmethod
-    def _list_children(path: str) -> list[str]:
-        try:
-            with os.scandir(path) as entries:
-                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            return []  # gone
+    def _tell(self, trouble: str) -> None:
+        if trouble not in self.troubles:
+            self.troubles.append(trouble)
 
     def read(self) -> Iterator[tuple[str, bool]]:
         """Yield (path, True) for each group that is new since the last call, and (path, False) for each that is gone.
@@ -80,16 +98,18 @@ class GroupWatcher:
                 if folder is not None and self._numbers.get(folder) == number:
                     del self._numbers[folder]
             elif events & syscalls.IN_Q_OVERFLOW:
-                self.troubles.append("more control groups came into being at once than could be watched")
+                self._tell(_OVERFLOW)
+                for below in self._watch(self._top):
+                    yield below, True
             elif folder is not None and name:
                 path = os.path.join(folder, name)
                 if events & syscalls.IN_DELETE:
                     yield path, False
                 elif not os.path.isdir(path):
-                    self.missed += find_engine_id(name) is not None
+                    self.missed += find_engine_id(path) is not None
                 else:
                     yield path, True
-                    if not _is_closed(name):
+                    if not _is_closed(path):
                         for below in self._watch(path):
                             yield below, True
 
@@ -106,11 +126,11 @@ class GroupWatcher:
         os.close(self.fd)
 
 
-def _is_closed(name: str) -> bool:
-    """Return True if nothing is awaited below a group called NAME."""
-    return is_container(name) or bool(_USERS_GROUP.match(name))
+def _is_closed(path: str) -> bool:
+    """Return True if nothing is awaited below the group PATH."""
+    return is_container(path) or bool(_USERS_GROUP.match(os.path.basename(path)))
 
 
-def is_container(name: str) -> bool:
-    """Return True if NAME, the last part of a control group's path, shows that the group is a container's or its monitor's."""
-    return bool(_CONTAINERS_GROUP.search(name))
+def is_container(path: str) -> bool:
+    """Return True if the last part of PATH shows that the group is a container's or its monitor's."""
+    return bool(_CONTAINERS_GROUP.search(os.path.basename(path))) and not _is_pod(path)

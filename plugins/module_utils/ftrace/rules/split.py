@@ -31,6 +31,7 @@ _HEADER = struct.Struct("QQ")
 _COMMON = struct.Struct("HBBi")  # common_type, common_flags, common_preempt_count, common_pid
 _IS_LITTLE = sys.byteorder == "little"
 _NAME_BYTES = 16
+_CLOCKS_DIFFER_NS = 10_000_000
 _FIELD = re.compile(r"field:[^;]*?\b(pid|comm)(?:\[\d+\])?;\s*offset:(\d+);")
 _ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
 # Of what the runtime does on the way to a container's program nothing belongs to the container: the names of filters (specification.py).
@@ -82,8 +83,16 @@ class Owners:
         times = self._times.get(tid)
         if times is None:
             return None
-        # Clocks of two CPUs may differ by a little, so the first owner counts for the time before it, too.
-        return self._owners[tid][max(0, bisect_right(times, time_ns) - 1)]
+        place = bisect_right(times, time_ns) - 1
+        if place < 0:
+            # Clocks of two CPUs may differ by a little.
+            return self._owners[tid][0] if times[0] - time_ns <= _CLOCKS_DIFFER_NS else None
+        return self._owners[tid][place]
+
+    def list_last(self, most: int) -> dict[int, int]:
+        """Return thread → owner, each at its last time, for the MOST threads that came last."""
+        latest = sorted(self._times, key=lambda tid: self._times[tid][-1])[-most:]
+        return {tid: self._owners[tid][-1] for tid in latest}
 
 
 def find_owners(

@@ -84,7 +84,7 @@ class _Member:
     def describe(self) -> dict[str, Any]:
         """Return what the log has of it."""
         own = ("verdict", "group", "start", "tasks")
-        found: dict[str, Any] = {**{name: getattr(self, name) for name in own}, "has_shim": self.shim is not None}
+        found: dict[str, Any] = {**{name: getattr(self, name) for name in own}, "has_shim": self.follows_shim}
         if self.container is not None:
             names = ("id", "name", "image", "labels", "runtime")
             found["container"] = {name: getattr(self.container, name) for name in names}
@@ -122,6 +122,8 @@ class RuleStarts:
         self._can_descend = can_descend
         self._members: dict[str, _Member] = {}
         self._last = 0
+        self._new_shims: list[_Member] = []
+        self._left_out: list[_Member] = []
         self._sources = Sources()
         self._log = starts_log.StartsLog()
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
@@ -143,8 +145,9 @@ class RuleStarts:
 
     @property
     def running(self) -> int:
-        """Return how many containers are traced now."""
-        return sum(member.number > 0 and member.is_traced for member in self._members.values())
+        """Return how many containers are traced now and are, or may be, meant."""
+        wanted = (starts_log.TRACED, starts_log.UNDECIDED)
+        return sum(member.verdict in wanted for member in self._members.values())
 
     @property
     def look_s(self) -> float:
@@ -165,7 +168,8 @@ class RuleStarts:
         for member in self._members.values():
             if member.number and member.verdict != starts_log.REFUSED:
                 is_over = member.verdict == starts_log.OVER
-                member.tids = {tid for tid in self._list_threads(member) | member.tids if processes.is_alive(tid)}
+                # Of those that have ended since they were put into the list the numbers may be others' by now.
+                member.tids = self._list_threads(member)
                 # From here on nothing of one that was traced long enough is wanted.
                 about = {**member.describe(), **({"verdict": starts_log.UNMEANT} if is_over else {})}
                 self._log.write(member.number, **about)
@@ -187,6 +191,7 @@ class RuleStarts:
         for member in list(self._members.values()):
             if member.number and member.is_traced:
                 self._find_out(member, now_s)
+        self._write_lists()
 
     def _end(self, path: str) -> None:
         member = self._members.pop(path, None)
@@ -196,7 +201,7 @@ class RuleStarts:
             if member.verdict == "":
                 self._decide(member, math.inf)
             self._log.write(member.number, ended=time.time())
-        elif find_engine_id(os.path.basename(path)):
+        elif find_engine_id(path):
             self.counts.missed += 1
 
     def _join(self) -> None:
@@ -205,7 +210,10 @@ class RuleStarts:
         for member in live:
             if not member.number:
                 self._judge_group(member)
-        chosen = [member for member in live if member.number and member.is_traced]
+        self._add([member for member in live if member.number and member.is_traced])
+
+    def _add(self, chosen: list[_Member]) -> None:
+        """Put the threads of the CHOSEN into the list, and note whose they are."""
         if not chosen:
             return
         found: dict[int, set[int]] = {}
@@ -231,8 +239,9 @@ class RuleStarts:
 
     def _has_own_shim(self, member: _Member) -> bool:
         """Return True if all that is exec'ed into MEMBER descends from a shim of its own; the containers of a pod share one."""
-        others = (other for other in self._members.values() if other is not member and other.is_traced)
-        return member.shim is not None and member.shim not in {other.shim for other in others}
+        return member.shim is not None and not any(
+            other.shim == member.shim for other in self._members.values() if other is not member
+        )
 
     def _list_threads(self, member: _Member) -> set[int]:
         pids = following.list_members(member.group, tools=False)
@@ -242,13 +251,12 @@ class RuleStarts:
 
     def _judge_group(self, member: _Member) -> None:
         """Find out whether the group of MEMBER is a container's, as soon as it has a process."""
-        name = os.path.basename(member.group)
-        has_id = find_engine_id(name) is not None
+        has_id = find_engine_id(member.group) is not None
         # A group above those of containers has no process of its own.
         pids = list(cgroups.gen_pids(member.group) if has_id else cgroups.gen_own_pids(member.group))
         if not pids:
             return
-        if not has_id and (is_container(name) or not self._may_start(member.group, pids)):
+        if not has_id and (is_container(member.group) or not self._may_start(member.group, pids)):
             del self._members[member.group]  # a monitor's, a service's, or a user's
             return
         member.source = self._sources.find(member.group, pids[0])
@@ -262,7 +270,7 @@ class RuleStarts:
         self._last += 1
         member.number = self._last
         member.start = clocks.measure_offset(self._clock)
-        if self.running > self._rule.max_containers:
+        if self.running >= self._rule.max_containers:
             self._refuse(member)
 
     @staticmethod
@@ -293,14 +301,15 @@ class RuleStarts:
             self._decide(member, now_s)
         most_s = self._rule.max_time_s
         if member.verdict == starts_log.TRACED and most_s is not None and now_s - member.since_s > most_s:
-            self._leave_out(member)
+            self._left_out.append(member)
             member.verdict = starts_log.OVER
             self._log.write(member.number, verdict=member.verdict, stopped=_TIME_IS_OVER)
         if self._awaits_shim(member):
             # Before its program runs, the shim starts nothing but the runtime and its helpers.
             comm = processes.read_comm(member.first) if member.first is not None else ""
             if comm and not _RUNTIMES.match(comm):
-                self._follow_shim(member)
+                member.follows_shim = True
+                self._new_shims.append(member)
 
     def _decide(self, member: _Member, now_s: float) -> None:
         """Find out which container MEMBER is, and whether the rule means it."""
@@ -315,11 +324,11 @@ class RuleStarts:
             self._set_verdict(member, starts_log.TRACED)
             self.counts.traced += 1
         elif found is None:
-            self._leave_out(member)
+            self._left_out.append(member)
             self._set_verdict(member, starts_log.UNMEANT)
             self.counts.missed += 1
         else:
-            self._leave_out(member)
+            self._left_out.append(member)
             self._set_verdict(member, starts_log.UNMEANT)
             self.counts.unmeant += 1
 
@@ -331,25 +340,18 @@ class RuleStarts:
         if member.container is not None:
             self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})
 
-    def _follow_shim(self, member: _Member) -> None:
-        member.follows_shim = True
-        shim = member.shim
-        now = clocks.read(self._clock) or 0
-        threads: set[int] = set()
-
-        def list_tids() -> set[int]:
-            threads.update(processes.read_threads(shim) if shim is not None else ())
-            return threads
-
-        pid_lists.add_missing(self._instance, list_tids, rounds=_ROUNDS)
-        member.tids |= threads
-        self._log.write_threads(member.number, now, threads)
-
-    def _leave_out(self, member: _Member) -> None:
-        """Have the kernel record nothing of MEMBER from now on."""
-        if self._can_leave_out:
+    def _write_lists(self) -> None:
+        """Follow the shims, and leave out the containers, that this look has found, with one write for all of each kind."""
+        followed, left_out = self._new_shims, self._left_out
+        self._new_shims, self._left_out = [], []
+        self._add(followed)
+        if left_out and self._can_leave_out:
             with suppress(TraceError):
-                pid_lists.add_missing(self._instance, lambda: self._list_threads(member), NOTRACE_PIDS, rounds=_ROUNDS)
+
+                def list_left_out() -> set[int]:
+                    return set().union(*(self._list_threads(member) for member in left_out))
+
+                pid_lists.add_missing(self._instance, list_left_out, NOTRACE_PIDS, rounds=_ROUNDS)
 
     def close(self) -> None:
         """End the watch and the log."""
@@ -369,7 +371,7 @@ def _is_roots(pid: int) -> bool:
 def _make_unknown(group: str) -> Container:
     """Return a container of which only the control group GROUP is known."""
     name = os.path.basename(group)
-    return Container(find_engine_id(name) or name, name, "running", 0, "", {}, runtime="unknown")
+    return Container(find_engine_id(group) or name, name, "running", 0, "", {}, runtime="unknown")
 
 
 def _describe_tasks(pid: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Collection, Iterable, Iterator
 
@@ -45,7 +46,8 @@ class StartsLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._fd is not None:
-            os.write(self._fd, json.dumps(line).encode("ascii") + b"\n")
+            # A full disk may take a part of it: the line break before the next line makes that one whole again.
+            os.write(self._fd, b"\n" + json.dumps(line).encode("ascii") + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -85,9 +87,9 @@ def _gen_lines(path: str) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    return  # the recorder was killed while it wrote the line
+                with suppress(ValueError):  # a killed recorder or a full disk has cut the line short
+                    found = json.loads(line)
+                    if isinstance(found, dict) and isinstance(found.get("number"), int):
+                        yield found
     except FileNotFoundError:
         return

@@ -18,6 +18,7 @@ import pytest
 from support import host, killing, parts, runtimes
 from support.fetching import fetch_here
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.distribute import distribute_all
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
 
@@ -111,6 +112,32 @@ def test_the_same_rule_again_changes_nothing(rule):
     assert other["changed"]
 
 
+def test_a_fetch_of_others_leaves_a_rules_events_within_its_bounds(rule, tmp_path):
+    rule()
+    for _number in range(2):
+        run("cc-new-one")
+    assert fetch_here(tmp_path / "others", containers=["cc-else"], allow_empty=True) == []
+    assert [name for name in recordings.list_names() if len(recordings.list_names()) == 1]
+    found = fetch_here(tmp_path / "mine", containers=["cc-new-*"])
+    assert [capture["manifest"]["container"]["name"] for capture in found] == ["cc-new-one"] * 2
+
+
+def test_a_rule_is_removed_with_what_is_sorted_already(rule, tmp_path):
+    rule()
+    run("cc-new-one")
+    distribute_all(host.TRACEFS, Outcome())
+    assert len(recordings.list_names()) == 2
+    host.call_module("ftrace_instance", state="absent", rule=RULE)
+    assert recordings.list_names() == []
+
+
+def test_a_host_name_of_a_users_hides_no_later_container(rule, tmp_path):
+    rule()
+    run("cc-new-odd", options=("-v", "/etc/hostname:/etc/hostname:ro"))
+    run("cc-new-one", options=("-v", "/etc/hosts:/etc/hosts:ro"))
+    assert fetch(tmp_path).keys() == {"cc-new-odd", "cc-new-one"}
+
+
 def test_labels_choose(rule, tmp_path):
     rule(containers=None, labels={"tier": "front"})
     run("cc-new-front", options=("--label", "tier=front"))
@@ -143,6 +170,7 @@ def test_what_is_forked_and_execed_later_is_of_its_container(rule, tmp_path):
         time.sleep(0.5)
         second = fetch(tmp_path, 1)
         assert second.keys() == {"cc-new-long"}
+        assert second["cc-new-long"]["manifest"]["complete"], second["cc-new-long"]["manifest"]["reasons"]
         more = read_lines(second["cc-new-long"]["path"])
         assert read_time(lines[-1]) < read_time(more[0])
     finally:
@@ -286,7 +314,7 @@ def test_kill_9_of_a_fetch_at_every_system_call_loses_nothing_and_brings_nothing
         run("cc-new-two")
 
     start_some()
-    assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS), check, own_calls=True, step=23) > 3
+    assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS, Outcome()), check, own_calls=True, step=23) > 3
 
 
 def capture(tmp_path, containers):

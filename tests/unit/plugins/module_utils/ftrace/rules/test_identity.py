@@ -100,15 +100,12 @@ def test_nonsense_is_nobody(source):
     assert identify(GROUP, source) is None
 
 
-@pytest.mark.parametrize(
-    "mounts, folder",
-    [
-        (
-            [{"destination": "/etc/hostname", "source": f"/var/lib/docker/containers/{ID}/hostname"}],
-            "/var/lib/docker/containers",
-        ),
-        ([{"destination": "/proc", "source": "proc"}], ""),
-    ],
-)
-def test_dockers_folder_is_found_by_the_host_name(mounts, folder):
-    assert identity._find_dockers_folder({"mounts": mounts}) == folder
+def test_dockers_folder_is_where_it_makes_the_files_of_a_container():
+    mounts = [
+        {"destination": "/etc/hostname", "source": "/etc/hostname"},  # a user's
+        {"destination": "/etc/hosts", "source": f"/var/lib/docker/containers/{ID}/hosts"},
+        {"destination": "/etc/resolv.conf", "source": f"/var/lib/docker/containers/{ID}/resolv.conf"},
+        {"destination": "/proc", "source": "proc"},
+    ]
+    assert identity._list_dockers_folders({"mounts": mounts}) == ["/", "/var/lib/docker/containers"]
+    assert identity._list_dockers_folders({"mounts": []}) == []

@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import new_groups
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import GroupWatcher
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups
 
 ID = "3f4e" * 16
 
@@ -31,12 +32,16 @@ def watch(tmp_path):
         (f"libpod-{ID}.scope", ID),
         (f"libpod-conmon-{ID}.scope", None),
         (f"crio-conmon-{ID}", None),
+        (f"docker/{ID}", ID),
+        (f"libpod_parent/libpod-{ID}", ID),
+        (f"libpod_parent/{ID}", None),  # a pod's
+        (f"machine.slice/machine-libpod_pod_{ID}.slice", None),
         (ID + "0", None),
         ("web", None),
     ],
 )
 def test_an_engines_id_is_found_in_a_groups_name(name, found):
-    assert new_groups.find_engine_id(name) == found
+    assert new_groups.find_engine_id(f"/sys/fs/cgroup/{name}") == found
 
 
 def test_what_is_there_already_is_not_new(watch):
@@ -107,6 +112,29 @@ def test_a_containers_group_that_is_gone_already_is_counted(watch, tmp_path):
         (tmp_path / "old" / name).rmdir()
     assert [group for group, is_there in watch.read() if is_there] == []
     assert watch.missed == 1
+
+
+def test_containers_below_a_pods_group_are_seen(watch, tmp_path):
+    pod = tmp_path / "old" / f"machine-libpod_pod_{ID}.slice"
+    (pod / f"libpod-{ID}.scope").mkdir(parents=True)
+    assert str(pod / f"libpod-{ID}.scope") in {group for group, _is_there in watch.read()}
+
+
+def test_groups_as_deep_as_a_path_is_long_end_nothing(watch, tmp_path):
+    here = os.open(tmp_path / "old", os.O_RDONLY)
+    try:
+        for _level in range(1200):
+            os.mkdir("a", dir_fd=here)
+            below = os.open("a", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+    assert len(list(watch.read())) > 20
+    again = GroupWatcher(str(tmp_path))
+    assert list(again.read()) == []
+    again.close()
+    assert sum(1 for _folder in cgroups.gen_below(str(tmp_path))) < 100
 
 
 def test_a_file_is_no_group(watch, tmp_path):

@@ -44,6 +44,8 @@ def test_a_rule_survives_json():
 def test_a_rule_stands_for_no_container():
     container = Rule("web").as_container()
     assert (container.pid, container.runtime, container.may_start) == (0, "rule", False)
+    assert (container.id, container.name) == ("rule:web", "rule:web")
+    assert Rule(ID).as_container().short_id != make().short_id
     assert container.short_id != make().short_id
     assert rules.is_rule({"runtime": "rule"})
     assert not rules.is_rule({"runtime": "docker"})

@@ -58,6 +58,17 @@ def test_births_on_other_cpus_count_in_the_order_of_time():
 def test_a_number_that_is_used_again_belongs_to_the_next_container():
     owners = split.find_owners([(50, 5, 1), (500, 5, 2)], [], PAGE_SIZE, NEW_TASK)
     assert [owners.find(time, 5) for time in (10, 50, 499, 500, 900)] == [1, 1, 1, 2, 2]
+    assert owners.list_last(1) == {5: 2}
+
+
+def test_long_before_its_first_owner_a_number_is_nobodys():
+    owners = split.find_owners([(5_000_000_000, 5, 1)], [], PAGE_SIZE, NEW_TASK)
+    assert [owners.find(time, 5) for time in (4_000_000_000, 4_999_999_000)] == [None, 1]
+
+
+def test_of_the_latest_threads_so_many_are_kept():
+    owners = split.find_owners([(number, number, number) for number in range(1, 10)], [], PAGE_SIZE, NEW_TASK)
+    assert owners.list_last(3) == {7: 7, 8: 8, 9: 9}
 
 
 def test_events_are_sorted_with_their_times_and_bytes():

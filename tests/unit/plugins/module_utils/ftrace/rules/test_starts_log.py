@@ -37,6 +37,12 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path):
     path = tmp_path / "1" / starts_log.NAME
     path.write_bytes(path.read_bytes()[:-9])
     assert starts_log.read([folder]).keys() == {1}
+    # A full disk has room again later.
+    log = StartsLog()
+    log.begin(folder)
+    log.write(3, verdict="traced")
+    log.close()
+    assert starts_log.read([folder]).keys() == {1, 3}
 
 
 def test_one_that_was_traced_long_enough_stays_so(tmp_path):
