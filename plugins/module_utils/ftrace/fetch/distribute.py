@@ -56,7 +56,9 @@ def distribute_all(root: str, outcome: Outcome, means: Callable[[Container], boo
     """
     for name in recordings.list_names():
         found = [one for one in recordings.list_recordings(name) if is_of_rule(one)]
-        if any(means(container) for recording in found for container in _list_started(recording)):
+        # A fetch that was killed has left a note.
+        is_begun = any(os.path.exists(os.path.join(recording.path, _NOTE)) for recording in found)
+        if is_begun or any(means(container) for recording in found for container in _list_started(recording)):
             about = found[-1].about["container"]
             with outcome.serve(Who(about["name"], about["id"])):
                 distribute(Instance(root, name))

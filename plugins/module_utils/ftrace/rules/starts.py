@@ -83,8 +83,7 @@ class _Member:
 
     def describe(self) -> dict[str, Any]:
         """Return what the log has of it."""
-        own = ("verdict", "group", "start", "tasks")
-        found: dict[str, Any] = {**{name: getattr(self, name) for name in own}, "has_shim": self.follows_shim}
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("verdict", "group", "start", "tasks")}
         if self.container is not None:
             names = ("id", "name", "image", "labels", "runtime")
             found["container"] = {name: getattr(self.container, name) for name in names}
@@ -171,7 +170,7 @@ class RuleStarts:
                 # Of those that have ended since they were put into the list the numbers may be others' by now.
                 member.tids = self._list_threads(member)
                 # From here on nothing of one that was traced long enough is wanted.
-                about = {**member.describe(), **({"verdict": starts_log.UNMEANT} if is_over else {})}
+                about = {**self._describe(member), **({"verdict": starts_log.UNMEANT} if is_over else {})}
                 self._log.write(member.number, **about)
                 self._log.write_threads(member.number, now, member.tids)
 
@@ -332,11 +331,15 @@ class RuleStarts:
             self._set_verdict(member, starts_log.UNMEANT)
             self.counts.unmeant += 1
 
+    def _describe(self, member: _Member) -> dict[str, Any]:
+        """Return what the log has of MEMBER, with has_shim: True if all that is exec'ed into it descends from a shim that is followed."""
+        return {**member.describe(), "has_shim": member.follows_shim or self._has_own_shim(member)}
+
     def _set_verdict(self, member: _Member, verdict: str) -> None:
         member.verdict = verdict
         if member.source is not None:
             member.source = Source(member.source.shim)  # the texts are long, and a container may live for years
-        self._log.write(member.number, **member.describe())
+        self._log.write(member.number, **self._describe(member))
         if member.container is not None:
             self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})
 
