@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 
 import pytest
@@ -120,16 +121,22 @@ def test_containers_below_a_pods_group_are_seen(watch, tmp_path):
     assert str(pod / f"libpod-{ID}.scope") in {group for group, _is_there in watch.read()}
 
 
-def test_groups_as_deep_as_a_path_is_long_end_nothing(watch, tmp_path):
+@pytest.fixture
+def deep(watch, tmp_path):
+    """Make groups below each other, as deep as whoever may make groups can."""
     here = os.open(tmp_path / "old", os.O_RDONLY)
-    try:
-        for _level in range(1200):
-            os.mkdir("a", dir_fd=here)
-            below = os.open("a", os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = below
-    finally:
+    for _level in range(1200):
+        os.mkdir("a", dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
         os.close(here)
+        here = below
+    os.close(here)
+    yield
+    # Python's own ways to remove folders call themselves for each level, as pytest's do.
+    subprocess.run(["rm", "-r", tmp_path / "old" / "a"], check=True)
+
+
+def test_groups_as_deep_as_a_path_is_long_end_nothing(deep, watch, tmp_path):
     assert len(list(watch.read())) > 20
     again = GroupWatcher(str(tmp_path))
     assert list(again.read()) == []
