@@ -116,14 +116,15 @@ def test_a_rule_traces_a_container_that_did_not_exist(station, engine, tmp_path)
         assert (found["rule"]["traced"], found["rule"]["troubles"]) == (3, [])
         captures = station.fetch(tmp_path)
         assert {capture["manifest"]["container"]["name"] for capture in captures} == {name}
-        assert all(capture["manifest"]["complete"] for capture in captures), captures
-        starts = 0
+        reasons = [reason for capture in captures for reason in capture["manifest"]["reasons"]]
+        starts = 0  # that were seen
         for summary in every_kernel.report(tmp_path, tmp_path / "report"):
             assert find_programs(summary) <= PROGRAMS, find_programs(summary)
             calls = every_kernel.count(summary)
             assert calls["execve"]["calls"] >= 1
             starts += calls["open"]["errors"]["ENOENT"] if "open" in calls else calls["openat"]["errors"]["ENOENT"]
-        assert starts >= 3
+        # The program of a container of ctr may run some milliseconds after its control group was made. What was missed is told then.
+        assert (starts >= 3 and not reasons) or (engine.runtime == "containerd" and "no execve" in reasons[0]), reasons
     finally:
         station.call("ftrace_instance", state="absent", everything=True)
 

@@ -40,7 +40,7 @@ _MAX_OWNERS = 65536
 _KEPT = (starts_log.TRACED, starts_log.OVER, starts_log.UNDECIDED)
 _BEFORE_S = 60.0
 _STARTED = "started"
-_LATE = "its start was seen too late, so its first instructions are missing"
+_LATE = "no execve of its first program was seen: its first instructions are missing, as its start was seen too late, or nothing was executed"
 _NO_COUNTERS = dict.fromkeys(("entries", "overrun", "commit_overrun", "bytes", "dropped", "read"), 0)
 
 
@@ -195,7 +195,7 @@ class _Part:
 class _Output:
     """The recording that is made for one container, called NAME in FOLDERs of its instance and of STAMP.
 
-    STARTS: what is known of the container's starts. COUNTS: CPU → events. LATE: True if a start's first event is not its execve.
+    STARTS: what is known of the container's starts. COUNTS: CPU → events. LATE: True if a start does not begin with its execve.
     """
 
     name: str
@@ -338,11 +338,12 @@ def _split(
             first[owner] = min(event, first.get(owner, event))
         strange += splitter.strange
     begin_ns = part.segments[0].begin["time"] * 1e9
-    for owner, (_time, kind) in first.items():
+    for number, output in outputs.items():
+        begun = started[number].about.get("start")
         # What runs on from an earlier segment does not begin here.
-        begun = started[owner].about.get("start") if owner in started else None
-        is_start = begun is not None and begun["real_time_ns"] >= begin_ns
-        outputs[owner].late |= is_start and kind != execve
+        if begun is not None and begun["real_time_ns"] >= begin_ns:
+            _time, kind = first.get(number, (0, None))
+            output.late |= kind != execve
     return strange, {str(tid): number for tid, number in owners.list_last(_MAX_OWNERS).items()}
 
 

@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RECORDER_TITLE
 
 _NICENESS = 5
+_RULES_NICENESS = -10  # a container that starts may be over in some milliseconds, and a look takes less than one
 _TAKE_OVER_S = 5.0  # an earlier recorder ends within this time
 _PACE_S = 0.005  # between two rounds, at least: before Linux 6.1 a buffer is readable as soon as it has one event
 _LOOK_S = 1.0  # between two looks at anything, at most
@@ -56,6 +57,7 @@ class _Host:
     CLIENTS: descriptor → connection of a module.
     CHANGING: descriptor → name of the instance whose settings the module changes.
     LENDING: descriptor → name of the instance whose buffers the module drains.
+    NICENESS: that of this process, or the one that the host did not allow.
     """
 
     watcher: Watcher
@@ -65,6 +67,7 @@ class _Host:
     clients: dict[int, socket.socket] = field(default_factory=dict)
     changing: dict[int, str] = field(default_factory=dict)
     lending: dict[int, str] = field(default_factory=dict)
+    niceness: int = _NICENESS
 
 
 def record(ready_fd: int) -> None:
@@ -95,6 +98,7 @@ def record(ready_fd: int) -> None:
             locks.tell_holder(lock_fd)
             background.tell_ready(ready_fd)
             while _follow_orders(host):
+                _set_priority(host)
                 if not host.keepers and not host.clients:
                     with suppress(FleetError, OSError), orders.hold():
                         if not orders.list_orders():
@@ -111,6 +115,18 @@ def record(ready_fd: int) -> None:
         for keeper in host.keepers.values():
             if keeper.has_bounds:
                 _end(keeper, why)
+
+
+def _set_priority(host: _Host) -> None:
+    """Go before the host's services while a rule awaits starts, and after them otherwise."""
+    niceness = _RULES_NICENESS if any(keeper.order.rule for keeper in host.keepers.values()) else _NICENESS
+    if niceness != host.niceness:
+        host.niceness = niceness
+        with suppress(OSError):  # the host may not allow it
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        # Where sessions are scheduled as groups, the niceness of the group counts (sched(7)).
+        with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as file:
+            file.write(str(niceness))
 
 
 def _follow_orders(host: _Host) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import oci
@@ -28,6 +28,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import proce
 _SHIM, _MONITOR = "containerd-shim", "conmon"
 _DOCKERS_FILE = "config.v2.json"
 _DOCKERS_MOUNTS = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+_PID_FILE = "init.pid"  # of a shim
 _STATE_FOLDERS = ("/run/runc", "/run/crun")
 _MAX_ANCESTORS = 4
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -53,7 +54,7 @@ class Source:
     SHIM: the pid of its shim; None if it has none.
     BUNDLE, SPEC: the bundle's folder and configuration. DOCKERS: Docker's file about the container; None if it is not Docker's.
     WORDS: the command line of its monitor; empty if it has none.
-    FOLDER: the runtime's folder.
+    FOLDER: the runtime's folder. PID_FILE: the file with the pid of the first process, which is there until the container is removed.
     """
 
     shim: int | None = None
@@ -62,6 +63,20 @@ class Source:
     dockers: bytes | None = None
     words: tuple[str, ...] = ()
     folder: str = ""
+    pid_file: str = ""
+
+    def read_first(self) -> int | None:
+        """Return the pid of the container's first process, which may have ended already; None if nothing tells it (yet)."""
+        with suppress(*_Errors):
+            if self.folder:
+                return int(parse_json(_read(self.folder, "state.json"))["init_process_pid"])
+            if self.pid_file:
+                return int(_read(*os.path.split(self.pid_file)))
+        return None
+
+    def without_texts(self) -> Source:
+        """Return it without the texts, which are long."""
+        return replace(self, spec=b"", dockers=None, words=())
 
 
 class Sources:
@@ -92,7 +107,7 @@ class Sources:
         bundle, here = os.readlink(f"/proc/{shim}/cwd"), f"/proc/{shim}/cwd"
         identity = find_engine_id(group)
         if identity is None:
-            return Source(shim, bundle, _read(here, "config.json"))
+            return Source(shim, bundle, _read(here, "config.json"), pid_file=f"{here}/{_PID_FILE}")
         if os.path.basename(bundle) != identity:
             here = (
                 f"{here}/../{identity}"  # the containers of a pod have one shim, which runs in the bundle of the first
@@ -104,8 +119,8 @@ class Sources:
                 dockers = _read(f"/proc/{shim}/root{folder}/{identity}", _DOCKERS_FILE)
                 if self._dockers_folder or parse_json(dockers)["ID"] == identity:
                     self._dockers_folder = folder
-                    return Source(shim, bundle, spec, dockers)
-        return Source(shim, bundle, spec)
+                    return Source(shim, bundle, spec, dockers, pid_file=f"{here}/{_PID_FILE}")
+        return Source(shim, bundle, spec, pid_file=f"{here}/{_PID_FILE}")
 
 
 def _list_dockers_folders(spec: Mapping[str, Any]) -> list[str]:
@@ -122,8 +137,11 @@ def _find_monitor(monitor: int) -> Source:
     """Return what process MONITOR, a conmon, has on its command line, and the bundle's configuration; raises one of _Errors."""
     with open(f"/proc/{monitor}/cmdline", "rb") as file:
         words = tuple(file.read(1 << 16).decode("utf-8", "replace").split("\0"))
-    bundle = words[words.index("-b") + 1]
-    return Source(words=words, bundle=bundle, spec=_read(f"/proc/{monitor}/root{bundle}", "config.json"))
+    values = dict(zip(words, words[1:]))
+    bundle = values["-b"]
+    spec = _read(f"/proc/{monitor}/root{bundle}", "config.json")
+    # The monitor ends with its container, so its own view of files does not last.
+    return Source(words=words, bundle=bundle, spec=spec, pid_file=values.get("-p", ""))
 
 
 def identify(group: str, source: Source) -> Identity | None:

@@ -56,7 +56,7 @@ class _Member:
     SOURCE: what knows the container; None if nothing of root's does.
     FIRST: its first process; None if not known. FOLLOWS_SHIM is True when the shim is in the list.
     VERDICT: one of starts_log; '' before there is one.
-    START: readings of the clocks when its first thread was put into the list.
+    START, BEGUN_NS: readings of the clocks, and of the trace's clock, when its first thread was seen.
     """
 
     group: str
@@ -69,6 +69,7 @@ class _Member:
     container: Container | None = None
     verdict: str = ""
     start: dict[str, Any] | None = None
+    begun_ns: int = 0
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -197,6 +198,8 @@ class RuleStarts:
         if member is None:
             return
         if member.number:
+            if member.first is None and member.verdict != starts_log.REFUSED:
+                self._find_first(member)
             if member.verdict == "":
                 self._decide(member, math.inf)
             self._log.write(member.number, ended=time.time())
@@ -268,6 +271,7 @@ class RuleStarts:
             self._groups.forget_below(member.group)
         self._last += 1
         member.number = self._last
+        member.begun_ns = clocks.read(self._clock) or 0
         member.start = clocks.measure_offset(self._clock)
         if self.running >= self._rule.max_containers:
             self._refuse(member)
@@ -293,9 +297,7 @@ class RuleStarts:
     def _find_out(self, member: _Member, now_s: float) -> None:
         """Find out who MEMBER is, and follow its shim when its program runs."""
         if member.first is None:
-            member.first, _shim = following.find_starting(member.group, 0)
-            if member.first is not None:
-                member.tasks = _describe_tasks(member.first)
+            self._find_first(member)
         if member.verdict == "":
             self._decide(member, now_s)
         most_s = self._rule.max_time_s
@@ -309,6 +311,20 @@ class RuleStarts:
             if comm and not _RUNTIMES.match(comm):
                 member.follows_shim = True
                 self._new_shims.append(member)
+
+    def _find_first(self, member: _Member) -> None:
+        """Find the first process of MEMBER, which may have ended before it was seen in the group.
+
+        Where it was born before the list took effect on its maker's processor, its birth is not in the trace.
+        """
+        member.first, _shim = following.find_starting(member.group, 0)
+        if member.first is None and member.source is not None:
+            member.first = member.source.read_first()
+        if member.first is not None:
+            member.tasks = _describe_tasks(member.first)
+            if member.first not in member.tids:
+                member.tids.add(member.first)
+                self._log.write_threads(member.number, member.begun_ns, {member.first})
 
     def _decide(self, member: _Member, now_s: float) -> None:
         """Find out which container MEMBER is, and whether the rule means it."""
@@ -338,7 +354,7 @@ class RuleStarts:
     def _set_verdict(self, member: _Member, verdict: str) -> None:
         member.verdict = verdict
         if member.source is not None:
-            member.source = Source(member.source.shim)  # the texts are long, and a container may live for years
+            member.source = member.source.without_texts()  # a container may live for years
         self._log.write(member.number, **self._describe(member))
         if member.container is not None:
             self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})
