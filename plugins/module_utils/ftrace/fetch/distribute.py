@@ -56,8 +56,8 @@ def distribute_all(root: str, outcome: Outcome, means: Callable[[Container], boo
     """
     for name in recordings.list_names():
         found = [one for one in recordings.list_recordings(name) if is_of_rule(one)]
-        # A fetch that was killed has left a note.
-        is_begun = any(os.path.exists(os.path.join(recording.path, _NOTE)) for recording in found)
+        # A fetch that was killed has left these.
+        is_begun = any(os.path.exists(os.path.join(one.path, name)) for one in found for name in (_MADE, _NOTE))
         if is_begun or any(means(container) for recording in found for container in _list_started(recording)):
             about = found[-1].about["container"]
             with outcome.serve(Who(about["name"], about["id"])):
