@@ -257,29 +257,19 @@ captures:
           sample: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 """
 
+from functools import partial
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import is_meant
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import arguments, distribute, outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import fetch as fetching
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
-
-
-def make_matcher(parameters):
-    """Return a function that is true for the containers that the options PARAMETERS mean, as far as names and labels tell."""
-    if parameters["containers"] is None and parameters["labels"] is None:
-        return lambda _container: True
-    patterns = parameters["containers"]
-    return rules.Rule(
-        "",
-        None if patterns is None else tuple(pattern.strip() for pattern in patterns),
-        tuple((name, None if value is None else str(value)) for name, value in (parameters["labels"] or {}).items()),
-    ).make_matcher()
 
 
 def run(module):
@@ -294,7 +284,9 @@ def run(module):
     root = tracefs.find_tracefs()
     outcome = Outcome()
     if not module.check_mode:
-        distribute.distribute_all(root, outcome, make_matcher(parameters))
+        # A query asks engines, which do not know those that are gone.
+        selector = options.parse_selector(module, None)
+        distribute.distribute_all(root, outcome, partial(is_meant, selector))
     found = selection.select_instances(module, root, untraced_ok=bool(outbox.list_segments()))
     if module.check_mode:
         return {

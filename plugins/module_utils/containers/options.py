@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -59,10 +59,15 @@ def parse_selector(module: Any, host: Host | None) -> Selector:
         patterns=None
         if patterns is None
         else tuple(host.find_meant(pattern.strip()) if host else pattern.strip() for pattern in patterns),
-        labels=tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items()),
+        labels=pair_labels(labels),
         query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
     )
+
+
+def pair_labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str | None], ...]:
+    """Return the pairs of a selector for the value of the option LABELS."""
+    return tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
 
 
 def select(

@@ -132,6 +132,11 @@ def select_containers(
     return chosen
 
 
+def is_meant(selector: Selector, container: Container) -> bool:
+    """Return True if SELECTOR means CONTAINER, which may be in any state."""
+    return bool(select_containers(selector, [container], running_only=False, refuse=lambda _error: None))
+
+
 def _leave(containers: list[Container], running_only: bool) -> list[Container]:
     return [container for container in containers if container.state == "running" or not running_only]
 

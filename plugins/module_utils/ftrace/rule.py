@@ -8,10 +8,11 @@ A rule has one trace instance, which all its containers share. Its events are so
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Callable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, select_containers
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, is_meant
 
 RUNTIME = "rule"  # in place of a container's runtime, in the description of a rule's trace
 _STATE = "awaited"
@@ -41,10 +42,7 @@ class Rule:
 
     def make_matcher(self) -> Callable[[Container], bool]:
         """Return a function that is true for the containers that the rule means."""
-        selector = Selector(patterns=self.patterns, labels=self.labels)
-        return lambda container: bool(
-            select_containers(selector, [container], running_only=False, refuse=lambda _error: None)
-        )
+        return partial(is_meant, Selector(patterns=self.patterns, labels=self.labels))
 
     def as_container(self) -> Container:
         """Return the rule in the form in which a trace names its container; no container has such a name or id."""

@@ -579,7 +579,7 @@ def check_rules(machine: Machine, worker: str, folder: Path) -> None:
     image = machine.run(f"docker inspect -f '{{{{.Config.Image}}}}' {worker}").strip()
     machine.call("ftrace_instance", state="awaiting", rule="ruled", containers=["ruled-*"], paths=False)
     for number in range(3):
-        machine.run(f"docker run --rm --network none --name ruled-{number} {image} cat /nonesuch/ruled || true")
+        machine.run(f"docker run --rm --network none --name ruled-{number} {image} cat /nonesuch/ruled; [ $? = 1 ]")
     found = {capture["manifest"]["container"]["name"]: capture for capture in machine.fetch(folder)}
     caught = {name: capture for name, capture in found.items() if name.startswith("ruled-")}
     assert caught.keys() == {f"ruled-{number}" for number in range(3)}

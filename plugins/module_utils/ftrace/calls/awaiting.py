@@ -145,11 +145,10 @@ def make_rule(parameters: Mapping[str, Any]) -> Rule:
         )
     if parameters["max_containers"] < 1:
         raise FleetError(f"max_containers: {parameters['max_containers']} is too small")
-    pairs = tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
     rule = Rule(
         name=parameters["rule"] or "",
         patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),
-        labels=pairs,
+        labels=options.pair_labels(labels),
         max_containers=parameters["max_containers"],
         max_time_s=parse_seconds(parameters["max_time"], "max_time"),
     )

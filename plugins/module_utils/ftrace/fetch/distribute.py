@@ -244,9 +244,9 @@ def _make(instance: Instance, part: _Part) -> None:
             by_number[number] = outputs[name]
         strange, owners = _split(instance, part, started, by_number)
         saved = Instance(instance.root, "..").read("saved_cmdlines") if outputs else ""
+        reasons = part.list_reasons(strange)
         for output in outputs.values():
-            late = [_LATE] if output.late else []
-            _describe(part, output, [*late, *part.list_reasons(strange)], saved)
+            _describe(part, output, [_LATE, *reasons] if output.late else reasons, saved)
         note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last, "owners": owners}
         recordings.write_json(os.path.join(part.recording.path, _NOTE), note)
     except OSError as error:

@@ -12,7 +12,7 @@ _COMMIT_MASK = (1 << 20) - 1
 MISSED_EVENTS = 1 << 31
 _MISSED_STORED = 1 << 30
 # Values of an entry's type_len that do not mean an event.
-_PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
+PADDING, TIME_EXTEND, TIME_STAMP = 29, 30, 31
 
 
 def unpack_commit(commit: int) -> tuple[int, bool, bool]:
@@ -45,17 +45,17 @@ def count_events(pages: bytes, page_size: int) -> int:
             word = struct.unpack_from("I", pages, place)[0]
             is_little = sys.byteorder == "little"
             kind, delta = (word & 31, word >> 5) if is_little else (word >> 27, word & 0x7FFFFFF)
-            if kind == _PADDING and delta == 0:
+            if kind == PADDING and delta == 0:
                 break  # up to the page's end
-            if kind in (_TIME_EXTEND, _TIME_STAMP):
+            if kind in (TIME_EXTEND, TIME_STAMP):
                 place += 8
                 continue
-            if kind in (0, _PADDING):
+            if kind in (0, PADDING):
                 if place + 8 > end:
                     break
                 length = struct.unpack_from("I", pages, place + 4)[0]
                 place += 4 + (length + 3 & ~3)
             else:
                 place += 4 + 4 * kind
-            count += kind != _PADDING
+            count += kind != PADDING
     return count

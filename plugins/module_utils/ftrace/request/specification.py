@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from dataclasses import dataclass, field, replace
 from typing import Mapping
 
@@ -29,12 +31,19 @@ PROCESS_EVENTS = ("sched:sched_process_exec", _NEW_TASK, _RENAME, "syscalls:sys_
 # control group. runc is called runc:[2:INIT] until it becomes the program. Before that both run a copy of themselves (CVE-2019-5736), whose
 # name tells how it was started: "exe" for /proc/self/exe, the number of a descriptor for /proc/self/fd/6 and for fexecve(3), and since
 # Linux 6.14 the file's own name for the latter.
-_RUNTIME_NAMES = ('~ "containerd-shim*"', '~ "runc*"', '== "crun"')
-_COPY_NAMES = ('== "exe"', '~ "[0-9]"', '~ "[0-9][0-9]"', '~ "memfd:runc*"', '~ "memfd:crun*"')
+_RUNTIME_NAMES = ("containerd-shim*", "runc*", "crun")
+_COPY_NAMES = ("exe", "[0-9]", "[0-9][0-9]", "memfd:runc*", "memfd:crun*")
+_NAMES = re.compile("|".join(map(fnmatch.translate, (*_RUNTIME_NAMES, *_COPY_NAMES))))
+
+
+def is_runtimes(comm: str) -> bool:
+    """Return True if a process called COMM is taken for one of the runtime's."""
+    return bool(_NAMES.match(comm))
 
 
 def _exclude(field_name: str, names: tuple[str, ...]) -> str:
-    return " && ".join(f"!({field_name} {name})" for name in names)
+    signs = (("==" if name.isalpha() else "~", name) for name in names)
+    return " && ".join(f'!({field_name} {sign} "{name}")' for sign, name in signs)
 
 
 _RUNTIME_NOISE = _exclude("COMM", (*_RUNTIME_NAMES, *_COPY_NAMES))

@@ -109,18 +109,17 @@ class Sources:
         if identity is None:
             return Source(shim, bundle, _read(here, "config.json"), pid_file=f"{here}/{_PID_FILE}")
         if os.path.basename(bundle) != identity:
-            here = (
-                f"{here}/../{identity}"  # the containers of a pod have one shim, which runs in the bundle of the first
-            )
-        spec = _read(here, "config.json")
-        folders = [self._dockers_folder] if self._dockers_folder else _list_dockers_folders(parse_json(spec))
+            # The containers of a pod have one shim, which runs in the bundle of the first.
+            here = f"{here}/../{identity}"
+        found = Source(shim, bundle, _read(here, "config.json"), pid_file=f"{here}/{_PID_FILE}")
+        folders = [self._dockers_folder] if self._dockers_folder else _list_dockers_folders(parse_json(found.spec))
         for folder in folders:
             with suppress(*_Errors):
                 dockers = _read(f"/proc/{shim}/root{folder}/{identity}", _DOCKERS_FILE)
                 if self._dockers_folder or parse_json(dockers)["ID"] == identity:
                     self._dockers_folder = folder
-                    return Source(shim, bundle, spec, dockers, pid_file=f"{here}/{_PID_FILE}")
-        return Source(shim, bundle, spec, pid_file=f"{here}/{_PID_FILE}")
+                    return replace(found, dockers=dockers)
+        return found
 
 
 def _list_dockers_folders(spec: Mapping[str, Any]) -> list[str]:

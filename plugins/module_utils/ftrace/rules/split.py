@@ -17,11 +17,13 @@ from typing import Callable, Iterable, Iterator
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import (
     MISSED_EVENTS,
+    PADDING,
     PAGE_HEADER_SIZE,
+    TIME_EXTEND,
     unpack_commit,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
 
-_PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _DELTA_BITS = 27
 _DELTA_LIMIT = 1 << _DELTA_BITS
 _LOW_TIME_BITS = (1 << 59) - 1
@@ -34,8 +36,6 @@ _NAME_BYTES = 16
 _CLOCKS_DIFFER_NS = 10_000_000
 _FIELD = re.compile(r"field:[^;]*?\b(pid|comm)(?:\[\d+\])?;\s*offset:(\d+);")
 _ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
-# Of what the runtime does on the way to a container's program nothing belongs to the container: the names of filters (specification.py).
-_RUNTIMES = re.compile(rb"(?:containerd-shim.*|runc.*|crun|exe|[0-9]{1,2}|memfd:(?:runc|crun).*)\Z", re.DOTALL)
 
 # Processes the raw bytes of an event: time, common_type, thread, and its record (what follows the first word of the entry).
 _Event = Callable[[int, int, int, bytes, int], None]
@@ -172,9 +172,10 @@ class Splitter:
             if page is not None:
                 yield owner, page
 
+    # Of what the runtime does on the way to a container's program nothing belongs to the container.
     def _is_runtimes(self, data: bytes, at: int) -> bool:
         place = at + self._new_task.comm_offset
-        return bool(_RUNTIMES.match(data[place : place + _NAME_BYTES].split(b"\0", 1)[0]))
+        return is_runtimes(data[place : place + _NAME_BYTES].split(b"\0", 1)[0].decode("utf-8", "replace"))
 
 
 def _walk(page: bytes, page_size: int, see: _Event) -> None:
@@ -186,22 +187,22 @@ def _walk(page: bytes, page_size: int, see: _Event) -> None:
         (word,) = _WORD.unpack_from(page, at)
         kind, delta = (word & 31, word >> 5) if _IS_LITTLE else (word >> _DELTA_BITS, word & _DELTA_LIMIT - 1)
         record = 4
-        if 0 < kind < _PADDING:
+        if 0 < kind < PADDING:
             size = 4 + 4 * kind
-        elif at + 8 > end or (kind == _PADDING and delta == 0):
+        elif at + 8 > end or (kind == PADDING and delta == 0):
             return
         else:
             (more,) = _WORD.unpack_from(page, at + 4)
-            if kind >= _TIME_EXTEND:
+            if kind >= TIME_EXTEND:
                 wide = (more << _DELTA_BITS) + delta
-                clock = clock + wide if kind == _TIME_EXTEND else wide & _LOW_TIME_BITS | clock & ~_LOW_TIME_BITS
+                clock = clock + wide if kind == TIME_EXTEND else wide & _LOW_TIME_BITS | clock & ~_LOW_TIME_BITS
                 at += 8
                 continue
             size, record = 4 + (more + 3 & ~3), 8
         if size < 8 or at + size > end:
             return
         clock += delta
-        if kind != _PADDING and size >= record + _COMMON.size:
+        if kind != PADDING and size >= record + _COMMON.size:
             number, _flags, _count, tid = _COMMON.unpack_from(page, at + record)
             see(clock, number, tid, page[at : at + size], record)
         at += size
@@ -231,7 +232,7 @@ class PageBuilder:
             self.is_missed = False
             delta = 0
         if delta >= _DELTA_LIMIT:
-            self._append(_TWO_WORDS.pack(_pack(_TIME_EXTEND, delta & _DELTA_LIMIT - 1), delta >> _DELTA_BITS))
+            self._append(_TWO_WORDS.pack(_pack(TIME_EXTEND, delta & _DELTA_LIMIT - 1), delta >> _DELTA_BITS))
             delta = 0
         (word,) = _WORD.unpack_from(entry)
         kind = word & 31 if _IS_LITTLE else word >> _DELTA_BITS

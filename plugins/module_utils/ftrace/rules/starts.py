@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from collections import deque
 from contextlib import suppress
@@ -22,6 +21,7 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
@@ -40,9 +40,7 @@ _PARTS = 20
 _EMPTY_S = 10.0  # a new control group has its first process within this time
 _UNKNOWN_S = 2.0  # an engine has written its files about a container within this time
 _ROUNDS = 10
-_MAX_TROUBLES = 20
 _MAX_LATEST = 20
-_RUNTIMES = re.compile(r"(runc.*|crun|conmon|exe|[0-9]{1,2}|memfd:.*)\Z")
 _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 
 
@@ -84,7 +82,7 @@ class _Member:
 
     def describe(self) -> dict[str, Any]:
         """Return what the log has of it."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("verdict", "group", "start", "tasks")}
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("verdict", "start", "tasks")}
         if self.container is not None:
             names = ("id", "name", "image", "labels", "runtime")
             found["container"] = {name: getattr(self.container, name) for name in names}
@@ -132,16 +130,11 @@ class RuleStarts:
         self._groups = GroupWatcher(top)
         self.fd = self._groups.fd
 
-    @property
-    def troubles(self) -> list[str]:
-        """Return, in words, why starts may have been missed."""
-        return self._groups.troubles[:_MAX_TROUBLES]
-
     def describe(self) -> dict[str, Any]:
         """Return the numbers of containers, the names of the latest ones, and the troubles, for results."""
         latest = list(self._latest)
         counts = {**vars(self.counts), "missed": self.counts.missed + self._groups.missed}
-        return {**counts, "running": self.running, "latest": latest, "troubles": self.troubles}
+        return {**counts, "running": self.running, "latest": latest, "troubles": self._groups.troubles}
 
     @property
     def running(self) -> int:
@@ -281,7 +274,7 @@ class RuleStarts:
         """Return True if one of PIDS, the processes in GROUP, is a runtime's or a container's first one."""
         comms = {processes.read_comm(pid) for pid in pids} - {""}
         # Of those that have ended since the look nothing is known.
-        return not comms or any(map(_RUNTIMES.match, comms)) or following.find_starting(group, 0)[0] is not None
+        return not comms or any(map(is_runtimes, comms)) or following.find_starting(group, 0)[0] is not None
 
     def _refuse(self, member: _Member) -> None:
         """Leave MEMBER out, which is one too many if the rule means it."""
@@ -308,7 +301,7 @@ class RuleStarts:
         if self._awaits_shim(member):
             # Before its program runs, the shim starts nothing but the runtime and its helpers.
             comm = processes.read_comm(member.first) if member.first is not None else ""
-            if comm and not _RUNTIMES.match(comm):
+            if comm and not is_runtimes(comm):
                 member.follows_shim = True
                 self._new_shims.append(member)
 
