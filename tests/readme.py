@@ -197,7 +197,7 @@ def main() -> None:
     for path in STATE:
         if path.exists():
             raise SystemExit(f"this host is in use: {path} is there, and the README ends with a cleanup")
-    if (ROOT / "traces").exists():
+    if any(path.is_file() for path in (ROOT / "traces").rglob("*")):
         raise SystemExit("there are traces in ./traces: move them away first")
     wrong = 0
     # Not below the build folder: sshd reads keys as its user.

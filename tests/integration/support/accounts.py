@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from support import host
 
@@ -16,16 +17,23 @@ from support import host
 def make_account(name: str, *options: str) -> Iterator[int]:
     """Make a user NAME of this host with OPTIONS of useradd and give the user's uid, until the context ends.
 
-    The user's processes end with the account: the next account gets the same uid, and would own what is left of this one, such as the
+    An account of that name that a killed run has left is taken away first, with its home. The user's processes end with the account: the next account gets the same uid, and would own what is left of this one, such as the
     session that ssh keeps open for the next command.
     """
+    remove = ("--remove",) if "--create-home" in options else ()
+    with suppress(KeyError):
+        _remove(name, pwd.getpwnam(name).pw_uid, *remove)
     host.run("useradd", *options, name)
-    uid = int(host.run("id", "-u", name).stdout)
+    uid = pwd.getpwnam(name).pw_uid
     try:
         yield uid
     finally:
-        end_processes(uid)
-        host.run("userdel", "--force", *(["--remove"] if "--create-home" in options else []), name)
+        _remove(name, uid, *remove)
+
+
+def _remove(name: str, uid: int, *options: str) -> None:
+    end_processes(uid)
+    host.run("userdel", "--force", *options, name)
 
 
 def list_processes(uid: int) -> list[int]:

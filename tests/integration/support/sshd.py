@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -58,9 +57,8 @@ def serve(
 def _user(password: str | None) -> Iterator[None]:
     """Make an unprivileged user who may use sudo, with PASSWORD if there is one, until the context ends."""
     rule = Path("/etc/sudoers.d/crashcart-test")
-    is_new = USER not in {entry.pw_name for entry in pwd.getpwall()}
     options = ("--create-home", "--shell", "/bin/bash", "--password", "*")
-    with make_account(USER, *options) if is_new else nullcontext():
+    with make_account(USER, *options):
         if password is not None:
             subprocess.run(["chpasswd"], input=f"{USER}:{password}\n", text=True, check=True)
         rule.write_text(
