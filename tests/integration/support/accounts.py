@@ -17,8 +17,8 @@ from support import host
 def make_account(name: str, *options: str) -> Iterator[int]:
     """Make a user NAME of this host with OPTIONS of useradd and give the user's uid, until the context ends.
 
-    An account of that name that a killed run has left is taken away first, with its home. The user's processes end with the account: the next account gets the same uid, and would own what is left of this one, such as the
-    session that ssh keeps open for the next command.
+    An account of that name that a killed run has left is taken away first, with its home. The user's processes end with the account: the next
+    account gets the same uid, and would own what is left of this one, such as the session that ssh keeps open for the next command.
     """
     remove = ("--remove",) if "--create-home" in options else ()
     with suppress(KeyError):
