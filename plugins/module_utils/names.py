@@ -8,6 +8,13 @@ from __future__ import annotations
 RUN = "/run/crashcart"
 LOCKS = f"{RUN}/locks"
 RECORDER_LOCK = f"{LOCKS}/recorder"
+RECORDER_FOLDER = f"{RUN}/recorder"  # of its orders
+# The number is the protocol's version. A recorder of another version listens elsewhere.
+RECORDER_SOCKET = f"{RECORDER_FOLDER}/.socket-3"
+# The error where a request names a trace or rule that the recorder does not have.
+RECORDER_UNKNOWN = "it is not looked after"
+HOOK_FOLDER = f"{RUN}/start-hook"
+HOOK_RULE_PREFIX = "start-hook:"  # of the rule of a profile of the start hook
 WATCHDOG_LOCK = f"{LOCKS}/watchdog"
 # Files that survive a reboot: images, recordings, captures that are not fetched yet.
 STATE = "/var/lib/crashcart"

@@ -194,6 +194,11 @@ class DockerEngine:
         with _expecting_form(self.name):
             return str(self._ask(self._client.version)["Version"])
 
+    def read_info(self) -> dict[str, Any]:
+        """Return what the engine tells of itself, as `docker info` shows it."""
+        with _expecting_form(self.name):
+            return dict(self._ask(self._client.info))
+
     def list_containers(self) -> list[Container]:
         """Return all containers in any state, without their pids, which the engine's list does not have."""
         with _expecting_form(self.name):

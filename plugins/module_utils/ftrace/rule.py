@@ -27,6 +27,8 @@ class Rule:
     LABELS: pairs of a label and its value (None for any value), which all have to match.
     MAX_CONTAINERS: how many containers it traces at once.
     MAX_TIME_S: how many seconds of each container it traces; None for no bound.
+    IS_ANNOUNCED: True if a start hook announces its containers, so that control groups need no watch. It means all of these.
+    IDLE_S: it ends when none of its containers has run for so many seconds; None for no such end.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Rule:
     labels: tuple[tuple[str, str | None], ...] = ()
     max_containers: int = 100
     max_time_s: float | None = None
+    is_announced: bool = False
+    idle_s: float | None = None
 
     @property
     def needs_labels(self) -> bool:

@@ -11,16 +11,14 @@ from typing import Any, Callable, Mapping, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, plan, start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import starting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import distribute as distributing
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings, state
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import options as trace_options
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import profiles, specification
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import requests as rule_requests
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
@@ -29,25 +27,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "max_containers": {"type": "int"},
     "max_time": {"type": "str"},
 }
-_DEFAULTS = {
-    "mode": "record",
-    "ttl": "1h",
-    "max_size": "256MiB",
-    "when_full": "rotate",
-    "paths": "auto",
-    "max_containers": 100,
-}
-_ASK_FOR_EVENTS = ("profile", "syscalls", "events", "probes")
-_CLOCKS = ("mono", "mono_raw", "boot")
-# What belongs to one container's files or mounts, or to a start of one that is known.
-_OF_ONE_CONTAINER = {
-    "expose": "the files of a rule's trace are of several containers",
-    "probes": "a probe belongs to a file of one container",
-    "query": "an engine answers a query only when the start is over",
-    "docker_host": "a rule is for all engines of the host",
-    "follow_restarts": "a rule follows every start",
-    "follow_tools": "our tools run in containers that are there already",
-}
 
 
 def await_containers(module: Any, root: str, outcome: Outcome) -> tuple[dict[str, Any], list[Any]]:
@@ -55,9 +34,9 @@ def await_containers(module: Any, root: str, outcome: Outcome) -> tuple[dict[str
 
     ROOT is the tracefs. OUTCOME gets the failure. Raises FleetError for options that a rule cannot have.
     """
-    parameters = _complete(module.params, root)
+    parameters = rule_requests.complete(module.params, root)
     rule = make_rule(parameters)
-    request = _make_request(parameters, root)
+    request = rule_requests.make_request(parameters, root)
     container = rule.as_container()
     with ExitStack() as begun:
         started = start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=module.check_mode)
@@ -70,30 +49,6 @@ def await_containers(module: Any, root: str, outcome: Outcome) -> tuple[dict[str
         "instances": [{**result, "created": result["name"] in made, "paths": None} for result in results],
         "diff": {"before": started.before, "after": started.after},
     }, [container]
-
-
-def _complete(parameters: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """Return PARAMETERS with the values that a rule has by default; raises FleetError for options that it cannot have."""
-    found = dict(parameters)
-    for name, why in _OF_ONE_CONTAINER.items():
-        if found[name]:
-            raise FleetError(f"{name} cannot be used with state=awaiting: {why}")
-    if found["mode"] == "ring":
-        raise FleetError(
-            "mode=ring cannot be used with state=awaiting: a ring is not sorted by container; leave mode out"
-        )
-    if found["tracer"] != "nop":
-        raise FleetError(f"tracer={found['tracer']} cannot be used with state=awaiting: tracers do not follow a start")
-    if found["clock"] not in _CLOCKS:
-        raise FleetError(f"clock={found['clock']} cannot be used with state=awaiting: take one of {', '.join(_CLOCKS)}")
-    if not found["follow_exec"]:
-        raise FleetError(
-            "follow_exec=false cannot be used with state=awaiting: a start is followed through the runtime"
-        )
-    if not any(found[name] for name in _ASK_FOR_EVENTS) and not found["errors_only"]:
-        found["profile"] = "startup"
-    found.update({name: value for name, value in _DEFAULTS.items() if found[name] is None})
-    return profiles.complete(found, len(Instance(root, "..").list_cpus()))
 
 
 def distribute(traces: Sequence[TraceInstance], outcome: Outcome, warn: Callable[[str], None]) -> list[TraceInstance]:
@@ -153,17 +108,6 @@ def make_rule(parameters: Mapping[str, Any]) -> Rule:
         max_time_s=parse_seconds(parameters["max_time"], "max_time"),
     )
     return rule if rule.name else replace(rule, name=rules.name_selection(rule))
-
-
-def _make_request(parameters: Mapping[str, Any], root: str) -> plan.TraceRequest:
-    wanted, request = starting.make_request(parameters, root, None, (), check_mode=True)
-    return replace(
-        request,
-        settings=specification.find_settings(replace(wanted, is_shared=True)),
-        exposing=plan.NO_EXPOSING,
-        limits=replace(request.limits, restarts=False),
-        described=trace_options.describe(parameters, wanted),
-    )
 
 
 def select_rule(module: Any, root: str) -> list[TraceInstance]:

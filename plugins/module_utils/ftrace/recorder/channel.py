@@ -10,6 +10,11 @@ done              the module's changes are finished
 lend NAME, cpus   lend descriptors of trace_pipe_raw of these CPUs; the reply has the reasons why the trace so far is not complete
 account NAME      after all was read, reply with these reasons again
 settle NAME       the reasons are in a capture that is safe
+drain NAME        write to the recording what the buffers hold now
+
+A start hook sends this one:
+
+start NAME, pid, id   trace the container with this id, which begins with the process pid, by the rule called NAME
 """
 
 from __future__ import annotations
@@ -21,10 +26,8 @@ import socket
 from contextlib import ExitStack, suppress
 from typing import Any, Dict, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_SOCKET
 
-# The number is the protocol's version. A recorder of another version listens elsewhere.
-NAME = ".socket-2"
 MAX_FDS = 200
 _MAX_BYTES = 1 << 16
 _TIMEOUT_S = 20.0
@@ -33,7 +36,7 @@ Message = Dict[str, Any]
 
 def find_path() -> str:
     """Return the path of the recorder's socket."""
-    return os.path.join(orders.FOLDER, NAME)
+    return RECORDER_SOCKET
 
 
 def listen() -> socket.socket:

@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     ContainerGoneError,
@@ -40,6 +40,8 @@ _DRAIN_S = 5.0  # after this time a buffer is drained even if it is not half ful
 TTL_IS_OVER, CONTAINER_ENDED = "its ttl is over", "the container ended"
 TRIGGERED, SWITCHED_OFF = "a trigger switched tracing off", "somebody else switched tracing off"
 REMOVED = "somebody removed the trace instance"
+IDLE = "none of its containers ran any more"
+_ENDED = "the trace has ended"
 
 
 class Keeper:
@@ -133,6 +135,18 @@ class Keeper:
             with suppress(OSError):
                 recordings.write_json(os.path.join(self.order.run, recordings.STARTS), told)
             self._told = told
+
+    def awaits(self, name: str) -> bool:
+        """Return True if this is the trace of the rule NAME, if hooks announce its containers, and if it records."""
+        rule = self.order.rule
+        return rule is not None and rule.is_announced and rule.name == name and self._instance.is_tracing()
+
+    def announce(self, starts: Sequence[tuple[int, str]]) -> list[str | None]:
+        """Have the containers of STARTS traced, as RuleStarts.announce does, and return for each why it is not; None if it is."""
+        if self._rule_starts is None or self.writer is None:
+            return [_ENDED] * len(starts)
+        with self.watch.ours():
+            return self._rule_starts.announce(starts)
 
     def _list_events(self) -> list[str]:
         """Return the events that the trace needs, also those that a trigger switches on."""
@@ -276,6 +290,8 @@ class Keeper:
         limits = self._limits
         if self.order.deadline is not None and not self.order.ended and self.order.deadline <= boot.read_clock():
             return TTL_IS_OVER
+        if self._rule_starts is not None and self._rule_starts.is_idle:
+            return IDLE
         if self._container_fd is not None and syscalls.is_readable(self._container_fd):
             if not limits.restarts:
                 return CONTAINER_ENDED
@@ -285,8 +301,11 @@ class Keeper:
         if self.writer is not None and self._is_switched_off():
             is_ours = self.watch.may_stop_itself and not self.watch.has_written("tracing_on")
             return TRIGGERED if is_ours else SWITCHED_OFF
-        if limits.max_rate is None and limits.max_loss is None:
-            return None
+        return None if limits.max_rate is None and limits.max_loss is None else self._find_excess()
+
+    def _find_excess(self) -> str | None:
+        """Return which limit of events or of losses the trace exceeds; None for none."""
+        limits = self._limits
         events, lost = self._count()
         if limits.max_loss is not None and lost - self._lost_before > limits.max_loss:
             return f"it lost {lost - self._lost_before} events, more than max_loss ({limits.max_loss}) allows"

@@ -22,9 +22,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.lim
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import boot, locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS, RECORDER_LOCK, RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import LOCKS, RECORDER_FOLDER, RECORDER_LOCK
 
-FOLDER = os.path.join(RUN, "recorder")
+FOLDER = RECORDER_FOLDER
 _LOCK = "orders"
 
 

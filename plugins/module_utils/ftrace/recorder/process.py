@@ -18,7 +18,7 @@ import struct
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata
@@ -29,7 +29,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.or
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background, locks, processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RECORDER_TITLE
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
+    RECORDER_LOCK,
+    RECORDER_TITLE,
+    RECORDER_UNKNOWN,
+)
 
 _NICENESS = 5
 _RULES_NICENESS = -10  # a container that starts may be over in some milliseconds, and a look takes less than one
@@ -47,6 +51,21 @@ def _terminate(_number: int, _frame: Any) -> None:
     raise _Terminated
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A start of a container that a hook has announced.
+
+    FD: descriptor of the hook's connection.
+    KEEPER: the trace of the rule that it is for.
+    PID, IDENTITY: the first process of the container, and its id.
+    """
+
+    fd: int
+    keeper: Keeper
+    pid: int
+    identity: str
+
+
 @dataclass
 class _Host:
     """The state of the recorder.
@@ -57,6 +76,7 @@ class _Host:
     CLIENTS: descriptor → connection of a module.
     CHANGING: descriptor → name of the instance whose settings the module changes.
     LENDING: descriptor → name of the instance whose buffers the module drains.
+    STARTING: the starts that hooks have announced in this round; those of one rule are put into its list with one write.
     NICENESS: that of this process, or the one that the host did not allow.
     """
 
@@ -67,6 +87,7 @@ class _Host:
     clients: dict[int, socket.socket] = field(default_factory=dict)
     changing: dict[int, str] = field(default_factory=dict)
     lending: dict[int, str] = field(default_factory=dict)
+    starting: list[_Start] = field(default_factory=list)
     niceness: int = _NICENESS
 
 
@@ -242,11 +263,13 @@ def _work(host: _Host) -> None:
             time.sleep(_PACE_S)
     for fd in talking & set(host.clients):
         _answer(host, fd)
+    _announce(host)
     if host.server.fileno() in talking:
-        with suppress(OSError):
-            client, _address = host.server.accept()
-            client.settimeout(_ANSWER_S)
-            host.clients[client.fileno()] = client
+        with suppress(OSError):  # of which one says that nobody waits any more
+            while True:
+                client, _address = host.server.accept()
+                client.settimeout(_ANSWER_S)
+                host.clients[client.fileno()] = client
 
 
 def _answer(host: _Host, fd: int) -> None:
@@ -256,6 +279,11 @@ def _answer(host: _Host, fd: int) -> None:
         request, strange = channel.receive(client)
         for number in strange:
             os.close(number)
+        if request.get("do") == "start":
+            if _note_start(host, fd, str(request.get("name")), int(request["pid"]), str(request["id"])):
+                return
+            channel.send(client, {"error": RECORDER_UNKNOWN})
+            return
         if request:
             reply, fds = _do(host, fd, str(request.get("do")), str(request.get("name")), request)
             try:
@@ -264,7 +292,7 @@ def _answer(host: _Host, fd: int) -> None:
                 for number in fds:
                     os.close(number)
             return
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         pass  # the module is gone, or the request is none of this protocol
     _end_change(host, fd)
     lender = host.keepers.get(host.lending.pop(fd, ""))
@@ -275,6 +303,30 @@ def _answer(host: _Host, fd: int) -> None:
     client.close()
 
 
+def _note_start(host: _Host, fd: int, rule: str, pid: int, identity: str) -> bool:
+    """Note that the hook on descriptor FD has announced a container for RULE; return False if no trace of such a rule runs (yet)."""
+    for keeper in host.keepers.values():
+        if keeper.awaits(rule):
+            host.starting.append(_Start(fd, keeper, pid, identity))
+            return True
+    return False
+
+
+def _announce(host: _Host) -> None:
+    """Have the containers traced that hooks have announced, and answer the hooks."""
+    starting, host.starting = host.starting, []
+    for keeper in {id(start.keeper): start.keeper for start in starting}.values():
+        chosen = [start for start in starting if start.keeper is keeper]
+        told: Sequence[str | None]
+        try:
+            told = keeper.announce([(start.pid, start.identity) for start in chosen])
+        except (FleetError, OSError) as error:
+            told = [str(error)] * len(chosen)
+        for start, why in zip(chosen, told):
+            with suppress(OSError):  # the hook is gone, because its time is over
+                channel.send(host.clients[start.fd], {"ok": True} if why is None else {"error": why})
+
+
 def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     if what == "take":
         _follow(host, name)
@@ -283,7 +335,7 @@ def _do(host: _Host, fd: int, what: str, name: str, request: dict[str, Any]) -> 
         _end_change(host, fd)
     elif keeper is None:
         # The order's file tells why it was not taken on.
-        return {"ok": False} if what == "take" else {"error": "it is not looked after"}, []
+        return {"ok": False} if what == "take" else {"error": RECORDER_UNKNOWN}, []
     else:
         try:
             if what in ("take", "change"):

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -127,8 +127,9 @@ class RuleStarts:
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
         self.counts = Counts()
         self._latest: deque[dict[str, str]] = deque(maxlen=_MAX_LATEST)
-        self._groups = GroupWatcher(top)
+        self._groups = GroupWatcher(top, watches=not rule.is_announced)
         self.fd = self._groups.fd
+        self._busy_s = time.monotonic()
 
     def describe(self) -> dict[str, Any]:
         """Return the numbers of containers, the names of the latest ones, and the troubles, for results."""
@@ -141,6 +142,11 @@ class RuleStarts:
         """Return how many containers are traced now and are, or may be, meant."""
         wanted = (starts_log.TRACED, starts_log.UNDECIDED)
         return sum(member.verdict in wanted for member in self._members.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True if no container was there for as long as the rule says, so that it ends."""
+        return self._rule.idle_s is not None and time.monotonic() - self._busy_s > self._rule.idle_s
 
     @property
     def look_s(self) -> float:
@@ -171,6 +177,8 @@ class RuleStarts:
     def look(self) -> None:
         """Look for containers that have started or ended, and put their threads into the lists."""
         now_s = time.monotonic()
+        if self._members:
+            self._busy_s = now_s
         for path, is_there in self._groups.read():
             if is_there:
                 self._members.setdefault(path, _Member(path, now_s))
@@ -185,6 +193,45 @@ class RuleStarts:
             if member.number and member.is_traced:
                 self._find_out(member, now_s)
         self._write_lists()
+
+    def announce(self, starts: Sequence[tuple[int, str]]) -> list[str | None]:
+        """Trace the containers of STARTS from now on; their runtimes hold them before their first programs.
+
+        STARTS has the pid of each container's first process, which is the runtime still, and the container's id. Returns for each why it
+        is not traced; None if it is.
+        """
+        told: list[str | None] = []
+        chosen = []
+        for pid, identity in starts:
+            why = None
+            try:
+                member = self._find_announced(pid, identity)
+                if member.is_traced:
+                    chosen.append(member)
+                else:
+                    why = f"{self.running} containers are traced at once, and max_containers allows no more"
+            except (FleetError, processes.ProcessGone) as error:
+                self.counts.missed += 1
+                why = str(error)
+            told.append(why)
+        self._add(chosen)
+        return told
+
+    def _find_announced(self, pid: int, identity: str) -> _Member:
+        """Return the container IDENTITY with the first process PID; raises FleetError or ProcessGone if it cannot be traced."""
+        with processes.Process(pid) as process:
+            group = cgroups.find_container_directory(process.read("cgroup"), identity)
+        if group is None:
+            raise FleetError(f"process {pid} has no control group of its own, by which a container is told from others")
+        if not _is_roots(pid):
+            raise FleetError(f"process {pid} is in a user namespace that is not root's: its user has names of his own")
+        member = self._members.get(group)
+        if member is None or member.first != pid:
+            self._end(group)  # of an earlier start
+            member = self._members[group] = _Member(group, time.monotonic(), first=pid)
+            self._begin(member, self._sources.find(group, pid))
+            member.tasks = _describe_tasks(pid)
+        return member
 
     def _end(self, path: str) -> None:
         member = self._members.pop(path, None)
@@ -254,14 +301,19 @@ class RuleStarts:
         if not has_id and (is_container(member.group) or not self._may_start(member.group, pids)):
             del self._members[member.group]  # a monitor's, a service's, or a user's
             return
-        member.source = self._sources.find(member.group, pids[0])
-        if member.source is None and not has_id:
+        source = self._sources.find(member.group, pids[0])
+        if source is None and not has_id:
             return  # the runtime has not written its state yet
         if not _is_roots(pids[0]):
             del self._members[member.group]
             return
         if not has_id:
             self._groups.forget_below(member.group)
+        self._begin(member, source)
+
+    def _begin(self, member: _Member, source: Source | None) -> None:
+        """Take on MEMBER, which is a container, and which SOURCE knows; or refuse it if it is one too many."""
+        member.source = source
         self._last += 1
         member.number = self._last
         member.begun_ns = clocks.read(self._clock) or 0

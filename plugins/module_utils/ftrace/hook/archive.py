@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make the start hook's program: one file, which the host's Python runs, with what it imports of this collection and nothing else.
+
+It is an archive in the form of Python's zipapp. Its bytes depend only on the collection's sources and on the Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import marshal
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+
+# Ansible sends to a host what a module imports, so the program is imported here.
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program
+
+_COLLECTION = "ansible_collections.crashcart.fleet"
+_MAIN = f"from {program.__name__} import main\n\nmain()\n"
+_WHEN = (1980, 1, 1, 0, 0, 0)
+
+
+def make() -> bytes:
+    """Return the bytes of the program for the Python that runs this."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        _add(archive, "__main__.py", _MAIN.encode("ascii"))
+        folders = set()
+        for name, source in sorted(_read_all().items()):
+            path = name.replace(".", "/")
+            parts = path.split("/")[:-1]
+            folders |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+            _add(archive, f"{path}.py", source.encode("utf-8"))
+            # Python compiles nothing from an archive for later.
+            _add(archive, f"{path}.pyc", _compile(source, f"{path}.py"))
+        for folder in sorted(folders):
+            _add(archive, f"{folder}/__init__.py", b"")
+    return f"#!{sys.executable} -IS\n".encode() + content.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, path: str, content: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(path, _WHEN), content, zipfile.ZIP_DEFLATED)
+
+
+def _compile(source: str, path: str) -> bytes:
+    """Return SOURCE as a .pyc file that is not compared with a source (PEP 552)."""
+    code = compile(source, path, "exec", dont_inherit=True)
+    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
+
+
+def _read_all() -> dict[str, str]:
+    """Return name → source of all modules of this collection that the program imports."""
+    found: dict[str, str] = {}
+    left = [program.__name__]
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        source = _read(name)
+        if source is not None:  # a name that is imported from a module may be a module or not
+            found[name] = source
+            left += _gen_imports(source)
+    return found
+
+
+def _gen_imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(_COLLECTION):
+            yield node.module
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def _read(name: str) -> str | None:
+    """Return the source of the module NAME, from wherever Python imports it; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ImportError:  # its parent is no package
+        return None
+    if spec is None or spec.submodule_search_locations is not None:
+        return None
+    get_source: Callable[[str], str] = getattr(spec.loader, "get_source")  # noqa: B009 # no type of loaders has it, and all loaders of sources do
+    return get_source(name)

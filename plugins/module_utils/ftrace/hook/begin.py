@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Begin the trace that all containers of a profile of the start hook share, where none runs: at the first start, and after a pause."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
+
+
+def begin(profile: str) -> None:
+    """Begin the trace of PROFILE; where it cannot be, note why, for the hooks that wait for it."""
+    try:
+        options = policy.read().get(profile)
+        if options is None:
+            raise FleetError(f"{policy.FILE} has no profile {profile}: run the role start_hook with it")
+        _begin(profile, options)
+        notes.forget_refusal(profile)
+    except BaseException as error:  # pylint: disable=broad-exception-caught # hooks wait for the reason, whatever it is
+        why = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+        notes.note_refusal(profile, why)
+        notes.tell(profile, "", why)
+
+
+def _begin(profile: str, options: dict[str, Any]) -> None:
+    root = tracefs.find_tracefs()
+    rule = policy.make_rule(profile, options)
+    request = policy.make_request(options, root)
+    _make_room(find_instance(root, rule.as_container()).instance.name, request.limits.max_bytes)
+    outcome = Outcome()
+    with ExitStack() as begun:
+        start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=False)
+        outcome.raise_first()
+        begun.pop_all()
+    client.ensure_recorder()  # somebody may have killed it
+
+
+def _make_room(name: str, max_bytes: int) -> None:
+    """Remove the oldest ended recordings of instance NAME that nobody has fetched, so that those that are left have MAX_BYTES at most."""
+    ended = [recording for recording in recordings.list_recordings(name) if not recording.is_running]
+    sizes = [recording.as_result()["size"] for recording in ended]
+    while sum(sizes) > max_bytes:
+        oldest = ended.pop(0)
+        del sizes[0]
+        with recordings.hold(oldest.path):
+            recordings.remove(oldest.path)
+        notes.tell(
+            name,
+            "",
+            f"the events in {oldest.path} were removed, to keep within max_size; fetch more often, or give it more",
+        )

@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write and remove the start hook's files, some of them in folders of others, so that removal leaves these as they were."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import policy
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+
+_MEMORY = f"{policy.FOLDER}/start-hook.before.json"
+
+
+def read(path: str) -> bytes | None:
+    """Return the content of the file PATH; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def is_there(file: File) -> bool:
+    """Return True if FILE is on the host as it is to be."""
+    return read(file.path) == file.content and os.stat(file.path).st_mode & 0o7777 == file.mode
+
+
+def write(file: File) -> None:
+    """Write FILE, whole or not at all, and note the folders that had to be made for it; raises OSError."""
+    made = _make_folders(os.path.dirname(file.path))
+    if made:
+        _remember(folders=[*_recall().get("folders", []), *made])
+    _replace(file)
+
+
+def _replace(file: File) -> None:
+    folder, name = os.path.split(file.path)
+    temporary = os.path.join(
+        folder, f".{name}.crashcart"
+    )  # no engine reads it: it ends neither with .json nor with .yaml
+    with suppress(FileNotFoundError):
+        os.unlink(temporary)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(fd, "wb") as opened:
+            opened.write(file.content)
+            opened.flush()
+            os.fchmod(fd, file.mode)
+            os.fsync(fd)
+        os.rename(temporary, file.path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _make_folders(path: str) -> list[str]:
+    """Make the folder PATH with those above it; return those that were missing."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        os.mkdir(folder, 0o755)
+        os.chmod(folder, 0o755)
+    return missing[::-1]
+
+
+def remove(path: str) -> bool:
+    """Remove the file PATH; return True if there was one."""
+    try:
+        os.unlink(path)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def remove_folders() -> None:
+    """Remove the folders that were made for our files, if nothing else is in them, and forget what was before."""
+    folders = _recall().get("folders", [])
+    remove(_MEMORY)
+    for folder in sorted({*folders, policy.FOLDER}, key=len, reverse=True):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def _recall() -> dict[str, Any]:
+    with suppress(OSError, ValueError, TypeError), open(_MEMORY, encoding="ascii") as file:
+        return dict(json.load(file))
+    return {}
+
+
+def _remember(**more: Any) -> None:
+    made = _make_folders(policy.FOLDER)
+    known = {**_recall(), **more}
+    known["folders"] = list(dict.fromkeys([*known.get("folders", []), *made]))
+    _replace(File(_MEMORY, json.dumps(known).encode("ascii"), 0o600))
+
+
+class DaemonFile:
+    """The configuration of a Docker daemon in the JSON file PATH, of which everything but our runtimes is kept as it is.
+
+    Raises FleetError where it cannot be understood.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._present = read(path)
+        try:
+            self._content: dict[str, Any] = (
+                {} if not (self._present or b"").strip() else json.loads(self._present or b"")
+            )
+            if not isinstance(self._content.get("runtimes", {}), dict):
+                raise ValueError("runtimes is no object")
+        except (ValueError, AttributeError) as error:
+            raise FleetError(
+                f"{path} is no configuration of Docker's daemon ({error}): mend it first; nothing was changed"
+            ) from error
+
+    @property
+    def runtimes(self) -> dict[str, Any]:
+        """Return name → description of the runtimes in the file."""
+        return dict(self._content.get("runtimes", {}))
+
+    @property
+    def default_runtime(self) -> str:
+        """Return the name of the runtime that the file makes the default; '' for none."""
+        return str(self._content.get("default-runtime", ""))
+
+    def write(self, runtimes: dict[str, Any]) -> None:
+        """Write the file with RUNTIMES in place of those that it has, and remember what was there before."""
+        content = {**self._content, "runtimes": runtimes}
+        if not runtimes:
+            del content["runtimes"]
+        text = json.dumps(content, indent=_find_indent(self._present)).encode("ascii") + b"\n"
+        known = _recall().get("daemon", {}).get(self.path)
+        if known is None:
+            before = None if self._present is None else base64.b64encode(self._present).decode("ascii")
+            known = {"before": before}
+        elif known["written"] != hashlib.sha256(self._present or b"").hexdigest():
+            known = {"is_changed": True}  # by somebody else, so the text from before is not what belongs there
+        daemons = {**_recall().get("daemon", {}), self.path: {**known, "written": hashlib.sha256(text).hexdigest()}}
+        _remember(daemon=daemons)
+        mode = 0o644 if self._present is None else os.stat(self.path).st_mode & 0o7777
+        write(File(self.path, text, mode))
+
+    def restore(self, runtimes: dict[str, Any]) -> None:
+        """Make the file what it was before our first change if nobody else has changed it since; otherwise write it with RUNTIMES."""
+        known = _recall().get("daemon", {}).get(self.path)
+        if (
+            known is None
+            or "is_changed" in known
+            or hashlib.sha256(self._present or b"").hexdigest() != known["written"]
+        ):
+            self.write(runtimes)
+        elif known["before"] is None:
+            remove(self.path)
+        else:
+            before = base64.b64decode(known["before"])
+            _replace(File(self.path, before, os.stat(self.path).st_mode & 0o7777))
+
+
+def list_daemon_files() -> list[str]:
+    """Return the paths of the configurations of Docker daemons that were changed."""
+    return list(_recall().get("daemon", {}))
+
+
+def _find_indent(text: bytes | None) -> int | str:
+    """Return the indent of the JSON document TEXT, as its author has it."""
+    for line in (text or b"").decode("utf-8", "replace").splitlines()[1:]:
+        blank = line[: len(line) - len(line.lstrip())]
+        if blank:
+            return blank
+    return 2

@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Note why the start hook could not trace a container: in the system's log, and in a file that modules read.
+
+The hook imports this at each start of a container, so it imports little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import syslog
+import time
+from contextlib import suppress
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FOLDER, RUN
+
+_FILE = f"{HOOK_FOLDER}/troubles"
+_MAX_BYTES = 64 << 10
+_MAX_TEXT = 500
+_PAUSE_S = 10.0
+
+
+def make_folder() -> None:
+    """Make the hook's folder for what is gone after a reboot; raises OSError."""
+    for folder in (RUN, HOOK_FOLDER):
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+
+
+def tell(profile: str, container: str, why: str) -> None:
+    """Note that CONTAINER (an id; '' for all) is not traced by PROFILE, and WHY. What cannot be noted is passed over."""
+    why = why[:_MAX_TEXT]
+    with suppress(OSError, ValueError):
+        syslog.openlog("crashcart-start-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(
+            syslog.LOG_WARNING, f"container {container or '*'} is not traced by {profile}: {why}".replace("\0", "")
+        )
+    with suppress(OSError):
+        make_folder()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(_FILE, flags, 0o600)
+        try:
+            line = {"time": round(time.time(), 3), "profile": profile, "container": container, "why": why}
+            os.write(fd, json.dumps(line).encode("ascii") + b"\n")
+            if os.fstat(fd).st_size > _MAX_BYTES:
+                os.rename(_FILE, f"{_FILE}.old")
+        finally:
+            os.close(fd)
+
+
+def read() -> list[dict[str, Any]]:
+    """Return the latest notes, the oldest first, each with time (seconds since the epoch), profile, container and why."""
+    found = []
+    for path in (f"{_FILE}.old", _FILE):
+        with suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                with suppress(ValueError):  # a full disk has cut the line short
+                    found.append(json.loads(line))
+    return [note for note in found if isinstance(note, dict) and {"time", "profile", "container", "why"} <= set(note)]
+
+
+def note_refusal(profile: str, why: str) -> None:
+    """Note WHY no trace of PROFILE can begin just now, so that the next starts do not wait for it."""
+    with suppress(OSError):
+        make_folder()
+        path = _find_refusal(profile)
+        fd = os.open(f"{path}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(fd, json.dumps({"time": time.monotonic(), "why": why[:_MAX_TEXT]}).encode("ascii"))
+        finally:
+            os.close(fd)
+        os.rename(f"{path}.part", path)
+
+
+def forget_refusal(profile: str) -> None:
+    """Forget what note_refusal has noted of PROFILE."""
+    with suppress(OSError):
+        os.unlink(_find_refusal(profile))
+
+
+def find_refusal(profile: str) -> str | None:
+    """Return why no trace of PROFILE could begin some seconds ago; None if one may begin."""
+    with suppress(OSError, ValueError, KeyError, TypeError), open(_find_refusal(profile), encoding="ascii") as file:
+        found = json.load(file)
+        if 0 <= time.monotonic() - found["time"] < _PAUSE_S:
+            return str(found["why"])
+    return None
+
+
+def _find_refusal(profile: str) -> str:
+    return f"{HOOK_FOLDER}/refused-{profile}"

@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's policy for the start hook: which profiles there are, what each records, and what it may cost at most.
+
+The file has the options of ftrace_instance for each profile, complete and checked when the policy was written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any, Mapping
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import TraceRequest
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import requests
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_RULE_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+
+FOLDER = "/etc/crashcart"
+FILE = f"{FOLDER}/start-hook.json"
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # also the name of a CDI device, and a part of a runtime's name
+
+
+def check_name(name: str) -> None:
+    """Raise FleetError unless NAME can be the name of a profile."""
+    if not _NAME.match(name):
+        raise FleetError(
+            f"profile {name!r}: a profile has a name of small letters, digits and '-', which begins with a letter, of at most 31 characters"
+        )
+
+
+def make_text(profiles: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the text of the policy with PROFILES, name → complete options."""
+    return json.dumps({"profiles": profiles}, indent=1, sort_keys=True) + "\n"
+
+
+def read() -> dict[str, Any]:
+    """Return the profiles of the host's policy, name → complete options; raises FleetError where there is none that can be read."""
+    try:
+        with open(FILE, encoding="utf-8") as file:
+            found = json.load(file)["profiles"]
+        if isinstance(found, dict):
+            return found
+    except OSError as error:
+        raise FleetError(f"{FILE} cannot be read ({error.strerror}): run the role start_hook") from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise FleetError(f"{FILE} is damaged: run the role start_hook")
+
+
+def exists() -> bool:
+    """Return True if the host has a policy."""
+    return os.path.lexists(FILE)
+
+
+def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:
+    """Return the rule for the containers that are started with PROFILE, which has OPTIONS; raises FleetError for one that cannot be."""
+    if options["max_containers"] < 1:
+        raise FleetError(f"profile {profile}: max_containers: {options['max_containers']} is too small")
+    return Rule(
+        name=HOOK_RULE_PREFIX + profile,
+        max_containers=options["max_containers"],
+        max_time_s=parse_seconds(options["max_time"], "max_time"),
+        is_announced=True,
+        idle_s=parse_seconds(options["idle"], "idle"),
+    )
+
+
+def make_request(options: Mapping[str, Any], root: str) -> TraceRequest:
+    """Return the request for the trace of a profile with OPTIONS. ROOT is the tracefs. Raises FleetError for what cannot be."""
+    return requests.make_request(requests.complete(options, root, ttl=None), root)
