@@ -14,9 +14,10 @@ start() {
     local dir=$1 log=$1/dockerd.log
     shift
     mkdir -p "$dir"
+    echo "{}" >"$dir/daemon.json" # not that of another daemon
     command -v dockerd >/dev/null || "$(dirname "$0")/install_packages.sh" docker.io
     setsid unshare --net dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" \
-        --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
+        --config-file "$dir/daemon.json" --bridge none --iptables=false --ip6tables=false --containerd-namespace crashcart-test \
         --containerd-plugins-namespace crashcart-test-plugins "$@" >"$log" 2>&1 &
     echo $! >"$dir/engine.pid" # dockerd writes its own file late, and never where its start fails
     for _ in $(seq 1200); do # a slow machine takes its time

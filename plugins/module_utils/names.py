@@ -14,6 +14,10 @@ RECORDER_SOCKET = f"{RECORDER_FOLDER}/.socket-3"
 # The error where a request names a trace or rule that the recorder does not have.
 RECORDER_UNKNOWN = "it is not looked after"
 HOOK_FOLDER = f"{RUN}/start-hook"
+HOOK_POLICY_FOLDER = "/etc/crashcart"
+HOOK_POLICY = f"{HOOK_POLICY_FOLDER}/start-hook.json"
+HOOK_PROGRAM_FOLDER = "/usr/libexec/crashcart"
+HOOK_PROGRAM = f"{HOOK_PROGRAM_FOLDER}/start-hook"
 HOOK_RULE_PREFIX = "start-hook:"  # of the rule of a profile of the start hook
 WATCHDOG_LOCK = f"{LOCKS}/watchdog"
 # Files that survive a reboot: images, recordings, captures that are not fetched yet.

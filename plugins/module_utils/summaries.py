@@ -95,8 +95,9 @@ def _gen_rule(rule: Mapping[str, Any]) -> Iterator[str]:
     labels = [name if value is None else f"{name}={value}" for name, value in rule["labels"].items()]
     wanted = [", ".join(rule["patterns"])] if rule["patterns"] is not None else []
     wanted += [f"label {label}" for label in labels]
-    yield f"awaits {' with '.join(wanted)}"
-    yield f"{rule['traced']} containers have started, {rule['running']} are traced now"
+    yield "traces containers that ask for it" if rule.get("is_announced") else f"awaits {' with '.join(wanted)}"
+    count = rule["traced"]
+    yield f"{count} {'container has' if count == 1 else 'containers have'} started, {rule['running']} traced now"
     if rule["unmeant"]:
         yield f"{rule['unmeant']} others have started"
     if rule["refused"]:
@@ -133,6 +134,21 @@ def summarize_captures(captures: Sequence[Mapping[str, Any]]) -> list[str]:
             size = sum(capture["size"] for capture in group)
             lines.append(f"captures: {len(group)} ({format_bytes(size)}) {state}")
     return lines
+
+
+def summarize_start_hook(hook: Mapping[str, Any] | None) -> list[str]:
+    """Return one line for the start HOOK, as ftrace_info returns it, and one for what prevented traces lately; none without a hook."""
+    if hook is None:
+        return []
+    lines = [f"start hook: {hook['error'] or 'profiles ' + ', '.join(hook['profiles'])}"]
+    troubles = hook["troubles"]
+    if troubles:
+        last = troubles[-1]
+        whose = f"container {last['container'][:12]}" if last["container"] else "all containers"
+        lines.append(
+            f"start hook: {len(troubles)} troubles, the last at {format_time(last['time'])} with {whose} of {last['profile']}: {last['why']}"
+        )
+    return list(map(escape, lines))
 
 
 def _describe_end(expires: float | None) -> str:

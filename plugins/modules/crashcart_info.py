@@ -247,6 +247,11 @@ census:
       type: list
       elements: str
       sample: []
+    start_hook:
+      description: Files of the start hook (M(crashcart.fleet.ftrace_hook)).
+      type: list
+      elements: str
+      sample: [/usr/libexec/crashcart/start-hook, /etc/crashcart/start-hook.json]
     directories:
       description: Directories on the host.
       type: list

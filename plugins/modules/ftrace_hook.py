@@ -118,8 +118,8 @@ options:
         default: 10m
   ways:
     description:
-      - How engines run the hook. V(cdi) is a file in C(/etc/cdi), V(hooks) are files in C(/etc/containers/oci/hooks.d) for Podman and CRI-O,
-        V(runtime) are runtimes in the configuration of Docker's daemon.
+      - How engines run the hook. V(cdi) is a file in C(/etc/cdi). V(hooks) are files in C(/usr/share/containers/oci/hooks.d), which Podman and
+        CRI-O read. V(runtime) are runtimes in the configuration of Docker's daemon.
       - By default V(cdi), V(hooks) where Podman or CRI-O is installed, and V(runtime) where the installed Docker is older than 28.2.
     type: list
     elements: str

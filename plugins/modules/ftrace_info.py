@@ -48,7 +48,7 @@ options:
       - What to return. Each value gives the return value of the same name, V(all) gives all of them.
     type: list
     elements: str
-    choices: [all, summary, instances, captures, features, available]
+    choices: [all, summary, instances, captures, start_hook, features, available]
     default: [summary]
   containers:
     description:
@@ -141,6 +141,15 @@ available:
       type: list
       elements: str
       sample: [uprobe]
+start_hook:
+  description:
+    - The start hook of the host (M(crashcart.fleet.ftrace_hook)), V(null) where there is none. C(profiles) are the names of its profiles,
+      C(error) says why its policy cannot be read (V(null) for nothing).
+    - C(troubles) are the last 20 cases since the host has booted in which the hook could not trace a container, each with C(time) (seconds
+      since the epoch), C(profile), C(container) (its id, empty for all) and C(why).
+  returned: with V(start_hook) in O(gather)
+  type: dict
+  sample: {profiles: [startup], error: null, troubles: []}
 features:
   description: What the collection can use for traces, and for each feature whether this host has it.
   returned: with V(features) in O(gather)
@@ -169,14 +178,17 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import feature, features, summaries
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import selection
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.describe import describe_trace
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
+
+MAX_TROUBLES = 20
 
 
 def find_available(root):
@@ -206,6 +218,18 @@ def list_traces(module, root):
     return found
 
 
+def describe_start_hook():
+    """Return what the start hook of this host is; None where there is none."""
+    if not policy.exists():
+        return None
+    found = {"profiles": [], "error": None, "troubles": notes.read()[-MAX_TROUBLES:]}
+    try:
+        found["profiles"] = sorted(policy.read())
+    except FleetError as error:
+        found["error"] = str(error)
+    return found
+
+
 def run(module):
     require_root()
     try:
@@ -216,12 +240,14 @@ def run(module):
     found = {
         "instances": [] if available is None else list_traces(module, root),
         "captures": [segment.as_result() for segment in outbox.list_segments()],
+        "start_hook": describe_start_hook(),
         "features": list_features(available),
         "available": available,
     }
     found["summary"] = [
         *(summaries.summarize_traces(found["instances"]) or ["trace: none"]),
         *summaries.summarize_captures(found["captures"]),
+        *summaries.summarize_start_hook(found["start_hook"]),
         *summaries.summarize_features(found["features"]),
     ]
     wanted = summaries.find_gathered(module)
@@ -235,7 +261,7 @@ def main():
             gather=dict(
                 type="list",
                 elements="str",
-                choices=["all", "summary", "instances", "captures", "features", "available"],
+                choices=["all", "summary", "instances", "captures", "start_hook", "features", "available"],
                 default=["summary"],
             ),
         ),

@@ -9,6 +9,7 @@ import json
 import place
 import pytest
 from support import every_kernel
+from support.host import ModuleFailed
 from support.rights import LOOK
 
 # A loop in which a program fails twice a second, under a name of its own.
@@ -127,6 +128,77 @@ def test_a_rule_traces_a_container_that_did_not_exist(station, engine, tmp_path)
         assert (starts >= 3 and not reasons) or (engine.runtime == "containerd" and "no execve" in reasons[0]), reasons
     finally:
         station.call("ftrace_instance", state="absent", everything=True)
+
+
+DEVICE = "--device crashcart.fleet/trace=startup"
+ASKING = {
+    "Docker, by a runtime": ("bookworm trixie", "docker run --network none --runtime crashcart-startup"),
+    "Docker, by a device": ("sid", f"docker run --network none {DEVICE}"),
+    "Podman, by a device": ("bookworm trixie sid", f"podman run {DEVICE}"),
+    "Podman, by an annotation": ("bookworm trixie sid", "podman run --annotation crashcart.trace=startup"),
+}
+
+
+@pytest.fixture
+def hook(station):
+    """Set the start hook up on the host; at the end it is taken away, and its files with it."""
+    before = station.run(
+        "cat /etc/docker/daemon.json; ls -R /etc/cdi /usr/share/containers /etc/crashcart 2>&1 || true"
+    )
+    wish = {"name": "startup", "buffer_size": "4MiB", "paths": "false"}
+    yield lambda: station.call("ftrace_hook", profiles=[wish])
+    station.call("ftrace_instance", state="absent", everything=True)
+    station.call("ftrace_hook", state="absent")
+    after = station.run("cat /etc/docker/daemon.json; ls -R /etc/cdi /usr/share/containers /etc/crashcart 2>&1 || true")
+    assert after == before
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_a_container_that_asks_for_it_is_traced(station, hook, tmp_path, way):
+    """The start hook traces a container that asks for it from its first program on."""
+    releases, command = ASKING[way]
+    if station.name not in releases.split():
+        return  # the engine of that release reads no descriptions of devices, or needs no runtime
+    assert ("runtime" in hook()["ways"]) == (station.name != "sid")
+    for number in range(3):
+        station.run(f"{command} --name asking-{number} {place.IMAGE} cat /nonesuch/asked; [ $? = 1 ]")
+    captures = {one["manifest"]["container"]["name"]: one for one in station.fetch(tmp_path)}
+    assert captures.keys() == {f"asking-{number}" for number in range(3)}
+    assert all(one["manifest"]["complete"] for one in captures.values())
+    for summary in every_kernel.report(tmp_path, tmp_path / "report"):
+        assert find_programs(summary) == {"cat"}, find_programs(summary)
+        calls = every_kernel.count(summary)
+        assert calls["execve"]["calls"] == 1
+        assert "ENOENT" in (calls.get("open") or calls["openat"])["errors"]
+    with pytest.raises(ModuleFailed, match="could not start any more: asking-0"):
+        station.call("ftrace_hook", state="absent")
+    # What is left lets the containers start, and traces nothing.
+    tool = command.split()[0]
+    station.call("ftrace_hook", state="absent", keep_stub=True)
+    station.run(f"{tool} start -a asking-1; [ $? = 1 ]")
+    hook()
+    station.run(f"{tool} start -a asking-2; [ $? = 1 ]")
+    (again,) = station.fetch(tmp_path / "again")
+    assert again["manifest"]["container"]["name"] == "asking-2"
+    station.run(f"{tool} rm -f asking-0 asking-1 asking-2")
+
+
+def test_a_daemon_that_starts_again_starts_what_asks_for_a_trace(station, hook):
+    """A Docker daemon that is started again starts containers with restart=always that ask for a trace."""
+    assert hook()["changed"]
+    asking = DEVICE if station.name == "sid" else "--runtime crashcart-startup"
+    station.run(f"docker run -d --network none --restart always {asking} --name always {place.IMAGE} sleep 1000")
+    station.run(
+        "net=$(pidof containerd | cut -d' ' -f1); kill $(cat /run/docker.pid); while pidof dockerd; do sleep 0.1; done;"
+        " setsid nsenter --net=/proc/$net/ns/net dockerd --containerd /run/containerd/containerd.sock >>/var/log/dockerd 2>&1 </dev/null &"
+        " for try in $(seq 600); do docker version >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1"
+    )
+    station.run(
+        "for try in $(seq 300); do docker ps | grep always && exit; sleep 0.1; done; docker inspect always; cat /var/log/dockerd; exit 1"
+    )
+    (user,) = hook()["users"]
+    assert (user["name"], user["restarts"], user["is_hindered"]) == ("always", True, False)
+    station.run("docker rm -f always")
 
 
 def test_the_playbook_of_a_trace_names_the_failure(station, engine, app, tmp_path):

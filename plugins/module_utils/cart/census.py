@@ -18,7 +18,13 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.cart.image_mounts 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks, mounts, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_LOCK, RUN, STATE
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
+    HOOK_POLICY,
+    HOOK_PROGRAM,
+    RECORDER_LOCK,
+    RUN,
+    STATE,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _CONTAINER_ID = re.compile(rb"[0-9a-f]{64}")
@@ -40,6 +46,7 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
         "recorders": [f"pid {pid}" for pid in (locks.find_holder(RECORDER_LOCK),) if pid is not None],
+        "start_hook": [path for path in (HOOK_PROGRAM, HOOK_POLICY) if os.path.lexists(path)],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
     return found, omitted

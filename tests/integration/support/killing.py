@@ -12,12 +12,14 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import select
 import signal
 import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import find_number
@@ -99,6 +101,37 @@ def kill_everywhere(
             raise
         moment += step
     return count
+
+
+@contextmanager
+def kill_at(pid: int, moment: int) -> Iterator[Callable[[], bool]]:
+    """Kill the running process PID before the MOMENTth of its system calls, while the context lasts.
+
+    Yields a function that returns True if it was killed.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _ptrace(_PTRACE_SEIZE, pid, 0, _OPTIONS)
+            _ptrace(_PTRACE_INTERRUPT, pid)
+            os.waitpid(pid, _WALL)
+            _ptrace(_PTRACE_SYSCALL, pid)
+            os.write(writer, b"+")
+            _follow(pid, moment, own_calls=True)
+            os.write(writer, b"!")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.set_blocking(reader, True)
+    try:
+        assert os.read(reader, 1) == b"+"
+        yield lambda: bool(select.select([reader], [], [], 0)[0]) and os.read(reader, 1) == b"!"
+    finally:
+        # A tracer that ends lets go of its process.
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
 
 
 def _run_and_kill(function: Callable[[], object], moment: int, own_calls: bool) -> bool:

@@ -8,12 +8,20 @@ from contextlib import ExitStack
 from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, recordings
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
+    client,
+    handover,
+    orders,
+    recordings,
+)
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY
 
 
 def begin(profile: str) -> None:
@@ -21,7 +29,7 @@ def begin(profile: str) -> None:
     try:
         options = policy.read().get(profile)
         if options is None:
-            raise FleetError(f"{policy.FILE} has no profile {profile}: run the role start_hook with it")
+            raise FleetError(f"{HOOK_POLICY} has no profile {profile}: run the role start_hook with it")
         _begin(profile, options)
         notes.forget_refusal(profile)
     except BaseException as error:  # pylint: disable=broad-exception-caught # hooks wait for the reason, whatever it is
@@ -34,13 +42,24 @@ def _begin(profile: str, options: dict[str, Any]) -> None:
     root = tracefs.find_tracefs()
     rule = policy.make_rule(profile, options)
     request = policy.make_request(options, root)
-    _make_room(find_instance(root, rule.as_container()).instance.name, request.limits.max_bytes)
+    trace = find_instance(root, rule.as_container())
+    _take_away(trace)
+    _make_room(trace.instance.name, request.limits.max_bytes)
     outcome = Outcome()
     with ExitStack() as begun:
         start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=False)
         outcome.raise_first()
         begun.pop_all()
     client.ensure_recorder()  # somebody may have killed it
+
+
+def _take_away(trace: TraceInstance) -> None:
+    """Remove the instance of TRACE if its recording has ended: what is in its buffers is of containers that a new recording does not know."""
+    if not trace.instance.exists() or orders.is_taken(trace.instance.name):
+        return
+    with hold_lock("trace-" + trace.short_id):
+        handover.end_recording(trace.instance)
+        take_back(trace, recordings.list_folders(trace.instance.name))
 
 
 def _make_room(name: str, max_bytes: int) -> None:

@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import policy
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY_FOLDER
 
-_MEMORY = f"{policy.FOLDER}/start-hook.before.json"
+_MEMORY = f"{HOOK_POLICY_FOLDER}/start-hook.before.json"
 
 
 def read(path: str) -> bytes | None:
@@ -85,7 +85,7 @@ def remove_folders() -> None:
     """Remove the folders that were made for our files, if nothing else is in them, and forget what was before."""
     folders = _recall().get("folders", [])
     remove(_MEMORY)
-    for folder in sorted({*folders, policy.FOLDER}, key=len, reverse=True):
+    for folder in sorted({*folders, HOOK_POLICY_FOLDER}, key=len, reverse=True):
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -97,7 +97,7 @@ def _recall() -> dict[str, Any]:
 
 
 def _remember(**more: Any) -> None:
-    made = _make_folders(policy.FOLDER)
+    made = _make_folders(HOOK_POLICY_FOLDER)
     known = {**_recall(), **more}
     known["folders"] = list(dict.fromkeys([*known.get("folders", []), *made]))
     _replace(File(_MEMORY, json.dumps(known).encode("ascii"), 0o600))
@@ -135,40 +135,47 @@ class DaemonFile:
 
     def write(self, runtimes: dict[str, Any]) -> None:
         """Write the file with RUNTIMES in place of those that it has, and remember what was there before."""
-        content = {**self._content, "runtimes": runtimes}
-        if not runtimes:
-            del content["runtimes"]
-        text = json.dumps(content, indent=_find_indent(self._present)).encode("ascii") + b"\n"
-        known = _recall().get("daemon", {}).get(self.path)
+        text = self._make_text({**self._content, "runtimes": runtimes})
+        daemons = _recall().get("daemon", {})
+        known = daemons.get(self.path)
         if known is None:
             before = None if self._present is None else base64.b64encode(self._present).decode("ascii")
             known = {"before": before}
-        elif known["written"] != hashlib.sha256(self._present or b"").hexdigest():
+        elif not self._is_as_written(known):
             known = {"is_changed": True}  # by somebody else, so the text from before is not what belongs there
-        daemons = {**_recall().get("daemon", {}), self.path: {**known, "written": hashlib.sha256(text).hexdigest()}}
-        _remember(daemon=daemons)
-        mode = 0o644 if self._present is None else os.stat(self.path).st_mode & 0o7777
-        write(File(self.path, text, mode))
+        _remember(daemon={**daemons, self.path: {**known, "written": _digest(text)}})
+        write(File(self.path, text, self._find_mode()))
 
-    def restore(self, runtimes: dict[str, Any]) -> None:
-        """Make the file what it was before our first change if nobody else has changed it since; otherwise write it with RUNTIMES."""
+    def take_back(self, runtimes: dict[str, Any], reload: Callable[[], Any]) -> None:
+        """Leave RUNTIMES in place of those that the file has, and have the daemon read it by RELOAD.
+
+        If nobody else has changed the file since our first change, it is what it was before that, byte for byte.
+        """
         known = _recall().get("daemon", {}).get(self.path)
-        if (
-            known is None
-            or "is_changed" in known
-            or hashlib.sha256(self._present or b"").hexdigest() != known["written"]
-        ):
-            self.write(runtimes)
-        elif known["before"] is None:
-            remove(self.path)
-        else:
-            before = base64.b64decode(known["before"])
-            _replace(File(self.path, before, os.stat(self.path).st_mode & 0o7777))
+        others = {name: value for name, value in self._content.items() if name != "runtimes"}
+        # A daemon that reads a file without runtimes keeps those that it has.
+        _replace(File(self.path, self._make_text({**others, "runtimes": runtimes}), self._find_mode()))
+        reload()
+        if known is not None and "is_changed" not in known and self._is_as_written(known):
+            if known["before"] is None:
+                remove(self.path)
+            else:
+                _replace(File(self.path, base64.b64decode(known["before"]), self._find_mode()))
+        elif not runtimes:
+            _replace(File(self.path, self._make_text(others), self._find_mode()))
+
+    def _is_as_written(self, known: dict[str, Any]) -> bool:
+        return bool(known["written"] == _digest(self._present or b""))
+
+    def _make_text(self, content: dict[str, Any]) -> bytes:
+        return json.dumps(content, indent=_find_indent(self._present)).encode("ascii") + b"\n"
+
+    def _find_mode(self) -> int:
+        return 0o644 if self._present is None else os.stat(self.path).st_mode & 0o7777
 
 
-def list_daemon_files() -> list[str]:
-    """Return the paths of the configurations of Docker daemons that were changed."""
-    return list(_recall().get("daemon", {}))
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _find_indent(text: bytes | None) -> int | str:

@@ -16,11 +16,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import TraceRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import requests
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_RULE_PREFIX
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_RULE_PREFIX
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
-FOLDER = "/etc/crashcart"
-FILE = f"{FOLDER}/start-hook.json"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # also the name of a CDI device, and a part of a runtime's name
 
 
@@ -40,20 +38,20 @@ def make_text(profiles: Mapping[str, Mapping[str, Any]]) -> str:
 def read() -> dict[str, Any]:
     """Return the profiles of the host's policy, name → complete options; raises FleetError where there is none that can be read."""
     try:
-        with open(FILE, encoding="utf-8") as file:
+        with open(HOOK_POLICY, encoding="utf-8") as file:
             found = json.load(file)["profiles"]
         if isinstance(found, dict):
             return found
     except OSError as error:
-        raise FleetError(f"{FILE} cannot be read ({error.strerror}): run the role start_hook") from error
+        raise FleetError(f"{HOOK_POLICY} cannot be read ({error.strerror}): run the role start_hook") from error
     except (ValueError, KeyError, TypeError):
         pass
-    raise FleetError(f"{FILE} is damaged: run the role start_hook")
+    raise FleetError(f"{HOOK_POLICY} is damaged: run the role start_hook")
 
 
 def exists() -> bool:
     """Return True if the host has a policy."""
-    return os.path.lexists(FILE)
+    return os.path.lexists(HOOK_POLICY)
 
 
 def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:

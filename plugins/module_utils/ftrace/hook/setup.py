@@ -28,6 +28,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.files import DaemonFile
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_PROGRAM
 
 _FIXED = {"mode": "record", "query": None, "docker_host": None}
 
@@ -65,7 +68,9 @@ def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str) -> dict[s
         options = {**defaults, **{key: value for key, value in entry.items() if key != "name"}, **_FIXED}
         try:
             policy.make_rule(name, options)
-            policy.make_request(options, root)
+            request = policy.make_request(options, root)
+            cpus = len(Instance(root, "..").list_cpus())
+            check_buffers(request.limits, int(request.settings.files["buffer_size_kb"]) * 1024 * cpus)
         except FleetError as error:
             raise FleetError(f"profile {name}: {error}") from error
         found[name] = options
@@ -93,8 +98,8 @@ def plan_presence(profiles: Mapping[str, Mapping[str, Any]], ways: Sequence[str]
     """Return the steps that bring the hook with PROFILES to the host by WAYS. DOCKER is needed for runtimes."""
     names = list(profiles)
     steps = [
-        _write(File(wiring.PROGRAM, archive.make(), 0o755)),
-        _write(File(policy.FILE, policy.make_text(profiles).encode("utf-8"))),
+        _write(File(HOOK_PROGRAM, archive.make(), 0o755)),
+        _write(File(HOOK_POLICY, policy.make_text(profiles).encode("utf-8"))),
     ]
     if wiring.CDI in ways:
         steps.append(_write(wiring.make_cdi(names, is_stub=False)))
@@ -116,7 +121,7 @@ def plan_stub(docker: Docker | None) -> list[Step]:
     names = list_profiles_of_runtimes(docker)
     if docker is not None and names:
         steps += _plan_runtimes(docker, names, is_stub=True)
-    return [*steps, _remove(policy.FILE), _remove(wiring.PROGRAM)]
+    return [*steps, _remove(HOOK_POLICY), _remove(HOOK_PROGRAM)]
 
 
 def plan_absence(docker: Docker | None) -> list[Step]:
@@ -130,13 +135,10 @@ def plan_absence(docker: Docker | None) -> list[Step]:
             )
         left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
 
-        def restore() -> None:
-            daemon.restore(left)
-            dockerd.reload(docker.engine, docker.pid_file, [])
-
-        steps.append(Step(docker.config, left != daemon.runtimes, restore))
+        reload = partial(dockerd.reload, docker.engine, docker.pid_file, [])
+        steps.append(Step(docker.config, left != daemon.runtimes, partial(daemon.take_back, left, reload)))
         steps += [_remove(path) for path in wiring.list_wrappers()]
-    steps += [_remove(policy.FILE), _remove(wiring.PROGRAM)]
+    steps += [_remove(HOOK_POLICY), _remove(HOOK_PROGRAM)]
     is_needed = any(step.is_needed for step in steps)
     return [*steps, Step("folders", is_needed, files.remove_folders)]
 

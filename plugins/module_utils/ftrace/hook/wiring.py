@@ -14,17 +14,17 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-PROGRAM_FOLDER = "/usr/libexec/crashcart"
-PROGRAM = f"{PROGRAM_FOLDER}/start-hook"
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM, HOOK_PROGRAM_FOLDER
+
 CDI_FILE = "/etc/cdi/crashcart.fleet-trace.json"
 KIND = "crashcart.fleet/trace"
-HOOKS_FOLDER = "/etc/containers/oci/hooks.d"
+HOOKS_FOLDER = "/usr/share/containers/oci/hooks.d"
 _HOOKS_PREFIX = "crashcart-"
 ANNOTATION = "crashcart.trace"
 RUNTIME = "crashcart"  # of Docker, for the first profile; those of the others are called RUNTIME-PROFILE
 CDI, HOOKS, RUNTIMES = "cdi", "hooks", "runtime"
 WAYS = (CDI, HOOKS, RUNTIMES)
-_CDI_VERSION = "0.6.0"
+_CDI_VERSION = "0.3.0"  # the first with all that is used here; an engine refuses one that it does not know
 # A device without any edit is not valid, so one that shall do nothing sets a variable.
 _STUBS_EDITS = {"env": ["CRASHCART_TRACE=off"]}
 _COMMANDS = (
@@ -96,7 +96,7 @@ def make_hooks(profiles: Sequence[str]) -> list[File]:
 
 
 def _make_call(profile: str) -> dict[str, Any]:
-    return {"path": PROGRAM, "args": [os.path.basename(PROGRAM), "create", profile]}
+    return {"path": HOOK_PROGRAM, "args": [os.path.basename(HOOK_PROGRAM), "create", profile]}
 
 
 def _make_json(path: str, content: dict[str, Any]) -> File:
@@ -123,19 +123,19 @@ def make_wrappers(profiles: Sequence[str], real: Sequence[str], *, is_stub: bool
     """Return name → program of the runtimes of Docker for PROFILES, around REAL, the runtime's command; with IS_STUB they trace nothing."""
     found = {}
     for name, profile in name_runtimes(profiles).items():
-        words = {"commands": _COMMANDS, "real": shlex.join(real), "program": PROGRAM, "profile": profile}
+        words = {"commands": _COMMANDS, "real": shlex.join(real), "program": HOOK_PROGRAM, "profile": profile}
         text = (_STUB if is_stub else _WRAPPER) % words
-        found[name] = File(f"{PROGRAM_FOLDER}/runtime{name[len(RUNTIME) :]}", text.encode("utf-8"), 0o755)
+        found[name] = File(f"{HOOK_PROGRAM_FOLDER}/runtime{name[len(RUNTIME) :]}", text.encode("utf-8"), 0o755)
     return found
 
 
 def list_wrappers() -> list[str]:
     """Return the paths of all programs that make_wrappers has made on this host."""
     try:
-        names = sorted(os.listdir(PROGRAM_FOLDER))
+        names = sorted(os.listdir(HOOK_PROGRAM_FOLDER))
     except OSError:
         return []
-    return [os.path.join(PROGRAM_FOLDER, name) for name in names if name.split("-")[0] == "runtime"]
+    return [os.path.join(HOOK_PROGRAM_FOLDER, name) for name in names if name.split("-")[0] == "runtime"]
 
 
 def name_users(profiles: Sequence[str]) -> list[str]:

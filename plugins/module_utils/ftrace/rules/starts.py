@@ -229,8 +229,10 @@ class RuleStarts:
         if member is None or member.first != pid:
             self._end(group)  # of an earlier start
             member = self._members[group] = _Member(group, time.monotonic(), first=pid)
-            self._begin(member, self._sources.find(group, pid))
             member.tasks = _describe_tasks(pid)
+            self._begin(member, self._sources.find(group, pid))
+            if member.verdict == "":
+                self._decide(member, math.inf)  # the files about it are there, and may be gone in a moment
         return member
 
     def _end(self, path: str) -> None:
