@@ -147,6 +147,7 @@ def hook(station):
     )
     wish = {"name": "startup", "buffer_size": "4MiB", "paths": "false"}
     yield lambda: station.call("ftrace_hook", profiles=[wish])
+    station.run("for tool in docker podman; do $tool rm -f $($tool ps -aq) 2>/dev/null || true; done")
     station.call("ftrace_instance", state="absent", everything=True)
     station.call("ftrace_hook", state="absent")
     after = station.run("cat /etc/docker/daemon.json; ls -R /etc/cdi /usr/share/containers /etc/crashcart 2>&1 || true")
@@ -170,17 +171,17 @@ def test_a_container_that_asks_for_it_is_traced(station, hook, tmp_path, way):
         calls = every_kernel.count(summary)
         assert calls["execve"]["calls"] == 1
         assert "ENOENT" in (calls.get("open") or calls["openat"])["errors"]
-    with pytest.raises(ModuleFailed, match="could not start any more: asking-0"):
-        station.call("ftrace_hook", state="absent")
-    # What is left lets the containers start, and traces nothing.
     tool = command.split()[0]
+    if "annotation" not in command:
+        with pytest.raises(ModuleFailed, match=f"could not start any more: .*asking-0 .{tool}"):
+            station.call("ftrace_hook", state="absent")
+    # What is left lets the containers start, and traces nothing.
     station.call("ftrace_hook", state="absent", keep_stub=True)
     station.run(f"{tool} start -a asking-1; [ $? = 1 ]")
     hook()
     station.run(f"{tool} start -a asking-2; [ $? = 1 ]")
     (again,) = station.fetch(tmp_path / "again")
     assert again["manifest"]["container"]["name"] == "asking-2"
-    station.run(f"{tool} rm -f asking-0 asking-1 asking-2")
 
 
 def test_a_daemon_that_starts_again_starts_what_asks_for_a_trace(station, hook):
@@ -198,7 +199,6 @@ def test_a_daemon_that_starts_again_starts_what_asks_for_a_trace(station, hook):
     )
     (user,) = hook()["users"]
     assert (user["name"], user["restarts"], user["is_hindered"]) == ("always", True, False)
-    station.run("docker rm -f always")
 
 
 def test_the_playbook_of_a_trace_names_the_failure(station, engine, app, tmp_path):

@@ -42,6 +42,7 @@ SHARED_LAYERS = (
     ("ftrace.plan",),
     ("ftrace.selection", "ftrace.start"),
     ("ftrace.calls",),  # what a module does for its options
+    ("ftrace.hook",),
     ("summaries", "image", "analysis"),
 )
 # What Ansible or a user starts, which nothing imports.

@@ -75,12 +75,25 @@ STARTED = (
     "cart.store",
     "ftrace.calls.arguments",
     "ftrace.calls.awaiting",
+    "ftrace.calls.rule_requests",
     "ftrace.calls.starting",
     "ftrace.end",
     "ftrace.plan",
     "ftrace.recorder.handover",
     "ftrace.setup.probe_places",
     "ftrace.start",
+)
+# What the start hook's program, which ftrace_hook makes, does not need: it begins traces, and says nothing of any.
+_NOT_OF_THE_HOOK = (
+    "ftrace.calls.awaiting",
+    "ftrace.calls.starting",
+    "ftrace.describe",
+    "ftrace.fetch.distribute",
+    "ftrace.fetch.recording",
+    "ftrace.fetch.ring",
+    "ftrace.format.trace_dat_reader",
+    "ftrace.format.waits",
+    "ftrace.selection",
 )
 # Module → what it needs of these, and nothing else of them.
 NEEDS = {
@@ -109,7 +122,8 @@ NEEDS = {
     ),
     "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
     "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
-    "ftrace_info": DESCRIBED,
+    "ftrace_hook": (*(name for name in STARTED if name not in _NOT_OF_THE_HOOK), "ftrace.hook"),
+    "ftrace_info": (*DESCRIBED, "ftrace.hook.notes", "ftrace.hook.policy"),
     "ftrace_instance": STARTED,
     "ftrace_report": (),
     "ftrace_store": (),

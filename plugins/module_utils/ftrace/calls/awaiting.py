@@ -13,11 +13,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import starting
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import rule_requests, starting
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import distribute as distributing
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import recordings, state
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import requests as rule_requests
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds

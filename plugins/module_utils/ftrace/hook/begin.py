@@ -12,7 +12,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
     client,
     handover,
@@ -40,8 +40,8 @@ def begin(profile: str) -> None:
 
 def _begin(profile: str, options: dict[str, Any]) -> None:
     root = tracefs.find_tracefs()
-    rule = policy.make_rule(profile, options)
-    request = policy.make_request(options, root)
+    rule = profiles.make_rule(profile, options)
+    request = profiles.make_request(options, root)
     trace = find_instance(root, rule.as_container())
     _take_away(trace)
     _make_room(trace.instance.name, request.limits.max_bytes)

@@ -13,11 +13,7 @@ import re
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import TraceRequest
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import requests
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_RULE_PREFIX
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # also the name of a CDI device, and a part of a runtime's name
 
@@ -52,21 +48,3 @@ def read() -> dict[str, Any]:
 def exists() -> bool:
     """Return True if the host has a policy."""
     return os.path.lexists(HOOK_POLICY)
-
-
-def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:
-    """Return the rule for the containers that are started with PROFILE, which has OPTIONS; raises FleetError for one that cannot be."""
-    if options["max_containers"] < 1:
-        raise FleetError(f"profile {profile}: max_containers: {options['max_containers']} is too small")
-    return Rule(
-        name=HOOK_RULE_PREFIX + profile,
-        max_containers=options["max_containers"],
-        max_time_s=parse_seconds(options["max_time"], "max_time"),
-        is_announced=True,
-        idle_s=parse_seconds(options["idle"], "idle"),
-    )
-
-
-def make_request(options: Mapping[str, Any], root: str) -> TraceRequest:
-    """Return the request for the trace of a profile with OPTIONS. ROOT is the tracefs. Raises FleetError for what cannot be."""
-    return requests.make_request(requests.complete(options, root, ttl=None), root)

@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import
     dockerd,
     files,
     policy,
+    profiles,
     users,
     wiring,
 )
@@ -67,8 +68,8 @@ def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str) -> dict[s
             raise FleetError(f"profile {name} is there twice: give each profile a name of its own")
         options = {**defaults, **{key: value for key, value in entry.items() if key != "name"}, **_FIXED}
         try:
-            policy.make_rule(name, options)
-            request = policy.make_request(options, root)
+            profiles.make_rule(name, options)
+            request = profiles.make_request(options, root)
             cpus = len(Instance(root, "..").list_cpus())
             check_buffers(request.limits, int(request.settings.files["buffer_size_kb"]) * 1024 * cpus)
         except FleetError as error:
@@ -94,12 +95,12 @@ def choose_ways() -> list[str]:
     return ways
 
 
-def plan_presence(profiles: Mapping[str, Mapping[str, Any]], ways: Sequence[str], docker: Docker | None) -> list[Step]:
-    """Return the steps that bring the hook with PROFILES to the host by WAYS. DOCKER is needed for runtimes."""
-    names = list(profiles)
+def plan_presence(wanted: Mapping[str, Mapping[str, Any]], ways: Sequence[str], docker: Docker | None) -> list[Step]:
+    """Return the steps that bring the hook with the profiles WANTED to the host by WAYS. DOCKER is needed for runtimes."""
+    names = list(wanted)
     steps = [
         _write(File(HOOK_PROGRAM, archive.make(), 0o755)),
-        _write(File(HOOK_POLICY, policy.make_text(profiles).encode("utf-8"))),
+        _write(File(HOOK_POLICY, policy.make_text(wanted).encode("utf-8"))),
     ]
     if wiring.CDI in ways:
         steps.append(_write(wiring.make_cdi(names, is_stub=False)))

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The start hook's program: the same bytes each time, complete by itself, and nothing in it that a host may lack."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import archive
+
+FOLDER = "ansible_collections/crashcart/fleet/plugins/module_utils/"
+# Of containers/ only what says what a container is, and nothing that asks an engine.
+ROOMS = ("linux/", "ftrace/", "containers/")
+ENGINES = ("docker_engine", "host", "podman", "strangers", "query", "options")
+LIGHT = ("ftrace/hook/notes", "ftrace/hook/program", "names")
+
+
+@pytest.fixture(scope="module")
+def content():
+    return archive.make()
+
+
+@pytest.fixture(scope="module")
+def names(content):
+    return [name for name in zipfile.ZipFile(io.BytesIO(content)).namelist() if name.endswith(".py")]
+
+
+def test_its_bytes_depend_on_nothing_else(content):
+    assert archive.make() == content
+
+
+def test_what_is_in_it(names):
+    found = {name[len(FOLDER) : -len(".py")] for name in names if name.startswith(FOLDER) and "__init__" not in name}
+    assert {*LIGHT, "ftrace/hook/begin", "ftrace/recorder/process"} <= found
+    assert not [name for name in found if "/" in name and not name.startswith(ROOMS)]
+    assert not [name for name in ENGINES if f"containers/{name}" in found]
+
+
+def test_it_runs_alone(content, tmp_path):
+    path = tmp_path / "start-hook"
+    path.write_bytes(content)
+    code = f"import sys; sys.path[:] = [{str(path)!r}, *(one for one in sys.path if 'site-packages' not in one)]\n"
+    names = ("ftrace.hook.begin", "ftrace.recorder.process")
+    code += "".join(f"import ansible_collections.crashcart.fleet.plugins.module_utils.{name}\n" for name in names)
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_usual_start_imports_little(content, tmp_path):
+    path = tmp_path / "start-hook"
+    path.write_bytes(content)
+    code = f"import sys; sys.path.insert(0, {str(path)!r})\nimport {archive.program.__name__}\n"
+    code += "print(*(name for name in sys.modules if 'module_utils.' in name))"
+    said = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True).stdout
+    found = {name.partition(".module_utils.")[2].replace(".", "/") for name in said.split()}
+    assert found == {"ftrace", "ftrace/hook", *LIGHT}
