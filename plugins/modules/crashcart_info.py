@@ -251,7 +251,7 @@ census:
       description: Files of the start hook (M(crashcart.fleet.ftrace_hook)).
       type: list
       elements: str
-      sample: [/usr/libexec/crashcart/start-hook, /etc/crashcart/start-hook.json]
+      sample: [/etc/crashcart/start-hook.json]
     directories:
       description: Directories on the host.
       type: list

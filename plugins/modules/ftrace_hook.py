@@ -14,8 +14,8 @@ description:
     instruction. A container asks for it when it is created, for example with C(docker run --device crashcart.fleet/trace=startup).
   - A standing rule (M(crashcart.fleet.ftrace_instance) with C(state=awaiting)) needs none of this, and is the better way where names or labels
     tell which containers to trace. The hook is for a choice at C(docker run), and for a start that waits until its trace is on.
-  - The container starts whatever becomes of its trace, after 2 seconds at the latest. Only where the program itself is killed with C(SIGKILL)
-    while it runs does the runtime give up the start.
+  - The container starts whatever becomes of its trace, after 2 seconds at the latest. Only where the shell that is the hook's first process is
+    killed with C(SIGKILL) does the runtime give up the start.
   - Engines read a device's description from a file (Container Device Interface). Docker does so from version 28.2 on. An older Docker gets
     runtimes, which its daemon learns of by a reload. No daemon is restarted.
   - The role P(crashcart.fleet.start_hook#role) calls this module.
@@ -92,7 +92,8 @@ options:
         description: As O(crashcart.fleet.ftrace_instance#module:buffer_size).
         type: str
       max_size:
-        description: How much of what nobody has fetched is kept on the host. What is older is removed. V(256MiB) by default.
+        description:
+          - How much is kept on the host of the trace that runs, and how much of earlier ones. What is older is removed. V(256MiB) by default.
         type: str
       min_free:
         description: As O(crashcart.fleet.ftrace_instance#module:min_free).
@@ -198,7 +199,7 @@ users:
       id: 3f4e1c0c9b0b
       engine: docker
       state: running
-      by: crashcart.fleet/trace=startup
+      by: [crashcart.fleet/trace=startup]
       restarts: true
       error: ""
       is_hindered: false
@@ -207,11 +208,14 @@ users:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import files, setup, users, wiring
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import setup, users, wiring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import paths, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
+from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _PROFILE = dict(
     name=dict(type="str", required=True),
@@ -231,13 +235,18 @@ _PROFILE = dict(
 )
 
 
-def find_docker(module, ways):
-    """Return the Docker daemon that gets runtimes, or has them."""
-    config = module.params["docker_config"]
-    has_ours = any(map(wiring.is_ours, files.DaemonFile(config).runtimes))
-    if wiring.RUNTIMES not in ways and not has_ours:
+def find_docker(module, ways, has_runtimes):
+    """Return the Docker daemon that gets runtimes, or has them; None where neither is so."""
+    chosen = module.params
+    if wiring.RUNTIMES not in ways and not has_runtimes:
         return None
-    return setup.Docker(DockerEngine(module.params["docker_host"]), config, module.params["docker_pidfile"])
+    try:
+        engine = DockerEngine(chosen["docker_host"])
+    except ContainerError:
+        if wiring.RUNTIMES in ways:
+            raise
+        engine = None  # what is not there has read nothing
+    return setup.Docker(engine, chosen["docker_config"], chosen["docker_pidfile"])
 
 
 def describe_use(names, ways):
@@ -254,47 +263,74 @@ def describe_use(names, ways):
     return found
 
 
-def plan(module, host):
-    """Return the names of the profiles that are left, the ways, and the steps."""
+def find_root(module):
+    """Return the tracefs; None in check mode where it is not mounted, which a task before this one would do."""
+    try:
+        return tracefs.find_tracefs()
+    except tracefs.TraceError:
+        if module.check_mode:
+            return None
+        raise
+
+
+def plan(module, host, found):
+    """Return the names of the profiles that are left, the ways, and the steps. FOUND are the containers that need the hook."""
     chosen = module.params
+    has_runtimes = setup.has_runtimes(chosen["docker_config"])
     if chosen["state"] == "present":
-        wanted = setup.complete_profiles(chosen["profiles"], tracefs.find_tracefs())
-        ways = chosen["ways"] or setup.choose_ways()
-        docker = find_docker(module, ways)
-        removed = set(setup.list_devices()) | set(setup.list_profiles_of_runtimes(docker))
-        if not removed <= set(wanted) and not chosen["force"]:
-            setup.check_users(host, wiring.name_users(list(wanted)))
-        if wiring.RUNTIMES not in ways and docker is not None:
-            raise FleetError(
-                f"{docker.config} has runtimes of the hook: leave `runtime` among ways, or take the hook away first (state=absent)"
-            )
-        return list(wanted), ways, setup.plan_presence(wanted, ways, docker)
-    docker = find_docker(module, [])
+        wanted = setup.complete_profiles(chosen["profiles"], find_root(module))
+        ways = chosen["ways"] or setup.choose_ways(has_runtimes)
+        docker = find_docker(module, ways, has_runtimes)
+        names = list(wanted)
+        kept = [
+            *(wiring.name_devices(names) if wiring.CDI in ways else ()),
+            *(wiring.name_runtimes(names) if wiring.RUNTIMES in ways else ()),
+        ]
+        before = {*wiring.name_devices(setup.list_devices()), *setup.list_runtimes(docker)}
+        if not before <= set(kept) and not chosen["force"]:
+            setup.check_users(host, found, kept)
+        return names, ways, setup.plan_presence(wanted, ways, docker)
+    docker = find_docker(module, [], has_runtimes)
     if chosen["keep_stub"]:
         return [], [], setup.plan_stub(docker)
     if not chosen["force"]:
-        setup.check_users(host, [])
-    return [], [], setup.plan_absence(docker)
+        setup.check_users(host, found, [])
+    are_used = any(user.is_running and any(map(wiring.is_ours, user.by)) for user in found)
+    return [], [], setup.plan_absence(docker, are_used=are_used)
+
+
+def list_users(module, host):
+    """Return the containers that need the hook; where an engine does not answer, those that are known."""
+    # Descriptions of devices are for all engines of the host, also where one is named.
+    hosts = [host] if module.params["docker_host"] is None else [host, Host(None)]
+    found = []
+    for one in hosts:
+        try:
+            found += [user for user in users.list_users([one]) if user.id not in {known.id for known in found}]
+        except ContainerError as error:
+            if one is host:
+                module.warn(escape(f"which containers need the hook is not known: {error}"))
+    return found
 
 
 def run(module):
     require_root()
     host = options.open_host(module)
-    names, ways, steps = plan(module, host)
+    names, ways, steps = plan(module, host, list_users(module, host))
     needed = [step for step in steps if step.is_needed]
     for step in [] if module.check_mode else needed:
         try:
             step.do()
         except OSError as error:
             raise FleetError(f"{step.what}: {error.strerror}") from error
-    found = [{**vars(user), "is_hindered": user.is_hindered} for user in users.list_users(host)]
-    changes = [step.what for step in needed]
+    changes = [step.what for step in needed if step.what]
+    found = list_users(module, host)
     return {
         "changed": bool(changes),
         "changes": changes,
         "ways": ways,
         "lines": describe_use(names, ways),
-        "users": found,
+        "users": [{**vars(user), "is_hindered": user.is_hindered} for user in found],
         "diff": {"before": "", "after": "".join(f"{what}\n" for what in changes)},
     }
 

@@ -3,7 +3,7 @@
 """Measure the collection and its rivals in one run, since machines differ and are noisy; `make bench` runs this program.
 
 Usage: run.py [NAME…], of: images, containers, rights, scale, calls, trace, connection, push, fetch, drain, slowdown, record, report,
-rules, hosts, huge_report. Without a name it runs all but the last two, which take long.
+rules, hooks, hosts, huge_report. Without a name it runs all but the last two, which take long.
 Prints tables in Markdown.
 """
 
@@ -729,6 +729,11 @@ def bench_rules(inventory: Path) -> None:
     starts.measure_rules(inventory.parent)
 
 
+def bench_hooks(inventory: Path) -> None:
+    """Measure what the start hook costs a container's start and end together."""
+    starts.measure_hooks(inventory.parent)
+
+
 def bench_images(_inventory: Path) -> None:
     """Measure builds without and with a cache, sizes, and the first start of a program from an image that is not in the page cache."""
     rows: list[list[Any]] = []
@@ -791,6 +796,7 @@ BENCHMARKS = {
     "record": bench_record,
     "report": bench_report,
     "rules": bench_rules,
+    "hooks": bench_hooks,
     "hosts": bench_hosts,
     "huge_report": bench_huge_report,
 }

@@ -20,7 +20,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
     HOOK_POLICY,
-    HOOK_PROGRAM,
     RECORDER_LOCK,
     RUN,
     STATE,
@@ -46,7 +45,7 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
         "recorders": [f"pid {pid}" for pid in (locks.find_holder(RECORDER_LOCK),) if pid is not None],
-        "start_hook": [path for path in (HOOK_PROGRAM, HOOK_POLICY) if os.path.lexists(path)],
+        "start_hook": [HOOK_POLICY] if os.path.lexists(HOOK_POLICY) else [],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
     return found, omitted

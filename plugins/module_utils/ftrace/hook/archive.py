@@ -8,37 +8,56 @@ It is an archive in the form of Python's zipapp. Its bytes depend only on the co
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import io
 import marshal
+import shlex
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 
 # Ansible sends to a host what a module imports, so the program is imported here.
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program, quick
 
 _COLLECTION = "ansible_collections.crashcart.fleet"
-_MAIN = f"from {program.__name__} import main\n\nmain()\n"
+_CALL = "\n\nmain()\n"
+# Where that Python is missing, or is killed, the container starts all the same.
+_SHELL = """\
+#!/bin/sh
+%s -IS "$0" "$@"
+exit 0
+"""
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
-def make() -> bytes:
-    """Return the bytes of the program for the Python that runs this."""
+def make() -> tuple[bytes, bytes]:
+    """Return the bytes of the program for the Python that runs this, and the end of these, which says what it was made of.
+
+    Before Python 3.11 other bytes may mean the same.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        _add(archive, "__main__.py", _MAIN.encode("ascii"))
+        modules = _read_all()
+        _add_module(archive, "__main__", modules[quick.__name__] + _CALL)
         folders = set()
-        for name, source in sorted(_read_all().items()):
+        for name, source in sorted(modules.items()):
             path = name.replace(".", "/")
             parts = path.split("/")[:-1]
             folders |= {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
-            _add(archive, f"{path}.py", source.encode("utf-8"))
-            # Python compiles nothing from an archive for later.
-            _add(archive, f"{path}.pyc", _compile(source, f"{path}.py"))
+            _add_module(archive, path, source)
         for folder in sorted(folders):
             _add(archive, f"{folder}/__init__.py", b"")
-    return f"#!{sys.executable} -IS\n".encode() + content.getvalue()
+        made_of = [sys.executable, sys.version, *(f"{name}\n{source}" for name, source in sorted(modules.items()))]
+        archive.comment = hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest().encode("ascii")
+        end = archive.comment
+    return (_SHELL % shlex.quote(sys.executable)).encode() + content.getvalue(), end
+
+
+def _add_module(archive: zipfile.ZipFile, path: str, source: str) -> None:
+    _add(archive, f"{path}.py", source.encode("utf-8"))
+    # Python compiles nothing from an archive for later.
+    _add(archive, f"{path}.pyc", _compile(source, f"{path}.py"))
 
 
 def _add(archive: zipfile.ZipFile, path: str, content: bytes) -> None:
@@ -54,7 +73,7 @@ def _compile(source: str, path: str) -> bytes:
 def _read_all() -> dict[str, str]:
     """Return name → source of all modules of this collection that the program imports."""
     found: dict[str, str] = {}
-    left = [program.__name__]
+    left = [program.__name__, quick.__name__]
     while left:
         name = left.pop()
         if name in found:

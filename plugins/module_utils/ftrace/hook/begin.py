@@ -44,7 +44,7 @@ def _begin(profile: str, options: dict[str, Any]) -> None:
     request = profiles.make_request(options, root)
     trace = find_instance(root, rule.as_container())
     _take_away(trace)
-    _make_room(trace.instance.name, request.limits.max_bytes)
+    _make_room(profile, trace.instance.name, request.limits.max_bytes)
     outcome = Outcome()
     with ExitStack() as begun:
         start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=False)
@@ -62,8 +62,8 @@ def _take_away(trace: TraceInstance) -> None:
         take_back(trace, recordings.list_folders(trace.instance.name))
 
 
-def _make_room(name: str, max_bytes: int) -> None:
-    """Remove the oldest ended recordings of instance NAME that nobody has fetched, so that those that are left have MAX_BYTES at most."""
+def _make_room(profile: str, name: str, max_bytes: int) -> None:
+    """Remove the oldest ended recordings of PROFILE's instance NAME that nobody has fetched, so that MAX_BYTES are left at most."""
     ended = [recording for recording in recordings.list_recordings(name) if not recording.is_running]
     sizes = [recording.as_result()["size"] for recording in ended]
     while sum(sizes) > max_bytes:
@@ -72,7 +72,7 @@ def _make_room(name: str, max_bytes: int) -> None:
         with recordings.hold(oldest.path):
             recordings.remove(oldest.path)
         notes.tell(
-            name,
+            profile,
             "",
-            f"the events in {oldest.path} were removed, to keep within max_size; fetch more often, or give it more",
+            f"the events in {oldest.path} were removed, to keep within max_size: fetch more often, or give it more",
         )

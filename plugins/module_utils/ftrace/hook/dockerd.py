@@ -63,6 +63,11 @@ def ask(engine: DockerEngine) -> Daemon:
     )
 
 
+def list_ours(engine: DockerEngine) -> set[str]:
+    """Return the names of our runtimes that the daemon behind ENGINE has now."""
+    return {name for name in ask(engine).runtimes if wiring.is_ours(name)}
+
+
 def reload(engine: DockerEngine, pid_file: str, wanted: Sequence[str]) -> None:
     """Have the daemon behind ENGINE read its configuration again, and wait until it has just the runtimes WANTED of ours.
 
@@ -79,7 +84,7 @@ def reload(engine: DockerEngine, pid_file: str, wanted: Sequence[str]) -> None:
         raise FleetError(f"process {pid}, which {pid_file} names, is no dockerd: give the right file as docker_pidfile")
     os.kill(pid, signal.SIGHUP)
     deadline = time.monotonic() + _RELOAD_S
-    while {name for name in ask(engine).runtimes if wiring.is_ours(name)} != set(wanted):
+    while list_ours(engine) != set(wanted):
         if time.monotonic() > deadline:
             raise FleetError(
                 "Docker's daemon has read its configuration again and does not have the runtimes that this says: see its log, and whether it"

@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY_FOLDER
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY_FOLDER, HOOK_PROGRAM_FOLDER
 
 _MEMORY = f"{HOOK_POLICY_FOLDER}/start-hook.before.json"
 
@@ -29,7 +29,10 @@ def read(path: str) -> bytes | None:
 
 def is_there(file: File) -> bool:
     """Return True if FILE is on the host as it is to be."""
-    return read(file.path) == file.content and os.stat(file.path).st_mode & 0o7777 == file.mode
+    found = read(file.path)
+    if found is None or os.stat(file.path).st_mode & 0o7777 != file.mode:
+        return False
+    return found.endswith(file.end) if file.end else found == file.content
 
 
 def write(file: File) -> None:
@@ -53,6 +56,9 @@ def _replace(file: File) -> None:
             opened.write(file.content)
             opened.flush()
             os.fchmod(fd, file.mode)
+            with suppress(FileNotFoundError):
+                before = os.stat(file.path)
+                os.fchown(fd, before.st_uid, before.st_gid)
             os.fsync(fd)
         os.rename(temporary, file.path)
     except BaseException:
@@ -85,7 +91,7 @@ def remove_folders() -> None:
     """Remove the folders that were made for our files, if nothing else is in them, and forget what was before."""
     folders = _recall().get("folders", [])
     remove(_MEMORY)
-    for folder in sorted({*folders, HOOK_POLICY_FOLDER}, key=len, reverse=True):
+    for folder in sorted({*folders, HOOK_POLICY_FOLDER, HOOK_PROGRAM_FOLDER}, key=len, reverse=True):
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -110,7 +116,7 @@ class DaemonFile:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = path = os.path.realpath(path)  # a link stays one
         self._present = read(path)
         try:
             self._content: dict[str, Any] = (
@@ -165,7 +171,10 @@ class DaemonFile:
             _replace(File(self.path, self._make_text(others), self._find_mode()))
 
     def _is_as_written(self, known: dict[str, Any]) -> bool:
-        return bool(known["written"] == _digest(self._present or b""))
+        before = known.get("before")
+        return known["written"] == _digest(self._present or b"") or (
+            before is not None and base64.b64decode(before) == self._present  # a kill before our first change
+        )
 
     def _make_text(self, content: dict[str, Any]) -> bytes:
         return json.dumps(content, indent=_find_indent(self._present)).encode("ascii") + b"\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import syslog
+import socket
 import time
 from contextlib import suppress
 from typing import Any
@@ -20,6 +20,8 @@ _FILE = f"{HOOK_FOLDER}/troubles"
 _MAX_BYTES = 64 << 10
 _MAX_TEXT = 500
 _PAUSE_S = 10.0
+_LOG = "/dev/log"
+_DAEMONS_WARNING = 3 << 3 | 4  # facility and priority of syslog(3)
 
 
 def make_folder() -> None:
@@ -32,11 +34,6 @@ def make_folder() -> None:
 def tell(profile: str, container: str, why: str) -> None:
     """Note that CONTAINER (an id; '' for all) is not traced by PROFILE, and WHY. What cannot be noted is passed over."""
     why = why[:_MAX_TEXT]
-    with suppress(OSError, ValueError):
-        syslog.openlog("crashcart-start-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(
-            syslog.LOG_WARNING, f"container {container or '*'} is not traced by {profile}: {why}".replace("\0", "")
-        )
     with suppress(OSError):
         make_folder()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -48,6 +45,16 @@ def tell(profile: str, container: str, why: str) -> None:
                 os.rename(_FILE, f"{_FILE}.old")
         finally:
             os.close(fd)
+    whose = f"container {container}" if container else "all containers"
+    _log(f"{whose} of {profile}: {why}")
+
+
+def _log(text: str) -> None:
+    """Send TEXT to the system's log. The C library's own function would wait for a log that hangs (syslog(3))."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as log:
+        log.connect(_LOG)
+        line = "".join(character if character.isprintable() else "?" for character in text)
+        log.send(f"<{_DAEMONS_WARNING}>crashcart-start-hook[{os.getpid()}]: {line}".encode())
 
 
 def read() -> list[dict[str, Any]]:

@@ -6,9 +6,8 @@
     start-hook created PROFILE ID PIDFILE    by a runtime's wrapper, between create and start
     start-hook begin PROFILE FD              by itself: begins the trace that all containers of PROFILE share; FD is its lock
 
-A hook that fails keeps its container from starting. So this program ends with 0 whatever happens, and within WAIT_S; what went wrong is
-noted. It imports what it needs only when it needs it, because each start of a container waits for it. Usually the trace runs already, and
-the hook has only to tell the recorder of the container.
+A hook that fails keeps its container from starting. So this program ends with 0 whatever happens, and soon; what went wrong is noted.
+quick.py does what a usual start takes, and runs this where no trace is on, or where something is wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
@@ -31,9 +30,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
     RECORDER_UNKNOWN,
 )
 
-WAIT_S = 2.0  # no container waits longer for its trace
+_TELL_S = 0.5
 _PAUSE_S = 0.01
-_MAX_STATE_BYTES = 1 << 20  # of the state of a container
 _MAX_REPLY_BYTES = 1 << 16
 
 
@@ -41,72 +39,59 @@ class _NotTraced(Exception):
     """An error whose text says why the container is not traced."""
 
 
-def main() -> NoReturn:
-    """Run as the program's command line says, and end this process with 0."""
-    words = sys.argv[1:]
-    command, profile = [*words, "", ""][:2]
-    container = ""
+def run(words: Sequence[str], state: bytes, reply: bytes, deadline: float) -> None:
+    """Do what WORDS, the program's command line, say until DEADLINE (by time.monotonic()); what goes wrong is noted.
+
+    STATE is the container's state, as far as it is known, and REPLY what the recorder has answered; empty if nothing.
+    """
+    command, profile, container = [*words, "", "", ""][:3]
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # crun starts hooks with all signals blocked
         if command == "begin":
             from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import begin
 
             begin.begin(profile)
-        else:
-            signal.signal(signal.SIGALRM, _give_up)
-            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
-            if command == "create":
-                state = _read_state()
-                container, pid = str(state["id"]), int(state["pid"])
-            else:
-                container = words[2]
-                with open(words[3], encoding="ascii") as file:
-                    pid = int(file.read())
-            _announce(profile, container, pid)
+            return
+        signal.signal(signal.SIGALRM, _give_up)
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, deadline - time.monotonic()))
+        container, pid = _parse_state(state)
+        _announce(profile, container, pid, json.loads(reply) if reply else None)
     except BaseException as error:  # pylint: disable=broad-exception-caught # the container starts whatever happens here
         with suppress(BaseException):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, _TELL_S)  # a system log that hangs holds nobody up
             notes.tell(profile, container, _explain(error))
-    os._exit(0)  # without the clean-up of modules, which could fail, too
 
 
 def _give_up(_number: int, _frame: Any) -> NoReturn:
-    raise _NotTraced(f"its trace was not on within {WAIT_S:.0f} s, so the container has started without")
+    raise _NotTraced("its trace was not on within 2 s, so the container has started without")
 
 
 def _explain(error: BaseException) -> str:
     return str(error) if isinstance(error, _NotTraced) else f"{type(error).__name__}: {error}"
 
 
-def _read_state() -> dict[str, Any]:
-    """Return the state of the container that the runtime has written to stdin."""
-    text = b""
-    while len(text) < _MAX_STATE_BYTES:
-        piece = os.read(0, 1 << 16)
-        if not piece:
-            break
-        text += piece
+def _parse_state(text: bytes) -> tuple[str, int]:
+    """Return the id of a container and the pid of its first process by TEXT, its state; raises _NotTraced if that does not tell them."""
     try:
         state = json.loads(text)
-        if {"id", "pid"} <= set(state):
-            return dict(state)
-    except (ValueError, TypeError):
-        pass
-    raise _NotTraced("what the runtime has written to stdin is not the state of a container: it has no id and pid")
+        return str(state["id"]), int(state["pid"])
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise _NotTraced("what the runtime says is not the state of a container: it has no id and pid") from error
 
 
-def _announce(profile: str, container: str, pid: int) -> None:
-    """Have CONTAINER with the first process PID traced by PROFILE; raises _NotTraced or OSError if it is not."""
-    request = json.dumps({"do": "start", "name": HOOK_RULE_PREFIX + profile, "id": container, "pid": pid}).encode(
-        "utf-8"
-    )
-    while True:
-        reply = _ask(request)
-        if reply is not None and "ok" in reply:
-            return
+def _announce(profile: str, container: str, pid: int, reply: dict[str, Any] | None) -> None:
+    """Have CONTAINER with the first process PID traced by PROFILE; raises _NotTraced or OSError if it is not.
+
+    REPLY is what the recorder has answered already; None for nothing.
+    """
+    state = {"id": container, "pid": pid}
+    request = json.dumps({"do": "start", "name": HOOK_RULE_PREFIX + profile, "state": state}).encode("utf-8")
+    while reply is None or "ok" not in reply:
         if reply is not None and reply.get("error") != RECORDER_UNKNOWN:
             raise _NotTraced(str(reply.get("error")))
         _have_begun(profile)
         time.sleep(_PAUSE_S)
+        reply = _ask(request)
 
 
 def _ask(request: bytes) -> dict[str, Any] | None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import (
     archive,
     dockerd,
@@ -29,35 +32,51 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.files import DaemonFile
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import check_buffers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import RUNTIME
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_PROGRAM
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_PROGRAM, HOOK_RULE_PREFIX
 
+_START_S = 0.5  # between the reading of a device's description and the hook
 _FIXED = {"mode": "record", "query": None, "docker_host": None}
 
 
 @dataclass(frozen=True)
 class Docker:
-    """The Docker daemon that gets runtimes: its ENGINE, its configuration file CONFIG, and the file PID_FILE with its pid."""
+    """The Docker daemon that gets runtimes: its ENGINE, its configuration file CONFIG, and the file PID_FILE with its pid.
 
-    engine: DockerEngine
+    ENGINE is None where the daemon does not answer. Then it has nothing to read again.
+    """
+
+    engine: DockerEngine | None
     config: str
     pid_file: str
+
+    def list_ours(self) -> set[str] | None:
+        """Return the names of our runtimes that the daemon has now; None where it does not answer."""
+        return None if self.engine is None else dockerd.list_ours(self.engine)
+
+    def reload(self, wanted: Sequence[str]) -> None:
+        """Have the daemon read its configuration again, after which it has the runtimes WANTED of ours."""
+        if self.engine is not None:
+            dockerd.reload(self.engine, self.pid_file, wanted)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a change: it is done by calling DO if it IS_NEEDED. WHAT says in words what it changes."""
+    """A step of a change: it is done by calling DO if it IS_NEEDED. WHAT is the file that it changes; '' for none."""
 
     what: str
     is_needed: bool
     do: Callable[[], Any]
 
 
-def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str) -> dict[str, dict[str, Any]]:
+def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str | None) -> dict[str, dict[str, Any]]:
     """Return name → complete options of the profiles ENTRIES; raises FleetError for one that cannot be traced on this host.
 
-    ROOT is the tracefs.
+    ROOT is the tracefs; None where it is not mounted yet, which leaves some options unchecked.
     """
     found: dict[str, dict[str, Any]] = {}
     defaults = {name: about.get("default") for name, about in arguments.ARGUMENTS.items()}
@@ -69,9 +88,8 @@ def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str) -> dict[s
         options = {**defaults, **{key: value for key, value in entry.items() if key != "name"}, **_FIXED}
         try:
             profiles.make_rule(name, options)
-            request = profiles.make_request(options, root)
-            cpus = len(Instance(root, "..").list_cpus())
-            check_buffers(request.limits, int(request.settings.files["buffer_size_kb"]) * 1024 * cpus)
+            if root is not None:
+                _check_request(options, root)
         except FleetError as error:
             raise FleetError(f"profile {name}: {error}") from error
         found[name] = options
@@ -80,40 +98,52 @@ def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str) -> dict[s
     return found
 
 
-def choose_ways() -> list[str]:
-    """Return the ways by which the engines of this host can run the hook."""
+def _check_request(options: Mapping[str, Any], root: str) -> None:
+    request = profiles.make_request(options, root)
+    cpus = len(Instance(root, "..").list_cpus())
+    check_buffers(request.limits, int(request.settings.files["buffer_size_kb"]) * 1024 * cpus)
+
+
+def choose_ways(has_runtimes: bool) -> list[str]:
+    """Return the ways by which the engines of this host can run the hook. HAS_RUNTIMES is True if Docker has ours already."""
     ways = [wiring.CDI]
     if shutil.which("podman") or shutil.which("crio"):
         ways.append(wiring.HOOKS)
     path = shutil.which("dockerd")
-    if path:
+    if path and not has_runtimes:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30)
         words = done.stdout.split()
         version = words[words.index("version") + 1] if "version" in words[:-1] else ""
-        if not dockerd.Daemon(version, {}, "").has_cdi:
-            ways.append(wiring.RUNTIMES)
-    return ways
+        has_runtimes = not dockerd.Daemon(version, {}, "").has_cdi
+    return [*ways, wiring.RUNTIMES] if has_runtimes else ways
+
+
+def has_runtimes(config: str) -> bool:
+    """Return True if the configuration CONFIG of Docker's daemon has runtimes of ours, or programs of such runtimes are left."""
+    return any(map(wiring.is_ours, DaemonFile(config).runtimes)) or bool(wiring.list_wrappers())
 
 
 def plan_presence(wanted: Mapping[str, Mapping[str, Any]], ways: Sequence[str], docker: Docker | None) -> list[Step]:
     """Return the steps that bring the hook with the profiles WANTED to the host by WAYS. DOCKER is needed for runtimes."""
     names = list(wanted)
-    steps = [
-        _write(File(HOOK_PROGRAM, archive.make(), 0o755)),
-        _write(File(HOOK_POLICY, policy.make_text(wanted).encode("utf-8"))),
-    ]
-    if wiring.CDI in ways:
-        steps.append(_write(wiring.make_cdi(names, is_stub=False)))
+    content, end = archive.make()
+    policy_file = File(HOOK_POLICY, policy.make_text(wanted).encode("utf-8"))
+    is_other = not files.is_there(policy_file)
+    steps = [_write(File(HOOK_PROGRAM, content, 0o755, end)), _write(policy_file)]
+    steps += _plan_end(is_other)
+    steps.append(_write(wiring.make_cdi(names, is_stub=False)) if wiring.CDI in ways else _remove(wiring.CDI_FILE))
     hooks = wiring.make_hooks(names) if wiring.HOOKS in ways else []
     steps += map(_write, hooks)
     steps += [_remove(path) for path in wiring.list_hooks() if path not in {file.path for file in hooks}]
-    if docker is not None:
+    if wiring.RUNTIMES in ways and docker is not None:
         steps += _plan_runtimes(docker, names, is_stub=False)
+    elif docker is not None:
+        steps += _plan_no_runtimes(docker, are_used=False)
     return steps
 
 
 def plan_stub(docker: Docker | None) -> list[Step]:
-    """Return the steps that leave the devices and runtimes that the host has, and no hook."""
+    """Return the steps that leave the devices and runtimes that the host has, and a program that does nothing."""
     steps = []
     devices = list_devices()
     if devices:
@@ -122,41 +152,83 @@ def plan_stub(docker: Docker | None) -> list[Step]:
     names = list_profiles_of_runtimes(docker)
     if docker is not None and names:
         steps += _plan_runtimes(docker, names, is_stub=True)
-    return [*steps, _remove(HOOK_POLICY), _remove(HOOK_PROGRAM)]
+    steps += [*_plan_end(policy.exists()), _remove(HOOK_POLICY)]
+    # A container that is being started, or of an engine that keeps the hook in the container's specification, may still name it.
+    return [*steps, _write(File(HOOK_PROGRAM, wiring.STUB_PROGRAM, 0o755))]
 
 
-def plan_absence(docker: Docker | None) -> list[Step]:
-    """Return the steps that take away everything of the hook, in the order in which nothing leads to what is gone."""
+def plan_absence(docker: Docker | None, *, are_used: bool) -> list[Step]:
+    """Return the steps that take away everything of the hook, in the order in which nothing leads to what is gone.
+
+    ARE_USED is True if containers run by our runtimes, which have to be there for their end.
+    """
     steps = [_remove(wiring.CDI_FILE), *map(_remove, wiring.list_hooks())]
     if docker is not None:
-        daemon = DaemonFile(docker.config)
-        if wiring.is_ours(daemon.default_runtime):
-            raise FleetError(
-                f"{docker.config} makes {daemon.default_runtime} Docker's default runtime: make another one the default first"
-            )
-        left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
-
-        reload = partial(dockerd.reload, docker.engine, docker.pid_file, [])
-        steps.append(Step(docker.config, left != daemon.runtimes, partial(daemon.take_back, left, reload)))
-        steps += [_remove(path) for path in wiring.list_wrappers()]
-    steps += [_remove(HOOK_POLICY), _remove(HOOK_PROGRAM)]
+        steps += _plan_no_runtimes(docker, are_used=are_used)
+    steps += [*_plan_end(policy.exists()), _remove(HOOK_POLICY)]
     is_needed = any(step.is_needed for step in steps)
-    return [*steps, Step("folders", is_needed, files.remove_folders)]
+    # A container that is being started just now may have read what leads to the program.
+    steps += [
+        Step("", is_needed and files.read(HOOK_PROGRAM) is not None, partial(time.sleep, _START_S)),
+        _remove(HOOK_PROGRAM),
+    ]
+    is_needed = any(step.is_needed for step in steps)
+    return [*steps, Step("", is_needed, files.remove_folders)]
+
+
+def _plan_end(is_needed: bool) -> list[Step]:
+    """Return the step that ends the traces of the hook, if it IS_NEEDED; what they have recorded stays for a fetch."""
+
+    def end() -> None:
+        found = [trace for trace in list_traces() if trace.find_state() == "started"]
+        outcome = Outcome()
+        stop(found, outcome)
+        outcome.raise_first()
+
+    return [Step("", is_needed, end)]
+
+
+def list_traces() -> list[TraceInstance]:
+    """Return the traces of the hook's profiles on this host."""
+    prefix = f"{RUNTIME}:{HOOK_RULE_PREFIX}"
+    orders_here = [order for order in orders.list_orders() if order.container.id.startswith(prefix)]
+    return [find_instance(order.root, order.container) for order in orders_here]
 
 
 def _plan_runtimes(docker: Docker, names: Sequence[str], *, is_stub: bool) -> list[Step]:
+    if docker.engine is None:
+        raise FleetError(
+            "Docker's daemon does not answer, so what its runtimes wrap is not known: start it, or leave `runtime` out of ways"
+        )
     daemon = DaemonFile(docker.config)
     wrappers = wiring.make_wrappers(names, dockerd.ask(docker.engine).find_real(), is_stub=is_stub)
     others = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
     wanted = {**others, **{name: {"path": file.path} for name, file in wrappers.items()}}
+    is_other = wanted != daemon.runtimes
 
     def change() -> None:
-        daemon.write(wanted)
-        dockerd.reload(docker.engine, docker.pid_file, list(wrappers))
+        if is_other:
+            daemon.write(wanted)
+        docker.reload(list(wrappers))
 
-    steps = [*map(_write, wrappers.values()), Step(docker.config, wanted != daemon.runtimes, change)]
+    steps = [
+        *map(_write, wrappers.values()),
+        Step(docker.config, is_other or docker.list_ours() != set(wrappers), change),
+    ]
     kept = {file.path for file in wrappers.values()}
     return [*steps, *(_remove(path) for path in wiring.list_wrappers() if path not in kept)]
+
+
+def _plan_no_runtimes(docker: Docker, *, are_used: bool) -> list[Step]:
+    daemon = DaemonFile(docker.config)
+    if wiring.is_ours(daemon.default_runtime):
+        raise FleetError(
+            f"{docker.config} makes {daemon.default_runtime} Docker's default runtime: make another one the default first"
+        )
+    left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
+    is_needed = left != daemon.runtimes or bool(docker.list_ours()) or bool(wiring.list_wrappers())
+    steps = [Step(docker.config, is_needed, partial(daemon.take_back, left, partial(docker.reload, [])))]
+    return steps if are_used else [*steps, *map(_remove, wiring.list_wrappers())]
 
 
 def _write(file: File) -> Step:
@@ -176,24 +248,30 @@ def list_devices() -> list[str]:
         raise FleetError(f"{wiring.CDI_FILE} is damaged: remove it, and run the role start_hook again") from error
 
 
+def list_runtimes(docker: Docker | None) -> list[str]:
+    """Return the names of our runtimes in DOCKER's configuration."""
+    return [] if docker is None else [name for name in DaemonFile(docker.config).runtimes if wiring.is_ours(name)]
+
+
 def list_profiles_of_runtimes(docker: Docker | None) -> list[str]:
     """Return the profiles for which DOCKER's configuration has runtimes."""
-    if docker is None:
-        return []
     prefix = wiring.RUNTIME + "-"
-    return [name[len(prefix) :] for name in DaemonFile(docker.config).runtimes if name.startswith(prefix)]
+    return [name[len(prefix) :] for name in list_runtimes(docker) if name.startswith(prefix)]
 
 
-def check_users(host: Host, kept: Sequence[str]) -> None:
-    """Raise FleetError where a container needs a device or runtime that is none of KEPT, and so could not start any more."""
+def check_users(host: Host, found: Sequence[users.User], kept: Sequence[str]) -> None:
+    """Raise FleetError where one of FOUND, the containers of HOST that need the hook, could not start with KEPT alone.
+
+    KEPT are names of devices and runtimes.
+    """
     if not host.is_complete:
         raise FleetError(
             f"which containers need the hook is not known: {host.describe_silence()}; start that engine, or use force=true"
         )
-    needing = [user for user in users.list_users(host) if user.by not in kept]
-    if needing:
-        named = ", ".join(f"{user.name} ({user.engine}, {user.state}, {user.by})" for user in needing)
+    needing = [(user, [name for name in user.by if name not in kept]) for user in found]
+    named = [f"{user.name} ({user.engine}, {user.state}, {', '.join(names)})" for user, names in needing if names]
+    if named:
         raise FleetError(
-            f"these containers were created with what is to be removed, and could not start any more: {named}; create them anew without"
-            " it, or use keep_stub=true, which leaves devices and runtimes that trace nothing, or force=true"
+            f"these containers were created with what is to be removed, and could not start any more: {', '.join(named)}; create them anew"
+            " without it, or use keep_stub=true, which leaves devices and runtimes that trace nothing, or force=true"
         )

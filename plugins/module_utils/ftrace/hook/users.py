@@ -4,24 +4,28 @@
 
 from __future__ import annotations
 
-import json
+import re
+import shutil
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerGoneError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.podman import Podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import wiring
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM_FOLDER
 
 _ENGINES = ("docker", "podman")
 _ALWAYS = ("always", "unless-stopped", "on-failure")
+_DEVICE = re.compile(rf"(?:--device=)?({re.escape(wiring.KIND)}=[A-Za-z0-9_.-]+)\Z")
 
 
 @dataclass(frozen=True)
 class User:
-    """A container that was created with the device or a runtime of the start hook.
+    """A container that was created with devices or a runtime of the start hook.
 
     NAME, ID, ENGINE, STATE: as its engine has them.
-    BY: the name of the device or runtime.
+    BY: the names of the devices and of the runtime.
     RESTARTS: True if its engine is to start it again by itself.
     ERROR: why its engine could not start it last; '' if it could.
     """
@@ -30,35 +34,50 @@ class User:
     id: str
     engine: str
     state: str
-    by: str
+    by: tuple[str, ...]
     restarts: bool
     error: str
 
     @property
+    def is_running(self) -> bool:
+        """Return True if it runs, or is paused."""
+        return self.state in ("running", "paused")
+
+    @property
     def is_hindered(self) -> bool:
-        """Return True if its engine was to start it, and failed over the device or the runtime."""
-        return self.restarts and self.state not in ("running", "paused") and bool(self.error)
+        """Return True if its engine was to start it, and failed over the devices or the runtime."""
+        names = (*self.by, HOOK_PROGRAM_FOLDER)
+        return self.restarts and not self.is_running and any(name in self.error for name in names)
 
 
-def list_users(host: Host) -> list[User]:
-    """Return these containers of root's Docker and Podman on HOST."""
-    found = []
-    for container in host.list_containers(users=False):
-        if container.runtime not in _ENGINES:
-            continue
-        try:
-            user = _find_user(container.runtime, host.inspect(container))
-        except ContainerGoneError:
-            continue
-        if user is not None:
-            found.append(user)
-    return found
+def list_users(hosts: Iterable[Host]) -> list[User]:
+    """Return these containers of root's Docker and Podman on HOSTS."""
+    found: dict[str, User] = {}
+    for host in hosts:
+        for container in host.list_containers(users=False):
+            if container.runtime not in _ENGINES:
+                continue
+            try:
+                user = _find_user(container.runtime, _inspect(host, container))
+            except ContainerGoneError:
+                continue
+            if user is not None:
+                found[user.id] = user
+    return list(found.values())
+
+
+def _inspect(host: Host, container: Container) -> dict[str, Any]:
+    """Return the description of CONTAINER. Podman's service does not tell how a container was created, and its command does."""
+    if container.runtime == "podman" and shutil.which("podman"):
+        return Podman().inspect(container)
+    return host.inspect(container)
 
 
 def _find_user(engine: str, about: Mapping[str, Any]) -> User | None:
     chosen = about.get("HostConfig") or {}
-    by = _find_runtime(chosen) or _find_device(about)
-    if by is None:
+    runtime = str(chosen.get("Runtime") or "")
+    by = (*([runtime] if wiring.is_ours(runtime) else []), *_gen_devices(about))
+    if not by:
         return None
     state = about.get("State") or {}
     return User(
@@ -72,21 +91,15 @@ def _find_user(engine: str, about: Mapping[str, Any]) -> User | None:
     )
 
 
-def _find_runtime(chosen: Mapping[str, Any]) -> str | None:
-    runtime = str(chosen.get("Runtime") or "")
-    return runtime if wiring.is_ours(runtime) else None
+def _gen_devices(about: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of our devices in the description ABOUT.
 
-
-def _find_device(about: Mapping[str, Any]) -> str | None:
-    """Return the name of our device in the description ABOUT; None if it has none.
-
-    Docker has it among the requests for devices. Podman has it in the command by which the container was created, or elsewhere by version.
+    Docker has them among the requests for devices. Podman has them in the command by which the container was created.
     """
-    text = json.dumps(about)
-    start = text.find(wiring.KIND + "=")
-    if start < 0:
-        return None
-    end = start + len(wiring.KIND) + 1
-    while end < len(text) and (text[end].isalnum() or text[end] in "-_."):
-        end += 1
-    return text[start:end]
+    requests = (about.get("HostConfig") or {}).get("DeviceRequests") or ()
+    words: Sequence[Any] = [name for request in requests for name in request.get("DeviceIDs") or ()]
+    words = [*words, *((about.get("Config") or {}).get("CreateCommand") or ())]
+    for word in words:
+        match = _DEVICE.match(str(word))
+        if match:
+            yield match.group(1)

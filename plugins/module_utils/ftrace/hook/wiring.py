@@ -46,6 +46,8 @@ done
 %(program)s created %(profile)s "$id" "$file" </dev/null >/dev/null 2>&1
 exit 0
 """
+# In the program's place where containers may still be started with a specification that names it.
+STUB_PROGRAM = b"#!/bin/sh\n# Made by the role crashcart.fleet.start_hook: it traces nothing.\nexit 0\n"
 _STUB = """\
 #!/bin/sh
 # Made by the role crashcart.fleet.start_hook: the runtime that Docker uses anyway, for containers that were created with another one of ours.
@@ -55,11 +57,15 @@ exec %(real)s "$@"
 
 @dataclass(frozen=True)
 class File:
-    """A file that the start hook needs: its PATH, CONTENT and MODE."""
+    """A file that the start hook needs: its PATH, CONTENT and MODE.
+
+    END is how it ends, where that tells as much as the whole content; empty where it does not.
+    """
 
     path: str
     content: bytes
     mode: int = 0o644
+    end: bytes = b""
 
 
 def make_cdi(profiles: Sequence[str], *, is_stub: bool) -> File:
@@ -138,9 +144,9 @@ def list_wrappers() -> list[str]:
     return [os.path.join(HOOK_PROGRAM_FOLDER, name) for name in names if name.split("-")[0] == "runtime"]
 
 
-def name_users(profiles: Sequence[str]) -> list[str]:
-    """Return the names by which containers may have been created with PROFILES: of devices and of runtimes."""
-    return [*(f"{KIND}={profile}" for profile in profiles), *name_runtimes(profiles)]
+def name_devices(profiles: Sequence[str]) -> list[str]:
+    """Return the names of the devices for PROFILES."""
+    return [f"{KIND}={profile}" for profile in profiles]
 
 
 def is_ours(runtime: str) -> bool:

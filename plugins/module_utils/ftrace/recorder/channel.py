@@ -14,7 +14,7 @@ drain NAME        write to the recording what the buffers hold now
 
 A start hook sends this one:
 
-start NAME, pid, id   trace the container with this id, which begins with the process pid, by the rule called NAME
+start NAME, state     trace the container with this state (as OCI runtimes give it to hooks) by the rule called NAME
 """
 
 from __future__ import annotations

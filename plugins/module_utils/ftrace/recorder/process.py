@@ -280,7 +280,7 @@ def _answer(host: _Host, fd: int) -> None:
         for number in strange:
             os.close(number)
         if request.get("do") == "start":
-            if _note_start(host, fd, str(request.get("name")), int(request["pid"]), str(request["id"])):
+            if _note_start(host, fd, str(request.get("name")), request["state"]):
                 return
             channel.send(client, {"error": RECORDER_UNKNOWN})
             return
@@ -292,8 +292,8 @@ def _answer(host: _Host, fd: int) -> None:
                 for number in fds:
                     os.close(number)
             return
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        pass  # the module is gone, or the request is none of this protocol
+    except Exception:  # pylint: disable=broad-exception-caught # the other end is gone, or its request is nonsense of any kind
+        pass
     _end_change(host, fd)
     lender = host.keepers.get(host.lending.pop(fd, ""))
     if lender is not None:
@@ -303,8 +303,9 @@ def _answer(host: _Host, fd: int) -> None:
     client.close()
 
 
-def _note_start(host: _Host, fd: int, rule: str, pid: int, identity: str) -> bool:
-    """Note that the hook on descriptor FD has announced a container for RULE; return False if no trace of such a rule runs (yet)."""
+def _note_start(host: _Host, fd: int, rule: str, state: dict[str, Any]) -> bool:
+    """Note that the hook on descriptor FD has announced the container with STATE for RULE; return False if no such trace runs (yet)."""
+    pid, identity = int(state["pid"]), str(state["id"])
     for keeper in host.keepers.values():
         if keeper.awaits(rule):
             host.starting.append(_Start(fd, keeper, pid, identity))
@@ -320,7 +321,7 @@ def _announce(host: _Host) -> None:
         told: Sequence[str | None]
         try:
             told = keeper.announce([(start.pid, start.identity) for start in chosen])
-        except (FleetError, OSError) as error:
+        except Exception as error:  # pylint: disable=broad-exception-caught # one start costs no recording
             told = [str(error)] * len(chosen)
         for start, why in zip(chosen, told):
             with suppress(OSError):  # the hook is gone, because its time is over

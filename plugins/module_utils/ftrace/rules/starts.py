@@ -177,7 +177,7 @@ class RuleStarts:
     def look(self) -> None:
         """Look for containers that have started or ended, and put their threads into the lists."""
         now_s = time.monotonic()
-        if self._members:
+        if any(member.is_traced for member in self._members.values()):
             self._busy_s = now_s
         for path, is_there in self._groups.read():
             if is_there:
@@ -221,8 +221,10 @@ class RuleStarts:
         """Return the container IDENTITY with the first process PID; raises FleetError or ProcessGone if it cannot be traced."""
         with processes.Process(pid) as process:
             group = cgroups.find_container_directory(process.read("cgroup"), identity)
-        if group is None:
-            raise FleetError(f"process {pid} has no control group of its own, by which a container is told from others")
+        if group is None or identity not in group:
+            raise FleetError(
+                f"process {pid} is in no control group that has the container's id, by which it is told from others"
+            )
         if not _is_roots(pid):
             raise FleetError(f"process {pid} is in a user namespace that is not root's: its user has names of his own")
         member = self._members.get(group)
@@ -283,6 +285,12 @@ class RuleStarts:
 
     def _has_own_shim(self, member: _Member) -> bool:
         """Return True if all that is exec'ed into MEMBER descends from a shim of its own; the containers of a pod share one."""
+        if (
+            self._rule.is_announced
+            and member.source is not None
+            and os.path.basename(member.source.bundle) not in member.group
+        ):
+            return False  # the shim runs in the bundle of another container of its pod, of which nothing is known here
         return member.shim is not None and not any(
             other.shim == member.shim for other in self._members.values() if other is not member
         )

@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils import names
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import archive
 
 FOLDER = "ansible_collections/crashcart/fleet/plugins/module_utils/"
@@ -22,20 +23,38 @@ LIGHT = ("ftrace/hook/notes", "ftrace/hook/program", "names")
 
 @pytest.fixture(scope="module")
 def content():
-    return archive.make()
+    return archive.make()[0]
 
 
 @pytest.fixture(scope="module")
-def names(content):
+def modules(content):
     return [name for name in zipfile.ZipFile(io.BytesIO(content)).namelist() if name.endswith(".py")]
 
 
-def test_its_bytes_depend_on_nothing_else(content):
-    assert archive.make() == content
+def test_its_end_says_what_it_was_made_of(content, monkeypatch):
+    again, end = archive.make()
+    assert (content.endswith(end), again.endswith(end), len(end)) == (True, True, 64)
+    monkeypatch.setattr(archive, "_read", lambda name, read=archive._read: read(name) and read(name) + "# changed")
+    other, other_end = archive.make()
+    assert other.endswith(other_end)
+    assert other_end != end
 
 
-def test_what_is_in_it(names):
-    found = {name[len(FOLDER) : -len(".py")] for name in names if name.startswith(FOLDER) and "__init__" not in name}
+def run_program(path, *words, **more):
+    return subprocess.run([path, *words], input=b"nonsense", capture_output=True, check=False, timeout=20, **more)
+
+
+def test_it_ends_with_0_also_where_its_python_is_gone(content, tmp_path):
+    path = tmp_path / "start-hook"
+    for python in ("/nonesuch/python", "/bin/false"):
+        first, interpreter, rest = content.split(b"\n", 2)
+        path.write_bytes(b"\n".join([first, python.encode() + interpreter[interpreter.index(b" -IS") :], rest]))
+        path.chmod(0o755)
+        assert run_program(path, "create", "startup").returncode == 0
+
+
+def test_what_is_in_it(modules):
+    found = {name[len(FOLDER) : -len(".py")] for name in modules if name.startswith(FOLDER) and "__init__" not in name}
     assert {*LIGHT, "ftrace/hook/begin", "ftrace/recorder/process"} <= found
     assert not [name for name in found if "/" in name and not name.startswith(ROOMS)]
     assert not [name for name in ENGINES if f"containers/{name}" in found]
@@ -45,8 +64,8 @@ def test_it_runs_alone(content, tmp_path):
     path = tmp_path / "start-hook"
     path.write_bytes(content)
     code = f"import sys; sys.path[:] = [{str(path)!r}, *(one for one in sys.path if 'site-packages' not in one)]\n"
-    names = ("ftrace.hook.begin", "ftrace.recorder.process")
-    code += "".join(f"import ansible_collections.crashcart.fleet.plugins.module_utils.{name}\n" for name in names)
+    rooms = ("ftrace.hook.begin", "ftrace.recorder.process")
+    code += "".join(f"import ansible_collections.crashcart.fleet.plugins.module_utils.{name}\n" for name in rooms)
     done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -54,8 +73,12 @@ def test_it_runs_alone(content, tmp_path):
 def test_a_usual_start_imports_little(content, tmp_path):
     path = tmp_path / "start-hook"
     path.write_bytes(content)
-    code = f"import sys; sys.path.insert(0, {str(path)!r})\nimport {archive.program.__name__}\n"
+    code = f"import sys; sys.path.insert(0, {str(path)!r})\nimport {archive.quick.__name__}\n"
     code += "print(*(name for name in sys.modules if 'module_utils.' in name))"
     said = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True).stdout
     found = {name.partition(".module_utils.")[2].replace(".", "/") for name in said.split()}
-    assert found == {"ftrace", "ftrace/hook", *LIGHT}
+    assert found == {"ftrace", "ftrace/hook", "ftrace/hook/quick"}
+
+
+def test_what_is_written_twice_is_the_same():
+    assert (archive.quick._SOCKET, archive.quick._PREFIX) == (names.RECORDER_SOCKET, names.HOOK_RULE_PREFIX)

@@ -29,14 +29,15 @@ class Host:
     ("chosen", "by"),
     [
         ({"Runtime": "runc"}, None),
-        ({"Runtime": "crashcart-diagnose"}, "crashcart-diagnose"),
-        ({"Runtime": "runc", **REQUESTS}, "crashcart.fleet/trace=start-up"),
+        ({"Runtime": "crashcart-diagnose"}, ("crashcart-diagnose",)),
+        ({"Runtime": "runc", **REQUESTS}, ("crashcart.fleet/trace=start-up",)),
+        ({"Runtime": "crashcart", **REQUESTS}, ("crashcart", "crashcart.fleet/trace=start-up")),
         ({"Runtime": "runc", "DeviceRequests": None}, None),
     ],
 )
 def test_by_what(chosen, by):
     entry = {"Id": "0", "Name": "/api", "HostConfig": chosen, "State": {"Status": "exited", "Error": ""}}
-    assert [user.by for user in users.list_users(Host([entry]))] == ([] if by is None else [by])
+    assert [user.by for user in users.list_users([Host([entry])])] == ([] if by is None else [by])
 
 
 def test_of_podman():
@@ -45,14 +46,15 @@ def test_of_podman():
         "Name": "api",
         "Config": {"CreateCommand": ["podman", "run", "--device=crashcart.fleet/trace=a", "x"]},
     }
-    (user,) = users.list_users(Host([entry]))
-    assert (user.by, user.name, user.is_hindered) == ("crashcart.fleet/trace=a", "api", False)
+    (user,) = users.list_users([Host([entry])])
+    assert (user.by, user.name, user.is_hindered) == (("crashcart.fleet/trace=a",), "api", False)
 
 
 @pytest.mark.parametrize(
     ("policy", "status", "error", "is_hindered"),
     [
-        ("always", "exited", "CDI device injection failed", True),
+        ("always", "exited", "exec /usr/libexec/crashcart/runtime: no such file", True),
+        ("always", "exited", "port is in use", False),
         ("always", "running", "x", False),
         ("no", "exited", "x", False),
         ("always", "exited", "", False),
@@ -61,5 +63,5 @@ def test_of_podman():
 def test_who_was_hindered(policy, status, error, is_hindered):
     chosen = {"Runtime": "crashcart", "RestartPolicy": {"Name": policy}}
     entry = {"Id": "0", "Name": "/api", "HostConfig": chosen, "State": {"Status": status, "Error": error}}
-    (user,) = users.list_users(Host([entry]))
+    (user,) = users.list_users([Host([entry])])
     assert user.is_hindered is is_hindered

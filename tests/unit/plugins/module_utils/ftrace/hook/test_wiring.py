@@ -61,7 +61,7 @@ def test_a_stub_announces_nothing(run):
 
 def test_names_of_runtimes():
     assert wiring.name_runtimes(["a", "b"]) == {"crashcart": "a", "crashcart-a": "a", "crashcart-b": "b"}
-    assert wiring.name_users(["a"]) == ["crashcart.fleet/trace=a", "crashcart", "crashcart-a"]
+    assert wiring.name_devices(["a"]) == ["crashcart.fleet/trace=a"]
     assert (wiring.is_ours("crashcart-a"), wiring.is_ours("crashcarts"), wiring.is_ours("runc")) == (True, False, False)
 
 
