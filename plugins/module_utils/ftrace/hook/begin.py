@@ -32,7 +32,7 @@ def begin(profile: str) -> None:
             raise FleetError(f"{HOOK_POLICY} has no profile {profile}: run the role start_hook with it")
         _begin(profile, options)
         notes.forget_refusal(profile)
-    except BaseException as error:  # pylint: disable=broad-exception-caught # hooks wait for the reason, whatever it is
+    except Exception as error:  # pylint: disable=broad-exception-caught # hooks wait for the reason, whatever it is
         why = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
         notes.note_refusal(profile, why)
         notes.tell(profile, "", why)

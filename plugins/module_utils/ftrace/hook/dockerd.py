@@ -24,7 +24,7 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Daemon:
-    """What a Docker daemon tells of itself.
+    """A Docker daemon by what it tells of itself.
 
     VERSION: its version. RUNTIMES: name → description of its runtimes. DEFAULT: the name of the default one.
     """

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -50,8 +50,9 @@ def _replace(file: File) -> None:
     )  # no engine reads it: it ends neither with .json nor with .yaml
     with suppress(FileNotFoundError):
         os.unlink(temporary)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
+    with ExitStack() as undo:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        undo.callback(os.unlink, temporary)
         with open(fd, "wb") as opened:
             opened.write(file.content)
             opened.flush()
@@ -61,9 +62,7 @@ def _replace(file: File) -> None:
                 os.fchown(fd, before.st_uid, before.st_gid)
             os.fsync(fd)
         os.rename(temporary, file.path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        undo.pop_all()
 
 
 def _make_folders(path: str) -> list[str]:

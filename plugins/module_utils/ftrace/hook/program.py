@@ -56,8 +56,8 @@ def run(words: Sequence[str], state: bytes, reply: bytes, deadline: float) -> No
         signal.setitimer(signal.ITIMER_REAL, max(0.01, deadline - time.monotonic()))
         container, pid = _parse_state(state)
         _announce(profile, container, pid, json.loads(reply) if reply else None)
-    except BaseException as error:  # pylint: disable=broad-exception-caught # the container starts whatever happens here
-        with suppress(BaseException):
+    except Exception as error:  # pylint: disable=broad-exception-caught # the container starts whatever happens here
+        with suppress(Exception):
             signal.setitimer(signal.ITIMER_REAL, _TELL_S)  # a system log that hangs holds nobody up
             notes.tell(profile, container, _explain(error))
 

@@ -34,7 +34,7 @@ def main() -> None:
                 state = f'{{"id": "{words[2]}", "pid": {int(file.read())}}}'.encode()
         if state:
             reply = _ask(words[1], state, deadline)
-    except BaseException:  # pylint: disable=broad-exception-caught # program.py says what is wrong
+    except Exception:  # pylint: disable=broad-exception-caught # program.py says what is wrong
         pass
     try:
         if not reply.startswith(b'{"ok"'):

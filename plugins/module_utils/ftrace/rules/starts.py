@@ -15,7 +15,6 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
@@ -25,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.spe
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.member import Counts, Member
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import (
     GroupWatcher,
     find_engine_id,
@@ -44,65 +44,6 @@ _MAX_LATEST = 20
 _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 
 
-@dataclass
-class _Member:
-    """A control group that may be of a container of the rule.
-
-    NUMBER: counts the containers of the recording; 0 while it is not known whether the group is a container's.
-    SINCE_S: when it came into being, by time.monotonic().
-    TIDS: the threads that were put into the list for it.
-    SOURCE: what knows the container; None if nothing of root's does.
-    FIRST: its first process; None if not known. FOLLOWS_SHIM is True when the shim is in the list.
-    VERDICT: one of starts_log; '' before there is one.
-    START, BEGUN_NS: readings of the clocks, and of the trace's clock, when its first thread was seen.
-    """
-
-    group: str
-    since_s: float
-    number: int = 0
-    tids: set[int] = field(default_factory=set)
-    source: Source | None = None
-    first: int | None = None
-    follows_shim: bool = False
-    container: Container | None = None
-    verdict: str = ""
-    start: dict[str, Any] | None = None
-    begun_ns: int = 0
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def shim(self) -> int | None:
-        """Return the pid of its shim; None if it has none."""
-        return self.source.shim if self.source else None
-
-    @property
-    def is_traced(self) -> bool:
-        """Return True if its threads are, or are to be, in the list."""
-        return self.verdict in ("", starts_log.UNDECIDED, starts_log.TRACED)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what the log has of it."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in ("verdict", "start", "tasks")}
-        if self.container is not None:
-            names = ("id", "name", "image", "labels", "runtime")
-            found["container"] = {name: getattr(self.container, name) for name in names}
-        return found
-
-
-@dataclass
-class Counts:
-    """How many containers have started since the rule began.
-
-    TRACED, UNMEANT: those that the rule means, or may mean, and others. REFUSED: those beyond max_containers.
-    MISSED: those that were gone before they were seen, or before it was known which they were.
-    """
-
-    traced: int = 0
-    unmeant: int = 0
-    refused: int = 0
-    missed: int = 0
-
-
 class RuleStarts:
     """The starts of containers that RULE means, in INSTANCE with the trace clock CLOCK; CAN_DESCEND says if shims are followed.
 
@@ -118,10 +59,10 @@ class RuleStarts:
         self._instance = instance
         self._clock = clock
         self._can_descend = can_descend
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._last = 0
-        self._new_shims: list[_Member] = []
-        self._left_out: list[_Member] = []
+        self._new_shims: list[Member] = []
+        self._left_out: list[Member] = []
         self._sources = Sources()
         self._log = starts_log.StartsLog()
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
@@ -181,7 +122,7 @@ class RuleStarts:
             self._busy_s = now_s
         for path, is_there in self._groups.read():
             if is_there:
-                self._members.setdefault(path, _Member(path, now_s))
+                self._members.setdefault(path, Member(path, now_s))
             else:
                 self._end(path)
         # A group that was found to be a container's is not watched any more, so its end is looked for.
@@ -217,7 +158,7 @@ class RuleStarts:
         self._add(chosen)
         return told
 
-    def _find_announced(self, pid: int, identity: str) -> _Member:
+    def _find_announced(self, pid: int, identity: str) -> Member:
         """Return the container IDENTITY with the first process PID; raises FleetError or ProcessGone if it cannot be traced."""
         with processes.Process(pid) as process:
             group = cgroups.find_container_directory(process.read("cgroup"), identity)
@@ -230,7 +171,7 @@ class RuleStarts:
         member = self._members.get(group)
         if member is None or member.first != pid:
             self._end(group)  # of an earlier start
-            member = self._members[group] = _Member(group, time.monotonic(), first=pid)
+            member = self._members[group] = Member(group, time.monotonic(), first=pid)
             member.tasks = _describe_tasks(pid)
             self._begin(member, self._sources.find(group, pid))
             if member.verdict == "":
@@ -258,7 +199,7 @@ class RuleStarts:
                 self._judge_group(member)
         self._add([member for member in live if member.number and member.is_traced])
 
-    def _add(self, chosen: list[_Member]) -> None:
+    def _add(self, chosen: list[Member]) -> None:
         """Put the threads of the CHOSEN into the list, and note whose they are."""
         if not chosen:
             return
@@ -276,14 +217,14 @@ class RuleStarts:
             member.tids |= new
             self._log.write_threads(member.number, now, new)
 
-    def _is_looked_at(self, member: _Member) -> bool:
+    def _is_looked_at(self, member: Member) -> bool:
         return member.first is None or (self._can_descend and not self._has_own_shim(member))
 
-    def _awaits_shim(self, member: _Member) -> bool:
+    def _awaits_shim(self, member: Member) -> bool:
         """Return True if the shim of MEMBER is to be followed as soon as its program runs."""
         return self._can_descend and member.is_traced and not member.follows_shim and self._has_own_shim(member)
 
-    def _has_own_shim(self, member: _Member) -> bool:
+    def _has_own_shim(self, member: Member) -> bool:
         """Return True if all that is exec'ed into MEMBER descends from a shim of its own; the containers of a pod share one."""
         if (
             self._rule.is_announced
@@ -295,13 +236,13 @@ class RuleStarts:
             other.shim == member.shim for other in self._members.values() if other is not member
         )
 
-    def _list_threads(self, member: _Member) -> set[int]:
+    def _list_threads(self, member: Member) -> set[int]:
         pids = following.list_members(member.group, tools=False)
         if member.follows_shim and member.shim is not None:
             pids.add(member.shim)
         return {tid for pid in pids for tid in processes.read_threads(pid)}
 
-    def _judge_group(self, member: _Member) -> None:
+    def _judge_group(self, member: Member) -> None:
         """Find out whether the group of MEMBER is a container's, as soon as it has a process."""
         has_id = find_engine_id(member.group) is not None
         # A group above those of containers has no process of its own.
@@ -321,7 +262,7 @@ class RuleStarts:
             self._groups.forget_below(member.group)
         self._begin(member, source)
 
-    def _begin(self, member: _Member, source: Source | None) -> None:
+    def _begin(self, member: Member, source: Source | None) -> None:
         """Take on MEMBER, which is a container, and which SOURCE knows; or refuse it if it is one too many."""
         member.source = source
         self._last += 1
@@ -338,7 +279,7 @@ class RuleStarts:
         # Of those that have ended since the look nothing is known.
         return not comms or any(map(is_runtimes, comms)) or following.find_starting(group, 0)[0] is not None
 
-    def _refuse(self, member: _Member) -> None:
+    def _refuse(self, member: Member) -> None:
         """Leave MEMBER out, which is one too many if the rule means it."""
         found = identify(member.group, member.source) if member.source else None
         member.container = found.container if found else None
@@ -349,7 +290,7 @@ class RuleStarts:
             self.counts.unmeant += 1
             self._set_verdict(member, starts_log.UNMEANT)
 
-    def _find_out(self, member: _Member, now_s: float) -> None:
+    def _find_out(self, member: Member, now_s: float) -> None:
         """Find out who MEMBER is, and follow its shim when its program runs."""
         if member.first is None:
             self._find_first(member)
@@ -367,7 +308,7 @@ class RuleStarts:
                 member.follows_shim = True
                 self._new_shims.append(member)
 
-    def _find_first(self, member: _Member) -> None:
+    def _find_first(self, member: Member) -> None:
         """Find the first process of MEMBER, which may have ended before it was seen in the group.
 
         Where it was born before the list took effect on its maker's processor, its birth is not in the trace.
@@ -381,7 +322,7 @@ class RuleStarts:
                 member.tids.add(member.first)
                 self._log.write_threads(member.number, member.begun_ns, {member.first})
 
-    def _decide(self, member: _Member, now_s: float) -> None:
+    def _decide(self, member: Member, now_s: float) -> None:
         """Find out which container MEMBER is, and whether the rule means it."""
         found = identify(member.group, member.source) if member.source else None
         if found is None and now_s - member.since_s <= _UNKNOWN_S:
@@ -402,11 +343,11 @@ class RuleStarts:
             self._set_verdict(member, starts_log.UNMEANT)
             self.counts.unmeant += 1
 
-    def _describe(self, member: _Member) -> dict[str, Any]:
+    def _describe(self, member: Member) -> dict[str, Any]:
         """Return what the log has of MEMBER, with has_shim: True if all that is exec'ed into it descends from a shim that is followed."""
         return {**member.describe(), "has_shim": member.follows_shim or self._has_own_shim(member)}
 
-    def _set_verdict(self, member: _Member, verdict: str) -> None:
+    def _set_verdict(self, member: Member, verdict: str) -> None:
         member.verdict = verdict
         if member.source is not None:
             member.source = member.source.without_texts()  # a container may live for years

@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hold what is known of a container that has started, and how many have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source
+
+
+@dataclass
+class Member:
+    """A control group that may be of a container of the rule.
+
+    NUMBER: counts the containers of the recording; 0 while it is not known whether the group is a container's.
+    SINCE_S: when it came into being, by time.monotonic().
+    TIDS: the threads that were put into the list for it.
+    SOURCE: what knows the container; None if nothing of root's does.
+    FIRST: its first process; None if not known. FOLLOWS_SHIM is True when the shim is in the list.
+    VERDICT: one of starts_log; '' before there is one.
+    START, BEGUN_NS: readings of the clocks, and of the trace's clock, when its first thread was seen.
+    """
+
+    group: str
+    since_s: float
+    number: int = 0
+    tids: set[int] = field(default_factory=set)
+    source: Source | None = None
+    first: int | None = None
+    follows_shim: bool = False
+    container: Container | None = None
+    verdict: str = ""
+    start: dict[str, Any] | None = None
+    begun_ns: int = 0
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def shim(self) -> int | None:
+        """Return the pid of its shim; None if it has none."""
+        return self.source.shim if self.source else None
+
+    @property
+    def is_traced(self) -> bool:
+        """Return True if its threads are, or are to be, in the list."""
+        return self.verdict in ("", starts_log.UNDECIDED, starts_log.TRACED)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the log has of it."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in ("verdict", "start", "tasks")}
+        if self.container is not None:
+            names = ("id", "name", "image", "labels", "runtime")
+            found["container"] = {name: getattr(self.container, name) for name in names}
+        return found
+
+
+@dataclass
+class Counts:
+    """How many containers have started since the rule began.
+
+    TRACED, UNMEANT: those that the rule means, or may mean, and others. REFUSED: those beyond max_containers.
+    MISSED: those that were gone before they were seen, or before it was known which they were.
+    """
+
+    traced: int = 0
+    unmeant: int = 0
+    refused: int = 0
+    missed: int = 0
