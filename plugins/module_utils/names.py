@@ -10,7 +10,8 @@ LOCKS = f"{RUN}/locks"
 RECORDER_LOCK = f"{LOCKS}/recorder"
 RECORDER_FOLDER = f"{RUN}/recorder"  # of its orders
 # The number is the protocol's version. A recorder of another version listens elsewhere.
-RECORDER_SOCKET = f"{RECORDER_FOLDER}/.socket-3"
+RECORDER_SOCKET_NAME = ".socket-3"
+RECORDER_SOCKET = f"{RECORDER_FOLDER}/{RECORDER_SOCKET_NAME}"
 # The error where a request names a trace or rule that the recorder does not have.
 RECORDER_UNKNOWN = "it is not looked after"
 HOOK_FOLDER = f"{RUN}/start-hook"

@@ -26,7 +26,8 @@ import socket
 from contextlib import ExitStack, suppress
 from typing import Any, Dict, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_SOCKET
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import RECORDER_SOCKET_NAME
 
 MAX_FDS = 200
 _MAX_BYTES = 1 << 16
@@ -36,7 +37,7 @@ Message = Dict[str, Any]
 
 def find_path() -> str:
     """Return the path of the recorder's socket."""
-    return RECORDER_SOCKET
+    return os.path.join(orders.FOLDER, RECORDER_SOCKET_NAME)
 
 
 def listen() -> socket.socket:
