@@ -156,16 +156,22 @@ class DaemonFile:
 
         If nobody else has changed the file since our first change, it is what it was before that, byte for byte.
         """
-        known = _recall().get("daemon", {}).get(self.path)
+        if self._present is None:
+            return  # whoever has removed it has removed our runtimes, too
+        daemons = _recall().get("daemon", {})
+        known = daemons.get(self.path)
+        is_ours = known is not None and "is_changed" not in known and self._is_as_written(known)
         others = {name: value for name, value in self._content.items() if name != "runtimes"}
         # A daemon that reads a file without runtimes keeps those that it has.
-        _replace(File(self.path, self._make_text({**others, "runtimes": runtimes}), self._find_mode()))
+        text = self._make_text({**others, "runtimes": runtimes})
+        if is_ours:
+            _remember(daemon={**daemons, self.path: {**known, "written": _digest(text)}})  # if the reload fails
+        _replace(File(self.path, text, self._find_mode()))
         reload()
-        if known is not None and "is_changed" not in known and self._is_as_written(known):
-            if known["before"] is None:
-                remove(self.path)
-            else:
-                _replace(File(self.path, base64.b64decode(known["before"]), self._find_mode()))
+        if is_ours and known["before"] is None:
+            remove(self.path)
+        elif is_ours:
+            _replace(File(self.path, base64.b64decode(known["before"]), self._find_mode()))
         elif not runtimes:
             _replace(File(self.path, self._make_text(others), self._find_mode()))
 

@@ -154,7 +154,7 @@ def plan_stub(docker: Docker | None) -> list[Step]:
         steps += _plan_runtimes(docker, names, is_stub=True)
     steps += [*_plan_end(policy.exists()), _remove(HOOK_POLICY)]
     # A container that is being started, or of an engine that keeps the hook in the container's specification, may still name it.
-    return [*steps, _write(File(HOOK_PROGRAM, wiring.STUB_PROGRAM, 0o755))]
+    return [*steps, _write(File(HOOK_PROGRAM, wiring.STUB_PROGRAM, 0o755))] if files.read(HOOK_PROGRAM) else steps
 
 
 def plan_absence(docker: Docker | None, *, are_used: bool) -> list[Step]:
@@ -226,7 +226,7 @@ def _plan_no_runtimes(docker: Docker, *, are_used: bool) -> list[Step]:
             f"{docker.config} makes {daemon.default_runtime} Docker's default runtime: make another one the default first"
         )
     left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
-    is_needed = left != daemon.runtimes or bool(docker.list_ours()) or bool(wiring.list_wrappers())
+    is_needed = left != daemon.runtimes or bool(docker.list_ours())
     steps = [Step(docker.config, is_needed, partial(daemon.take_back, left, partial(docker.reload, [])))]
     return steps if are_used else [*steps, *map(_remove, wiring.list_wrappers())]
 

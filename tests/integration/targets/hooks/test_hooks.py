@@ -496,7 +496,9 @@ def test_removal_names_who_needs_it(hook, tmp_path):
 
 
 def test_a_reload_that_failed_is_made_good(hook):
-    before = find_daemon().read_bytes()
+    former = find_daemon().read_bytes()
+    before = b'{ "log-level" : "info" }\n\n'
+    find_daemon().write_bytes(before)
     places = {"docker_host": os.environ["DOCKER_HOST"], "docker_config": str(find_daemon())}
     wrong = {**places, "docker_pidfile": "/nonesuch"}
     for call in ({"ways": ["runtime"]}, {"state": "absent"}):
@@ -505,6 +507,7 @@ def test_a_reload_that_failed_is_made_good(hook):
         assert set_hook(**call)["changed"]
         assert not set_hook(**call)["changed"]
     assert find_daemon().read_bytes() == before
+    find_daemon().write_bytes(former)
 
 
 def test_a_container_that_runs_can_be_stopped_after_a_removal_by_force(hook):
