@@ -9,6 +9,9 @@ from dataclasses import replace
 from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.endings import describe_end
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import metadata, start
@@ -21,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
+_MAX_ENDS = 5
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "rule": {"type": "str"},
     "max_containers": {"type": "int"},
@@ -83,11 +87,24 @@ def remove_made(traces: Sequence[TraceInstance]) -> None:
 
 def _tell_missing(rule: Mapping[str, Any]) -> str:
     """Return a sentence that says that nothing has started that RULE, as described in results, means, and what else has."""
-    wanted = rules.name_selection(rules.from_json({name: rule[name] for name in rules.NAMES}))
+    awaited = rules.from_json({name: rule[name] for name in rules.NAMES})
+    wanted = rules.name_selection(awaited)
     others = list(dict.fromkeys(one["name"] for one in rule["latest"]))
     meanwhile = f"started have meanwhile: {', '.join(others)}" if others else "no container has started meanwhile"
     troubles = "".join(f"; {trouble}" for trouble in rule["troubles"])
-    return f"nothing has started that is meant by {wanted}: {meanwhile}{troubles}"
+    return f"nothing has started that is meant by {wanted}: {meanwhile}{troubles}{_tell_ends(awaited)}"
+
+
+def _tell_ends(rule: Rule) -> str:
+    """Return what the host's engines say of the containers that RULE means and that do not run, each after a semicolon."""
+    host = Host(None)
+    matches = rule.make_matcher()
+    try:
+        found = [one for one in host.list_containers(users=False) if matches(one) and one.state != "running"]
+        ends = {one.name: describe_end(host.inspect(one)) for one in found[:_MAX_ENDS]}
+    except ContainerError:
+        return ""  # the engine's word is an addition
+    return "".join(f"; {name}: {text}" for name, text in ends.items() if text)
 
 
 def make_rule(parameters: Mapping[str, Any]) -> Rule:

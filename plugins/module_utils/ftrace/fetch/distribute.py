@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerError
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.endings import tell_end
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome, Who
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import drain, metadata
@@ -246,7 +247,7 @@ def _make(instance: Instance, part: _Part) -> None:
         saved = Instance(instance.root, "..").read("saved_cmdlines") if outputs else ""
         reasons = part.list_reasons(strange)
         for output in outputs.values():
-            _describe(part, output, [_LATE, *reasons] if output.late else reasons, saved)
+            _describe(part, output, [_tell_late(output), *reasons] if output.late else reasons, saved)
         note = {"recordings": [(name, stamp) for name in outputs], "through": number_of_last, "owners": owners}
         recordings.write_json(os.path.join(part.recording.path, _NOTE), note)
     except OSError as error:
@@ -369,6 +370,12 @@ def _read_pages(
         yield from rest
 
     return gen_pages
+
+
+def _tell_late(output: _Output) -> str:
+    """Return why OUTPUT does not begin with the execve of its container's first program, with what the engine says of the container."""
+    said = tell_end(_read_container(output.last["container"]))
+    return f"{_LATE}; its engine says: {said}" if said else _LATE
 
 
 def _describe(part: _Part, output: _Output, reasons: list[str], saved: str) -> None:

@@ -348,6 +348,25 @@ def test_a_capture_says_what_has_started_instead(tmp_path):
     assert host.list_instances() == []
 
 
+def test_the_engines_word_on_a_program_that_cannot_be_executed(rule, tmp_path):
+    rule()
+    name = "cc-new-bad"
+    try:
+        done = subprocess.run(
+            ["docker", "run", "--network", "none", "--name", name, f"{IMAGES}/busybox", "/nonesuch"],
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 127
+        (reason,) = (one for one in fetch(tmp_path)[name]["manifest"]["reasons"] if "no execve" in one)
+        assert re.search("its engine says: it was created and has never run: .*/nonesuch.*no such file", reason), reason
+        host.call_module("ftrace_instance", state="absent", everything=True)
+        said = " ".join(capture(tmp_path / "again", [name, "cc-else"]).split())
+        assert re.search(f"nothing has started .*; {name}: it was created and has never run: .*/nonesuch", said), said
+    finally:
+        host.docker("rm", "-f", name)
+
+
 def test_the_playbook_waits_for_a_start(tmp_path):
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(
