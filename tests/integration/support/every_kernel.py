@@ -576,10 +576,11 @@ def check_starts(machine: Machine, worker: str, folder: Path) -> None:
 
 def check_rules(machine: Machine, worker: str, folder: Path) -> None:
     """Check that a rule traces containers that did not exist, and live for a moment only, from their first instruction on."""
-    image = machine.run(f"docker inspect -f '{{{{.Config.Image}}}}' {worker}").strip()
+    image, python = machine.run(f"docker inspect -f '{{{{.Config.Image}}}} {{{{.Path}}}}' {worker}").split()
     machine.call("ftrace_instance", state="awaiting", rule="ruled", containers=["ruled-*"], paths=False)
     for number in range(3):
-        machine.run(f"docker run --rm --network none --name ruled-{number} {image} cat /nonesuch/ruled; [ $? = 1 ]")
+        new = f"docker run --rm --network none --volumes-from {worker} --name ruled-{number} {image}"
+        machine.run(f"""{new} {python} -c 'open("/nonesuch/ruled")'; [ $? = 1 ]""")
     found = {capture["manifest"]["container"]["name"]: capture for capture in machine.fetch(folder)}
     caught = {name: capture for name, capture in found.items() if name.startswith("ruled-")}
     assert caught.keys() == {f"ruled-{number}" for number in range(3)}

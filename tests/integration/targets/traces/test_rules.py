@@ -358,7 +358,10 @@ def test_the_engines_word_on_a_program_that_cannot_be_executed(rule, tmp_path):
             check=False,
         )
         assert done.returncode == 127
-        (reason,) = (one for one in fetch(tmp_path)[name]["manifest"]["reasons"] if "no execve" in one)
+        arguments = {"dest": str(tmp_path), "docker_host": os.environ["DOCKER_HOST"]}
+        (found,) = host.ad_hoc("localhost", "ftrace_fetch", arguments)["captures"]
+        assert (found["path"], found["manifest"]["container"]["name"]) == (None, name)
+        (reason,) = (one for one in found["manifest"]["reasons"] if "no execve" in one)
         assert re.search("its engine says: it was created and has never run: .*/nonesuch.*no such file", reason), reason
         host.call_module("ftrace_instance", state="absent", everything=True)
         said = " ".join(capture(tmp_path / "again", [name, "cc-else"]).split())
