@@ -17,6 +17,8 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 
+from typing import Any
+
 # Ansible sends to a host what a module imports, so the program is imported here.
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program, quick
 
@@ -101,5 +103,7 @@ def _read(name: str) -> str | None:
         return None
     if spec is None or spec.submodule_search_locations is not None:
         return None
-    get_source: Callable[[str], str] = getattr(spec.loader, "get_source")  # noqa: B009 # no type of loaders has it, and all loaders of sources do
-    return get_source(name)
+    # No type of loaders has it, and all loaders of sources do; Ansible's own returns bytes.
+    get_source: Callable[[str], Any] = getattr(spec.loader, "get_source")  # noqa: B009
+    source = get_source(name)
+    return source.decode("utf-8") if isinstance(source, bytes) else source

@@ -97,14 +97,14 @@ def test_a_rule_says_what_it_awaits_and_what_has_started():
     }
     (line,) = summaries.summarize_traces([{**IDLE, "container": "shop", "rule": rule}])
     assert line == (
-        "rule shop: awaits shop-*, web with label tier=front with label x, 3 containers have started, 2 are traced now, 4 others have"
+        "rule shop: awaits shop-*, web with label tier=front with label x, 3 containers have started, 2 traced now, 4 others have"
         " started, 1 were not traced, as max_containers (2) were traced already, 5 were over before they"
         " were seen, too many watches, begun 2026-09-21 13:13:20 UTC by"
         " root, records without a ttl, 7 events in its buffers"
     )
     quiet = {**rule, "patterns": None, "labels": {"a": "b"}, "unmeant": 0, "refused": 0, "missed": 0, "troubles": []}
     (line,) = summaries.summarize_traces([{**IDLE, "container": "shop", "rule": quiet}])
-    assert line.startswith("rule shop: awaits label a=b, 3 containers have started, 2 are traced now, begun")
+    assert line.startswith("rule shop: awaits label a=b, 3 containers have started, 2 traced now, begun")
 
 
 def test_of_features_those_are_told_that_are_missing_and_needed():
