@@ -16,7 +16,6 @@ import shlex
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-
 from typing import Any
 
 # Ansible sends to a host what a module imports, so the program is imported here.
