@@ -303,20 +303,21 @@ def list_users(module, host):
     """Return the containers that need the hook; where an engine does not answer, those that are known."""
     # Descriptions of devices are for all engines of the host, also where one is named.
     hosts = [host] if module.params["docker_host"] is None else [host, Host(None)]
-    found = []
+    found = {}
     for one in hosts:
         try:
-            found += [user for user in users.list_users([one]) if user.id not in {known.id for known in found}]
+            found.update((user.id, user) for user in users.list_users(one))
         except ContainerError as error:
             if one is host:
                 module.warn(escape(f"which containers need the hook is not known: {error}"))
-    return found
+    return list(found.values())
 
 
 def run(module):
     require_root()
     host = options.open_host(module)
-    names, ways, steps = plan(module, host, list_users(module, host))
+    found = list_users(module, host)
+    names, ways, steps = plan(module, host, found)
     needed = [step for step in steps if step.is_needed]
     for step in [] if module.check_mode else needed:
         try:
@@ -324,7 +325,6 @@ def run(module):
         except OSError as error:
             raise FleetError(f"{step.what}: {error.strerror}") from error
     changes = [step.what for step in needed if step.what]
-    found = list_users(module, host)
     return {
         "changed": bool(changes),
         "changes": changes,

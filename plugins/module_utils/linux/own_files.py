@@ -60,20 +60,23 @@ def _make_one(folder: str, mode: int) -> None:
         os.close(fd)
 
 
-def make_missing(path: str, mode: int = PRIVATE) -> None:
-    """Make the folder PATH, and missing folders above, with exactly MODE; leave folders that are there as they are."""
+def make_missing(path: str, mode: int = PRIVATE) -> list[str]:
+    """Make the folder PATH, and missing folders above, with exactly MODE, and return those that were made, the topmost first.
+
+    Folders that are there stay as they are.
+    """
     if os.path.isdir(path):
-        return
+        return []
     parent = os.path.dirname(path)
-    if parent and parent != path:
-        make_missing(parent, mode)
+    made = make_missing(parent, mode) if parent and parent != path else []
     try:
         os.mkdir(path, PRIVATE)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
-        return
+        return made
     os.chmod(path, mode)
+    return [*made, path]
 
 
 def open_private(path: str, flags: int) -> int:

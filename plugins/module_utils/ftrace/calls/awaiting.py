@@ -114,8 +114,6 @@ def make_rule(parameters: Mapping[str, Any]) -> Rule:
         raise FleetError(
             "say which containers to await: give containers or labels (containers='*' means all that start)"
         )
-    if parameters["max_containers"] < 1:
-        raise FleetError(f"max_containers: {parameters['max_containers']} is too small")
     rule = Rule(
         name=parameters["rule"] or "",
         patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),

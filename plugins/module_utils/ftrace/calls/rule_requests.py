@@ -62,6 +62,8 @@ def complete(parameters: Mapping[str, Any], root: str, ttl: str | None = _DEFAUL
     if not any(found[name] for name in _ASK_FOR_EVENTS) and not found["errors_only"]:
         found["profile"] = "startup"
     found.update({name: value for name, value in {**_DEFAULTS, "ttl": ttl}.items() if found[name] is None})
+    if found["max_containers"] < 1:
+        raise FleetError(f"max_containers: {found['max_containers']} is too small")
     return profiles.complete(found, len(Instance(root, "..").list_cpus()))
 
 

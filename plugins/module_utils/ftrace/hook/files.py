@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import PUBLIC, make_missing
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY_FOLDER, HOOK_PROGRAM_FOLDER
 
 _MEMORY = f"{HOOK_POLICY_FOLDER}/start-hook.before.json"
@@ -37,7 +38,7 @@ def is_there(file: File) -> bool:
 
 def write(file: File) -> None:
     """Write FILE, whole or not at all, and note the folders that had to be made for it; raises OSError."""
-    made = _make_folders(os.path.dirname(file.path))
+    made = make_missing(os.path.dirname(file.path), PUBLIC)
     if made:
         _remember(folders=[*_recall().get("folders", []), *made])
     _replace(file)
@@ -45,9 +46,8 @@ def write(file: File) -> None:
 
 def _replace(file: File) -> None:
     folder, name = os.path.split(file.path)
-    temporary = os.path.join(
-        folder, f".{name}.crashcart"
-    )  # no engine reads it: it ends neither with .json nor with .yaml
+    # No engine reads it: it ends neither with .json nor with .yaml.
+    temporary = os.path.join(folder, f".{name}.crashcart")
     with suppress(FileNotFoundError):
         os.unlink(temporary)
     with ExitStack() as undo:
@@ -63,18 +63,6 @@ def _replace(file: File) -> None:
             os.fsync(fd)
         os.rename(temporary, file.path)
         undo.pop_all()
-
-
-def _make_folders(path: str) -> list[str]:
-    """Make the folder PATH with those above it; return those that were missing."""
-    missing = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    for folder in reversed(missing):
-        os.mkdir(folder, 0o755)
-        os.chmod(folder, 0o755)
-    return missing[::-1]
 
 
 def remove(path: str) -> bool:
@@ -102,7 +90,7 @@ def _recall() -> dict[str, Any]:
 
 
 def _remember(**more: Any) -> None:
-    made = _make_folders(HOOK_POLICY_FOLDER)
+    made = make_missing(HOOK_POLICY_FOLDER, PUBLIC)
     known = {**_recall(), **more}
     known["folders"] = list(dict.fromkeys([*known.get("folders", []), *made]))
     _replace(File(_MEMORY, json.dumps(known).encode("ascii"), 0o600))

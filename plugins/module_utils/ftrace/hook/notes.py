@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Note why the start hook could not trace a container: in the system's log, and in a file that modules read.
 
-The hook imports this at each start of a container, so it imports little.
+The hook imports this where a start is not a usual one, and its container waits for that, so it imports little.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FOLDER, RUN
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FOLDER
 
 _FILE = f"{HOOK_FOLDER}/troubles"
 _MAX_BYTES = 64 << 10
@@ -24,27 +26,16 @@ _LOG = "/dev/log"
 _DAEMONS_WARNING = 3 << 3 | 4  # facility and priority of syslog(3)
 
 
-def make_folder() -> None:
-    """Make the hook's folder for what is gone after a reboot; raises OSError."""
-    for folder in (RUN, HOOK_FOLDER):
-        with suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-
-
 def tell(profile: str, container: str, why: str) -> None:
     """Note that CONTAINER (an id; '' for all) is not traced by PROFILE, and WHY. What cannot be noted is passed over."""
     why = why[:_MAX_TEXT]
-    with suppress(OSError):
-        make_folder()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(_FILE, flags, 0o600)
-        try:
-            line = {"time": round(time.time(), 3), "profile": profile, "container": container, "why": why}
-            os.write(fd, json.dumps(line).encode("ascii") + b"\n")
-            if os.fstat(fd).st_size > _MAX_BYTES:
+    with suppress(OSError, FleetError):
+        make_folder(HOOK_FOLDER)
+        line = {"time": round(time.time(), 3), "profile": profile, "container": container, "why": why}
+        with open(_FILE, "ab", buffering=0, opener=open_private) as file:
+            file.write(json.dumps(line).encode("ascii") + b"\n")
+            if os.fstat(file.fileno()).st_size > _MAX_BYTES:
                 os.rename(_FILE, f"{_FILE}.old")
-        finally:
-            os.close(fd)
     whose = f"container {container}" if container else "all containers"
     _log(f"{whose} of {profile}: {why}")
 
@@ -70,14 +61,11 @@ def read() -> list[dict[str, Any]]:
 
 def note_refusal(profile: str, why: str) -> None:
     """Note WHY no trace of PROFILE can begin just now, so that the next starts do not wait for it."""
-    with suppress(OSError):
-        make_folder()
+    with suppress(OSError, FleetError):
+        make_folder(HOOK_FOLDER)
         path = _find_refusal(profile)
-        fd = os.open(f"{path}.part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(fd, json.dumps({"time": time.monotonic(), "why": why[:_MAX_TEXT]}).encode("ascii"))
-        finally:
-            os.close(fd)
+        with open(f"{path}.part", "w", encoding="ascii", opener=open_private) as file:
+            json.dump({"time": time.monotonic(), "why": why[:_MAX_TEXT]}, file)
         os.rename(f"{path}.part", path)
 
 

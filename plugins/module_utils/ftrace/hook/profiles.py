@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import rule_requests
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import TraceRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
@@ -16,8 +15,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:
     """Return the rule for the containers that are started with PROFILE, which has OPTIONS; raises FleetError for one that cannot be."""
-    if options["max_containers"] < 1:
-        raise FleetError(f"profile {profile}: max_containers: {options['max_containers']} is too small")
     return Rule(
         name=HOOK_RULE_PREFIX + profile,
         max_containers=options["max_containers"],

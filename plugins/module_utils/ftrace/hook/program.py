@@ -4,7 +4,7 @@
 
     start-hook create PROFILE                as an OCI hook (createRuntime), with the container's state on stdin
     start-hook created PROFILE ID PIDFILE    by a runtime's wrapper, between create and start
-    start-hook begin PROFILE FD              by itself: begins the trace that all containers of PROFILE share; FD is its lock
+    start-hook begin PROFILE                 by itself: begins the trace that all containers of PROFILE share, and holds its lock meanwhile
 
 A hook that fails keeps its container from starting. So this program ends with 0 whatever happens, and soon; what went wrong is noted.
 quick.py does what a usual start takes, and runs this where no trace is on, or where something is wrong.
@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Any, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_folder, open_private
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
     HOOK_FOLDER,
     HOOK_RULE_PREFIX,
@@ -58,7 +59,7 @@ def run(words: Sequence[str], state: bytes, reply: bytes, deadline: float) -> No
         _announce(profile, container, pid, json.loads(reply) if reply else None)
     except Exception as error:  # pylint: disable=broad-exception-caught # the container starts whatever happens here
         with suppress(Exception):
-            signal.setitimer(signal.ITIMER_REAL, _TELL_S)  # a system log that hangs holds nobody up
+            signal.setitimer(signal.ITIMER_REAL, _TELL_S)  # a disk that hangs holds nobody up
             notes.tell(profile, container, _explain(error))
 
 
@@ -111,8 +112,8 @@ def _have_begun(profile: str) -> None:
 
     That process goes on where this one gives up, so that the next start finds the trace.
     """
-    notes.make_folder()
-    fd = os.open(f"{HOOK_FOLDER}/lock-{profile}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    make_folder(HOOK_FOLDER)
+    fd = open_private(f"{HOOK_FOLDER}/lock-{profile}", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         why = notes.find_refusal(profile)
@@ -121,13 +122,13 @@ def _have_begun(profile: str) -> None:
         import subprocess
 
         subprocess.Popen(  # pylint: disable=consider-using-with # it goes on by itself
-            [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], "begin", profile, str(fd)],
+            [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], "begin", profile],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
             env={"PATH": os.defpath, "LANG": "C"},
-            pass_fds=[fd],
+            pass_fds=[fd],  # the lock is held until that process ends
             start_new_session=True,
         )
     except BlockingIOError:

@@ -14,7 +14,7 @@ import select
 import sys
 import time
 
-WAIT_S = 2.0  # no container waits longer for its trace
+_WAIT_S = 2.0  # no container waits longer for its trace
 _SOCKET = "/run/crashcart/recorder/.socket-3"  # names.RECORDER_SOCKET
 _PREFIX = "start-hook:"  # names.HOOK_RULE_PREFIX
 _MAX_STATE_BYTES = 1 << 20
@@ -24,11 +24,11 @@ _MAX_REPLY_BYTES = 1 << 16
 def main() -> None:
     """Run as the program's command line says, and end this process with 0."""
     state = reply = b""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + _WAIT_S
     words = sys.argv[1:]
     try:
         if words[:1] == ["create"]:
-            state = read_state(deadline)
+            state = _read_state(deadline)
         elif words[:1] == ["created"]:
             with open(words[3], encoding="ascii") as file:
                 state = f'{{"id": "{words[2]}", "pid": {int(file.read())}}}'.encode()
@@ -45,7 +45,7 @@ def main() -> None:
         os._exit(0)  # without the clean-up of modules, which could fail, too
 
 
-def read_state(deadline: float) -> bytes:
+def _read_state(deadline: float) -> bytes:
     """Return what the runtime has written to stdin until DEADLINE (by time.monotonic()), or until it has closed that."""
     state = b""
     while len(state) < _MAX_STATE_BYTES:

@@ -54,9 +54,9 @@ class Docker:
     config: str
     pid_file: str
 
-    def list_ours(self) -> set[str] | None:
-        """Return the names of our runtimes that the daemon has now; None where it does not answer."""
-        return None if self.engine is None else dockerd.list_ours(self.engine)
+    def list_ours(self) -> set[str]:
+        """Return the names of our runtimes that the daemon has now."""
+        return set() if self.engine is None else dockerd.list_ours(self.engine)
 
     def reload(self, wanted: Sequence[str]) -> None:
         """Have the daemon read its configuration again, after which it has the runtimes WANTED of ours."""
@@ -226,7 +226,7 @@ def _plan_no_runtimes(docker: Docker, *, are_used: bool) -> list[Step]:
             f"{docker.config} makes {daemon.default_runtime} Docker's default runtime: make another one the default first"
         )
     left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
-    is_needed = left != daemon.runtimes or bool(docker.list_ours())
+    is_needed = left != daemon.runtimes or docker.list_ours() != set()
     steps = [Step(docker.config, is_needed, partial(daemon.take_back, left, partial(docker.reload, [])))]
     return steps if are_used else [*steps, *map(_remove, wiring.list_wrappers())]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container, ContainerGoneError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
@@ -50,20 +50,19 @@ class User:
         return self.restarts and not self.is_running and any(name in self.error for name in names)
 
 
-def list_users(hosts: Iterable[Host]) -> list[User]:
-    """Return these containers of root's Docker and Podman on HOSTS."""
-    found: dict[str, User] = {}
-    for host in hosts:
-        for container in host.list_containers(users=False):
-            if container.runtime not in _ENGINES:
-                continue
-            try:
-                user = _find_user(container.runtime, _inspect(host, container))
-            except ContainerGoneError:
-                continue
-            if user is not None:
-                found[user.id] = user
-    return list(found.values())
+def list_users(host: Host) -> list[User]:
+    """Return these containers of root's Docker and Podman on HOST."""
+    found = []
+    for container in host.list_containers(users=False):
+        if container.runtime not in _ENGINES:
+            continue
+        try:
+            user = _find_user(container.runtime, _inspect(host, container))
+        except ContainerGoneError:
+            continue
+        if user is not None:
+            found.append(user)
+    return found
 
 
 def _inspect(host: Host, container: Container) -> dict[str, Any]:

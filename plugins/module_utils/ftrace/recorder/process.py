@@ -280,9 +280,8 @@ def _answer(host: _Host, fd: int) -> None:
         for number in strange:
             os.close(number)
         if request.get("do") == "start":
-            if _note_start(host, fd, str(request.get("name")), request["state"]):
-                return
-            channel.send(client, {"error": RECORDER_UNKNOWN})
+            if not _note_start(host, fd, str(request.get("name")), request["state"]):
+                channel.send(client, {"error": RECORDER_UNKNOWN})
             return
         if request:
             reply, fds = _do(host, fd, str(request.get("do")), str(request.get("name")), request)

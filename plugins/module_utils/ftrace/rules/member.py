@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,12 @@ class Member:
     def shim(self) -> int | None:
         """Return the pid of its shim; None if it has none."""
         return self.source.shim if self.source else None
+
+    @property
+    def owns_shim(self) -> bool:
+        """Return True if it has a shim that runs in its own bundle, and not in that of another container of its pod."""
+        source = self.source
+        return source is not None and source.shim is not None and os.path.basename(source.bundle) in self.group
 
     @property
     def is_traced(self) -> bool:

@@ -226,13 +226,7 @@ class RuleStarts:
 
     def _has_own_shim(self, member: Member) -> bool:
         """Return True if all that is exec'ed into MEMBER descends from a shim of its own; the containers of a pod share one."""
-        if (
-            self._rule.is_announced
-            and member.source is not None
-            and os.path.basename(member.source.bundle) not in member.group
-        ):
-            return False  # the shim runs in the bundle of another container of its pod, of which nothing is known here
-        return member.shim is not None and not any(
+        return member.owns_shim and not any(
             other.shim == member.shim for other in self._members.values() if other is not member
         )
 

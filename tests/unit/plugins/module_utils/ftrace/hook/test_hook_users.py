@@ -37,7 +37,7 @@ class Host:
 )
 def test_by_what(chosen, by):
     entry = {"Id": "0", "Name": "/api", "HostConfig": chosen, "State": {"Status": "exited", "Error": ""}}
-    assert [user.by for user in users.list_users([Host([entry])])] == ([] if by is None else [by])
+    assert [user.by for user in users.list_users(Host([entry]))] == ([] if by is None else [by])
 
 
 def test_of_podman():
@@ -46,7 +46,7 @@ def test_of_podman():
         "Name": "api",
         "Config": {"CreateCommand": ["podman", "run", "--device=crashcart.fleet/trace=a", "x"]},
     }
-    (user,) = users.list_users([Host([entry])])
+    (user,) = users.list_users(Host([entry]))
     assert (user.by, user.name, user.is_hindered) == (("crashcart.fleet/trace=a",), "api", False)
 
 
@@ -63,5 +63,5 @@ def test_of_podman():
 def test_who_was_hindered(policy, status, error, is_hindered):
     chosen = {"Runtime": "crashcart", "RestartPolicy": {"Name": policy}}
     entry = {"Id": "0", "Name": "/api", "HostConfig": chosen, "State": {"Status": status, "Error": error}}
-    (user,) = users.list_users([Host([entry])])
+    (user,) = users.list_users(Host([entry]))
     assert user.is_hindered is is_hindered

@@ -15,7 +15,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(notes, "HOOK_FOLDER", str(tmp_path))
-    monkeypatch.setattr(notes, "RUN", str(tmp_path))
     monkeypatch.setattr(notes, "_FILE", f"{tmp_path}/troubles")
     monkeypatch.setattr(notes, "_LOG", f"{tmp_path}/log")
     return tmp_path
