@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ sys.path.insert(0, os.path.dirname(__file__))
 from support import alone, host, images, parts, sshd
 
 IMAGES = "crashcart-test"
+# Of all tests of a run: what a test leaves of a container on the host would else come home with another test's fetch of the same name.
+_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,7 +73,7 @@ def container() -> Iterator[Callable[..., str]]:
     def start(
         image: str = "busybox", *command: str, options: tuple[str, ...] = ("--network", "none"), name: str | None = None
     ) -> str:
-        name = name or f"cc-test-{os.getpid()}-{len(names)}"
+        name = name or f"cc-test-{os.getpid()}-{next(_numbers)}"
         host.docker("run", "-d", "--name", name, *options, f"{IMAGES}/{image}", *command)
         names.append(name)
         return name
