@@ -18,8 +18,10 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 from support import alone, host, images, parts, sshd
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
+
 IMAGES = "crashcart-test"
-# Of all tests of a run: what a test leaves of a container on the host would else come home with another test's fetch of the same name.
+# Of all tests of a run, so that no two containers have one name.
 _numbers = itertools.count()
 
 
@@ -83,6 +85,9 @@ def container() -> Iterator[Callable[..., str]]:
         host.docker("rm", "-f", name, check=False)
     if host.list_instances() or "crashcart" in Path(f"{host.TRACEFS}/dynamic_events").read_text():
         host.call_module("ftrace_instance", state="absent", everything=True)
+    # Any later fetch would bring them home, whatever it asks for.
+    for path in Path(outbox.FOLDER).glob("*"):
+        path.unlink()
     host.wait_until(lambda: not host.list_loop_devices())
 
 

@@ -92,19 +92,31 @@ _SYS_PIDFD_OPEN = 434
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
-# keyctl is the only call used here that is older than the common numbers. The kernel's name of the machine → keyctl's number.
-_SYS_KEYCTL = {
-    "x86_64": 250,
-    "aarch64": 219,
-    "riscv64": 219,
-    "loongarch64": 219,
-    "ppc64le": 271,
-    "s390x": 280,
-    "armv7l": 311,
+# These calls are older than the common numbers. Call → the kernel's name of the machine → number.
+_OLD_NUMBERS = {
+    "keyctl": {
+        "x86_64": 250,
+        "aarch64": 219,
+        "riscv64": 219,
+        "loongarch64": 219,
+        "ppc64le": 271,
+        "s390x": 280,
+        "armv7l": 311,
+    },
+    "perf_event_open": {
+        "x86_64": 298,
+        "aarch64": 241,
+        "riscv64": 241,
+        "loongarch64": 241,
+        "ppc64le": 319,
+        "s390x": 331,
+        "armv7l": 364,
+    },
 }
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _CAPABILITY_VERSION_3 = 0x20080522
+_PERF_FLAG_FD_CLOEXEC = 8
 
 
 def _check(result: int, *what: object) -> int:
@@ -206,15 +218,36 @@ def pidfd_open(pid: int) -> int:
     return _check(_libc.syscall(_long(_SYS_PIDFD_OPEN), _long(pid), _long(0)), "pidfd_open", pid)
 
 
+def _find_old_number(name: str) -> int:
+    """Return the number of the system call NAME; raises OSError ENOSYS where this module does not know it."""
+    machine = os.uname().machine
+    number = _OLD_NUMBERS[name].get(machine)
+    # A 32-bit Python on a 64-bit kernel has other numbers than the kernel's own.
+    if number is None or (struct.calcsize("P") == 4) != (machine == "armv7l"):
+        raise OSError(errno.ENOSYS, f"the number of {name} is not known on {machine}")
+    return number
+
+
 def join_new_session_keyring() -> None:
     """Replace the caller's session keyring by a new, empty one: keyctl(2).
 
     Raises OSError ENOSYS on an architecture for which this module does not know the number of keyctl.
     """
-    number = _SYS_KEYCTL.get(os.uname().machine)
-    if number is None:
-        raise OSError(errno.ENOSYS, f"the number of keyctl is not known on {os.uname().machine}")
+    number = _find_old_number("keyctl")
     _check(_libc.syscall(_long(number), _long(_KEYCTL_JOIN_SESSION_KEYRING), None), "keyctl")
+
+
+def perf_event_open(attributes: bytes, cpu: int) -> int:
+    """Return a descriptor of the event that ATTRIBUTES (struct perf_event_attr) describe, in all processes on CPU: perf_event_open(2)."""
+    number = _find_old_number("perf_event_open")
+    arguments = (attributes, _long(-1), _long(cpu), _long(-1), _long(_PERF_FLAG_FD_CLOEXEC))
+    return _check(_libc.syscall(_long(number), *arguments), "perf_event_open")
+
+
+def find_write_request(kind: str, number: int, form: str) -> int:
+    """Return the request of ioctl(2) that KIND and NUMBER name, and which passes a value of FORM (as in struct) to the kernel."""
+    is_powerpc = os.uname().machine.startswith("ppc")
+    return (0x80000000 if is_powerpc else 0x40000000) | struct.calcsize(form) << 16 | ord(kind) << 8 | number
 
 
 def set_process_name(name: str) -> None:

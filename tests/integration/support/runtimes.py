@@ -31,6 +31,7 @@ def unpack_busybox(folder: Path) -> None:
 
 def make_bundle(folder: Path, *command: str, **annotations: str) -> Path:
     """Make the bundle of a container that runs COMMAND in FOLDER, and return that. In names of ANNOTATIONS "__" stands for "."."""
+    (folder / "rootfs").mkdir(parents=True, exist_ok=True)
     unpack_busybox(folder / "rootfs")
     os.chmod(folder / "rootfs", 0o755)  # for other users than root
     subprocess.run(["runc", "spec"], cwd=folder, check=True)

@@ -116,6 +116,7 @@ class Watch:
         self._pins: dict[str, int] = {}
         self._events: set[str] = set()
         self._is_changing = False
+        self._owners = 0  # so many contexts of ours() are open
         self._changed: set[str] = set()
         self.has_gap = False
         try:
@@ -235,7 +236,7 @@ class Watch:
             return
         file = os.path.join(place, name) if name else place
         base = os.path.basename(file)
-        if base in _HARMLESS or not file:
+        if base in _HARMLESS or not file or self._owners:
             return
         if events & _WRITTEN and base not in _TAKING:
             if base == "trace":
@@ -264,12 +265,12 @@ class Watch:
         self._watcher.update()
         if files:
             self.compare(is_quick=True)
-        known, altered, held = dict(self._reasons), set(self._altered), set(self._held)
+        self._owners += 1
         try:
             yield
         finally:
             self._watcher.update()
-            self._reasons, self._altered, self._held = known, altered, held
+            self._owners -= 1
             if files:
                 self._learn(files)
 

@@ -58,6 +58,7 @@ class Keeper:
         self._stack = ExitStack()
         self.writer: RecordingWriter | None = None
         self._drained_s = time.monotonic()
+        self._own_writes: ExitStack | None = None
         self._told: dict[str, Any] = {}  # what the files of a rule's recording tell of its starts
         with ExitStack() as failing, ExitStack() as stack:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
@@ -124,12 +125,25 @@ class Keeper:
             return None
         clock, descends = self._instance.read_clock(), self._limits.descends
         starts = RuleStarts(self.order.rule, self._instance, clock, can_descend=descends)
+        stack.callback(self._end_own_writes)
         stack.callback(starts.close)
         return starts
 
+    def _end_own_writes(self) -> None:
+        if self._own_writes is not None:
+            self._own_writes.close()
+            self._own_writes = None
+
     def _look_for_rule(self, starts: RuleStarts) -> None:
-        with self.watch.ours():
+        # The lists of threads are still written when the look is over.
+        if self._own_writes is None:
+            self._own_writes = ExitStack()
+            self._own_writes.enter_context(self.watch.ours())
+        try:
             starts.look()
+        finally:
+            if not starts.is_writing:
+                self._end_own_writes()
         told = starts.describe()
         if told != self._told:
             with suppress(OSError):
@@ -236,7 +250,8 @@ class Keeper:
         try:
             if is_due and self._rule_starts is not None:
                 self._look_for_rule(self._rule_starts)  # first of all: a container may live for some milliseconds only
-            if is_due:
+            # While a list is written, no other file can be read that tells of others' changes.
+            if is_due and self._own_writes is None:
                 self._look_for_others()
             if self.writer is not None:
                 if is_ready or time.monotonic() - self._drained_s > _DRAIN_S:

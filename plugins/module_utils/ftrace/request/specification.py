@@ -31,9 +31,10 @@ PROCESS_EVENTS = ("sched:sched_process_exec", _NEW_TASK, _RENAME, "syscalls:sys_
 # control group. runc is called runc:[2:INIT] until it becomes the program. Before that both run a copy of themselves (CVE-2019-5736), whose
 # name tells how it was started: "exe" for /proc/self/exe, the number of a descriptor for /proc/self/fd/6 and for fexecve(3), and since
 # Linux 6.14 the file's own name for the latter.
-_RUNTIME_NAMES = ("containerd-shim*", "runc*", "crun")
+RUNTIME_NAMES = ("runc*", "crun")
+_OUTSIDE_NAMES = ("containerd-shim*", *RUNTIME_NAMES)
 _COPY_NAMES = ("exe", "[0-9]", "[0-9][0-9]", "memfd:runc*", "memfd:crun*")
-_NAMES = re.compile("|".join(map(fnmatch.translate, (*_RUNTIME_NAMES, *_COPY_NAMES))))
+_NAMES = re.compile("|".join(map(fnmatch.translate, (*_OUTSIDE_NAMES, *_COPY_NAMES))))
 
 
 def is_runtimes(comm: str) -> bool:
@@ -46,9 +47,9 @@ def _exclude(field_name: str, names: tuple[str, ...]) -> str:
     return " && ".join(f'!({field_name} {sign} "{name}")' for sign, name in signs)
 
 
-_RUNTIME_NOISE = _exclude("COMM", (*_RUNTIME_NAMES, *_COPY_NAMES))
+_RUNTIME_NOISE = _exclude("COMM", (*_OUTSIDE_NAMES, *_COPY_NAMES))
 # Busybox's shell starts applets as "exe", too. The rename from "exe" to the applet's own name has to be recorded: it names the process.
-_RENAME_NOISE = f"{_exclude('oldcomm', _RUNTIME_NAMES)} && {_exclude('newcomm', (*_RUNTIME_NAMES, *_COPY_NAMES))}"
+_RENAME_NOISE = f"{_exclude('oldcomm', _OUTSIDE_NAMES)} && {_exclude('newcomm', (*_OUTSIDE_NAMES, *_COPY_NAMES))}"
 # Every process of the host sets off a trigger without a condition; only the instance's processes set off one with a condition.
 _ANYBODY_OF_OURS = "common_pid >= 0"
 _MAX_FILTER_BYTES = 4095  # the kernel takes less than a page

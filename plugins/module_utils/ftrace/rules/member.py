@@ -19,9 +19,9 @@ class Member:
 
     NUMBER: counts the containers of the recording; 0 while it is not known whether the group is a container's.
     SINCE_S: when it came into being, by time.monotonic().
-    TIDS: the threads that were put into the list for it.
+    TIDS: its threads at the last look, which were put into the list. UNTRACED: those that were put into the list of the unrecorded.
     SOURCE: what knows the container; None if nothing of root's does.
-    FIRST: its first process; None if not known. FOLLOWS_SHIM is True when the shim is in the list.
+    FIRST: its first process; None if not known. IS_SETTLED is True when all its threads are in the list, FOLLOWS_SHIM when its shim is.
     VERDICT: one of starts_log; '' before there is one.
     START, BEGUN_NS: readings of the clocks, and of the trace's clock, when its first thread was seen.
     """
@@ -30,8 +30,10 @@ class Member:
     since_s: float
     number: int = 0
     tids: set[int] = field(default_factory=set)
+    untraced: set[int] = field(default_factory=set)
     source: Source | None = None
     first: int | None = None
+    is_settled: bool = False
     follows_shim: bool = False
     container: Container | None = None
     verdict: str = ""

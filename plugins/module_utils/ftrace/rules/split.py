@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sort the events of a rule's ring buffers by the container that they are of, into pages of the same form.
 
-A thread belongs to the container to which it was added, or to that of the thread that made it, which the event task_newtask tells.
+A thread belongs to the container to which it was added, or to that of the thread that made it, which the event task_newtask tells. A thread
+that a runtime has made, and that was added to a container later, belongs to the container from its birth.
 Source of the form of pages: include/linux/ring_buffer.h.
 """
 
@@ -23,6 +24,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring
     unpack_commit,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.starts_log import RUNTIMES
 
 _DELTA_BITS = 27
 _DELTA_LIMIT = 1 << _DELTA_BITS
@@ -107,13 +109,30 @@ def find_owners(
 
     for page in pages:
         _walk(page, page_size, note)
-    owners = Owners()
     # At the same time a root comes before a birth.
-    for time_ns, is_birth, tid, other in sorted([*births, *((time, 0, tid, owner) for time, tid, owner in roots)]):
+    entries = sorted([*births, *((time, 0, tid, owner) for time, tid, owner in roots)])
+    owners = Owners()
+    for (time_ns, is_birth, tid, other), added in zip(entries, _find_added(entries)):
         owner = owners.find(time_ns, other) if is_birth else other
+        if owner == RUNTIMES and added is not None:
+            owner = added
         if owner is not None:
             owners.add(time_ns, tid, owner)
     return owners
+
+
+def _find_added(entries: list[tuple[int, int, int, int]]) -> list[int | None]:
+    """Return for each birth in ENTRIES, as find_owners has them, to which container its thread was added in its life; None for others."""
+    added: list[int | None] = []
+    first: dict[int, int] = {}
+    for _time_ns, is_birth, tid, other in reversed(entries):
+        if is_birth:
+            added.append(first.pop(tid, None))
+        else:
+            added.append(None)
+            first[tid] = other
+    added.reverse()
+    return added
 
 
 def _read_int(data: bytes, at: int) -> int:

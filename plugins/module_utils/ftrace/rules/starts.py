@@ -2,24 +2,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Put the containers that start on the host into a rule's trace instance, and take those out again that the rule does not mean.
 
-A container's control group comes into being tens of milliseconds before its program is executed. The runtime's process in it is put into
-the list of recorded threads at once, with those of other containers in one write, which takes the kernel some 20 ms and has its effect at
-the beginning. Children of a recorded thread are recorded, too. Which container it is is found out after that: a container that is not
-meant is put into the list of threads that are not recorded, and its events are never fetched.
+A runtime is executed tens of milliseconds before its container's program is. It is put into the list of recorded threads at once, and
+its children, which become the container, are recorded, too. A write to the list takes the kernel 20 to 50 ms and has its effect at the
+beginning, so several runtimes share one. The container's control group comes into being some ten milliseconds before the program. Its
+threads are noted as the container's, and are put into the list where they are missing. Which container it is is found out after that:
+a container that is not meant is put into the list of threads that are not recorded, and its events are never fetched.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import select
 import time
 from collections import deque
-from contextlib import suppress
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following, pid_lists
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.list_writer import ListWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
@@ -30,9 +32,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_g
     find_engine_id,
     is_container,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_runtimes import RuntimeWatcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks, word_size
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance, TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 NOTRACE_PIDS = "set_event_notrace_pid"  # Linux 5.7
 _IDLE_LOOK_S = 1.0
@@ -47,7 +50,7 @@ _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 class RuleStarts:
     """The starts of containers that RULE means, in INSTANCE with the trace clock CLOCK; CAN_DESCEND says if shims are followed.
 
-    FD is readable when a control group has come into being or is gone. Raises FleetError where no control groups can be watched.
+    Raises FleetError where no control groups can be watched.
     """
 
     def __init__(self, rule: Rule, instance: Instance, clock: str, *, can_descend: bool) -> None:
@@ -64,19 +67,31 @@ class RuleStarts:
         self._new_shims: list[Member] = []
         self._left_out: list[Member] = []
         self._sources = Sources()
+        self._lists = ListWriter(instance)
         self._log = starts_log.StartsLog()
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
         self.counts = Counts()
         self._latest: deque[dict[str, str]] = deque(maxlen=_MAX_LATEST)
         self._groups = GroupWatcher(top, watches=not rule.is_announced)
-        self.fd = self._groups.fd
+        # It tells of a start earlier than a new group does. A hook tells in time.
+        self._new_runtimes = None if rule.is_announced else RuntimeWatcher(instance)
+        self._runtimes: set[int] = set()
+        self._poll = select.epoll()
+        for fd in (self._groups.fd, *(self._new_runtimes.fds if self._new_runtimes else ())):
+            self._poll.register(fd, select.EPOLLIN)
         self._busy_s = time.monotonic()
 
     def describe(self) -> dict[str, Any]:
         """Return the numbers of containers, the names of the latest ones, and the troubles, for results."""
         latest = list(self._latest)
         counts = {**vars(self.counts), "missed": self.counts.missed + self._groups.missed}
-        return {**counts, "running": self.running, "latest": latest, "troubles": self._groups.troubles}
+        troubles = [*self._groups.troubles, *(self._new_runtimes.troubles if self._new_runtimes else ())]
+        return {**counts, "running": self.running, "latest": latest, "troubles": troubles}
+
+    @property
+    def fd(self) -> int:
+        """Return the descriptor that is readable when a runtime was executed, or a control group has come into being or is gone."""
+        return self._poll.fileno()
 
     @property
     def running(self) -> int:
@@ -90,6 +105,11 @@ class RuleStarts:
         return self._rule.idle_s is not None and time.monotonic() - self._busy_s > self._rule.idle_s
 
     @property
+    def is_writing(self) -> bool:
+        """Return True while threads are put into the lists."""
+        return self._lists.is_busy
+
+    @property
     def look_s(self) -> float:
         """Return the seconds until the next look at the containers, at most."""
         live = [member for member in self._members.values() if member.is_traced]
@@ -97,7 +117,11 @@ class RuleStarts:
         if ages:
             # A group may stay empty, so what is seen late is late by a small part of its time only.
             return min(following.LOOK_S, max(following.START_LOOK_S, min(ages) / _PARTS))
-        if any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live):
+        if (
+            self.is_writing
+            or self._left_out
+            or any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live)
+        ):
             return following.LOOK_S
         return _IDLE_LOOK_S
 
@@ -105,18 +129,22 @@ class RuleStarts:
         """Note the containers that run now in the new segment FOLDER of the recording."""
         self._log.begin(folder)
         now = clocks.read(self._clock) or 0
+        self._runtimes = set(filter(processes.is_alive, self._runtimes))
+        self._log.write_threads(starts_log.RUNTIMES, now, self._runtimes)
         for member in self._members.values():
             if member.number and member.verdict != starts_log.REFUSED:
                 is_over = member.verdict == starts_log.OVER
                 # Of those that have ended since they were put into the list the numbers may be others' by now.
-                member.tids = self._list_threads(member)
+                tids = self._list_threads(member)
+                member.tids &= tids
                 # From here on nothing of one that was traced long enough is wanted.
                 about = {**self._describe(member), **({"verdict": starts_log.UNMEANT} if is_over else {})}
                 self._log.write(member.number, **about)
-                self._log.write_threads(member.number, now, member.tids)
+                self._log.write_threads(member.number, now, tids)
 
     def look(self) -> None:
         """Look for containers that have started or ended, and put their threads into the lists."""
+        self._follow_runtimes()
         now_s = time.monotonic()
         if any(member.is_traced for member in self._members.values()):
             self._busy_s = now_s
@@ -134,6 +162,17 @@ class RuleStarts:
             if member.number and member.is_traced:
                 self._find_out(member, now_s)
         self._write_lists()
+
+    def _follow_runtimes(self) -> None:
+        """Put the runtimes that were executed since the last look, and are about to start a container, into the list."""
+        pids = self._new_runtimes.read() if self._new_runtimes else set()
+        if not pids:
+            return
+        now = clocks.read(self._clock) or 0
+        tids = {tid for pid in pids for tid in processes.read_threads(pid)}
+        self._lists.add(tids)
+        self._log.write_threads(starts_log.RUNTIMES, now, tids)
+        self._runtimes = set(filter(processes.is_alive, self._runtimes | tids))
 
     def announce(self, starts: Sequence[tuple[int, str]]) -> list[str | None]:
         """Trace the containers of STARTS from now on; their runtimes hold them before their first programs.
@@ -155,7 +194,10 @@ class RuleStarts:
                 self.counts.missed += 1
                 why = str(error)
             told.append(why)
-        self._add(chosen)
+        for _round in range(_ROUNDS):  # a thread that comes between look and write may have no followed parent
+            if not self._add(chosen):
+                break
+            self._lists.wait()
         return told
 
     def _find_announced(self, pid: int, identity: str) -> Member:
@@ -199,26 +241,20 @@ class RuleStarts:
                 self._judge_group(member)
         self._add([member for member in live if member.number and member.is_traced])
 
-    def _add(self, chosen: list[Member]) -> None:
-        """Put the threads of the CHOSEN into the list, and note whose they are."""
-        if not chosen:
-            return
-        found: dict[int, set[int]] = {}
+    def _add(self, chosen: list[Member]) -> bool:
+        """Put the threads of the CHOSEN into the list, and note whose they are; return True if there may be more."""
         now = clocks.read(self._clock) or 0
-
-        def list_tids() -> set[int]:
-            for member in chosen:
-                found.setdefault(member.number, set()).update(self._list_threads(member))
-            return set().union(*found.values())
-
-        pid_lists.add_missing(self._instance, list_tids, rounds=_ROUNDS)
         for member in chosen:
-            new = found.get(member.number, set()) - member.tids
-            member.tids |= new
+            tids = self._list_threads(member)
+            new = tids - member.tids
+            member.tids = tids
+            self._lists.add(new)
             self._log.write_threads(member.number, now, new)
+            member.is_settled = member.first is not None and not new
+        return not all(member.is_settled for member in chosen)
 
     def _is_looked_at(self, member: Member) -> bool:
-        return member.first is None or (self._can_descend and not self._has_own_shim(member))
+        return not member.is_settled or (self._can_descend and not self._has_own_shim(member))
 
     def _awaits_shim(self, member: Member) -> bool:
         """Return True if the shim of MEMBER is to be followed as soon as its program runs."""
@@ -314,6 +350,7 @@ class RuleStarts:
             member.tasks = _describe_tasks(member.first)
             if member.first not in member.tids:
                 member.tids.add(member.first)
+                self._lists.add({member.first})
                 self._log.write_threads(member.number, member.begun_ns, {member.first})
 
     def _decide(self, member: Member, now_s: float) -> None:
@@ -350,20 +387,23 @@ class RuleStarts:
             self._latest.append({"id": member.container.id, "name": member.container.name, "verdict": verdict})
 
     def _write_lists(self) -> None:
-        """Follow the shims, and leave out the containers, that this look has found, with one write for all of each kind."""
-        followed, left_out = self._new_shims, self._left_out
-        self._new_shims, self._left_out = [], []
-        self._add(followed)
-        if left_out and self._can_leave_out:
-            with suppress(TraceError):
-
-                def list_left_out() -> set[int]:
-                    return set().union(*(self._list_threads(member) for member in left_out))
-
-                pid_lists.add_missing(self._instance, list_left_out, NOTRACE_PIDS, rounds=_ROUNDS)
+        """Follow the shims, and leave out the containers, that this look has found."""
+        self._add(self._new_shims)
+        self._new_shims = []
+        left_out, self._left_out = self._left_out, []
+        for member in left_out if self._can_leave_out else ():
+            new = self._list_threads(member) - member.untraced
+            if new:
+                member.untraced |= new
+                self._lists.add(new, NOTRACE_PIDS)
+                self._left_out.append(member)  # what they make before the write is looked for by the next look
 
     def close(self) -> None:
         """End the watch and the log."""
+        self._lists.close()
+        self._poll.close()
+        if self._new_runtimes:
+            self._new_runtimes.close()
         self._groups.close()
         self._log.close()
 

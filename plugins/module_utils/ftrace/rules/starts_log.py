@@ -5,6 +5,7 @@
 Each segment's file is complete by itself: it begins with the containers that run then, and their threads.
 
     {"number": 3, "time": 17, "tids": [5, 6]}     from trace time 17 ns on these threads are of the third container that has started
+    {"number": 0, "time": 17, "tids": [4]}        these are of a runtime, which starts a container
     {"number": 3, "container": {...}, ...}        what is known of it; a later line counts
     {"number": 3, "ended": 1790000000.5}          it has ended, in seconds since the epoch
 """
@@ -20,6 +21,8 @@ from typing import Any, Collection, Iterable, Iterator
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import open_private
 
 NAME = "starts"
+# The number of what is no container's: the runtimes, and what they start beside the containers.
+RUNTIMES = 0
 # What becomes of a container: it is traced, was traced for as long as the rule allows, is not meant, may be meant, or was one too many.
 TRACED, OVER, UNMEANT, UNDECIDED, REFUSED = "traced", "over", "unmeant", "undecided", "refused"
 

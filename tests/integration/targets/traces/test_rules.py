@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -279,6 +280,74 @@ def list_all(dest):
     """Return the captures of a fetch, also those without an event."""
     arguments = {"dest": str(dest), "docker_host": os.environ["DOCKER_HOST"]}
     return host.ad_hoc("localhost", "ftrace_fetch", arguments)["captures"]
+
+
+def test_each_start_of_plain_runc_is_seen_and_begins_with_its_execve_or_says_that_it_does_not(rule, tmp_path):
+    """runc takes some ten milliseconds from the control group to the program, less than the kernel takes for a list."""
+    rule(containers=["cc-runc*"])
+    folder = runtimes.make_bundle(tmp_path / "bundle", *FAILS)
+    names = {f"cc-runc-{number}" for number in range(10)}
+    for name in names:
+        host.run("runc", "run", "--bundle", str(folder), name, check=False)
+    captures = list_all(tmp_path)
+    assert {capture["manifest"]["container"]["name"] for capture in captures} == names
+    caught = 0
+    for capture in captures:
+        manifest = capture["manifest"]
+        if manifest["complete"]:
+            check_from_the_first_instruction(capture)
+            caught += 1
+        else:
+            assert all(map(TOLD.search, manifest["reasons"])), manifest["reasons"]
+    assert caught > 0
+
+
+def call_as_runtime(folder, *words, **options):
+    """Run a program called runc with the words WORDS, which starts no container and waits; return its process."""
+    program = folder / "runc"
+    program.write_text("#!/bin/sh\n: $@\nread line\n")
+    program.chmod(0o755)
+    return subprocess.Popen([str(program), *words], stdin=subprocess.PIPE, **options)
+
+
+@pytest.fixture
+def readable():
+    """Give a folder that all users can read."""
+    with tempfile.TemporaryDirectory(prefix="crashcart-test-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def test_a_runtime_that_starts_a_container_is_followed_before_the_container_exists(rule, readable, tmp_path):
+    rule()
+    list_of_pids = Path(host.TRACEFS, "instances", host.list_instances()[0], "set_event_pid")
+    asked = {
+        "create": call_as_runtime(readable, "--root", "/run/nope", "create", "--bundle", "/nope", "cc-new-one"),
+        "run": call_as_runtime(readable, "run", "cc-new-two"),
+    }
+    others = {
+        "exec": call_as_runtime(readable, "exec", "cc-new-one", "run"),
+        "of a user": call_as_runtime(readable, "run", "cc-new-three", user=65534),
+        "of a user in a namespace": subprocess.Popen(
+            ["unshare", "--user", "--map-root-user", str(readable / "runc"), "run", "cc-new-four"],
+            stdin=subprocess.PIPE,
+            user=65534,
+        ),
+        "in a pid namespace": subprocess.Popen(
+            ["unshare", "--pid", "--fork", str(readable / "runc"), "run", "cc-new-five"], stdin=subprocess.PIPE
+        ),
+    }
+    try:
+        host.wait_until(
+            lambda: {asked[name].pid for name in asked} <= {int(pid) for pid in list_of_pids.read_text().split()}
+        )
+        followed = {int(pid) for pid in list_of_pids.read_text().split()}
+        assert followed == {process.pid for process in asked.values()}
+    finally:
+        for process in [*asked.values(), *others.values()]:
+            process.communicate(b"\n")
+    assert find_state()["troubles"] == []
+    assert list_all(tmp_path / "fetched") == []
 
 
 def test_labels_of_podman_are_asked_for_at_the_fetch(rule, tmp_path):

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format import ring_pages
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import split
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import split, starts_log
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis import pages
 from ansible_collections.crashcart.fleet.tests.unit.plugins.module_utils.analysis.pages import PAGE_SIZE
 
@@ -53,6 +53,21 @@ def test_births_on_other_cpus_count_in_the_order_of_time():
     earlier = pages.pack_page(100, [pages.pack_event(pages.make_newtask(5, 6, b"sh"))])
     owners = split.find_owners([(50, 5, 1)], [later, earlier], PAGE_SIZE, NEW_TASK)
     assert owners.find(300, 7) == 1
+
+
+def test_what_a_runtime_has_made_is_of_the_container_to_which_it_was_added_later_and_from_its_birth():
+    def birth(time_ns, maker, child):
+        return pages.pack_page(time_ns, [pages.pack_event(pages.make_newtask(maker, child, b"runc"))])
+
+    # The runtime 5 makes 6, whose child 7 becomes the container's program and makes 8 before it is seen in the group. 9 is a hook.
+    births = [birth(100, 5, 6), birth(110, 6, 7), birth(120, 7, 8), birth(130, 5, 9)]
+    roots = [(90, 5, starts_log.RUNTIMES), (200, 7, 3)]
+    owners = split.find_owners(roots, births, PAGE_SIZE, NEW_TASK)
+    assert [owners.find(150, tid) for tid in (5, 6, 7, 8, 9)] == [0, 0, 3, 3, 0]
+    # The number 9 is used again, for a process of another container, which another runtime has made.
+    births += [birth(300, 5, 9)]
+    owners = split.find_owners([*roots, (400, 9, 4)], births, PAGE_SIZE, NEW_TASK)
+    assert [owners.find(time, 9) for time in (150, 350, 450)] == [0, 4, 4]
 
 
 def test_a_number_that_is_used_again_belongs_to_the_next_container():
