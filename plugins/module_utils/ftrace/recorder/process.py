@@ -3,8 +3,8 @@
 """Run the host's one recorder: a process that watches all traces, drains recordings to files, and ends traces by their limits.
 
 orders.py says which traces it looks after. The recorder belongs to no module and no login, like the watchdog of cart/. One thread drains
-all CPUs of all recordings in turn: a read only moves pages, and the disk bounds the speed. The recorder's niceness lets the host's
-services go first, but not so much that events are lost.
+all CPUs of all recordings in turn: a read only moves pages, and the disk bounds the speed. Each rule has another thread, which waits while
+the kernel takes lists of threads. The recorder's niceness lets the host's services go first, but not so much that events are lost.
 """
 
 from __future__ import annotations

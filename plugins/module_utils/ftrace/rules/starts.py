@@ -21,11 +21,11 @@ from typing import Any, Sequence
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.list_writer import ListWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.list_writer import ListWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.member import Counts, Member
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import (
     GroupWatcher,

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import pid_lists
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow.list_writer import ListWriter
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.list_writer import ListWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
 
 UNRECORDED = "set_event_notrace_pid"
