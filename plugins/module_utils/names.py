@@ -15,11 +15,16 @@ RECORDER_SOCKET = f"{RECORDER_FOLDER}/{RECORDER_SOCKET_NAME}"
 # The error where a request names a trace or rule that the recorder does not have.
 RECORDER_UNKNOWN = "it is not looked after"
 HOOK_FOLDER = f"{RUN}/start-hook"
-HOOK_POLICY_FOLDER = "/etc/crashcart"
-HOOK_POLICY = f"{HOOK_POLICY_FOLDER}/start-hook.json"
-HOOK_PROGRAM_FOLDER = "/usr/libexec/crashcart"
-HOOK_PROGRAM = f"{HOOK_PROGRAM_FOLDER}/start-hook"
+# What roles install for later: settings and programs, of which each has a file in both.
+HOST_SETTINGS = "/etc/crashcart"
+HOST_PROGRAMS = "/usr/libexec/crashcart"
+HOOK_POLICY = f"{HOST_SETTINGS}/start-hook.json"
+HOOK_PROGRAM = f"{HOST_PROGRAMS}/start-hook"
 HOOK_RULE_PREFIX = "start-hook:"  # of the rule of a profile of the start hook
+BOOT_RULES = f"{HOST_SETTINGS}/rules.json"
+BOOT_PROGRAM = f"{HOST_PROGRAMS}/begin-rules"
+BOOT_UNIT = "crashcart-rules.service"
+BOOT_UNIT_FILE = f"/etc/systemd/system/{BOOT_UNIT}"
 WATCHDOG_LOCK = f"{LOCKS}/watchdog"
 # Files that survive a reboot: images, recordings, captures that are not fetched yet.
 STATE = "/var/lib/crashcart"

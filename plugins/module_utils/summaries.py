@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Iterator, Mapping, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import BOOT_UNIT
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_bytes, format_time
 
@@ -149,6 +150,20 @@ def summarize_start_hook(hook: Mapping[str, Any] | None) -> list[str]:
             f"start hook: {len(troubles)} troubles, the last at {format_time(last['time'])} with {whose} of {last['profile']}: {last['why']}"
         )
     return list(map(escape, lines))
+
+
+def summarize_boot_rules(rules: Sequence[Mapping[str, Any]], error: str) -> list[str]:
+    """Return one line for each of RULES that begin with the host, as ftrace_info returns them, and one for ERROR if it is not ''."""
+    lines = [
+        f"rule {rule['name']}: begins when the host starts, "
+        + (
+            "runs"
+            if rule["is_running"]
+            else f"does not run now (journalctl -u {BOOT_UNIT}, or run the role standing_rules)"
+        )
+        for rule in rules
+    ]
+    return list(map(escape, [*lines, error] if error else lines))
 
 
 def _describe_end(expires: float | None) -> str:

@@ -252,6 +252,11 @@ census:
       type: list
       elements: str
       sample: [/etc/crashcart/start-hook.json]
+    boot_rules:
+      description: Files by which standing rules begin with the host (M(crashcart.fleet.ftrace_rules)).
+      type: list
+      elements: str
+      sample: [/etc/crashcart/rules.json, /etc/systemd/system/crashcart-rules.service]
     directories:
       description: Directories on the host.
       type: list

@@ -211,8 +211,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers import 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import setup, users, wiring
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import take
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import paths, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
@@ -263,22 +264,12 @@ def describe_use(names, ways):
     return found
 
 
-def find_root(module):
-    """Return the tracefs; None in check mode where it is not mounted, which a task before this one would do."""
-    try:
-        return tracefs.find_tracefs()
-    except tracefs.TraceError:
-        if module.check_mode:
-            return None
-        raise
-
-
 def plan(module, host, found):
     """Return the names of the profiles that are left, the ways, and the steps. FOUND are the containers that need the hook."""
     chosen = module.params
     has_runtimes = setup.has_runtimes(chosen["docker_config"])
     if chosen["state"] == "present":
-        wanted = setup.complete_profiles(chosen["profiles"], find_root(module))
+        wanted = setup.complete_profiles(chosen["profiles"], tracefs.find_for(module))
         ways = chosen["ways"] or setup.choose_ways(has_runtimes)
         docker = find_docker(module, ways, has_runtimes)
         names = list(wanted)
@@ -318,13 +309,7 @@ def run(module):
     host = options.open_host(module)
     found = list_users(module, host)
     names, ways, steps = plan(module, host, found)
-    needed = [step for step in steps if step.is_needed]
-    for step in [] if module.check_mode else needed:
-        try:
-            step.do()
-        except OSError as error:
-            raise FleetError(f"{step.what}: {error.strerror}") from error
-    changes = [step.what for step in needed if step.what]
+    changes = take(steps, check_mode=module.check_mode)
     return {
         "changed": bool(changes),
         "changes": changes,

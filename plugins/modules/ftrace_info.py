@@ -48,7 +48,7 @@ options:
       - What to return. Each value gives the return value of the same name, V(all) gives all of them.
     type: list
     elements: str
-    choices: [all, summary, instances, captures, start_hook, features, available]
+    choices: [all, summary, instances, captures, start_hook, boot_rules, features, available]
     default: [summary]
   containers:
     description:
@@ -150,6 +150,12 @@ start_hook:
   returned: with V(start_hook) in O(gather)
   type: dict
   sample: {profiles: [startup], error: null, troubles: []}
+boot_rules:
+  description: The standing rules that begin when the host starts (M(crashcart.fleet.ftrace_rules)), with C(name) and C(is_running).
+  returned: with V(boot_rules) in O(gather)
+  type: list
+  elements: dict
+  sample: [{name: shop, is_running: true}]
 features:
   description: What the collection can use for traces, and for each feature whether this host has it.
   returned: with V(features) in O(gather)
@@ -185,6 +191,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch impor
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import tracers
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import read_at_boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
@@ -230,6 +237,15 @@ def describe_start_hook():
     return found
 
 
+def describe_boot_rules(instances):
+    """Return the rules that begin when the host starts, and why they are not known; '' if they are. INSTANCES are as in the result."""
+    running = {one["rule"]["name"] for one in instances if one["rule"] is not None and one["state"] == "started"}
+    try:
+        return [{"name": name, "is_running": name in running} for name in sorted(read_at_boot())], ""
+    except FleetError as error:
+        return [], str(error)
+
+
 def run(module):
     require_root()
     try:
@@ -241,13 +257,16 @@ def run(module):
         "instances": [] if available is None else list_traces(module, root),
         "captures": [segment.as_result() for segment in outbox.list_segments()],
         "start_hook": describe_start_hook(),
+        "boot_rules": [],
         "features": list_features(available),
         "available": available,
     }
+    found["boot_rules"], error = describe_boot_rules(found["instances"])
     found["summary"] = [
         *(summaries.summarize_traces(found["instances"]) or ["trace: none"]),
         *summaries.summarize_captures(found["captures"]),
         *summaries.summarize_start_hook(found["start_hook"]),
+        *summaries.summarize_boot_rules(found["boot_rules"], error),
         *summaries.summarize_features(found["features"]),
     ]
     wanted = summaries.find_gathered(module)
@@ -261,7 +280,16 @@ def main():
             gather=dict(
                 type="list",
                 elements="str",
-                choices=["all", "summary", "instances", "captures", "start_hook", "features", "available"],
+                choices=[
+                    "all",
+                    "summary",
+                    "instances",
+                    "captures",
+                    "start_hook",
+                    "boot_rules",
+                    "features",
+                    "available",
+                ],
                 default=["summary"],
             ),
         ),

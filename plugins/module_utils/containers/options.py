@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Sequence
 
 from ansible.module_utils.basic import missing_required_lib
 
@@ -25,6 +25,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selecti
     Selector,
     UnknownContainerError,
     describe_running,
+    pair_labels,
     select_containers,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import Refuse
@@ -63,11 +64,6 @@ def parse_selector(module: Any, host: Host | None) -> Selector:
         query=compile_query(query, host.inspect) if host and query is not None else None,
         any_owner=module.params["docker_host"] is not None,
     )
-
-
-def pair_labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str | None], ...]:
-    """Return the pairs of a selector for the value of the option LABELS."""
-    return tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
 
 
 def select(

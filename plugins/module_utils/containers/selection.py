@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import (
     SHORT_ID_LENGTH,
@@ -130,6 +130,11 @@ def select_containers(
     if selector.query is not None:
         chosen = [container for container in chosen if selector.query(container)]
     return chosen
+
+
+def pair_labels(labels: Mapping[str, Any] | None) -> tuple[tuple[str, str | None], ...]:
+    """Return the pairs of a selector for the value of the option LABELS."""
+    return tuple((name, None if value is None else str(value)) for name, value in (labels or {}).items())
 
 
 def is_meant(selector: Selector, container: Container) -> bool:

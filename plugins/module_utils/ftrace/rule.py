@@ -7,12 +7,15 @@ A rule has one trace instance, which all its containers share. Its events are so
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, Callable, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import Selector, is_meant
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import BOOT_RULES
 
 RUNTIME = "rule"  # in place of a container's runtime, in the description of a rule's trace
 _STATE = "awaited"
@@ -74,6 +77,21 @@ def from_json(document: Mapping[str, Any]) -> Rule:
             "labels": tuple((name, value) for name, value in document["labels"].items()),
         }
     )
+
+
+def read_at_boot() -> dict[str, Any]:
+    """Return name → options of ftrace_instance of the rules that begin when the host starts; raises FleetError for a damaged list."""
+    try:
+        with open(BOOT_RULES, encoding="utf-8") as file:
+            return dict(json.load(file)["rules"])
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise FleetError(
+            f"{BOOT_RULES} cannot be read ({error.strerror}): run the role standing_rules again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FleetError(f"{BOOT_RULES} is damaged: run the role standing_rules again") from error
 
 
 def name_selection(rule: Rule) -> str:

@@ -42,7 +42,8 @@ SHARED_LAYERS = (
     ("ftrace.plan",),
     ("ftrace.selection", "ftrace.start"),
     ("ftrace.calls",),  # what a module does for its options
-    ("ftrace.hook",),
+    ("ftrace.installed",),  # what stays on a host until it is taken away
+    ("ftrace.hook", "ftrace.boot"),
     ("summaries", "image", "analysis"),
 )
 # What Ansible or a user starts, which nothing imports.

@@ -83,8 +83,8 @@ STARTED = (
     "ftrace.setup.probe_places",
     "ftrace.start",
 )
-# What the start hook's program, which ftrace_hook makes, does not need: it begins traces, and says nothing of any.
-_NOT_OF_THE_HOOK = (
+# What the programs that stay on a host do not need: they begin traces, and say nothing of any.
+_NOT_OF_PROGRAMS = (
     "ftrace.calls.awaiting",
     "ftrace.calls.starting",
     "ftrace.describe",
@@ -95,6 +95,7 @@ _NOT_OF_THE_HOOK = (
     "ftrace.format.waits",
     "ftrace.selection",
 )
+_BEGUN = tuple(name for name in STARTED if name not in _NOT_OF_PROGRAMS)
 # Module → what it needs of these, and nothing else of them.
 NEEDS = {
     "crashcart_attach": ("cart.attach", "cart.image_mounts", "cart.store"),
@@ -122,10 +123,11 @@ NEEDS = {
     ),
     "ftrace_fetch": (*FETCHED, "ftrace.fetch.arguments", "ftrace.fetch.fetch"),
     "ftrace_guard": ("ftrace.calls.requests", "ftrace.fetch.arguments"),
-    "ftrace_hook": (*(name for name in STARTED if name not in _NOT_OF_THE_HOOK), "ftrace.hook"),
+    "ftrace_hook": (*_BEGUN, "ftrace.hook", "ftrace.installed"),
     "ftrace_info": (*DESCRIBED, "ftrace.hook.notes", "ftrace.hook.policy"),
     "ftrace_instance": STARTED,
     "ftrace_report": (),
+    "ftrace_rules": (*_BEGUN, "ftrace.boot", "ftrace.installed"),
     "ftrace_store": (),
 }
 # What must not come back, even where somebody writes it into NEEDS.

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers import options
@@ -22,7 +21,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder im
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 _MAX_ENDS = 5
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -38,7 +36,7 @@ def await_containers(module: Any, root: str, outcome: Outcome) -> tuple[dict[str
     ROOT is the tracefs. OUTCOME gets the failure. Raises FleetError for options that a rule cannot have.
     """
     parameters = rule_requests.complete(module.params, root)
-    rule = make_rule(parameters)
+    rule = rule_requests.make_rule(parameters)
     request = rule_requests.make_request(parameters, root)
     container = rule.as_container()
     with ExitStack() as begun:
@@ -105,23 +103,6 @@ def _tell_ends(rule: Rule) -> str:
     except ContainerError:
         return ""  # the engine's word is an addition
     return "".join(f"; {name}: {text}" for name, text in ends.items() if text)
-
-
-def make_rule(parameters: Mapping[str, Any]) -> Rule:
-    """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that means nothing or cannot be."""
-    patterns, labels = parameters["containers"], parameters["labels"]
-    if not patterns and not labels:
-        raise FleetError(
-            "say which containers to await: give containers or labels (containers='*' means all that start)"
-        )
-    rule = Rule(
-        name=parameters["rule"] or "",
-        patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),
-        labels=options.pair_labels(labels),
-        max_containers=parameters["max_containers"],
-        max_time_s=parse_seconds(parameters["max_time"], "max_time"),
-    )
-    return rule if rule.name else replace(rule, name=rules.name_selection(rule))
 
 
 def select_rule(module: Any, root: str) -> list[TraceInstance]:

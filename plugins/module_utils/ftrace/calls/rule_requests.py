@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make of options what the trace of a rule is to record: the values that a rule has by default, and the request."""
+"""Make of options a rule and what its trace is to record: the values that a rule has by default, and the request."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any, Mapping
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.selection import pair_labels
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import rule as rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.plan import TraceRequest
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import (
     limits,
@@ -15,7 +17,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request imp
     profiles,
     specification,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
 _DEFAULTS: dict[str, Any] = {
     "mode": "record",
@@ -65,6 +69,23 @@ def complete(parameters: Mapping[str, Any], root: str, ttl: str | None = _DEFAUL
     if found["max_containers"] < 1:
         raise FleetError(f"max_containers: {found['max_containers']} is too small")
     return profiles.complete(found, len(Instance(root, "..").list_cpus()))
+
+
+def make_rule(parameters: Mapping[str, Any]) -> Rule:
+    """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that means nothing or cannot be."""
+    patterns, labels = parameters["containers"], parameters["labels"]
+    if not patterns and not labels:
+        raise FleetError(
+            "say which containers to await: give containers or labels (containers='*' means all that start)"
+        )
+    rule = Rule(
+        name=parameters["rule"] or "",
+        patterns=None if patterns is None else tuple(pattern.strip() for pattern in patterns),
+        labels=pair_labels(labels),
+        max_containers=parameters["max_containers"],
+        max_time_s=parse_seconds(parameters["max_time"], "max_time"),
+    )
+    return rule if rule.name else replace(rule, name=rules.name_selection(rule))
 
 
 def make_request(parameters: Mapping[str, Any], root: str) -> TraceRequest:

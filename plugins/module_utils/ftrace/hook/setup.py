@@ -13,7 +13,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
@@ -22,16 +22,22 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import (
-    archive,
     dockerd,
-    files,
     policy,
     profiles,
+    program,
+    quick,
     users,
     wiring,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.files import DaemonFile
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.wiring import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.daemon_file import DaemonFile
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed import archive, files
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.files import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import (
+    Step,
+    plan_removal,
+    plan_write,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import check_buffers
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import RUNTIME
@@ -62,15 +68,6 @@ class Docker:
         """Have the daemon read its configuration again, after which it has the runtimes WANTED of ours."""
         if self.engine is not None:
             dockerd.reload(self.engine, self.pid_file, wanted)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of a change: it is done by calling DO if it IS_NEEDED. WHAT is the file that it changes; '' for none."""
-
-    what: str
-    is_needed: bool
-    do: Callable[[], Any]
 
 
 def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str | None) -> dict[str, dict[str, Any]]:
@@ -126,15 +123,17 @@ def has_runtimes(config: str) -> bool:
 def plan_presence(wanted: Mapping[str, Mapping[str, Any]], ways: Sequence[str], docker: Docker | None) -> list[Step]:
     """Return the steps that bring the hook with the profiles WANTED to the host by WAYS. DOCKER is needed for runtimes."""
     names = list(wanted)
-    content, end = archive.make()
+    content, end = archive.make(quick.__name__, [program.__name__], archive.RUN_AND_END_WITH_0)
     policy_file = File(HOOK_POLICY, policy.make_text(wanted).encode("utf-8"))
     is_other = not files.is_there(policy_file)
-    steps = [_write(File(HOOK_PROGRAM, content, 0o755, end)), _write(policy_file)]
+    steps = [plan_write(File(HOOK_PROGRAM, content, 0o755, end)), plan_write(policy_file)]
     steps += _plan_end(is_other)
-    steps.append(_write(wiring.make_cdi(names, is_stub=False)) if wiring.CDI in ways else _remove(wiring.CDI_FILE))
+    steps.append(
+        plan_write(wiring.make_cdi(names, is_stub=False)) if wiring.CDI in ways else plan_removal(wiring.CDI_FILE)
+    )
     hooks = wiring.make_hooks(names) if wiring.HOOKS in ways else []
-    steps += map(_write, hooks)
-    steps += [_remove(path) for path in wiring.list_hooks() if path not in {file.path for file in hooks}]
+    steps += map(plan_write, hooks)
+    steps += [plan_removal(path) for path in wiring.list_hooks() if path not in {file.path for file in hooks}]
     if wiring.RUNTIMES in ways and docker is not None:
         steps += _plan_runtimes(docker, names, is_stub=False)
     elif docker is not None:
@@ -147,14 +146,14 @@ def plan_stub(docker: Docker | None) -> list[Step]:
     steps = []
     devices = list_devices()
     if devices:
-        steps.append(_write(wiring.make_cdi(devices, is_stub=True)))
-    steps += map(_remove, wiring.list_hooks())
+        steps.append(plan_write(wiring.make_cdi(devices, is_stub=True)))
+    steps += map(plan_removal, wiring.list_hooks())
     names = list_profiles_of_runtimes(docker)
     if docker is not None and names:
         steps += _plan_runtimes(docker, names, is_stub=True)
-    steps += [*_plan_end(policy.exists()), _remove(HOOK_POLICY)]
+    steps += [*_plan_end(policy.exists()), plan_removal(HOOK_POLICY)]
     # A container that is being started, or of an engine that keeps the hook in the container's specification, may still name it.
-    return [*steps, _write(File(HOOK_PROGRAM, wiring.STUB_PROGRAM, 0o755))] if files.read(HOOK_PROGRAM) else steps
+    return [*steps, plan_write(File(HOOK_PROGRAM, wiring.STUB_PROGRAM, 0o755))] if files.read(HOOK_PROGRAM) else steps
 
 
 def plan_absence(docker: Docker | None, *, are_used: bool) -> list[Step]:
@@ -162,15 +161,15 @@ def plan_absence(docker: Docker | None, *, are_used: bool) -> list[Step]:
 
     ARE_USED is True if containers run by our runtimes, which have to be there for their end.
     """
-    steps = [_remove(wiring.CDI_FILE), *map(_remove, wiring.list_hooks())]
+    steps = [plan_removal(wiring.CDI_FILE), *map(plan_removal, wiring.list_hooks())]
     if docker is not None:
         steps += _plan_no_runtimes(docker, are_used=are_used)
-    steps += [*_plan_end(policy.exists()), _remove(HOOK_POLICY)]
+    steps += [*_plan_end(policy.exists()), plan_removal(HOOK_POLICY)]
     is_needed = any(step.is_needed for step in steps)
     # A container that is being started just now may have read what leads to the program.
     steps += [
         Step("", is_needed and files.read(HOOK_PROGRAM) is not None, partial(time.sleep, _START_S)),
-        _remove(HOOK_PROGRAM),
+        plan_removal(HOOK_PROGRAM),
     ]
     is_needed = any(step.is_needed for step in steps)
     return [*steps, Step("", is_needed, files.remove_folders)]
@@ -212,11 +211,11 @@ def _plan_runtimes(docker: Docker, names: Sequence[str], *, is_stub: bool) -> li
         docker.reload(list(wrappers))
 
     steps = [
-        *map(_write, wrappers.values()),
+        *map(plan_write, wrappers.values()),
         Step(docker.config, is_other or docker.list_ours() != set(wrappers), change),
     ]
     kept = {file.path for file in wrappers.values()}
-    return [*steps, *(_remove(path) for path in wiring.list_wrappers() if path not in kept)]
+    return [*steps, *(plan_removal(path) for path in wiring.list_wrappers() if path not in kept)]
 
 
 def _plan_no_runtimes(docker: Docker, *, are_used: bool) -> list[Step]:
@@ -228,15 +227,7 @@ def _plan_no_runtimes(docker: Docker, *, are_used: bool) -> list[Step]:
     left = {name: about for name, about in daemon.runtimes.items() if not wiring.is_ours(name)}
     is_needed = left != daemon.runtimes or docker.list_ours() != set()
     steps = [Step(docker.config, is_needed, partial(daemon.take_back, left, partial(docker.reload, [])))]
-    return steps if are_used else [*steps, *map(_remove, wiring.list_wrappers())]
-
-
-def _write(file: File) -> Step:
-    return Step(file.path, not files.is_there(file), partial(files.write, file))
-
-
-def _remove(path: str) -> Step:
-    return Step(path, files.read(path) is not None, partial(files.remove, path))
+    return steps if are_used else [*steps, *map(plan_removal, wiring.list_wrappers())]
 
 
 def list_devices() -> list[str]:

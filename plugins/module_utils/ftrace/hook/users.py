@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.podman import Podman
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import wiring
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM_FOLDER
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOST_PROGRAMS
 
 _ENGINES = ("docker", "podman")
 _ALWAYS = ("always", "unless-stopped", "on-failure")
@@ -46,7 +46,7 @@ class User:
     @property
     def is_hindered(self) -> bool:
         """Return True if its engine was to start it, and failed over the devices or the runtime."""
-        names = (*self.by, HOOK_PROGRAM_FOLDER)
+        names = (*self.by, HOST_PROGRAMS)
         return self.restarts and not self.is_running and any(name in self.error for name in names)
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from dataclasses import dataclass
 from typing import Any, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM, HOOK_PROGRAM_FOLDER
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.files import File
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM, HOST_PROGRAMS
 
 CDI_FILE = "/etc/cdi/crashcart.fleet-trace.json"
 KIND = "crashcart.fleet/trace"
@@ -53,19 +53,6 @@ _STUB = """\
 # Made by the role crashcart.fleet.start_hook: the runtime that Docker uses anyway, for containers that were created with another one of ours.
 exec %(real)s "$@"
 """
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that the start hook needs: its PATH, CONTENT and MODE.
-
-    END is how it ends, where that tells as much as the whole content; empty where it does not.
-    """
-
-    path: str
-    content: bytes
-    mode: int = 0o644
-    end: bytes = b""
 
 
 def make_cdi(profiles: Sequence[str], *, is_stub: bool) -> File:
@@ -131,17 +118,17 @@ def make_wrappers(profiles: Sequence[str], real: Sequence[str], *, is_stub: bool
     for name, profile in name_runtimes(profiles).items():
         words = {"commands": _COMMANDS, "real": shlex.join(real), "program": HOOK_PROGRAM, "profile": profile}
         text = (_STUB if is_stub else _WRAPPER) % words
-        found[name] = File(f"{HOOK_PROGRAM_FOLDER}/runtime{name[len(RUNTIME) :]}", text.encode("utf-8"), 0o755)
+        found[name] = File(f"{HOST_PROGRAMS}/runtime{name[len(RUNTIME) :]}", text.encode("utf-8"), 0o755)
     return found
 
 
 def list_wrappers() -> list[str]:
     """Return the paths of all programs that make_wrappers has made on this host."""
     try:
-        names = sorted(os.listdir(HOOK_PROGRAM_FOLDER))
+        names = sorted(os.listdir(HOST_PROGRAMS))
     except OSError:
         return []
-    return [os.path.join(HOOK_PROGRAM_FOLDER, name) for name in names if name.split("-")[0] == "runtime"]
+    return [os.path.join(HOST_PROGRAMS, name) for name in names if name.split("-")[0] == "runtime"]
 
 
 def name_devices(profiles: Sequence[str]) -> list[str]:

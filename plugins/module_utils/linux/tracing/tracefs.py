@@ -68,6 +68,19 @@ def find_tracefs() -> str:
     return root
 
 
+def find_for(module: Any) -> str | None:
+    """Return the mount point of tracefs for MODULE; None in check mode where it is not mounted, which a task before this one would do.
+
+    Raises TraceError as find_tracefs does.
+    """
+    try:
+        return find_tracefs()
+    except TraceError:
+        if module.check_mode:
+            return None
+        raise
+
+
 def find_mount_point() -> str:
     """Return the mount point of tracefs, by preference /sys/kernel/tracing. Raises TraceError when tracefs is not mounted."""
     found = read_mounts("self", " - tracefs ")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make the start hook's program: one file, which the host's Python runs, with what it imports of this collection and nothing else.
+"""Make a program that stays on a host: one file, which the host's Python runs, with what it imports of this collection and nothing else.
 
 It is an archive in the form of Python's zipapp. Its bytes depend only on the collection's sources and on the Python.
 """
@@ -15,32 +15,27 @@ import marshal
 import shlex
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from typing import Any
-
-# Ansible sends to a host what a module imports, so the program is imported here.
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program, quick
+from typing import Any, Callable, Iterator, Sequence
 
 _COLLECTION = "ansible_collections.crashcart.fleet"
 _CALL = "\n\nmain()\n"
-# Where that Python is missing, or is killed, the container starts all the same.
-_SHELL = """\
-#!/bin/sh
-%s -IS "$0" "$@"
-exit 0
-"""
+RUN = '#!/bin/sh\nexec %s -IS "$0" "$@"\n'
+# Ends with 0 also where that Python is missing, or is killed.
+RUN_AND_END_WITH_0 = '#!/bin/sh\n%s -IS "$0" "$@"\nexit 0\n'
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
-def make() -> tuple[bytes, bytes]:
-    """Return the bytes of the program for the Python that runs this, and the end of these, which says what it was made of.
+def make(main: str, others: Sequence[str] = (), shell: str = RUN) -> tuple[bytes, bytes]:
+    """Return the bytes of a program for the Python that runs this, and the end of these, which says what it was made of.
 
+    It calls main() of the module MAIN, and has what that and the modules OTHERS import. They have to be on this host: Ansible sends what
+    the calling module imports. SHELL (RUN or RUN_AND_END_WITH_0) starts it.
     Before Python 3.11 other bytes may mean the same.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        modules = _read_all()
-        _add_module(archive, "__main__", modules[quick.__name__] + _CALL)
+        modules = _read_all([main, *others])
+        _add_module(archive, "__main__", modules[main] + _CALL)
         folders = set()
         for name, source in sorted(modules.items()):
             path = name.replace(".", "/")
@@ -49,10 +44,15 @@ def make() -> tuple[bytes, bytes]:
             _add_module(archive, path, source)
         for folder in sorted(folders):
             _add(archive, f"{folder}/__init__.py", b"")
-        made_of = [sys.executable, sys.version, *(f"{name}\n{source}" for name, source in sorted(modules.items()))]
+        made_of = [
+            shell,
+            sys.executable,
+            sys.version,
+            *(f"{name}\n{source}" for name, source in sorted(modules.items())),
+        ]
         archive.comment = hashlib.sha256("\0".join(made_of).encode("utf-8")).hexdigest().encode("ascii")
         end = archive.comment
-    return (_SHELL % shlex.quote(sys.executable)).encode() + content.getvalue(), end
+    return (shell % shlex.quote(sys.executable)).encode() + content.getvalue(), end
 
 
 def _add_module(archive: zipfile.ZipFile, path: str, source: str) -> None:
@@ -71,10 +71,10 @@ def _compile(source: str, path: str) -> bytes:
     return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
 
 
-def _read_all() -> dict[str, str]:
-    """Return name → source of all modules of this collection that the program imports."""
+def _read_all(names: Sequence[str]) -> dict[str, str]:
+    """Return name → source of the modules NAMES, and of all of this collection that they import."""
     found: dict[str, str] = {}
-    left = [program.__name__, quick.__name__]
+    left = list(names)
     while left:
         name = left.pop()
         if name in found:

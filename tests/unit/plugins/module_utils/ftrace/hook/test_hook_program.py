@@ -12,7 +12,8 @@ import zipfile
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils import names
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import archive
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import program, quick
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed import archive
 
 FOLDER = "ansible_collections/crashcart/fleet/plugins/module_utils/"
 # Of containers/ only what says what a container is, and nothing that asks an engine.
@@ -20,9 +21,13 @@ ROOMS = ("linux/", "ftrace/", "containers/")
 ENGINES = ("docker_engine", "host", "podman", "strangers", "query", "options")
 
 
+def make():
+    return archive.make(quick.__name__, [program.__name__], archive.RUN_AND_END_WITH_0)
+
+
 @pytest.fixture(scope="module")
 def content():
-    return archive.make()[0]
+    return make()[0]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,10 @@ def modules(content):
 
 
 def test_its_end_says_what_it_was_made_of(content, monkeypatch):
-    again, end = archive.make()
+    again, end = make()
     assert (content.endswith(end), again.endswith(end), len(end)) == (True, True, 64)
     monkeypatch.setattr(archive, "_read", lambda name, read=archive._read: read(name) and read(name) + "# changed")
-    other, other_end = archive.make()
+    other, other_end = make()
     assert other.endswith(other_end)
     assert other_end != end
 
@@ -72,7 +77,7 @@ def test_it_runs_alone(content, tmp_path):
 def test_a_usual_start_imports_little(content, tmp_path):
     path = tmp_path / "start-hook"
     path.write_bytes(content)
-    code = f"import sys; sys.path.insert(0, {str(path)!r})\nimport {archive.quick.__name__}\n"
+    code = f"import sys; sys.path.insert(0, {str(path)!r})\nimport {quick.__name__}\n"
     code += "print(*(name for name in sys.modules if 'module_utils.' in name))"
     said = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True).stdout
     found = {name.partition(".module_utils.")[2].replace(".", "/") for name in said.split()}
@@ -80,4 +85,4 @@ def test_a_usual_start_imports_little(content, tmp_path):
 
 
 def test_what_is_written_twice_is_the_same():
-    assert (archive.quick._SOCKET, archive.quick._PREFIX) == (names.RECORDER_SOCKET, names.HOOK_RULE_PREFIX)
+    assert (quick._SOCKET, quick._PREFIX) == (names.RECORDER_SOCKET, names.HOOK_RULE_PREFIX)

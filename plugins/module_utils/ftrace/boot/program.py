@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: The crashcart.fleet contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program that systemd runs when the host starts: it begins the standing rules that the host keeps."""
+
+from __future__ import annotations
+
+import sys
+
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.boot.begin import begin
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import read_at_boot
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
+
+
+def main() -> None:
+    """Begin all rules, say on stderr which cannot be, and end this process: with 1 if any cannot be."""
+    failures = []
+    try:
+        root = tracefs.find_tracefs()
+        for name, options in read_at_boot().items():
+            try:
+                begin(options, root)
+            except Exception as error:  # pylint: disable=broad-exception-caught # one rule costs no other
+                failures.append(f"rule {name}: {_explain(error)}")
+    except FleetError as error:
+        failures.append(str(error))
+    sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+    sys.exit(bool(failures))
+
+
+def _explain(error: Exception) -> str:
+    return str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
