@@ -26,12 +26,14 @@ from conftest import (
     start_play,
 )
 from fleet import start_containers
+from golden import IMAGE
 from machine import seconds
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import store
 
 WRITES = 20_000  # of one byte each: a capture of some hundred kB
 STAGED = "/var/lib/crashcart/captures/transfer-*"
+RULES = {"rules": [{"name": "late", "containers": ["late-*"]}]}
 TRACED = "losetup -a; ls /sys/kernel/tracing/instances"
 
 
@@ -128,7 +130,12 @@ time.sleep(1000)
 
 def test_power_cuts_and_a_reboot(hosts, installed, tmp_path):
     """Cut the first host's power during a fetch and a push and the second one's during an attach with traces; reboot the third."""
-    each(hosts, lambda host: cut_while_files_travel(host, tmp_path), cut_while_attaching, reboot_with_tools_attached)
+    each(
+        hosts,
+        lambda host: cut_while_files_travel(host, tmp_path),
+        cut_while_attaching,
+        lambda host: reboot_with_tools_attached(host, tmp_path),
+    )
     on_all(lambda host: start_containers(host, [NOISY]), hosts)
 
     # The kernel's state is gone with the kernel. Files are unchanged.
@@ -185,13 +192,38 @@ def cut_while_attaching(host):
     host.wait_until_up()
 
 
-def reboot_with_tools_attached(host):
-    """Reboot HOST with an attached image and an instance, which end with the kernel."""
+def reboot_with_tools_attached(host, folder):
+    """Reboot HOST with an attached image and an instance, which end with the kernel, and with a rule that begins again."""
     call(host.name, "crashcart_attach", {"containers": NAMES[0]})
     call(host.name, "ftrace_instance", {"containers": NAMES[0]})
+    assert call(host.name, "ftrace_rules", RULES)["changed"]
+    assert not call(host.name, "ftrace_rules", RULES)["changed"]
     before = host.run("cat /proc/sys/kernel/random/boot_id")
     host.run("systemctl reboot")
     host.machine.wait(lambda: not is_same_boot(host, before), 300, "reboot")
+    host.wait_until_up()
+    check_rule_after_boot(host, folder)
+
+
+def check_rule_after_boot(host, folder):
+    """Check that nobody but HOST itself has begun the rule, before the engine, and that it traces a container from its first instruction."""
+    assert host.run("systemctl is-active crashcart-rules").strip() == "active"
+    (found,) = call(host.name, "ftrace_info", {"gather": ["boot_rules"]})["boot_rules"]
+    assert found == {"name": "late", "is_running": True}
+    host.run(
+        f"systemctl start docker; docker run --rm --name late-one --network none {IMAGE} cat /nonesuch 2>/dev/null || true"
+    )
+    (capture,) = call(host.name, "ftrace_fetch", {"containers": "late-*", "dest": str(folder)})["captures"]
+    assert (capture["manifest"]["complete"], capture["manifest"]["reasons"]) == (True, [])
+    assert capture["manifest"]["rule"] == "late"
+    call(host.name, "ftrace_rules", {"state": "absent"})
+    call(host.name, "ftrace_instance", {"state": "absent", "everything": True})
+    assert (
+        host.run(
+            "ls -d /etc/crashcart /usr/libexec/crashcart /etc/systemd/system/crashcart-rules.service 2>/dev/null || true"
+        )
+        == ""
+    )
 
 
 def is_same_boot(host, boot_id):

@@ -321,8 +321,13 @@ def _split(
     roots = [(time_ns, tid, number) for number, one in started.items() for time_ns, tid in one.threads]
     # The births of threads that live on are in segments that are gone.
     earlier = recordings.read_json(os.path.join(recording.path, _OWNERS)) or {}
-    roots += [(0, int(tid), number) for tid, number in earlier.items()]
-    owners = split.find_owners(roots, (page for found in pages.values() for page in found()), page_size, new_task)
+    owners = split.find_owners(
+        roots,
+        (page for found in pages.values() for page in found()),
+        page_size,
+        new_task,
+        {int(tid): number for tid, number in earlier.items()},
+    )
     execve = split.parse_number(_find_format(head.event_formats, "sched", "sched_process_exec"))
     first: dict[int, tuple[int, int]] = {}
     strange = 0

@@ -15,6 +15,8 @@ fanotify(7) is not used: it opens each file that it reports, and to open and clo
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import Callable, Container, Iterable, Iterator, Mapping
 
@@ -117,6 +119,8 @@ class Watch:
         self._events: set[str] = set()
         self._is_changing = False
         self._owners = 0  # so many contexts of ours() are open
+        self._awaited: Counter[str] = Counter()  # file → so many writes of our own have not been reported yet
+        self._lock = threading.Lock()
         self._changed: set[str] = set()
         self.has_gap = False
         try:
@@ -236,7 +240,7 @@ class Watch:
             return
         file = os.path.join(place, name) if name else place
         base = os.path.basename(file)
-        if base in _HARMLESS or not file or self._owners:
+        if base in _HARMLESS or not file or self._is_awaited(file, events) or self._owners:
             return
         if events & _WRITTEN and base not in _TAKING:
             if base == "trace":
@@ -251,6 +255,20 @@ class Watch:
                 self._held.add(file)
             elif base in self._stopping:
                 self.add_reason(file, f"somebody read {file}, and this kernel records nothing meanwhile")
+
+    def await_write(self, file: str) -> None:
+        """Take the next write to FILE for the recorder's own, which begins after this call, in any thread."""
+        with self._lock:
+            self._awaited[file] += 1
+
+    def _is_awaited(self, file: str, events: int) -> bool:
+        """Return True if EVENTS are of a write of our own. Each write ends with one close of the file."""
+        with self._lock:
+            if self._awaited[file] < 1:
+                return False
+            if events & syscalls.IN_CLOSE_WRITE:
+                self._awaited[file] -= 1
+            return True
 
     def add_reason(self, file: str, reason: str) -> None:
         """Add REASON, which has to do with FILE, why the trace is incomplete; the first reason for a file counts."""

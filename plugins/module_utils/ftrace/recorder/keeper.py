@@ -57,8 +57,7 @@ class Keeper:
         self._instance = Instance(order.root, order.name)
         self._stack = ExitStack()
         self.writer: RecordingWriter | None = None
-        self._drained_s = time.monotonic()
-        self._own_writes: ExitStack | None = None
+        self._drained_s = self._compared_s = time.monotonic()
         self._told: dict[str, Any] = {}  # what the files of a rule's recording tell of its starts
         with ExitStack() as failing, ExitStack() as stack:
             lock_fd = stack.enter_context(locks.lock(orders.find_lock(order.name), _TAKE_OVER_S))
@@ -124,26 +123,12 @@ class Keeper:
         if self.order.rule is None or self.order.ended:
             return None
         clock, descends = self._instance.read_clock(), self._limits.descends
-        starts = RuleStarts(self.order.rule, self._instance, clock, can_descend=descends)
-        stack.callback(self._end_own_writes)
+        starts = RuleStarts(self.order.rule, self._instance, clock, can_descend=descends, expect=self.watch.await_write)
         stack.callback(starts.close)
         return starts
 
-    def _end_own_writes(self) -> None:
-        if self._own_writes is not None:
-            self._own_writes.close()
-            self._own_writes = None
-
     def _look_for_rule(self, starts: RuleStarts) -> None:
-        # The lists of threads are still written when the look is over.
-        if self._own_writes is None:
-            self._own_writes = ExitStack()
-            self._own_writes.enter_context(self.watch.ours())
-        try:
-            starts.look()
-        finally:
-            if not starts.is_writing:
-                self._end_own_writes()
+        starts.look()
         told = starts.describe()
         if told != self._told:
             with suppress(OSError):
@@ -159,8 +144,7 @@ class Keeper:
         """Have the containers of STARTS traced, as RuleStarts.announce does, and return for each why it is not; None if it is."""
         if self._rule_starts is None or self.writer is None:
             return [_ENDED] * len(starts)
-        with self.watch.ours():
-            return self._rule_starts.announce(starts)
+        return self._rule_starts.announce(starts)
 
     def _list_events(self) -> list[str]:
         """Return the events that the trace needs, also those that a trigger switches on."""
@@ -250,9 +234,9 @@ class Keeper:
         try:
             if is_due and self._rule_starts is not None:
                 self._look_for_rule(self._rule_starts)  # first of all: a container may live for some milliseconds only
-            # While a list is written, no other file can be read that tells of others' changes.
-            if is_due and self._own_writes is None:
+            if is_due and self._may_compare():
                 self._look_for_others()
+                self._compared_s = time.monotonic()
             if self.writer is not None:
                 if is_ready or time.monotonic() - self._drained_s > _DRAIN_S:
                     self.writer.drain()
@@ -268,6 +252,11 @@ class Keeper:
             return str(reason)
         except (FleetError, OSError) as error:
             return f"the recorder met an error: {error}"
+
+    def _may_compare(self) -> bool:
+        """Return False for a second at most while the kernel takes a list of threads: it lets nobody read some other files meanwhile."""
+        is_writing = self._rule_starts is not None and self._rule_starts.is_writing
+        return not is_writing or time.monotonic() - self._compared_s > _WATCH_S
 
     def drain(self) -> None:
         """Write to the recording, if there is one, what its buffers hold now. What prevents that ends the trace in the next round."""

@@ -141,10 +141,12 @@ def record(ready_fd: int) -> None:
 def _set_priority(host: _Host) -> None:
     """Go before the host's services while a rule awaits starts, and after them otherwise."""
     niceness = _RULES_NICENESS if any(keeper.order.rule for keeper in host.keepers.values()) else _NICENESS
+    for tid in processes.read_threads(os.getpid()):
+        with suppress(OSError):  # the host may not allow it
+            if os.getpriority(os.PRIO_PROCESS, tid) != niceness:
+                os.setpriority(os.PRIO_PROCESS, tid, niceness)
     if niceness != host.niceness:
         host.niceness = niceness
-        with suppress(OSError):  # the host may not allow it
-            os.setpriority(os.PRIO_PROCESS, 0, niceness)
         # Where sessions are scheduled as groups, the niceness of the group counts (sched(7)).
         with suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as file:
             file.write(str(niceness))

@@ -11,6 +11,8 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import word_size
 
 
 @dataclass
@@ -19,7 +21,8 @@ class Member:
 
     NUMBER: counts the containers of the recording; 0 while it is not known whether the group is a container's.
     SINCE_S: when it came into being, by time.monotonic().
-    TIDS: its threads at the last look, which were put into the list. UNTRACED: those that were put into the list of the unrecorded.
+    TIDS: its threads at the last look, which were put into the list. ROUNDS: how many looks found that nothing had still to be written.
+    UNTRACED, UNTRACED_ROUNDS: its threads that were put into the list of the unrecorded at the last look, and the number of these looks.
     SOURCE: what knows the container; None if nothing of root's does.
     FIRST: its first process; None if not known. IS_SETTLED is True when all its threads are in the list, FOLLOWS_SHIM when its shim is.
     VERDICT: one of starts_log; '' before there is one.
@@ -30,7 +33,9 @@ class Member:
     since_s: float
     number: int = 0
     tids: set[int] = field(default_factory=set)
+    rounds: int = 0
     untraced: set[int] = field(default_factory=set)
+    untraced_rounds: int = 0
     source: Source | None = None
     first: int | None = None
     is_settled: bool = False
@@ -78,3 +83,9 @@ class Counts:
     unmeant: int = 0
     refused: int = 0
     missed: int = 0
+
+
+def describe_tasks(pid: int) -> list[dict[str, Any]]:
+    """Return a description of the first thread of process PID as a list, for manifests; [] if it has ended."""
+    task = processes.read_task(pid)
+    return [] if task is None else [{**vars(task), "compat": word_size.is_compat(task.tid)}]

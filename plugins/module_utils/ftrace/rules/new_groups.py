@@ -136,3 +136,12 @@ def _is_closed(path: str) -> bool:
 def is_container(path: str) -> bool:
     """Return True if the last part of PATH shows that the group is a container's or its monitor's."""
     return bool(_CONTAINERS_GROUP.search(os.path.basename(path))) and not _is_pod(path)
+
+
+def is_within_container(process_cgroup: bytes) -> bool:
+    """Return True if PROCESS_CGROUP, the text of a process's /proc/PID/cgroup, shows that it is in a container with an engine's id."""
+    for membership in cgroups.parse_cgroup(process_cgroup):
+        parts = membership.path.split("/")
+        if any(find_engine_id("/".join(parts[:count])) for count in range(2, len(parts) + 1)):
+            return True
+    return False

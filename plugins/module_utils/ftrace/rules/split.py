@@ -14,7 +14,8 @@ import struct
 import sys
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator
+from types import MappingProxyType
+from typing import Callable, Iterable, Iterator, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.format.ring_pages import (
     MISSED_EVENTS,
@@ -36,8 +37,12 @@ _COMMON = struct.Struct("HBBi")  # common_type, common_flags, common_preempt_cou
 _IS_LITTLE = sys.byteorder == "little"
 _NAME_BYTES = 16
 _CLOCKS_DIFFER_NS = 10_000_000
+# Between the birth of a container's first process and the look that finds it in the container's group.
+_START_NS = 10_000_000_000
 _FIELD = re.compile(r"field:[^;]*?\b(pid|comm)(?:\[\d+\])?;\s*offset:(\d+);")
 _ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
+
+_EARLIER, _ROOT, _BIRTH = -1, 0, 1
 
 # Processes the raw bytes of an event: time, common_type, thread, and its record (what follows the first word of the entry).
 _Event = Callable[[int, int, int, bytes, int], None]
@@ -98,41 +103,55 @@ class Owners:
 
 
 def find_owners(
-    roots: Iterable[tuple[int, int, int]], pages: Iterable[bytes], page_size: int, new_task: NewTask
+    roots: Iterable[tuple[int, int, int]],
+    pages: Iterable[bytes],
+    page_size: int,
+    new_task: NewTask,
+    earlier: Mapping[int, int] = MappingProxyType({}),
 ) -> Owners:
-    """Return the owners of all threads: of ROOTS (time in ns, thread, owner), and of what they have made, by the events in PAGES."""
+    """Return the owners of all threads: of ROOTS (time in ns, thread, owner), and of what they have made, by the events in PAGES.
+
+    EARLIER: thread → owner at the end of what is sorted already.
+    """
     births: list[tuple[int, int, int, int]] = []
 
     def note(time_ns: int, kind: int, tid: int, data: bytes, at: int) -> None:
         if kind == new_task.number:
-            births.append((time_ns, 1, _read_int(data, at + new_task.pid_offset), tid))
+            births.append((time_ns, _BIRTH, _read_int(data, at + new_task.pid_offset), tid))
 
     for page in pages:
         _walk(page, page_size, note)
     # At the same time a root comes before a birth.
-    entries = sorted([*births, *((time, 0, tid, owner) for time, tid, owner in roots)])
+    entries = sorted([*births, *((time, _ROOT, tid, owner) for time, tid, owner in roots)])
+    begin_ns = entries[0][0] if entries else 0
+    entries = [*((begin_ns, _EARLIER, tid, owner) for tid, owner in earlier.items()), *entries]
     owners = Owners()
-    for (time_ns, is_birth, tid, other), added in zip(entries, _find_added(entries)):
-        owner = owners.find(time_ns, other) if is_birth else other
+    for (time_ns, kind, tid, other), added in zip(entries, _find_added(entries)):
+        owner = owners.find(time_ns, other) if kind == _BIRTH else other
         if owner == RUNTIMES and added is not None:
             owner = added
         if owner is not None:
-            owners.add(time_ns, tid, owner)
+            owners.add(0 if kind == _EARLIER else time_ns, tid, owner)
     return owners
 
 
 def _find_added(entries: list[tuple[int, int, int, int]]) -> list[int | None]:
-    """Return for each birth in ENTRIES, as find_owners has them, to which container its thread was added in its life; None for others."""
-    added: list[int | None] = []
-    first: dict[int, int] = {}
-    for _time_ns, is_birth, tid, other in reversed(entries):
-        if is_birth:
-            added.append(first.pop(tid, None))
+    """Return for each of ENTRIES, as find_owners has them, to which container its thread was added soon after that.
+
+    It is None for roots, and for threads that were not.
+    """
+    found: list[int | None] = []
+    latest: dict[int, tuple[int, int]] = {}
+    for time_ns, kind, tid, other in reversed(entries):
+        root_ns, owner = latest.get(tid, (0, RUNTIMES))
+        is_added = kind != _ROOT and owner != RUNTIMES and root_ns - time_ns <= _START_NS
+        found.append(owner if is_added else None)
+        if kind == _ROOT:
+            latest[tid] = time_ns, other
         else:
-            added.append(None)
-            first[tid] = other
-    added.reverse()
-    return added
+            latest.pop(tid, None)
+    found.reverse()
+    return found
 
 
 def _read_int(data: bytes, at: int) -> int:

@@ -16,7 +16,8 @@ import os
 import select
 import time
 from collections import deque
-from typing import Any, Sequence
+from contextlib import ExitStack
+from typing import Any, Callable, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
@@ -26,15 +27,16 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.list_writer import ListWriter
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.member import Counts, Member
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.member import Counts, Member, describe_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import (
     GroupWatcher,
     find_engine_id,
     is_container,
+    is_within_container,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_runtimes import RuntimeWatcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks, word_size
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
 NOTRACE_PIDS = "set_event_notrace_pid"  # Linux 5.7
@@ -42,7 +44,7 @@ _IDLE_LOOK_S = 1.0
 _PARTS = 20
 _EMPTY_S = 10.0  # a new control group has its first process within this time
 _UNKNOWN_S = 2.0  # an engine has written its files about a container within this time
-_ROUNDS = 10
+_ROUNDS = 4
 _MAX_LATEST = 20
 _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 
@@ -50,10 +52,12 @@ _TIME_IS_OVER = "the rule traces each container no longer than its max_time"
 class RuleStarts:
     """The starts of containers that RULE means, in INSTANCE with the trace clock CLOCK; CAN_DESCEND says if shims are followed.
 
-    Raises FleetError where no control groups can be watched.
+    EXPECT(file) is called before each write to a control file. Raises FleetError or OSError where no control groups can be watched.
     """
 
-    def __init__(self, rule: Rule, instance: Instance, clock: str, *, can_descend: bool) -> None:
+    def __init__(
+        self, rule: Rule, instance: Instance, clock: str, *, can_descend: bool, expect: Callable[[str], None]
+    ) -> None:
         top = cgroups.find_top()
         if top is None:
             raise FleetError("no hierarchy of control groups is mounted, by which containers that start are found")
@@ -67,18 +71,25 @@ class RuleStarts:
         self._new_shims: list[Member] = []
         self._left_out: list[Member] = []
         self._sources = Sources()
-        self._lists = ListWriter(instance)
         self._log = starts_log.StartsLog()
         self._can_leave_out = os.path.exists(os.path.join(instance.path, NOTRACE_PIDS))
         self.counts = Counts()
         self._latest: deque[dict[str, str]] = deque(maxlen=_MAX_LATEST)
-        self._groups = GroupWatcher(top, watches=not rule.is_announced)
-        # It tells of a start earlier than a new group does. A hook tells in time.
-        self._new_runtimes = None if rule.is_announced else RuntimeWatcher(instance)
         self._runtimes: set[int] = set()
-        self._poll = select.epoll()
-        for fd in (self._groups.fd, *(self._new_runtimes.fds if self._new_runtimes else ())):
-            self._poll.register(fd, select.EPOLLIN)
+        with ExitStack() as stack:
+            self._poll = stack.enter_context(select.epoll())
+            self._groups = GroupWatcher(top, watches=not rule.is_announced)
+            stack.callback(self._groups.close)
+            self._poll.register(self._groups.fd, select.EPOLLIN)
+            # It tells of a start earlier than a new group does. A hook tells in time.
+            self._new_runtimes = None if rule.is_announced else RuntimeWatcher(instance)
+            if self._new_runtimes:
+                stack.callback(self._new_runtimes.close)
+                self._poll.register(self._new_runtimes.fd, select.EPOLLIN)
+            self._lists = ListWriter(instance, expect)
+            stack.callback(self._lists.close)
+            self._poll.register(self._lists.fd, select.EPOLLIN)
+            self._stack = stack.pop_all()
         self._busy_s = time.monotonic()
 
     def describe(self) -> dict[str, Any]:
@@ -90,7 +101,7 @@ class RuleStarts:
 
     @property
     def fd(self) -> int:
-        """Return the descriptor that is readable when a runtime was executed, or a control group has come into being or is gone."""
+        """Return the descriptor that is readable when a runtime was executed, a control group is new or gone, or lists were written."""
         return self._poll.fileno()
 
     @property
@@ -106,8 +117,8 @@ class RuleStarts:
 
     @property
     def is_writing(self) -> bool:
-        """Return True while threads are put into the lists."""
-        return self._lists.is_busy
+        """Return True while the kernel takes a list, and lets nobody read some other files of any instance."""
+        return self._lists.is_writing
 
     @property
     def look_s(self) -> float:
@@ -117,22 +128,22 @@ class RuleStarts:
         if ages:
             # A group may stay empty, so what is seen late is late by a small part of its time only.
             return min(following.LOOK_S, max(following.START_LOOK_S, min(ages) / _PARTS))
-        if (
-            self.is_writing
-            or self._left_out
-            or any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live)
+        if self._left_out or any(
+            member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live
         ):
             return following.LOOK_S
         return _IDLE_LOOK_S
 
     def begin_segment(self, folder: str) -> None:
         """Note the containers that run now in the new segment FOLDER of the recording."""
+        # What is in its group by now belongs to the segment that ends, in which its program's events may be.
+        self._look_at_groups()
         self._log.begin(folder)
         now = clocks.read(self._clock) or 0
         self._runtimes = set(filter(processes.is_alive, self._runtimes))
         self._log.write_threads(starts_log.RUNTIMES, now, self._runtimes)
         for member in self._members.values():
-            if member.number and member.verdict != starts_log.REFUSED:
+            if member.number:
                 is_over = member.verdict == starts_log.OVER
                 # Of those that have ended since they were put into the list the numbers may be others' by now.
                 tids = self._list_threads(member)
@@ -144,7 +155,17 @@ class RuleStarts:
 
     def look(self) -> None:
         """Look for containers that have started or ended, and put their threads into the lists."""
+        self._lists.check()
         self._follow_runtimes()
+        self._look_at_groups()
+        now_s = time.monotonic()
+        for member in list(self._members.values()):
+            if member.number and member.is_traced:
+                self._find_out(member, now_s)
+        self._write_lists()
+
+    def _look_at_groups(self) -> None:
+        """Take on the containers whose groups have come into being since the last look, and let go of those whose groups are gone."""
         now_s = time.monotonic()
         if any(member.is_traced for member in self._members.values()):
             self._busy_s = now_s
@@ -157,15 +178,11 @@ class RuleStarts:
         for path, member in list(self._members.items()):
             if not os.path.isdir(path) or (not member.tids and not member.number and now_s - member.since_s > _EMPTY_S):
                 self._end(path)
-        self._join()
-        for member in list(self._members.values()):
-            if member.number and member.is_traced:
-                self._find_out(member, now_s)
-        self._write_lists()
+        self._join(now_s)
 
     def _follow_runtimes(self) -> None:
         """Put the runtimes that were executed since the last look, and are about to start a container, into the list."""
-        pids = self._new_runtimes.read() if self._new_runtimes else set()
+        pids = self._new_runtimes.read(self._is_passed_over) if self._new_runtimes else set()
         if not pids:
             return
         now = clocks.read(self._clock) or 0
@@ -173,6 +190,11 @@ class RuleStarts:
         self._lists.add(tids)
         self._log.write_threads(starts_log.RUNTIMES, now, tids)
         self._runtimes = set(filter(processes.is_alive, self._runtimes | tids))
+
+    def _is_passed_over(self, pid: int, process_cgroup: bytes) -> bool:
+        """Return True if process PID is in a container's control group; PROCESS_CGROUP is the text of its /proc/PID/cgroup."""
+        groups = (group for group in self._members if find_engine_id(group) is None)
+        return is_within_container(process_cgroup) or any(pid in cgroups.gen_pids(group) for group in groups)
 
     def announce(self, starts: Sequence[tuple[int, str]]) -> list[str | None]:
         """Trace the containers of STARTS from now on; their runtimes hold them before their first programs.
@@ -214,7 +236,7 @@ class RuleStarts:
         if member is None or member.first != pid:
             self._end(group)  # of an earlier start
             member = self._members[group] = Member(group, time.monotonic(), first=pid)
-            member.tasks = _describe_tasks(pid)
+            member.tasks = describe_tasks(pid)
             self._begin(member, self._sources.find(group, pid))
             if member.verdict == "":
                 self._decide(member, math.inf)  # the files about it are there, and may be gone in a moment
@@ -233,24 +255,27 @@ class RuleStarts:
         elif find_engine_id(path):
             self.counts.missed += 1
 
-    def _join(self) -> None:
+    def _join(self, now_s: float) -> None:
         """Put the threads of new containers, and what was exec'ed into those without a shim, into the list."""
         live = [member for member in self._members.values() if member.is_traced and self._is_looked_at(member)]
         for member in live:
             if not member.number:
-                self._judge_group(member)
+                self._judge_group(member, now_s)
         self._add([member for member in live if member.number and member.is_traced])
 
     def _add(self, chosen: list[Member]) -> bool:
         """Put the threads of the CHOSEN into the list, and note whose they are; return True if there may be more."""
         now = clocks.read(self._clock) or 0
         for member in chosen:
+            is_written = not self._lists.is_busy
             tids = self._list_threads(member)
             new = tids - member.tids
             member.tids = tids
             self._lists.add(new)
             self._log.write_threads(member.number, now, new)
-            member.is_settled = member.first is not None and not new
+            # In a container that forks all the time something is always new, which the kernel has put into the list by itself.
+            member.rounds += is_written and member.first is not None
+            member.is_settled = member.rounds > 0 and (not new or member.rounds >= _ROUNDS)
         return not all(member.is_settled for member in chosen)
 
     def _is_looked_at(self, member: Member) -> bool:
@@ -272,7 +297,7 @@ class RuleStarts:
             pids.add(member.shim)
         return {tid for pid in pids for tid in processes.read_threads(pid)}
 
-    def _judge_group(self, member: Member) -> None:
+    def _judge_group(self, member: Member, now_s: float) -> None:
         """Find out whether the group of MEMBER is a container's, as soon as it has a process."""
         has_id = find_engine_id(member.group) is not None
         # A group above those of containers has no process of its own.
@@ -283,10 +308,12 @@ class RuleStarts:
             del self._members[member.group]  # a monitor's, a service's, or a user's
             return
         source = self._sources.find(member.group, pids[0])
-        if source is None and not has_id:
+        if source is None and not has_id and now_s - member.since_s <= _UNKNOWN_S:
             return  # the runtime has not written its state yet
-        if not _is_roots(pids[0]):
+        if (source is None and not has_id) or not _is_roots(pids[0]):
+            # Its runtime may have been followed, and all that it has made.
             del self._members[member.group]
+            self._left_out.append(member)
             return
         if not has_id:
             self._groups.forget_below(member.group)
@@ -311,6 +338,7 @@ class RuleStarts:
 
     def _refuse(self, member: Member) -> None:
         """Leave MEMBER out, which is one too many if the rule means it."""
+        self._left_out.append(member)
         found = identify(member.group, member.source) if member.source else None
         member.container = found.container if found else None
         if found is None or not found.has_labels or self._matches(found.container):
@@ -347,7 +375,7 @@ class RuleStarts:
         if member.first is None and member.source is not None:
             member.first = member.source.read_first()
         if member.first is not None:
-            member.tasks = _describe_tasks(member.first)
+            member.tasks = describe_tasks(member.first)
             if member.first not in member.tids:
                 member.tids.add(member.first)
                 self._lists.add({member.first})
@@ -390,21 +418,20 @@ class RuleStarts:
         """Follow the shims, and leave out the containers, that this look has found."""
         self._add(self._new_shims)
         self._new_shims = []
+        if self._lists.is_busy:
+            return  # what was added is looked at again when it is in the list
         left_out, self._left_out = self._left_out, []
         for member in left_out if self._can_leave_out else ():
-            new = self._list_threads(member) - member.untraced
-            if new:
-                member.untraced |= new
-                self._lists.add(new, NOTRACE_PIDS)
-                self._left_out.append(member)  # what they make before the write is looked for by the next look
+            tids = self._list_threads(member)
+            self._lists.add(tids - member.untraced, NOTRACE_PIDS)
+            member.untraced_rounds += 1
+            if not tids <= member.untraced and member.untraced_rounds < _ROUNDS:
+                self._left_out.append(member)  # what they make before the write is looked for when that is done
+            member.untraced = tids
 
     def close(self) -> None:
         """End the watch and the log."""
-        self._lists.close()
-        self._poll.close()
-        if self._new_runtimes:
-            self._new_runtimes.close()
-        self._groups.close()
+        self._stack.close()
         self._log.close()
 
 
@@ -421,8 +448,3 @@ def _make_unknown(group: str) -> Container:
     """Return a container of which only the control group GROUP is known."""
     name = os.path.basename(group)
     return Container(find_engine_id(group) or name, name, "running", 0, "", {}, runtime="unknown")
-
-
-def _describe_tasks(pid: int) -> list[dict[str, Any]]:
-    task = processes.read_task(pid)
-    return [] if task is None else [{**vars(task), "compat": word_size.is_compat(task.tid)}]

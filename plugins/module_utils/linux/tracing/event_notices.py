@@ -23,21 +23,24 @@ _ATTRIBUTES = struct.Struct("IIQQQQQIIQ")
 _TYPE_TRACEPOINT = 2
 _SAMPLE_TID = 2
 _RECORD = struct.Struct("IHH")  # type, misc, size
-_RECORD_SAMPLE = 9
+_RECORD_LOST, _RECORD_SAMPLE = 2, 9
 _TIDS = struct.Struct("II")  # process, thread
 _HEAD, _TAIL = 1024, 1032  # in struct perf_event_mmap_page
 _PLACE = struct.Struct("Q")
+_ONLINE = "/sys/devices/system/cpu/online"
 
 
 class EventNotices:
-    """The happenings of EVENT (such as sched/sched_process_exec) that meet CONDITION (a filter as of tracefs), on all processors.
+    """The happenings of EVENT (such as sched/sched_process_exec) that meet CONDITION (a filter as of tracefs), on all processors that are on.
 
-    TRACING is any trace instance of the host. FDS are readable when there is a notice. A notice that finds its processor's page full is
-    lost. Raises OSError where the kernel does not let this process have them.
+    TRACING is any trace instance of the host. FDS are readable when there is a notice. HAS_LOST is True once a notice was lost since it found
+    its processor's page full, for 256. Raises OSError or TraceError where the kernel does not let this process have them.
     """
 
     def __init__(self, tracing: Instance, event: str, condition: str) -> None:
         self._rings: list[tuple[int, mmap.mmap]] = []
+        self.has_lost = False
+        self._online = _read_online()
         with open(os.path.join(tracing.root, "events", event, "id"), encoding="ascii") as file:
             number = int(file.read())
         # Each notice wakes the reader.
@@ -60,6 +63,10 @@ class EventNotices:
                 self._rings.append((fd, ring))
             failing.pop_all()
 
+    def is_current(self) -> bool:
+        """Return True if the same processors are on as at the beginning: one that was off meanwhile gives no notices any more."""
+        return _read_online() == self._online
+
     @property
     def fds(self) -> list[int]:
         """Return the descriptors, one for each processor."""
@@ -75,6 +82,7 @@ class EventNotices:
                 kind, _misc, size = _RECORD.unpack_from(ring, mmap.PAGESIZE + tail % mmap.PAGESIZE)
                 if size < _RECORD.size:
                     break
+                self.has_lost |= kind == _RECORD_LOST
                 if kind == _RECORD_SAMPLE:
                     yield _TIDS.unpack_from(ring, mmap.PAGESIZE + (tail + _RECORD.size) % mmap.PAGESIZE)[0]
                 tail += size
@@ -86,3 +94,11 @@ class EventNotices:
             ring.close()
             os.close(fd)
         self._rings = []
+
+
+def _read_online() -> str:
+    try:
+        with open(_ONLINE, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""  # sysfs is not mounted

@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 
 MOUNT_POINT = "/sys/kernel/tracing"
 _REMOVE_TIMEOUT_S = 3.0
-_PIDS_PER_WRITE = 200
+PIDS_PER_WRITE = 200
 _ENOTSUPP = 524  # include/linux/errno.h
 _COMMAND = "  Command: "
 
@@ -353,8 +353,8 @@ class Instance:
     def add_pids(self, name: str, tids: Iterable[int]) -> None:
         """Add the thread ids TIDS to the control file NAME, such as set_event_pid."""
         wanted = sorted(tids)
-        for start in range(0, len(wanted), _PIDS_PER_WRITE):
-            self._write(name, " ".join(map(str, wanted[start : start + _PIDS_PER_WRITE])) + "\n", 0)
+        for start in range(0, len(wanted), PIDS_PER_WRITE):
+            self._write(name, " ".join(map(str, wanted[start : start + PIDS_PER_WRITE])) + "\n", 0)
 
     def write_patterns(self, name: str, patterns: Iterable[str]) -> None:
         """Replace the content of the control file NAME, such as set_ftrace_filter, by PATTERNS."""

@@ -149,3 +149,18 @@ def test_a_file_is_no_group(watch, tmp_path):
     assert [group for group, is_there in watch.read() if is_there] == []
     assert watch.troubles == []
     assert os.path.exists(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "path, is_within",
+    [
+        ("/docker/" + "ab" * 32, True),
+        ("/system.slice/docker-" + "ab" * 32 + ".scope/init", True),
+        ("/machine.slice/libpod-conmon-" + "ab" * 32 + ".scope", False),
+        ("/system.slice/containerd.service", False),
+        ("/", False),
+    ],
+)
+def test_a_process_is_in_a_container_by_its_groups(path, is_within):
+    text = f"3:cpu,cpuacct:/\n0::{path}\n".encode()
+    assert new_groups.is_within_container(text) == is_within

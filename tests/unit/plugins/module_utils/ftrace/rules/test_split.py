@@ -70,6 +70,20 @@ def test_what_a_runtime_has_made_is_of_the_container_to_which_it_was_added_later
     assert [owners.find(time, 9) for time in (150, 350, 450)] == [0, 4, 4]
 
 
+def test_what_was_made_long_before_is_not_of_the_container_that_has_its_number_now():
+    birth = pages.pack_page(100, [pages.pack_event(pages.make_newtask(5, 9, b"runc"))])
+    later_ns = 3 * 3600 * 10**9
+    owners = split.find_owners([(90, 5, starts_log.RUNTIMES), (later_ns, 9, 4)], [birth], PAGE_SIZE, NEW_TASK)
+    assert [owners.find(time, 9) for time in (150, later_ns + 1)] == [0, 4]
+
+
+def test_a_start_that_was_under_way_when_the_earlier_part_was_sorted_is_of_its_container_from_the_beginning():
+    birth = pages.pack_page(1000, [pages.pack_event(pages.make_newtask(7, 8, b"sh"))])
+    earlier = {5: starts_log.RUNTIMES, 6: 2, 7: starts_log.RUNTIMES}
+    owners = split.find_owners([(2000, 7, 3)], [birth], PAGE_SIZE, NEW_TASK, earlier)
+    assert [owners.find(1500, tid) for tid in (5, 6, 7, 8)] == [0, 2, 3, 3]
+
+
 def test_a_number_that_is_used_again_belongs_to_the_next_container():
     owners = split.find_owners([(50, 5, 1), (500, 5, 2)], [], PAGE_SIZE, NEW_TASK)
     assert [owners.find(time, 5) for time in (10, 50, 499, 500, 900)] == [1, 1, 1, 2, 2]
