@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import guest
 import pytest
 from conftest import NOISY, build, each, play, same
 from fleet import start_containers
+from machine import seconds
 from modules import ModuleServer
 from support import every_kernel
 from support.rights import LOOK
@@ -187,6 +189,29 @@ def check_all(host, chosen, owners):
         assert host.run(f"grep ' /dev/crashcart ' /proc/{one['pid']}/mountinfo || true") == ""
 
 
+def check_rule_with_crun(host, run):
+    """Check that a rule traces what crun starts, and names a container without a control group, which only crun can have."""
+    host.call("ftrace_instance", state="awaiting", rule="crun", containers=["rule-*"])
+    for name in ("rule-none", "other-none"):
+        host.run(f"podman {run} {name} --cgroups=disabled localhost/{golden.IMAGE} {HOLD}")
+    host.run(
+        f"podman run --rm --network none --name rule-one localhost/{golden.IMAGE} cat /nonesuch 2>/dev/null || true"
+    )
+
+    def find_rule():
+        (instance,) = host.call("ftrace_info", gather=["instances"])["instances"]
+        return instance["rule"]
+
+    deadline = time.monotonic() + seconds(60)
+    while not find_rule()["troubles"]:
+        assert time.monotonic() < deadline, find_rule()
+    found = find_rule()
+    (trouble,) = found["troubles"]
+    assert trouble.startswith("container rule-none was not traced: it has no control group of its own"), found
+    assert [one["name"] for one in found["latest"] if one["verdict"] == "traced"] == ["rule-one"], found
+    host.call("ftrace_instance", state="absent", everything=True)
+
+
 def check_podman(host):
     """Check Podman with crun, root's and a user's own, by its command and by its API, while the host's Docker does not run.
 
@@ -222,10 +247,11 @@ def _check_podman(host, uid, podman):
         (awaited,) = host.call("ftrace_instance", **served)["instances"]
         assert (awaited["created"], awaited["followed"]["exec"]) == (False, "watch")
         assert host.call("ftrace_instance", state="absent", everything=True)["changed"]
+        check_rule_with_crun(host, run)
         done = host.call("crashcart_exec", containers="pod-web", argv=["true"])
         assert [(one["container"], one["rc"]) for one in done["results"]] == [("pod-web", 0)]
     finally:
-        host.run(f"podman rm -f -t 0 pod-web pod-map pod-loop; {podman} rm -f -t 0 own-web")
+        host.run(f"podman rm -f -t 0 pod-web pod-map pod-loop rule-none other-none; {podman} rm -f -t 0 own-web")
         host.run("systemctl stop podman.socket podman.service; rm -r /run/libpod")
 
 

@@ -34,7 +34,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
 _SYSTEMD = "/run/systemd/system"  # is there while systemd runs: sd_booted(3)
 _LINK = f"/etc/systemd/system/multi-user.target.wants/{BOOT_UNIT}"
 _LIMIT_S = 60
-# The recorder goes on when the unit is stopped: it has other traces, too, and ends with its rules.
 _UNIT = f"""\
 # Made by the role crashcart.fleet.standing_rules, which also removes it.
 [Unit]
@@ -47,7 +46,8 @@ Before=docker.service containerd.service crio.service podman-restart.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-KillMode=process
+# A host whose trace hangs starts its containers all the same.
+TimeoutStartSec=30
 ExecStart={BOOT_PROGRAM}
 
 [Install]

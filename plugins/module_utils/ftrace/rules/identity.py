@@ -161,6 +161,21 @@ def identify(group: str, source: Source) -> Identity | None:
         return None
 
 
+def make_unknown(group: str) -> Container:
+    """Return a container of which only the control group GROUP is known."""
+    name = os.path.basename(group)
+    return Container(find_engine_id(group) or name, name, "running", 0, "", {}, runtime="unknown")
+
+
+def may_be_roots(pid: int) -> bool:
+    """Return True if process PID is in a user namespace of root's: users of the host choose names of their containers."""
+    try:
+        with processes.Process(pid) as process:
+            return process.read_owner() == 0
+    except processes.ProcessGone:
+        return True  # it has ended already, and has events
+
+
 def _is_roots(pid: int) -> bool:
     """Return True if process PID is root's, and in the host's user namespace."""
     with suppress(processes.ProcessGone, OSError), processes.Process(pid) as process:

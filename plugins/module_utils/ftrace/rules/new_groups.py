@@ -10,7 +10,9 @@ import re
 from contextlib import suppress
 from typing import Iterator
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes, syscalls
 
 _EVENTS = syscalls.IN_CREATE | syscalls.IN_DELETE
 # A group with an engine's id in its name is a container's. What it makes below is the container's own, and is not watched.
@@ -145,3 +147,10 @@ def is_within_container(process_cgroup: bytes) -> bool:
         if any(find_engine_id("/".join(parts[:count])) for count in range(2, len(parts) + 1)):
             return True
     return False
+
+
+def may_start(group: str, pids: list[int]) -> bool:
+    """Return True if one of PIDS, the processes in GROUP, is a runtime's or a container's first one."""
+    comms = {processes.read_comm(pid) for pid in pids} - {""}
+    # Of those that have ended since the look nothing is known.
+    return not comms or any(map(is_runtimes, comms)) or following.find_starting(group, 0)[0] is not None

@@ -17,15 +17,22 @@ import select
 import time
 from collections import deque
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Callable, Sequence
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import Container
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.follow import following
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import Source, Sources, identify
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.groupless import StartsUnderWay
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.identity import (
+    Source,
+    Sources,
+    identify,
+    make_unknown,
+    may_be_roots,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.list_writer import ListWriter
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.member import Counts, Member, describe_tasks
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_groups import (
@@ -33,6 +40,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_g
     find_engine_id,
     is_container,
     is_within_container,
+    may_start,
 )
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules.new_runtimes import RuntimeWatcher
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import cgroups, processes
@@ -89,6 +97,11 @@ class RuleStarts:
             self._lists = ListWriter(instance, expect)
             stack.callback(self._lists.close)
             self._poll.register(self._lists.fd, select.EPOLLIN)
+            self._under_way = StartsUnderWay(
+                self._sources,
+                lambda container: rule.needs_labels or self._matches(container),
+                partial(self._lists.add, file=NOTRACE_PIDS),
+            )
             self._stack = stack.pop_all()
         self._busy_s = time.monotonic()
 
@@ -97,7 +110,7 @@ class RuleStarts:
         latest = list(self._latest)
         counts = {**vars(self.counts), "missed": self.counts.missed + self._groups.missed}
         troubles = [*self._groups.troubles, *(self._new_runtimes.troubles if self._new_runtimes else ())]
-        return {**counts, "running": self.running, "latest": latest, "troubles": troubles}
+        return {**counts, "running": self.running, "latest": latest, "troubles": [*troubles, *self._under_way.troubles]}
 
     @property
     def fd(self) -> int:
@@ -128,8 +141,10 @@ class RuleStarts:
         if ages:
             # A group may stay empty, so what is seen late is late by a small part of its time only.
             return min(following.LOOK_S, max(following.START_LOOK_S, min(ages) / _PARTS))
-        if self._left_out or any(
-            member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live
+        if (
+            self._left_out
+            or self._under_way
+            or any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live)
         ):
             return following.LOOK_S
         return _IDLE_LOOK_S
@@ -162,6 +177,7 @@ class RuleStarts:
         for member in list(self._members.values()):
             if member.number and member.is_traced:
                 self._find_out(member, now_s)
+        self._under_way.look()
         self._write_lists()
 
     def _look_at_groups(self) -> None:
@@ -189,6 +205,7 @@ class RuleStarts:
         tids = {tid for pid in pids for tid in processes.read_threads(pid)}
         self._lists.add(tids)
         self._log.write_threads(starts_log.RUNTIMES, now, tids)
+        self._under_way.add(pids)
         self._runtimes = set(filter(processes.is_alive, self._runtimes | tids))
 
     def _is_passed_over(self, pid: int, process_cgroup: bytes) -> bool:
@@ -230,7 +247,7 @@ class RuleStarts:
             raise FleetError(
                 f"process {pid} is in no control group that has the container's id, by which it is told from others"
             )
-        if not _is_roots(pid):
+        if not may_be_roots(pid):
             raise FleetError(f"process {pid} is in a user namespace that is not root's: its user has names of his own")
         member = self._members.get(group)
         if member is None or member.first != pid:
@@ -304,13 +321,13 @@ class RuleStarts:
         pids = list(cgroups.gen_pids(member.group) if has_id else cgroups.gen_own_pids(member.group))
         if not pids:
             return
-        if not has_id and (is_container(member.group) or not self._may_start(member.group, pids)):
+        if not has_id and (is_container(member.group) or not may_start(member.group, pids)):
             del self._members[member.group]  # a monitor's, a service's, or a user's
             return
         source = self._sources.find(member.group, pids[0])
         if source is None and not has_id and now_s - member.since_s <= _UNKNOWN_S:
             return  # the runtime has not written its state yet
-        if (source is None and not has_id) or not _is_roots(pids[0]):
+        if (source is None and not has_id) or not may_be_roots(pids[0]):
             # Its runtime may have been followed, and all that it has made.
             del self._members[member.group]
             self._left_out.append(member)
@@ -328,13 +345,6 @@ class RuleStarts:
         member.start = clocks.measure_offset(self._clock)
         if self.running >= self._rule.max_containers:
             self._refuse(member)
-
-    @staticmethod
-    def _may_start(group: str, pids: list[int]) -> bool:
-        """Return True if one of PIDS, the processes in GROUP, is a runtime's or a container's first one."""
-        comms = {processes.read_comm(pid) for pid in pids} - {""}
-        # Of those that have ended since the look nothing is known.
-        return not comms or any(map(is_runtimes, comms)) or following.find_starting(group, 0)[0] is not None
 
     def _refuse(self, member: Member) -> None:
         """Leave MEMBER out, which is one too many if the rule means it."""
@@ -386,7 +396,7 @@ class RuleStarts:
         found = identify(member.group, member.source) if member.source else None
         if found is None and now_s - member.since_s <= _UNKNOWN_S:
             return
-        member.container = found.container if found else _make_unknown(member.group)
+        member.container = found.container if found else make_unknown(member.group)
         if found and self._rule.needs_labels and not found.has_labels:
             self._set_verdict(member, starts_log.UNDECIDED)
             self.counts.traced += 1
@@ -433,18 +443,3 @@ class RuleStarts:
         """End the watch and the log."""
         self._stack.close()
         self._log.close()
-
-
-def _is_roots(pid: int) -> bool:
-    """Return True if process PID is in a user namespace of root's: users of the host choose names of their containers."""
-    try:
-        with processes.Process(pid) as process:
-            return process.read_owner() == 0
-    except processes.ProcessGone:
-        return True  # it has ended already, and has events
-
-
-def _make_unknown(group: str) -> Container:
-    """Return a container of which only the control group GROUP is known."""
-    name = os.path.basename(group)
-    return Container(find_engine_id(group) or name, name, "running", 0, "", {}, runtime="unknown")
