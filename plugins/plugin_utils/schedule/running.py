@@ -27,7 +27,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome i
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
 
 CALLBACK = "crashcart.fleet.run_record"
-_LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
+LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
 _ENDING_S = 30.0  # for ansible-playbook to end its workers and to remove its files
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
 _LOG = "last-run.log"
@@ -172,7 +172,7 @@ def _hold(folder: str, busy: str, wait_s: float) -> Iterator[int]:
 
     Where the file system has no locks, nothing is locked.
     """
-    file = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    file = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         deadline = time.monotonic() + wait_s
         while True:

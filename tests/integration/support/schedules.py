@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.running import LOCK
 from support import host
 
 PACKAGES = Path(__file__).resolve().parents[3] / "tools/install_packages.sh"
@@ -57,6 +58,14 @@ class Schedule:
     def run(self, word: str = "--timer") -> subprocess.CompletedProcess[str]:
         """Run the schedule once and return the ended process, whatever has come of it."""
         return host.run(*self.list_words(word), check=False)
+
+    def wait_for_killed_run(self, store: Path) -> None:
+        """Wait until nothing is left of a run into STORE that was killed: a process whose parent had just ended was not found.
+
+        Such a process ends by itself, and has the run's locks until then.
+        """
+        for lock in (self.folder / LOCK, store / LOCK):
+            host.wait_until(lambda lock=lock: host.run("flock", "-n", str(lock), "true", check=False).returncode == 0)
 
     @contextmanager
     def cron(self) -> Iterator[None]:

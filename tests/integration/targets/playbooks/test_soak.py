@@ -104,13 +104,14 @@ def run(schedule):
     return record["outcome"], {name: about["state"] for name, about in record["hosts"].items()}
 
 
-def kill_while_it_fetches(schedule):
-    """Begin a run of SCHEDULE, and kill all its processes as soon as it fetches."""
+def kill_while_it_fetches(schedule, store):
+    """Begin a run of SCHEDULE into STORE, and kill all its processes as soon as it fetches."""
     log = schedule.folder / "last-run.log"
     before = log.read_text()
     with subprocess.Popen(schedule.list_words(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         host.wait_until(lambda: before != (text := log.read_text()) and ": Fetch]" in text)
         kill_with_children(process.pid)
+    schedule.wait_for_killed_run(store)
 
 
 OK = ("success", dict.fromkeys(NAMES, "ok"))
@@ -134,7 +135,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(schedule, fleet, store, ssh_hos
     assert set(store.rglob("*.dat")) == before
     os.unlink(store / "other")
 
-    kill_while_it_fetches(schedule)
+    kill_while_it_fetches(schedule, store)
     assert run(schedule) == OK
     assert {path.name for path in schedule.folder.iterdir()} == {
         "plan.json",
