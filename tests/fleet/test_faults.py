@@ -207,7 +207,8 @@ def reboot_with_tools_attached(host, folder):
 
 def check_rule_after_boot(host, folder):
     """Check that nobody but HOST itself has begun the rule, before the engine, and that it traces a container from its first instruction."""
-    assert host.run("systemctl is-active crashcart-rules").strip() == "active"
+    unit = "systemctl is-active crashcart-rules"
+    assert host.run(f'while [ "$({unit})" = activating ]; do sleep 0.2; done; {unit} || true') == "active\n"
     (found,) = call(host.name, "ftrace_info", {"gather": ["boot_rules"]})["boot_rules"]
     assert found == {"name": "late", "is_running": True}
     host.run(

@@ -47,7 +47,7 @@ Before=docker.service containerd.service crio.service podman-restart.service
 Type=oneshot
 RemainAfterExit=yes
 # A host whose trace hangs starts its containers all the same.
-TimeoutStartSec=30
+TimeoutStartSec=90
 ExecStart={BOOT_PROGRAM}
 
 [Install]
