@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 
 
 def main() -> None:
-    """Begin all rules, say on stderr which cannot be, and end this process: with 1 if any cannot be."""
+    """Begin all rules, say on stderr which cannot be, and raise SystemExit: with a true value if any cannot be."""
     failures = []
     try:
         root = tracefs.find_tracefs()
@@ -25,7 +25,7 @@ def main() -> None:
     except FleetError as error:
         failures.append(str(error))
     sys.stderr.write("".join(f"{failure}\n" for failure in failures))
-    sys.exit(bool(failures))
+    raise SystemExit(bool(failures))
 
 
 def _explain(error: Exception) -> str:

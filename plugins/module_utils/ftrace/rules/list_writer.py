@@ -33,9 +33,6 @@ class ListWriter:
         self._state = threading.Condition()
         self._wanted: dict[str, set[int]] = {}
         self._is_at_work = self._is_closing = False
-        self.is_writing = (
-            False  # the kernel is asked to, so that other files of the instance cannot be read for some time
-        )
         self._trouble: TraceError | None = None
         self.fd, self._idle_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._work, name="list writer", daemon=True)
@@ -98,13 +95,9 @@ class ListWriter:
 
     def _write(self, file: str, tids: set[int]) -> None:
         missing = sorted(pid_lists.find_missing(self._instance, lambda: tids, file))
-        self.is_writing = bool(missing)
-        try:
-            for start in range(0, len(missing), PIDS_PER_WRITE):
-                self._expect(file)
-                self._instance.add_pids(file, missing[start : start + PIDS_PER_WRITE])
-        finally:
-            self.is_writing = False
+        for start in range(0, len(missing), PIDS_PER_WRITE):
+            self._expect(file)
+            self._instance.add_pids(file, missing[start : start + PIDS_PER_WRITE])
 
     def close(self) -> None:
         """Give up what is not written yet, and wait for the write that is under way."""

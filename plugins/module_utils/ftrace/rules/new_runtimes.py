@@ -23,8 +23,6 @@ _CONDITION = " || ".join(f'filename ~ "*/{name}"' for name in RUNTIME_NAMES)
 # What comes first of these on the command line is the runtime's command: it may have words of options before.
 _STARTING = {b"create", b"run", b"restore"}
 _OTHERS = set(b"checkpoint delete events exec features init kill list pause ps resume spec start state update".split())
-
-
 _MAX_WORDS_BYTES = 1 << 16
 # So many programs in a second that are called like runtimes and start no container are looked at as they come, and more of them later.
 _MAX_NOISE = 100

@@ -130,8 +130,8 @@ class RuleStarts:
 
     @property
     def is_writing(self) -> bool:
-        """Return True while the kernel takes a list, and lets nobody read some other files of any instance."""
-        return self._lists.is_writing
+        """Return True while lists are, or are about to be, written: meanwhile the kernel lets nobody read some files of any instance."""
+        return self._lists.is_busy
 
     @property
     def look_s(self) -> float:
