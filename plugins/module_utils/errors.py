@@ -57,6 +57,11 @@ def require_root() -> None:
             raise FleetError("this is root of a user namespace only: run it as root of the host itself")
 
 
+def tell_any(error: Exception) -> str:
+    """Return the text of ERROR, with its type where it is not one of ours, whose text says enough."""
+    return str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+
+
 def explain(error: OSError) -> str:
     """Return the message for ERROR, a failed system call that no other code explains."""
     where = f" ({error.filename})" if error.filename else ""

@@ -212,24 +212,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.contain
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import setup, users, wiring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import take
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import paths, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
 _PROFILE = dict(
     name=dict(type="str", required=True),
-    profile=dict(type="str", choices=list(profiles.PROFILES)),
-    syscalls=dict(type="list", elements="str", default=[]),
-    events=dict(type="list", elements="raw", default=[]),
-    errors_only=dict(type="bool", default=False),
-    paths=dict(type="str", choices=list(paths.WISHES)),
-    buffer_size=dict(type="str"),
-    max_size=dict(type="str"),
-    min_free=dict(type="str"),
-    max_rate=dict(type="int"),
-    max_loss=dict(type="int"),
+    **arguments.OF_RULES,
     max_containers=dict(type="int", default=20),
     max_time=dict(type="str"),
     idle=dict(type="str", default="10m"),

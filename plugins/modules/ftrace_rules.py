@@ -150,24 +150,15 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.boot import setup
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import take
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import paths, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 _RULE = dict(
     name=dict(type="str", required=True),
     containers=dict(type="list", elements="str"),
     labels=dict(type="dict"),
-    profile=dict(type="str", choices=list(profiles.PROFILES)),
-    syscalls=dict(type="list", elements="str", default=[]),
-    events=dict(type="list", elements="raw", default=[]),
-    errors_only=dict(type="bool", default=False),
-    paths=dict(type="str", choices=list(paths.WISHES)),
-    buffer_size=dict(type="str"),
-    max_size=dict(type="str"),
-    min_free=dict(type="str"),
-    max_rate=dict(type="int"),
-    max_loss=dict(type="int"),
+    **arguments.OF_RULES,
     max_containers=dict(type="int"),
     max_time=dict(type="str"),
     ttl=dict(type="str"),

@@ -195,7 +195,7 @@ def check_rule_with_crun(host, run):
     for name in ("rule-none", "other-none"):
         host.run(f"podman {run} {name} --cgroups=disabled localhost/{golden.IMAGE} {HOLD}")
     host.run(
-        f"podman run --rm --network none --name rule-one localhost/{golden.IMAGE} cat /nonesuch 2>/dev/null || true"
+        f"podman run --rm --network none --name rule-one localhost/{golden.IMAGE} cat /nonesuch 2>/dev/null; [ $? = 1 ]"
     )
 
     def find_rule():

@@ -15,9 +15,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import history, metadata
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch import outbox
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.holdings.collect import collect
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, handover, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
+    client,
+    handover,
+    orders,
+    recordings,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.setup import installed_probes
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import clocks
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTANCE_PREFIX
 
@@ -25,6 +30,15 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import INSTA
 def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
     """Stop tracing in all of FOUND; their events stay until a fetch. OUTCOME gets the failures."""
     _change_each(found, outcome, _stop)
+
+
+def stop_rules(is_meant: Callable[[str], bool]) -> None:
+    """Stop the rules that run and for whose names IS_MEANT is true; what they have recorded stays. Raises FleetError if one cannot be."""
+    wanted = [order for order in orders.list_orders() if order.rule is not None and is_meant(order.rule.name)]
+    found = [find_instance(order.root, order.container) for order in wanted]
+    outcome = Outcome()
+    stop([trace for trace in found if trace.find_state() == "started"], outcome)
+    outcome.raise_first()
 
 
 def _stop(trace: TraceInstance) -> None:

@@ -160,6 +160,21 @@ def ensure_awaiting(
     return call.started
 
 
+def begin_rule(rule: Rule, root: str, request: TraceRequest, *, check_mode: bool = False) -> bool:
+    """Have RULE run, as ensure_awaiting does, with a recorder; return True if it did not run, or not so.
+
+    Raises FleetError where it cannot be. In CHECK_MODE nothing begins.
+    """
+    outcome = Outcome()
+    with ExitStack() as begun:
+        started = ensure_awaiting(rule, outcome, begun, root, request, check_mode=check_mode)
+        outcome.raise_first()
+        begun.pop_all()
+    if not check_mode:
+        client.ensure_recorder()  # somebody may have killed it
+    return started.changed
+
+
 def _check_running(container: Container) -> None:
     try:
         check_running(container)

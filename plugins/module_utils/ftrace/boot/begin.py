@@ -4,16 +4,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any, Collection, Mapping
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import rule_requests
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client, orders
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import Rule
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import find_instance
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop_rules
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import begin_rule
 
 
 def begin(options: Mapping[str, Any], root: str, *, check_mode: bool = False) -> bool:
@@ -24,22 +19,9 @@ def begin(options: Mapping[str, Any], root: str, *, check_mode: bool = False) ->
     parameters = rule_requests.complete(options, root, ttl=None)
     rule = rule_requests.make_rule(parameters)
     request = rule_requests.make_request(parameters, root)
-    outcome = Outcome()
-    with ExitStack() as begun:
-        started = start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=check_mode)
-        outcome.raise_first()
-        begun.pop_all()
-    if not check_mode:
-        client.ensure_recorder()  # somebody may have killed it
-    return started.changed
+    return begin_rule(rule, root, request, check_mode=check_mode)
 
 
 def end(names: Collection[str]) -> None:
     """End the rules NAMES that run; what they have recorded stays for a fetch."""
-    wanted = {Rule(name).as_container().id for name in names}
-    found = [
-        find_instance(order.root, order.container) for order in orders.list_orders() if order.container.id in wanted
-    ]
-    outcome = Outcome()
-    stop([trace for trace in found if trace.find_state() == "started"], outcome)
-    outcome.raise_first()
+    stop_rules(names.__contains__)

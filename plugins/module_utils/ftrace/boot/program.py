@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, tell_any
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.boot.begin import begin
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import read_at_boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
@@ -21,12 +21,8 @@ def main() -> None:
             try:
                 begin(options, root)
             except Exception as error:  # pylint: disable=broad-exception-caught # one rule costs no other
-                failures.append(f"rule {name}: {_explain(error)}")
+                failures.append(f"rule {name}: {tell_any(error)}")
     except FleetError as error:
         failures.append(str(error))
     sys.stderr.write("".join(f"{failure}\n" for failure in failures))
     raise SystemExit(bool(failures))
-
-
-def _explain(error: Exception) -> str:
-    return str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"

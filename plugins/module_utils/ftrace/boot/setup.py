@@ -53,22 +53,18 @@ ExecStart={BOOT_PROGRAM}
 [Install]
 WantedBy=multi-user.target
 """
-# Options of ftrace_instance that its other states have.
-_FIXED = {"mode": "record", "query": None, "docker_host": None}
 
 
 def complete_rules(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return name → options of ftrace_instance of the rules ENTRIES; raises FleetError for names that cannot be."""
     found: dict[str, dict[str, Any]] = {}
-    defaults = {name: about.get("default") for name, about in arguments.ARGUMENTS.items()}
     for entry in entries:
         name = entry["name"].strip()
         if not name:
             raise FleetError("a rule has an empty name: give each rule a name of its own")
         if name in found:
             raise FleetError(f"rule {name} is there twice: give each rule a name of its own")
-        own = {key: value for key, value in entry.items() if key != "name"}
-        found[name] = {**defaults, **own, **_FIXED, "rule": name}
+        found[name] = {**arguments.fill_for_rule(entry), "rule": name}
     if not found:
         raise FleetError("rules is empty: give at least one rule, or state=absent")
     return found

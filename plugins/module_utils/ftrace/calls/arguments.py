@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.cart import exposure
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request import paths, probes, profiles, tracers
@@ -50,3 +50,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+# Those that each of several rules can have, where a module is given a list of rules.
+_OF_RULES = "profile syscalls events errors_only paths buffer_size max_size min_free max_rate max_loss"
+OF_RULES = {name: ARGUMENTS[name] for name in _OF_RULES.split()}
+# What a rule has no choice of, and selects by other means.
+_FIXED = {"mode": "record", "query": None, "docker_host": None}
+
+
+def fill_for_rule(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ftrace_instance for ENTRY of a list of rules, which has some of them and a `name`; others get their defaults."""
+    defaults = {name: about.get("default") for name, about in ARGUMENTS.items()}
+    return {**defaults, **{name: value for name, value in entry.items() if name != "name"}, **_FIXED}

@@ -4,21 +4,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace import start
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, tell_any
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
-    client,
     handover,
     orders,
     recordings,
 )
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start import begin_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY
@@ -33,7 +30,7 @@ def begin(profile: str) -> None:
         _begin(profile, options)
         notes.forget_refusal(profile)
     except Exception as error:  # pylint: disable=broad-exception-caught # hooks wait for the reason, whatever it is
-        why = str(error) if isinstance(error, FleetError) else f"{type(error).__name__}: {error}"
+        why = tell_any(error)
         notes.note_refusal(profile, why)
         notes.tell(profile, "", why)
 
@@ -45,12 +42,7 @@ def _begin(profile: str, options: dict[str, Any]) -> None:
     trace = find_instance(root, rule.as_container())
     _take_away(trace)
     _make_room(profile, trace.instance.name, request.limits.max_bytes)
-    outcome = Outcome()
-    with ExitStack() as begun:
-        start.ensure_awaiting(rule, outcome, begun, root, request, check_mode=False)
-        outcome.raise_first()
-        begun.pop_all()
-    client.ensure_recorder()  # somebody may have killed it
+    begin_rule(rule, root, request)
 
 
 def _take_away(trace: TraceInstance) -> None:

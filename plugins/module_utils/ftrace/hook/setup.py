@@ -17,10 +17,9 @@ from typing import Any, Mapping, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.docker_engine import DockerEngine
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host import Host
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import stop_rules
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import (
     dockerd,
     policy,
@@ -38,15 +37,11 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.s
     plan_removal,
     plan_write,
 )
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.limits import check_buffers
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import RUNTIME
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.trace import TraceInstance, find_instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_PROGRAM, HOOK_RULE_PREFIX
 
 _START_S = 0.5  # between the reading of a device's description and the hook
-_FIXED = {"mode": "record", "query": None, "docker_host": None}
 
 
 @dataclass(frozen=True)
@@ -76,13 +71,12 @@ def complete_profiles(entries: Sequence[Mapping[str, Any]], root: str | None) ->
     ROOT is the tracefs; None where it is not mounted yet, which leaves some options unchecked.
     """
     found: dict[str, dict[str, Any]] = {}
-    defaults = {name: about.get("default") for name, about in arguments.ARGUMENTS.items()}
     for entry in entries:
         name = entry["name"]
         policy.check_name(name)
         if name in found:
             raise FleetError(f"profile {name} is there twice: give each profile a name of its own")
-        options = {**defaults, **{key: value for key, value in entry.items() if key != "name"}, **_FIXED}
+        options = arguments.fill_for_rule(entry)
         try:
             profiles.make_rule(name, options)
             if root is not None:
@@ -177,21 +171,7 @@ def plan_absence(docker: Docker | None, *, are_used: bool) -> list[Step]:
 
 def _plan_end(is_needed: bool) -> list[Step]:
     """Return the step that ends the traces of the hook, if it IS_NEEDED; what they have recorded stays for a fetch."""
-
-    def end() -> None:
-        found = [trace for trace in list_traces() if trace.find_state() == "started"]
-        outcome = Outcome()
-        stop(found, outcome)
-        outcome.raise_first()
-
-    return [Step("", is_needed, end)]
-
-
-def list_traces() -> list[TraceInstance]:
-    """Return the traces of the hook's profiles on this host."""
-    prefix = f"{RUNTIME}:{HOOK_RULE_PREFIX}"
-    orders_here = [order for order in orders.list_orders() if order.container.id.startswith(prefix)]
-    return [find_instance(order.root, order.container) for order in orders_here]
+    return [Step("", is_needed, partial(stop_rules, lambda name: name.startswith(HOOK_RULE_PREFIX)))]
 
 
 def _plan_runtimes(docker: Docker, names: Sequence[str], *, is_stub: bool) -> list[Step]:

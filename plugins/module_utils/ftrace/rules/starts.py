@@ -109,8 +109,9 @@ class RuleStarts:
         """Return the numbers of containers, the names of the latest ones, and the troubles, for results."""
         latest = list(self._latest)
         counts = {**vars(self.counts), "missed": self.counts.missed + self._groups.missed}
-        troubles = [*self._groups.troubles, *(self._new_runtimes.troubles if self._new_runtimes else ())]
-        return {**counts, "running": self.running, "latest": latest, "troubles": [*troubles, *self._under_way.troubles]}
+        parts = [part for part in (self._groups, self._new_runtimes, self._under_way) if part is not None]
+        troubles = [trouble for part in parts for trouble in part.troubles]
+        return {**counts, "running": self.running, "latest": latest, "troubles": troubles}
 
     @property
     def fd(self) -> int:
