@@ -34,6 +34,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.trac
 _TAKE_OVER_S = 5.0  # an earlier keeper of the instance ends within this time
 _LOOK_S = 0.25  # between two looks at limits, at most
 _WATCH_S = 1.0  # between two looks at a trace that is only watched
+# Longer than between two comparisons of a rule that has nothing to do, so that the first start after a pause does not wait for one.
+_UNCOMPARED_S = 3.0
 _START_S = 10.0  # a new control group has its first process within this time
 _START_ROUNDS = 10  # other traces' buffers are not drained meanwhile
 _DRAIN_S = 5.0  # after this time a buffer is drained even if it is not half full
@@ -254,9 +256,9 @@ class Keeper:
             return f"the recorder met an error: {error}"
 
     def _may_compare(self) -> bool:
-        """Return False for a second at most while the kernel takes a list of threads: it lets nobody read some other files meanwhile."""
+        """Return False for some seconds at most while the kernel takes a list of threads: it lets nobody read some other files meanwhile."""
         is_writing = self._rule_starts is not None and self._rule_starts.is_writing
-        return not is_writing or time.monotonic() - self._compared_s > _WATCH_S
+        return not is_writing or time.monotonic() - self._compared_s > _UNCOMPARED_S
 
     def drain(self) -> None:
         """Write to the recording, if there is one, what its buffers hold now. What prevents that ends the trace in the next round."""
