@@ -88,7 +88,7 @@ def container() -> Iterator[Callable[..., str]]:
     # Any later fetch would bring them home, whatever it asks for.
     for path in Path(outbox.FOLDER).glob("*"):
         path.unlink()
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 @pytest.fixture(scope="session")

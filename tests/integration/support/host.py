@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -243,6 +243,7 @@ def clean_up() -> None:
     for folder in ("/var/lib/crashcart", "/run/crashcart"):
         shutil.rmtree(folder, ignore_errors=True)
     wait_until(lambda: not any(call_module("crashcart_info", gather=["census"])["census"].values()))
+    wait_until_empty(list_processes)
 
 
 def wait_until(condition: Any, timeout_s: float = 20.0) -> Any:
@@ -254,6 +255,19 @@ def wait_until(condition: Any, timeout_s: float = 20.0) -> Any:
             assert value, "it did not come true in time"
             return value
         time.sleep(0.02)
+
+
+def wait_until_empty(look: Callable[[], list[Any]], timeout_s: float = 20.0) -> None:
+    """Wait until LOOK() returns an empty list. Raises AssertionError, which shows what is left, after TIMEOUT_S seconds of a usual machine."""
+    deadline = time.monotonic() + seconds(timeout_s)
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
+
+
+def list_processes() -> list[str]:
+    """Return pid and name of each process of the collection on this host: its recorder, watchdog, guards and supervisors."""
+    return run("pgrep", "-l", "^crashcart-", check=False).stdout.splitlines()
 
 
 def read_host_state() -> dict[str, Any]:

@@ -28,7 +28,7 @@ def run_in(container):
         return host.execute(containers=[name], argv=list(argv), image="built", **options)[0]
 
     yield run
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
     host.call_module("crashcart_image", name="built", state="absent")
 
 

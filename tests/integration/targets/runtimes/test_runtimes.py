@@ -48,7 +48,7 @@ def others(tmp_path_factory):
             "podman": "cc-podman",
             "process": f"pid:{pid}",
         }
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 KINDS = ("runc", "containerd pod", "containerd", "podman", "process")

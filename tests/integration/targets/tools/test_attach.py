@@ -95,7 +95,7 @@ def test_tools_run_in_any_container_and_leave_no_trace(container, kind):
     assert host.read_container_mounts(name) == before
     assert list_changes(name) == changed_before
     assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_container_without_changes_of_its_own_has_an_empty_diff(container):
@@ -121,7 +121,7 @@ def test_twenty_containers_share_one_loop_device(container):
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         assert "crashcart" not in file.read(), "the host itself got a mount"
     host.call_module("crashcart_attach", containers=names, state="detached")
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_the_mount_is_read_only_without_setuid_and_devices(container):
@@ -451,7 +451,7 @@ def test_a_killed_attach_leaves_what_the_next_one_takes(container):
         assert host.read_container_mounts(name).count(" /dev/crashcart ") == 1
         host.call_module("crashcart_attach", containers=[name], state="detached")
         assert not os.path.exists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
-        host.wait_until(lambda: not host.list_loop_devices())
+        host.wait_until_empty(host.list_loop_devices)
 
 
 def test_the_shell_line_gives_a_shell_with_the_tools(container):

@@ -74,4 +74,4 @@ def test_operators_do_not_disturb_each_other(container, operators):
     assert len(host.list_loop_devices()) <= 1
     host.call_module("crashcart_attach", containers=[name], state="detached")
     assert not os.path.exists(f"/proc/{record.pid}/root/dev/crashcart")
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)

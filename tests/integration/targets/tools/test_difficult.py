@@ -31,7 +31,7 @@ def check(name, *, ask=("docker", "exec")):
     if before is not None:
         assert host.read_container_mounts(name) == before
         assert not os.path.lexists(f"/proc/{host.find_pid(name)}/root/dev/crashcart")
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
     (result,) = host.execute(containers=[name], argv=["bash", *ASK], rights="host")
     assert (result["rc"], result["stdout"]) == (0, "42\n")
 
@@ -147,7 +147,7 @@ def test_a_restarted_container_starts_without_and_takes_them_again(container):
     host.call_module("crashcart_attach", containers=[name])
     host.docker("restart", "-t", "0", name)
     assert "/dev/crashcart" not in host.read_container_mounts(name)
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
     check(name)
 
 
@@ -166,7 +166,7 @@ def test_a_container_in_a_container(container):
     )
     assert "/dev/crashcart" not in host.read_container_mounts(outer)
     assert host.call_module("crashcart_attach", containers=[f"pid:{pid}"], state="detached")["changed"]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_user_namespace():
@@ -177,7 +177,7 @@ def test_a_user_namespace():
         assert host.run("podman", "exec", "cc-mapped", f"{BASH[:-4]}id", "-u").stdout == "0\n"
         host.call_module("crashcart_attach", containers=["cc-mapped"], state="detached")
         assert "crashcart" not in host.run("podman", "exec", "cc-mapped", "/bin/ls", "/dev").stdout
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 @pytest.mark.parametrize(

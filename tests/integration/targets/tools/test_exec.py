@@ -210,7 +210,7 @@ def test_a_detach_and_other_sessions_do_not_disturb_a_running_command(container)
     assert execute(name, "true")["rc"] == 0
     result = host.parse_result(*process.communicate(timeout=host.seconds(30)))["results"][0]
     assert (result["rc"], result["stdout"]) == (0, "/dev/crashcart/bin\n")
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_timeout_ends_the_whole_tree(container):
@@ -223,7 +223,7 @@ def test_a_timeout_ends_the_whole_tree(container):
     result = failure.value.result["results"][0]
     assert (result["timed_out"], result["rc"], result["stdout"]) == (True, 137, "before\n")
     assert not [command for command in host.list_commands(name) if "432" in command]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_what_a_command_leaves_running_ends_with_it(container):
@@ -244,7 +244,7 @@ def test_a_killed_module_leaves_nothing(container, when):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     host.wait_until(lambda: not host.runs(name, "sleep 4321"))
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
     assert host.read_container_mounts(name) == before
 
 
@@ -268,7 +268,7 @@ def test_a_container_removed_in_the_middle(container):
     host.docker("rm", "-f", name)
     with pytest.raises(host.ModuleFailed, match=f"{name}.*the container ended"):
         host.parse_result(*process.communicate(timeout=host.seconds(30)))
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_check_mode_runs_nothing(container):
@@ -363,7 +363,7 @@ def test_nothing_that_a_command_starts_outlives_it(container, escape, end):
         process.send_signal(signal.SIGKILL)
     process.communicate(timeout=host.seconds(30))
     host.wait_until(lambda: len(host.list_commands(name)) == 1)
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_what_finished_early_leaves_nothing_while_others_run(container):
@@ -452,7 +452,7 @@ def test_a_containers_root_that_turns_on_the_supervisor_gains_no_process(contain
     ):
         host.parse_result(*process.communicate(timeout=host.seconds(60)))
     assert not [command for command in host.list_commands(name) if "777" in command]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_users_command_gains_nothing_by_a_setuid_program(container):

@@ -158,7 +158,7 @@ def test_absent_refuses_while_attached_and_names_the_container(copied, container
     assert host.call_module("crashcart_image", name="small", state="absent", force=True)["changed"]
     assert host.docker("exec", name, "/dev/crashcart/bin/busybox", "echo", "still there") == "still there"
     assert host.call_module("crashcart_attach", containers=[name], state="detached")["changed"]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_new_image_replaces_the_old_one_under_those_who_use_it(copied, container, tmp_path):

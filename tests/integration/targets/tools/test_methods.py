@@ -48,7 +48,7 @@ def test_the_tools_are_there_and_no_device_is(container, method):
     assert not host.call_module("crashcart_attach", containers=[name])["changed"]
     assert detach(name)
     assert host.read_container_mounts(name) == before
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_auto_takes_what_the_kernel_has_and_says_why(container):
@@ -122,7 +122,7 @@ def test_a_volume_brings_the_tools_to_all_who_have_it(container, volume):
     assert list_image_mounts() == []
     assert not detach(one)
     assert "image" not in host.read_container_mounts(one)
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_volume_that_no_container_has_any_more_is_freed_with_everything(container, volume):
@@ -139,7 +139,7 @@ def test_a_volume_that_no_container_has_any_more_is_freed_with_everything(contai
         assert str(volume) in result["diff"]["before"]["left over"]
     assert os.listdir(volume) == []
     assert not host.call_module("crashcart_attach", state="detached", everything=True)["changed"]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_volume_with_something_in_it_is_not_covered(container, volume):
@@ -193,7 +193,7 @@ def test_an_erofs_image_goes_by_a_loop_device_where_it_has_to(container, erofs_i
     assert host.docker("exec", name, *BASH) == "42"
     assert len(host.list_loop_devices()) == 1
     assert detach(name)
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)
 
 
 def test_a_mount_over_the_tools_in_a_volume_is_not_ours_to_unmount(container, volume):
@@ -207,4 +207,4 @@ def test_a_mount_over_the_tools_in_a_volume_is_not_ours_to_unmount(container, vo
     finally:
         host.run("umount", str(volume))
     assert host.call_module("crashcart_attach", state="detached", everything=True)["changed"]
-    host.wait_until(lambda: not host.list_loop_devices())
+    host.wait_until_empty(host.list_loop_devices)

@@ -29,14 +29,9 @@ def nothing_is_left():
     """After each test no trace is left, and no process of ours."""
     yield
     host.call_module("ftrace_instance", state="absent", everything=True)
-    host.wait_until(lambda: list_processes() == [])
+    host.wait_until_empty(host.list_processes)
     for path in FOLDER.glob("*"):  # of a test that failed
         path.unlink()
-
-
-def list_processes():
-    """The guards and recorders of this machine."""
-    return host.run("pgrep", "-l", "^crashcart-", check=False).stdout.split("\n")[:-1]
 
 
 def capture(names, dest, *options, where="as_user", **more):
@@ -172,13 +167,13 @@ def test_a_killed_controller_leaves_nothing_and_collect_brings_it(container, ssh
     more = RECORD if mode == "record" else {"mode": "ring"}
     with capturing(ssh_hosts, name, tmp_path, seconds=6, **more) as process:
         kill(process)
-    host.wait_until(lambda: host.list_instances() == [])
+    host.wait_until_empty(host.list_instances)
     collected(ssh_hosts, name, tmp_path)
 
 
 def collected(ssh_hosts, name, dest):
     """Let the playbook collect bring the one capture of container NAME, and return its manifest."""
-    host.wait_until(lambda: list_processes() == [])
+    host.wait_until_empty(host.list_processes)
     assert len([path for path in FOLDER.iterdir() if path.suffix == ".new"]) == 1
     host.playbook("collect", "-i", str(ssh_hosts), "-l", "as_user", dest=str(dest))
     (path,) = dest.glob(f"as_user/{name}/*.json")
@@ -196,7 +191,7 @@ def test_a_killed_module_leaves_nothing_after_its_ttl(container, ssh_hosts, tmp_
         module = int(Path(f"/proc/{find_guard()}/stat").read_text().rpartition(")")[2].split()[1])
         kill(process)
         os.kill(module, signal.SIGKILL)
-    host.wait_until(lambda: host.list_instances() == [], 40)
+    host.wait_until_empty(host.list_instances, 40)
     assert collected(ssh_hosts, name, tmp_path)["stopped"] == "its ttl is over"
 
 
@@ -277,7 +272,7 @@ def test_the_guard_finishes_when_it_is_asked(container, tmp_path):
     assert len(answer["transfer"]["segments"]) == 2
     assert (answer["selected"], answer["failed_containers"], answer["left"]) == (sorted(names), [], [])
     assert host.list_instances() == []
-    host.wait_until(lambda: list_processes() == [])
+    host.wait_until_empty(host.list_processes)
     os.unlink(answer["transfer"]["path"])
     fetched = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path)})["captures"]
     assert sorted(one["manifest"]["container"]["name"] for one in fetched) == sorted(names)
@@ -287,7 +282,7 @@ def test_the_guard_finishes_when_it_is_asked(container, tmp_path):
 def test_a_trace_that_nobody_finishes_is_finished_by_the_host(container, tmp_path):
     name = container(*LOOP)
     host.ad_hoc("localhost", "ftrace_capture", {"phase": "start", "containers": [name], "seconds": 1, "ttl": "2s"})
-    host.wait_until(lambda: host.list_instances() == [])
+    host.wait_until_empty(host.list_instances)
     (one,) = host.ad_hoc("localhost", "ftrace_fetch", {"dest": str(tmp_path)})["captures"]
     assert one["manifest"]["stopped"] == "its ttl is over"
 

@@ -34,8 +34,8 @@ OPTIONS = {"min_free": "1MiB", "buffer_size": "256KiB"}
 def nothing_is_left():
     """After each test no trace is left, no file of one, and no process of ours."""
     yield
-    host.wait_until(lambda: host.list_instances() == [], 60)
-    host.wait_until(lambda: host.run("pgrep", "-l", "^crashcart-", check=False).stdout == "", 60)
+    host.wait_until_empty(host.list_instances, 60)
+    host.wait_until_empty(host.list_processes, 60)
     assert not RECORDINGS.exists() or os.listdir(RECORDINGS) == []
     assert not CAPTURES.exists() or os.listdir(CAPTURES) == []
 
@@ -139,8 +139,8 @@ def test_control_c_leaves_nothing(container, ssh_hosts, tmp_path, dest):
         assert any(LOOK_UP.match(line) for line in process.stdout)
         process.send_signal(signal.SIGINT)
         process.communicate()
-    host.wait_until(lambda: host.list_instances() == [], 60)
-    host.wait_until(lambda: host.run("pgrep", "-l", "^crashcart-", check=False).stdout == "", 60)
+    host.wait_until_empty(host.list_instances, 60)
+    host.wait_until_empty(host.list_processes, 60)
     assert not RECORDINGS.exists() or os.listdir(RECORDINGS) == []
     if dest:  # what was recorded is not lost
         assert len([path for path in CAPTURES.iterdir() if path.suffix == ".new"]) == 1

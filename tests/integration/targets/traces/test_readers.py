@@ -25,6 +25,9 @@ def work():
 THREADS = """
 threads = [threading.Thread(target=work) for _number in range(6)]
 [one.start() for one in threads]; [one.join() for one in threads]
+# A joined thread may still be unmapping its stack. If the process ended then, that call would have an exit that the kernel traces and strace
+# does not see.
+while len(os.listdir('/proc/self/task')) > 1: pass
 """
 FORKS = """
 for _number in range(5):

@@ -20,6 +20,8 @@ IDS = ["b" * 64, "a" * 64]
 def traces(tmp_path, monkeypatch):
     """The folders that play two instances; requests go through a folder of the test."""
     monkeypatch.setattr(requests, "FOLDER", str(tmp_path / "guards"))
+    # Integration tests, which may run beside these, look for the host's guards.
+    monkeypatch.setattr(guard, "GUARD_TITLE", "units-guard")
     paths = [tmp_path / "crashcart-a", tmp_path / "crashcart-b"]
     for path in paths:
         path.mkdir()
