@@ -88,9 +88,11 @@ def _tell_missing(rule: Mapping[str, Any]) -> str:
     awaited = rules.from_json({name: rule[name] for name in rules.NAMES})
     wanted = rules.name_selection(awaited)
     others = list(dict.fromkeys(one["name"] for one in rule["latest"]))
-    meanwhile = f"started have meanwhile: {', '.join(others)}" if others else "no container has started meanwhile"
-    troubles = "".join(f"; {trouble}" for trouble in rule["troubles"])
-    return f"nothing has started that is meant by {wanted}: {meanwhile}{troubles}{_tell_ends(awaited)}"
+    meanwhile = [f"started have meanwhile: {', '.join(others)}"] if others else []
+    if rule["missed"]:
+        meanwhile.append(f"{rule['missed']} were over before they were seen, and it is not known which")
+    told = "; ".join([*(meanwhile or ["no container has started meanwhile"]), *rule["troubles"]])
+    return f"nothing has started that is meant by {wanted}: {told}{_tell_ends(awaited)}"
 
 
 def _tell_ends(rule: Rule) -> str:
