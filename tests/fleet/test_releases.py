@@ -15,6 +15,7 @@ from test_runtimes import (
     check_podman,
     check_remapped_docker,
     check_rootless_docker,
+    check_start_hook_with_crun,
     check_without_engine,
     tell,
 )
@@ -35,6 +36,7 @@ def later(request, image):
 # What each check shows.
 CHECKS = {
     check_podman: "Podman of root, rootless, and with `--uidmap`, by crun; a crash loop",
+    check_start_hook_with_crun: "start hook by crun, for a device and an annotation",
     check_remapped_docker: "Docker with userns-remap",
     check_rootless_docker: "rootless Docker",
     check_without_engine: "systemd-nspawn, LXC, annotations of CRI-O, a container in a container",

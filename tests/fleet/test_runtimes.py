@@ -30,6 +30,10 @@ _ARM64 = (
     rb":crashcart-arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:"
     rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:" + f"{_QEMU}:F".encode()
 )
+HOOK_PROGRAM = "/usr/libexec/crashcart/start-hook"
+LIST_HOOK_FILES = (
+    "find /etc/cdi /usr/share/containers/oci/hooks.d /etc/crashcart /usr/libexec/crashcart 2>/dev/null | sort"
+)
 # Prints the command line of the container's first process, and the host's user that is root there.
 WHERE = ["bash", "-c", "echo $(tr '\\0' ' ' </proc/1/cmdline)/ $(cat /proc/1/uid_map)"]
 
@@ -58,7 +62,7 @@ def test_hosts_that_lack_something(hosts, installed, one_without_docker, tmp_pat
     each(
         hosts,
         lambda host: tell(host, lambda guest_: check_kernel(guest_, tmp_path)),
-        lambda host: tell(host, check_podman, check_remapped_docker),
+        lambda host: tell(host, check_podman, check_start_hook_with_crun, check_remapped_docker),
         lambda host: tell(host, check_without_engine, check_apparmor),
     )
     assert {host.name: host.run("losetup -a | wc -l").strip() for host in hosts} == {**same("0"), "host1": "1"}
@@ -210,6 +214,52 @@ def check_rule_with_crun(host, run):
     assert trouble.startswith("container rule-none was not traced: it has no control group of its own"), found
     assert [one["name"] for one in found["latest"] if one["verdict"] == "traced"] == ["rule-one"], found
     host.call("ftrace_instance", state="absent", everything=True)
+
+
+# How a container asks for a profile of the start hook.
+ASKING = {"device": "--device crashcart.fleet/trace=startup", "note": "--annotation crashcart.trace=startup"}
+
+
+def check_start_hook_with_crun(host):
+    """Check that crun starts a container when its trace is on, for a device and for an annotation."""
+    before = host.run(LIST_HOOK_FILES)
+    host.call("ftrace_hook", ways=["cdi", "hooks"], profiles=[{"name": "startup", "buffer_size": "4MiB"}])
+    host.run(f"{HOOK_PROGRAM} begin startup")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in ASKING:
+                _check_asking(host, kind, Path(folder, kind))
+    finally:
+        host.call("ftrace_instance", state="absent", everything=True)
+        host.call("ftrace_hook", state="absent")
+    assert host.run(LIST_HOOK_FILES) == before
+
+
+def _check_asking(host, kind, folder):
+    """Check a container that asks by the KIND of ASKING. FOLDER is for its capture."""
+    for number in range(5):
+        name = f"hook-{kind}-{number}"
+        known = list_hook_troubles(host)
+        words = f"podman run --rm --network none --name {name} {ASKING[kind]} localhost/{golden.IMAGE} cat /nonesuch"
+        # The container has its own exit status whatever becomes of its trace.
+        assert "/nonesuch" in host.run(f"{words} 2>&1; [ $? = 1 ]")
+        why = list_hook_troubles(host)[len(known) :]
+        # An emulated guest may take longer than a start waits.
+        assert all("not on within" in one for one in why), why
+        if not why:
+            break
+    found = {one["manifest"]["container"]["name"]: one["manifest"] for one in host.fetch(folder)}
+    manifest = found[name]
+    assert (manifest["complete"], manifest["has_run"], manifest["reasons"]) == (True, True, [])
+    assert manifest["container"]["runtime"] == "podman"
+    summaries = every_kernel.report(folder, folder / "report")
+    (summary,) = (one for one in summaries if one["container"] == name)
+    assert {row["name"] for row in summary["processes"]} == {"cat"}
+    assert every_kernel.count(summary)["openat"]["errors"]["ENOENT"] >= 1
+
+
+def list_hook_troubles(host):
+    return [trouble["why"] for trouble in host.call("ftrace_info", gather=["start_hook"])["start_hook"]["troubles"]]
 
 
 def check_podman(host):
