@@ -69,7 +69,7 @@ lint: setup ## Check style, types, licences and documentation
 	ruff check --quiet
 	$(MYPY)
 	python tools/check_shape.py plugins
-	python tools/check_docstrings.py plugins tools
+	python tools/check_docstrings.py plugins tools tests demo
 	reuse lint --quiet
 	antsibull-changelog lint
 	tools/stage_collection.sh $(BUILD)

@@ -40,7 +40,7 @@ run_part() { # NUMBER: run the unit tests of this part's files
 }
 
 check() { # check all that needs no test
-    python tools/check_shape.py plugins && python tools/check_docstrings.py plugins tools && bash -c "$types"
+    python tools/check_shape.py plugins && python tools/check_docstrings.py plugins tools tests demo && bash -c "$types"
 }
 
 ruff format --check --quiet

@@ -27,7 +27,7 @@ options:
       - With V(auto) the trace starts in any case and never uses V(uprobe), which slows other containers. Where that is the only way, or no
         recorded call takes a path, C(paths) in the result and in the manifest's C(specification) has V(null) as C(by), and the reason.
       - With O(errors_only) the paths of calls that succeed are recorded, too, because the kernel reads a path before the call ends.
-      - The default is V(auto) with O(profile=diagnose), and V(false) otherwise.
+      - The default is V(auto) with O(profile=diagnose) and for standing rules, and V(false) otherwise.
     type: str
     choices: ['false', 'true', auto]
   paths_by:

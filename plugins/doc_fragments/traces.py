@@ -18,7 +18,7 @@ options:
       - Strace's classes V(%file), V(%desc), V(%network), V(%process), V(%signal), V(%ipc), V(%memory), V(%creds) and V(%clock) record the calls
         of the class that the host has. The percent sign is optional except for V(%signal) and V(%ipc).
       - The default is all of them. Where O(events), O(probes), O(profile) or O(tracer) is given and O(errors_only) is not, the default is
-        none except those of O(profile).
+        none except those of O(profile). A standing rule (O(crashcart.fleet.ftrace_instance#module:state=awaiting)) has O(profile=startup) then.
     type: list
     elements: str
     default: []
@@ -87,14 +87,14 @@ options:
       - V(record) keeps all events. One small process on the host, C(crashcart-recorder), drains the ring buffers of all recordings to files
         below C(/var/lib/crashcart/traces). Events are lost, and counted, only where it gets too little processor time or disk space.
         M(crashcart.fleet.ftrace_fetch) fetches the files, also while the recording runs.
-      - The recorder belongs to no login session, yields to the host's services (niceness 5), and takes processor time in proportion to the
-        events, which O(max_rate) limits.
+      - The recorder belongs to no login session, yields to the host's services (niceness 5; while a standing rule runs it goes before them, with
+        niceness -10), and takes processor time in proportion to the events, which O(max_rate) limits.
       - A recording ends with C(state=stopped), at its limits, and with the container's first process. Its files stay until they are
         fetched or C(state=absent) removes them, even when the instance or the container is gone or the host has rebooted.
       - If the recorder dies, the kernel stops a recording, and its capture says so. A V(ring) continues, but its next capture is not complete,
         because nobody watched it.
       - Any change of a recording's settings ends it and begins another one. Each gives a capture of its own.
-      - The default is V(record) with O(profile=diagnose), and V(ring) otherwise.
+      - The default is V(record) with O(profile=diagnose) and for standing rules, and V(ring) otherwise.
     type: str
     choices: [ring, record]
   max_rate:
@@ -110,8 +110,8 @@ options:
     type: int
   max_size:
     description:
-      - Maximum size of the files of one recording, for example V(4GiB). The default is V(256MiB) with O(profile=diagnose), and V(1GiB)
-        otherwise. It must be at least four times the size of all ring buffers together. Only with O(mode=record).
+      - Maximum size of the files of one recording, for example V(4GiB). The default is V(256MiB) with O(profile=diagnose) and for
+        standing rules, and V(1GiB) otherwise. It must be at least four times the size of all ring buffers together. Only with O(mode=record).
     type: str
   max_age:
     description:
@@ -129,8 +129,9 @@ options:
   when_full:
     description:
       - What to do when a recording reaches O(max_size), or when less than O(min_free) is free. Only with O(mode=record).
-      - V(stop), the default, stops the trace with all that it has, and nothing is lost. V(rotate) deletes the oldest segments, whose events
-        count as lost. While a fetch reads a recording none of its segments is deleted, and it may exceed O(max_size).
+      - V(stop), the default except for standing rules, stops the trace with all that it has, and nothing is lost. V(rotate), their default,
+        deletes the oldest segments, whose events count as lost. While a fetch reads a recording none of its segments is deleted, and it may
+        exceed O(max_size).
     type: str
     choices: [stop, rotate]
   min_free:
@@ -146,7 +147,8 @@ options:
   follow_exec:
     description:
       - Record also the processes that C(docker exec) starts in the container. A filter in the kernel leaves out processes of the runtime
-        itself (named runc, crun or containerd-shim), and also a process of the container that takes such a name.
+        itself, and also a process of the container that takes the name of one (runc, crun, containerd-shim, C(exe), one or two digits, and
+        C(memfd:) before runc or crun).
       - For containers of containerd, including Docker's, nothing is missed, because all of these processes descend from the container's shim.
         For others, such as those started by C(podman exec), the recorder looks for new processes twenty times a second.
         C(followed) in the result and in the manifest says which way is used, and what may be missed.

@@ -61,6 +61,10 @@ options:
         this host from now on and is meant by the selection is traced from its first instruction, also a container that does not exist yet,
         or that lives for a moment only. V(stopped) stops recording and keeps what was recorded. V(absent)
         removes the instance with what it holds.
+      - V(awaiting) has defaults of its own - O(profile=startup) where nothing else says what to record, O(mode=record), O(ttl=1h),
+        O(max_size=256MiB), O(when_full=rotate) and O(paths=auto). Because a rule covers several containers that need not exist yet, it
+        cannot be used with O(query), O(docker_host), O(probes), O(expose), O(follow_tools), O(follow_restarts), O(follow_exec=false),
+        O(mode=ring), a O(tracer), or the O(clock)s V(global) and V(local).
       - With V(absent) a name that matches no container is a warning, not an error, because nothing of it is traced. It is an error where
         one of the host's runtimes does not answer.
     type: str
@@ -123,8 +127,8 @@ options:
     choices: [errors, syscalls, files, network, sched, exec, memory, startup, diagnose]
   ttl:
     description:
-      - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. By default it has no
-        limit.
+      - Time after which the trace stops by itself, for example V(30m) or V(2h), even when the controller is gone. The default is V(1h)
+        with O(state=awaiting), and no limit otherwise.
       - The stopped trace keeps what it has for M(crashcart.fleet.ftrace_fetch), and costs the host no more time. A recording frees the ring
         buffer's memory at once, a ring only with O(state=absent).
       - A later call with O(ttl) starts the time again.

@@ -28,7 +28,7 @@ description:
   - It runs on the controller, where the captures are, in a process of its own. In a play over hosts use C(run_once=true). Relative paths are
     below the playbook's folder.
   - The first report compiles its code and keeps it below C($XDG_CACHE_HOME), or C(~/.cache), in C(crashcart.fleet). Where this user cannot
-    write there, each report compiles it again. That takes some twenty seconds, so captures of less than 256 KiB are read without.
+    write there, each report compiles it again. That takes about a minute of processor time, so captures of less than 256 KiB are read without.
 version_added: 0.1.0
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -88,7 +88,9 @@ options:
   fail_on:
     description:
       - Fail when there are such findings. V(any) means all, V(critical) those after which a program cannot do its work, which have a
-        severity of 80 or more, and the name of a rule, such as V(failures), those of that rule.
+        severity of 80 or more, and the name of a rule those of that rule.
+      - The rules are V(connections), V(deaths), V(denied), V(differs), V(failures), V(leaks), V(limits), V(locks), V(names), V(programs),
+        V(storms) and V(waits).
       - The report is written all the same, and the result has all values.
     type: list
     elements: str

@@ -76,8 +76,8 @@ class _Process:
 class Decoder:
     """Processes that decode the pages of one trace: its HEAD, the MANIFEST that describes it, and the CPUS that record.
 
-    Where no earlier report has compiled the code, plain Python decodes, and another process compiles meanwhile, which takes half a minute
-    or more. Then that process reads what has come, and takes over. IS_COMPILED says whether compiled code decodes.
+    Where no earlier report has compiled the code, plain Python decodes, and another process compiles meanwhile, which takes a minute
+    or two. Then that process reads what has come, and takes over. IS_COMPILED says whether compiled code decodes.
     Use it as a context manager. Raises FleetError where the trace cannot be decoded.
     """
 

@@ -36,7 +36,7 @@ main()
 """
 """Python's text that runs main() of a module of plugin_utils. Its arguments: the collection's folder, the cache, the module's name."""
 _MAX_STDERR = 4000  # characters of it in a message
-_SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes five seconds, and compiling twenty
+_SMALL = 256 << 10  # bytes of captures, some 50,000 events: plain Python takes five seconds, and compiling a minute
 
 
 def run(request: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ exec /first </dev/null >/var/log/first 2>&1
 
 
 class Kernel:
-    """What processes of a place leave in the kernel: control groups, trace instances and probes. What was there BEFORE them is not theirs."""
+    """Control groups, trace instances and probes that processes of a place leave in the kernel. What was there BEFORE them is not theirs."""
 
     def __init__(self, before: Mapping[str, Collection[str]]) -> None:
         self._before = before

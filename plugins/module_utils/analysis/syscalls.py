@@ -64,7 +64,9 @@ class SyscallRow:
     errors: dict[str, int]  # number of failed calls by the error that the program saw
     measured: int  # number of calls that began and ended in the trace; only these have a time
     total_ns: int
-    p99_ns: int | None  # at least 99 of 100 took no longer; up to 7 % more than that; None without measured calls
+    # At least 99 of 100 calls took no longer. It is up to 7 % too long, or the longest call where there was no room for a histogram. None if no
+    # call was measured.
+    p99_ns: int | None
     unfinished: int = 0  # number of calls that did not end in the trace
     continued: int = 0  # number of calls that did not begin in it; 0 where no entries are recorded (errors_only)
     # Number of interrupted calls by the kernel's internal error.

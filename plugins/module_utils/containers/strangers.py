@@ -79,7 +79,7 @@ class Budget:
             self.left_s = max(0.0, self.left_s - (time.monotonic() - start))
 
     def ask(self, questions: Sequence[Question]) -> list[Any]:
-        """Return the answers to QUESTIONS in the time that is left, as ask_users does."""
+        """Return the answers to QUESTIONS in the time that is left; an Unanswered stands for an answer that is missing."""
         with self.spend():
             return ask_users(questions, self.left_s)
 

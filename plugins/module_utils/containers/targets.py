@@ -74,7 +74,8 @@ _Item = TypeVar("_Item")
 def read_all_mounts(targets: Sequence[Target], *needles: str) -> list[list[mounts.Mount] | OSError]:
     """Return the mounts of the whole mount namespace of each of TARGETS, or the OSError that says why they cannot be read.
 
-    NEEDLES are as for Target.read_mounts. A process's own mountinfo ends at its root, and a container's first process may have changed its root.
+    With NEEDLES only those whose lines of mountinfo hold one of these. A process's own mountinfo ends at its root, and a container's first
+    process may have changed its root.
     """
     with ExitStack() as stack:
         fds = {}

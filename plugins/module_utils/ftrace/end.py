@@ -33,7 +33,7 @@ def stop(found: Sequence[TraceInstance], outcome: Outcome) -> None:
 
 
 def stop_rules(is_meant: Callable[[str], bool]) -> None:
-    """Stop the rules that run and for whose names IS_MEANT is true; what they have recorded stays. Raises FleetError if one cannot be."""
+    """Stop the rules that run and for whose names IS_MEANT is true; what they have recorded stays. Raises FleetError where that fails."""
     wanted = [order for order in orders.list_orders() if order.rule is not None and is_meant(order.rule.name)]
     found = [find_instance(order.root, order.container) for order in wanted]
     outcome = Outcome()

@@ -30,7 +30,7 @@ class Rule:
     LABELS: pairs of a label and its value (None for any value), which all have to match.
     MAX_CONTAINERS: how many containers it traces at once.
     MAX_TIME_S: how many seconds of each container it traces; None for no bound.
-    IS_ANNOUNCED: True if a start hook announces its containers, so that control groups need no watch. It means all of these.
+    IS_ANNOUNCED: True if a start hook announces its containers, so that control groups need no watch. It means all that are announced.
     IDLE_S: it ends when none of its containers has run for so many seconds; None for no such end.
     """
 

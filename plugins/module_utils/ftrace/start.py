@@ -144,7 +144,8 @@ def ensure_awaiting(
 ) -> Started:
     """Have the containers that RULE means traced from their starts on as REQUEST says, and return what was done.
 
-    The arguments and exceptions are those of ensure_started. What runs already is not traced.
+    What runs already is not traced. ROOT is the tracefs. OUTCOME gets the failure. BEGUN gets what takes back what was begun. In CHECK_MODE
+    nothing is changed. Raises FleetError if this kernel or host cannot do what REQUEST asks for.
     """
     container = rule.as_container()
     call = _Call(root, request, lambda _container: None, begun, Started(), check_mode)
@@ -161,9 +162,9 @@ def ensure_awaiting(
 
 
 def begin_rule(rule: Rule, root: str, request: TraceRequest, *, check_mode: bool = False) -> bool:
-    """Have RULE run, as ensure_awaiting does, with a recorder; return True if it did not run, or not so.
+    """Begin RULE, or change it to what REQUEST says, with a recorder; return True if something had to be changed.
 
-    Raises FleetError where it cannot be. In CHECK_MODE nothing begins.
+    ROOT is the tracefs. Raises FleetError if the rule cannot be begun or changed. In CHECK_MODE nothing is changed.
     """
     outcome = Outcome()
     with ExitStack() as begun:

@@ -156,7 +156,7 @@ class Tree:
             raise
 
     def add_cpio(self, stream: IO[bytes], origin: str) -> None:
-        """Unpack the cpio archive STREAM (newc) of the source ORIGIN. Raises BuildError under the same conditions as add_archive."""
+        """Unpack the cpio archive STREAM (newc) of the source ORIGIN; raises BuildError if it is damaged or too large, or a path leads out."""
         self._source += 1
         # The names of one file follow each other, and the content comes with the last of them.
         first: dict[int, str] = {}

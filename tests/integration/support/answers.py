@@ -24,7 +24,7 @@ _LACKING = ("the paths of system calls cannot be recorded on this host", "with f
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run of trace.yml says.
+    """The output of a run of trace.yml.
 
     LINES: of its report on the screen. FINDINGS: of findings.json, the worst first. CAPTURES: of summary.json.
     """

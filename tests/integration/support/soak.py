@@ -32,7 +32,7 @@ _STARTS_APART = 10_000  # a second's
 
 @dataclass
 class Seen:
-    """What a store has of one container on one host: its NUMBERS, sorted, and the MANIFESTS of its captures in the order of time."""
+    """The content of a store of one container on one host: its NUMBERS, sorted, and the MANIFESTS of its captures in the order of time."""
 
     numbers: list[int] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the collection tells ansible-builder is what it needs. `make package` lets ansible-builder itself read it."""
+"""The collection tells ansible-builder what it needs. `make package` lets ansible-builder itself read it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who may import whom: no circle, nothing upward, no hidden form, and hosts' code imports nothing that hosts do not have."""
+"""Imports between packages: no circle, nothing upward, no hidden form, and hosts' code imports nothing that hosts do not have."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each module takes along to hosts: Ansible sends and hosts read all that a module imports, with each task."""
+"""Files that each module takes along to hosts: Ansible sends and hosts read all that a module imports, with each task."""
 
 from __future__ import annotations
 

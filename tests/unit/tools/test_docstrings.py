@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from ansible_collections.crashcart.fleet.tools.check_docstrings import FIRST_WORDS, gen_file_problems, gen_problems
@@ -56,6 +58,11 @@ def test_where_docstrings_are_needed(tmp_path):
     for place in ("plugins/module_utils/deep", "plugins/plugin_utils", "plugins/modules", "tools"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "x.py").write_text("def f(): ...\n")
+    (tmp_path / "tests/plugins/module_utils").mkdir(parents=True)
+    (tmp_path / "tests/plugins/module_utils/x.py").write_text('def f(): ...\ndef g():\n    """Also g."""\n')
+    (problem,) = gen_problems(tmp_path / "tests")
+    assert problem.startswith(f"{tmp_path}/tests/plugins/module_utils/x.py:2: the docstring begins with 'Also'")
+    shutil.rmtree(tmp_path / "tests")
     assert list(gen_problems(tmp_path)) == [
         f"{tmp_path}/plugins/module_utils/deep/x.py:1: f has no docstring",
         f"{tmp_path}/plugins/plugin_utils/x.py:1: f has no docstring",

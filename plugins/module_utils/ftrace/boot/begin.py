@@ -12,9 +12,9 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.start impor
 
 
 def begin(options: Mapping[str, Any], root: str, *, check_mode: bool = False) -> bool:
-    """Have the rule run that OPTIONS of ftrace_instance describe; return True if it did not, or not so. ROOT is the tracefs.
+    """Begin the rule that OPTIONS of ftrace_instance describe, or change it to them; return True if something had to be changed.
 
-    Raises FleetError where it cannot be. In CHECK_MODE nothing begins.
+    ROOT is the tracefs. Raises FleetError if the rule cannot be begun or changed. In CHECK_MODE nothing is changed.
     """
     parameters = rule_requests.complete(options, root, ttl=None)
     rule = rule_requests.make_rule(parameters)

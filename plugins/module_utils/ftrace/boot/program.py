@@ -13,7 +13,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing impo
 
 
 def main() -> None:
-    """Begin all rules, say on stderr which cannot be, and raise SystemExit: with a true value if any cannot be."""
+    """Begin all rules, say on stderr which cannot begin, and raise SystemExit: with a true value if there is one."""
     failures = []
     try:
         root = tracefs.find_tracefs()

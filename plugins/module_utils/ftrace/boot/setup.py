@@ -56,7 +56,7 @@ WantedBy=multi-user.target
 
 
 def complete_rules(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return name → options of ftrace_instance of the rules ENTRIES; raises FleetError for names that cannot be."""
+    """Return name → options of ftrace_instance of the rules ENTRIES; raises FleetError for an empty or a second equal name, or no rule."""
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
         name = entry["name"].strip()

@@ -72,7 +72,7 @@ def complete(parameters: Mapping[str, Any], root: str, ttl: str | None = _DEFAUL
 
 
 def make_rule(parameters: Mapping[str, Any]) -> Rule:
-    """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that means nothing or cannot be."""
+    """Return the rule that PARAMETERS of ftrace_instance describe; raises FleetError for one that selects nothing, or has a wrong time."""
     patterns, labels = parameters["containers"], parameters["labels"]
     if not patterns and not labels:
         raise FleetError(
@@ -89,7 +89,7 @@ def make_rule(parameters: Mapping[str, Any]) -> Rule:
 
 
 def make_request(parameters: Mapping[str, Any], root: str) -> TraceRequest:
-    """Return the request for the trace of a rule with complete PARAMETERS of ftrace_instance; raises FleetError for what cannot be.
+    """Return the request for the trace of a rule with complete PARAMETERS of ftrace_instance; raises FleetError for what cannot be recorded.
 
     ROOT is the tracefs.
     """

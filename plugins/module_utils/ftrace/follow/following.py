@@ -50,7 +50,7 @@ class Following:
         return self.watch_exec or self.tools
 
     def describe(self) -> dict[str, Any]:
-        """Return it for results and manifests.
+        """Return for results and manifests what is followed, and how.
 
         The keys are `exec` (descent, watch or none), `tools`, `restarts`, and `may_be_missed` (in words, or None).
         """

@@ -22,7 +22,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_
 
 
 def begin(profile: str) -> None:
-    """Begin the trace of PROFILE; where it cannot be, note why, for the hooks that wait for it."""
+    """Begin the trace of PROFILE; where it cannot begin, note why, for the hooks that wait for it."""
     try:
         options = policy.read().get(profile)
         if options is None:

@@ -35,12 +35,12 @@ class Daemon:
 
     @property
     def has_cdi(self) -> bool:
-        """Return True if it reads CDI files."""
+        """Return True if this version of Docker reads CDI files by itself."""
         numbers = tuple(map(int, re.findall(r"\d+", self.version)[:2]))
         return numbers >= _FIRST_WITH_CDI
 
     def find_real(self) -> list[str]:
-        """Return the command of its default runtime, which our runtimes wrap; raises FleetError where that is one of ours or unknown."""
+        """Return the command of Docker's default runtime, which our runtimes wrap; raises FleetError where that is one of ours or unknown."""
         if wiring.is_ours(self.default):
             raise FleetError(
                 f"Docker's default runtime is {self.default}, which traces each container: make another one the default first"

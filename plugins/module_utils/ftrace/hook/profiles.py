@@ -14,7 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 
 def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:
-    """Return the rule for the containers that are started with PROFILE, which has OPTIONS; raises FleetError for one that cannot be."""
+    """Return the rule for the containers that are started with PROFILE, which has OPTIONS; raises FleetError for times that are none."""
     return Rule(
         name=HOOK_RULE_PREFIX + profile,
         max_containers=options["max_containers"],
@@ -25,5 +25,5 @@ def make_rule(profile: str, options: Mapping[str, Any]) -> Rule:
 
 
 def make_request(options: Mapping[str, Any], root: str) -> TraceRequest:
-    """Return the request for the trace of a profile with OPTIONS. ROOT is the tracefs. Raises FleetError for what cannot be."""
+    """Return the request for the trace of a profile with OPTIONS. ROOT is the tracefs. Raises FleetError for options that a rule cannot have."""
     return rule_requests.make_request(rule_requests.complete(options, root, ttl=None), root)

@@ -40,18 +40,18 @@ class User:
 
     @property
     def is_running(self) -> bool:
-        """Return True if it runs, or is paused."""
+        """Return True if the container runs, or is paused."""
         return self.state in ("running", "paused")
 
     @property
     def is_hindered(self) -> bool:
-        """Return True if its engine was to start it, and failed over the devices or the runtime."""
+        """Return True if its engine was to start the container, and failed over the devices or the runtime."""
         names = (*self.by, HOST_PROGRAMS)
         return self.restarts and not self.is_running and any(name in self.error for name in names)
 
 
 def list_users(host: Host) -> list[User]:
-    """Return these containers of root's Docker and Podman on HOST."""
+    """Return the containers of root's Docker and Podman on HOST that were created with devices or a runtime of the start hook."""
     found = []
     for container in host.list_containers(users=False):
         if container.runtime not in _ENGINES:

@@ -26,11 +26,11 @@ _WHEN = (1980, 1, 1, 0, 0, 0)
 
 
 def make(main: str, others: Sequence[str] = (), shell: str = RUN) -> tuple[bytes, bytes]:
-    """Return the bytes of a program for the Python that runs this, and the end of these, which says what it was made of.
+    """Return a program as bytes, and the last of these bytes, a digest of the sources that the program was made of.
 
-    It calls main() of the module MAIN, and has what that and the modules OTHERS import. They have to be on this host: Ansible sends what
-    the calling module imports. SHELL (RUN or RUN_AND_END_WITH_0) starts it.
-    Before Python 3.11 other bytes may mean the same.
+    The program runs on the Python that runs this function. It calls main() of the module MAIN, and has what that and the modules OTHERS
+    import, which have to be on this host: Ansible sends what the calling module imports. SHELL (RUN or RUN_AND_END_WITH_0) starts it.
+    Before Python 3.11 the other bytes of two programs may differ though their sources are equal.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -143,7 +143,7 @@ class Keeper:
         return rule is not None and rule.is_announced and rule.name == name and self._instance.is_tracing()
 
     def announce(self, starts: Sequence[tuple[int, str]]) -> list[str | None]:
-        """Have the containers of STARTS traced, as RuleStarts.announce does, and return for each why it is not; None if it is."""
+        """Have containers traced, STARTS with the pid of the first process and the id of each; return for each why it is not, None if it is."""
         if self._rule_starts is None or self.writer is None:
             return [_ENDED] * len(starts)
         return self._rule_starts.announce(starts)

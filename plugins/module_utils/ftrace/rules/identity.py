@@ -75,7 +75,7 @@ class Source:
         return None
 
     def without_texts(self) -> Source:
-        """Return it without the texts, which are long."""
+        """Return the source without the texts, which are long."""
         return replace(self, spec=b"", dockers=None, words=())
 
 

@@ -48,7 +48,7 @@ class Member:
 
     @property
     def shim(self) -> int | None:
-        """Return the pid of its shim; None if it has none."""
+        """Return the pid of the container's shim; None if it has none."""
         return self.source.shim if self.source else None
 
     @property

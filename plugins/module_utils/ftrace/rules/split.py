@@ -136,9 +136,9 @@ def find_owners(
 
 
 def _find_added(entries: list[tuple[int, int, int, int]]) -> list[int | None]:
-    """Return for each of ENTRIES, as find_owners has them, to which container its thread was added soon after that.
+    """Return for each of ENTRIES (time, kind, thread, other) to which container its thread was added soon after that.
 
-    It is None for roots, and for threads that were not.
+    The times are in nanoseconds. None stands for roots, and for threads that were not added.
     """
     found: list[int | None] = []
     latest: dict[int, tuple[int, int]] = {}

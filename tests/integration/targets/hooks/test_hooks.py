@@ -535,7 +535,7 @@ def test_a_change_of_profiles_ends_what_runs_and_loses_nothing(hook, tmp_path):
 
 
 def test_a_hook_with_all_signals_blocked_ends(hook, tmp_path):
-    """As crun starts hooks."""
+    """Check a hook that is started as crun starts hooks."""
     hook()
     recorder = start_trace(tmp_path)
     code = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); os.execv(sys.argv[1], sys.argv[1:])"

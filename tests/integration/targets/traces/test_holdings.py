@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What captures tell of a container's processes: what they hold open, wait for and are limited by, at both ends."""
+"""Captures tell of a container's processes what they hold open, wait for and are limited by, at both ends."""
 
 from __future__ import annotations
 

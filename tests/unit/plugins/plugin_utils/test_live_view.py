@@ -76,7 +76,7 @@ class Host:
                 connection.sendall(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
     def execute(self, command):
-        """What Ansible's low-level execution of COMMAND returns."""
+        """Return the result of COMMAND in the form of Ansible's low-level execution."""
         done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
         return {"rc": done.returncode, "stdout": f"noise\n{done.stdout}", "stderr": done.stderr}
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ftrace_store returns: before a collection and after it, in check mode too, and after a kill in a removal."""
+"""Results of ftrace_store: before a collection and after it, in check mode too, and after a kill in a removal."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ O_CLOEXEC = 0x80000
 
 
 def list_read(script, manifest=None):
-    """What the descriptors of the reads in SCRIPT refer to."""
+    """Return the objects that the descriptors of the reads in SCRIPT refer to."""
     return [call.descriptor for call in script.calls(manifest) if call.call == "read"]
 
 

@@ -93,7 +93,7 @@ def damage(page, chance):
 
 
 def run(content, behind):
-    """What the pass finds in pages, each followed by a page without events, full of the byte BEHIND."""
+    """Return the results of a pass over pages, each followed by a page without events, full of the byte BEHIND."""
     filler = struct.pack("QQ", 1, 0) + bytes([behind]) * (pages.PAGE_SIZE - 16)
     packed = pages.pack_trace([[piece for page in content for piece in (page, filler)]], more_formats=FORMATS)
     made = CapturePass(Trace(io.BytesIO(packed)), MANIFEST, wants_calls=True)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What was known before the first event: first tasks, names, calls under way, and descriptors."""
+"""A pass begins with what was known before the first event: first tasks, names, calls under way, and descriptors."""
 
 from __future__ import annotations
 

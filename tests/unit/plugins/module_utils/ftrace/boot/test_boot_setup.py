@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role standing_rules leaves on a host, in a folder that stands for the host; systemd and traces are another matter."""
+"""The files that the role standing_rules leaves on a host, in a folder that stands for the host; systemd and traces are another matter."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is said of a rule for which nothing has started."""
+"""A user is told of a rule for which nothing has started."""
 
 from __future__ import annotations
 

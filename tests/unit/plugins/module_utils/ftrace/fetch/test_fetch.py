@@ -356,7 +356,7 @@ def test_a_segment_is_compressed_as_its_reader_can(kernel):
 
 
 def read_holdings(given):
-    """What the one offered segment tells of descriptors, by its ends."""
+    """Return the times at which descriptors were read at both ends of the one offered segment."""
     _content, document = read(given["transfer"]["path"])
     return {when: document["descriptors"]["time_ns"][when] for when in ("first", "last")}
 
@@ -386,7 +386,7 @@ def test_a_trace_that_was_stopped_tells_what_was_held_then(kernel, monkeypatch):
 
 
 def look(second, *waits):
-    """What processes of a container hold and wait for at SECOND."""
+    """Return a description of what processes of a container hold and wait for at SECOND."""
     return {"time_ns": second * 10**9, "waits": list(waits), "left_out": {}}
 
 

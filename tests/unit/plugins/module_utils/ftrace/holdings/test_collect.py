@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The crashcart.fleet contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What processes hold and wait for: texts of /proc, and real processes that play a container's."""
+"""Descriptors, waits and limits of processes: texts of /proc, and real processes that play a container's."""
 
 from __future__ import annotations
 
