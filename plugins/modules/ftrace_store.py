@@ -101,7 +101,8 @@ options:
     type: str
   keep_free:
     description:
-      - How much has to be free on the store's file system, for example V(5GiB). With less, O(phase=check) fails. Nothing is removed for it.
+      - How much has to be free on the store's file system, for example V(5GiB). With less, O(phase=check) removes what exceeds the other
+        limits, and fails where that makes too little room.
     type: str
 seealso:
   - module: crashcart.fleet.ftrace_fetch
@@ -152,7 +153,7 @@ gone:
   elements: str
   sample: []
 removed:
-  description: The captures that were removed. In check mode, those that would be.
+  description: The captures that were removed, by O(phase=check) only to make room for O(keep_free). In check mode, those that would be.
   returned: success
   type: list
   elements: dict

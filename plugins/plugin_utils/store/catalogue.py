@@ -151,9 +151,18 @@ class Catalogue:
             began_ns = self._clock() if now_ns is None else now_ns
             self._connection.execute("INSERT OR IGNORE INTO runs (id, began_ns) VALUES (?, ?)", [run, began_ns])
 
-    def list_times(self) -> list[int]:
-        """Return the times of the last updates, in the order in which they were noted."""
-        return [at for (at,) in self._connection.execute("SELECT at_ns FROM updates ORDER BY number")]
+    def list_times(self, run: str | None = None) -> list[int]:
+        """Return the times of the last updates before RUN, in the order in which they were noted; of several updates of one run the last one.
+
+        A run makes several updates where it takes its hosts in turns.
+        """
+        (began_ns,) = self._connection.execute("SELECT min(began_ns) FROM runs WHERE id = ?", [run]).fetchone()
+        times = self._connection.execute(
+            "SELECT max(at_ns) FROM updates LEFT JOIN runs ON at_ns BETWEEN began_ns AND ended_ns AND runs.id IS NOT ?1"
+            " WHERE ?2 IS NULL OR at_ns < ?2 GROUP BY coalesce(runs.id, number) ORDER BY max(number)",
+            [run, began_ns],
+        )
+        return [at for (at,) in times]
 
     def find_latest(self) -> int:
         """Return when the last capture came, 0 where none has."""

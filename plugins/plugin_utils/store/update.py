@@ -85,23 +85,30 @@ def check(request: Request) -> dict[str, Any]:
         ) from error
     free = find_free(place)
     asked = request.limits.free
+    made = _make_empty(free)
     if asked is not None and free < asked and request.limits.are_set and not request.check_mode and not changed:
         # What retention may remove makes room. Without that, a store that is full once would never be served again.
-        update(replace(request, run=None, captures=None, findings=None))
-        free = find_free(place)
+        made = {**update(replace(request, run=None, captures=None, findings=None)), "kept": None, "bytes": None}
+        changed, free = made["changed"], made["free"]
     if asked is not None and free < asked:
         raise FleetError(
-            f"{store}: {format_bytes(free)} are free, and {request.limits.explain('keep_free')} asks for {format_bytes(asked)}: remove"
-            f" captures, for example by: ansible localhost -m crashcart.fleet.ftrace_store -a 'path={store} keep_age=7d', or choose a folder"
-            " with more room",
-            free=free,
+            f"{store}: {format_bytes(free)} are free, and {request.limits.explain('keep_free')} asks for {format_bytes(asked)}"
+            f"{_tell_removed(made)}: remove captures, for example by: ansible localhost -m crashcart.fleet.ftrace_store -a"
+            f" 'path={store} keep_age=7d', or choose a folder with more room",
+            **{**made, "free": free},
         )
     if request.run is not None and not request.check_mode:
-        warnings: list[str] = []
+        warnings: list[str] = made.get("warnings", [])
         with open_catalogue(store, warnings) as catalogue:
             catalogue.begin_run(request.run)
-        return {**_make_empty(free), "changed": changed, "warnings": warnings}
-    return {**_make_empty(free), "changed": changed}
+        made = {**made, "warnings": warnings}
+    return {**made, "changed": changed}
+
+
+def _tell_removed(made: Mapping[str, Any]) -> str:
+    """Return what the result MADE says was removed to make room; '' where nothing was."""
+    count = len(made["removed"])
+    return f", although {_say(count, 'capture was', 'captures were')} removed" if count else ""
 
 
 def _make_empty(free: int) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def update(request: Request) -> dict[str, Any]:
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=request.check_mode) as catalogue:
         with catalogue.transaction():
-            times, latest = catalogue.list_times(), catalogue.find_latest()
+            times, latest = catalogue.list_times(request.run), catalogue.find_latest()
             found = catalogue.sync(request.run, _find_own(request))
             findings = _note_findings(catalogue, request.findings, found)
             there = catalogue.list_there()

@@ -378,3 +378,51 @@ def test_the_role_has_every_option_of_a_store():
     assert passed == set(action.ARGUMENTS)
     known = {name.removeprefix("trace_") for name in specs["store"]["options"]}
     assert known - {"dest"} == passed - {"path", "captures", "findings"}
+
+
+def test_the_hosts_of_a_run_that_come_in_turns_are_one_update_for_the_clock(tmp_path, clock):
+    """Check two updates a run: after a jump neither removes anything, and runs two days apart are no jump."""
+    fill(tmp_path, range(8))
+
+    def run_in_turns(name, at):
+        clock.now = at
+        update.check(ask(tmp_path, run=name))
+        results = []
+        for minute in (1, 2):
+            clock.now = at + minute * HOUR // 60
+            results.append(run(tmp_path, run=name, keep_age="6d"))
+        return results
+
+    for number in range(2):
+        for result in run_in_turns(f"run-{number}", NOW + 2 * number * DAY):
+            assert result["removed"] == []  # they came less than a day ago, or nothing tells yet what is usual
+    first, second = run_in_turns("run-2", NOW + 4 * DAY)
+    assert (
+        len(first["removed"]) > 1
+        and second["removed"] == []
+        and not any("jumped" in line for line in first["lines"] + second["lines"])
+    )
+    for result in run_in_turns("run-3", NOW + 400 * DAY):
+        assert result["removed"] == [] and "may have jumped" in result["lines"][1]
+
+
+def test_what_is_removed_before_a_collection_is_told(tmp_path, clock, monkeypatch):
+    fill(tmp_path)
+    for hours in (0, 12, 24):
+        clock.now = NOW + hours * HOUR
+        run(tmp_path)
+    clock.now = NOW + 30 * HOUR
+    enough = {"keep_age": "3d", "keep_free": "1KiB"}
+    assert update.check(ask(tmp_path, run="run-1", **enough))["removed"] == []
+    with pytest.raises(
+        FleetError, match="asks for 900000.0 GiB, although 3 captures were removed: remove captures"
+    ) as failed:
+        update.check(ask(tmp_path, run="run-1", keep_age="3d", keep_free="900000GiB"))
+    removed = [{"path": f"web1/api/{day}.dat", "why": "keep_age=3d"} for day in ("04", "03", "02")]
+    assert (failed.value.result["removed"], failed.value.result["changed"]) == (removed, True)
+    # The same where it makes enough room.
+    free = iter([0, 1 << 40, 1 << 40])
+    monkeypatch.setattr(update, "find_free", lambda _folder: next(free))
+    result = update.check(ask(tmp_path, run="run-2", keep_age="2d", keep_free="1GiB"))
+    assert [one["path"] for one in result["removed"]] == ["web1/api/01.dat"] and result["changed"]
+    assert re.match(r"0 captures came, 1 was removed \(keep_age=2d\)", result["lines"][0])
