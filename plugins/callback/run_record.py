@@ -12,7 +12,7 @@ type: notification
 short_description: Notes what came of each host
 description:
   - Writes, at the end of C(ansible-playbook), a JSON file with the state of each host (V(ok), V(failed) or V(unreachable)) and the first
-    message of those that failed, and with the message of a task that failed for all hosts.
+    message of those that failed, with the hosts that were meant and not tried, and with the message of a task that failed for all hosts.
   - The schedules that the role C(crashcart.fleet.schedule) sets up use it. By itself it does nothing.
 author:
   - crashcart.fleet contributors (@crashcart-fleet)
@@ -46,6 +46,11 @@ class CallbackModule(CallbackBase):
         super().__init__(*arguments, **options)
         self._messages: dict[str, str] = {}
         self._problem = ""
+        self._meant: set[str] = set()
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Note which hosts are meant: a play ends when all hosts of a turn (`serial`) have failed, and tries no others."""
+        self._meant.update(play.get_variable_manager().get_vars(play=play)["ansible_play_hosts_all"])
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Note why a host failed, unless that does not matter."""
@@ -72,7 +77,8 @@ class CallbackModule(CallbackBase):
             state = "unreachable" if found["unreachable"] else "failed" if name in self._messages else "ok"
             hosts[name] = {"state": state, "message": self._messages.get(name, "")}
         with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump({"hosts": hosts, "problem": self._problem}, file)
+            untried = sorted(self._meant - hosts.keys())
+            json.dump({"hosts": hosts, "untried": untried, "problem": self._problem}, file)
         os.rename(path + ".new", path)
 
 

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from support import parts
 
 NAME = "own"
-UNIT = f"crashcart-{NAME}"
+UNIT = f"crashcart-schedule-{NAME}"
 FOLDER = f"/var/lib/crashcart-schedules/{NAME}"
 STORE = "/var/lib/crashcart-traces"
 CONTROLLER = "/opt/controller"

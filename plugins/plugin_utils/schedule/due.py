@@ -15,8 +15,10 @@ from zoneinfo import ZoneInfo
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan
 
-MOST = 1000
-"""No more times are listed; a schedule of a minute reaches it in seventeen hours."""
+_ITERATIONS = 1000  # times that systemd is asked for at once
+# The five fields of Debian's cron. Other readers of such fields know more words, of which cron makes nothing.
+_CRON_ITEM = r"(?:\*|[0-9]+|[A-Za-z]{3})(?:-(?:[0-9]+|[A-Za-z]{3}))?(?:/[0-9]+)?"
+_CRON = re.compile(rf"\s*{_CRON_ITEM}(?:,{_CRON_ITEM})*(?:\s+{_CRON_ITEM}(?:,{_CRON_ITEM})*){{4}}\s*")
 # systemd 252 says "Iter. #2", later versions say "Iteration #2".
 _FIELD = r"^\s*(?:Next elapse|Iter(?:\.|ation) #\d+): "
 _ELAPSE = re.compile(_FIELD + r"\w{3} (\S+ \S+) UTC$", re.M)
@@ -25,7 +27,7 @@ _LIMIT_S = 60
 
 
 def list_due(plan: Plan, after: float, until: float) -> list[float]:
-    """Return the times, in seconds since the epoch, at which PLAN was due after AFTER and not after UNTIL: the latest MOST of them.
+    """Return the times, in seconds since the epoch, at which PLAN was due after AFTER and not after UNTIL.
 
     Raises FleetError where the expression is none, or what reads it is not here.
     """
@@ -36,15 +38,15 @@ def _list_of_calendar(expression: str, after: float, until: float) -> list[float
     times: list[float] = []
     while True:
         some = _ask_systemd(expression, times[-1] if times else after)
-        times = (times + [time for time in some if time <= until])[-MOST:]
-        if len(some) < MOST or some[-1] > until:
+        times += [time for time in some if time <= until]
+        if len(some) < _ITERATIONS or some[-1] > until:
             return times
 
 
 def _ask_systemd(expression: str, after: float) -> list[float]:
-    """Return the next MOST times after AFTER of systemd's calendar EXPRESSION, or as many as there are."""
+    """Return the next _ITERATIONS times after AFTER of systemd's calendar EXPRESSION, or as many as there are."""
     base = datetime.fromtimestamp(after, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    words = ["systemd-analyze", "calendar", f"--base-time={base}", f"--iterations={MOST}", expression]
+    words = ["systemd-analyze", "calendar", f"--base-time={base}", f"--iterations={_ITERATIONS}", expression]
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, check=False, timeout=_LIMIT_S, env={**os.environ, "LC_ALL": "C"}
@@ -72,6 +74,8 @@ def _list_of_cron(fields: str, after: float, until: float) -> list[float]:
         raise FleetError(
             "this Python lacks cronsim, which reads the fields of cron: python -m pip install cronsim"
         ) from error
+    if not _CRON.fullmatch(fields):
+        raise FleetError(f"{fields!r} are not the five fields of crontab(5)")
     try:
         coming = CronSim(fields, datetime.fromtimestamp(after, find_time_zone()))
     except CronSimError as error:
@@ -81,7 +85,7 @@ def _list_of_cron(fields: str, after: float, until: float) -> list[float]:
         if due.timestamp() > until:
             break
         times.append(due.timestamp())
-    return times[-MOST:]
+    return times
 
 
 def find_time_zone() -> tzinfo:

@@ -19,7 +19,7 @@ STATUSES: Mapping[str, int] = {SUCCESS: 0, FAILURE: 1, HOSTS_MISSING: 3, SKIPPED
 
 Python itself ends with 1 or 2, as where the program is gone, and systemd should count that as a failure.
 """
-_STATES = ("ok", "failed", "unreachable")  # of a host
+_STATES = ("ok", "failed", "unreachable")  # of a host, the worst last
 RECORD = "last-run.json"
 
 
@@ -66,6 +66,14 @@ class Run:
         return [
             f"{name}: {host.state} ({host.message})" for name, host in sorted(self.hosts.items()) if host.state != "ok"
         ]
+
+
+def merge(hosts: dict[str, Host], more: Mapping[str, Host]) -> None:
+    """Add to HOSTS what came of MORE in another part of the run; of a host that is in both the worse state counts."""
+    for name, host in more.items():
+        known = hosts.get(name)
+        if known is None or _STATES.index(host.state) > _STATES.index(known.state):
+            hosts[name] = host
 
 
 def judge(hosts: Mapping[str, Host], problem: str) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 
+FILE = "plan.json"
+"""The name of a plan in its schedule's folder, as the role calls it."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}\Z")
 """Names of schedules. Units, files and metrics are called by them."""
 
@@ -23,7 +25,7 @@ class Plan:
     """A schedule called NAME.
 
     COMMAND: path of ansible-playbook. PLAYBOOKS: what it runs, in this order. INVENTORY, LIMIT, FORKS: its options of these names.
-    VARIABLES: extra variables of the playbooks. ENVIRONMENT: variables of the process.
+    VARIABLES: extra variables of the playbooks. DEFAULTS: variables that give way to the inventory's. ENVIRONMENT: variables of the process.
     STORE: the folder of the captures. STATE: the folder of the records and the lock. TEXTFILE: node_exporter's folder, '' for none.
     CALENDAR: systemd's calendar expression; '' where CRON, the five fields of crontab(5), says when.
     TIME_LIMIT: the time, such as 1h, after which a run is ended. OFFSET: the time at most that a run begins late, on each machine another.
@@ -38,6 +40,7 @@ class Plan:
     limit: str = ""
     forks: int = 5
     variables: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     textfile: str = ""
     calendar: str = ""

@@ -6,56 +6,61 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
+import math
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.syscalls import set_parent_death_signal
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_obstacle
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.due import list_due
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome import Host, Run
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome import Run
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import FILE, Plan, read_plan
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.playing import ENDING_S, Player
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import parse_limits
 
-CALLBACK = "crashcart.fleet.run_record"
 LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
-_ENDING_S = 30.0  # for ansible-playbook to end its workers and to remove its files
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
+_MOST_MISSED = 1000  # times in a record
+_MOST_BACK_S = 31 * 86400.0  # missed runs are looked for so far back: a clock that was wrong costs no more than that
 _LOG = "last-run.log"
-_WORK = "run"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class BusyError(FleetError):
     """Another run goes on, so none begins."""
 
 
-class EndedError(FleetError):
-    """Somebody has ended the run by a signal."""
+class Ended(BaseException):
+    """Somebody has ended the run by a signal. It is no error that a part of a run might do without."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the schedule whose plan's path is the last of ARGUMENTS, and return the exit status.
 
-    --timer waits the schedule's offset first. --catch-up does nothing unless a run was missed. --check only looks at the plan.
+    --timer waits the schedule's offset first. --catch-up does nothing unless a run was missed. --check only looks at the plan. --end ends a
+    run that goes on.
     """
     options = set(arguments[:-1])
-    if not arguments or arguments[-1].startswith("--") or options - {"--timer", "--catch-up", "--check"}:
-        print("usage: run.py [--timer | --catch-up | --check] PLAN", file=sys.stderr)
+    if not arguments or arguments[-1].startswith("--") or options - {"--timer", "--catch-up", "--check", "--end"}:
+        print("usage: run.py [--timer | --catch-up | --check | --end] PLAN", file=sys.stderr)
         return outcome.STATUSES[outcome.FAILURE]
-    signal.signal(signal.SIGTERM, _end)
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
     try:
         plan = read_plan(arguments[-1])
         if "--check" in options:
             return check(plan)
+        if "--end" in options:
+            return end(plan)
         if "--timer" in options:
             time.sleep(find_offset(plan))
         return run(plan, only_missed="--catch-up" in options)
@@ -63,24 +68,82 @@ def main(arguments: list[str]) -> int:
         print(escape(str(error)), file=sys.stderr)
         name = outcome.SKIPPED if isinstance(error, BusyError) else outcome.FAILURE
         return outcome.STATUSES[name]
-    except OSError as error:
-        print(escape(explain(error)), file=sys.stderr)
+    except (OSError, Ended) as error:
+        print(_tell(error), file=sys.stderr)
         return outcome.STATUSES[outcome.FAILURE]
 
 
 def _end(number: int, _frame: Any) -> NoReturn:
-    raise EndedError(f"the run was ended by {signal.Signals(number).name}")
+    raise Ended(f"the run was ended by {signal.Signals(number).name}")
+
+
+def _tell(error: BaseException) -> str:
+    """Return the message of ERROR; that of a system call names the file of this machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return escape(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return escape(str(error))
 
 
 def check(plan: Plan) -> int:
-    """Return the exit status for a PLAN that can be run. Raises FleetError where it cannot."""
+    """Return the exit status for a PLAN that this user can run. Raises FleetError, with the next step, where a run would fail."""
     now = time.time()
     if not plan.time_limit_s > plan.offset_s >= 0:
         raise FleetError("crashcart_offset is longer than crashcart_time_limit: give a shorter one")
+    if plan.forks < 1:
+        raise FleetError("crashcart_forks: give a number of hosts, 1 or more")
     list_due(plan, now - 1, now)
     if not os.access(plan.command, os.X_OK):
         raise FleetError(f"{plan.command} cannot be run: install ansible-core beside this Python ({sys.executable})")
+    given = {**plan.defaults, **plan.variables}
+    parse_limits({name[len("crashcart_") :]: value for name, value in given.items()})
+    # A list of hosts has a comma.
+    sources = [source for source in plan.inventory if "," not in source]
+    for name, path in [("inventory", one) for one in sources] + [("dest", plan.store), ("textfile", plan.textfile)]:
+        if path and not os.path.isabs(path):
+            raise FleetError(
+                f"crashcart_{name}: {path} is no path from /: give one, because runs begin in no folder of yours"
+            )
+    for source in sources:
+        if not os.access(source, os.R_OK):
+            raise FleetError(
+                f"crashcart_inventory: the user of the runs cannot read {source}: give a source that is there"
+            )
+    # The role makes the store where it is missing.
+    for name, folder in (("textfile", plan.textfile), ("dest", plan.store if os.path.exists(plan.store) else "")):
+        obstacle = find_obstacle(folder) if folder else None
+        if obstacle:
+            raise FleetError(f"crashcart_{name}: {obstacle}: give a folder in which the user of the runs can write")
     return outcome.STATUSES[outcome.SUCCESS]
+
+
+def end(plan: Plan) -> int:
+    """End a run of PLAN that goes on, and return the exit status when it has ended, or when there is none.
+
+    Raises BusyError where what holds the schedule's lock is no run, or does not end.
+    """
+    busy = f"another process holds {os.path.join(plan.state, LOCK)}, and does not end: end it"
+    try:
+        with _hold(plan.state, busy, 0):
+            return outcome.STATUSES[outcome.SUCCESS]
+    except BusyError:
+        pid = _find_run(plan)
+        if pid is None:
+            raise
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    with _hold(plan.state, busy, 2 * ENDING_S):
+        return outcome.STATUSES[outcome.SUCCESS]
+
+
+def _find_run(plan: Plan) -> int | None:
+    """Return the pid of the run of PLAN that has told it in the schedule's lock; None if there is none."""
+    try:
+        pid = int(Path(plan.state, LOCK).read_text(encoding="ascii"))
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    # The number may be another process's by now.
+    return pid if os.fsencode(os.path.join(plan.state, FILE)) in words else None
 
 
 def find_offset(plan: Plan) -> float:
@@ -98,7 +161,6 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
 
     Raises BusyError if another run of this schedule, or for all its time one of the same store, goes on.
     """
-    os.makedirs(plan.store, exist_ok=True)
     with _hold(plan.state, f"another run of the schedule {plan.name} goes on", 0) as own:
         last = outcome.read_record(plan.state)
         began = time.time()
@@ -107,55 +169,78 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
             return outcome.STATUSES[outcome.SUCCESS]
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
         found = Run(plan.name, f"{plan.name}-{stamp}", began, log=str(Path(plan.state, _LOG)))
-        found.missed, found.missed_count = missed, len(missed)
-        found.missed_total = _read_count(last, "missed_total") + len(missed)
-        found.last_success = _read_count(last, "last_success")
+        found.missed, found.missed_count = missed[-_MOST_MISSED:], len(missed)
+        found.missed_total = int(_read_number(last, "missed_total")) + len(missed)
+        found.last_success = _read_number(last, "last_success")
+        deadline = time.monotonic() + plan.time_limit_s
         try:
+            os.makedirs(plan.store, exist_ok=True)
             busy = f"another run on {plan.store} has gone on for {plan.time_limit_s:g} s"
             with _hold(plan.store, busy, plan.time_limit_s) as store:
-                hosts, problem = _play(plan, found, (own, store))
-            found.hosts = hosts
-            found.end(*outcome.judge(hosts, problem), time.time())
+                problem = Player(plan, found, deadline, (own, store)).play()
+            found.end(*outcome.judge(found.hosts, problem), time.time())
         except BusyError as error:
             found.end(outcome.SKIPPED, str(error), time.time())
-        except (FleetError, OSError) as error:
-            found.end(outcome.FAILURE, explain(error) if isinstance(error, OSError) else str(error), time.time())
+        except (FleetError, OSError, Ended) as error:
+            found.end(outcome.FAILURE, _tell(error), time.time())
         finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            if not found.ended:
+                found.end(outcome.FAILURE, "an error that nobody has foreseen has ended the run", time.time())
             _publish(plan, found)
     return found.status
 
 
 def _publish(plan: Plan, found: Run) -> None:
-    """Print what came of the run, and write its record and its metrics."""
-    with suppress(OSError):
-        sys.stdout.write(escape_lines(Path(found.log).read_text(encoding="utf-8", errors="replace")))
-    times = ", ".join(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(due)) for due in found.missed[-10:])
-    if found.missed:
-        print(f"{found.missed_count} runs were missed since the last one, the latest at {times}")
-    for line in found.list_missing():
-        print(escape(line))
-    print(
-        escape(f"schedule {plan.name}: {found.outcome} after {found.ended - found.began:.0f} s: {found.message}"),
-        flush=True,
-    )
-    outcome.write_record(found, plan.state)
-    if plan.textfile:
-        try:
+    """Write the record and the metrics of a run, and print what came of it; what of these cannot be done is told, and costs no other."""
+    troubles = []
+    try:
+        outcome.write_record(found, plan.state)
+    except OSError as error:
+        troubles.append(f"the record cannot be written: {_tell(error)}")
+    try:
+        if plan.textfile:
             outcome.write_metrics(found, plan.textfile)
-        except OSError as error:
-            print(escape(f"the metrics cannot be written: {explain(error)}"), file=sys.stderr)
+    except OSError as error:
+        troubles.append(f"the metrics cannot be written: {_tell(error)}")
+    _print(sys.stderr, troubles)
+    with suppress(OSError):
+        _print(sys.stdout, [escape_lines(Path(found.log).read_text(encoding="utf-8", errors="replace")).rstrip("\n")])
+    times = ", ".join(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(due)) for due in found.missed[-10:])
+    lines = [f"{found.missed_count} runs were missed since the last one, the latest at {times}"] if found.missed else []
+    lines += map(escape, found.list_missing())
+    ending = f"schedule {plan.name}: {found.outcome} after {found.ended - found.began:.0f} s: {found.message}"
+    _print(sys.stdout, [*lines, escape(ending)])
 
 
-def _read_count(last: dict[str, Any], name: str) -> Any:
+def _print(stream: Any, lines: Sequence[str]) -> None:
+    """Print LINES to STREAM, as far as anybody reads them."""
+    try:
+        for line in lines:
+            print(line, file=stream)
+        stream.flush()
+    except OSError:
+        # Python would end with an error of its own when it cannot write the rest.
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), stream.fileno())
+
+
+def _read_number(last: dict[str, Any], name: str) -> float:
     value = last.get(name)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return 0.0
 
 
 def _list_missed(plan: Plan, last: dict[str, Any], now: float) -> list[float]:
     """Return the times since the LAST run at which PLAN was due and did not run; NOW is the time of a run that may be on time."""
-    since = _read_count(last, "began")
+    since = _read_number(last, "began")
     if not since or since >= now:
         return []
+    with suppress(OSError):  # before it was written, the schedule may have had other times
+        since = max(since, os.stat(os.path.join(plan.state, FILE)).st_mtime)
+    since = max(since, now - _MOST_BACK_S)
     try:
         times = list_due(plan, since, now)
     except FleetError as error:
@@ -189,92 +274,9 @@ def _hold(folder: str, busy: str, wait_s: float) -> Iterator[int]:
                     file=sys.stderr,
                 )
                 break
+        with suppress(OSError):  # a full disk
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
         yield file
     finally:
         os.close(file)
-
-
-def _play(plan: Plan, found: Run, locks: tuple[int, ...]) -> tuple[dict[str, Host], str]:
-    """Run the playbooks of PLAN, and return what came of each host, and what went wrong for all of them, '' for nothing.
-
-    The process has the LOCKS, too: should this one be killed, no other run begins before the playbooks have ended.
-    """
-    with _make_work_folder(plan) as folder:
-        record, variables = Path(folder, "record.json"), Path(folder, "variables.json")
-        variables.write_text(json.dumps({**plan.variables, "crashcart_dest": plan.store, "crashcart_run": found.run}))
-        enabled = plan.environment.get("ANSIBLE_CALLBACKS_ENABLED") or os.environ.get("ANSIBLE_CALLBACKS_ENABLED")
-        environment = {
-            **os.environ,
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_LOCAL_TEMP": folder,
-            **plan.environment,
-            "ANSIBLE_CALLBACKS_ENABLED": ",".join(filter(None, (enabled, CALLBACK))),
-            "CRASHCART_RUN_RECORD": str(record),
-        }
-        words = [plan.command, *plan.playbooks, "--forks", str(plan.forks), "--extra-vars", f"@{variables}"]
-        words += [word for source in plan.inventory for word in ("--inventory", source)]
-        words += ["--limit", plan.limit] if plan.limit else []
-        with open(found.log, "wb") as log:
-            status, was_late = _run_for(words, plan.time_limit_s, environment, log, locks)
-        return _read_play(record, status, was_late=was_late, plan=plan)
-
-
-@contextmanager
-def _make_work_folder(plan: Plan) -> Iterator[str]:
-    """Yield the path of a new folder for the files of one run of PLAN, and remove it at the end. One that a killed run has left goes first."""
-    folder = os.path.join(plan.state, _WORK)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.mkdir(folder, 0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run_for(
-    words: list[str], limit_s: float, environment: dict[str, str], log: Any, locks: tuple[int, ...]
-) -> tuple[int, bool]:
-    """Run WORDS for at most LIMIT_S seconds, and return the exit status, and True if the time was over. The process ends with this one."""
-    with ExitStack() as stack:
-        process = stack.enter_context(
-            subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-                pass_fds=locks,
-                preexec_fn=lambda: set_parent_death_signal(signal.SIGTERM),  # noqa: PLW1509 - there are no threads
-            )
-        )
-        stack.callback(_end_group, process)
-        try:
-            return process.wait(limit_s), False
-        except subprocess.TimeoutExpired:
-            return _end_group(process), True
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> int:
-    """End PROCESS and all that it has started, by force after half a minute, and return its exit status."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_ENDING_S)
-    return process.wait()
-
-
-def _read_play(record: Path, status: int, *, was_late: bool, plan: Plan) -> tuple[dict[str, Host], str]:
-    """Return what came of each host, and what went wrong for all, from the callback's RECORD and the exit STATUS of ansible-playbook."""
-    try:
-        document = json.loads(record.read_text(encoding="utf-8"))
-        hosts = {name: Host(**about) for name, about in document["hosts"].items()}
-        problem = str(document["problem"])
-    except (OSError, ValueError, TypeError, KeyError):
-        hosts, problem = {}, f"ansible-playbook ended with status {status} before it was done: see its output"
-    if was_late:
-        problem = f"its time limit of {plan.time_limit_s:g} s was over; what had not come yet comes with the next run"
-    elif status and not problem and all(host.state == "ok" for host in hosts.values()):
-        problem = f"ansible-playbook ended with status {status}: see its output"
-    return hosts, problem

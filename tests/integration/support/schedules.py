@@ -37,7 +37,7 @@ class Schedule:
     """A schedule called NAME. VARIABLES are those of its playbook, without their prefix crashcart_. `take_away` ends it."""
 
     def __init__(self, name: str, **variables: Any) -> None:
-        self.crontab = Path(f"/etc/cron.d/crashcart-{name}")
+        self.crontab = Path(f"/etc/cron.d/crashcart-schedule-{name}")
         self.folder = Path(f"/var/lib/crashcart-schedules/{name}")
         self._variables = {"name": name, "cron": "* * * * *", "offset": "1s", "time_limit": "10m", **variables}
 

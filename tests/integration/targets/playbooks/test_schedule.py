@@ -111,3 +111,50 @@ def test_crons_own_daemon_starts_the_runs(container, schedule, tmp_path):
     with schedule.cron():
         host.wait_until(lambda: list_captures(tmp_path / "store"), 200)
     assert schedule.read_record()["outcome"] == "success"
+
+
+def test_the_hint_for_machines_without_systemd_can_be_pasted():
+    given = json.dumps({"crashcart_name": NAME, "crashcart_containers": "x", "crashcart_on_calendar": "*:0/15"})
+    environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}  # the default of Ansible
+    done = host.run("ansible-playbook", "crashcart.fleet.schedule", "-e", given, check=False, env=environment)
+    words = re.search(r"no systemd: give the fields of cron, as in (.*)\.\"", done.stdout)[1]
+    told = host.run("sh", "-c", f"exec ansible localhost -m debug -a var=crashcart_cron {words}").stdout
+    assert '"crashcart_cron": "0 * * * *"' in told, told
+
+
+def test_what_would_fail_in_each_run_is_refused_and_a_folder_of_others_stays_as_it_is(schedule, tmp_path):
+    for variables, words in (
+        ({"forks": "many"}, "crashcart_forks: give a number of hosts"),
+        ({"inventory": "hosts.ini"}, "crashcart_inventory: hosts.ini is no path from /"),
+        ({"textfile": "/nonesuch"}, "crashcart_textfile: /nonesuch is no folder"),
+        ({"keep_age": "2weeks"}, "keep_age: '2weeks' is not a time"),
+    ):
+        done = schedule.play(check=False, containers=["x"], **variables)
+        assert done.returncode != 0 and words in " ".join(done.stdout.split()), done.stdout
+    assert not schedule.crontab.exists() and not schedule.folder.exists()
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(0o1777)
+    schedule.play(containers=["x"])
+    assert store.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_metrics_do_not_stay_where_they_were_before(schedule, tmp_path):
+    (tmp_path / "other").mkdir()
+    schedule.play(containers=["x"])
+    metrics = tmp_path / f"crashcart_schedule_{NAME}.prom"
+    metrics.touch()
+    schedule.play(containers=["x"], textfile=str(tmp_path / "other"))
+    assert not metrics.exists()
+
+
+def test_the_inventory_says_which_containers_and_more_than_the_schedules_defaults(schedule, tmp_path):
+    inventory = tmp_path / "inventory.yml"
+    here = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    told = {"crashcart_containers": "nonesuch-*", "crashcart_ttl": "soon", "crashcart_allow_empty": True}
+    inventory.write_text(json.dumps({"all": {"hosts": {"localhost": here}, "vars": told}}))
+    schedule.play("-i", str(inventory))
+    done = schedule.run()
+    assert done.returncode == 1 and "ttl: 'soon' is not a time" in done.stdout
+    schedule.play("-i", str(inventory), ttl="2h")
+    assert schedule.run().returncode == 0

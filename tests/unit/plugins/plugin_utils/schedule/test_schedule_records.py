@@ -108,7 +108,18 @@ def test_times_of_cron(fields, after, until, times, monkeypatch):
     assert [datetime.fromtimestamp(time, timezone.utc).strftime("%H:%M") for time in found] == times
 
 
-def test_no_more_times_are_listed_than_the_latest_thousand(monkeypatch):
+def test_a_week_of_minutes_is_listed(monkeypatch):
     monkeypatch.setattr(due, "find_time_zone", lambda: timezone.utc)
     found = due.list_due(Plan("x", "", ("x",), "", "", cron="* * * * *"), at("2026-03-01"), at("2026-03-08"))
-    assert len(found) == due.MOST and found[-1] == at("2026-03-08")
+    assert len(found) == 7 * 1440 and found[-1] == at("2026-03-08")
+
+
+def test_of_a_host_in_two_parts_of_a_run_the_worse_state_counts():
+    hosts = {"a": Host("ok"), "b": Host("failed", "first"), "c": Host("unreachable", "gone")}
+    outcome.merge(hosts, {"a": Host("failed", "then"), "b": Host("failed", "then"), "c": Host("ok"), "d": Host("ok")})
+    assert hosts == {
+        "a": Host("failed", "then"),
+        "b": Host("failed", "first"),
+        "c": Host("unreachable", "gone"),
+        "d": Host("ok"),
+    }

@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, running
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
 
 pytestmark = pytest.mark.sweep  # a run takes seconds
 PROGRAM = [sys.executable, "-P", str(COLLECTION / "plugins/plugin_utils/schedule/run.py")]
@@ -28,6 +28,13 @@ TASKS = {
     "fail": {"ansible.builtin.fail": {"msg": "no room"}, "when": "inventory_hostname == 'second'"},
     "ignore": {"ansible.builtin.fail": {"msg": "it does not matter"}, "ignore_errors": True},
     "once": {"ansible.builtin.fail": {"msg": "the store is full"}, "run_once": True},
+    "stubborn": {
+        "ansible.builtin.shell": "trap '' TERM; sleep 1000.125 & wait; wait",
+        "when": "inventory_hostname == 'first'",
+    },
+    "note": {
+        "ansible.builtin.shell": "echo {{ inventory_hostname }} {{ crashcart_ttl | default('') }} >>{{ crashcart_dest }}/note"
+    },
     "reach": {"ansible.builtin.ping": {}},
     "wait": {"ansible.builtin.command": {"argv": ["sleep", "1000.125"]}, "when": "inventory_hostname == 'first'"},
 }
@@ -42,17 +49,20 @@ HOSTS = {
 def schedule(tmp_path):
     """Return what makes a plan: of tasks by their words, for hosts by their names; and its path."""
 
-    def make(*tasks, hosts=("first", "second"), name="tests", **more):
+    def make(*tasks, hosts=("first", "second"), name="tests", serial="100%", then=(), inventory_vars=None, **more):
+        """Of TASKS is the first playbook, of THEN the second one; INVENTORY_VARS are those of all hosts."""
         state = tmp_path / name
         state.mkdir(exist_ok=True)
-        play = [{"hosts": "all", "gather_facts": False, "tasks": [TASKS[task] for task in tasks]}]
-        (state / "play.yml").write_text(json.dumps(play))
-        inventory = {"all": {"hosts": {host: HOSTS[host] for host in hosts}}}
+        books = [state / "play.yml", *([state / "then.yml"] if then else [])]
+        for book, words in zip(books, (tasks, then)):
+            play = {"hosts": "all", "gather_facts": False, "serial": serial, "tasks": [TASKS[task] for task in words]}
+            book.write_text(json.dumps([play]))
+        inventory = {"all": {"hosts": {host: HOSTS[host] for host in hosts}, "vars": inventory_vars or {}}}
         (state / "inventory.yml").write_text(json.dumps(inventory))
         plan = {
             "name": name,
             "command": str(PLAYBOOK),
-            "playbooks": [str(state / "play.yml")],
+            "playbooks": [str(book) for book in books],
             "inventory": [str(state / "inventory.yml")],
             "store": str(tmp_path / "store"),
             "state": str(state),
@@ -114,6 +124,56 @@ def test_the_exit_status_and_the_record_say_what_came_of_the_hosts(schedule, tas
     assert record["last_success"] == (record["ended"] if status == 0 else 0)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "status"), [(["reach"], 3), (["fail"], 3), (["ok", "once"], 1), (["reach", "fail", "once"], 1)]
+)
+def test_what_fails_in_one_playbook_keeps_no_host_from_the_next(schedule, tmp_path, tasks, status):
+    hosts = ("away", "first", "second") if "reach" in tasks else ("first", "second")
+    state = schedule(*tasks, hosts=hosts, then=("note",))
+    done = run(state)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert sorted((tmp_path / "store/note").read_text().split()) == ["first", "second"]
+    found = read(state)["hosts"]
+    assert {name: about["state"] for name, about in found.items()} == {
+        "first": "ok",
+        "second": "failed" if "fail" in tasks else "ok",
+        **({"away": "unreachable"} if "reach" in tasks else {}),
+    }
+    if "fail" in tasks:
+        assert found["second"]["message"] == "no room"
+    if "once" in tasks:
+        assert "the store is full" in read(state)["message"]
+
+
+def test_a_turn_of_hosts_that_fails_as_a_whole_keeps_no_others_from_theirs(schedule, tmp_path):
+    state = schedule("reach", "fail", "note", hosts=("away", "first", "second"), serial=1)
+    done = run(state)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert {name: about["state"] for name, about in read(state)["hosts"].items()} == {
+        "away": "unreachable",
+        "first": "ok",
+        "second": "failed",
+    }
+    assert (tmp_path / "store/note").read_text().split() == ["first"]
+
+
+def test_hosts_whose_turn_does_not_come_are_missing(schedule):
+    state = schedule("once", hosts=("first", "second"), serial=1)
+    assert run(state).returncode == 1
+    assert read(state)["hosts"]["second"] == {"state": "failed", "message": "it was not tried"}
+
+
+def test_variables_of_the_inventory_go_before_the_schedules_defaults_and_given_ones_before_both(schedule, tmp_path):
+    cases = [
+        ({"defaults": {"crashcart_ttl": "1d"}}, "1d"),
+        ({"defaults": {"crashcart_ttl": "1d"}, "inventory_vars": {"crashcart_ttl": "2h"}}, "2h"),
+        ({"inventory_vars": {"crashcart_ttl": "2h"}, "variables": {"crashcart_ttl": "3h"}}, "3h"),
+    ]
+    for more, wanted in cases:
+        assert run(schedule("note", hosts=("first",), **more)).returncode == 0
+        assert (tmp_path / "store/note").read_text().split()[-2:] == ["first", wanted]
+
+
 def test_a_program_that_is_gone_ends_with_a_status_of_no_outcome_but_failure(tmp_path):
     done = subprocess.run([sys.executable, "-P", tmp_path / "run.py"], capture_output=True, check=False)
     assert done.returncode not in {status for name, status in outcome.STATUSES.items() if name != outcome.FAILURE}
@@ -125,6 +185,105 @@ def test_a_run_that_takes_too_long_is_ended_with_all_that_it_has_started(schedul
     assert done.returncode == 1
     assert "time limit of 6 s was over" in read(state)["message"]
     assert list_sleepers() == []
+
+
+def test_also_what_does_not_want_to_end_is_ended(schedule):
+    state = schedule("ok", "stubborn", time_limit="6s")
+    assert run(state).returncode == 1
+    assert list_sleepers() == []
+
+
+def test_the_time_limit_counts_the_wait_for_the_store_too(schedule, tmp_path, monkeypatch):
+    left_s = []
+
+    class Player:
+        def __init__(self, _plan, _found, deadline, _locks):
+            left_s.append(deadline - time.monotonic())
+
+        def play(self):
+            return ""
+
+    monkeypatch.setattr(running, "Player", Player)
+    monkeypatch.setattr(running, "_SIGNALS", ())  # those of this process stay as they are
+    plan = read_plan(str(schedule("ok", time_limit="60s") / "plan.json"))
+    (tmp_path / "store").mkdir()
+    with subprocess.Popen(["flock", str(tmp_path / "store" / running.LOCK), "sleep", "3"]) as other:
+        wait_until((tmp_path / "store" / running.LOCK).exists)
+        time.sleep(0.5)
+        assert other.poll() is None
+        running.run(plan)
+        other.wait(60)
+    assert left_s[0] < 60 - 1
+
+
+def test_a_run_that_goes_on_is_ended_before_its_schedule_is_taken_away(schedule):
+    state = schedule("wait")
+    assert run(state, "--end").returncode == 0  # there is none
+    with subprocess.Popen([*PROGRAM, str(state / "plan.json")], stdout=subprocess.DEVNULL) as process:
+        wait_until(list_sleepers)
+        assert run(state, "--end").returncode == 0
+        assert process.wait(60) == 1
+    assert list_sleepers() == [] and "ended by SIGTERM" in read(state)["message"]
+    with subprocess.Popen(["flock", str(state / running.LOCK), "sleep", "1000.25"]) as other:
+        wait_until(lambda: run(state, "--end").returncode == 75)
+        assert other.poll() is None
+        subprocess.run(["pkill", "-P", str(other.pid)], check=True)
+        other.wait(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_by_hand_that_is_interrupted_has_a_record(schedule, number):
+    state = schedule("wait", textfile=str(schedule("ok")))
+    with subprocess.Popen([*PROGRAM, str(state / "plan.json")], stdout=subprocess.DEVNULL) as process:
+        wait_until(list_sleepers)
+        process.send_signal(number)
+        assert process.wait(60) == 1
+    record = read(state)
+    assert record["message"] == f"the run was ended by {number.name}" and record["ended"] >= record["began"]
+    assert list_sleepers() == []
+
+
+def test_where_there_is_no_store_that_is_recorded(schedule, tmp_path):
+    (tmp_path / "file").touch()
+    state = schedule("ok", store=str(tmp_path / "file/store"), textfile=str(tmp_path))
+    assert run(state).returncode == 1
+    assert read(state)["message"] == f"{tmp_path}/file/store: Not a directory"
+    assert 'last_run_status{schedule="tests"} 1\n' in (tmp_path / "crashcart_schedule_tests.prom").read_text()
+
+
+def test_a_record_that_cannot_be_written_costs_no_metrics_and_a_reader_that_is_gone_costs_neither(schedule, tmp_path):
+    state = schedule("ok", textfile=str(tmp_path))
+    (state / "last-run.json").mkdir()
+    done = run(state)
+    assert done.returncode == 0 and "the record cannot be written: " in done.stderr
+    metrics = tmp_path / "crashcart_schedule_tests.prom"
+    assert 'last_run_status{schedule="tests"} 0\n' in metrics.read_text()
+    metrics.unlink()
+    (state / "last-run.json").rmdir()
+    words = " ".join([*PROGRAM, str(state / "plan.json")])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read(state)["outcome"] == "success" and metrics.exists()
+
+
+@pytest.mark.parametrize("began", [-5, 1, "NaN", "Infinity", "1e400"])
+def test_an_odd_time_of_the_run_before_costs_nothing(schedule, began):
+    state = schedule("ok", hosts=("first",), cron="* * * * *")
+    os.utime(state / "plan.json", (0, 0))
+    (state / "last-run.json").write_text(f'{{"began": {began}, "missed_total": 5}}')
+    assert run(state).returncode == 0
+    record = read(state)
+    # Thirty-one days back, in which a change of daylight saving time is an hour.
+    assert (
+        record["missed_count"] == 0
+        if isinstance(began, str) or began > 1
+        else abs(record["missed_count"] - 31 * 1440) < 62
+    )
+    assert record["missed_total"] == record["missed_count"] + 5 and len(record["missed"]) == min(
+        record["missed_count"], 1000
+    )
 
 
 def test_a_second_run_of_a_schedule_does_not_begin_and_leaves_the_record_alone(schedule):
@@ -169,6 +328,9 @@ def test_missed_runs_are_listed_and_counted_and_caught_up_only_where_there_are_s
     assert read(state)["began"] == now
     last = {**read(state), "began": now - 5 * 3600}
     (state / "last-run.json").write_text(json.dumps(last))
+    # Before the schedule was what it is nothing was missed.
+    assert run(state, "--catch-up").returncode == 0 and read(state)["began"] == last["began"]
+    os.utime(state / "plan.json", (0, 0))
     done = run(state, "--catch-up")
     record = read(state)
     assert done.returncode == 0 and record["began"] > now
@@ -182,6 +344,18 @@ def test_missed_runs_are_listed_and_counted_and_caught_up_only_where_there_are_s
     ("change", "words"),
     [
         ({"cron": "61 * * * *"}, "not the five fields of crontab"),
+        *(
+            ({"cron": cron}, "not the five fields of crontab")
+            for cron in ("0 0 L * *", "0 0 LW * *", "0 0 * * 5#2", "* * * * * *")
+        ),
+        ({"forks": 0}, "crashcart_forks: give a number of hosts"),
+        ({"inventory": ["hosts.ini"]}, "crashcart_inventory: hosts.ini is no path from /"),
+        ({"inventory": ["/nonesuch/hosts"]}, "cannot read /nonesuch/hosts: give a source that is there"),
+        ({"store": "~/traces"}, "crashcart_dest: ~/traces is no path from /"),
+        ({"store": "/proc/version"}, "crashcart_dest: /proc/version is no folder"),
+        ({"textfile": "/nonesuch"}, "crashcart_textfile: /nonesuch is no folder"),
+        ({"variables": {"crashcart_keep_age": "2weeks"}}, "keep_age: '2weeks' is not a time"),
+        ({"defaults": {"crashcart_keep_free": "much"}}, "keep_free: 'much' is not a size"),
         ({"time_limit": "soon"}, "crashcart_time_limit: 'soon' is not a time"),
         ({"offset": "2h"}, "crashcart_offset is longer"),
         ({"command": "/nonesuch/ansible-playbook"}, "install ansible-core"),
@@ -201,6 +375,7 @@ def test_a_plan_that_cannot_be_run_is_refused_with_the_reason(schedule, change, 
 def test_a_good_plan_is_accepted_and_nothing_is_run(schedule):
     state = schedule("ok")
     assert (run(state, "--check").returncode, os.listdir(state).count("last-run.json")) == (0, 0)
+    assert run(schedule("ok", inventory=["one,two,"], cron="*/15,7 0-23/2 1,15 JAN-DEC mon"), "--check").returncode == 0
 
 
 def test_the_offset_is_the_same_each_time_and_another_for_each_schedule():
