@@ -81,15 +81,21 @@ _IGNORED = frozenset(_list_numbers())
 
 
 def kill_everywhere(
-    function: Callable[[], object], check: Callable[[int], None], *, own_calls: bool = False, step: int = 1
+    function: Callable[[], object],
+    check: Callable[[int], None],
+    *,
+    own_calls: bool = False,
+    step: int = 1,
+    full_step: int = 1,
 ) -> int:
     """Run FUNCTION() again and again, kill it before another of its system calls each time, and return the number of kills.
 
     CHECK(number of kills so far) is called after each kill. With a STEP only every STEPth call has its turn, beginning with a random one, so
-    that several runs reach all of them; in `make test-all` each call has its turn. System calls of processes that FUNCTION starts count, too,
+    that several runs reach all of them. In `make test-all` every FULL_STEPth has, which is each one but where a check takes seconds. System
+    calls of processes that FUNCTION starts count, too,
     unless OWN_CALLS is set.
     """
-    step = 1 if parts.IS_ALL else step
+    step = full_step if parts.IS_ALL else step
     moment = random.randint(1, step)
     count = 0
     while _run_and_kill(function, moment, own_calls):

@@ -359,7 +359,7 @@ def test_kill_9_of_what_begins_the_trace_at_every_system_call(hook, tmp_path):
         host.call_module("ftrace_instance", state="absent", everything=True)
         host.wait_until(lambda: orders.find_recorder() is None)
 
-    assert killing.kill_everywhere(lambda: begin.begin("startup"), check, step=41) > 3
+    assert killing.kill_everywhere(lambda: begin.begin("startup"), check, step=41, full_step=5) > 3
     start_trace(tmp_path / "last")  # goes on as if nothing had been
 
 

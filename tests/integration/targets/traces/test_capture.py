@@ -218,7 +218,7 @@ def test_captures_for_which_the_host_has_no_room_at_once_come_in_several_calls(c
 
     def run():
         more = {**RECORD, "buffer_size": "1MiB", "rotate_size": "512KiB", "syscalls": ["getppid"], "compat": False}
-        found.update(capture(storms, tmp_path, where="localhost", seconds=host.seconds(8), **more))
+        found.update(capture(storms, tmp_path, where="localhost", seconds=host.seconds(16), **more))
 
     try:
         thread = threading.Thread(target=run)

@@ -65,7 +65,7 @@ def read_lines(process):
 
 def test_the_lines_come_while_the_calls_happen(container, ssh_hosts):
     name = container(*LOOP)
-    seconds = host.seconds(6)
+    seconds = host.seconds(12)
     with watching(
         [name], "-i", str(ssh_hosts), where="as_user", seconds=seconds, syscalls=["%file", "%process"]
     ) as process:

@@ -303,18 +303,19 @@ def test_each_start_of_plain_runc_is_seen_and_begins_with_its_execve_or_says_tha
 
 
 def call_as_runtime(folder, *words, **options):
-    """Run a program called runc with the words WORDS, which starts no container and waits; return its process."""
-    program = folder / "runc"
-    program.write_text("#!/bin/sh\n: $@\nread line\n")
-    program.chmod(0o755)
-    return subprocess.Popen([str(program), *words], stdin=subprocess.PIPE, **options)
+    """Run the program called runc in FOLDER with the words WORDS, which starts no container and waits; return its process."""
+    return subprocess.Popen([str(folder / "runc"), *words], stdin=subprocess.PIPE, **options)
 
 
 @pytest.fixture
 def readable():
-    """Give a folder that all users can read."""
+    """Give a folder that all users can read, with a program called runc that waits for a line."""
     with tempfile.TemporaryDirectory(prefix="crashcart-test-") as folder:
         os.chmod(folder, 0o755)
+        # It is written once: a shell that begins to read a file which is just written anew finds it empty, and ends.
+        program = Path(folder, "runc")
+        program.write_text("#!/bin/sh\n: $@\nread line\n")
+        program.chmod(0o755)
         yield Path(folder)
 
 

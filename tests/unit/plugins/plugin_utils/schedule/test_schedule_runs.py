@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -234,10 +235,19 @@ def test_a_run_that_goes_on_is_ended_before_its_schedule_is_taken_away(schedule)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_run_by_hand_that_is_interrupted_has_a_record(schedule, number):
     state = schedule("wait", textfile=str(schedule("ok")))
-    with subprocess.Popen([*PROGRAM, str(state / "plan.json")], stdout=subprocess.DEVNULL) as process:
-        wait_until(list_sleepers)
-        process.send_signal(number)
-        assert process.wait(60) == 1
+    # These tests may run in the background, where a shell, or nohup, has the signal ignored.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(
+        [*PROGRAM, str(state / "plan.json")],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=heed,  # noqa: PLW1509 - there are no threads
+    ) as process:
+        try:
+            wait_until(list_sleepers)
+            process.send_signal(number)
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
     record = read(state)
     assert record["message"] == f"the run was ended by {number.name}" and record["ended"] >= record["began"]
     assert list_sleepers() == []
