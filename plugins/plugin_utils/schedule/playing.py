@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +64,33 @@ class Player:
         with _make_work_folder(self._plan) as folder, open(self._found.log, "wb") as log:
             words = self._make_words(folder)
             for playbook in self._plan.playbooks:
-                result = self._play_all([self._plan.command, playbook, *words], folder, log)
-                if result.problem and result.problem not in problems:
-                    problems.append(result.problem)
-                if time.monotonic() >= self._deadline:
-                    break
+                is_over = time.monotonic() >= self._deadline
+                problem = (
+                    self._tell_over()
+                    if is_over
+                    else self._play_all([self._plan.command, playbook, *words], folder, log)
+                )
+                if problem and problem not in problems:
+                    problems.append(problem)
         return "; ".join(problems)
 
-    def _play_all(self, words: list[str], folder: str, log: Any) -> _Result:
-        """Run ansible-playbook as WORDS say, with its files in FOLDER and its output in LOG, until each host was tried once."""
+    def _tell_over(self) -> str:
+        return (
+            f"its time limit of {self._plan.time_limit_s:g} s was over; what had not come yet comes with the next run"
+        )
+
+    def _play_all(self, words: list[str], folder: str, log: Any) -> str:
+        """Run ansible-playbook as WORDS say, with its files in FOLDER and its output in LOG, until each host was tried once.
+
+        Returns what went wrong for all hosts, '' for nothing.
+        """
         limit, before = self._plan.limit, math.inf
         while True:
             result = self._play_one([*words, *(["--limit", limit] if limit else [])], folder, log)
             merge(self._found.hosts, result.hosts)
             if result.problem or not 0 < len(result.untried) < before:
                 merge(self._found.hosts, dict.fromkeys(result.untried, Host("failed", _NOT_TRIED)))
-                return result
+                return result.problem
             limit, before = "@" + _write(folder, "untried", "\n".join(result.untried)), len(result.untried)
 
     def _make_words(self, folder: str) -> list[str]:
@@ -114,10 +125,9 @@ class Player:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             result = _Result(problem=f"ansible-playbook ended with status {status} before it was done: see its output")
         if was_late:
-            over = f"its time limit of {plan.time_limit_s:g} s was over; what had not come yet comes with the next run"
-            return _Result(result.hosts, result.untried, over)
+            return replace(result, problem=self._tell_over())
         if status and not result.problem and all(host.state == "ok" for host in result.hosts.values()):
-            return _Result(result.hosts, result.untried, f"ansible-playbook ended with status {status}: see its output")
+            return replace(result, problem=f"ansible-playbook ended with status {status}: see its output")
         return result
 
     def _run(self, words: list[str], environment: Mapping[str, str], log: Any) -> tuple[int, bool]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, running
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, playing, running
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
 
 pytestmark = pytest.mark.sweep  # a run takes seconds
@@ -215,6 +215,22 @@ def test_the_time_limit_counts_the_wait_for_the_store_too(schedule, tmp_path, mo
         running.run(plan)
         other.wait(60)
     assert left_s[0] < 60 - 1
+
+
+def test_a_playbook_for_which_no_time_is_left_is_told(schedule, monkeypatch):
+    plan = read_plan(str(schedule("ok", then=("ok",), time_limit="60s") / "plan.json"))
+    found = outcome.Run("tests", "tests-1", time.time(), log=os.devnull)
+    player = playing.Player(plan, found, time.monotonic() + 60, ())
+    played = []
+
+    def end_with_the_time(_player, words, _folder, _log):
+        played.append(words)
+        player._deadline = time.monotonic()
+        return ""
+
+    monkeypatch.setattr(playing.Player, "_play_all", end_with_the_time)
+    monkeypatch.setattr(playing, "set_child_subreaper", lambda: None)  # this process is no run
+    assert "its time limit of 60 s was over" in player.play() and len(played) == 1
 
 
 def test_a_run_that_goes_on_is_ended_before_its_schedule_is_taken_away(schedule):
