@@ -24,9 +24,8 @@ from typing import Any, Callable, NoReturn, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.container import ContainerError
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.trust import MAX_BYTES
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux import syscalls
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes, syscalls
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.bounded import close_all_but
-from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import Process, ProcessGone, read_pids
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import mask
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -289,25 +288,8 @@ def _supervise(question: Question, writer: int, until: float) -> NoReturn:
         poll.poll(max(0.0, until - time.monotonic()) * 1000)
     finally:
         with suppress(BaseException):
-            _end_children()
+            processes.end_children(_END_S / 2)
         os._exit(0)
-
-
-def _end_children() -> None:
-    """Kill the children of this process, and their children, which become its own by that, until none is left."""
-    end = time.monotonic() + _END_S / 2
-    own = str(os.getpid()).encode("ascii")
-    while time.monotonic() < end:
-        for pid in read_pids():
-            with suppress(ProcessGone, OSError, IndexError), Process(pid) as process:
-                if process.read("stat").rpartition(b")")[2].split()[1] == own:
-                    process.kill(signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.005)
 
 
 def _work(question: Question, writer: int, until: float) -> NoReturn:

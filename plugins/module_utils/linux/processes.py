@@ -12,7 +12,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, Container, Iterator, TypeVar
@@ -319,3 +321,23 @@ def read_comm(pid: int) -> str:
     """Return the name of process PID; '' when it has ended."""
     task = read_task(pid)
     return task.comm if task else ""
+
+
+def end_children(limit_s: float) -> None:
+    """Kill the children of this process, and their children, which become its own by that, until none is left, for LIMIT_S seconds at most.
+
+    This process is a subreaper: see syscalls.set_child_subreaper.
+    """
+    end = time.monotonic() + limit_s
+    own = str(os.getpid()).encode("ascii")
+    while time.monotonic() < end:
+        for pid in read_pids():
+            with suppress(ProcessGone, OSError, IndexError), Process(pid) as process:
+                if process.read("stat").rpartition(b")")[2].split()[1] == own:
+                    process.kill(signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.005)

@@ -181,20 +181,5 @@ def _end(process: subprocess.Popen[bytes]) -> int:
             process.kill()
     status = process.wait()
     # Workers of Ansible make sessions of their own, so they are not of its group. Those without a parent are this process's children now.
-    deadline = time.monotonic() + ENDING_S
-    while (descendants := _list_descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in descendants:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.01)
+    processes.end_children(ENDING_S)
     return status
-
-
-def _list_descendants(top: int) -> list[int]:
-    """Return the pids of all processes that process TOP has started, and of those that these have."""
-    parents = {int(name): processes.read_parent(int(name)) for name in os.listdir("/proc") if name.isdigit()}
-    found = [top]
-    for parent in found:
-        found += [pid for pid, its_parent in parents.items() if its_parent == parent]
-    return found[1:]
