@@ -91,6 +91,10 @@ class Host:
         if os.path.exists(PODMAN_SOCKET) and not DOCKER_IMPORT_ERROR:
             if self.docker is None or not _is_same_socket(self.docker.host, PODMAN_SOCKET):
                 self._try("podman", lambda: self._open_engine(Endpoint("unix://" + PODMAN_SOCKET)))
+            if "podman" in self.errors and self._is_root:
+                # A service that has ended leaves its socket, and Podman's containers do not need it.
+                del self.errors["podman"]
+                self._engines.append(podman.Podman())
         elif has_podman and self._is_root:
             self._engines.append(podman.Podman())
         elif has_podman:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -143,16 +144,16 @@ PODMAN_SOCKET = Path("/run/podman/podman.sock")
 
 
 @contextmanager
-def serve_podman(socket):
-    socket.parent.mkdir(exist_ok=True)
-    with subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{socket}"]) as service:
+def serve_podman(path):
+    path.parent.mkdir(exist_ok=True)
+    with subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{path}"]) as service:
         try:
-            host.wait_until(socket.exists)
+            host.wait_until(path.exists)
             yield
         finally:
             service.terminate()
             service.wait()
-            socket.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def test_podman_by_its_api(others):
@@ -163,17 +164,29 @@ def test_podman_by_its_api(others):
         assert (one["runtime"], one["image"]) == ("podman", "localhost/crashcart-test/busybox:latest")
 
 
+def test_podman_whose_service_has_left_its_socket(others):
+    PODMAN_SOCKET.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(PODMAN_SOCKET))
+    try:
+        found = host.call_module("crashcart_info", containers=["cc-podman"], gather=["containers"])
+        assert [one["runtime"] for one in found["containers"]] == ["podman"]
+        assert "podman" not in str(found.get("warnings")), found
+    finally:
+        PODMAN_SOCKET.unlink()
+
+
 @pytest.mark.parametrize("kind", ["a link to its socket", "two sockets", "a socket and its command"])
 def test_podman_in_the_place_of_docker_is_one_engine(others, tmp_path, monkeypatch, kind):
-    socket = tmp_path / "docker.sock"
+    path = tmp_path / "docker.sock"
     with ExitStack() as stack:
         if kind != "a socket and its command":
             stack.enter_context(serve_podman(PODMAN_SOCKET))
         if kind == "a link to its socket":
-            socket.symlink_to(PODMAN_SOCKET)  # as podman-docker installs it
+            path.symlink_to(PODMAN_SOCKET)  # as podman-docker installs it
         else:
-            stack.enter_context(serve_podman(socket))
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}")
+            stack.enter_context(serve_podman(path))
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
         containers = host.call_module("crashcart_info", gather=["containers"])["containers"]
         assert len({one["id"] for one in containers}) == len(containers)
         assert {one["name"]: one["runtime"] for one in containers if one["name"].startswith("cc-")} == {
