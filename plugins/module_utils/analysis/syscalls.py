@@ -127,14 +127,14 @@ class TableMaker:
         self._longest = np.concatenate([cells.max_ns, np.zeros(len(rows), np.int64)])
         self._rows = rows
         self._error = self._outcome & codes.ERRNO_MASK
-        self._path_calls = np.array(
-            [number for number, name in self._names.items() if name in FAMILY_OF_CALL], np.int64
-        )
+        self._is_interrupted = np.isin(self._error, list(RESTARTS))
+        path_calls = [number for number, name in self._names.items() if name in FAMILY_OF_CALL]
+        self._has_path = (self._object > codes.OTHER_OBJECTS) & np.isin(self._number, path_calls)
 
     def make(self) -> TraceTable:
         """Return the table."""
         kept = self._find_kept()
-        is_failed = (self._error != 0) & ~np.isin(self._error, list(RESTARTS))
+        is_failed = (self._error != 0) & ~self._is_interrupted
         tables = []
         for first_key in (self._process, np.zeros_like(self._process)):
             keys = [key[kept] for key in (first_key, self._name, self._number)]
@@ -188,7 +188,7 @@ class TableMaker:
         """Return the row of the entries MEMBERS, of the program with index NAME and of call NUMBER; each may be _REST."""
         cells = members[members < self._size]
         counts, outcomes, errors = self._count[cells], self._outcome[cells], self._error[cells]
-        is_interrupted = np.isin(errors, list(RESTARTS))
+        is_interrupted = self._is_interrupted[cells]
         failed = np.where(is_interrupted, 0, errors)
         is_denied = outcomes & codes.DENIED != 0
         answers = np.where(outcomes & codes.TRAPPED != 0, _TRAP, errors)
@@ -230,7 +230,7 @@ class TableMaker:
 
     def _list_paths(self, cells: Ints, errors: Ints, counts: Ints) -> list[PathUse]:
         """Return the use of the paths that most calls of CELLS failed on; ERRORS and COUNTS have one entry per cell."""
-        is_known = (self._object[cells] > codes.OTHER_OBJECTS) & np.isin(self._number[cells], self._path_calls)
+        is_known = self._has_path[cells]
         uses: dict[str, Counter[int]] = {}
         for thing, error, count in zip(
             *(column[is_known].tolist() for column in (self._object[cells], errors, counts))
