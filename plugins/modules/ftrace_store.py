@@ -181,6 +181,11 @@ free:
   returned: success
   type: int
   sample: 36507222016
+freed:
+  description: The bytes of the captures that were removed. In check mode, of those that would be.
+  returned: success
+  type: int
+  sample: 20971520
 problems:
   description: A sentence for each file that is no capture of ours, that cannot be read, or that could not be removed.
   returned: success

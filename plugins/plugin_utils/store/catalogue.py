@@ -38,6 +38,7 @@ _COLUMNS = tuple(one.name for one in fields(Record))
 _THERE = "removed_ns IS NULL AND removed_why IS NULL"
 _INSERT = f"INSERT OR REPLACE INTO captures ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # forgets a removal
 _UPDATES = 10  # that are kept: the rule about clocks that jump takes two
+_RUNS = 1000  # that are kept although no capture is of them
 MAX_REMOVED = 100_000  # captures that were removed and are remembered
 _SHORT_ID = 12  # characters of a container's id, as engines show it
 _MAX_TEXT = 1000
@@ -151,16 +152,14 @@ class Catalogue:
             began_ns = self._clock() if now_ns is None else now_ns
             self._connection.execute("INSERT OR IGNORE INTO runs (id, began_ns) VALUES (?, ?)", [run, began_ns])
 
-    def list_times(self, run: str | None = None) -> list[int]:
-        """Return the times of the last updates before RUN, in the order in which they were noted; of several updates of one run the last one.
+    def list_times(self, session: str | None = None) -> list[int]:
+        """Return the times of the last updates before SESSION has made its first one, in the order in which they were noted.
 
-        A run makes several updates where it takes its hosts in turns.
+        The updates of one session, which takes its hosts in turns, are one, at the time of the last of them.
         """
-        (began_ns,) = self._connection.execute("SELECT min(began_ns) FROM runs WHERE id = ?", [run]).fetchone()
         times = self._connection.execute(
-            "SELECT max(at_ns) FROM updates LEFT JOIN runs ON at_ns BETWEEN began_ns AND ended_ns AND runs.id IS NOT ?1"
-            " WHERE ?2 IS NULL OR at_ns < ?2 GROUP BY coalesce(runs.id, number) ORDER BY max(number)",
-            [run, began_ns],
+            "SELECT at_ns FROM updates WHERE number < coalesce((SELECT number FROM updates WHERE session = ?), number + 1) ORDER BY number",
+            [session],
         )
         return [at for (at,) in times]
 
@@ -169,17 +168,23 @@ class Catalogue:
         (latest,) = self._connection.execute("SELECT max(added_ns) FROM captures").fetchone()
         return int(latest or 0)
 
-    def note_update(self, now_ns: int) -> None:
-        """Note an update at NOW_NS. Where captures came later than that, the clock was ahead then, and they count as new."""
+    def note_update(self, now_ns: int, session: str | None = None) -> None:
+        """Note an update of SESSION at NOW_NS. Where captures came later than that, the clock was ahead then, and they count as new."""
         with self.transaction():
             self._connection.execute("UPDATE captures SET added_ns = ? WHERE added_ns > ?", [now_ns, now_ns])
-            self._connection.execute("INSERT INTO updates (at_ns) VALUES (?)", [now_ns])
+            self._connection.execute(
+                "INSERT INTO updates (at_ns, session) VALUES (?, ?) ON CONFLICT (session) DO UPDATE SET at_ns = excluded.at_ns",
+                [now_ns, session],
+            )
             self._connection.execute(
                 "DELETE FROM updates WHERE number <= (SELECT max(number) FROM updates) - ?", [_UPDATES]
             )
 
     def forget(self) -> None:
-        """Forget the captures that were removed first, with their findings, where there are more than MAX_REMOVED, so that it does not grow."""
+        """Forget the captures that were removed first, with their findings, where there are more than MAX_REMOVED, and runs without captures.
+
+        So the catalogue does not grow for ever. The last runs stay.
+        """
         with self.transaction():
             removed = "SELECT path FROM captures WHERE removed_ns IS NOT NULL ORDER BY removed_ns DESC, path"
             done = self._connection.execute(
@@ -187,6 +192,11 @@ class Catalogue:
             )
             if done.rowcount:
                 self._connection.execute("DELETE FROM findings WHERE capture NOT IN (SELECT path FROM captures)")
+            last = "SELECT id FROM runs ORDER BY rowid DESC LIMIT ?"
+            self._connection.execute(
+                f"DELETE FROM runs WHERE id NOT IN ({last}) AND id NOT IN (SELECT run FROM captures WHERE run IS NOT NULL)",
+                [_RUNS],
+            )
 
     def plan_removal(self, reasons: Mapping[str, str]) -> None:
         """Note that the captures of REASONS, path → why, will be removed, before any file is."""

@@ -32,14 +32,14 @@ CREATE TABLE findings (
     capture NOT NULL REFERENCES captures (path), rule TEXT NOT NULL, severity INTEGER NOT NULL, statement TEXT NOT NULL,
     PRIMARY KEY (capture, rule, statement)
 );
-CREATE TABLE updates (number INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL);
+CREATE TABLE updates (number INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, session TEXT UNIQUE);
 """
 _COLUMNS = {
     "runs": "id, began_ns, ended_ns",
     "captures": "path, host, container, container_id, runtime, image, begin_ns, end_ns, complete, lost, entries, bytes, sha256, run,"
     " added_ns, removed_ns, removed_why",
     "findings": "capture, rule, severity, statement",
-    "updates": "number, at_ns",
+    "updates": "number, at_ns, session",
 }
 # Of damage: of the file's head, of its pages, and of what should be in it.
 _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
@@ -47,6 +47,10 @@ _DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
 
 class NewerError(FleetError):
     """The error for a catalogue that a newer version of the collection has made."""
+
+
+class FullError(FleetError):
+    """The error for a catalogue that cannot be written because the disk is full."""
 
 
 def pack_path(path: str) -> str | bytes:
@@ -67,7 +71,8 @@ def unpack_path(value: str | bytes) -> str:
 def open_database(store: str, warnings: list[str]) -> Iterator[sqlite3.Connection]:
     """Yield a connection to the catalogue in the folder STORE, which is made where it is missing; add to WARNINGS what was set aside.
 
-    Raises NewerError for a catalogue of a newer version, and FleetError where it can be neither read nor written.
+    Raises NewerError for a catalogue of a newer version, FullError where the disk is full, and FleetError where it can be neither read nor
+    written.
     """
     path = os.path.join(store, NAME)
     with explain_errors(path):
@@ -111,7 +116,8 @@ def explain_errors(path: str) -> Iterator[None]:
             if _code(error) == sqlite3.SQLITE_BUSY
             else "see that this user can write there and that there is room, or remove the file: it is made again of the captures"
         )
-        raise FleetError(f"{path}: {error}; {step}") from error
+        kind = FullError if _code(error) == sqlite3.SQLITE_FULL else FleetError
+        raise kind(f"{path}: {error}; {step}") from error
 
 
 def _open_sound(path: str, warnings: list[str]) -> sqlite3.Connection:

@@ -50,6 +50,10 @@ def parse_limits(options: Mapping[str, Any]) -> Limits:
     """Return the limits in OPTIONS (keep_age, keep_count, keep_size, keep_total, keep_free); raise FleetError for one that is none."""
     given = {name: str(value) for name, value in options.items() if name.startswith("keep_") and value is not None}
     age = parse_seconds(given.get("keep_age"), "keep_age")
+    if age is not None and age < DAY_NS / SECOND_NS:
+        raise FleetError(
+            f"keep_age: {given['keep_age']!r} is less than a day, and nothing that came within a day is removed: give a time such as 14d"
+        )
     sizes = {name: _parse_size(given[name], name) for name in ("keep_size", "keep_total", "keep_free") if name in given}
     count = given.get("keep_count")
     if count is not None and not (count.isascii() and count.isdigit() and int(count[:18]) > 0 and len(count) <= 18):

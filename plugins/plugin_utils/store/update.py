@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,10 +14,12 @@ from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.own_files import make_missing
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux.processes import read_start_ticks
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_surrogates
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_bytes
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_obstacle, find_place
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import Catalogue, Found, open_catalogue
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import FullError
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.removal import remove_captures
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import (
@@ -29,6 +32,8 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention im
 _MAX_SHOWN = 20  # problems among the lines
 _MAX_FINDINGS = 64 << 20  # bytes of a findings.json
 _MAX_RUN = 200  # characters
+SESSION = "CRASHCART_SESSION"
+"""The variable of the environment by which a schedule tells all processes of one run that their updates are one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Request:
     """A request to ftrace_store.
 
     STORE: the folder. RUN: the id of the run. CAPTURES: paths of those that the run has fetched, None where that is not known.
-    FINDINGS: path of a findings.json. LIMITS: what is kept. CHECK_MODE: True if nothing may be written.
+    FINDINGS: path of a findings.json. LIMITS: what is kept. CHECK_MODE: True if nothing may be written. SESSION: what all updates of one run
+    have in common, also where an id of a run is used again.
     """
 
     store: str
@@ -45,6 +51,7 @@ class Request:
     findings: str | None = None
     limits: Limits = field(default_factory=Limits)
     check_mode: bool = False
+    session: str | None = None
 
 
 def make_request(arguments: Mapping[str, Any], base: str, *, check_mode: bool) -> Request:
@@ -60,7 +67,14 @@ def make_request(arguments: Mapping[str, Any], base: str, *, check_mode: bool) -
         os.path.join(base, findings) if findings else None,
         parse_limits(arguments),
         check_mode,
+        os.environ.get(SESSION) or _name_parent(),
     )
+
+
+def _name_parent() -> str:
+    """Return an id of the process of Ansible that this one is a worker of, such as no later process has."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return f"{file.read().strip()}/{os.getppid()}/{read_start_ticks(os.getppid())}"
 
 
 def check(request: Request) -> dict[str, Any]:
@@ -73,23 +87,17 @@ def check(request: Request) -> dict[str, Any]:
         raise FleetError(
             f"the captures cannot go to {store}: {obstacle}; let this user write there, or choose another folder"
         )
-    try:
-        if not request.check_mode:
-            make_missing(store)
-            with tempfile.NamedTemporaryFile(prefix=".crashcart-", dir=store) as file:
-                file.write(b"\0")
-                file.flush()
-    except OSError as error:
-        raise FleetError(
-            f"the captures cannot go to {store}: {error.strerror or error}; let this user write there, or choose another folder"
-        ) from error
+    is_full = not request.check_mode and not _try_to_write(store, may_be_full=request.limits.are_set)
     free = find_free(place)
     asked = request.limits.free
     made = _make_empty(free)
-    if asked is not None and free < asked and request.limits.are_set and not request.check_mode and not changed:
+    if (is_full or (asked is not None and free < asked)) and request.limits.are_set and os.path.isdir(store):
         # What retention may remove makes room. Without that, a store that is full once would never be served again.
-        made = {**update(replace(request, run=None, captures=None, findings=None)), "kept": None, "bytes": None}
-        changed, free = made["changed"], made["free"]
+        made = update(replace(request, run=None, captures=None, findings=None))
+        changed, free = made["changed"], made["free"] + (made["freed"] if request.check_mode else 0)
+        made = {**made, "kept": None, "bytes": None, "free": free}
+    if is_full:
+        _try_to_write(store, may_be_full=False)
     if asked is not None and free < asked:
         raise FleetError(
             f"{store}: {format_bytes(free)} are free, and {request.limits.explain('keep_free')} asks for {format_bytes(asked)}"
@@ -105,6 +113,27 @@ def check(request: Request) -> dict[str, Any]:
     return {**made, "changed": changed}
 
 
+def _try_to_write(store: str, *, may_be_full: bool) -> bool:
+    """Make the folder STORE where it is missing, write a file there and remove it. Return False if there is no room.
+
+    Raises FleetError where nothing can be written, also for want of room unless it MAY_BE_FULL.
+    """
+    try:
+        make_missing(store)
+        with tempfile.NamedTemporaryFile(prefix=".crashcart-", dir=store) as file:
+            file.write(b"\0")
+            file.flush()
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if may_be_full and is_full:
+            return False
+        step = "make room there" if is_full else "let this user write there"
+        raise FleetError(
+            f"the captures cannot go to {store}: {error.strerror or error}; {step}, or choose another folder"
+        ) from error
+    return True
+
+
 def _tell_removed(made: Mapping[str, Any]) -> str:
     """Return what the result MADE says was removed to make room; '' where nothing was."""
     count = len(made["removed"])
@@ -114,7 +143,7 @@ def _tell_removed(made: Mapping[str, Any]) -> str:
 def _make_empty(free: int) -> dict[str, Any]:
     lines = [f"{format_bytes(free)} are free"]
     lists: dict[str, Any] = {name: [] for name in ("added", "gone", "removed", "problems")}
-    return {**lists, "kept": None, "bytes": None, "free": free, "lines": lines}
+    return {**lists, "kept": None, "bytes": None, "free": free, "freed": 0, "lines": lines}
 
 
 def find_free(folder: str) -> int:
@@ -132,19 +161,45 @@ def update(request: Request) -> dict[str, Any]:
             "kept": 0,
             "bytes": 0,
             "free": None,
+            "freed": 0,
             "lines": [f"{request.store} is not there yet"],
         }
+    try:
+        return _update(request, {})
+    except FullError:
+        before = {} if request.check_mode or not request.limits.are_set else _make_room(request)
+        if not before:
+            raise
+        return _update(request, before)
+
+
+def _make_room(request: Request) -> dict[str, str]:
+    """Apply retention on a disk so full that the catalogue cannot be written, and return path → why of what was removed."""
+    warnings: list[str] = []
+    with open_catalogue(request.store, warnings, in_memory=True) as copy:
+        times, latest = copy.list_times(request.session), copy.find_latest()
+        found = copy.sync()
+        chosen = {}
+        if not find_clock_problem(found.now_ns, times, latest):
+            chosen, _unremoved = remove_captures(copy, _choose(copy.list_there(), request.limits, found), found.now_ns)
+    with open_catalogue(request.store, warnings) as catalogue:
+        catalogue.note_removed(chosen, found.now_ns)
+    return chosen
+
+
+def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
+    """Do the phase update, and return its result, with those that were removed BEFORE, path → why, to make room for the catalogue."""
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=request.check_mode) as catalogue:
         with catalogue.transaction():
-            times, latest = catalogue.list_times(request.run), catalogue.find_latest()
+            times, latest = catalogue.list_times(request.session), catalogue.find_latest()
             found = catalogue.sync(request.run, _find_own(request))
             findings = _note_findings(catalogue, request.findings, found)
             there = catalogue.list_there()
             clock = find_clock_problem(found.now_ns, times, latest) if request.limits.are_set else None
             chosen = {} if clock else _choose(there, request.limits, found)
             catalogue.plan_removal(chosen)
-            catalogue.note_update(found.now_ns)
+            catalogue.note_update(found.now_ns, request.session)
             catalogue.forget()
         removed = {**found.unfinished, **chosen}
         unremoved: dict[str, str] = {}
@@ -152,6 +207,7 @@ def update(request: Request) -> dict[str, Any]:
             removed, unremoved = remove_captures(catalogue, removed, found.now_ns)
     found.problems.update(unremoved)
     kept = [record for record in there if record.path not in removed]
+    removed = {**before, **removed}
     result = {
         "changed": bool(found.added or found.gone or removed or findings),
         "added": [escape_surrogates(path) for path in found.added],
@@ -160,6 +216,7 @@ def update(request: Request) -> dict[str, Any]:
         "kept": len(kept),
         "bytes": sum(record.bytes for record in kept),
         "free": find_free(request.store),
+        "freed": sum(record.bytes for record in there) - sum(record.bytes for record in kept),
         "problems": list(found.problems.values()),
     }
     return {**result, "lines": make_lines(result, request.limits, clock), "warnings": warnings}

@@ -30,7 +30,7 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.s
     write_capture,
 )
 
-EVERY = {"keep_age": "1s", "keep_count": "1", "keep_size": "1B", "keep_total": "1B"}
+EVERY = {"keep_age": "1d", "keep_count": "1", "keep_size": "1B", "keep_total": "1B"}
 
 
 def make(name, days, *, added=None, host="web1", container="api", size=100):
@@ -52,7 +52,7 @@ def limit(**options):
 def test_without_limits_nothing_is_chosen():
     records = [make(str(number), number * 100) for number in range(9)]
     assert choose(records, parse_limits({}), NOW) == {} and not parse_limits({"keep_free": "1GiB"}).are_set
-    assert choose([], limit(age="1s", total="1B"), NOW) == {}
+    assert choose([], limit(age="1d", total="1B"), NOW) == {}
 
 
 def test_what_is_older_than_the_limit_is_chosen_the_oldest_first():
@@ -181,6 +181,7 @@ def test_a_clock_that_was_set_back_or_has_jumped(now, times, latest, words):
     ("options", "words"),
     [
         ({"keep_age": "soon"}, "keep_age: 'soon' is not a time"),
+        ({"keep_age": "14"}, "keep_age: '14' is less than a day, and nothing that came within a day is removed"),
         ({"keep_count": "0"}, "keep_count: '0' is not a number of captures"),
         ({"keep_count": "-3"}, "keep_count: "),
         ({"keep_count": "1" * 30}, "keep_count: "),

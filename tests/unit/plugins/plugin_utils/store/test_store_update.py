@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,13 @@ def clock(monkeypatch):
     return clock
 
 
-def ask(folder, *, check_mode=False, **options):
-    return update.make_request({"path": "s", **options}, str(folder), check_mode=check_mode)
+SESSIONS = itertools.count()
+
+
+def ask(folder, *, check_mode=False, session=None, **options):
+    """Return a request of a run of its own, unless SESSION says of which."""
+    request = update.make_request({"path": "s", **options}, str(folder), check_mode=check_mode)
+    return replace(request, session=session or f"session {next(SESSIONS)}")
 
 
 def run(folder, **options):
@@ -180,7 +187,7 @@ def test_files_that_are_no_captures_of_ours_stay_and_are_named(tmp_path, clock):
     removed = []
     for hours in (12, 23, 25):
         clock.now = NOW + hours * HOUR
-        result = run(tmp_path, keep_age="1s", keep_total="1B")
+        result = run(tmp_path, keep_age="1d", keep_total="1B")
         removed += [(hours, one["path"]) for one in result["removed"]]
     assert removed == [(25, "web1/api/08.dat")]
     assert "that is more than keep_total=1B: what is left is the newest of a container" in result["lines"][1]
@@ -381,16 +388,19 @@ def test_the_role_has_every_option_of_a_store():
 
 
 def test_the_hosts_of_a_run_that_come_in_turns_are_one_update_for_the_clock(tmp_path, clock):
-    """Check two updates a run: after a jump neither removes anything, and runs two days apart are no jump."""
+    """Check two updates a run: after a jump neither removes anything, and runs two days apart are no jump.
+
+    All runs have the same id, as where somebody has it in a file of variables.
+    """
     fill(tmp_path, range(8))
 
     def run_in_turns(name, at):
         clock.now = at
-        update.check(ask(tmp_path, run=name))
+        update.check(ask(tmp_path, session=name, run="nightly"))
         results = []
         for minute in (1, 2):
             clock.now = at + minute * HOUR // 60
-            results.append(run(tmp_path, run=name, keep_age="6d"))
+            results.append(run(tmp_path, session=name, run="nightly", keep_age="6d"))
         return results
 
     for number in range(2):
@@ -406,6 +416,98 @@ def test_the_hosts_of_a_run_that_come_in_turns_are_one_update_for_the_clock(tmp_
         assert result["removed"] == [] and "may have jumped" in result["lines"][1]
 
 
+def test_a_clock_that_jumped_within_a_run_and_was_set_right_stops_nothing_for_long(tmp_path, clock):
+    fill(tmp_path, range(8))
+
+    def run_at(name, at):
+        clock.now = at
+        return run(tmp_path, session=name, keep_age="6d")
+
+    for number in range(2):
+        run_at(f"run-{number}", NOW + 2 * number * DAY)
+    run_at("ahead", NOW + 4 * DAY)
+    run_at("ahead", NOW + 400 * DAY)
+    found = [run_at(f"later-{number}", NOW + (6 + 2 * number) * DAY) for number in range(4)]
+    assert [any("nothing is removed" in line for line in one["lines"]) for one in found] == [True, True, False, False]
+    assert [bool(one["removed"]) for one in found] == [False, False, True, False]
+
+
+def test_all_workers_of_one_process_of_ansible_are_one_session(tmp_path, monkeypatch):
+    def name():
+        return update.make_request({"path": "s"}, str(tmp_path), check_mode=False).session
+
+    text = (
+        "import sys; from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import update;"
+        "print(update.make_request({'path': 's'}, '/', check_mode=False).session)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", text], check=True, capture_output=True, text=True, env=ENVIRONMENT
+    ).stdout.strip()
+    assert name() == name() != other and str(os.getpid()) in other
+    monkeypatch.setenv(update.SESSION, "traces-20261201T000000Z")
+    assert name() == "traces-20261201T000000Z"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder on a file system of its own, which a test can fill."""
+    mount = [*"mount -t tmpfs -o size=512k tmpfs".split(), str(tmp_path)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill_up(folder):
+    with contextlib.suppress(OSError), open(folder / "other", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert update.find_free(folder) == 0
+
+
+def test_a_disk_without_any_room_is_served_again(small, clock):
+    fill(small)
+    for hours in (0, 12, 24):
+        clock.now = NOW + hours * HOUR
+        run(small)
+    clock.now = NOW + 30 * HOUR
+    fill_up(small)
+    with pytest.raises(FleetError, match="No space left on device; make room there"):
+        update.check(ask(small, run="run-1"))
+    removed = [{"path": f"web1/api/{day}.dat", "why": "keep_age=3d"} for day in ("04", "03", "02")]
+    assert update.check(ask(small, run="run-1", keep_age="3d"))["removed"] == removed
+    assert query(small, "SELECT count(*), removed_why FROM captures GROUP BY 2") == [(2, None), (3, "keep_age=3d")]
+    assert run(small)["gone"] == []
+
+
+def test_an_update_on_a_disk_without_any_room_makes_some(small, clock):
+    fill(small, size=30000)
+    for hours in (0, 12, 24):
+        clock.now = NOW + hours * HOUR
+        run(small)
+    clock.now = NOW + 30 * HOUR
+    write_capture(small / "s", "new", begin=clock.now - HOUR, end=clock.now)
+    fill_up(small)
+    result = run(small, run="run-1", keep_age="3d")
+    assert [one["path"] for one in result["removed"]] == [f"web1/api/{day}.dat" for day in ("04", "03", "02")]
+    assert (result["added"], result["gone"], result["kept"]) == (["web1/api/new.dat"], [], 3)
+    assert result["lines"][0].startswith("1 capture came, 3 were removed (keep_age=3d), 3 are kept")
+
+
+def test_runs_without_captures_are_forgotten(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(catalogues, "_RUNS", 2)
+    fill(tmp_path, range(1))
+    for number in range(5):
+        run(tmp_path, run=f"run-{number}")
+    assert [name for (name,) in query(tmp_path, "SELECT id FROM runs ORDER BY began_ns, id")] == [
+        "run-0",
+        "run-3",
+        "run-4",
+    ]
+
+
 def test_what_is_removed_before_a_collection_is_told(tmp_path, clock, monkeypatch):
     fill(tmp_path)
     for hours in (0, 12, 24):
@@ -413,6 +515,11 @@ def test_what_is_removed_before_a_collection_is_told(tmp_path, clock, monkeypatc
         run(tmp_path)
     clock.now = NOW + 30 * HOUR
     enough = {"keep_age": "3d", "keep_free": "1KiB"}
+    # In check mode, what would be removed counts as room.
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "find_free", lambda _folder: 1)
+        result = update.check(ask(tmp_path, check_mode=True, run="run-1", **enough))
+        assert (len(result["removed"]), result["free"] - 1) == (3, result["freed"]) and result["freed"] > 1024
     assert update.check(ask(tmp_path, run="run-1", **enough))["removed"] == []
     with pytest.raises(
         FleetError, match="asks for 900000.0 GiB, although 3 captures were removed: remove captures"
