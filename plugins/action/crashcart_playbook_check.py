@@ -6,10 +6,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible import context
 from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, playbook_variables
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import (
+    command_line,
+    controller_needs,
+    playbook_variables,
+)
 
 
 class ActionModule(ActionBase):
@@ -47,9 +52,13 @@ class ActionModule(ActionBase):
         ] + controller_needs.find_missing(needs, self._find_dest(variables))
         if messages:
             return {**result, "failed": True, "msg": "; ".join(messages)}
-        given = load_extra_vars(self._loader)
-        prefix = playbook_variables.PREFIX
-        return {**result, "changed": False, "given": {name: given[name] for name in given if name.startswith(prefix)}}
+        return {
+            **result,
+            "changed": False,
+            "given": dict(load_extra_vars(self._loader)),
+            "environment": command_line.make_environment(context.CLIARGS),
+            "questions": command_line.list_questions(context.CLIARGS),
+        }
 
     def _find_dest(self, variables: dict[str, Any]) -> str:
         """Return the controller's folder for captures."""

@@ -65,8 +65,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 given:
-  description: The variables with C(crashcart_) that the command line gives. Those of the inventory are not among them.
+  description: The variables that the command line gives. Those of the inventory are not among them.
   returned: success
   type: dict
   sample: {crashcart_containers: api}
+environment:
+  description: What the options of the command line mean, as variables of the environment, for later runs of other playbooks.
+  returned: success
+  type: dict
+  sample: {ANSIBLE_REMOTE_USER: deploy}
+questions:
+  description: What these options ask a person for.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 """

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -30,6 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.captures import (
 )
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_missing_packages
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.progress import tell_transfer
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import list_removed
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.transfer import uncompressed
 
 _TRANSFER_ERRORS = (OSError, ValueError, KeyError, TypeError, OverflowError, AnsibleError, FleetError, ImportError)
@@ -97,7 +99,10 @@ class FetchingAction(ActionBase):
         while True:
             arguments["_parts"] = arrivals.list_parts()
             arguments["_broken"] = arrivals.find_broken()
-            arguments["_stamps"] = _list_stamps(folder)
+            # What stays on the host must not come again because it was removed here.
+            is_kept = not boolean(self._task.args.get("consume", True))
+            removed = list_removed(*os.path.split(folder)) if is_kept else []
+            arguments["_stamps"] = _list_stamps(folder, removed)
             found = self.call(arguments, task_vars)
             transfer = found.pop("transfer", None)
             if transfer is not None:
@@ -241,10 +246,15 @@ def _make_folder(folder: str) -> list[str]:
     return missing
 
 
-def _list_stamps(folder: str) -> list[str]:
-    """Return the stamps of the newest captures below FOLDER, for each container as many as a host keeps."""
+def _list_stamps(folder: str, removed: Iterable[str]) -> list[str]:
+    """Return the stamps of the newest captures below FOLDER, for each container as many as a host keeps; REMOVED are paths of further ones."""
+    found: dict[str, list[str]] = {}
+    for path in removed:
+        found.setdefault(os.path.basename(os.path.dirname(path)), []).append(os.path.basename(path))
+    for place, _folders, names in os.walk(folder):
+        found.setdefault(os.path.basename(place), []).extend(names)
     stamps: set[str] = set()
-    for _folder, _folders, names in os.walk(folder):
-        found = sorted(name[: -len(".dat")] for name in names if name.endswith(".dat"))
-        stamps.update(found[-outbox.MAX_KEPT_CAPTURES :])
+    for names in found.values():
+        of_captures = sorted({name[: -len(".dat")] for name in names if name.endswith(".dat")})
+        stamps.update(of_captures[-outbox.MAX_KEPT_CAPTURES :])
     return sorted(stamps)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -145,10 +144,14 @@ def format_metrics(run: Run) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Make TEXT the content of the file PATH, which others may read at any time."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        new = Path(folder, path.name)
-        with open(new, "w", encoding="utf-8") as file:
+    # A process that was killed has left one by this name, which the role removes, too.
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        with open(new, "x", encoding="utf-8") as file:
             file.write(text)
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.rename(new, path)
+    finally:
+        new.unlink(missing_ok=True)

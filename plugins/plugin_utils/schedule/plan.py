@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse
 
 FILE = "plan.json"
 """The name of a plan in its schedule's folder, as the role calls it."""
+_HOST_TIMEOUT_S = 600.0
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}\Z")
 """Names of schedules. Units, files and metrics are called by them."""
 
@@ -57,6 +58,11 @@ class Plan:
     def offset_s(self) -> float:
         """OFFSET in seconds. Raises FleetError when it is no time."""
         return 0.0 if self.offset.strip() == "0" else parse_seconds(self.offset, "crashcart_offset") or 0.0
+
+    @property
+    def all_defaults(self) -> dict[str, Any]:
+        """DEFAULTS, and how many seconds a task may take on one host: a host that hangs must not take the time of all others."""
+        return {"crashcart_host_timeout": max(1, int(min(_HOST_TIMEOUT_S, self.time_limit_s / 4))), **self.defaults}
 
 
 def read_plan(path: str) -> Plan:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import math
 import os
+import pwd
 import signal
 import sys
 import time
@@ -18,12 +19,14 @@ from typing import Any, NoReturn
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
+from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_obstacle
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.due import list_due
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome import Run
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import FILE, Plan, read_plan
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.playing import ENDING_S, Player
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import NAME as CATALOGUE
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import parse_limits
 
 LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
@@ -31,6 +34,8 @@ _LATE_S = 120.0  # a run that begins later than this after its time, and its off
 _MOST_MISSED = 1000  # times in a record
 _MOST_BACK_S = 31 * 86400.0  # missed runs are looked for so far back: a clock that was wrong costs no more than that
 _LOG = "last-run.log"
+_AGAIN_S = 30.0  # between two attempts to catch up when no host can be reached, as after a boot
+_CATCH_UP_S = 600.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -94,8 +99,14 @@ def check(plan: Plan) -> int:
     list_due(plan, now - 1, now)
     if not os.access(plan.command, os.X_OK):
         raise FleetError(f"{plan.command} cannot be run: install ansible-core beside this Python ({sys.executable})")
-    given = {**plan.defaults, **plan.variables}
+    given = {**plan.all_defaults, **plan.variables}
     parse_limits({name[len("crashcart_") :]: value for name, value in given.items()})
+    for name in ("crashcart_seconds", "crashcart_host_timeout"):
+        taken_s = parse_seconds(str(given.get(name, 0)), name) if given.get(name) else None
+        if taken_s is not None and taken_s >= plan.time_limit_s:
+            raise FleetError(
+                f"{name}: a run ends after {plan.time_limit} (crashcart_time_limit), before that: give less, or a longer limit"
+            )
     # A list of hosts has a comma.
     sources = [source for source in plan.inventory if "," not in source]
     for name, path in [("inventory", one) for one in sources] + [("dest", plan.store), ("textfile", plan.textfile)]:
@@ -103,17 +114,31 @@ def check(plan: Plan) -> int:
             raise FleetError(
                 f"crashcart_{name}: {path} is no path from /: give one, because runs begin in no folder of yours"
             )
-    for source in sources:
-        if not os.access(source, os.R_OK):
-            raise FleetError(
-                f"crashcart_inventory: the user of the runs cannot read {source}: give a source that is there"
-            )
-    # The role makes the store where it is missing.
-    for name, folder in (("textfile", plan.textfile), ("dest", plan.store if os.path.exists(plan.store) else "")):
-        obstacle = find_obstacle(folder) if folder else None
+    configuration = plan.environment.get("ANSIBLE_CONFIG")
+    for what, source in [*(("crashcart_inventory", one) for one in sources), ("ANSIBLE_CONFIG", configuration)]:
+        if source and not os.access(source, os.R_OK):
+            raise FleetError(f"{what}: the user of the runs cannot read {source}: give a source that is there")
+    _check_folders(plan)
+    return outcome.STATUSES[outcome.SUCCESS]
+
+
+def _check_folders(plan: Plan) -> None:
+    """Raise FleetError where the user of the runs cannot write in the folders that PLAN names, or to our own files in the store."""
+    for name, folder in (("textfile", plan.textfile), ("dest", plan.store)):
+        try:
+            is_there = bool(folder) and bool(os.stat(folder))
+        except FileNotFoundError:
+            is_there = name == "textfile"  # the role makes the store where it is missing
+        except OSError as error:
+            raise FleetError(f"crashcart_{name}: the user of the runs cannot reach {_tell(error)}") from error
+        obstacle = find_obstacle(folder) if is_there else None
         if obstacle:
             raise FleetError(f"crashcart_{name}: {obstacle}: give a folder in which the user of the runs can write")
-    return outcome.STATUSES[outcome.SUCCESS]
+    for path in (os.path.join(plan.store, name) for name in (LOCK, CATALOGUE)):
+        if os.path.lexists(path) and not os.access(path, os.R_OK | os.W_OK):
+            raise FleetError(
+                f"crashcart_dest: the user of the runs cannot write {path}, which another user's run has made: chown it, or give another folder"
+            )
 
 
 def end(plan: Plan) -> int:
@@ -159,12 +184,14 @@ def find_offset(plan: Plan) -> float:
 def run(plan: Plan, *, only_missed: bool = False) -> int:
     """Run PLAN and return the exit status; ONLY_MISSED does nothing where no run was missed.
 
-    Raises BusyError if another run of this schedule, or for all its time one of the same store, goes on.
+    Raises BusyError if another run of this schedule, or for all its time one of the same store, goes on, and FleetError if the schedule is
+    another user's.
     """
+    _check_owner(plan)
     with _hold(plan.state, f"another run of the schedule {plan.name} goes on", 0) as own:
         last = outcome.read_record(plan.state)
         began = time.time()
-        missed = _list_missed(plan, last, began)
+        missed = _list_missed(plan, last, began, only_missed=only_missed)
         if only_missed and not missed:
             return outcome.STATUSES[outcome.SUCCESS]
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
@@ -177,7 +204,12 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
             os.makedirs(plan.store, exist_ok=True)
             busy = f"another run on {plan.store} has gone on for {plan.time_limit_s:g} s"
             with _hold(plan.store, busy, plan.time_limit_s) as store:
-                problem = Player(plan, found, deadline, (own, store)).play()
+                player = Player(plan, found, deadline, (own, store))
+                problem = player.play()
+                until = time.monotonic() + _CATCH_UP_S
+                while only_missed and _may_reach_them_soon(found, until):
+                    found.hosts.clear()
+                    problem = player.play()
             found.end(*outcome.judge(found.hosts, problem), time.time())
         except BusyError as error:
             found.end(outcome.SKIPPED, str(error), time.time())
@@ -190,6 +222,35 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
                 found.end(outcome.FAILURE, "an error that nobody has foreseen has ended the run", time.time())
             _publish(plan, found)
     return found.status
+
+
+def _check_owner(plan: Plan) -> None:
+    """Raise FleetError if PLAN is another user's: what this user would leave in its folders would lock that user out."""
+    path = os.path.join(plan.state, FILE)
+    with suppress(FileNotFoundError):
+        owner = os.stat(path).st_uid
+        if owner != os.geteuid():
+            user = _find_name(owner)
+            raise FleetError(
+                f"the schedule {plan.name} is run by {user}: runuser -u {user} -- {sys.executable} -P {sys.argv[0]} {path}"
+            )
+
+
+def _find_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _may_reach_them_soon(found: Run, until: float) -> bool:
+    """Wait, and return True, if no host of FOUND was reached, as before a machine has its network; not after UNTIL."""
+    if not found.hosts or any(host.state != "unreachable" for host in found.hosts.values()):
+        return False
+    if time.monotonic() + _AGAIN_S > until:
+        return False
+    time.sleep(_AGAIN_S)
+    return True
 
 
 def _publish(plan: Plan, found: Run) -> None:
@@ -233,20 +294,25 @@ def _read_number(last: dict[str, Any], name: str) -> float:
     return 0.0
 
 
-def _list_missed(plan: Plan, last: dict[str, Any], now: float) -> list[float]:
-    """Return the times since the LAST run at which PLAN was due and did not run; NOW is the time of a run that may be on time."""
+def _list_missed(plan: Plan, last: dict[str, Any], now: float, *, only_missed: bool) -> list[float]:
+    """Return the times since the LAST run at which PLAN was due and did not run.
+
+    NOW is the time of this run, which may be on time itself, unless it is there for those that were missed (ONLY_MISSED).
+    """
     since = _read_number(last, "began")
-    if not since or since >= now:
+    if since >= now:
         return []
     with suppress(OSError):  # before it was written, the schedule may have had other times
         since = max(since, os.stat(os.path.join(plan.state, FILE)).st_mtime)
+    if not since:
+        return []
     since = max(since, now - _MOST_BACK_S)
     try:
         times = list_due(plan, since, now)
     except FleetError as error:
         print(escape(f"missed runs are not known: {error}"), file=sys.stderr)
         return []
-    if times and now - times[-1] <= plan.offset_s + _LATE_S:
+    if times and now - times[-1] <= plan.offset_s + _LATE_S and not only_missed:
         times.pop()
     return times
 

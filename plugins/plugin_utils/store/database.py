@@ -105,6 +105,20 @@ def open_copy(store: str, warnings: list[str]) -> Iterator[sqlite3.Connection]:
         yield memory
 
 
+def list_removed(store: str, folder: str) -> list[str]:
+    """Return the paths, relative to STORE, of the captures below its FOLDER that were removed, as far as its catalogue can be read."""
+    path = os.path.join(store, NAME)
+    if not os.path.lexists(path):
+        return []
+    query = "SELECT path FROM captures WHERE path > ? AND path < ? AND removed_ns IS NOT NULL"
+    try:
+        with closing(_connect(f"file:{_quote(path)}?mode=ro")) as connection:
+            # The character after the slash ends the range of paths that begin with it.
+            return [unpack_path(found) for (found,) in connection.execute(query, [f"{folder}/", f"{folder}0"])]
+    except sqlite3.Error:
+        return []
+
+
 @contextmanager
 def explain_errors(path: str) -> Iterator[None]:
     """Turn errors of SQLite about the catalogue at PATH into FleetError with the next step."""

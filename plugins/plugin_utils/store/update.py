@@ -179,7 +179,7 @@ def _make_room(request: Request) -> dict[str, str]:
     with open_catalogue(request.store, warnings, in_memory=True) as copy:
         times, latest = copy.list_times(request.session), copy.find_latest()
         found = copy.sync()
-        chosen = {}
+        chosen: dict[str, str] = {}
         if not find_clock_problem(found.now_ns, times, latest):
             chosen, _unremoved = remove_captures(copy, _choose(copy.list_there(), request.limits, found), found.now_ns)
     with open_catalogue(request.store, warnings) as catalogue:

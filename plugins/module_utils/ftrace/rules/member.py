@@ -25,7 +25,7 @@ class Member:
     UNTRACED, UNTRACED_ROUNDS: its threads that were put into the list of the unrecorded at the last look, and the number of these looks.
     SOURCE: what knows the container; None if nothing of root's does.
     FIRST: its first process; None if not known. IS_SETTLED is True when all its threads are in the list, FOLLOWS_SHIM when its shim is.
-    VERDICT: one of starts_log; '' before there is one.
+    VERDICT: one of starts_log; '' before there is one. IS_DECIDED: True if it is known which container it is, or that nobody knows it.
     START, BEGUN_NS: readings of the clocks, and of the trace's clock, when its first thread was seen.
     """
 
@@ -42,6 +42,7 @@ class Member:
     follows_shim: bool = False
     container: Container | None = None
     verdict: str = ""
+    is_decided: bool = False
     start: dict[str, Any] | None = None
     begun_ns: int = 0
     tasks: list[dict[str, Any]] = field(default_factory=list)

@@ -145,7 +145,8 @@ class RuleStarts:
         if (
             self._left_out
             or self._under_way
-            or any(member.verdict == "" or self._is_looked_at(member) or self._awaits_shim(member) for member in live)
+            or any(self._is_looked_at(member) or self._awaits_shim(member) for member in live)
+            or any(member.number and not member.is_decided for member in self._members.values())
         ):
             return following.LOOK_S
         return _IDLE_LOOK_S
@@ -178,6 +179,8 @@ class RuleStarts:
         for member in list(self._members.values()):
             if member.number and member.is_traced:
                 self._find_out(member, now_s)
+            elif member.number:
+                self._decide(member, now_s)
         self._under_way.look()
         self._write_lists()
 
@@ -220,6 +223,7 @@ class RuleStarts:
         STARTS has the pid of each container's first process, which is the runtime still, and the container's id. Returns for each why it
         is not traced; None if it is.
         """
+        self._look_at_groups()  # those that have ended since the last look make room
         told: list[str | None] = []
         chosen = []
         for pid, identity in starts:
@@ -256,8 +260,7 @@ class RuleStarts:
             member = self._members[group] = Member(group, time.monotonic(), first=pid)
             member.tasks = describe_tasks(pid)
             self._begin(member, self._sources.find(group, pid))
-            if member.verdict == "":
-                self._decide(member, math.inf)  # the files about it are there, and may be gone in a moment
+            self._decide(member, math.inf)  # the files about it are there, and may be gone in a moment
         return member
 
     def _end(self, path: str) -> None:
@@ -267,8 +270,7 @@ class RuleStarts:
         if member.number:
             if member.first is None and member.verdict != starts_log.REFUSED:
                 self._find_first(member)
-            if member.verdict == "":
-                self._decide(member, math.inf)
+            self._decide(member, math.inf)
             self._log.write(member.number, ended=time.time())
         elif find_engine_id(path):
             self.counts.missed += 1
@@ -345,26 +347,15 @@ class RuleStarts:
         member.begun_ns = clocks.read(self._clock) or 0
         member.start = clocks.measure_offset(self._clock)
         if self.running >= self._rule.max_containers:
-            self._refuse(member)
-
-    def _refuse(self, member: Member) -> None:
-        """Leave MEMBER out, which is one too many if the rule means it."""
-        self._left_out.append(member)
-        found = identify(member.group, member.source) if member.source else None
-        member.container = found.container if found else None
-        if found is None or not found.has_labels or self._matches(found.container):
-            self.counts.refused += 1
-            self._set_verdict(member, starts_log.REFUSED)
-        else:
-            self.counts.unmeant += 1
-            self._set_verdict(member, starts_log.UNMEANT)
+            # It is one too many if the rule means it, which may not be known yet.
+            member.verdict = starts_log.REFUSED
+            self._left_out.append(member)
 
     def _find_out(self, member: Member, now_s: float) -> None:
         """Find out who MEMBER is, and follow its shim when its program runs."""
         if member.first is None:
             self._find_first(member)
-        if member.verdict == "":
-            self._decide(member, now_s)
+        self._decide(member, now_s)
         most_s = self._rule.max_time_s
         if member.verdict == starts_log.TRACED and most_s is not None and now_s - member.since_s > most_s:
             self._left_out.append(member)
@@ -393,12 +384,20 @@ class RuleStarts:
                 self._log.write_threads(member.number, member.begun_ns, {member.first})
 
     def _decide(self, member: Member, now_s: float) -> None:
-        """Find out which container MEMBER is, and whether the rule means it."""
+        """Find out which container MEMBER is, and whether the rule means it, if that is not known yet."""
+        if member.is_decided:
+            return
         found = identify(member.group, member.source) if member.source else None
         if found is None and now_s - member.since_s <= _UNKNOWN_S:
             return
+        member.is_decided = True
         member.container = found.container if found else make_unknown(member.group)
-        if found and self._rule.needs_labels and not found.has_labels:
+        if member.verdict == starts_log.REFUSED:
+            may_be_meant = found is None or not found.has_labels or self._matches(found.container)
+            self.counts.refused += may_be_meant
+            self.counts.unmeant += not may_be_meant
+            self._set_verdict(member, starts_log.REFUSED if may_be_meant else starts_log.UNMEANT)
+        elif found and self._rule.needs_labels and not found.has_labels:
             self._set_verdict(member, starts_log.UNDECIDED)
             self.counts.traced += 1
         elif self._matches(member.container):

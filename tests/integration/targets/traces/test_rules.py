@@ -22,6 +22,7 @@ from support.fetching import fetch_here
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.outcomes import Outcome
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.fetch.distribute import distribute_all
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rules import starts_log
 
 IMAGES = "crashcart-test"
 RULE = "cc-rule"
@@ -408,14 +409,18 @@ def test_kill_9_of_a_fetch_at_every_system_call_loses_nothing_and_brings_nothing
     assert killing.kill_everywhere(lambda: distribute_all(host.TRACEFS, Outcome()), check, own_calls=True, step=23) > 3
 
 
+def wait_for_watch():
+    """Wait until a rule is watched for. Its instance comes into being a second before that, or more."""
+    host.wait_until(lambda: list(Path(recordings.FOLDER).glob(f"*/*/*/{starts_log.NAME}")), 60)
+
+
 def capture(tmp_path, containers):
     """Return what `ansible -m crashcart.fleet.ftrace_capture` prints, while a container called cc-new-one starts."""
     wish = {"containers": containers, "wait_for_start": True, "seconds": 3, "dest": str(tmp_path)}
     with ThreadPoolExecutor() as pool:
         words = ("ansible", "localhost", "-m", "crashcart.fleet.ftrace_capture", "-a", json.dumps(wish))
         asked = pool.submit(host.run, *words)
-        host.wait_until(host.list_instances)
-        time.sleep(0.5)
+        wait_for_watch()
         run("cc-new-one")
         done = asked.result()
         return done.stdout + done.stderr
@@ -471,8 +476,7 @@ def test_the_playbook_waits_for_a_start(tmp_path):
             seconds=4,
             dest=str(tmp_path),
         )
-        host.wait_until(host.list_instances, 60)
-        time.sleep(1)
+        wait_for_watch()
         run("cc-new-one")
         said = asked.result().stdout
     assert ("cat" in said and "/etc/nope" in said) or "could not open a file" in said, said

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, playing, running
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.sweep  # a run takes seconds
 PROGRAM = [sys.executable, "-P", str(COLLECTION / "plugins/plugin_utils/schedule/run.py")]
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 COLLECTIONS = next(path for path in sys.path if Path(path, "ansible_collections/crashcart/fleet/galaxy.yml").exists())
+ENVIRONMENT = {"PYTHONPATH": COLLECTIONS}
 # Tasks by word; each is of a playbook over all hosts.
 TASKS = {
     "ok": {"ansible.builtin.debug": {"msg": "done"}},
@@ -35,6 +38,9 @@ TASKS = {
     },
     "note": {
         "ansible.builtin.shell": "echo {{ inventory_hostname }} {{ crashcart_ttl | default('') }} >>{{ crashcart_dest }}/note"
+    },
+    "allow": {
+        "ansible.builtin.shell": "echo {{ inventory_hostname }} {{ crashcart_allow_empty | default(false) }} >>{{ crashcart_dest }}/note"
     },
     "reach": {"ansible.builtin.ping": {}},
     "wait": {"ansible.builtin.command": {"argv": ["sleep", "1000.125"]}, "when": "inventory_hostname == 'first'"},
@@ -147,7 +153,7 @@ def test_what_fails_in_one_playbook_keeps_no_host_from_the_next(schedule, tmp_pa
 
 
 def test_a_turn_of_hosts_that_fails_as_a_whole_keeps_no_others_from_theirs(schedule, tmp_path):
-    state = schedule("reach", "fail", "note", hosts=("away", "first", "second"), serial=1)
+    state = schedule("reach", "fail", "allow", hosts=("away", "first", "second"), serial=1)
     done = run(state)
     assert done.returncode == 3, done.stdout + done.stderr
     assert {name: about["state"] for name, about in read(state)["hosts"].items()} == {
@@ -155,7 +161,8 @@ def test_a_turn_of_hosts_that_fails_as_a_whole_keeps_no_others_from_theirs(sched
         "first": "ok",
         "second": "failed",
     }
-    assert (tmp_path / "store/note").read_text().split() == ["first"]
+    # What the others lack, the first of the hosts may have.
+    assert (tmp_path / "store/note").read_text().split() == ["first", "True"]
 
 
 def test_hosts_whose_turn_does_not_come_are_missing(schedule):
@@ -186,6 +193,101 @@ def test_a_run_that_takes_too_long_is_ended_with_all_that_it_has_started(schedul
     assert done.returncode == 1
     assert "time limit of 6 s was over" in read(state)["message"]
     assert list_sleepers() == []
+
+
+def test_who_was_waited_for_is_named(schedule):
+    state = schedule("ok", "wait")
+    with subprocess.Popen([*PROGRAM, str(state / "plan.json")], stdout=subprocess.DEVNULL) as process:
+        wait_until(list_sleepers)
+        # As when the time is over. The other host's task is skipped, or will be.
+        subprocess.run(["pkill", "-TERM", "-f", "ansible-playbook .*/tests/play.yml"], check=True)
+        assert process.wait(60) == 1
+    record = read(state)
+    assert record["hosts"]["first"] == {
+        "state": "failed",
+        "message": "it was not done with the task 'ansible.builtin.command' when the run was ended",
+    }
+    assert record["hosts"]["second"]["state"] == "failed" and "before it was done: see its output" in record["message"]
+
+
+def test_a_schedule_of_another_user_is_not_run(schedule):
+    state = schedule("ok")
+    os.chown(state / "plan.json", 65534, -1)
+    done = run(state)
+    assert done.returncode == 1 and not (state / running.LOCK).exists()
+    assert f"is run by nobody: runuser -u nobody -- {' '.join(PROGRAM)} {state}/plan.json\n" in done.stderr
+    os.chown(state / "plan.json", os.geteuid(), -1)
+    assert run(state).returncode == 0
+
+
+def check_as_nobody(plan):
+    """Return the message of check(PLAN) for a user without rights, '' where there is none."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            running.check(plan)
+        except FleetError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def test_what_the_user_of_the_runs_cannot_use_is_refused(tmp_path):
+    for folder in (*reversed(tmp_path.parents[:2]), tmp_path):
+        folder.chmod(0o755)
+    plan = Plan("tests", "/bin/true", ("x",), str(tmp_path / "new"), str(tmp_path), ("a,",), cron="0 * * * *")
+    assert check_as_nobody(plan) == ""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    (tmp_path / "closed/ansible.cfg").touch()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o777)
+    assert check_as_nobody(replace(plan, store=str(tmp_path / "store"))) == ""
+    (tmp_path / "store" / running.LOCK).touch(0o600)
+    for change, words in (
+        ({"store": f"{tmp_path}/closed/store"}, f"cannot reach {tmp_path}/closed/store: Permission denied"),
+        ({"store": f"{tmp_path}/store"}, f"cannot write {tmp_path}/store/{running.LOCK}, which another user's run"),
+        ({"environment": {"ANSIBLE_CONFIG": f"{tmp_path}/closed/ansible.cfg"}}, "ANSIBLE_CONFIG: the user of the runs"),
+    ):
+        assert words in check_as_nobody(replace(plan, **change))
+
+
+def test_a_time_that_is_not_over_for_long_is_only_missed_for_who_makes_up(schedule):
+    plan = read_plan(str(schedule("ok", offset="0") / "plan.json"))
+    os.utime(Path(plan.state, "plan.json"), (0, 0))
+    now = 1_796_000_400 - 1_796_000_400 % 3600 + 30  # half a minute after it was due
+    last = {"began": now - 3600}
+    assert running._list_missed(plan, last, now, only_missed=False) == []
+    assert running._list_missed(plan, last, now, only_missed=True) == [now - 30]
+
+
+def test_after_a_boot_hosts_that_cannot_be_reached_yet_are_tried_again(schedule, monkeypatch):
+    results = [{"a": "unreachable", "b": "unreachable"}, {"a": "unreachable", "b": "ok"}, {"a": "ok"}]
+
+    class Player:
+        def __init__(self, _plan, found, _deadline, _locks):
+            self._found = found
+
+        def play(self):
+            self._found.hosts.update({name: outcome.Host(state) for name, state in results.pop(0).items()})
+            return ""
+
+    monkeypatch.setattr(running, "Player", Player)
+    monkeypatch.setattr(running, "_SIGNALS", ())  # those of this process stay as they are
+    monkeypatch.setattr(running, "_AGAIN_S", 0.01)
+    state = schedule("ok", cron="* * * * *")
+    os.utime(state / "plan.json", (0, 0))
+    (state / "last-run.json").write_text(json.dumps({"began": time.time() - 600}))
+    assert running.run(read_plan(str(state / "plan.json")), only_missed=True) == 3
+    assert len(results) == 1 and read(state)["hosts"]["b"]["state"] == "ok"
 
 
 def test_also_what_does_not_want_to_end_is_ended(schedule):
@@ -223,14 +325,29 @@ def test_a_playbook_for_which_no_time_is_left_is_told(schedule, monkeypatch):
     player = playing.Player(plan, found, time.monotonic() + 60, ())
     played = []
 
-    def end_with_the_time(_player, words, _folder, _log):
+    def end_with_the_time(player, words, folder, log, deadline):
         played.append(words)
         player._deadline = time.monotonic()
-        return ""
+        return play_all(player, words, folder, log, time.monotonic()) if len(played) > 1 else ""
 
+    play_all = playing.Player._play_all
     monkeypatch.setattr(playing.Player, "_play_all", end_with_the_time)
     monkeypatch.setattr(playing, "set_child_subreaper", lambda: None)  # this process is no run
-    assert "its time limit of 60 s was over" in player.play() and len(played) == 1
+    assert "its time limit of 60 s was over" in player.play() and len(played) == 2
+
+
+def test_what_takes_all_the_time_of_one_playbook_leaves_some_to_the_next(schedule, tmp_path):
+    state = schedule("wait", then=("note",), time_limit="100s")
+    text = (
+        "import sys; from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import playing, running;"
+        f"playing._SHARE = 0.93; sys.exit(running.main([{str(state / 'plan.json')!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, env={**os.environ, **ENVIRONMENT}
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"its time limit of 100 s leaves 7 s to {state}/play.yml, and they were over" in read(state)["message"]
+    assert sorted((tmp_path / "store/note").read_text().split()) == ["first", "second"]
 
 
 def test_a_run_that_goes_on_is_ended_before_its_schedule_is_taken_away(schedule):
@@ -360,8 +477,7 @@ def test_missed_runs_are_listed_and_counted_and_caught_up_only_where_there_are_s
     done = run(state, "--catch-up")
     record = read(state)
     assert done.returncode == 0 and record["began"] > now
-    # The latest of the five may be of the minutes just past, and so be this run's own.
-    assert record["missed_count"] == record["missed_total"] == len(record["missed"]) in (4, 5)
+    assert record["missed_count"] == record["missed_total"] == len(record["missed"]) == 5
     assert f"{record['missed_count']} runs were missed" in done.stdout
     assert all(time.localtime(due).tm_min == 0 and last["began"] < due < record["began"] for due in record["missed"])
 
@@ -383,6 +499,8 @@ def test_missed_runs_are_listed_and_counted_and_caught_up_only_where_there_are_s
         ({"variables": {"crashcart_keep_age": "2weeks"}}, "keep_age: '2weeks' is not a time"),
         ({"defaults": {"crashcart_keep_free": "much"}}, "keep_free: 'much' is not a size"),
         ({"time_limit": "soon"}, "crashcart_time_limit: 'soon' is not a time"),
+        ({"variables": {"crashcart_seconds": 7200}}, "crashcart_seconds: a run ends after 1h (crashcart_time_limit)"),
+        ({"variables": {"crashcart_host_timeout": "3600"}}, "crashcart_host_timeout: a run ends after 1h"),
         ({"offset": "2h"}, "crashcart_offset is longer"),
         ({"command": "/nonesuch/ansible-playbook"}, "install ansible-core"),
         ({"name": "../tests"}, "no name or no playbook"),

@@ -23,8 +23,10 @@ from ansible.module_utils.common.yaml import yaml_load
 from ansible_collections.crashcart.fleet.plugins.action import ftrace_store as action
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.modules import ftrace_store
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import fetching
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import catalogue as catalogues
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import update
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import list_removed
 from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.stores import (
     DAY,
     ENVIRONMENT,
@@ -451,7 +453,7 @@ def test_all_workers_of_one_process_of_ansible_are_one_session(tmp_path, monkeyp
 @pytest.fixture
 def small(tmp_path):
     """A folder on a file system of its own, which a test can fill."""
-    mount = [*"mount -t tmpfs -o size=512k tmpfs".split(), str(tmp_path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)]
     if os.geteuid() or subprocess.run(mount, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     try:
@@ -494,6 +496,24 @@ def test_an_update_on_a_disk_without_any_room_makes_some(small, clock):
     assert [one["path"] for one in result["removed"]] == [f"web1/api/{day}.dat" for day in ("04", "03", "02")]
     assert (result["added"], result["gone"], result["kept"]) == (["web1/api/new.dat"], [], 3)
     assert result["lines"][0].startswith("1 capture came, 3 were removed (keep_age=3d), 3 are kept")
+
+
+def test_what_was_removed_here_and_stays_on_the_host_does_not_come_again(tmp_path, clock):
+    fill(tmp_path)
+    write_capture(tmp_path / "s", "99", begin=NOW - 9 * DAY, end=NOW - 9 * DAY, host="web10")
+    write_capture(tmp_path / "s", "98", begin=NOW, end=NOW, host="web10")
+    for hours in (0, 12, 24):
+        clock.now = NOW + hours * HOUR
+        run(tmp_path)
+    clock.now = NOW + 30 * HOUR
+    assert len(run(tmp_path, keep_age="3d")["removed"]) == 4
+    store = str(tmp_path / "s")
+    removed = list_removed(store, "web1")
+    assert removed == [f"web1/api/{day}.dat" for day in ("02", "03", "04")]
+    assert fetching._list_stamps(f"{store}/web1", removed) == ["00", "01", "02", "03", "04"]
+    assert fetching._list_stamps(f"{store}/web1", []) == ["00", "01"]
+    (tmp_path / "s/catalogue.sqlite").write_text("damaged")
+    assert list_removed(store, "web1") == list_removed(str(tmp_path), "web1") == []
 
 
 def test_runs_without_captures_are_forgotten(tmp_path, clock, monkeypatch):
