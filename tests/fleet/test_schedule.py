@@ -164,9 +164,9 @@ def wait(host, condition, limit_s=600):
         time.sleep(2)  # each look takes the emulated processor's time
 
 
-def show(host, *names):
-    """Return the properties called NAMES of the schedule's service on HOST."""
-    lines = host.run(f"systemctl show {UNIT}.service {' '.join(f'-p {name}' for name in names)}").splitlines()
+def show(host, *names, kind="service"):
+    """Return the properties called NAMES of the schedule's unit of this KIND on HOST."""
+    lines = host.run(f"systemctl show {UNIT}.{kind} {' '.join(f'-p {name}' for name in names)}").splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
@@ -195,10 +195,10 @@ def set_up(host):
     assert f'+    "calendar": "{calendar}"' in shown, shown
     assert host.run(LEFT) == ""
     play(host, on_calendar=calendar)
-    units = " ".join(f"/etc/systemd/system/{UNIT}.{kind}" for kind in ("service", "timer"))
+    units = " ".join(f"/etc/systemd/system/{UNIT}.{kind}" for kind in ("service", "boot.service", "timer"))
     assert host.run(f"systemd-analyze verify {units} 2>&1") == ""
     assert f"{UNIT}.timer" in host.run("systemctl list-timers --no-legend")
-    assert host.run(f"systemctl is-enabled {UNIT}.timer") == "enabled\n"
+    assert host.run(f"systemctl is-enabled {UNIT}.timer {UNIT}.boot.service") == "enabled\nenabled\n"
     again = play(host, on_calendar=calendar)
     assert "changed=0" in again, again
 
@@ -223,7 +223,7 @@ def list_manifests(host):
 
 
 def catch_up(host):
-    """Check that one run makes up for those that were missed, and that a host that is away is no failure of the unit."""
+    """Check that a boot begins one run for those that were missed, and that a host that is away is no failure of the unit."""
     host.run(f"systemctl stop {UNIT}.timer")  # a run that goes on may end
     write_inventory(host, away=AWAY)
     play(host, on_calendar="hourly")
@@ -233,7 +233,7 @@ def catch_up(host):
     host.run(f"touch -d @0 {FOLDER}/plan.json")  # what was due before the schedule was changed is not missed
     hour = int(last["began"]) // 3600
     now = (hour + 4) * 3600 + 12 * 60
-    host.run(f"date -u -s @{now} && systemctl start {UNIT}.timer")
+    host.run(f"date -u -s @{now} && systemctl start {UNIT}.boot.service")
     found = wait_for_run(host, last)
     assert now <= found["began"] < now + seconds(60)
     assert (found["missed"], found["missed_count"]) == ([one * 3600.0 for one in range(hour + 1, hour + 5)], 4), found
@@ -242,8 +242,8 @@ def catch_up(host):
         "hosts_missing",
         {"localhost": "ok", "away": "unreachable"},
     ), found
-    wait(host, lambda: show(host, "ActiveState") != {"ActiveState": "activating"})
-    assert show(host, "ActiveState", "Result", "ExecMainStatus") == {
+    wait(host, lambda: show(host, "ActiveState", kind="boot.service") == {"ActiveState": "inactive"})
+    assert show(host, "ActiveState", "Result", "ExecMainStatus", kind="boot.service") == {
         "ActiveState": "inactive",
         "Result": "success",
         "ExecMainStatus": str(found["status"]),

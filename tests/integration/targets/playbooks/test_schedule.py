@@ -12,6 +12,8 @@ import pytest
 from support import host, parts
 from support.schedules import Schedule
 
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.running import LOCK
+
 ENGINE = os.environ.get("DOCKER_HOST", "")
 LOOP = ("/bin/sh", "-c", "while /bin/true; do /bin/cat /nonesuch; /bin/sleep 0.2; done")
 NAME = f"test-{os.getpid()}"
@@ -137,6 +139,47 @@ def test_what_would_fail_in_each_run_is_refused_and_a_folder_of_others_stays_as_
     store.chmod(0o1777)
     schedule.play(containers=["x"])
     assert store.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_what_the_options_of_the_command_mean_goes_to_the_runs_and_what_they_ask_for_is_told(schedule, tmp_path):
+    (tmp_path / "password").write_text("secret")
+    (tmp_path / "key").touch()
+    words = (
+        "-u",
+        "deploy",
+        "--private-key",
+        str(tmp_path / "key"),
+        "--vault-password-file",
+        str(tmp_path / "password"),
+    )
+    said = schedule.play(*words, "-e", "team=shop", containers=["x"]).stdout
+    assert "No captures are removed: the schedule ends with a full disk." in said and "Nobody answers" not in said
+    plan = json.loads((schedule.folder / "plan.json").read_text())
+    assert plan["variables"]["team"] == "shop" and plan["variables"]["crashcart_containers"] == ["x"]
+    found = {name: plan["environment"].get(f"ANSIBLE_{name}") for name in ("REMOTE_USER", "PRIVATE_KEY_FILE")}
+    assert found == {"REMOTE_USER": "deploy", "PRIVATE_KEY_FILE": str(tmp_path / "key")}
+    assert plan["environment"]["ANSIBLE_VAULT_IDENTITY_LIST"] == f"default@{tmp_path}/password"
+    said = schedule.play("--vault-id", f"shop@{tmp_path}/password", containers=["x"], keep_age="14d").stdout
+    assert "No captures are removed" not in said
+    plan = json.loads((schedule.folder / "plan.json").read_text())
+    assert plan["environment"]["ANSIBLE_VAULT_IDENTITY_LIST"] == f"shop@{tmp_path}/password"
+
+
+def test_what_the_runs_of_another_user_have_left_is_given_to_the_user_of_the_runs(schedule, tmp_path):
+    """Check that from nobody to root: nobody may not be able to run this Python."""
+    schedule.play(containers=["nonesuch-*"], allow_empty=True)
+    assert schedule.run().returncode == 0
+    (tmp_path / "link").touch()
+    (schedule.folder / "link").symlink_to(tmp_path / "link")
+    for path in (schedule.folder, *schedule.folder.iterdir(), tmp_path / "link"):
+        os.chown(path, 65534, -1, follow_symlinks=False)
+    done = schedule.run()
+    assert done.returncode == 1 and "is run by nobody: runuser -u nobody -- " in done.stderr
+    schedule.play(containers=["nonesuch-*"], allow_empty=True)
+    owners = {path.name: path.lstat().st_uid for path in (schedule.folder, *schedule.folder.iterdir())}
+    assert set(owners.values()) == {0} and {LOCK, "last-run.json", "last-run.log"} <= owners.keys(), owners
+    assert (tmp_path / "link").stat().st_uid == 65534
+    assert schedule.run().returncode == 0
 
 
 def test_metrics_do_not_stay_where_they_were_before(schedule, tmp_path):
