@@ -214,7 +214,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.containers.host im
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import setup, users, wiring
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import take
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.daemon_file import find_files
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import changing, take
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape
 
@@ -255,9 +256,17 @@ def describe_use(names, ways):
     return found
 
 
-def plan(module, host, found):
-    """Return the names of the profiles that are left, the ways, and the steps. FOUND are the containers that need the hook."""
+def plan(module, found, troubles):
+    """Return the names of the profiles that are left, the ways, and the steps.
+
+    FOUND are the containers that need the hook, and TROUBLES say of which others that is not known.
+    """
     chosen = module.params
+    used = setup.list_used(found)
+    if chosen["state"] == "absent":
+        chosen["docker_config"], chosen["docker_pidfile"] = find_files(
+            chosen["docker_config"], chosen["docker_pidfile"]
+        )
     has_runtimes = setup.has_runtimes(chosen["docker_config"])
     if chosen["state"] == "present":
         wanted = setup.complete_profiles(chosen["profiles"], tracefs.find_for(module))
@@ -270,37 +279,40 @@ def plan(module, host, found):
         ]
         before = {*wiring.name_devices(setup.list_devices()), *setup.list_runtimes(docker)}
         if not before <= set(kept) and not chosen["force"]:
-            setup.check_users(host, found, kept)
-        return names, ways, setup.plan_presence(wanted, ways, docker)
+            setup.check_users(found, troubles, kept)
+        return names, ways, setup.plan_presence(wanted, ways, docker, used)
     docker = find_docker(module, [], has_runtimes)
     if chosen["keep_stub"]:
-        return [], [], setup.plan_stub(docker)
+        return [], [], setup.plan_stub(docker, used)
     if not chosen["force"]:
-        setup.check_users(host, found, [])
-    are_used = any(user.is_running and any(map(wiring.is_ours, user.by)) for user in found)
-    return [], [], setup.plan_absence(docker, are_used=are_used)
+        setup.check_users(found, troubles, [])
+    return [], [], setup.plan_absence(docker, used)
 
 
 def list_users(module, host):
-    """Return the containers that need the hook; where an engine does not answer, those that are known."""
+    """Return the containers that need the hook, and texts that say of which others that is not known, of which there is a warning."""
     # Descriptions of devices are for all engines of the host, also where one is named.
-    hosts = [host] if module.params["docker_host"] is None else [host, Host(None)]
-    found = {}
+    hosts = [host]
+    if module.params["docker_host"] is not None:
+        hosts.append(Host(None))
+        hosts[1].errors.pop("docker", None)  # it is at docker_host
+    found, troubles = {}, []
     for one in hosts:
-        try:
-            found.update((user.id, user) for user in users.list_users(one))
-        except ContainerError as error:
-            if one is host:
-                module.warn(escape(f"which containers need the hook is not known: {error}"))
-    return list(found.values())
+        users_of_one, troubles_of_one = users.list_users(one)
+        found.update((user.id, user) for user in users_of_one)
+        troubles += troubles_of_one
+    if troubles:
+        module.warn(escape(f"which containers need the hook is not known: {'; '.join(troubles)}"))
+    return list(found.values()), troubles
 
 
 def run(module):
     require_root()
     host = options.open_host(module)
-    found = list_users(module, host)
-    names, ways, steps = plan(module, host, found)
-    changes = take(steps, check_mode=module.check_mode)
+    with changing(check_mode=module.check_mode):
+        found, troubles = list_users(module, host)
+        names, ways, steps = plan(module, found, troubles)
+        changes = take(steps, check_mode=module.check_mode)
     return {
         "changed": bool(changes),
         "changes": changes,

@@ -144,7 +144,7 @@ available:
 start_hook:
   description:
     - The start hook of the host (M(crashcart.fleet.ftrace_hook)), V(null) where there is none. C(profiles) are the names of its profiles,
-      C(error) says why its policy cannot be read (V(null) for nothing).
+      C(error) says why its policy cannot be read, or its program not be run (V(null) for nothing).
     - C(troubles) are the last 20 cases since the host has booted in which the hook could not trace a container, each with C(time) (seconds
       since the epoch), C(profile), C(container) (its id, empty for all) and C(why).
   returned: with V(start_hook) in O(gather)
@@ -232,6 +232,7 @@ def describe_start_hook():
     found = {"profiles": [], "error": None, "troubles": notes.read()[-MAX_TROUBLES:]}
     try:
         found["profiles"] = sorted(policy.read())
+        policy.check_program()
     except FleetError as error:
         found["error"] = str(error)
     return found

@@ -151,7 +151,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import require_root, run_module
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.boot import setup
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.calls import arguments
-from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import take
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.steps import changing, take
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
 _RULE = dict(
@@ -167,12 +167,13 @@ _RULE = dict(
 
 def run(module):
     require_root()
-    if module.params["state"] == "absent":
-        wanted, steps = {}, setup.plan_absence()
-    else:
-        wanted = setup.complete_rules(module.params["rules"])
-        steps = setup.plan_presence(wanted, tracefs.find_for(module))
-    changes = take(steps, check_mode=module.check_mode)
+    with changing(check_mode=module.check_mode):
+        if module.params["state"] == "absent":
+            wanted, steps = {}, setup.plan_absence()
+        else:
+            wanted = setup.complete_rules(module.params["rules"])
+            steps = setup.plan_presence(wanted, tracefs.find_for(module))
+        changes = take(steps, check_mode=module.check_mode)
     return {
         "changed": bool(changes),
         "changes": changes,

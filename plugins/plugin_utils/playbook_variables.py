@@ -52,6 +52,8 @@ NAMES = frozenset(
         *("when_full", "min_free", "clock", "follow_exec", "follow_tools", "follow_restarts", "probes", "paths"),
         *("paths_by", "expose", "format", "dat_version", "consume", "min_latency", "formats", "fail_on", "src"),
         *("since", "until", "of_hosts", "runs"),
+        # cleanup
+        "force",
         # the store
         *("run", "keep_age", "keep_count", "keep_size", "keep_total", "keep_free"),
     )
@@ -96,7 +98,7 @@ ROLES = {
             *("built_image", "missing", "reasons"),
         }
     ),
-    "cleanup_": frozenset({"docker_host", "before", "after"}),
+    "cleanup_": frozenset({"docker_host", "docker_config", "force", "before", "after"}),
 }
 CONTAINERS_GROUP = "crashcart_containers"  # of the inventory plugin
 _DROPPED = "_raw_params"  # Ansible's name for the words of an option -e that are not assignments

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import time
@@ -19,9 +20,10 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.linux import locks
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.mount_tables import TableTooLong
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import dynamic_events, tracefs
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import (
+    BOOT_PROGRAM,
     BOOT_RULES,
     BOOT_UNIT_FILE,
-    HOOK_POLICY,
+    HOOK_FILES,
     RECORDER_LOCK,
     RUN,
     STATE,
@@ -47,8 +49,8 @@ def take_census(seconds: float) -> tuple[dict[str, list[Any]], list[int]]:
         "probes": _list_probes(),
         "watchdogs": [f"pid {pid}" for pid in (expiry.find_watchdog(),) if pid is not None],
         "recorders": [f"pid {pid}" for pid in (locks.find_holder(RECORDER_LOCK),) if pid is not None],
-        "start_hook": [HOOK_POLICY] if os.path.lexists(HOOK_POLICY) else [],
-        "boot_rules": [path for path in (BOOT_RULES, BOOT_UNIT_FILE) if os.path.lexists(path)],
+        "start_hook": [path for pattern in HOOK_FILES for path in sorted(glob.glob(pattern))],
+        "boot_rules": [path for path in (BOOT_RULES, BOOT_UNIT_FILE, BOOT_PROGRAM) if os.path.lexists(path)],
         "directories": [path for path in DIRECTORIES if os.path.lexists(path)],
     }
     return found, omitted

@@ -153,11 +153,20 @@ def ensure_awaiting(
     handover.check_possible(request.limits, root, int(request.settings.files["buffer_size_kb"]))
     probe_places.check_possible(root, request.probes)
     awaited = Awaited(container, "", has_shim=True, rule=rule)
-    with outcome.serve(container), ExitStack() as binaries:
+    with ExitStack() as binaries:
         (probes,) = probe_places.bind_all([awaited], request.probes, binaries)
-        if isinstance(probes, FleetError):
-            raise probes
-        _ensure(call, make_plan(root, awaited, probes, request))
+
+        def serve(awaited: Awaited) -> None:
+            with outcome.serve(container):
+                if isinstance(probes, FleetError):
+                    raise probes
+                plan = make_plan(root, awaited, probes, request)
+                _ensure(call, plan)
+                if not check_mode:
+                    # What killed recorders, and earlier boots, have left would else grow for ever.
+                    recordings.remove_oldest(plan.instance.name, request.limits.max_bytes, kept=1)
+
+        serve_in_turns([awaited], serve, lambda _awaited, error: outcome.fail(container, error), Patience())
     return call.started
 
 

@@ -8,6 +8,7 @@ import sys
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, tell_any
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.boot.begin import begin
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import client
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.rule import read_at_boot
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing import tracefs
 
@@ -17,6 +18,7 @@ def main() -> None:
     failures = []
     try:
         root = tracefs.find_tracefs()
+        client.refuse_other_version()
         for name, options in read_at_boot().items():
             try:
                 begin(options, root)

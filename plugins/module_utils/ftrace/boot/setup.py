@@ -116,7 +116,7 @@ def plan_absence() -> list[Step]:
         plan_removal(BOOT_RULES),
         plan_removal(BOOT_PROGRAM),
     ]
-    return [*steps, Step("", any(step.is_needed for step in steps), files.remove_folders)]
+    return [*steps, Step("", any(step.is_needed for step in steps) or files.has_memory(), files.remove_folders)]
 
 
 def read_kept() -> dict[str, Any]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import try_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, tell_any
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.end import take_back
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import notes, policy, profiles
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import (
+    client,
     handover,
     orders,
     recordings,
@@ -41,6 +42,7 @@ def _begin(profile: str, options: dict[str, Any]) -> None:
     request = profiles.make_request(options, root)
     trace = find_instance(root, rule.as_container())
     _take_away(trace)
+    client.refuse_other_version()
     _make_room(profile, trace.instance.name, request.limits.max_bytes)
     begin_rule(rule, root, request)
 
@@ -49,22 +51,17 @@ def _take_away(trace: TraceInstance) -> None:
     """Remove the instance of TRACE if its recording has ended: what is in its buffers is of containers that a new recording does not know."""
     if not trace.instance.exists() or orders.is_taken(trace.instance.name):
         return
-    with hold_lock("trace-" + trace.short_id):
+    # Hooks wait for this, and they are told what keeps it.
+    with try_lock("trace-" + trace.short_id):
         handover.end_recording(trace.instance)
         take_back(trace, recordings.list_folders(trace.instance.name))
 
 
 def _make_room(profile: str, name: str, max_bytes: int) -> None:
     """Remove the oldest ended recordings of PROFILE's instance NAME that nobody has fetched, so that MAX_BYTES are left at most."""
-    ended = [recording for recording in recordings.list_recordings(name) if not recording.is_running]
-    sizes = [recording.as_result()["size"] for recording in ended]
-    while sum(sizes) > max_bytes:
-        oldest = ended.pop(0)
-        del sizes[0]
-        with recordings.hold(oldest.path):
-            recordings.remove(oldest.path)
+    for path in recordings.remove_oldest(name, max_bytes, kept=0):
         notes.tell(
             profile,
             "",
-            f"the events in {oldest.path} were removed, to keep within max_size: fetch more often, or give it more",
+            f"the events in {path} were removed, to keep within max_size: fetch more often, or give it more",
         )

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from typing import Any, Mapping
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_POLICY, HOOK_PROGRAM
 
+_HEAD_BYTES = 1024
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")  # also the name of a CDI device, and a part of a runtime's name
 
 
@@ -43,6 +45,18 @@ def read() -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise FleetError(f"{HOOK_POLICY} is damaged: run the role start_hook")
+
+
+def check_program() -> None:
+    """Raise FleetError where the hook's program is not there, or the Python that runs it: then no container is traced, and none is told of."""
+    try:
+        with open(HOOK_PROGRAM, "rb") as file:
+            words = [shlex.split(line.decode("ascii", "replace")) for line in file.readlines(_HEAD_BYTES)[:3]]
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{HOOK_PROGRAM} cannot be read ({error}): run the role start_hook") from error
+    python = next((line[0] for line in words if "-IS" in line), "")
+    if not os.access(python, os.X_OK):
+        raise FleetError(f"{HOOK_PROGRAM} needs {python}, which is not there: run the role start_hook again")
 
 
 def exists() -> bool:

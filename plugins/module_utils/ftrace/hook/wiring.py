@@ -118,8 +118,13 @@ def make_wrappers(profiles: Sequence[str], real: Sequence[str], *, is_stub: bool
     for name, profile in name_runtimes(profiles).items():
         words = {"commands": _COMMANDS, "real": shlex.join(real), "program": HOOK_PROGRAM, "profile": profile}
         text = (_STUB if is_stub else _WRAPPER) % words
-        found[name] = File(f"{HOST_PROGRAMS}/runtime{name[len(RUNTIME) :]}", text.encode("utf-8"), 0o755)
+        found[name] = File(name_wrapper(name), text.encode("utf-8"), 0o755)
     return found
+
+
+def name_wrapper(runtime: str) -> str:
+    """Return the path of the program of our runtime called RUNTIME."""
+    return f"{HOST_PROGRAMS}/runtime{runtime[len(RUNTIME) :]}"
 
 
 def list_wrappers() -> list[str]:

@@ -20,8 +20,13 @@ from typing import Any, Callable, Iterator, Sequence
 _COLLECTION = "ansible_collections.crashcart.fleet"
 _CALL = "\n\nmain()\n"
 RUN = '#!/bin/sh\nexec %s -IS "$0" "$@"\n'
-# Ends with 0 also where that Python is missing, or is killed.
-RUN_AND_END_WITH_0 = '#!/bin/sh\n%s -IS "$0" "$@"\nexit 0\n'
+# Ends with 0 also where that Python is missing, or is killed, and at signals that a shell can have a trap for.
+RUN_AND_END_WITH_0 = """\
+#!/bin/sh
+trap : HUP INT QUIT PIPE ALRM TERM USR1 USR2
+%s -IS "$0" "$@" || logger -t crashcart-start-hook "$0 $*: its Python has ended with status $?" 2>/dev/null
+exit 0
+"""
 _WHEN = (1980, 1, 1, 0, 0, 0)
 
 

@@ -95,22 +95,25 @@ def replace(file: File) -> None:
         undo.pop_all()
 
 
-def remove(path: str) -> bool:
-    """Remove the file PATH; return True if there was one."""
-    try:
-        os.unlink(path)
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+def is_left(path: str) -> bool:
+    """Return True if the file PATH is there, or what a process that was killed has left of one."""
+    return any(map(os.path.lexists, (path, _name_temporary(path))))
+
+
+def remove(path: str) -> None:
+    """Remove the file PATH, and what a process that was killed while it wrote it has left, as far as they are there."""
+    for one in (path, _name_temporary(path)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(one)
 
 
 def remove_folders() -> None:
-    """Forget what was before, and remove the folders that were made for our files, unless files of ours are left."""
-    if any(set(_list(folder)) - {_MEMORY_NAME} for folder in (HOST_SETTINGS, HOST_PROGRAMS)):
-        return
-    folders = recall().get("folders", [])
-    remove(_MEMORY)
-    for folder in sorted({*folders, HOST_SETTINGS, HOST_PROGRAMS}, key=len, reverse=True):
+    """Remove the folders that were made for our files and are empty; forget what was before, unless files of ours are left."""
+    folders = {*recall().get("folders", []), HOST_SETTINGS, HOST_PROGRAMS}
+    memory = {_MEMORY_NAME, os.path.basename(_name_temporary(_MEMORY))}
+    if not any(set(_list(folder)) - memory for folder in (HOST_SETTINGS, HOST_PROGRAMS)):
+        remove(_MEMORY)
+    for folder in sorted(folders, key=len, reverse=True):
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -120,6 +123,11 @@ def _list(folder: str) -> list[str]:
         return os.listdir(folder)
     except FileNotFoundError:
         return []
+
+
+def has_memory() -> bool:
+    """Return True if something is known of how the host was before."""
+    return is_left(_MEMORY)
 
 
 def recall() -> dict[str, Any]:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.targets import hold_lock
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed import files
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.files import File
@@ -29,7 +31,20 @@ def plan_write(file: File) -> Step:
 
 def plan_removal(path: str) -> Step:
     """Return the step that removes the file PATH."""
-    return Step(path, files.read(path) is not None, partial(files.remove, path))
+    return Step(path, files.is_left(path), partial(files.remove, path))
+
+
+@contextmanager
+def changing(*, check_mode: bool) -> Iterator[None]:
+    """Keep other processes away from what stays on the host while a change is planned and taken, but for CHECK_MODE, in which nothing is.
+
+    Raises FleetError where another one does not end.
+    """
+    if check_mode:
+        yield
+        return
+    with hold_lock("installed"):
+        yield
 
 
 def take(steps: Sequence[Step], *, check_mode: bool) -> list[str]:

@@ -49,6 +49,15 @@ def ensure_recorder() -> None:
         time.sleep(_LOOK_S)
 
 
+def refuse_other_version() -> None:
+    """Raise FleetError if the host's recorder is of another version: a program that stays on the host may be older than it, or newer."""
+    pid = orders.find_recorder()
+    if pid and not os.path.exists(channel.find_path()):
+        raise FleetError(
+            f"the recorder (pid {pid}) is of another version of this collection: run the roles start_hook and standing_rules again"
+        )
+
+
 def _replace_older(pid: int) -> None:
     """Kill the recorder PID of another version; raises FleetError if a recording would end with it."""
     recorded = [order.container.name for order in orders.list_orders() if order.run and orders.is_taken(order.name)]

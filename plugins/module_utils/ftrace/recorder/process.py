@@ -99,6 +99,9 @@ def record(ready_fd: int) -> None:
     processes.set_title(RECORDER_TITLE)
     background.leave_control_groups()
     os.nice(_NICENESS)
+    # A hook's runtime is spared when memory is short, and this process is not to be.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("0")
     # The watch of a trace keeps a descriptor for each event.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -206,6 +206,23 @@ def list_recordings(name: str) -> list[Recording]:
     return found
 
 
+def remove_oldest(name: str, max_bytes: int, kept: int) -> list[str]:
+    """Remove the oldest ended recordings of instance NAME that nobody has fetched, so that MAX_BYTES are left at most; return their paths.
+
+    The last KEPT of them stay, whatever their size.
+    """
+    ended = [recording for recording in list_recordings(name) if not recording.is_running]
+    sizes = [recording.as_result()["size"] for recording in ended]
+    removed = []
+    while len(ended) > kept and sum(sizes) > max_bytes:
+        path = ended.pop(0).path
+        del sizes[0]
+        with hold(path):
+            remove(path)
+        removed.append(path)
+    return removed
+
+
 def list_folders(name: str) -> list[str]:
     """Return the folders of all recordings of instance NAME, the oldest first."""
     folder = os.path.join(FOLDER, name)

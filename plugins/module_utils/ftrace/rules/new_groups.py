@@ -56,12 +56,13 @@ class GroupWatcher:
         self._top = top
         self._folders: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._closed: dict[str, int] = {}  # groups that are not watched, with their inodes
         self.fd = syscalls.inotify_init()
         for _path in self._watch(top) if watches else ():
             pass  # what is there already does not start
 
     def _watch(self, path: str) -> Iterator[str]:
-        """Watch the group PATH and all below it that may have containers, and yield those below it that were not watched."""
+        """Watch the group PATH and all below it that may have containers, and yield those below it that were not known."""
         left = [path]
         while left:
             folder = left.pop()
@@ -70,10 +71,24 @@ class GroupWatcher:
             # A group may have come into being before its parent was watched, so the parent's folder is read after that.
             for name in cgroups.list_children(folder):
                 below = os.path.join(folder, name)
-                if below not in self._numbers:
+                if self._is_new(below):
                     yield below
                 if not _is_closed(below):
                     left.append(below)
+
+    def _is_new(self, path: str) -> bool:
+        """Return True if the group PATH was not known, and note it if it is not watched: one that was made anew has another inode."""
+        if path in self._numbers:
+            return False
+        if not _is_closed(path):
+            return True
+        try:
+            inode = os.stat(path).st_ino
+        except OSError:
+            return True
+        known = self._closed.get(path)
+        self._closed[path] = inode
+        return known != inode
 
     def _watch_one(self, path: str) -> bool:
         try:
@@ -108,10 +123,12 @@ class GroupWatcher:
             elif folder is not None and name:
                 path = os.path.join(folder, name)
                 if events & syscalls.IN_DELETE:
+                    self._closed.pop(path, None)
                     yield path, False
                 elif not os.path.isdir(path):
                     self.missed += find_engine_id(path) is not None
                 else:
+                    self._is_new(path)
                     yield path, True
                     if not _is_closed(path):
                         for below in self._watch(path):

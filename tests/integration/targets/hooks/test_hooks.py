@@ -510,16 +510,68 @@ def test_a_reload_that_failed_is_made_good(hook):
     find_daemon().write_bytes(former)
 
 
-def test_a_container_that_runs_can_be_stopped_after_a_removal_by_force(hook):
+@pytest.mark.parametrize("call", [{"state": "absent"}, {"ways": ["cdi"], "profiles": [{"name": "startup"}]}])
+def test_a_container_that_runs_can_be_stopped_after_a_removal_by_force(hook, call):
     hook()
     name = "cc-hook-forced"
     host.docker("run", "-d", "--network", "none", "--name", name, "--runtime", "crashcart", IMAGE, "/bin/sleep", "1000")
     try:
-        set_hook(state="absent", force=True)
+        set_hook(force=True, **call)
+        set_hook(force=True, **call)  # when nothing names the runtime any more
         assert host.docker("exec", name, "/bin/busybox", "echo", "on") == "on"
     finally:
         host.docker("rm", "-f", name)
     assert set_hook(state="absent")["changed"]  # what was left for it
+
+
+def test_a_removal_finds_the_configuration_that_was_changed(hook):
+    hook(is_begun=False)
+    elsewhere = Path("/etc/docker/daemon.json")
+    before = elsewhere.read_bytes() if elsewhere.exists() else None
+    assert host.call_module("ftrace_hook", state="absent", docker_host=os.environ["DOCKER_HOST"])["changed"]
+    assert wiring.RUNTIME not in find_daemon().read_text()
+    assert (elsewhere.read_bytes() if elsewhere.exists() else None) == before
+
+
+def test_after_the_devices_and_runtimes_that_trace_nothing_a_cleanup_takes_all_away(hook):
+    hook(is_begun=False)
+    set_hook(state="absent", keep_stub=True)
+    assert host.call_module("crashcart_info", gather=["census"])["census"]["start_hook"]
+    assert set_hook(state="absent")["changed"]
+    assert host.call_module("crashcart_info", gather=["census"])["census"]["start_hook"] == []
+
+
+def test_calls_at_the_same_time_leave_what_runs(hook):
+    hook(is_begun=False)
+
+    def call(name):
+        return set_hook(ways=["cdi", "hooks", "runtime"], profiles=[{"name": name}], force=True)
+
+    with ThreadPoolExecutor() as pool:
+        for _round in range(3):
+            list(pool.map(call, ("startup", "more")))
+            assert subprocess.run([HOOK_PROGRAM, "try"], capture_output=True, check=True).stdout == b"tried\n"
+            (device,) = json.loads(Path(wiring.CDI_FILE).read_text())["devices"]
+            assert set(wiring.list_wrappers()) == {
+                wiring.name_wrapper(name) for name in ("crashcart", f"crashcart-{device['name']}")
+            }
+            assert [path for path in list_files() if path.endswith(".crashcart")] == []
+
+
+def test_a_program_that_the_host_does_not_run_is_refused_before_anything_leads_to_it(hook, tmp_path):
+    folder = Path(HOOK_PROGRAM).parent
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "none", str(folder)], check=True)
+    try:
+        with pytest.raises(
+            host.ModuleFailed, match="start-hook cannot be run on this host .*, so nothing leads to it yet"
+        ):
+            hook(is_begun=False)
+        assert not Path(wiring.CDI_FILE).exists() and wiring.list_hooks() == [] == wiring.list_wrappers()
+        set_hook(state="absent")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
 
 
 def test_a_change_of_profiles_ends_what_runs_and_loses_nothing(hook, tmp_path):

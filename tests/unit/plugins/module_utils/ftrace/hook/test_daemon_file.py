@@ -10,6 +10,7 @@ import os
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import daemon_file
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.daemon_file import DaemonFile
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed import files
 
@@ -38,8 +39,7 @@ def path(tmp_path, monkeypatch):
 
 def add(path):
     """Add our runtimes to those in the file PATH."""
-    file = DaemonFile(str(path))
-    file.write({**file.runtimes, **OURS})
+    DaemonFile(str(path)).write(OURS, "/run/docker.pid")
 
 
 def take_back(path, seen, fails=False):
@@ -50,8 +50,8 @@ def take_back(path, seen, fails=False):
         if fails:
             raise FleetError("no reload")
 
-    file = DaemonFile(str(path))
-    file.take_back({name: value for name, value in file.runtimes.items() if name not in OURS}, reload)
+    DaemonFile(str(path)).take_back(reload)
+    assert files.recall()["daemon"] == {}
 
 
 @pytest.mark.parametrize("case", TEXTS)
@@ -102,7 +102,65 @@ def test_a_file_that_somebody_has_removed_stays_away(path):
     path.unlink()
     seen = []
     take_back(path, seen)
-    assert seen == [] and not path.exists()
+    # The daemon has our runtimes until it reads that there are none.
+    assert seen == [{}] and not path.exists()
+
+
+def test_what_somebody_changes_while_the_daemon_reads_stays(path):
+    path.write_text('{"debug": true}')
+    add(path)
+    DaemonFile(str(path)).take_back(lambda: path.write_text('{"log-level": "warn"}'))
+    assert path.read_text() == '{"log-level": "warn"}' and files.recall()["daemon"] == {}
+
+
+@pytest.mark.parametrize("when", ["add", "take back"])
+def test_after_a_kill_between_note_and_write_the_file_comes_back_byte_for_byte(path, monkeypatch, when):
+    path.write_bytes(TEXTS["tabs"])
+    add(path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write = files.replace
+
+        def write_or_end(file):
+            if file.path == str(path):
+                raise KeyboardInterrupt
+            write(file)
+
+        patch.setattr(files, "replace", write_or_end)
+        if when == "add":
+            DaemonFile(str(path)).write({**OURS, "crashcart-more": {"path": "x"}}, "/run/docker.pid")
+        else:
+            DaemonFile(str(path)).take_back(lambda: None)
+    take_back(path, [])
+    assert path.read_bytes() == TEXTS["tabs"]
+
+
+def test_what_somebody_changes_after_a_removal_is_what_comes_back(path):
+    path.write_text('{"debug": true}')
+    add(path)
+    take_back(path, [])
+    path.write_bytes(TEXTS["tabs"])
+    add(path)
+    take_back(path, [])
+    assert path.read_bytes() == TEXTS["tabs"]
+
+
+def test_a_removal_finds_the_file_that_was_changed(path):
+    assert daemon_file.find_files("/etc/docker/daemon.json", "/run/docker.pid") == (
+        "/etc/docker/daemon.json",
+        "/run/docker.pid",
+    )
+    DaemonFile(str(path)).write(OURS, "/run/other.pid")
+    assert daemon_file.find_files("/etc/docker/daemon.json", "/run/docker.pid") == (str(path), "/run/other.pid")
+    assert daemon_file.find_files(str(path), "/run/given.pid") == (str(path), "/run/given.pid")
+    assert DaemonFile(str(path)).is_known
+
+
+def test_what_a_killed_process_has_left_of_a_file_is_removed_with_it(path):
+    left = path.with_name(f".{path.name}.crashcart")
+    left.touch()
+    assert files.is_left(str(path))
+    files.remove(str(path))
+    assert not left.exists() and not files.is_left(str(path))
 
 
 def test_a_link_stays_one(path, tmp_path):

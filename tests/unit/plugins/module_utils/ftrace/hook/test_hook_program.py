@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import io
+import shlex
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -48,13 +51,47 @@ def run_program(path, *words, **more):
     return subprocess.run([path, *words], input=b"nonsense", capture_output=True, check=False, timeout=20, **more)
 
 
-def test_it_ends_with_0_also_where_its_python_is_gone(content, tmp_path):
-    path = tmp_path / "start-hook"
-    for python in ("/nonesuch/python", "/bin/false"):
-        first, interpreter, rest = content.split(b"\n", 2)
-        path.write_bytes(b"\n".join([first, python.encode() + interpreter[interpreter.index(b" -IS") :], rest]))
-        path.chmod(0o755)
-        assert run_program(path, "create", "startup").returncode == 0
+def write_program(content, folder, python=sys.executable):
+    """Write the program CONTENT to a file in FOLDER, with PYTHON in place of this Python, and return its path."""
+    path = folder / "start-hook"
+    ours = f"{shlex.quote(sys.executable)} -IS".encode()
+    assert content.count(ours) == 1
+    path.write_bytes(content.replace(ours, f"{python} -IS".encode()))
+    path.chmod(0o755)
+    return path
+
+
+def write_script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(("python", "status"), [("/nonesuch/python", 127), ("/bin/false", 1)])
+def test_it_ends_with_0_also_where_its_python_is_gone_and_says_so(content, tmp_path, python, status):
+    path = write_program(content, tmp_path, python)
+    write_script(tmp_path / "logger", f'echo "$*" >{tmp_path}/told')
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert run_program(path, "create", "startup", env=environment).returncode == 0
+    told = f"-t crashcart-start-hook {path} create startup: its Python has ended with status {status}\n"
+    assert (tmp_path / "told").read_text() == told
+    assert run_program(path, "create", "startup", env={"PATH": "/nonesuch"}).returncode == 0  # no logger either
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_it_ends_with_0_also_at_a_signal(content, tmp_path, number):
+    python = write_script(tmp_path / "python", f"touch {tmp_path}/begun; sleep 1")
+    with subprocess.Popen([write_program(content, tmp_path, python), "create", "startup"]) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == 0
+
+
+def test_it_says_that_it_runs(content, tmp_path):
+    done = run_program(write_program(content, tmp_path), "try")
+    assert (done.returncode, done.stdout, done.stderr) == (0, program.TRIED, b"")
 
 
 def test_what_is_in_it(modules):

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+from fnmatch import fnmatch
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import wiring
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FILES
 
 CREATE = ["--root", "/run/x", "--log", "l", "create", "--bundle", "/b", "--pid-file", "/b/init.pid", "0123abc"]
 
@@ -34,6 +36,13 @@ def run(tmp_path, monkeypatch):
         return done.returncode, (tmp_path / "calls").read_text().splitlines()
 
     return call
+
+
+def test_all_files_are_found_by_a_cleanup():
+    made = [wiring.make_cdi(["startup"], is_stub=False), *wiring.make_hooks(["startup", "more"])]
+    made += wiring.make_wrappers(["startup", "more"], ["/usr/bin/runc"], is_stub=False).values()
+    for file in made:
+        assert [pattern for pattern in HOOK_FILES if fnmatch(file.path, pattern)], file.path
 
 
 def test_create_is_announced(run):

@@ -64,6 +64,22 @@ def test_groups_below_a_parent_that_did_not_exist_are_told(watch, tmp_path):
     assert found == {str(tmp_path / "parent"), str(tmp_path / "parent" / "slice"), str(path)}
 
 
+def test_after_too_many_at_once_containers_that_ran_before_are_not_new(tmp_path):
+    old = tmp_path / "docker" / ID
+    old.mkdir(parents=True)
+    watcher = GroupWatcher(str(tmp_path))
+    (tmp_path / "docker" / ("ab" * 32)).mkdir()
+    list(watcher.read())
+    (tmp_path / "docker" / ("cd" * 32)).mkdir()
+    found = list(watcher._watch(str(tmp_path)))  # as after a queue that was full
+    assert found == [str(tmp_path / "docker" / ("cd" * 32))]
+    old.rmdir()
+    (tmp_path / "other").mkdir()  # takes the number of the folder that is gone
+    old.mkdir()
+    assert str(old) in list(watcher._watch(str(tmp_path)))
+    watcher.close()
+
+
 def test_groups_that_come_while_it_looks_are_not_missed(watch, tmp_path):
     def make():
         for number in range(300):
