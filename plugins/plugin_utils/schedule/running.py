@@ -26,8 +26,9 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.due impor
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.outcome import Run
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import FILE, Plan, read_plan
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.playing import ENDING_S, Player
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import update
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database import NAME as CATALOGUE
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import parse_limits
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import Limits, parse_limits
 
 LOCK = ".crashcart-run"  # in the store and in the schedule's own folder; the store's catalogue locks the folder itself
 _LATE_S = 120.0  # a run that begins later than this after its time, and its offset, was missed and is caught up
@@ -100,7 +101,7 @@ def check(plan: Plan) -> int:
     if not os.access(plan.command, os.X_OK):
         raise FleetError(f"{plan.command} cannot be run: install ansible-core beside this Python ({sys.executable})")
     given = {**plan.all_defaults, **plan.variables}
-    parse_limits({name[len("crashcart_") :]: value for name, value in given.items()})
+    _read_limits(plan)
     for name in ("crashcart_seconds", "crashcart_host_timeout"):
         taken_s = parse_seconds(str(given.get(name, 0)), name) if given.get(name) else None
         if taken_s is not None and taken_s >= plan.time_limit_s:
@@ -120,6 +121,12 @@ def check(plan: Plan) -> int:
             raise FleetError(f"{what}: the user of the runs cannot read {source}: give a source that is there")
     _check_folders(plan)
     return outcome.STATUSES[outcome.SUCCESS]
+
+
+def _read_limits(plan: Plan) -> Limits:
+    """Return how much of the store PLAN keeps, as far as its own variables say it. Raises FleetError for a limit that is none."""
+    given = {**plan.all_defaults, **plan.variables}
+    return parse_limits({name[len("crashcart_") :]: value for name, value in given.items()})
 
 
 def _check_folders(plan: Plan) -> None:
@@ -204,6 +211,9 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
             os.makedirs(plan.store, exist_ok=True)
             busy = f"another run on {plan.store} has gone on for {plan.time_limit_s:g} s"
             with _hold(plan.store, busy, plan.time_limit_s) as store:
+                with suppress(FleetError):  # the playbook says it, too
+                    # A run, too, writes files, and on the store's disk there may be no room for these.
+                    update.check(update.Request(plan.store, limits=_read_limits(plan), session=found.run))
                 player = Player(plan, found, deadline, (own, store))
                 problem = player.play()
                 until = time.monotonic() + _CATCH_UP_S

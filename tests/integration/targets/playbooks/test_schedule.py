@@ -89,6 +89,19 @@ def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, t
     assert len(list_captures(tmp_path / "store")) == len(found)
 
 
+def test_captures_of_a_second_come_home_by_a_schedule_and_what_a_run_could_not_finish(container, schedule, tmp_path):
+    name, other = container("busybox", *LOOP), container("busybox", *LOOP)
+    # As of a run that was ended while it traced, whose container is gone.
+    wish = {"phase": "start", "seconds": 1, "containers": [other], "docker_host": ENGINE}
+    host.call_module("ftrace_capture", **wish)
+    host.docker("rm", "-f", other)
+    schedule.play(what="capture", seconds=1, containers=[name])
+    done = schedule.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.parent.name for path in list_captures(tmp_path / "store")} == {name, other}
+    assert host.list_instances() == []
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

@@ -20,6 +20,14 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome, playing, running
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.plan import Plan, read_plan
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import open_catalogue
+from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.stores import (
+    DAY,
+    HOUR,
+    fill_up,
+    mount_small_disk,
+    write_capture,
+)
 
 pytestmark = pytest.mark.sweep  # a run takes seconds
 PROGRAM = [sys.executable, "-P", str(COLLECTION / "plugins/plugin_utils/schedule/run.py")]
@@ -392,6 +400,25 @@ def test_where_there_is_no_store_that_is_recorded(schedule, tmp_path):
     assert run(state).returncode == 1
     assert read(state)["message"] == f"{tmp_path}/file/store: Not a directory"
     assert 'last_run_status{schedule="tests"} 1\n' in (tmp_path / "crashcart_schedule_tests.prom").read_text()
+
+
+def test_a_run_on_a_disk_without_any_room_makes_some_first(schedule, tmp_path):
+    """Check a disk that has the store and the schedule's own files; captures that may be removed have come in runs before."""
+    now = time.time_ns()
+    with mount_small_disk(tmp_path):
+        state = schedule("ok", variables={"crashcart_keep_age": "3d"})
+        store = tmp_path / "store"
+        for days in (0, 5, 6):
+            write_capture(store, str(days), size=50000, begin=now - days * DAY - HOUR, end=now - days * DAY)
+        for hours in (30, 18, 6):
+            at = now - hours * HOUR
+            with open_catalogue(str(store), [], clock=lambda at=at: at) as catalogue, catalogue.transaction():
+                catalogue.sync()
+                catalogue.note_update(at, f"run {hours}")
+        fill_up(tmp_path)
+        done = run(state)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [path.stem for path in store.rglob("*.dat")] == ["0"]
 
 
 def test_a_record_that_cannot_be_written_costs_no_metrics_and_a_reader_that_is_gone_costs_neither(schedule, tmp_path):

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import pytest
+
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import update
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.catalogue import open_catalogue
 
 SECOND = 10**9
@@ -51,6 +55,26 @@ def write_capture(store, name, size=100, text=None, **about):
         path.with_suffix(".txt").write_text(text)
     path.write_bytes(b"\0" * size)
     return path
+
+
+@contextmanager
+def mount_small_disk(folder):
+    """Give FOLDER a file system of its own, of 512 KiB, which a test can fill."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(folder):
+    """Take all room that is left in FOLDER, which is a file system of its own."""
+    with suppress(OSError), open(folder / "other", "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert update.find_free(folder) == 0
 
 
 class Clock:

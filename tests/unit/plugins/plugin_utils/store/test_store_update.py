@@ -33,6 +33,8 @@ from ansible_collections.crashcart.fleet.tests.unit.plugins.plugin_utils.store.s
     HOUR,
     NOW,
     Clock,
+    fill_up,
+    mount_small_disk,
     write_capture,
 )
 
@@ -452,21 +454,8 @@ def test_all_workers_of_one_process_of_ansible_are_one_session(tmp_path, monkeyp
 
 @pytest.fixture
 def small(tmp_path):
-    """A folder on a file system of its own, which a test can fill."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)]
-    if os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("only root can mount a small file system")
-    try:
+    with mount_small_disk(tmp_path):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def fill_up(folder):
-    with contextlib.suppress(OSError), open(folder / "other", "wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    assert update.find_free(folder) == 0
 
 
 def test_a_disk_without_any_room_is_served_again(small, clock):
