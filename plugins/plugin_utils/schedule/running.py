@@ -312,11 +312,8 @@ def _list_missed(plan: Plan, last: dict[str, Any], now: float, *, only_missed: b
     since = _read_number(last, "began")
     if since >= now:
         return []
-    with suppress(OSError):  # before it was written, the schedule may have had other times
-        since = max(since, os.stat(os.path.join(plan.state, FILE)).st_mtime)
-    if not since:
-        return []
-    since = max(since, now - _MOST_BACK_S)
+    # Before it was written, the schedule may have had other times.
+    since = max(since, os.stat(os.path.join(plan.state, FILE)).st_mtime, now - _MOST_BACK_S)
     try:
         times = list_due(plan, since, now)
     except FleetError as error:
