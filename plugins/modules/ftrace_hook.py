@@ -48,7 +48,7 @@ options:
     description:
       - Whether the hook is to be on the host.
       - V(absent) lists the containers, stopped ones, too, that were created with a device or runtime of the hook and could not start without
-        it, and fails where there are any, unless O(force) or O(keep_stub) is set.
+        it, and fails where there are any, or where an engine does not say, unless O(force) or O(keep_stub) is set.
     type: str
     choices: [present, absent]
     default: present
@@ -129,7 +129,9 @@ options:
     description: The Docker engine for O(ways=runtime), as in C(DOCKER_HOST).
     type: str
   docker_config:
-    description: The configuration file of Docker's daemon. All else in it is kept.
+    description:
+      - The configuration file of Docker's daemon. All else in it is kept. V(absent) finds a file elsewhere that this module has changed on this
+        host.
     type: path
     default: /etc/docker/daemon.json
   docker_pidfile:
@@ -141,7 +143,9 @@ options:
     type: bool
     default: false
   force:
-    description: Remove what containers need all the same. These do not start any more.
+    description:
+      - Remove what containers need all the same. These do not start any more. Runtimes by which containers run stay until they have ended, and
+        go with the next call.
     type: bool
     default: false
 seealso:
