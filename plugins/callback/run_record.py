@@ -83,7 +83,8 @@ class CallbackModule(CallbackBase):
         self._fail(result.host.get_name(), "unreachable", _read_message(result))
 
     def _fail(self, host: str, state: str, message: str) -> None:
-        if self._messages.setdefault(host, message) == message:
+        if host not in self._messages:
+            self._messages[host] = message
             self._note(host=host, state=state, message=message)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

@@ -60,6 +60,11 @@ class Plan:
         return 0.0 if self.offset.strip() == "0" else parse_seconds(self.offset, "crashcart_offset") or 0.0
 
     @property
+    def given(self) -> dict[str, Any]:
+        """All variables that the playbooks get from the schedule, by which those of the inventory may be replaced where they are DEFAULTS."""
+        return {**self.all_defaults, **self.variables}
+
+    @property
     def all_defaults(self) -> dict[str, Any]:
         """DEFAULTS, and how many seconds a task may take on one host: a host that hangs must not take the time of all others."""
         return {"crashcart_host_timeout": max(1, int(min(_HOST_TIMEOUT_S, self.time_limit_s / 4))), **self.defaults}

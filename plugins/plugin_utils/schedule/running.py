@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import math
 import os
-import pwd
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
@@ -100,11 +100,10 @@ def check(plan: Plan) -> int:
     list_due(plan, now - 1, now)
     if not os.access(plan.command, os.X_OK):
         raise FleetError(f"{plan.command} cannot be run: install ansible-core beside this Python ({sys.executable})")
-    given = {**plan.all_defaults, **plan.variables}
     _read_limits(plan)
     for name in ("crashcart_seconds", "crashcart_host_timeout"):
-        taken_s = parse_seconds(str(given.get(name, 0)), name) if given.get(name) else None
-        if taken_s is not None and taken_s >= plan.time_limit_s:
+        taken = plan.given.get(name)
+        if taken and (parse_seconds(str(taken), name) or 0) >= plan.time_limit_s:
             raise FleetError(
                 f"{name}: a run ends after {plan.time_limit} (crashcart_time_limit), before that: give less, or a longer limit"
             )
@@ -125,20 +124,20 @@ def check(plan: Plan) -> int:
 
 def _read_limits(plan: Plan) -> Limits:
     """Return how much of the store PLAN keeps, as far as its own variables say it. Raises FleetError for a limit that is none."""
-    given = {**plan.all_defaults, **plan.variables}
-    return parse_limits({name[len("crashcart_") :]: value for name, value in given.items()})
+    return parse_limits({name[len("crashcart_") :]: value for name, value in plan.given.items()})
 
 
 def _check_folders(plan: Plan) -> None:
     """Raise FleetError where the user of the runs cannot write in the folders that PLAN names, or to our own files in the store."""
-    for name, folder in (("textfile", plan.textfile), ("dest", plan.store)):
+    for name, folder in [*([("textfile", plan.textfile)] if plan.textfile else []), ("dest", plan.store)]:
         try:
-            is_there = bool(folder) and bool(os.stat(folder))
+            os.stat(folder)
         except FileNotFoundError:
-            is_there = name == "textfile"  # the role makes the store where it is missing
+            if name == "dest":
+                continue  # the role makes it
         except OSError as error:
             raise FleetError(f"crashcart_{name}: the user of the runs cannot reach {_tell(error)}") from error
-        obstacle = find_obstacle(folder) if is_there else None
+        obstacle = find_obstacle(folder)
         if obstacle:
             raise FleetError(f"crashcart_{name}: {obstacle}: give a folder in which the user of the runs can write")
     for path in (os.path.join(plan.store, name) for name in (LOCK, CATALOGUE)):
@@ -240,17 +239,10 @@ def _check_owner(plan: Plan) -> None:
     with suppress(FileNotFoundError):
         owner = os.stat(path).st_uid
         if owner != os.geteuid():
-            user = _find_name(owner)
+            user = find_account(owner).name or owner
             raise FleetError(
                 f"the schedule {plan.name} is run by {user}: runuser -u {user} -- {sys.executable} -P {sys.argv[0]} {path}"
             )
-
-
-def _find_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _may_reach_them_soon(found: Run, until: float) -> bool:

@@ -177,14 +177,23 @@ def _make_room(request: Request) -> dict[str, str]:
     """Apply retention on a disk so full that the catalogue cannot be written, and return path → why of what was removed."""
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=True) as copy:
-        times, latest = copy.list_times(request.session), copy.find_latest()
-        found = copy.sync()
-        chosen: dict[str, str] = {}
-        if not find_clock_problem(found.now_ns, times, latest):
-            chosen, _unremoved = remove_captures(copy, _choose(copy.list_there(), request.limits, found), found.now_ns)
+        found, _there, _clock, chosen = _sync(copy, request)
+        removed, _unremoved = remove_captures(copy, chosen, found.now_ns)
     with open_catalogue(request.store, warnings) as catalogue:
-        catalogue.note_removed(chosen, found.now_ns)
-    return chosen
+        catalogue.note_removed(removed, found.now_ns)
+    return removed
+
+
+def _sync(catalogue: Catalogue, request: Request) -> tuple[Found, list[Record], str | None, dict[str, str]]:
+    """Bring CATALOGUE up to date for REQUEST.
+
+    Returns what was found, the captures that are there, why the clock is not to be trusted, and path → why of the captures to be removed.
+    """
+    times, latest = catalogue.list_times(request.session), catalogue.find_latest()
+    found = catalogue.sync(request.run, _find_own(request))
+    there = catalogue.list_there()
+    clock = find_clock_problem(found.now_ns, times, latest) if request.limits.are_set else None
+    return found, there, clock, {} if clock else _choose(there, request.limits, found)
 
 
 def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
@@ -192,12 +201,8 @@ def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=request.check_mode) as catalogue:
         with catalogue.transaction():
-            times, latest = catalogue.list_times(request.session), catalogue.find_latest()
-            found = catalogue.sync(request.run, _find_own(request))
+            found, there, clock, chosen = _sync(catalogue, request)
             findings = _note_findings(catalogue, request.findings, found)
-            there = catalogue.list_there()
-            clock = find_clock_problem(found.now_ns, times, latest) if request.limits.are_set else None
-            chosen = {} if clock else _choose(there, request.limits, found)
             catalogue.plan_removal(chosen)
             catalogue.note_update(found.now_ns, request.session)
             catalogue.forget()

@@ -68,10 +68,8 @@ class DaemonFile:
             before = None if self._present is None else base64.b64encode(self._present).decode("ascii")
             known = {"before": before, "written": []}
         elif not self._is_as_written(known):
-            known = {
-                "is_changed": True,
-                "written": [],
-            }  # by somebody else: the text from before is not what belongs there
+            # By somebody else: the text from before is not what belongs there.
+            known = {"is_changed": True, "written": []}
         self._remember({**known, "pid_file": pid_file}, text)
         files.write(File(self.path, text, self._find_mode()))
 
@@ -89,15 +87,22 @@ class DaemonFile:
             self._remember(known, text)  # if the reload fails
         files.write(File(self.path, text, self._find_mode()))
         reload()
-        if files.read(self.path) == text:  # else somebody has changed it meanwhile
-            before = known["before"] if is_ours and known else self._present and self._make_text(others)
-            if is_ours and before is not None:
-                before = base64.b64decode(before)
-            if before is None:
-                files.remove(self.path)
-            elif is_ours or not self._others:
-                files.replace(File(self.path, before, self._find_mode()))
+        if files.read(self.path) != text:
+            pass  # somebody has changed it meanwhile
+        elif is_ours and known:
+            self._put(None if known["before"] is None else base64.b64decode(known["before"]))
+        elif "runtimes" not in self._content:
+            self._put(self._present)
+        elif not self._others:
+            self._put(self._make_text(others))
         files.remember(daemon={path: about for path, about in _recall().items() if path != self.path})
+
+    def _put(self, text: bytes | None) -> None:
+        """Make TEXT the content of the file; with None remove it."""
+        if text is None:
+            files.remove(self.path)
+        else:
+            files.replace(File(self.path, text, self._find_mode()))
 
     def _remember(self, known: Mapping[str, Any], text: bytes) -> None:
         """Remember what is KNOWN of the file, and that TEXT is about to be written: after a kill it may be that or what was written before."""
