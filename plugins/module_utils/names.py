@@ -20,13 +20,17 @@ HOST_SETTINGS = "/etc/crashcart"
 HOST_PROGRAMS = "/usr/libexec/crashcart"
 HOOK_POLICY = f"{HOST_SETTINGS}/start-hook.json"
 HOOK_PROGRAM = f"{HOST_PROGRAMS}/start-hook"
+HOOK_RUNTIME_TITLE = "crashcart-runtime"
+HOOK_RUNTIME = (
+    f"{HOST_PROGRAMS}/{HOOK_RUNTIME_TITLE}"  # of the first profile; those of the others are called HOOK_RUNTIME-PROFILE
+)
 # Patterns of all files of the start hook, which hook/wiring.py makes.
 HOOK_FILES = (
     HOOK_POLICY,
     HOOK_PROGRAM,
     "/etc/cdi/crashcart.fleet-trace.json",
     "/usr/share/containers/oci/hooks.d/crashcart-*.json",
-    f"{HOST_PROGRAMS}/runtime*",
+    f"{HOOK_RUNTIME}*",
 )
 HOOK_RULE_PREFIX = "start-hook:"  # of the rule of a profile of the start hook
 BOOT_RULES = f"{HOST_SETTINGS}/rules.json"

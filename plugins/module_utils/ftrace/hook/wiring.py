@@ -8,13 +8,14 @@ hooks. An older Docker has runtimes of a user's choice; each of ours is a wrappe
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
 from typing import Any, Sequence
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed.files import File
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM, HOST_PROGRAMS
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_PROGRAM, HOOK_RUNTIME
 
 CDI_FILE = "/etc/cdi/crashcart.fleet-trace.json"
 KIND = "crashcart.fleet/trace"
@@ -124,16 +125,12 @@ def make_wrappers(profiles: Sequence[str], real: Sequence[str], *, is_stub: bool
 
 def name_wrapper(runtime: str) -> str:
     """Return the path of the program of our runtime called RUNTIME."""
-    return f"{HOST_PROGRAMS}/runtime{runtime[len(RUNTIME) :]}"
+    return HOOK_RUNTIME + runtime[len(RUNTIME) :]
 
 
 def list_wrappers() -> list[str]:
     """Return the paths of all programs that make_wrappers has made on this host."""
-    try:
-        names = sorted(os.listdir(HOST_PROGRAMS))
-    except OSError:
-        return []
-    return [os.path.join(HOST_PROGRAMS, name) for name in names if name.split("-")[0] == "runtime"]
+    return sorted(glob.glob(f"{HOOK_RUNTIME}*"))
 
 
 def name_devices(profiles: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.pro
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.tracers import TracerRequest, check_request
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.syscall_names import SyscallNumbers
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import TraceError
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_RUNTIME_TITLE, TITLE_LENGTH
 
 SYS_ENTER = "raw_syscalls:sys_enter"
 SYS_EXIT = "raw_syscalls:sys_exit"
@@ -32,7 +33,8 @@ PROCESS_EVENTS = ("sched:sched_process_exec", _NEW_TASK, _RENAME, "syscalls:sys_
 # name tells how it was started: "exe" for /proc/self/exe, the number of a descriptor for /proc/self/fd/6 and for fexecve(3), and since
 # Linux 6.14 the file's own name for the latter.
 RUNTIME_NAMES = ("runc*", "crun")
-_OUTSIDE_NAMES = ("containerd-shim*", *RUNTIME_NAMES)
+# Docker's own runtime may be within one of ours.
+_OUTSIDE_NAMES = ("containerd-shim*", *RUNTIME_NAMES, HOOK_RUNTIME_TITLE[:TITLE_LENGTH])
 _COPY_NAMES = ("exe", "[0-9]", "[0-9][0-9]", "memfd:runc*", "memfd:crun*")
 _NAMES = re.compile("|".join(map(fnmatch.translate, (*_OUTSIDE_NAMES, *_COPY_NAMES))))
 

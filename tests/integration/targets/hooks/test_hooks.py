@@ -26,7 +26,8 @@ from ansible_collections.crashcart.fleet.tools.busybox_archive import make_archi
 
 IMAGE = "crashcart-test/busybox"
 FAILS = ("/bin/busybox", "cat", "/etc/nope")
-OTHERS = ("comm=runc", "comm=crun", "comm=conmon", "comm=containerd-shim")
+# Who makes an event is the first word of its line.
+OTHERS = re.compile(r"(^ *|comm=)(runc|crun|conmon|containerd-shim|crashcart-)")
 DEVICE = "crashcart.fleet/trace=startup"
 FOLDERS = ("/etc/cdi", "/usr/share/containers/oci/hooks.d", "/etc/crashcart", "/usr/libexec/crashcart")
 
@@ -106,11 +107,15 @@ def check_from_the_first_instruction(capture, program="/bin/busybox"):
     manifest = capture["manifest"]
     assert manifest["complete"], manifest["reasons"]
     assert manifest["has_run"]
-    text = host.run("trace-cmd", "report", capture["path"]).stdout
-    lines = [line for line in text.splitlines() if " [0" in line]
+    lines = list_lines(capture)
     assert f"sched_process_exec:   filename={program}" in lines[0], lines[:3]
     assert any("sys_exit" in line and line.endswith("= -2") for line in lines), lines
-    assert not [line for line in lines[1:] if any(other in line for other in OTHERS)]
+    assert not list(filter(OTHERS.search, lines[1:]))
+
+
+def list_lines(capture):
+    text = host.run("trace-cmd", "report", capture["path"]).stdout
+    return [line for line in text.splitlines() if " [0" in line]
 
 
 def read_troubles():
@@ -153,6 +158,21 @@ def test_docker_by_a_runtime(hook, tmp_path):
     assert (about["labels"], about["image"], about["runtime"]) == ({"tier": "front"}, IMAGE, "docker")
     check_from_the_first_instruction(captures["cc-hook-one"])
     check_from_the_first_instruction(captures["cc-hook-two"], "/bin/sh")
+
+
+def test_what_is_execed_by_our_runtime_is_recorded_and_nothing_of_the_runtime(hook, tmp_path):
+    hook()
+    name = "cc-hook-exec"
+    host.docker("run", "-d", "--network", "none", "--name", name, "--runtime", "crashcart", IMAGE, "/bin/sleep", "1000")
+    try:
+        time.sleep(host.seconds(1))  # until the shim is followed, too
+        for _time in range(3):
+            host.docker("exec", name, *FAILS, check=False)
+    finally:
+        host.docker("rm", "-f", name)
+    lines = list_lines(fetch(tmp_path)[name])
+    assert sum("sched_process_exec:   filename=/bin/busybox" in line for line in lines) == 3, lines
+    assert not list(filter(OTHERS.search, lines[1:]))
 
 
 @pytest.mark.parametrize("options", [("--device", DEVICE), ("--annotation", "crashcart.trace=startup")])

@@ -14,7 +14,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook.daemon_file import DaemonFile
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.installed import files
 
-OURS = {"crashcart": {"path": "/usr/libexec/crashcart/runtime"}}
+OURS = {"crashcart": {"path": "/usr/libexec/crashcart/crashcart-runtime"}}
 THEIRS = {"kata": {"path": "/usr/bin/kata"}}
 # Each has something that a JSON library would write differently.
 TEXTS = {

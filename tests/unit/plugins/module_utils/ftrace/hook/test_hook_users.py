@@ -83,7 +83,7 @@ def test_of_podman():
 @pytest.mark.parametrize(
     ("policy", "status", "error", "is_hindered"),
     [
-        ("always", "exited", "exec /usr/libexec/crashcart/runtime: no such file", True),
+        ("always", "exited", "exec /usr/libexec/crashcart/crashcart-runtime: no such file", True),
         ("always", "exited", "port is in use", False),
         ("always", "running", "x", False),
         ("no", "exited", "x", False),

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 import subprocess
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import wiring
-from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FILES
+from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.request.specification import is_runtimes
+from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FILES, TITLE_LENGTH
 
 CREATE = ["--root", "/run/x", "--log", "l", "create", "--bundle", "/b", "--pid-file", "/b/init.pid", "0123abc"]
 
@@ -43,6 +45,11 @@ def test_all_files_are_found_by_a_cleanup():
     made += wiring.make_wrappers(["startup", "more"], ["/usr/bin/runc"], is_stub=False).values()
     for file in made:
         assert [pattern for pattern in HOOK_FILES if fnmatch(file.path, pattern)], file.path
+
+
+def test_traces_leave_out_our_runtimes_by_the_name_that_the_kernel_gives_them():
+    for name in wiring.name_runtimes(["startup", "x"]):
+        assert is_runtimes(Path(wiring.name_wrapper(name)).name[:TITLE_LENGTH])
 
 
 def test_create_is_announced(run):

@@ -102,7 +102,7 @@ def test_with_followed_execs_every_event_leaves_out_the_runtime():
     assert set(settings.events) == set(plain.events)
     noise = settings.events["sched:sched_switch"]
     copies = ("exe", "[0-9]", "[0-9][0-9]", "memfd:runc*", "memfd:crun*")
-    for name in ("containerd-shim*", "runc*", "crun", *copies):
+    for name in ("containerd-shim*", "runc*", "crun", "crashcart-runti", *copies):
         assert f'"{name}"' in noise
     # But not the rename from "exe", as busybox's shell starts its applets, to "cat": it tells who "cat" is.
     rename = settings.events["task:task_rename"]
