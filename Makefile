@@ -120,8 +120,9 @@ package: setup ## Build the collection, install it elsewhere, and check it by Ga
 readme: setup ## Run the README's commands, and compare their output with the README's
 	tests/integration/with_engine.sh $(BUILD)/readme-engine env PYTHONPATH=$(COLLECTIONS) python $(CURDIR)/tests/readme.py
 
-fleet: setup ## Run the tests on three real hosts: Debian guests with their own kernels, engines and ssh
-	cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
+fleet: setup ## Run the tests on three real hosts: Debian guests with their own kernels, engines and ssh; with PARTS=3 a third of the files
+	$(if $(PARTS),part=$$(tests/part.sh $(PARTS)); echo "== files of tests of the fleet: $$part"; export CRASHCART_TESTS=$$part;) \
+	    cd tests/fleet && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini
 
 engines: setup ## Run the tests of three generations of engines: those of Debian 12, 13 and unstable, with their Pythons
 	cd tests/engines && PYTHONPATH=$(COLLECTIONS) python -m pytest -c pytest.ini $(if $(K),-k "$(K)")

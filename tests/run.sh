@@ -6,17 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # One of so many parts of the integration tests, another one with each commit; the beginning and the end of the output say which.
-parts=${PARTS:-6}
-[[ $parts =~ ^[1-9][0-9]*$ ]] || {
-    echo "PARTS=$parts is no number of parts: give one as in make test PARTS=3" >&2
-    exit 1
-}
-if [ "$(git rev-parse --is-shallow-repository 2>/dev/null)" = false ]; then
-    number=$(git rev-list --count HEAD)
-else # the commits cannot be counted
-    number=$((16#$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0)))
-fi
-export CRASHCART_TESTS=${CRASHCART_TESTS:-$((number % parts + 1))/$parts}
+CRASHCART_TESTS=${CRASHCART_TESTS:-$(tests/part.sh "${PARTS:-6}")}
+export CRASHCART_TESTS
 times=build/times
 log=build/beside.log
 mkdir -p build

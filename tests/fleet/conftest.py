@@ -26,9 +26,8 @@ import fleet
 import golden
 import processes
 from machine import seconds
-from support import matrix
+from support import matrix, parts
 
-pytest_runtest_logreport = matrix.pytest_runtest_logreport  # writes down what tests have shown
 NAMES = tuple(golden.CONTAINERS)
 NOISY = "shop-web"  # the container whose loop fails again and again
 CENSUS = (
@@ -69,6 +68,18 @@ def list_captures(folder: Path) -> list[dict[str, Any]]:
     """Return the captures in the playbooks' report on FOLDER."""
     captures: list[dict[str, Any]] = json.loads((folder / "report/summary.json").read_text())["captures"]
     return captures
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the files of the wanted part: a story's tests stay together."""
+    parts.select(config, items, lambda item: item.path.name)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write down what a test has shown, and print a failure at once: a run that is ended before its end has told why it took so long."""
+    matrix.pytest_runtest_logreport(report)
+    if report.failed:
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
 
 
 def pytest_configure() -> None:
@@ -161,6 +172,15 @@ class Run:
         assert lines and "stats" in lines[-1], self.output + errors
         self._results = [line for line in lines if "task" in line]
         self._recaps = [line["stats"] for line in lines if "stats" in line]
+
+    @property
+    def failures(self) -> list[tuple[str, str, str]]:
+        """Task, host and error of each result that is a failure, also where the play has gone on."""
+        return [
+            (one["task"], one["host"], str(one["result"].get("msg")))
+            for one in self._results
+            if one["result"].get("failed") or one["result"].get("unreachable")
+        ]
 
     def list_tasks(self) -> list[tuple[str, str]]:
         """Return task and host of each result in the order of arrival."""

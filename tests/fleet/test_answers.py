@@ -45,9 +45,9 @@ def start(host):
             host.run(f"nsenter -t {pid} -n ip route add {faults.UNREACHABLE} dev lo")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def faulty(hosts, installed):
-    """Containers with faults on all hosts, until the tests of this file have ended."""
+    """Containers with faults on all hosts during the test."""
     try:
         on_all(start, hosts)
         yield
@@ -61,18 +61,19 @@ def faulty(hosts, installed):
         )
 
 
-@pytest.mark.parametrize("way", ["eprobe", "kprobe"])
-def test_each_fault_is_named_on_each_host(faulty, way, tmp_path):
+def test_each_fault_is_named_on_each_host(faulty, tmp_path):
+    for way in ("eprobe", "kprobe"):
+        check_faults(way, tmp_path / way)
+
+
+def check_faults(way, folder):
+    """Trace all faults with paths by WAY, and check what the report in FOLDER says of each."""
     run = play(
-        "trace",
-        containers=["faulty-*"],
-        dest=str(tmp_path),
-        seconds=round(seconds(SECONDS)),
-        paths="true",
-        paths_by=way,
+        "trace", containers=["faulty-*"], dest=str(folder), seconds=round(seconds(SECONDS)), paths="true", paths_by=way
     )
+    assert run.failures == []
     lines = next(iter(run.find("Show the report").values()))["msg"][: faults_table.FIRST_LINES]
-    findings = json.loads((tmp_path / "report/findings.json").read_text())["findings"]
+    findings = json.loads((folder / "report/findings.json").read_text())["findings"]
     unnamed = []
     for host, libc in LIBCS.items():
         for fault in CHOSEN:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -34,10 +34,12 @@ def is_in(name: str, part: int, count: int) -> bool:
     return zlib.crc32(name.encode()) % count == part - 1
 
 
-def select(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the wanted part of ITEMS, and tell pytest of the others."""
+def select(
+    config: pytest.Config, items: list[pytest.Item], name: Callable[[pytest.Item], str] = lambda item: item.nodeid
+) -> None:
+    """Leave the wanted part of ITEMS, and tell pytest of the others. Those with the same NAME(item) are in the same part."""
     part, count = parse(os.environ.get(VARIABLE, ""))
-    left_out: Sequence[pytest.Item] = [item for item in items if not is_in(item.nodeid, part, count)]
+    left_out: Sequence[pytest.Item] = [item for item in items if not is_in(name(item), part, count)]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
