@@ -165,7 +165,10 @@ def test_what_the_options_of_the_command_mean_goes_to_the_runs_and_what_they_ask
         str(tmp_path / "password"),
     )
     said = schedule.play(*words, "-e", "team=shop", containers=["x"]).stdout
-    assert "No captures are removed: runs fail once less than crashcart_keep_free is free." in said and "Nobody answers" not in said
+    assert (
+        "No captures are removed: runs fail once less than crashcart_keep_free is free." in said
+        and "Nobody answers" not in said
+    )
     plan = json.loads((schedule.folder / "plan.json").read_text())
     assert plan["variables"]["team"] == "shop" and plan["variables"]["crashcart_containers"] == ["x"]
     found = {name: plan["environment"].get(f"ANSIBLE_{name}") for name in ("REMOTE_USER", "PRIVATE_KEY_FILE")}
