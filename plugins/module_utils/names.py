@@ -21,9 +21,7 @@ HOST_PROGRAMS = "/usr/libexec/crashcart"
 HOOK_POLICY = f"{HOST_SETTINGS}/start-hook.json"
 HOOK_PROGRAM = f"{HOST_PROGRAMS}/start-hook"
 HOOK_RUNTIME_TITLE = "crashcart-runtime"
-HOOK_RUNTIME = (
-    f"{HOST_PROGRAMS}/{HOOK_RUNTIME_TITLE}"  # of the first profile; those of the others are called HOOK_RUNTIME-PROFILE
-)
+HOOK_RUNTIME = f"{HOST_PROGRAMS}/{HOOK_RUNTIME_TITLE}"  # and HOOK_RUNTIME-PROFILE
 # Patterns of all files of the start hook, which hook/wiring.py makes.
 HOOK_FILES = (
     HOOK_POLICY,

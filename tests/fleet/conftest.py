@@ -175,11 +175,9 @@ class Run:
 
     @property
     def failures(self) -> list[tuple[str, str, str]]:
-        """Task, host and error of each result that is a failure, also where the play has gone on."""
+        """Task, host and error of each task that has failed, and of each host that could not be reached."""
         return [
-            (one["task"], one["host"], str(one["result"].get("msg")))
-            for one in self._results
-            if one["result"].get("failed") or one["result"].get("unreachable")
+            (one["task"], one["host"], str(one["result"].get("msg"))) for one in self._results if one["status"] != "ok"
         ]
 
     def list_tasks(self) -> list[tuple[str, str]]:
