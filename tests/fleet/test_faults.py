@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import processes
@@ -54,11 +55,14 @@ def slow_down(host):
 def wait_for_a_part(folder, host, process):
     """Wait until PROCESS has fetched a part of HOST's staged captures to FOLDER, and return the size of the whole transfer."""
     deadline = time.monotonic() + seconds(120)
-    while not measure_part(folder, host):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing comes"
-        time.sleep(0.02)
-    return int(host.run(f"stat -c %s {STAGED}"))
+    with ThreadPoolExecutor(1) as pool:
+        # A login may take longer than the transfer, so it comes first.
+        size = pool.submit(host.run, f"until stat -c %s {STAGED} 2>/dev/null; do sleep 0.2; done")
+        while not measure_part(folder, host):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "nothing comes"
+            time.sleep(0.02)
+        return int(size.result())
 
 
 def measure_part(folder, host):

@@ -18,7 +18,7 @@ from typing import Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 
-_START_S = (
+START_S = (
     300.0  # a start reads a hundred source files: half a second on a usual host, a minute on an emulated processor
 )
 _PAUSE_S = 0.05
@@ -56,7 +56,7 @@ def start_daemon(function: Callable[[int], None], is_running: Callable[[], bool]
         )
     finally:
         os.close(writer)
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + START_S
     try:
         while time.monotonic() < deadline:
             if select.select([reader], [], [], _PAUSE_S)[0]:

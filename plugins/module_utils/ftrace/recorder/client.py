@@ -20,7 +20,7 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder.pr
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import background
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux.tracing.tracefs import Instance
 
-_START_S = 300.0  # as for any process beside the module
+_START_S = background.START_S
 _END_S = 60.0
 _LOOK_S = 0.005
 NOBODY = "nobody watched the trace: no recorder looks after it; where the next fetch says so again, call ftrace_instance with state=started"

@@ -21,6 +21,7 @@ from support.fetching import fetch_here
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.hook import begin, notes, wiring
 from ansible_collections.crashcart.fleet.plugins.module_utils.ftrace.recorder import orders, recordings
+from ansible_collections.crashcart.fleet.plugins.module_utils.linux import processes
 from ansible_collections.crashcart.fleet.plugins.module_utils.names import HOOK_FOLDER, HOOK_POLICY, HOOK_PROGRAM
 from ansible_collections.crashcart.fleet.tools.busybox_archive import make_archive
 
@@ -165,7 +166,9 @@ def test_what_is_execed_by_our_runtime_is_recorded_and_nothing_of_the_runtime(ho
     name = "cc-hook-exec"
     host.docker("run", "-d", "--network", "none", "--name", name, "--runtime", "crashcart", IMAGE, "/bin/sleep", "1000")
     try:
-        time.sleep(host.seconds(1))  # until the shim is followed, too
+        shim = processes.read_parent(int(host.docker("inspect", "-f", "{{.State.Pid}}", name)))
+        followed = Path(host.TRACEFS, "instances", host.list_instances()[0], "set_event_pid")
+        host.wait_until(lambda: str(shim) in followed.read_text().split())
         for _time in range(3):
             host.docker("exec", name, *FAILS, check=False)
     finally:
