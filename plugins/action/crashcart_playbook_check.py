@@ -13,6 +13,7 @@ from ansible.utils.vars import load_extra_vars
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import (
     command_line,
     controller_needs,
+    playbook_values,
     playbook_variables,
 )
 
@@ -42,6 +43,7 @@ class ActionModule(ActionBase):
                 *playbook_variables.find_unknown(of_host),
                 *playbook_variables.find_dropped(of_host),
                 *playbook_variables.find_misshapen(of_host),
+                *playbook_values.find_wrong(of_host),
                 *playbook_variables.find_missing(of_host, needs),
             ):
                 problems.setdefault(problem, []).append(host)

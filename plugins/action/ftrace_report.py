@@ -10,22 +10,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError, explain
-from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs
+from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, report_runner
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import selection
 
-ARGUMENTS = {
-    "src": {"type": "path"},
-    "captures": {"type": "list", "elements": "path"},
-    "dest": {"type": "path", "required": True},
-    "formats": {"type": "list", "elements": "str", "choices": ["json", "text"], "default": ["json", "text"]},
-    "min_latency": {"type": "str"},
-    "fail_on": {"type": "list", "elements": "str", "default": []},
-    "since": {"type": "str"},
-    "until": {"type": "str"},
-    "hosts": {"type": "list", "elements": "str", "default": []},
-    "containers": {"type": "list", "elements": "str", "default": []},
-    "runs": {"type": "list", "elements": "str", "default": []},
-}
 REQUIRED_ONE_OF = [("src", "captures")]
 
 
@@ -39,7 +26,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Make the report on the controller, and return the process's result."""
         super().run(tmp, task_vars)
-        _found, arguments = self.validate_argument_spec(ARGUMENTS, required_one_of=REQUIRED_ONE_OF)
+        _found, arguments = self.validate_argument_spec(report_runner.ARGUMENTS, required_one_of=REQUIRED_ONE_OF)
         missing = controller_needs.find_missing_packages(["report"])
         if missing:
             raise AnsibleActionFail("; ".join(missing))

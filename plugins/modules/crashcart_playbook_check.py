@@ -14,6 +14,7 @@ short_description: Check the variables of a playbook before it changes anything
 description:
   - Checks the variables whose names begin with C(crashcart_), of all hosts of the play, for the collection's playbooks. A variable that no
     playbook has is an error that suggests the nearest name. Words of an C(-e) option that Ansible has dropped are an error, too.
+  - Checks the values for a trace and its report, as far as this needs no host. A profile that does not exist is an error, for example.
   - Checks that the controller has what the playbook needs.
   - Lists all problems at once. Use it with C(run_once=true), so that a problem of one host stops the play before any host is changed.
 version_added: 0.1.0

@@ -15,6 +15,20 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.compiled_cache import COLLECTION, has_code, open_cache
 
+# The options of ftrace_report, with their types.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "src": {"type": "path"},
+    "captures": {"type": "list", "elements": "path"},
+    "dest": {"type": "path", "required": True},
+    "formats": {"type": "list", "elements": "str", "choices": ["json", "text"], "default": ["json", "text"]},
+    "min_latency": {"type": "str"},
+    "fail_on": {"type": "list", "elements": "str", "default": []},
+    "since": {"type": "str"},
+    "until": {"type": "str"},
+    "hosts": {"type": "list", "elements": "str", "default": []},
+    "containers": {"type": "list", "elements": "str", "default": []},
+    "runs": {"type": "list", "elements": "str", "default": []},
+}
 # Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names. Its bytecode
 # is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed. What is
 # imported stays, so nothing looks through it for garbage.

@@ -125,14 +125,15 @@ SELECTING = {"attach": {}, "exec": {"argv": ["true"]}, "detach": {}, "trace": {}
 
 
 @pytest.mark.parametrize("name", PLAYBOOKS)
-def test_a_variable_that_no_playbook_knows_changes_nothing(container, name, tmp_path):
+def test_a_variable_that_no_playbook_knows_and_a_wrong_value_change_nothing(container, name, tmp_path):
     running = container(*LOOP)
     before = host.read_host_state()
     known = {"containers": running, "argv": ["true"], "image_src": host.DEFAULT_IMAGE, "dest": str(tmp_path)}
-    done = host.playbook(name, check=False, container="x", **known)
+    done = host.playbook(name, check=False, container="x", fail_on="critcal", **known)
     assert done.returncode != 0
     text = " ".join((done.stdout + done.stderr).split())
     assert "no playbook has a variable crashcart_container: crashcart_containers may be meant" in text
+    assert "crashcart_fail_on: no rule is called 'critcal': critical may be meant" in text
     assert host.read_host_state() == before
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.crashcart.fleet.plugins.action import ftrace_report as action
 from ansible_collections.crashcart.fleet.plugins.modules import ftrace_report
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import (
     compiled_cache,
@@ -351,7 +350,7 @@ def test_the_arguments_of_the_action_are_those_that_are_documented():
     options = yaml.safe_load(ftrace_report.DOCUMENTATION)["options"]
     keys = ("type", "elements", "choices", "required", "default")
     documented = {name: {key: option[key] for key in keys if key in option} for name, option in options.items()}
-    assert documented == action.ARGUMENTS
+    assert documented == report_runner.ARGUMENTS
 
 
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
