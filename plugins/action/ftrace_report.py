@@ -13,8 +13,6 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import controller_needs, report_runner
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store import selection
 
-REQUIRED_ONE_OF = [("src", "captures")]
-
 
 class ActionModule(ActionBase):
     """The action ftrace_report."""
@@ -26,7 +24,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Make the report on the controller, and return the process's result."""
         super().run(tmp, task_vars)
-        _found, arguments = self.validate_argument_spec(report_runner.ARGUMENTS, required_one_of=REQUIRED_ONE_OF)
+        _found, arguments = self.validate_argument_spec(
+            report_runner.ARGUMENTS, required_one_of=report_runner.REQUIRED_ONE_OF
+        )
         missing = controller_needs.find_missing_packages(["report"])
         if missing:
             raise AnsibleActionFail("; ".join(missing))

@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "containers": {"type": "list", "elements": "str", "default": []},
     "runs": {"type": "list", "elements": "str", "default": []},
 }
+REQUIRED_ONE_OF = [("src", "captures")]
 # Only this collection is there, wherever its folder is, and whatever another folder of Python's path holds under the same names. Its bytecode
 # is kept beside the compiled code: its own folder is often not writable. numba's and numpy's was written when they were installed. What is
 # imported stays, so nothing looks through it for garbage.

@@ -86,34 +86,15 @@ def call_module(module: str, /, *, check_mode: bool = False, diff: bool = False,
 
 
 def _report(arguments: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Return the result of the action ftrace_report. It is imported in a child: with actions, Ansible treats warnings of modules otherwise."""
-    with tempfile.TemporaryFile("w+") as file:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                json.dump(_run_report(arguments, check_mode), file)
-                file.flush()
-                status = 0
-            except Exception:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        _pid, status = os.waitpid(pid, 0)
-        assert status == 0, "the action ftrace_report did not run: see the traceback above"
-        result: dict[str, Any] = json.loads(_read(file))
+    """Return the result of the action ftrace_report."""
+    # The action itself is not imported: with actions, Ansible treats warnings of modules otherwise.
+    runner = importlib.import_module(f"{COLLECTION}.plugins.plugin_utils.report_runner")
+    checked = ArgumentSpecValidator(runner.ARGUMENTS, required_one_of=runner.REQUIRED_ONE_OF).validate(arguments)
+    if checked.error_messages:
+        raise ModuleFailed({"failed": True, "msg": "; ".join(checked.error_messages)})
+    result: dict[str, Any] = runner.run({**checked.validated_parameters, "check_mode": check_mode}, os.getcwd())
     if result.get("failed"):
         raise ModuleFailed(result)
-    return result
-
-
-def _run_report(arguments: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    action = importlib.import_module(f"{COLLECTION}.plugins.action.ftrace_report")
-    runner = importlib.import_module(f"{COLLECTION}.plugins.plugin_utils.report_runner")
-    checked = ArgumentSpecValidator(action.ARGUMENTS, required_one_of=action.REQUIRED_ONE_OF).validate(arguments)
-    if checked.error_messages:
-        return {"failed": True, "msg": "; ".join(checked.error_messages)}
-    result: dict[str, Any] = runner.run({**checked.validated_parameters, "check_mode": check_mode}, os.getcwd())
     return result
 
 
