@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import Any
 
 from ansible import context
@@ -38,7 +39,8 @@ class ActionModule(ActionBase):
         of_play = {name: value for name, value in variables.items() if name not in own}
         problems: dict[str, list[str]] = {}  # problem → hosts that have it
         for host in variables["ansible_play_hosts_all"]:
-            of_host = {**of_play, **variables["hostvars"][host]}
+            # It looks only at what is asked for: another variable may be a template that needs the host's facts.
+            of_host = ChainMap(variables["hostvars"][host], of_play)
             for problem in (
                 *playbook_variables.find_unknown(of_host),
                 *playbook_variables.find_dropped(of_host),
@@ -68,4 +70,4 @@ class ActionModule(ActionBase):
         return str(self._templar.template(given)) if given else "traces"
 
 
-_NEEDS = ("containers", "command", "report", "build", "cron", "terminal")
+_NEEDS = ("containers", "command", "report", "report_packages", "build", "cron", "terminal")

@@ -47,11 +47,11 @@ options:
     description:
       - What else the playbook needs.
       - V(containers) checks that containers are selected, V(command) that there is a command to run, V(report) and V(build) that the
-        controller can make reports and build images, V(cron) that it reads the fields of cron,
-        V(terminal) that Ansible was started at a terminal.
+        controller can make reports and build images, V(report_packages) that it has what reports need, wherever they go,
+        V(cron) that it reads the fields of cron, V(terminal) that Ansible was started at a terminal.
     type: list
     elements: str
-    choices: [containers, command, report, build, cron, terminal]
+    choices: [containers, command, report, report_packages, build, cron, terminal]
     default: []
 seealso:
   - module: crashcart.fleet.crashcart_host_check

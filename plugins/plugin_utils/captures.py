@@ -40,11 +40,12 @@ _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z)", re.IGNOR
 
 
 def make_file_name(text: str) -> str:
-    """Return TEXT as the name of a file, also on Windows: it cannot lead to another folder, and has 200 characters at most."""
+    """Return TEXT as the name of a file, also on Windows: it cannot lead to another folder, is not hidden, and has 200 characters at most."""
     name = _UNFIT.sub("_", text)
     kept = name.rstrip(".")
     name = kept + "_" * (len(name) - len(kept))
-    if not name or _DEVICE.match(name):
+    # Names of our own files in a store begin with a dot.
+    if not name or name.startswith(".") or _DEVICE.match(name):
         name = "_" + name
     if len(name) > _MAX_NAME:
         name = name[: _MAX_NAME - 17] + "-" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -16,6 +16,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import No
 # Need → Python's modules and their packages, as in requirements.txt.
 _MODULES = {
     "report": {"numba": "numba", "numpy": "numpy"},
+    "report_packages": {"numba": "numba", "numpy": "numpy"},
     "build": {"elftools": "pyelftools"},
     "cron": {"cronsim": "cronsim"},
 }
@@ -31,9 +32,10 @@ _PROGRAMS = {
 
 
 def find_missing(needs: Iterable[str], dest: str) -> list[str]:
-    """Return a sentence with the next step for each thing that this machine lacks for NEEDS: report, build, cron or terminal.
+    """Return a sentence with the next step for each thing that this machine lacks for NEEDS.
 
-    Other needs are ignored. DEST is the folder for a report and its captures.
+    These are report, report_packages, build, cron and terminal; others are ignored. DEST is the folder for a report and its captures, which
+    report_packages does not look at.
     """
     needs = tuple(needs)
     found = []

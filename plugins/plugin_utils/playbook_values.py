@@ -25,6 +25,7 @@ _SPECIFICATION: dict[str, dict[str, Any]] = {
     **FORMAT_ARGUMENTS,
     **{name: report_runner.ARGUMENTS[name] for name in _OF_REPORT},
     "seconds": {"type": "float"},
+    "host_timeout": {"type": "int"},
 }
 
 

@@ -37,7 +37,8 @@ class Run:
     RUN: its id, by which the catalogue knows it. OUTCOME, STATUS: one of STATUSES, and the exit status for it. MESSAGE: the reason.
     HOSTS: the hosts by name. MISSED: times since the run before at which the schedule was due and did not run, the latest of MISSED_COUNT.
     MISSED_TOTAL: missed runs since the schedule was set up. LAST_SUCCESS: when a run without missing hosts has ended, 0.0 for never.
-    LOG: the file with what the run has printed.
+    LOG: the file with what the run has printed. DUE_SINCE: None, or where a signal, as a shutdown's, has cut the run off, the
+    time since which nothing was made up for.
     """
 
     schedule: str
@@ -53,6 +54,7 @@ class Run:
     missed_total: int = 0
     last_success: float = 0.0
     log: str = ""
+    due_since: float | None = None
 
     def end(self, outcome: str, message: str, now: float) -> None:
         """Note that the run has ended NOW with OUTCOME, for the reason MESSAGE."""

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from ansible_collections.crashcart.fleet.plugins.module_utils.containers.asking import find_account
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape, escape_lines
-from ansible_collections.crashcart.fleet.plugins.module_utils.units import parse_seconds
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.controller_needs import find_obstacle
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule import outcome
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.schedule.due import list_due
@@ -102,8 +101,11 @@ def check(plan: Plan) -> int:
         raise FleetError(f"{plan.command} cannot be run: install ansible-core beside this Python ({sys.executable})")
     _read_limits(plan)
     for name in ("crashcart_seconds", "crashcart_host_timeout"):
-        taken = plan.given.get(name)
-        if taken and (parse_seconds(str(taken), name) or 0) >= plan.time_limit_s:
+        try:
+            taken = float(plan.given.get(name) or 0)
+        except (TypeError, ValueError):
+            continue  # the playbook has told it
+        if taken >= plan.time_limit_s:
             raise FleetError(
                 f"{name}: a run ends after {plan.time_limit} (crashcart_time_limit), before that: give less, or a longer limit"
             )
@@ -197,7 +199,8 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
     with _hold(plan.state, f"another run of the schedule {plan.name} goes on", 0) as own:
         last = outcome.read_record(plan.state)
         began = time.time()
-        missed = _list_missed(plan, last, began, only_missed=only_missed)
+        since = _read_number(last, "began" if last.get("due_since") is None else "due_since")
+        missed = _list_missed(plan, since, began, only_missed=only_missed)
         if only_missed and not missed:
             return outcome.STATUSES[outcome.SUCCESS]
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
@@ -207,23 +210,26 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
         found.last_success = _read_number(last, "last_success")
         deadline = time.monotonic() + plan.time_limit_s
         try:
+            Path(found.log).unlink(missing_ok=True)  # that of another run, where this one does not come to play
             os.makedirs(plan.store, exist_ok=True)
             busy = f"another run on {plan.store} has gone on for {plan.time_limit_s:g} s"
             with _hold(plan.store, busy, plan.time_limit_s) as store:
-                with suppress(FleetError):  # the playbook says it, too
-                    # A run, too, writes files, and on the store's disk there may be no room for these.
-                    update.check(update.Request(plan.store, limits=_read_limits(plan), session=found.run))
+                _make_room(plan, found)
                 player = Player(plan, found, deadline, (own, store))
                 problem = player.play()
                 until = time.monotonic() + _CATCH_UP_S
                 while only_missed and _may_reach_them_soon(found, until):
+                    before = dict(found.hosts)
                     found.hosts.clear()
                     problem = player.play()
+                    found.hosts.update(before if not found.hosts else {})  # the time was over before it knew one
             found.end(*outcome.judge(found.hosts, problem), time.time())
         except BusyError as error:
             found.end(outcome.SKIPPED, str(error), time.time())
         except (FleetError, OSError, Ended) as error:
             found.end(outcome.FAILURE, _tell(error), time.time())
+            if isinstance(error, Ended):  # the next boot makes up for it
+                found.due_since = since
         finally:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
@@ -231,6 +237,13 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
                 found.end(outcome.FAILURE, "an error that nobody has foreseen has ended the run", time.time())
             _publish(plan, found)
     return found.status
+
+
+def _make_room(plan: Plan, found: Run) -> None:
+    """Apply retention where the store of PLAN has too little room: a run, too, writes files, and on that disk there may be none for these."""
+    with suppress(FleetError):  # the playbook says it, too
+        made = update.check(update.Request(plan.store, limits=_read_limits(plan), session=found.run))
+        _print(sys.stdout, [*made.get("warnings", []), *(made["lines"] if made["removed"] else [])])
 
 
 def _check_owner(plan: Plan) -> None:
@@ -296,12 +309,11 @@ def _read_number(last: dict[str, Any], name: str) -> float:
     return 0.0
 
 
-def _list_missed(plan: Plan, last: dict[str, Any], now: float, *, only_missed: bool) -> list[float]:
-    """Return the times since the LAST run at which PLAN was due and did not run.
+def _list_missed(plan: Plan, since: float, now: float, *, only_missed: bool) -> list[float]:
+    """Return the times after SINCE at which PLAN was due and did not run.
 
     NOW is the time of this run, which may be on time itself, unless it is there for those that were missed (ONLY_MISSED).
     """
-    since = _read_number(last, "began")
     if since >= now:
         return []
     # Before it was written, the schedule may have had other times.

@@ -32,6 +32,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database imp
     unpack_path,
 )
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record, make_record
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import DAY_NS
 
 GONE = "gone"  # why a capture is removed whose file somebody else has removed
 _COLUMNS = tuple(one.name for one in fields(Record))
@@ -168,10 +169,18 @@ class Catalogue:
         (latest,) = self._connection.execute("SELECT max(added_ns) FROM captures").fetchone()
         return int(latest or 0)
 
-    def note_update(self, now_ns: int, session: str | None = None) -> None:
-        """Note an update of SESSION at NOW_NS. Where captures came later than that, the clock was ahead then, and they count as new."""
+    def note_update(self, now_ns: int, session: str | None = None, new_from_ns: int | None = None) -> None:
+        """Note an update of SESSION at NOW_NS. Captures that have come at NEW_FROM_NS or later count as new, since the clock is in doubt.
+
+        So do those that came a day or more later than now, for the clock was ahead then. After a shorter step back they stay as they are,
+        and are right once the clock is.
+        """
         with self.transaction():
-            self._connection.execute("UPDATE captures SET added_ns = ? WHERE added_ns > ?", [now_ns, now_ns])
+            self._connection.execute("UPDATE captures SET added_ns = ? WHERE added_ns > ?", [now_ns, now_ns + DAY_NS])
+            if new_from_ns is not None:
+                self._connection.execute(
+                    "UPDATE captures SET added_ns = ? WHERE added_ns BETWEEN ? AND ?", [now_ns, new_from_ns, now_ns]
+                )
             self._connection.execute(
                 "INSERT INTO updates (at_ns, session) VALUES (?, ?) ON CONFLICT (session) DO UPDATE SET at_ns = excluded.at_ns",
                 [now_ns, session],

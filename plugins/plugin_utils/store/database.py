@@ -111,12 +111,12 @@ def list_removed(store: str, folder: str) -> list[str]:
     if not os.path.lexists(path):
         return []
     query = "SELECT path FROM captures WHERE path > ? AND path < ? AND removed_ns IS NOT NULL"
-    try:
-        with closing(_connect(f"file:{_quote(path)}?mode=ro")) as connection:
+    # After a killed process only who may write the file can read it: SQLite first takes back what that process had begun.
+    for mode in ("rw", "ro"):
+        with suppress(sqlite3.Error), closing(_connect(f"file:{_quote(path)}?mode={mode}")) as connection:
             # The character after the slash ends the range of paths that begin with it.
             return [unpack_path(found) for (found,) in connection.execute(query, [f"{folder}/", f"{folder}0"])]
-    except sqlite3.Error:
-        return []
+    return []
 
 
 @contextmanager

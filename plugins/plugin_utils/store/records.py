@@ -28,6 +28,7 @@ class Record:
     """A capture, as the catalogue has it.
 
     PATH: its path, relative to the store. HOST, CONTAINER: their names in the manifest. CONTAINER_ID, RUNTIME, IMAGE: None where unknown.
+    RUNTIME names the user of the host as well, where the container is not root's.
     BEGIN_NS, END_NS: its time by the host's clock, in nanoseconds since the epoch.
     COMPLETE, LOST, ENTRIES: what the manifest says; None where it says nothing. BYTES: of all its files. SHA256: of its trace.
     RUN: the run that brought it, or None. ADDED_NS: when it came into the store, by the controller's clock.
@@ -48,6 +49,11 @@ class Record:
     sha256: str | None
     run: str | None = None
     added_ns: int = 0
+
+    @property
+    def of_container(self) -> tuple[str, str | None, str]:
+        """The container's identity among all hosts: another engine of the host, or another user's, may have one of the same name."""
+        return self.host, self.runtime, self.container
 
     @property
     def aged_from_ns(self) -> int:
@@ -77,7 +83,7 @@ def make_record(path: str, manifest: Mapping[str, Any], size: int, now_ns: int) 
         host=host,
         container=name,
         container_id=_text(container.get("id")),
-        runtime=_text(container.get("runtime")),
+        runtime=_name_runtime(container),
         image=_text(container.get("image")),
         begin_ns=begin_ns,
         end_ns=end_ns,
@@ -87,6 +93,11 @@ def make_record(path: str, manifest: Mapping[str, Any], size: int, now_ns: int) 
         bytes=size,
         sha256=digest if isinstance(digest, str) and _SHA256.match(digest) else None,
     )
+
+
+def _name_runtime(container: Mapping[str, Any]) -> str | None:
+    runtime, owner = _text(container.get("runtime")), _count(container.get("owner_uid"))
+    return runtime if runtime is None or owner is None else f"{runtime} of user {owner}"
 
 
 def find_times(path: str, manifest: Mapping[str, Any], now_ns: int) -> tuple[int, int]:

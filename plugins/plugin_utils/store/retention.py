@@ -6,7 +6,7 @@
 - Nothing that came into the store less than a day ago is removed, whatever the limits are.
 - A capture's age is counted from its end by the manifest, but no later than from when it came into the store.
 - The oldest that may be removed go first, until a limit is kept.
-- Where the controller's clock was set back, or has jumped, nothing is removed.
+- Where the controller's clock was set back, or may have jumped, nothing is removed, and what came within the day before counts as new.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ansible_collections.crashcart.fleet.plugins.module_utils.errors import Flee
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time, parse_bytes, parse_seconds
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import SECOND_NS, Record
 
-DAY_NS = 86400 * SECOND_NS
+HOUR_NS = 3600 * SECOND_NS
+DAY_NS = 24 * HOUR_NS
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def _parse_size(text: str, option: str) -> int:
 def find_clock_problem(now_ns: int, times: Sequence[int], latest_ns: int = 0) -> str | None:
     """Return why the controller's clock, which says NOW_NS, is not to be trusted with removals, or None.
 
-    TIMES are those of earlier updates, in the order in which they were noted. LATEST_NS is when the last capture came.
+    TIMES are those of earlier updates, in the order in which they were noted. LATEST_NS is when the last capture came. Once the clock was
+    set back, a gap of less than a day counts, too: by that it may have been set right again.
     """
     last = max(times[-1] if times else 0, latest_ns)
     if now_ns < last:
@@ -90,29 +92,34 @@ def find_clock_problem(now_ns: int, times: Sequence[int], latest_ns: int = 0) ->
         return None
     gap = now_ns - times[-1]
     before = times[-1] - times[-2] if len(times) > 1 else 0
-    if gap > DAY_NS and gap > 2 * before:
+    was_set_back = any(later < earlier for earlier, later in zip(times, times[1:]))
+    if gap > 2 * before and (gap > DAY_NS or was_set_back):
         known = (
             "more than twice the time between the two runs before"
-            if before
+            if before > 0
             else "and nothing tells whether that is usual"
         )
-        return f"the last run was {gap / DAY_NS:.1f} days ago, {known}, so the controller's clock may have jumped: nothing is removed this time"
+        ago = f"{gap / DAY_NS:.1f} days" if gap > DAY_NS else f"{gap / HOUR_NS:.1f} hours"
+        return (
+            f"the last run was {ago} ago, {known}, so the controller's clock may have jumped: nothing is removed this time;"
+            " if the clock is right, the next run removes again"
+        )
     return None
 
 
 def choose(records: Iterable[Record], limits: Limits, now_ns: int) -> dict[str, str]:
     """Return path → why for those of RECORDS, the captures of a store, that are to be removed at NOW_NS by LIMITS, the oldest first."""
     ordered = sorted(records, key=lambda record: (record.aged_from_ns, record.added_ns, record.path))
-    newest = {(record.host, record.container): record.path for record in ordered}
+    newest = {record.of_container: record.path for record in ordered}
     kept = set(newest.values()) | {record.path for record in ordered if now_ns - record.added_ns < DAY_NS}
     chosen: dict[str, str] = {}
     if limits.age_ns is not None:
         for record in ordered:
             if record.path not in kept and now_ns - record.aged_from_ns > limits.age_ns:
                 chosen[record.path] = limits.explain("keep_age")
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str | None, str], list[Record]] = {}
     for record in ordered:
-        groups.setdefault((record.host, record.container), []).append(record)
+        groups.setdefault(record.of_container, []).append(record)
     for group in groups.values():
         if limits.count is not None:
             _choose_until(group, lambda _record: 1, limits.count, limits.explain("keep_count"), chosen, kept)

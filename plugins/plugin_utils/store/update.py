@@ -23,6 +23,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database imp
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.removal import remove_captures
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import (
+    DAY_NS,
     Limits,
     choose,
     find_clock_problem,
@@ -192,7 +193,7 @@ def _sync(catalogue: Catalogue, request: Request) -> tuple[Found, list[Record], 
     times, latest = catalogue.list_times(request.session), catalogue.find_latest()
     found = catalogue.sync(request.run, _find_own(request))
     there = catalogue.list_there()
-    clock = find_clock_problem(found.now_ns, times, latest) if request.limits.are_set else None
+    clock = find_clock_problem(found.now_ns, times, latest)
     return found, there, clock, {} if clock else _choose(there, request.limits, found)
 
 
@@ -201,10 +202,13 @@ def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=request.check_mode) as catalogue:
         with catalogue.transaction():
+            times = catalogue.list_times(request.session)
             found, there, clock, chosen = _sync(catalogue, request)
+            # By the last time that is not in doubt these came within a day.
+            new_from_ns = times[-1] - DAY_NS if clock and times else None
             findings = _note_findings(catalogue, request.findings, found)
             catalogue.plan_removal(chosen)
-            catalogue.note_update(found.now_ns, request.session)
+            catalogue.note_update(found.now_ns, request.session, new_from_ns)
             catalogue.forget()
         removed = {**found.unfinished, **chosen}
         unremoved: dict[str, str] = {}
@@ -224,7 +228,11 @@ def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
         "freed": sum(record.bytes for record in there) - sum(record.bytes for record in kept),
         "problems": list(found.problems.values()),
     }
-    return {**result, "lines": make_lines(result, request.limits, clock), "warnings": warnings}
+    return {
+        **result,
+        "lines": make_lines(result, request.limits, clock if request.limits.are_set else None),
+        "warnings": warnings,
+    }
 
 
 def _find_own(request: Request) -> set[str] | None:

@@ -45,7 +45,10 @@ _KNOWN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _PYTHON = re.compile(r"(?:/__init__)?(?:\.abi3|\.cpython-[\w-]+)?\.(?:py|pyc|so)\Z|module\.so\Z")
+_LIBRARY = re.compile(r".*\.so(?:\.[\d.]+)?\Z", re.DOTALL)
+_NOT_LOADED = 127  # the status with which ld.so ends a program that lacks a library
 _NODE = re.compile(r"(?:/index)?\.(?:js|json|node|mjs|cjs)\Z")
+_NO_FAILURES = (0, 130, 143)  # the last two are of programs that were told to end, by SIGINT or SIGTERM
 _TAIL_NS = 200_000_000  # between a failure and the end of the process that it may have ended
 _MIN_TRIES = 3  # of one process, to say that it asks again and again
 _MIN_SPAN_NS = 1_000_000_000
@@ -89,6 +92,8 @@ class Attempts:
         if cell.object is None:
             return self.find_last(cell) > cell.last_ns
         path = cell.object.text
+        if _LIBRARY.match(path) and self.find_end(cell) == _NOT_LOADED:
+            return (cell.who.pid, os.path.basename(path)) in self._names
         if _KNOWN.match(path) or path in self._changed or self._found.get(path, NEVER) >= cell.last_ns:
             return True
         name = os.path.basename(path)
@@ -109,13 +114,23 @@ class Attempts:
     def find_end(self, cell: Cell) -> int | None:
         """Return the status with which the program of CELL ended soon after the last failure; None if it did not, or without an error."""
         process = self._processes.get(cell.who.pid)
-        if process is None or not process.status or not 0 <= process.end_ns - cell.last_ns < _TAIL_NS:
+        if (
+            process is None
+            or process.status is None
+            or process.status in _NO_FAILURES
+            or not 0 <= process.end_ns - cell.last_ns < _TAIL_NS
+        ):
             return None
         return process.status if process.program == cell.who.program else None
 
     def has_ended_it(self, cell: Cell) -> bool:
         """Return True if the program of CELL ended by itself with an error soon after the last failure."""
         return self.find_end(cell) is not None
+
+    def has_ended_well(self, cell: Cell) -> bool:
+        """Return True if the program of CELL ended by itself without an error soon after the last failure."""
+        process = self._processes.get(cell.who.pid)
+        return process is not None and process.status == 0 and 0 <= process.end_ns - cell.last_ns < _TAIL_NS
 
     def list_minded(self, cells: Sequence[Cell], explained: Collection[int]) -> list[Cell]:
         """Return those of CELLS, paths that were not found, which their programs cannot do without: they ended, or ask again and again.

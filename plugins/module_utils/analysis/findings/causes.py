@@ -187,9 +187,12 @@ def find_rule(cell: Cell) -> str | None:
     if _is_limit(cell.call, error):
         return "limits"
     if cell.call == "connect" or (cell.call in TRANSFERS and _is_remote(cell) and error in CONNECTION_ERRORS):
-        return "connections" if error in CONNECTION_ERRORS | {"ENOENT"} else None
+        # A UNIX server whose queue is full says EAGAIN.
+        is_full = error == "EAGAIN" and cell.object is not None and cell.object.text.startswith("unix")
+        return "connections" if error in CONNECTION_ERRORS | {"ENOENT"} or is_full else None
     is_refused = error in ("EPERM", "EACCES")
-    if error in _QUIET.get(cell.call, _ANSWERS) or error in _ANSWERS or (is_refused and cell.call in _PROBES):
+    is_answer = error in _ANSWERS and (cell.call, error) != ("bind", "EADDRNOTAVAIL")
+    if error in _QUIET.get(cell.call, ()) or is_answer or (is_refused and cell.call in _PROBES):
         return None
     own = None if cell.call in EXECS else "failures"
     return "denied" if is_refused and find_right(cell) is not None else own

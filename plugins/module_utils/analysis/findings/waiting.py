@@ -134,6 +134,8 @@ class Judge:
             return False
         command = call.args[1] & _FUTEX_COMMAND
         value = call.args[2] & 0xFFFFFFFF
+        if value & 0x7FFFFFFF in (0, 0x7FFFFFFF):
+            return command in _FUTEX_LOCKS  # no thread has such a number: it is musl's semaphore
         return command in _FUTEX_LOCKS or (
             command == _FUTEX_WAIT and (value == _CONTENDED or bool(value & _HAS_WAITERS))
         )
@@ -191,7 +193,9 @@ class Judge:
             return self._judge_pipe(call, thing)
         is_asked = self._has_asked(call, thing)
         wait = None
-        if thing.kind == "path" and not thing.text.startswith(_DEVICES):
+        # Of a FIFO that another process has open data may come.
+        is_fed = bool(self._holdings.list_holders(thing.text) - {call.who.pid})
+        if thing.kind == "path" and not thing.text.startswith(_DEVICES) and not is_fed:
             wait = self._make("for data of {object}", thing, _SEVERITY_IDLE_PEER, self._long_ns)
         elif thing.kind == "socket" and is_asked and thing.text.startswith("unix"):
             wait = self._make("for an answer at a UNIX socket", thing, _SEVERITY_PEER, self._long_ns)

@@ -40,13 +40,14 @@ def list_captures(folder):
 
 def test_recordings_of_containers_come_home_by_a_schedule(container, schedule, tmp_path):
     name = container("busybox", *LOOP)
-    shown = schedule.play("--check", "--diff", containers=[name])
-    assert "+* * * * * root " in shown.stdout and f'"crashcart_containers": ["{name}"]' in " ".join(
+    wanted = {"containers": [name], "cron": "17 3 1 1 *"}  # no run is due in this test
+    shown = schedule.play("--check", "--diff", **wanted)
+    assert "+17 3 1 1 * root " in shown.stdout and f'"crashcart_containers": ["{name}"]' in " ".join(
         shown.stdout.replace("+", "").split()
     ).replace("[ ", "[").replace(" ]", "]")
     assert not schedule.crontab.exists() and not schedule.folder.exists()
-    schedule.play(containers=[name])
-    assert "changed=0" in schedule.play(containers=[name]).stdout
+    schedule.play(**wanted)
+    assert "changed=0" in schedule.play(**wanted).stdout
 
     first = schedule.run()
     assert first.returncode == 0, first.stdout + first.stderr
@@ -206,13 +207,28 @@ def test_metrics_do_not_stay_where_they_were_before(schedule, tmp_path):
     assert not metrics.exists()
 
 
+@pytest.mark.parametrize("text", ["", '{"textfile": "', '{"textfile": 7, "store": "/x"', "\udcff"])
+def test_a_damaged_plan_is_written_anew_and_taken_away(schedule, text):
+    schedule.play(containers=["x"])
+    plan = schedule.folder / "plan.json"
+    for make_good in (True, False):
+        plan.write_text(text, errors="surrogateescape")
+        if make_good:
+            schedule.play(containers=["x"])
+            assert json.loads(plan.read_text())["name"] == NAME
+    schedule.take_away()
+    assert not schedule.folder.exists()
+
+
 def test_the_inventory_says_which_containers_and_more_than_the_schedules_defaults(schedule, tmp_path):
     inventory = tmp_path / "inventory.yml"
     here = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    told = {"crashcart_containers": "nonesuch-*", "crashcart_ttl": "soon", "crashcart_allow_empty": True}
+    told = {"crashcart_containers": "nonesuch-*", "crashcart_ttl": "3h", "crashcart_allow_empty": True}
     inventory.write_text(json.dumps({"all": {"hosts": {"localhost": here}, "vars": told}}))
     schedule.play("-i", str(inventory))
+    told["crashcart_ttl"] = "soon"
+    inventory.write_text(json.dumps({"all": {"hosts": {"localhost": here}, "vars": told}}))
     done = schedule.run()
-    assert done.returncode == 1 and "ttl: 'soon' is not a time" in done.stdout
+    assert done.returncode == 1 and "crashcart_ttl: 'soon' is not a time" in done.stdout
     schedule.play("-i", str(inventory), ttl="2h")
     assert schedule.run().returncode == 0

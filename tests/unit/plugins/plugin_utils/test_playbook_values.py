@@ -4,6 +4,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils import playbook_values
@@ -60,3 +66,24 @@ def test_a_value_that_no_task_takes_is_told(name, value, says):
 )
 def test_a_value_that_tasks_take_is_none_of_them(name, value):
     assert playbook_values.find_wrong({f"crashcart_{name}": value}) == []
+
+
+def test_the_check_asks_for_no_variable_that_needs_the_facts_of_a_host(tmp_path):
+    task = {"crashcart.fleet.crashcart_playbook_check": {}, "run_once": True}
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task]}]))
+    variables = {
+        "address": "{{ ansible_facts.default_ipv4.address }}",
+        "crashcart_mode": "{{ 'rin' ~ last }}",
+        "last": "k",
+    }
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"one": {}}, "vars": variables}}))
+    program = Path(sys.executable).with_name("ansible-playbook")
+    words = [program, "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"]
+    collections = next(
+        path for path in sys.path if Path(path, "ansible_collections/crashcart/fleet/galaxy.yml").exists()
+    )
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": collections}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "crashcart_mode: value of mode must be one of: ring, record, got: rink" in done.stdout + done.stderr
+    assert "default_ipv4" not in done.stdout

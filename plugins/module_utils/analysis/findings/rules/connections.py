@@ -12,11 +12,15 @@ import re
 from collections import Counter
 from typing import Iterator, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.compiled.codes import NEVER
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.capture import Capture, Cell, group
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.causes import TRANSFERS, find_rule
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import Finding, Number, Thing
-from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import describe_target
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.holdings import (
+    Holdings,
+    describe_target,
+)
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.rule import Rule
 
 _PEER = re.compile(r"(?P<address>\[[^\]]*\]|[^\[\]:\s]+):(?P<port>\d+)(?: \((?P<protocol>\w+)\))?\Z")
@@ -31,11 +35,13 @@ _OUTCOMES = {
     "ENETRESET": "{peer} reset the connection of {program}",
     "EADDRNOTAVAIL": "{program} could not connect to {peer}: no free local port, or no such local address",
     "ENOENT": "{program} could not connect to {peer}: no such file",
+    "EAGAIN": "{peer} took no connection of {program}: its queue of connections is full",
     "EPERM": "{program} may not connect to {peer}: a firewall or a security module refused",
     "EACCES": "{program} may not connect to {peer}: a firewall or a security module refused",
 }
 _NOT_CONNECTED = "{program} did not connect to {peer}: it closed the connection without a read or write"
 _SEVERITY, _SEVERITY_RESET, _SEVERITY_INFERRED, _SEVERITY_UNNAMED = 80, 60, 60, 40
+_SEVERITY_OVER = 20
 _LOCAL = ("127.", "[::1]", "[::ffff:127.")
 _SPAN_NS = 1_000_000_000
 _UNANSWERED = " SYN_SENT"  # the state of a connection whose peer has not answered
@@ -54,7 +60,12 @@ def find(capture: Capture) -> Iterator[Finding]:
     for cell in capture.cells:
         if cell.call == "connect" and cell.object is not None:
             tries[cell.object] += cell.count
-    named = (cell for cell in failed if cell.object is not None and cell.object.kind == "peer")
+    holdings = Holdings(capture.manifest)
+    named = (
+        cell
+        for cell in failed
+        if cell.object is not None and cell.object.kind == "peer" and not _is_client(cell, cell.object, holdings)
+    )
     # A peer that refuses also leaves connections that were closed without a read: one cause.
     told: set[Thing] = set()
     for (error, thing), cells in sorted(
@@ -65,7 +76,8 @@ def find(capture: Capture) -> Iterator[Finding]:
             continue
         if shown and not (error is None and thing in told):
             told.add(thing)
-            yield _make_finding(capture, error, thing, shown, tries[thing])
+            is_over = error is not None and connected.is_first_after(thing, shown)
+            yield _make_finding(capture, error, thing, shown, tries[thing], is_over=is_over)
     yield from _find_unanswered(capture, told)
     unnamed = (cell for cell in failed if cell.object is None or cell.object.kind != "peer")
     for (program, error, thing), cells in group(unnamed, lambda c: (c.who.program, c.outcome.error, c.object)):
@@ -112,6 +124,7 @@ class _Connected:
     def __init__(self, capture: Capture) -> None:
         self._ports: dict[tuple[str, str], set[str]] = {}
         self.programs: set[str] = set()  # that were connected to any peer
+        self._first: dict[tuple[str, Thing], int] = {}  # program and peer → when it was first connected
         for cell in capture.cells:
             is_used = cell.call == "connect" or cell.call in TRANSFERS
             if not is_used or cell.outcome.error or cell.outcome.unfinished or cell.object is None:
@@ -119,12 +132,21 @@ class _Connected:
             match = _PEER.match(cell.object.text) if cell.object.kind == "peer" else None
             if match:
                 self.programs.add(cell.who.program)
+                key = (cell.who.program, cell.object)
+                self._first[key] = min(cell.first_ns, self._first.get(key, cell.first_ns))
                 self._ports.setdefault((cell.who.program, match["port"]), set()).add(match["address"])
 
     def is_connected(self, cell: Cell) -> bool:
         """Return True if the program of CELL was connected to the same peer at another time."""
         match = _PEER.match(cell.object.text) if cell.object else None
         return match is not None and match["address"] in self._ports.get((cell.who.program, match["port"]), ())
+
+    def is_first_after(self, peer: Thing, cells: Sequence[Cell]) -> bool:
+        """Return True if the programs of CELLS were connected to PEER, and for the first time after the last of CELLS."""
+        last: dict[str, int] = {}
+        for cell in cells:
+            last[cell.who.program] = max(cell.last_ns, last.get(cell.who.program, cell.last_ns))
+        return all(self._first.get((program, peer), NEVER) > last_ns for program, last_ns in last.items())
 
     def is_elsewhere(self, cell: Cell) -> bool:
         """Return True if CELL is one of several tries of which another one connected."""
@@ -146,7 +168,15 @@ def _is_spare(cells: Sequence[Cell], tries: int, connected: _Connected) -> bool:
     return count < _MIN_SHARE * tries and all(connected.is_connected(cell) for cell in cells)
 
 
-def _make_finding(capture: Capture, error: str | None, thing: Thing, cells: Sequence[Cell], tries: int) -> Finding:
+def _is_client(cell: Cell, thing: Thing, holdings: Holdings) -> bool:
+    """Return True if CELL is about THING, a client whose connection was accepted before the trace: clients leave when they like."""
+    return cell.call != "connect" and not cell.outcome.not_connected and holdings.is_client_of(thing.text) is False
+
+
+def _make_finding(
+    capture: Capture, error: str | None, thing: Thing, cells: Sequence[Cell], tries: int, *, is_over: bool
+) -> Finding:
+    """Return the finding about CELLS, of TRIES, for the peer THING; IS_OVER if all of them were before the first connection to it."""
     programs: Counter[str] = Counter()
     for cell in cells:
         programs[cell.who.program] += cell.count
@@ -160,7 +190,9 @@ def _make_finding(capture: Capture, error: str | None, thing: Thing, cells: Sequ
         numbers["others"] = Number(len(programs) - 1)
         text = text.replace("{program}", "{program} and {others} more")
     ending = f"{' ({error})' if error else ''}, {{often}}{' within {span}' if 'span' in numbers else ''}"
+    ending += ", and was connected after that" if is_over else ""
     severity = _SEVERITY_RESET if error in ("ECONNRESET", "ENETRESET") else _SEVERITY
+    severity = _SEVERITY_OVER if is_over else severity
     return capture.make_finding(
         cells,
         rule="connections",
@@ -206,7 +238,7 @@ def _is_normal(thing: Thing | None, error: str, cells: Sequence[Cell], connected
         # A client that leaves resets what a server has accepted.
         return error != "ECONNREFUSED" or sum(cell.count for cell in cells) < _MIN_UNNAMED
     if thing is not None and _UNIX.search(thing.text):
-        return "nscd" in thing.text or error not in ("ECONNREFUSED", "EACCES", "EPERM")
+        return "nscd" in thing.text or error not in ("ECONNREFUSED", "EAGAIN", "EACCES", "EPERM")
     # libc connects datagram sockets to sort addresses (RFC 6724), and a host without IPv6 has no route to it.
     is_sorted = thing is not None and thing.text.startswith("UDP")
     return error in _OF_NO_ROUTE and (is_sorted or cells[0].who.program in connected.programs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Iterator, NamedTuple, Sequence
 
+from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.attempts import SEARCHES
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.commands import run_in, trace_again
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.digest import Deed, Digest
 from ansible_collections.crashcart.fleet.plugins.module_utils.analysis.findings.finding import (
@@ -55,13 +56,20 @@ def _compare(group: Sequence[Digest]) -> Iterator[Finding]:
     for place, deeds in by_place.items():
         for deed in deeds:
             doers[deed].add(place)
+    most = _MAX_SHARE * len(by_place)
+    # Places where a program looked in vain for what hardly any other place looked for. Where these are many, each has requests of its own.
+    alone: dict[tuple[str, str], set[Place]] = defaultdict(set)
+    for deed, places in doers.items():
+        if deed.error in SEARCHES and len(places) <= most:
+            alone[deed.program, deed.call] |= places
     told: Counter[frozenset[Place]] = Counter()
     # Failures first, then what has an object with others in its place.
     for deed, places in sorted(doers.items(), key=lambda pair: (pair[0].error is None, repr(pair[0]))):
-        if deed.object is None or len(places) > _MAX_SHARE * len(by_place) or told[frozenset(places)] >= _MAX_OF_PLACES:
+        if deed.object is None or len(places) > most or told[frozenset(places)] >= _MAX_OF_PLACES:
             continue
         instead = _find_instead(deed, doers, len(by_place))
-        if deed.error is None and instead is None:
+        is_usual = deed.error is None or (deed.error in SEARCHES and len(alone[deed.program, deed.call]) > most)
+        if instead is None and is_usual:
             continue
         told[frozenset(places)] += 1
         yield _make_finding(deed, instead, [capture for capture in group if capture.place in places], len(by_place))

@@ -8,6 +8,7 @@ other rules tell: limits, connections, denied calls, programs that cannot be exe
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any, Iterator, Sequence
 
@@ -49,13 +50,17 @@ _REASONS = {
     "ENAMETOOLONG": "the name is too long",
     "ESTALE": "the server does not know the file any more",
     "EADDRINUSE": "the address is in use",
+    "EADDRNOTAVAIL": "no such local address",
     "EDEADLK": "it would never end",
     "EMSGSIZE": "the message is too long",
 }
-_SEVERE = {"EIO": 80, "ESTALE": 80, "EADDRINUSE": 80, "EROFS": 60, "EUCLEAN": 90, "EREMOTEIO": 80}
+_SEVERE = {"EIO": 80, "ESTALE": 80, "EADDRINUSE": 80, "EADDRNOTAVAIL": 80, "EROFS": 60, "EUCLEAN": 90, "EREMOTEIO": 80}
 _SERIOUS = frozenset({"EACCES", "EPERM", "EIO", "EROFS", "ESTALE", "EUCLEAN", "EADDRINUSE"})
 _SEVERITY, _SEVERITY_AGAIN, _SEVERITY_UNNAMED = 40, 60, 30
 _NOT_FOUND = frozenset({"ENOENT", "ENOTDIR"})
+_BARRED = ("EACCES", "EPERM", "EROFS")
+# Python's byte code and the JVM's counters, which they do without where they may not write them.
+_SPARE_FILES = re.compile(r"(?:.*/)?__pycache__(?:/.*)?\Z|(?:.*/)?hsperfdata_[^/]*(?:/.*)?\Z", re.DOTALL)
 _OFTEN = 3  # failures from which on something fails again and again
 _OFTEN_UNNAMED = 20
 _STEADY = 0.8  # of the intervals between such calls, which are between half and twice the usual one
@@ -91,19 +96,29 @@ def _is_normal(cell: Cell, attempts: Attempts) -> bool:
     """Return True if the failure of CELL, which has an object, is none."""
     error = cell.outcome.error
     if cell.object is None or cell.object.kind not in ("path", "file"):
-        # What is no file has few errors that say something.
-        return error not in _SERIOUS or (error == "EIO" and cell.call in TRANSFERS)
+        return _is_normal_elsewhere(cell, attempts)
     path = cell.object.text
     if error in SEARCHES:
         return attempts.is_search(cell)
     if error == "EIO" and path.startswith(("/dev/pts/", "/dev/tty", "/dev/ptmx", "/proc/")):
         return True  # the other end of a terminal was closed, or a process is gone
-    if path.startswith(("/proc/", "/sys/")) and error in ("EACCES", "EPERM", "EROFS"):
+    if error in _BARRED and (path.startswith(("/proc/", "/sys/")) or _SPARE_FILES.match(path)):
         return True
-    if cell.call in _LOOKS and error in ("EACCES", "EPERM", "EROFS"):
+    if cell.call in _LOOKS and error in _BARRED:
         return not attempts.has_ended_it(cell) or attempts.is_search(cell)
     # Opened for reading, after it could not be opened for writing.
-    return error in ("EACCES", "EROFS", "EPERM", "ETXTBSY") and attempts.is_found_later(cell)
+    return error in (*_BARRED, "ETXTBSY") and attempts.is_found_later(cell)
+
+
+def _is_normal_elsewhere(cell: Cell, attempts: Attempts) -> bool:
+    """Return True if the failure of CELL, whose object is no file, is none."""
+    error = cell.outcome.error
+    if error == "EADDRNOTAVAIL":
+        return not attempts.has_ended_it(cell)  # a server that listens at several addresses does without one
+    if error == "EADDRINUSE" and attempts.has_ended_well(cell):
+        return True  # a program of which there is one sees by this that it is there
+    # Few other errors say something.
+    return error not in _SERIOUS or (error == "EIO" and cell.call in TRANSFERS)
 
 
 def _make_finding(capture: Capture, error: str, thing: Thing, cells: Sequence[Cell], of: int) -> Finding:

@@ -126,7 +126,11 @@ def _judge(
     # A resolver may have other timeouts by resolv.conf.
     is_like_libc = _is_like_glibc(cells, threads) or _is_like_musl(cells, threads)
     is_resolver = reads_config or (not received and (has_server or is_like_libc))
-    vain: list[Row] = [wait for wait in waits if wait.who.tid in threads and (is_resolver or _is_typical(wait))]
+    # After an answer, a thread that also speaks TCP waits for that with timeouts of its own.
+    has_others = bool(received) and any(cell.who.tid in threads and _is_tcp(cell.object) for cell in cells)
+    vain: list[Row] = [
+        wait for wait in waits if wait.who.tid in threads and (_is_typical(wait) or (is_resolver and not has_others))
+    ]
     asked = [cell for cell in cells if cell.who.tid in threads and cell.call in SENDS and not cell.outcome.error]
     if vain and len(vain) <= sum(cell.count for cell in asked if _may_be_udp(cell.object)):
         return "silent", vain
@@ -145,6 +149,10 @@ def _judge(
 def _is_udp(thing: Thing) -> bool:
     """Return True if THING is a UDP socket that was made in the trace, or one from before it that is connected to a name server."""
     return thing.text.startswith(_UDP) or thing.text.endswith(_DNS_PEER)
+
+
+def _is_tcp(thing: Thing | None) -> bool:
+    return thing is not None and thing.kind == "peer" and thing.text.endswith("(tcp)")
 
 
 def _may_be_udp(thing: Thing | None) -> bool:

@@ -281,9 +281,8 @@ def test_a_time_that_is_not_over_for_long_is_only_missed_for_who_makes_up(schedu
     plan = read_plan(str(schedule("ok", offset="0") / "plan.json"))
     os.utime(Path(plan.state, "plan.json"), (0, 0))
     now = 1_796_000_400 - 1_796_000_400 % 3600 + 30  # half a minute after it was due
-    last = {"began": now - 3600}
-    assert running._list_missed(plan, last, now, only_missed=False) == []
-    assert running._list_missed(plan, last, now, only_missed=True) == [now - 30]
+    assert running._list_missed(plan, now - 3600, now, only_missed=False) == []
+    assert running._list_missed(plan, now - 3600, now, only_missed=True) == [now - 30]
 
 
 def test_after_a_boot_hosts_that_cannot_be_reached_yet_are_tried_again(schedule, monkeypatch):
@@ -492,6 +491,24 @@ def test_after_a_runner_that_was_killed_the_next_run_begins(schedule):
     wait_until(lambda: not list_sleepers())
     state = schedule("ok")
     wait_until(lambda: run(state).returncode == 0)
+
+
+def test_a_run_that_a_shutdown_cuts_off_is_made_up_for(schedule):
+    state = schedule("wait")
+    os.utime(state / "plan.json", (0, 0))
+    (state / "last-run.json").write_text(json.dumps({"began": time.time() - 3 * 3600}))
+    for _time in range(2):  # the catch-up itself is cut off, too
+        with subprocess.Popen([*PROGRAM, "--catch-up", str(state / "plan.json")], stdout=subprocess.DEVNULL) as process:
+            wait_until(list_sleepers)
+            process.terminate()
+            assert process.wait(60) == 1
+        assert "ended by SIGTERM" in read(state)["message"]
+    schedule("ok", hosts=("first",))
+    os.utime(state / "plan.json", (0, 0))
+    assert run(state, "--catch-up").returncode == 0
+    assert read(state)["missed_count"] in (3, 4) and read(state)["outcome"] == "success"  # an hour may begin meanwhile
+    began = read(state)["began"]
+    assert run(state, "--catch-up").returncode == 0 and read(state)["began"] == began
 
 
 def test_missed_runs_are_listed_and_counted_and_caught_up_only_where_there_are_some(schedule):

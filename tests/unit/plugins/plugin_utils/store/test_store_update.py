@@ -164,8 +164,38 @@ def test_a_clock_that_jumped_removes_nothing_in_that_run(tmp_path, clock):
     assert result["removed"] == [] and "which is before 2027-12-26" in result["lines"][1]
     clock.now = NOW + 4 * HOUR
     result = run(tmp_path, keep_age="1d")
+    assert result["removed"] == [] and "the last run was 1.0 hours ago, and nothing tells" in result["lines"][1]
+    clock.now = NOW + 5 * HOUR
+    result = run(tmp_path, keep_age="1d")
     assert len(result["lines"]) == 1 and result["removed"] == []  # they came less than a day ago
     assert "clock" not in run(tmp_path)["lines"][0]
+
+
+@pytest.mark.parametrize("back", [2 * HOUR, 20 * HOUR, 30 * DAY])
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("limit", [{"keep_age": "1d"}, {"keep_count": 1}])
+def test_a_clock_that_was_behind_for_some_runs_removes_nothing_of_the_day_before(tmp_path, clock, back, runs, limit):
+    came = {}
+    for hours in range(60):
+        path = write_capture(tmp_path / "s", f"{hours:02}", begin=NOW + (hours - 1) * HOUR, end=NOW + hours * HOUR)
+        came[os.path.relpath(path, tmp_path / "s")] = hours
+        was_behind = 5 <= hours < 5 + runs
+        clock.now = NOW + hours * HOUR - (back if was_behind else 0)
+        for one in run(tmp_path, **limit)["removed"]:
+            assert hours - came.pop(one["path"]) >= 24, (hours, one)
+    assert len(came) < 60
+
+
+def test_a_clock_that_is_set_by_the_network_after_a_boot_removes_nothing_of_that_boot(tmp_path, clock):
+    for hours in range(5):
+        clock.now = NOW + hours * HOUR
+        run(tmp_path, keep_count=1)
+    clock.now += HOUR // 60  # the time of the shutdown, three days ago
+    fill(tmp_path)
+    run(tmp_path, keep_count=1)
+    for hours in (0, 0.5, 1, 23):
+        clock.now = NOW + 3 * DAY + int(hours * HOUR)
+        assert run(tmp_path, keep_count=1)["removed"] == []
 
 
 def test_captures_that_came_while_the_clock_was_ahead_count_as_new_when_it_is_right(tmp_path, clock):
@@ -174,10 +204,16 @@ def test_captures_that_came_while_the_clock_was_ahead_count_as_new_when_it_is_ri
     run(tmp_path)
     clock.now = NOW
     assert "which is before" in run(tmp_path, keep_age="1d")["lines"][1]
-    for hours in (8, 16, 23, 25):
+    for hours in (
+        8,
+        16,
+        23,
+        31,
+        33,
+    ):  # the run at 8 is the first that has a time before it, so that all count as new once more
         clock.now = NOW + hours * HOUR
         removed = run(tmp_path, keep_age="1d")["removed"]
-        assert len(removed) == (4 if hours == 25 else 0)
+        assert len(removed) == (4 if hours == 33 else 0)
 
 
 def test_files_that_are_no_captures_of_ours_stay_and_are_named(tmp_path, clock):
@@ -281,11 +317,11 @@ update.update(update.make_request({"path": sys.argv[1], "keep_count": "1"}, "/",
 
 def test_an_update_that_is_killed_in_its_removals_is_finished_by_the_next_one(tmp_path, clock):
     store = tmp_path / "s"
-    clock.now = time.time_ns() - 2 * DAY
+    clock.now = time.time_ns() - 40 * HOUR
     for number in range(400):
         write_capture(store, f"{number:03}", text="x", begin=NOW - 500 * DAY, end=NOW - 400 * DAY + number)
     run(tmp_path)
-    clock.now = time.time_ns() - HOUR
+    clock.now = time.time_ns() - 20 * HOUR
     run(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(store)], stdout=subprocess.PIPE, env=ENVIRONMENT)
     process.stdout.readline()
@@ -332,9 +368,9 @@ def test_a_kill_before_any_step_of_an_update_is_made_good(tmp_path, clock):
         store = tmp_path / f"{step}/s"
         for number in range(3):
             write_capture(store, f"{number}", text="x", begin=NOW, end=NOW + number)
-        clock.now = time.time_ns() - 2 * DAY
+        clock.now = time.time_ns() - 40 * HOUR
         run(store.parent)
-        clock.now = time.time_ns() - HOUR
+        clock.now = time.time_ns() - 20 * HOUR
         run(store.parent)
         command = [sys.executable, "-c", KILLED_AT, str(store), str(step)]
         ends.append(subprocess.run(command, check=False, timeout=120, env=ENVIRONMENT).returncode)

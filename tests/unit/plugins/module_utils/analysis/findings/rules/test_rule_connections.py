@@ -135,3 +135,34 @@ def test_a_peer_that_does_not_answer_in_the_whole_trace():
     assert find(Call("read"), descriptors=make_held("ESTABLISHED")) == []
     assert find(Call("read"), descriptors=make_held("SYN_SENT", last_port=9)) == []
     assert find(Call("read"), descriptors=make_held("SYN_SENT", seconds=0.5)) == []
+
+
+def test_a_peer_that_was_not_up_yet_is_told_last():
+    refused = Call("connect", PEER, "ECONNREFUSED", count=3, first=1, last=3)
+    (found,) = find(refused, Call("connect", PEER, first=4), Call("read", PEER, count=9, first=4.1, last=9))
+    assert found.statement == (
+        "10.0.0.7:5432 (tcp) refused the connection of web (ECONNREFUSED), 3 of 4 times within 2 s, and was connected after that"
+    )
+    assert found.severity == 20
+    # Where it was connected before, too, it may happen again.
+    (found,) = find(refused, Call("read", PEER, count=9, first=0.5, last=9))
+    assert found.severity == 80
+
+
+@pytest.mark.parametrize(("call", "error"), [("read", "ECONNRESET"), ("write", "ETIMEDOUT")])
+def test_a_client_that_was_accepted_before_the_trace_may_leave(call, error):
+    client = ("peer", "10.0.0.9:51234 (tcp)")
+    held = [
+        {"pid": 4711, "fd": 3, "target": "tcp 0.0.0.0:80 LISTEN"},
+        {"pid": 4711, "fd": 5, "target": "tcp 10.0.0.2:80->10.0.0.9:51234 ESTABLISHED"},
+    ]
+    assert find(Call(call, client, error), descriptors={"first": held}) == []
+    assert find(Call(call, PEER, error), descriptors={"first": held})
+
+
+def test_a_unix_server_whose_queue_is_full():
+    (found,) = find(Call("connect", ("socket", "unix stream socket"), "EAGAIN", count=500))
+    assert found.statement == (
+        "unix stream socket took no connection of web: its queue of connections is full (EAGAIN), 500 times"
+    )
+    assert find(Call("connect", PEER, "EAGAIN")) == []

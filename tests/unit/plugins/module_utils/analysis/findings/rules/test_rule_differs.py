@@ -48,6 +48,14 @@ def test_the_one_that_fails_is_found():
     )
 
 
+def test_containers_with_requests_of_their_own_are_not_told_apart():
+    captures = [
+        make_capture(*COMMON, Call("statx", f"/srv/{number}", "ENOENT"), host=f"web{number}", image="shop:1")
+        for number in range(4)
+    ]
+    assert find(captures) == []
+
+
 def test_those_that_are_alike_or_too_few_are_not_told_apart():
     odd = (COMMON[0], Call("connect", ("peer", "10.0.0.8:5432 (tcp)")))
     assert find(make_captures(COMMON)) == []

@@ -214,3 +214,44 @@ def test_a_file_that_is_looked_for_at_steady_intervals():
     # As requests come.
     assert find(*make_polls(1, 1.01, 2, 2.5, 3.1)) == []
     assert find(*make_polls(*(1 + 0.002 * index for index in range(1000)))) == []
+
+
+@pytest.mark.parametrize("error", ["EACCES", "EPERM", "EROFS"])
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        ("mkdir", "/app/__pycache__"),
+        ("openat", "/app/__pycache__/m1.cpython-311.pyc.139632544515248"),
+        ("mkdir", "/tmp/hsperfdata_app"),
+    ],
+)
+def test_byte_code_and_counters_that_cannot_be_written_are_done_without(call, path, error):
+    assert find(Call(call, path, error)) == []
+    assert find(Call(call, "/app/cache/x", error))
+
+
+def test_a_library_that_is_missing():
+    folders = ("/lib", "/usr/lib", "/lib/x86_64-linux-gnu")
+    tries = [
+        Call("openat", f"{folder}/libpq.so.5", "ENOENT", last=2 + place / 100) for place, folder in enumerate(folders)
+    ]
+    ended = {4711: {"status": 127, "end": 2.05}}
+    (found,) = find(*tries, processes=ended)
+    assert found.statement == "web could not open /lib/x86_64-linux-gnu/libpq.so.5: no such file (ENOENT), once"
+    assert find(*tries, processes=FAILED) == []
+    assert find(*tries, Call("openat", "/opt/libpq.so.5", first=2.04, last=2.04), processes=ended) == []
+
+
+def test_a_program_that_was_told_to_end_did_not_end_for_want_of_a_file():
+    missing = Call("openat", "/srv/page", "ENOENT")
+    assert find(missing, processes=FAILED)
+    assert find(missing, processes={4711: {"status": 143, "end": 2.05}}) == []
+
+
+def test_an_address_that_cannot_be_had():
+    (found,) = find(Call("bind", ("socket", "TCP socket (IPv4)"), "EADDRNOTAVAIL"), processes=FAILED)
+    assert found.statement == "web could not bind TCP socket (IPv4): no such local address (EADDRNOTAVAIL), once"
+    assert find(Call("bind", ("socket", "TCP socket (IPv6)"), "EADDRNOTAVAIL")) == []
+    used = Call("bind", ("socket", "TCP socket (IPv4)"), "EADDRINUSE")
+    assert find(used) and find(used, processes=FAILED)
+    assert find(used, processes={4711: {"status": 0, "end": 2.05}}) == []  # it is there already

@@ -61,6 +61,13 @@ def test_a_question_over_a_socket_from_before_the_trace_counts_where_the_socket_
     assert find(*lookups) == []  # more waits than questions are no resolver's
 
 
+def test_a_connection_that_times_out_after_an_answered_lookup_is_none_of_the_name_server():
+    lookup = (_CONFIG, Call("sendmmsg", _UDP), Call("recvfrom", _UDP, count=2))
+    connection = (Call("connect", ("peer", "203.0.113.7:443 (tcp)"), "EINPROGRESS"), poll(3000))
+    assert find(*lookup, *connection) == []
+    assert find(*lookup, poll(3000))  # a second answer may be missing
+
+
 def test_without_paths_the_timeout_has_to_be_that_of_a_resolver():
     assert find(Call("sendto", _UDP, count=2), poll(5000))[0].confidence == "inferred"
     assert find(Call("sendto", _UDP, count=2), poll(2500))[0].confidence == "inferred"  # musl

@@ -115,6 +115,13 @@ def test_a_pipe_that_nobody_writes_to():
     assert find(whole("read"), descriptors={"last": two, "left_out": {"last": 0}}) == []
 
 
+def test_a_fifo_that_another_process_has_open():
+    holders = [{"pid": pid, "fd": 5, "target": "/tmp/log"} for pid in (4711, 4712)]
+    for entries, count in ((holders, 0), (holders[:1], 1)):
+        found = find(whole("read", "/tmp/log"), descriptors={"last": entries, "left_out": {"last": 0}})
+        assert len(found) == count
+
+
 def test_files():
     (found,) = find(wait("fsync", "/data/wal", 1.5))
     assert found.statement == "web waited 1.5 s for the disk to take /data/wal (fsync)"
@@ -144,6 +151,8 @@ def test_a_mutex_counts_if_several_threads_wait_for_it():
     (found,) = find_in_two_threads(128, 2)
     assert found.statement == "2 threads of web waited for the same mutex, 10 s at most"
     assert find_in_two_threads(393, 0) == []  # a condition variable
+    for value in (0x80000000, 0xFFFFFFFF):  # a semaphore of musl
+        assert find_in_two_threads(128, value) == []
 
 
 _MUTEX, _CONDITION = (0x7F00, 128, 2, 0, 0, 0), (0x7F80, 393, 0, 0, 0, 0)
