@@ -31,8 +31,7 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database imp
     pack_path,
     unpack_path,
 )
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record, make_record
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import DAY_NS
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import DAY_NS, Record, make_record
 
 GONE = "gone"  # why a capture is removed whose file somebody else has removed
 _COLUMNS = tuple(one.name for one in fields(Record))
@@ -169,17 +168,19 @@ class Catalogue:
         (latest,) = self._connection.execute("SELECT max(added_ns) FROM captures").fetchone()
         return int(latest or 0)
 
-    def note_update(self, now_ns: int, session: str | None = None, new_from_ns: int | None = None) -> None:
-        """Note an update of SESSION at NOW_NS. Captures that have come at NEW_FROM_NS or later count as new, since the clock is in doubt.
+    def note_update(self, now_ns: int, session: str | None = None, *, is_doubtful: bool = False) -> None:
+        """Note an update of SESSION at NOW_NS. Where that is doubtful, what came within the day before the update before counts as new.
 
-        So do those that came a day or more later than now, for the clock was ahead then. After a shorter step back they stay as they are,
-        and are right once the clock is.
+        So does what came a day or more later than now, for the clock was ahead then. After a shorter step back it stays as it is, and is
+        right once the clock is.
         """
         with self.transaction():
+            before = self.list_times(session)[-1:]
             self._connection.execute("UPDATE captures SET added_ns = ? WHERE added_ns > ?", [now_ns, now_ns + DAY_NS])
-            if new_from_ns is not None:
+            if before and is_doubtful:
                 self._connection.execute(
-                    "UPDATE captures SET added_ns = ? WHERE added_ns BETWEEN ? AND ?", [now_ns, new_from_ns, now_ns]
+                    "UPDATE captures SET added_ns = ? WHERE added_ns BETWEEN ? AND ?",
+                    [now_ns, before[0] - DAY_NS, now_ns],
                 )
             self._connection.execute(
                 "INSERT INTO updates (at_ns, session) VALUES (?, ?) ON CONFLICT (session) DO UPDATE SET at_ns = excluded.at_ns",

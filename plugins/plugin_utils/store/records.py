@@ -15,6 +15,8 @@ from typing import Any
 from ansible_collections.crashcart.fleet.plugins.module_utils.printable import escape_surrogates
 
 SECOND_NS = 10**9
+HOUR_NS = 3600 * SECOND_NS
+DAY_NS = 24 * HOUR_NS
 # Between these any clock of a host may be, 1970 included: a machine without a clock begins there.
 _MAX_NS = 7_258_118_400 * SECOND_NS  # the year 2200
 _MAX_COUNT = 1 << 62

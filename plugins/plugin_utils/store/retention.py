@@ -17,10 +17,7 @@ from typing import Any
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.errors import FleetError
 from ansible_collections.crashcart.fleet.plugins.module_utils.units import format_time, parse_bytes, parse_seconds
-from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import SECOND_NS, Record
-
-HOUR_NS = 3600 * SECOND_NS
-DAY_NS = 24 * HOUR_NS
+from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import DAY_NS, HOUR_NS, SECOND_NS, Record
 
 
 @dataclass(frozen=True)

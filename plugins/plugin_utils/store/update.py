@@ -23,7 +23,6 @@ from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.database imp
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.records import Record
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.removal import remove_captures
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.store.retention import (
-    DAY_NS,
     Limits,
     choose,
     find_clock_problem,
@@ -202,13 +201,10 @@ def _update(request: Request, before: Mapping[str, str]) -> dict[str, Any]:
     warnings: list[str] = []
     with open_catalogue(request.store, warnings, in_memory=request.check_mode) as catalogue:
         with catalogue.transaction():
-            times = catalogue.list_times(request.session)
             found, there, clock, chosen = _sync(catalogue, request)
-            # By the last time that is not in doubt these came within a day.
-            new_from_ns = times[-1] - DAY_NS if clock and times else None
             findings = _note_findings(catalogue, request.findings, found)
             catalogue.plan_removal(chosen)
-            catalogue.note_update(found.now_ns, request.session, new_from_ns)
+            catalogue.note_update(found.now_ns, request.session, is_doubtful=clock is not None)
             catalogue.forget()
         removed = {**found.unfinished, **chosen}
         unremoved: dict[str, str] = {}

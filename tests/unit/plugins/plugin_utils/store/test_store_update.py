@@ -204,13 +204,8 @@ def test_captures_that_came_while_the_clock_was_ahead_count_as_new_when_it_is_ri
     run(tmp_path)
     clock.now = NOW
     assert "which is before" in run(tmp_path, keep_age="1d")["lines"][1]
-    for hours in (
-        8,
-        16,
-        23,
-        31,
-        33,
-    ):  # the run at 8 is the first that has a time before it, so that all count as new once more
+    # The run at 8 is the first after the step back, so that all count as new once more.
+    for hours in (8, 16, 23, 31, 33):
         clock.now = NOW + hours * HOUR
         removed = run(tmp_path, keep_age="1d")["removed"]
         assert len(removed) == (4 if hours == 33 else 0)
