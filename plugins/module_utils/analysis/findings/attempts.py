@@ -40,7 +40,7 @@ _KNOWN = re.compile(
     | .*/(?:node_modules|__pycache__|dist-info|site-packages|\.git|gconv)/.*
     | .*/\.(?:\w*rc|netrc|profile|bash_profile|bash_logout|inputrc|pgpass|pg_service\.conf|terminfo|hushlogin|gnupg|local|config|cache|nanorc
         |\w*_history|digrc|my\.cnf|mylogin\.cnf|hgignore|npmrc|env|ssh)(?:/.*)?\Z
-    | .*\.(?:mo|pyc|pmc|so(?:\.[\d.]+)?|htaccess)\Z
+    | .*\.(?:mo|pyc|pmc|htaccess)\Z
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -92,8 +92,8 @@ class Attempts:
         if cell.object is None:
             return self.find_last(cell) > cell.last_ns
         path = cell.object.text
-        if _LIBRARY.match(path) and self.find_end(cell) == _NOT_LOADED:
-            return (cell.who.pid, os.path.basename(path)) in self._names
+        if _LIBRARY.match(path):
+            return self.find_end(cell) != _NOT_LOADED or (cell.who.pid, os.path.basename(path)) in self._names
         if _KNOWN.match(path) or path in self._changed or self._found.get(path, NEVER) >= cell.last_ns:
             return True
         name = os.path.basename(path)
@@ -113,15 +113,16 @@ class Attempts:
 
     def find_end(self, cell: Cell) -> int | None:
         """Return the status with which the program of CELL ended soon after the last failure; None if it did not, or without an error."""
-        process = self._processes.get(cell.who.pid)
-        if (
-            process is None
-            or process.status is None
-            or process.status in _NO_FAILURES
-            or not 0 <= process.end_ns - cell.last_ns < _TAIL_NS
-        ):
+        status = self._find_status(cell)
+        if status is None or status in _NO_FAILURES:
             return None
-        return process.status if process.program == cell.who.program else None
+        return status if self._processes[cell.who.pid].program == cell.who.program else None
+
+    def _find_status(self, cell: Cell) -> int | None:
+        """Return the status with which the process of CELL ended itself soon after the last failure; None if it did not."""
+        process = self._processes.get(cell.who.pid)
+        is_soon = process is not None and 0 <= process.end_ns - cell.last_ns < _TAIL_NS
+        return process.status if process is not None and is_soon else None
 
     def has_ended_it(self, cell: Cell) -> bool:
         """Return True if the program of CELL ended by itself with an error soon after the last failure."""
@@ -129,8 +130,7 @@ class Attempts:
 
     def has_ended_well(self, cell: Cell) -> bool:
         """Return True if the program of CELL ended by itself without an error soon after the last failure."""
-        process = self._processes.get(cell.who.pid)
-        return process is not None and process.status == 0 and 0 <= process.end_ns - cell.last_ns < _TAIL_NS
+        return self._find_status(cell) == 0
 
     def list_minded(self, cells: Sequence[Cell], explained: Collection[int]) -> list[Cell]:
         """Return those of CELLS, paths that were not found, which their programs cannot do without: they ended, or ask again and again.

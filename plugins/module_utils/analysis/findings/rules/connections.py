@@ -64,7 +64,7 @@ def find(capture: Capture) -> Iterator[Finding]:
     named = (
         cell
         for cell in failed
-        if cell.object is not None and cell.object.kind == "peer" and not _is_client(cell, cell.object, holdings)
+        if cell.object is not None and cell.object.kind == "peer" and not _has_accepted(cell, cell.object, holdings)
     )
     # A peer that refuses also leaves connections that were closed without a read: one cause.
     told: set[Thing] = set()
@@ -168,7 +168,7 @@ def _is_spare(cells: Sequence[Cell], tries: int, connected: _Connected) -> bool:
     return count < _MIN_SHARE * tries and all(connected.is_connected(cell) for cell in cells)
 
 
-def _is_client(cell: Cell, thing: Thing, holdings: Holdings) -> bool:
+def _has_accepted(cell: Cell, thing: Thing, holdings: Holdings) -> bool:
     """Return True if CELL is about THING, a client whose connection was accepted before the trace: clients leave when they like."""
     return cell.call != "connect" and not cell.outcome.not_connected and holdings.is_client_of(thing.text) is False
 

@@ -49,6 +49,21 @@ def limit(**options):
     return parse_limits({f"keep_{name}": value for name, value in options.items()})
 
 
+def test_containers_of_one_name_of_two_engines_or_users_are_two():
+    def make_of(name, days, **about):
+        manifest = make_manifest(end=int(NOW - days * DAY))
+        manifest["container"].update(about)
+        return make_record(f"web1/api/{name}.dat", manifest, 100, NOW).came("run", int(NOW - days * DAY))
+
+    records = [make_of("docker", 9), make_of("old", 5, owner_uid=1000, runtime="podman")]
+    records += [
+        make_of("user", 3, owner_uid=1000, runtime="podman"),
+        make_of("other", 4, owner_uid=1001, runtime="podman"),
+    ]
+    assert names(choose(records, limit(count="1"), NOW)) == ["old"]
+    assert names(choose([make("one", 9), make("two", 5)], limit(count="1"), NOW)) == ["one"]
+
+
 def test_without_limits_nothing_is_chosen():
     records = [make(str(number), number * 100) for number in range(9)]
     assert choose(records, parse_limits({}), NOW) == {} and not parse_limits({"keep_free": "1GiB"}).are_set
