@@ -13,10 +13,11 @@ from collections.abc import Iterable
 
 from ansible_collections.crashcart.fleet.plugins.plugin_utils.terminal import NoTerminalError, open_terminal
 
+_OF_REPORTS = {"numba": "numba", "numpy": "numpy"}
 # Need → Python's modules and their packages, as in requirements.txt.
 _MODULES = {
-    "report": {"numba": "numba", "numpy": "numpy"},
-    "report_packages": {"numba": "numba", "numpy": "numpy"},
+    "report": _OF_REPORTS,
+    "report_packages": _OF_REPORTS,
     "build": {"elftools": "pyelftools"},
     "cron": {"cronsim": "cronsim"},
 }

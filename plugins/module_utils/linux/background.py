@@ -18,9 +18,8 @@ from typing import Callable
 
 from ansible_collections.crashcart.fleet.plugins.module_utils.linux import mounts
 
-START_S = (
-    300.0  # a start reads a hundred source files: half a second on a usual host, a minute on an emulated processor
-)
+# A start reads a hundred source files: half a second on a usual host, a minute on an emulated processor.
+START_S = 300.0
 _PAUSE_S = 0.05
 
 

@@ -219,10 +219,9 @@ def run(plan: Plan, *, only_missed: bool = False) -> int:
                 problem = player.play()
                 until = time.monotonic() + _CATCH_UP_S
                 while only_missed and _may_reach_them_soon(found, until):
-                    before = dict(found.hosts)
-                    found.hosts.clear()
+                    before, found.hosts = found.hosts, {}
                     problem = player.play()
-                    found.hosts.update(before if not found.hosts else {})  # the time was over before it knew one
+                    found.hosts = found.hosts or before  # the time was over before it knew one
             found.end(*outcome.judge(found.hosts, problem), time.time())
         except BusyError as error:
             found.end(outcome.SKIPPED, str(error), time.time())

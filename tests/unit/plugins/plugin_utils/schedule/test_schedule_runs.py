@@ -471,7 +471,9 @@ def test_a_second_run_of_a_schedule_does_not_begin_and_leaves_the_record_alone(s
             assert not (state / "last-run.json").exists()
             # Another schedule with the same store waits for it, for its time at most.
             other = schedule("ok", name="others", time_limit="1s")
+            (other / "last-run.log").write_text("of an earlier run")
             done = run(other)
+            assert "of an earlier run" not in done.stdout
             assert done.returncode == 75
             assert read(other)["outcome"] == "skipped"
             first.send_signal(signal.SIGTERM)
